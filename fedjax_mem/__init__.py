@@ -1,0 +1,1 @@
+"""fedjax_mem: a simulator of federated learning in JAX."""

@@ -1,0 +1,117 @@
+"""The examples of a population on the device, and one client's view of them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Batch = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Population:
+  """All examples of all clients, flat, in their stored dtypes.
+
+  Attributes:
+    arrays: name -> [T, ...], examples of all clients (uint8 for images).
+    index: [M] int32, rows of `arrays`, client after client; a row may belong to several clients.
+    start: [N] int32, where a client's part of `index` begins.
+    count: [N] int32, examples of a client.
+  """
+
+  arrays: Batch
+  index: jax.Array
+  start: jax.Array
+  count: jax.Array
+
+
+class Shape(NamedTuple):
+  """What has to be known about a population before it is traced.
+
+  Attributes:
+    num_clients: N.
+    capacity: examples of the largest client.
+    equal: whether every client holds as many examples as any other.
+  """
+
+  num_clients: int
+  capacity: int
+  equal: bool
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """One client's examples: indices into the population's arrays, gathered batch by batch.
+
+  Attributes:
+    arrays: the population's arrays [T, ...].
+    index: the population's index [M].
+    start: int32 scalar, where this client's part of `index` begins.
+    count: int32 scalar, number of this client's examples.
+    longest: int32 scalar, the largest count among the clients that run side by side with this one;
+      never batched, so a loop up to it has one trip count for all of them.
+    capacity: examples of the largest client of the population (static).
+    ragged: false if all clients that run side by side have `longest` examples (static): masking
+      of whole steps is then not needed.
+    transforms: functions batch -> batch, applied after the gather, first to last (static).
+  """
+
+  arrays: Batch
+  index: jax.Array
+  start: jax.Array
+  count: jax.Array
+  longest: jax.Array
+  capacity: int = dataclasses.field(metadata={'static': True})
+  ragged: bool = dataclasses.field(default=True, metadata={'static': True})
+  transforms: tuple[Callable[[Batch], Batch], ...] = dataclasses.field(
+    default=(), metadata={'static': True}
+  )
+
+  def take(self, positions: jax.Array) -> Batch:
+    """Returns the examples at `positions` [B] in 0 … count - 1 as a batch of arrays [B, ...].
+
+    Positions at or beyond `count` give some example or other: the caller masks them.
+    """
+    rows = self.index.at[self.start + positions].get(mode='clip')
+    batch = {name: x.at[rows].get(mode='clip') for name, x in self.arrays.items()}
+    for transform in self.transforms:
+      batch = transform(batch)
+    return batch
+
+  def map(self, transform: Callable[[Batch], Batch]) -> 'Examples':
+    """Returns the examples with `transform` applied to every batch after those there are."""
+    return dataclasses.replace(self, transforms=(*self.transforms, transform))
+
+
+def shape_of(population: Population) -> Shape:
+  """Returns the static facts about a population whose arrays are concrete."""
+  count = jax.device_get(population.count)
+  return Shape(len(count), int(count.max()), bool((count == count[0]).all()))
+
+
+def stack_clients(clients: list[dict[str, Any]]) -> Population:
+  """Returns a population made of the clients' own examples, a dict name -> [n_k, ...] each.
+
+  Raises:
+    ValueError: no clients, a client without examples, or names or lengths that do not agree.
+  """
+  if not clients:
+    raise ValueError('clients must be a list of at least one client, got [].')
+  counts = []
+  for i, client in enumerate(clients):
+    sizes = {name: len(x) for name, x in client.items()}
+    lengths = set(sizes.values())
+    if sorted(client) != sorted(clients[0]) or len(lengths) != 1 or 0 in lengths:
+      raise ValueError(
+        f'client {i} must hold the arrays {sorted(clients[0])!r} of one length >= 1, '
+        f'got { {k: len(v) for k, v in client.items()}!r}.'
+      )
+    counts.append(lengths.pop())
+  arrays = {k: jnp.concatenate([jnp.asarray(c[k]) for c in clients]) for k in clients[0]}
+  count = jnp.asarray(counts, jnp.int32)
+  start = jnp.cumsum(count, dtype=jnp.int32) - count
+  return Population(arrays, jnp.arange(sum(counts), dtype=jnp.int32), start, count)

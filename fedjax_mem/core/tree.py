@@ -1,0 +1,95 @@
+"""Arithmetic on pytrees of arrays: short names for what the stages write again and again."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+
+
+def _lift(c: jax.Array, x: jax.Array) -> jax.Array:
+  """Returns `c` of shape [...] with trailing axes added, so that it broadcasts against `x`."""
+  return c.reshape(c.shape + (1,) * (x.ndim - c.ndim))
+
+
+def add(a: Tree, b: Tree) -> Tree:
+  """Returns a + b, leaf by leaf."""
+  return jax.tree.map(jnp.add, a, b)
+
+
+def sub(a: Tree, b: Tree) -> Tree:
+  """Returns a - b, leaf by leaf."""
+  return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(c: jax.typing.ArrayLike, tree: Tree) -> Tree:
+  """Returns c * tree in the tree's dtypes; `c` is a scalar or, for a stack [C, ...], [C]."""
+  c = jnp.asarray(c)
+  return jax.tree.map(lambda x: _lift(c, x).astype(x.dtype) * x, tree)
+
+
+def zeros(like: Tree) -> Tree:
+  """Returns zeros of the shapes and dtypes of `like` (arrays or `ShapeDtypeStruct`s)."""
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+
+def select(on: jax.Array, a: Tree, b: Tree) -> Tree:
+  """Returns a where `on`, else b; `on` is a boolean scalar or, for stacks [C, ...], [C].
+
+  A plain `where`, so values that are not finite on the other side do no harm.
+  """
+  return jax.tree.map(lambda x, y: jnp.where(_lift(on, x), x, y), a, b)
+
+
+def keep(on: jax.Array, tree: Tree) -> Tree:
+  """Returns the tree where `on`, else exact zeros (even where the tree is NaN)."""
+  return jax.tree.map(lambda x: jnp.where(_lift(on, x), x, jnp.zeros((), x.dtype)), tree)
+
+
+def total(tree: Tree) -> Tree:
+  """Returns the sum over the leading axis of every leaf, in the leaf's own dtype."""
+  return jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), tree)
+
+
+def squared_norm(tree: Tree) -> jax.Array:
+  """Returns the squared L2 norm over all leaves, a float32 scalar."""
+  leaves = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
+  return sum(leaves, jnp.float32(0))
+
+
+def norm(tree: Tree) -> jax.Array:
+  """Returns the L2 norm over all leaves, a float32 scalar."""
+  return jnp.sqrt(squared_norm(tree))
+
+
+def finite(tree: Tree, axes: int = 0) -> jax.Array:
+  """Returns whether every value is finite, a boolean per row of the `axes` leading axes.
+
+  Integer leaves are finite. An empty tree is finite (a scalar `True`).
+  """
+  ok = jnp.bool_(True)
+  for x in jax.tree.leaves(tree):
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+      ok = ok & jnp.isfinite(x).reshape((*x.shape[:axes], -1)).all(-1)
+  return ok
+
+
+def shapes(tree: Tree) -> Tree:
+  """Returns the tree with `ShapeDtypeStruct`s for leaves."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def size(tree: Tree) -> int:
+  """Returns the number of values in all leaves."""
+  return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def nbytes(tree: Tree) -> int:
+  """Returns the bytes of all leaves (arrays or `ShapeDtypeStruct`s)."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def copy(tree: Tree) -> Tree:
+  """Returns fresh, strongly typed arrays: nothing that is donated later belongs to the caller."""
+  return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype, copy=True), tree)

@@ -1,0 +1,87 @@
+"""Checks of arguments: every message names the argument, what it must be and what it got.
+
+Each check takes one keyword argument and returns its value, so that a constructor reads
+`rate = positive(rate=rate)`. They run on Python values, before anything is traced.
+"""
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+
+def _single(named: dict[str, Any]) -> tuple[str, Any]:
+  if len(named) != 1:
+    raise TypeError(f'one keyword argument expected, got {sorted(named)!r}.')
+  return next(iter(named.items()))
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _number(named: dict[str, Any], wanted: str, holds) -> float:
+  name, value = _single(named)
+  if not _is_number(value) or not math.isfinite(value) or not holds(value):
+    raise ValueError(f'{name} must be {wanted}, got {value!r}.')
+  return value
+
+
+def positive(**named: Any) -> float:
+  """Returns the value, a finite number > 0, or raises `ValueError`."""
+  return _number(named, 'a finite number > 0', lambda v: v > 0)
+
+
+def non_negative(**named: Any) -> float:
+  """Returns the value, a finite number >= 0, or raises `ValueError`."""
+  return _number(named, 'a finite number >= 0', lambda v: v >= 0)
+
+
+def fraction(**named: Any) -> float:
+  """Returns the value, a number in [0, 1], or raises `ValueError`."""
+  return _number(named, 'a number in [0, 1]', lambda v: 0 <= v <= 1)
+
+
+def probability(**named: Any) -> float:
+  """Returns the value, a number in (0, 1], or raises `ValueError`."""
+  return _number(named, 'a number in (0, 1]', lambda v: 0 < v <= 1)
+
+
+def open_fraction(**named: Any) -> float:
+  """Returns the value, a number in (0, 1), or raises `ValueError`."""
+  return _number(named, 'a number in (0, 1)', lambda v: 0 < v < 1)
+
+
+def integer(at_least: int = 1, at_most: int | None = None, **named: Any) -> int:
+  """Returns the value, an integer in [at_least, at_most], or raises `ValueError`."""
+  name, value = _single(named)
+  wanted = f'an integer >= {at_least}' + (f' and <= {at_most}' if at_most is not None else '')
+  whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  if not whole or value < at_least or (at_most is not None and value > at_most):
+    raise ValueError(f'{name} must be {wanted}, got {value!r}.')
+  return int(value)
+
+
+def one_of(choices: Iterable[str], **named: Any) -> str:
+  """Returns the value, one of `choices`, or raises `ValueError` with the nearest of them."""
+  name, value = _single(named)
+  choices = list(choices)
+  if value not in choices:
+    known = ', '.join(map(repr, choices))
+    raise ValueError(f'{name} must be one of {known}, got {value!r}.{nearest(value, choices)}')
+  return value
+
+
+def function(**named: Any) -> Any:
+  """Returns the value, a callable, or raises `ValueError`."""
+  name, value = _single(named)
+  if not callable(value):
+    raise ValueError(f'{name} must be callable, got {value!r}.')
+  return value
+
+
+def nearest(value: Any, choices: Iterable[str]) -> str:
+  """Returns ' Did you mean …?' for the choice most like `value`, or an empty string."""
+  close = difflib.get_close_matches(str(value), list(choices), n=1)
+  return f' Did you mean {close[0]!r}?' if close else ''

@@ -1,0 +1,87 @@
+"""How rounds are executed: what changes speed only, never a result beyond the order of sums."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from fedjax_mem.core import validate
+from fedjax_mem.engine.clients import Layout
+from fedjax_mem.engine.mesh import make_mesh
+
+MODES = ('auto', 'vmap', 'chunk', 'loop')
+
+# (platform, parameters at most, clients side by side on a device; 0: one at a time, all: None),
+# first match counts. The CPU rows were measured by `python -m benchmarks.scaling --what chunk`; on
+# accelerators a whole cohort side by side is a default, not a measurement.
+_TABLE = (
+  ('cpu', 20_000, 25),
+  ('cpu', float('inf'), 0),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+  """How to run the cohort of a round.
+
+  Attributes:
+    mode: 'vmap' (the whole cohort side by side), 'chunk' (`chunk` clients side by side), 'loop'
+      (one client at a time) or 'auto' (a table by platform and model size decides).
+    chunk: clients side by side on each device, for mode 'chunk'.
+    devices: devices over which the cohort is split, or 'auto' for all there are.
+  """
+
+  mode: str = 'auto'
+  chunk: int | None = None
+  devices: int | str = 'auto'
+
+  def __post_init__(self):
+    validate.one_of(MODES, mode=self.mode)
+    if (self.chunk is not None) != (self.mode == 'chunk'):
+      raise ValueError(
+        f'chunk must be given with mode "chunk" and only then, '
+        f'got {self.chunk!r} with {self.mode!r}.'
+      )
+    if self.chunk is not None:
+      validate.integer(chunk=self.chunk)
+    if self.devices != 'auto':
+      validate.integer(devices=self.devices)
+
+
+def resolve(execution: Execution, capacity: int, params: Any) -> Layout:
+  """Returns the layout for a cohort of `capacity` clients and a model.
+
+  Args:
+    execution: what was asked for.
+    capacity: rows of the cohort, before padding.
+    params: the model's parameters (arrays or shapes).
+
+  Raises:
+    ValueError: more devices than there are.
+  """
+  devices: int | str = execution.devices
+  if devices == 'auto':
+    devices = min(len(jax.devices()), capacity)
+  mesh = make_mesh(devices)
+  each = -(-capacity // mesh.size)
+  mode, chunk = execution.mode, execution.chunk
+  if mode == 'auto':
+    mode, chunk = _from_table(jax.default_backend(), params)
+  if mode == 'loop':
+    return Layout(1, True, mesh)
+  return Layout(each if mode == 'vmap' or chunk is None else min(chunk, each), False, mesh)
+
+
+def _from_table(platform: str, params: Any) -> tuple[str, int | None]:
+  size = sum(x.size for x in jax.tree.leaves(params))
+  for name, at_most, chunk in _TABLE:
+    if platform == name and size <= at_most:
+      return ('chunk', chunk) if chunk else ('loop', None)
+  return 'vmap', None
+
+
+def describe(layout: Layout) -> str:
+  """Returns the layout in words, for the manifest and the log."""
+  how = 'one client at a time' if layout.looped else f'{layout.chunk} clients side by side'
+  kind = layout.mesh.devices.flat[0].device_kind
+  return f'{how} on each of {layout.devices} device(s) ({kind})'

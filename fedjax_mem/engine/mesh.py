@@ -1,0 +1,54 @@
+"""Devices: the one mesh, and what is asked of the compiler on each platform."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fedjax_mem.core import validate
+
+AXIS = 'clients'
+
+
+def make_mesh(devices: int | str = 'auto') -> Mesh:
+  """Returns the mesh over the axis `clients`.
+
+  Auto axes: with Explicit ones, the default of `jax.make_mesh`, `shard_map` refuses replicated
+  inputs.
+
+  Args:
+    devices: how many devices to use, or 'auto' for all there are.
+
+  Raises:
+    ValueError: not 'auto' and not between 1 and the number of devices.
+  """
+  there = jax.devices()
+  count = len(there)
+  if devices != 'auto':
+    count = validate.integer(at_most=len(there), devices=devices)
+  return Mesh(np.array(there[:count]), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding that holds a whole copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+@functools.cache
+def compiler_options(platform: str) -> dict[str, Any]:
+  """Returns the options to compile with on a platform that this compiler knows.
+
+  They are passed with the program, not by `XLA_FLAGS`, where an unknown flag aborts the process.
+  """
+  wanted = {'cpu': {'xla_cpu_prefer_vector_width': 512}}.get(platform, {})
+  return {name: value for name, value in wanted.items() if _known(name, value)}
+
+
+def _known(name: str, value: Any) -> bool:
+  try:
+    jax.jit(lambda x: x, compiler_options={name: value}).lower(1.0).compile()
+  except Exception:  # the compiler raises errors of several kinds for an unknown option
+    return False
+  return True

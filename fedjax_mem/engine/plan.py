@@ -1,0 +1,174 @@
+"""What is settled before a round is traced: shapes, what fits together, what it costs in memory."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import (
+  IncompatibleStages,
+  Layer,
+  Message,
+  Population,
+  Shape,
+  State,
+  Task,
+  scalar_member,
+  selector,
+  tree,
+)
+from fedjax_mem.engine.clients import Layout
+from fedjax_mem.engine.cohort import pad
+from fedjax_mem.engine.context import Broadcast, Row, context, examples
+from fedjax_mem.engine.round import RoundFn, Setting, make_round
+
+Tree = Any
+
+
+def make_setting(
+  layers: tuple[Layer, ...], params: Tree, population: Population, shape: Shape, layout: Layout
+) -> Setting:
+  """Returns the setting of a run, checked.
+
+  Args:
+    layers: the onion.
+    params: the initial parameters (arrays or shapes).
+    population: all examples (arrays or shapes).
+    shape: static facts about the population.
+    layout: how the cohort is laid out.
+
+  Raises:
+    IncompatibleStages: layers that do not fit together.
+    ValueError: a sampler for another population, or a state that does not keep its shapes.
+  """
+  _check_order(layers)
+  sampling = selector(layers)[1].sampling
+  if sampling.population != shape.num_clients:
+    raise ValueError(
+      f'the sampler must be for the {shape.num_clients} clients of the data, '
+      f'got one for {sampling.population}.'
+    )
+  capacity = sampling.capacity + -sampling.capacity % layout.block
+  setting = Setting(layers, shape, capacity, layout, {})
+  like = _like(setting, params, population)
+  setting = setting._replace(like=like)
+  _check_fixed_point(setting, make_round(setting), params, population)
+  return setting
+
+
+def _check_order(layers: tuple[Layer, ...]) -> None:
+  """Raises `IncompatibleStages` for an order of layers that is not a round."""
+  place = next(i for i, x in enumerate(layers) if x.traits.kind == 'algorithm')
+  for i, layer in enumerate(layers):
+    if i < place and (layer.traits.kind == 'message' or layer.stacked):
+      raise IncompatibleStages(
+        f'{layer.name!r} works on messages: it must come after the algorithm '
+        f'{layers[place].name!r}.'
+      )
+    if i > place and layer.traits.kind == 'task':
+      raise IncompatibleStages(
+        f'{layer.name!r} works on tasks: it must come before the algorithm {layers[place].name!r}.'
+      )
+  weighing = [x.name for x in layers if x.traits.weighs is not None]
+  if len(weighing) != 1:
+    raise IncompatibleStages(
+      f'exactly one layer must weigh the clients, such as by_examples(), got {weighing!r}.'
+    )
+
+
+def initial_state(setting: Setting, params: Tree, population: Population, seed: jax.Array) -> State:
+  """Returns the state before the first round: client tables [N, ...] and server values."""
+  states = _walk(setting, params, population, seed, dict(setting.like))
+  cast, ids = states.pop('cast'), jnp.arange(setting.shape.num_clients, dtype=jnp.int32)
+  clients = {}
+  for layer in setting.layers:
+    init = lambda id, layer=layer: layer.client.init(
+      context(layer, 'init', cast, setting.like, scalar_member(id))
+    )
+    clients[layer.name] = jax.vmap(init)(ids)
+  state = State(jnp.int32(0), params, clients, cast.servers)
+  return tree.copy(state)
+
+
+def _like(setting: Setting, params: Tree, population: Population) -> dict[str, Tree]:
+  """Returns, for each layer after the algorithm, the shapes of what its client half receives."""
+  like: dict[str, Tree] = {}
+  jax.eval_shape(
+    lambda p, d: _walk(setting, p, d, jnp.uint32(0), like)['value'], params, population
+  )
+  return {name: x for name, x in like.items() if isinstance(x, Message)}
+
+
+def _walk(
+  setting: Setting, params: Tree, population: Population, seed: jax.Array, like: dict[str, Tree]
+) -> dict[str, Any]:
+  """Sends one client through all client halves, noting in `like` what each of them receives."""
+  cohort = pad(
+    jax.tree.map(lambda x: x[None], scalar_member(0)), setting.capacity, setting.shape.num_clients
+  )
+  servers: dict[str, Tree] = {}
+  cast = Broadcast(seed, jnp.int32(0), params, cohort, servers, population.arrays, population.index)
+  row = Row(scalar_member(0), population.start[0], population.count[0])
+  value: Any = Task(params, examples(cast, row, row.count, setting.shape, ragged=True))
+  for layer in setting.layers:
+    like[layer.name] = tree.shapes(value)
+    servers[layer.name] = layer.server.init(context(layer, 'init', cast, like))
+    own = layer.client.init(context(layer, 'init', cast, like, row.me))
+    if layer.stacked:
+      stack = lambda t: jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (setting.capacity, *jnp.shape(x))), t
+      )
+      ctx = context(layer, 'cohort', cast, like, cohort)
+      value = jax.tree.map(lambda x: x[0], layer.client.apply(ctx, stack(value), stack(own))[0])
+    else:
+      ctx = context(layer, 'client', cast, like, row.me)
+      value = layer.client.apply(ctx, value, own)[0]
+    if layer.traits.kind != 'task' and layer.select is None and not isinstance(value, Message):
+      raise IncompatibleStages(
+        f'the client half of {layer.name!r} must return a Message, got {type(value).__name__}.'
+      )
+  return {'value': value, 'cast': cast}
+
+
+def _check_fixed_point(
+  setting: Setting, round: RoundFn, params: Tree, population: Population
+) -> None:
+  """Raises `ValueError` if a state does not keep its structure, shapes and dtypes in a round."""
+  seed = jnp.uint32(0)
+  before = jax.eval_shape(lambda p, d: initial_state(setting, p, d, seed), params, population)
+  after = jax.eval_shape(lambda s, d: round(s, d, seed), before, population)[0]
+  describe = lambda t: jax.tree.map(
+    lambda x: (x.shape, str(x.dtype), bool(getattr(x, 'weak_type', False))), t
+  )
+  for layer in setting.layers:
+    for side in ('clients', 'servers'):
+      old, new = (describe(getattr(s, side)[layer.name]) for s in (before, after))
+      if old != new:
+        raise ValueError(
+          f'the {side} state of {layer.name!r} must keep its structure, shapes and dtypes '
+          f'(strongly typed), {old!r}, got {new!r}.'
+        )
+
+
+def table_bytes(setting: Setting, params: Tree, population: Population) -> dict[str, int]:
+  """Returns the bytes of each layer's table of client states [N, ...], without making them."""
+  state = jax.eval_shape(
+    lambda p, d: initial_state(setting, p, d, jnp.uint32(0)), params, population
+  )
+  return {name: tree.nbytes(table) for name, table in state.clients.items()}
+
+
+def peek(setting: Setting, state: State, seed: jax.Array, rounds: int) -> jax.Array:
+  """Returns the ids [rounds, C] that the next rounds will draw, without running them."""
+  name, sampler = selector(setting.layers)
+  layer = next(x for x in setting.layers if x.name == name)
+  number = setting.shape.num_clients
+
+  def draw(own: Tree, round: jax.Array) -> tuple[Tree, jax.Array]:
+    cast = Broadcast(seed, round, state.params, None, {name: own}, {}, jnp.zeros(0))
+    ctx = context(layer, 'select', cast, {})
+    cohort, own, _ = sampler.apply(ctx, state.clients[name], own)
+    return own, pad(cohort, setting.capacity, number).id
+
+  ahead = state.round + jnp.arange(rounds, dtype=jnp.int32)
+  return jax.lax.scan(draw, state.servers[name], ahead)[1]

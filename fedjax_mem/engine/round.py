@@ -1,0 +1,193 @@
+"""One round: select, client halves, sum, server halves. The one file that knows the order."""
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import (
+  IncompatibleStages,
+  Layer,
+  Mean,
+  Message,
+  Population,
+  Shape,
+  State,
+  Task,
+  Total,
+  selector,
+  tree,
+)
+from fedjax_mem.engine import cohort as cohorts
+from fedjax_mem.engine.clients import Layout, spread
+from fedjax_mem.engine.context import Broadcast, Row, context, examples
+
+Tree = Any
+RoundFn = Callable[[State, Population, jax.Array], tuple[State, dict[str, jax.Array]]]
+
+
+class Setting(NamedTuple):
+  """What is fixed about the rounds of a run.
+
+  Attributes:
+    layers: the onion.
+    shape: static facts about the population.
+    capacity: C, rows of a cohort with padding.
+    layout: how the cohort is laid out.
+    like: for each layer after the algorithm, the shapes of what its client half receives.
+  """
+
+  layers: tuple[Layer, ...]
+  shape: Shape
+  capacity: int
+  layout: Layout
+  like: dict[str, Tree]
+
+
+def make_round(setting: Setting) -> RoundFn:
+  """Returns (state, population, seed) -> (state, metrics) of one round.
+
+  Metrics are scalars named 'layer/metric', and the round's own: `clients` that counted, `examples`
+  of theirs, `selected`, `not_finite` (ids [C] of clients left out since their update was not
+  finite, else -1) and `finite` (whether the new parameters are).
+  """
+
+  def round(state: State, population: Population, seed: jax.Array):
+    cast, metrics = _select(setting, state, population, seed)
+    row = cohorts.rows(population, cast.cohort)
+    if not setting.shape.equal:
+      row = cohorts.arrange(row, setting.layout.chunk, setting.layout.devices)
+      cast = cast._replace(cohort=row.me)
+    old = cohorts.gather(state.clients, cast.cohort.id)
+    message, new, ok, noted = _clients(setting, cast, row, old)
+    metrics |= noted
+    params, servers, noted = _server(setting, cast, message)
+    metrics |= noted
+    arrived = cast.cohort.arrived & ok
+    clients = cohorts.commit(state.clients, cast.cohort.id, arrived & tree.finite(new, 1), new, old)
+    metrics |= {
+      'selected': cast.cohort.real.sum(dtype=jnp.int32),
+      'clients': arrived.sum(dtype=jnp.int32),
+      'examples': jnp.where(arrived, row.count, 0).sum(dtype=jnp.int32),
+      'not_finite': jnp.where(cast.cohort.arrived & ~ok, cast.cohort.id, -1),
+      'finite': tree.finite(params),
+    }
+    return State(state.round + 1, params, clients, servers), metrics
+
+  return round
+
+
+def _select(
+  setting: Setting, state: State, population: Population, seed: jax.Array
+) -> tuple[Broadcast, dict]:
+  """Returns what everyone knows in this round, the cohort in it, and the sampler's metrics."""
+  servers = dict(state.servers)
+  cast = Broadcast(
+    seed, state.round, state.params, None, servers, population.arrays, population.index
+  )
+  name, sampler = selector(setting.layers)
+  layer = next(x for x in setting.layers if x.name == name)
+  ctx = context(layer, 'select', cast, {})
+  drawn, own, metrics = sampler.apply(ctx, state.clients[name], servers[name])
+  cohort = cohorts.pad(drawn, setting.capacity, setting.shape.num_clients)
+  servers[name] = own
+  return cast._replace(cohort=cohort, servers=servers), _named(layer, metrics)
+
+
+def _clients(setting: Setting, cast: Broadcast, row: Row, old: dict[str, Tree]):
+  """Returns (sum of messages, new client states [C, ...], ok [C], metrics): all client halves."""
+  layers = setting.layers
+  value: Any = None
+  new: dict[str, Tree] = {}
+  metrics: dict[str, Any] = {}
+  ok = jnp.ones(setting.capacity, bool)
+  for stacked, members in groupby(layers, key=lambda x: x.stacked):
+    group = list(members)
+    last = group[-1] is layers[-1]
+    if stacked:
+      for layer in group:
+        ctx = context(layer, 'cohort', cast, setting.like, cast.cohort)
+        value, new[layer.name], noted = layer.client.apply(ctx, value, old[layer.name])
+        metrics |= _named(layer, noted)
+      if last:
+        ok &= tree.finite(value, 1)
+        value = tree.total(tree.keep(cast.cohort.arrived & ok, value))
+      continue
+    chain = _chain(setting, group, first=group[0] is layers[0], last=last)
+    packed = (row, value, {x.name: old[x.name] for x in group})
+    value, (states, noted, fine) = spread(
+      chain, cast, packed, lambda packed: packed[0].count, setting.layout, summed=last
+    )
+    new |= states
+    ok &= fine
+    metrics |= _over_cohort(noted, cast.cohort.arrived & ok)
+  return value, new, ok, metrics
+
+
+def _chain(setting: Setting, group: list[Layer], first: bool, last: bool):
+  """Returns what one client does in these layers, none of them stacked."""
+  ragged = not (setting.layout.looped or setting.shape.equal)
+
+  def one(cast: Broadcast, longest: jax.Array, packed: tuple) -> tuple[Tree, Tree]:
+    row, value, states = packed
+    new: dict[str, Tree] = {}
+    metrics: dict[str, Any] = {}
+    ok = jnp.bool_(True)
+    if first:
+      value = Task(cast.params, examples(cast, row, longest, setting.shape, ragged))
+    for layer in group:
+      ctx = context(layer, 'client', cast, setting.like, row.me)
+      value, new[layer.name], noted = layer.client.apply(ctx, value, states[layer.name])
+      metrics |= _named(layer, noted)
+      if layer.traits.kind == 'algorithm':
+        # Before anything is encoded: a NaN would become some integer or other.
+        ok &= tree.finite(value)
+        value = tree.keep(ok, value)
+    if last:
+      ok &= tree.finite(value)
+      value = tree.keep(row.me.arrived & ok, value)
+    else:
+      value = tree.keep(row.me.real, value)
+    return value, (new, metrics, ok)
+
+  return one
+
+
+def _server(setting: Setting, cast: Broadcast, message: Message):
+  """Returns (new parameters, server states, metrics): all server halves, last layer first."""
+  value: Any = message
+  servers = dict(cast.servers)
+  metrics: dict[str, Any] = {}
+  for layer in reversed(setting.layers):
+    ctx = context(layer, 'server', cast, setting.like)
+    value, servers[layer.name], noted = layer.server.apply(ctx, value, servers[layer.name])
+    metrics |= _named(layer, noted)
+    wanted = setting.like.get(layer.name)
+    if layer.traits.kind == 'algorithm':
+      wanted = tree.shapes(cast.params)
+    if wanted is not None and tree.shapes(value) != wanted:
+      raise IncompatibleStages(
+        f'the server half of {layer.name!r} must return what its client half receives, '
+        f'{wanted!r}, got {tree.shapes(value)!r}.'
+      )
+  return value, servers, metrics
+
+
+def _named(layer: Layer, metrics: dict[str, Any]) -> dict[str, Any]:
+  return {f'{layer.name}/{name}': value for name, value in metrics.items()}
+
+
+def _over_cohort(metrics: dict[str, Any], on: jax.Array) -> dict[str, jax.Array]:
+  """Returns the metrics of the clients that are `on` [C] as scalars; NaN where there is none."""
+
+  def reduce(value: Any) -> jax.Array:
+    if isinstance(value, Total):
+      return tree.keep(on, value.value).sum()
+    if not isinstance(value, Mean):
+      value = Mean(value.astype(jnp.float32), jnp.ones(on.shape, jnp.float32))
+    total, count = (tree.keep(on, x).sum() for x in (value.total, value.count))
+    return jnp.where(count > 0, total / count, jnp.nan)
+
+  return {name: reduce(value) for name, value in metrics.items()}

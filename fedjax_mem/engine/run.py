@@ -1,0 +1,187 @@
+"""Many rounds in one compiled program: a segment is one dispatch, with its state donated."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_mem.core import (
+  Layer,
+  Population,
+  Shape,
+  State,
+  onion,
+  selector,
+  shape_of,
+  tree,
+  validate,
+)
+from fedjax_mem.engine import execution as executions
+from fedjax_mem.engine import mesh as meshes
+from fedjax_mem.engine import plan
+from fedjax_mem.engine.execution import Execution
+from fedjax_mem.engine.round import Setting, make_round
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+  """A checked round, compiled for repeated use.
+
+  Attributes:
+    setting: layers, shapes and layout.
+    population: the examples, on the devices.
+    seed: the run's seed, in [0, 2**32).
+    max_rounds: rounds of the longest segment.
+    params: shapes of the parameters.
+  """
+
+  setting: Setting
+  population: Population
+  seed: int
+  max_rounds: int
+  params: Tree
+
+  @functools.cached_property
+  def _init(self):
+    init = functools.partial(plan.initial_state, self.setting)
+    return jax.jit(init, out_shardings=meshes.replicated(self.setting.layout.mesh))
+
+  @functools.cached_property
+  def segment(self):
+    """The compiled program: (state, population, seed, rounds) -> (state, metrics, rounds done)."""
+    layout = self.setting.layout
+    options = meshes.compiler_options(layout.mesh.devices.flat[0].platform)
+    return jax.jit(
+      functools.partial(_segment, self.setting, self.max_rounds),
+      donate_argnums=0,
+      compiler_options=options or None,
+    )
+
+  def init(self, params: Tree) -> State:
+    """Returns the state before the first round.
+
+    Args:
+      params: the initial parameters; they are copied.
+
+    Raises:
+      ValueError: parameters of another structure or shape than those planned for.
+    """
+    if tree.shapes(params) != self.params:
+      raise ValueError(
+        f'params must be of the shapes {self.params!r}, got {tree.shapes(params)!r}.'
+      )
+    return self._init(params, self.population, np.uint32(self.seed))
+
+  def run(
+    self, state: State, rounds: int, population: Population | None = None
+  ) -> tuple[State, dict[str, np.ndarray]]:
+    """Returns the state after up to `rounds` more rounds, and their metrics [rounds, ...].
+
+    The state given is donated: it must not be used again. Stops after a round whose parameters are
+    not finite, so there may be fewer rows of metrics than rounds asked for.
+
+    Args:
+      state: from `init` or an earlier `run`.
+      rounds: how many, 1 … `max_rounds`.
+      population: the examples of these rounds' cohorts, if they are streamed.
+
+    Raises:
+      ValueError: rounds out of range.
+    """
+    validate.integer(at_most=self.max_rounds, rounds=rounds)
+    population = self.population if population is None else population
+    state, metrics, done = self.segment(state, population, np.uint32(self.seed), np.int32(rounds))
+    metrics, done = jax.device_get((metrics, done))
+    return state, {name: x[:done] for name, x in metrics.items()}
+
+  def cohorts(self, state: State, rounds: int) -> jax.Array:
+    """Returns the ids [rounds, C] that the next rounds will draw, padding included.
+
+    Raises:
+      ValueError: the sampler keeps a table of its clients, so later draws depend on the rounds
+        in between.
+    """
+    name, _ = selector(self.setting.layers)
+    if rounds > 1 and jax.tree.leaves(state.clients[name]):
+      raise ValueError(f'rounds must be 1 for a sampler with feedback, got {rounds!r}.')
+    return self._peek(state, np.uint32(self.seed), rounds)
+
+  @functools.cached_property
+  def _peek(self):
+    peek = functools.partial(plan.peek, self.setting)
+    return jax.jit(peek, static_argnums=2)
+
+
+def simulate(
+  layers: tuple[Layer, ...],
+  params: Tree,
+  population: Population,
+  *,
+  seed: int = 0,
+  execution: Execution | None = None,
+  max_rounds: int = 64,
+  shape: Shape | None = None,
+) -> Simulation:
+  """Returns the simulation of a round, checked before anything is compiled.
+
+  Args:
+    layers: the onion, outermost on the client first.
+    params: the initial parameters, or their shapes.
+    population: the examples of N clients.
+    seed: everything random follows from it; in [0, 2**32).
+    execution: how to run the cohort; by default chosen by the platform and the model.
+    max_rounds: rounds of the longest segment that `run` will be asked for.
+    shape: static facts about the population; by default read from it.
+
+  Raises:
+    IncompatibleStages: layers that do not fit together.
+    ValueError: an argument out of range.
+  """
+  layers = onion(*layers)
+  validate.integer(at_least=0, at_most=2**32 - 1, seed=seed)
+  validate.integer(max_rounds=max_rounds)
+  capacity = selector(layers)[1].sampling.capacity
+  layout = executions.resolve(execution or Execution(), capacity, params)
+  shape = shape_of(population) if shape is None else shape
+  setting = plan.make_setting(layers, tree.shapes(params), population, shape, layout)
+  population = jax.device_put(population, meshes.replicated(layout.mesh))
+  return Simulation(setting, population, seed, max_rounds, tree.shapes(params))
+
+
+def _segment(
+  setting: Setting,
+  max_rounds: int,
+  state: State,
+  population: Population,
+  seed: jax.Array,
+  rounds: jax.Array,
+) -> tuple[State, dict[str, jax.Array], jax.Array]:
+  """Returns the state after up to `rounds` rounds, metrics [max_rounds, ...] and the rounds done.
+
+  A while loop and not a scan, so that one program serves segments of every length.
+  """
+  round = make_round(setting)
+  like = jax.eval_shape(round, state, population, seed)[1]
+  rows = jax.tree.map(lambda x: jnp.zeros((max_rounds, *x.shape), x.dtype), like)
+
+  def go_on(carry: tuple) -> jax.Array:
+    done, finite, _, _ = carry
+    return (done < rounds) & finite
+
+  def body(carry: tuple) -> tuple:
+    done, _, state, rows = carry
+    state, metrics = round(state, population, seed)
+    rows = jax.tree.map(lambda all, x: all.at[done].set(x), rows, metrics)
+    return done + 1, metrics['finite'], state, rows
+
+  done, _, state, rows = jax.lax.while_loop(
+    go_on, body, (jnp.int32(0), jnp.bool_(True), state, rows)
+  )
+  # As `init` leaves it, so that the first and the second segment are one program.
+  state = jax.lax.with_sharding_constraint(state, meshes.replicated(setting.layout.mesh))
+  return state, rows, done

@@ -1,0 +1,14 @@
+"""Server optimizers: optax transformations of the average update (server - client)."""
+
+from fedjax_mem.optim.adaptive import fedadagrad, fedadam, fedyogi
+from fedjax_mem.optim.fedavgm import fedavgm, sgd
+
+SERVER_OPTIMIZERS = {
+  'sgd': sgd,
+  'fedavgm': fedavgm,
+  'fedadagrad': fedadagrad,
+  'fedadam': fedadam,
+  'fedyogi': fedyogi,
+}
+
+__all__ = ('SERVER_OPTIMIZERS', 'fedadagrad', 'fedadam', 'fedavgm', 'fedyogi', 'sgd')

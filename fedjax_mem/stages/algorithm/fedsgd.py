@@ -1,0 +1,71 @@
+"""Federated SGD: clients send the gradient over all their examples, the server takes the step."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_mem.core import (
+  Context,
+  Layer,
+  Mean,
+  Message,
+  Stage,
+  Task,
+  Total,
+  Traits,
+  tree,
+  validate,
+)
+from fedjax_mem.stages.algorithm import training
+
+
+def fedsgd(
+  loss: training.LossFn,
+  *,
+  batch_size: int,
+  server_optimizer: optax.GradientTransformation,
+) -> Layer:
+  """Returns the FedSGD layer: w <- w - eta sum (n_k / n) g_k.
+
+  The message's payload is the client's mean gradient, a tree like the parameters; its weight is the
+  number of examples. The server's learning rate is in its optimizer, such as `optax.sgd(eta)`.
+
+  Reference: McMahan et al. (2017), arXiv 1602.05629, section 2.
+
+  Args:
+    loss: (params, batch, key) -> [B] losses, one an example.
+    batch_size: examples held at a time while a gradient is summed up, >= 1: it bounds memory and
+      changes no result beyond rounding.
+    server_optimizer: optax optimizer of the average gradient.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  training.check_loss(loss)
+  validate.integer(batch_size=batch_size)
+
+  def client(ctx: Context, task: Task, state):
+    data = task.data
+    size, _ = training.batch_plan(data, batch_size)
+
+    def part(number: jax.Array, carry: tuple) -> tuple:
+      positions = number * size + jnp.arange(size, dtype=jnp.int32)
+      mask = positions < data.count
+      batch, key = data.take(positions), jax.random.fold_in(ctx.key, number)
+
+      def summed(params):
+        losses = training.masked_mean_loss(loss, params, batch, mask, key)[1]
+        return losses.total, losses
+
+      grads, seen = jax.grad(summed, has_aux=True)(task.params)
+      return tree.add(carry, (grads, seen))
+
+    start = (tree.zeros(task.params), Mean(jnp.float32(0), jnp.float32(0)))
+    grads, seen = jax.lax.fori_loop(0, -(-data.longest // size), part, start)
+    count = data.count.astype(jnp.float32)
+    payload = tree.scale(1 / jnp.maximum(count, 1.0), grads)
+    metrics = {'train_loss': seen, 'steps': Total(jnp.int32(1))}
+    return Message(payload, count, {}), state, metrics
+
+  server = training.server_step(server_optimizer)
+  return Layer('algorithm', Stage(client), server, traits=Traits(kind='algorithm'))

@@ -1,0 +1,157 @@
+"""What the algorithms share: masked local steps on the client, the optax step on the server."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_mem.core import Context, Examples, Mean, Message, Stage, Task, Total, tree, validate
+
+LossFn = Callable[[Any, dict[str, jax.Array], jax.Array | None], jax.Array]
+OptimizerFn = Callable[[Any], optax.GradientTransformation]
+Rate = float | Callable[[jax.Array], jax.Array]
+
+
+class Trained(NamedTuple):
+  """What local training gives.
+
+  Attributes:
+    params: the client's parameters after its last step.
+    steps: int32, steps that had at least one example.
+    metrics: `train_loss` (over the examples, before each step), `steps`, `wasted_steps`.
+  """
+
+  params: Any
+  steps: jax.Array
+  metrics: dict[str, Any]
+
+
+def check_loss(loss: LossFn) -> None:
+  """Raises `ValueError` unless the loss is callable."""
+  validate.function(loss=loss)
+
+
+def check_rate(**named: Rate) -> None:
+  """Raises `ValueError` unless the learning rate is a number > 0 or a schedule over rounds."""
+  ((_, value),) = named.items()
+  if not callable(value):
+    validate.positive(**named)
+
+
+def rate_at(rate: Rate, round: jax.Array) -> Any:
+  """Returns the learning rate of a round: the number, or the schedule's float32 value."""
+  return jnp.float32(rate(round)) if callable(rate) else rate
+
+
+def batch_plan(data: Examples, batch_size: int) -> tuple[int, int]:
+  """Returns (examples a batch, padded examples an epoch), static."""
+  size = min(batch_size, data.capacity)
+  return size, size * -(-data.capacity // size)
+
+
+def shuffled(key: jax.Array, data: Examples, padded: int) -> jax.Array:
+  """Returns the positions 0 … count - 1 in random order, then padding, [padded] int32."""
+  positions = jnp.arange(padded, dtype=jnp.int32)
+  # Sorting random bits draws a permutation; the top bit keeps padding behind every example.
+  bits = jax.random.bits(key, (padded,), jnp.uint32) >> 1
+  bits = jnp.where(positions < data.count, bits, jnp.uint32(1 << 31))
+  return jax.lax.sort((bits, positions), num_keys=1)[1]
+
+
+def masked_mean_loss(
+  loss: LossFn, params: Any, batch: dict[str, jax.Array], mask: jax.Array, key: jax.Array
+) -> tuple[jax.Array, Mean]:
+  """Returns the mean loss over the examples in `mask` [B] (0 if there are none), and its parts."""
+  losses = loss(params, batch, key)
+  if losses.shape != mask.shape:
+    raise ValueError(
+      f'loss must return one value per example, shape {mask.shape!r}, got {losses.shape!r}.'
+    )
+  # `where`, not a product: a padded example may be anything, and 0 * inf is not 0.
+  summed = jnp.where(mask, losses, 0.0).sum()
+  count = mask.sum(dtype=jnp.float32)
+  return summed / jnp.maximum(count, 1.0), Mean(summed, count)
+
+
+def local_steps(
+  loss: LossFn,
+  optimizer: optax.GradientTransformation,
+  task: Task,
+  key: jax.Array,
+  *,
+  epochs: int,
+  batch_size: int,
+) -> Trained:
+  """Returns the parameters after `epochs` passes of mini-batch steps over the client's examples.
+
+  Every epoch is shuffled anew; the last batch of an epoch may be smaller and its loss is the mean
+  over the examples it has. The loop runs to the largest client of those side by side, and a client
+  that has finished keeps everything as it is.
+
+  Args:
+    loss: (params, batch, key) -> [B] losses, one an example.
+    optimizer: the client's optimizer; its state starts anew in every round.
+    task: where to start from, and the examples.
+    key: this client's key in this round.
+    epochs: passes over the examples.
+    batch_size: examples a step, B.
+  """
+  data = task.data
+  size, padded = batch_plan(data, batch_size)
+  steps = -(-data.longest // size)
+
+  def step(number: jax.Array, order: jax.Array, key: jax.Array, carry: tuple) -> tuple:
+    params, opt, metrics = carry
+    first = number * size
+    positions = jax.lax.dynamic_slice(order, (first,), (size,))
+    mask = first + jnp.arange(size) < data.count
+    batch = data.take(positions)
+    objective = lambda p: masked_mean_loss(loss, p, batch, mask, jax.random.fold_in(key, number))
+    grads, seen = jax.grad(objective, has_aux=True)(params)
+    updates, new_opt = optimizer.update(grads, opt, params)
+    new = optax.apply_updates(params, updates), new_opt
+    if data.ragged:
+      new = tree.select(first < data.count, new, (params, opt))
+    return (*new, tree.add(metrics, seen))
+
+  def epoch(number: jax.Array, carry: tuple) -> tuple:
+    shuffle_key, step_key = jax.random.split(jax.random.fold_in(key, number))
+    one_batch = padded == size  # then the order of the examples does not matter
+    order = jnp.arange(size, dtype=jnp.int32) if one_batch else shuffled(shuffle_key, data, padded)
+    body = lambda i, carry: step(i, order, step_key, carry)
+    return jax.lax.fori_loop(0, steps, body, carry)
+
+  start = (task.params, optimizer.init(task.params), Mean(jnp.float32(0), jnp.float32(0)))
+  params, _, seen = jax.lax.fori_loop(0, epochs, epoch, start)
+  taken = epochs * -(-data.count // size)
+  metrics = {
+    'train_loss': seen,
+    'steps': Total(taken),
+    'wasted_steps': Mean((epochs * steps - taken).astype(jnp.float32), jnp.float32(epochs * steps)),
+  }
+  return Trained(params, taken, metrics)
+
+
+def server_step(optimizer: optax.GradientTransformation) -> Stage:
+  """Returns the server half: one optimizer step on the average update, which gives new parameters.
+
+  The update is server - client, so the optimizer descends. If no client took part (the divisor is
+  zero) the parameters and the optimizer stay as they are.
+  """
+
+  def apply(ctx: Context, message: Message, state):
+    params, new = descend(optimizer, ctx.params, message, state)
+    return params, new, {}
+
+  return Stage(apply, lambda ctx: optimizer.init(ctx.params))
+
+
+def descend(
+  optimizer: optax.GradientTransformation, params: Any, message: Message, state: Any
+) -> tuple[Any, Any]:
+  """Returns (parameters, optimizer state) after one step on `message.payload`, as `server_step`."""
+  updates, new_state = optimizer.update(message.payload, state, params)
+  new = optax.apply_updates(params, updates), new_state
+  return tree.select(message.weight > 0, new, (params, state))

@@ -1,0 +1,60 @@
+"""Poisson sampling: every client takes part independently of all others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from fedjax_mem.core import Context, Layer, Sampler, Sampling, Traits, validate
+from fedjax_mem.stages.select import draws
+
+
+def poisson(num_clients: int, rate: float, capacity: int | None = None) -> Layer:
+  """Returns the layer that selects each client independently with probability `rate`.
+
+  Drawn as a binomial count and a uniform set of that size, which is the same law, in
+  O(capacity log capacity) whatever the population. A count beyond `capacity` is cut to it, which
+  keeps a uniform subset, and reported as `overflow`.
+
+  Args:
+    num_clients: N, clients of the population.
+    rate: probability of each client in each round, in (0, 1].
+    capacity: rows of a cohort; by default the least for which a cohort overflows with a
+      probability of at most 1e-9.
+
+  Raises:
+    ValueError: a size is not a whole number >= 1, or the rate is not in (0, 1].
+  """
+  validate.integer(num_clients=num_clients)
+  validate.probability(rate=rate)
+  law = stats.binom(num_clients, rate)
+  if capacity is None:
+    capacity = max(1, min(num_clients, int(law.isf(1e-9))))
+  validate.integer(at_most=num_clients, capacity=capacity)
+  high, low = _thresholds(law, capacity)
+
+  def apply(ctx: Context, table, state):
+    del table
+    bits = jax.random.bits(jax.random.fold_in(ctx.key, 0), (2,), jnp.uint32)
+    # count = how many k have P(count <= k) <= u, for u of 64 bits: float32 has no such tails.
+    count = ((high < bits[0]) | ((high == bits[0]) & (low <= bits[1]))).sum(dtype=jnp.int32)
+    ids = draws.ordered_sample(jax.random.fold_in(ctx.key, 1), num_clients, capacity)
+    taken = jnp.minimum(count, capacity)
+    cohort = draws.members(ids, jnp.arange(capacity) < taken, rate, num_clients)
+    return cohort, state, {'overflow': (count > capacity).astype(jnp.int32)}
+
+  sampling = Sampling('poisson', num_clients, num_clients * rate, capacity)
+  return Layer('select', select=Sampler(apply, sampling), traits=Traits(kind='select'))
+
+
+def _thresholds(law, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns floor(2**64 P(count <= k)) for k = 0 … capacity as two uint32 halves, [capacity + 1].
+
+  A threshold at 2**64 (certainty, up to rounding) is held as 2**64 - 1.
+  """
+  upper = law.sf(np.arange(capacity + 1))  # 1 - cdf, exact in the upper tail
+  exact = [max(0, min(2**64 - 1, 2**64 - int(t * 2.0**64))) for t in upper]
+  return (
+    np.array([t >> 32 for t in exact], np.uint32),
+    np.array([t & 0xFFFFFFFF for t in exact], np.uint32),
+  )

@@ -1,0 +1,34 @@
+"""Clients in turn, in the fixed order of their ids."""
+
+import jax.numpy as jnp
+
+from fedjax_mem.core import Context, Layer, Sampler, Sampling, Stage, Traits
+from fedjax_mem.stages.select import draws
+
+
+def round_robin(num_clients: int, cohort_size: int) -> Layer:
+  """Returns the layer that selects the next `cohort_size` clients, wrapping round at the end.
+
+  Args:
+    num_clients: N, clients of the population.
+    cohort_size: C, clients a round, 1 <= C <= N.
+
+  Raises:
+    ValueError: a size is not a whole number >= 1, or the cohort is larger than the population.
+  """
+  draws.check_cohort(num_clients, cohort_size)
+
+  def apply(ctx: Context, table, state):
+    del ctx, table
+    ids = (state + jnp.arange(cohort_size, dtype=jnp.int32)) % num_clients
+    cohort = draws.members(ids, jnp.ones(cohort_size, bool), cohort_size / num_clients, num_clients)
+    # The next client is a state, not round * C: that product overflows int32 in a long run.
+    return cohort, (state + cohort_size) % num_clients, {}
+
+  sampling = Sampling('cyclic', num_clients, cohort_size, cohort_size, num_clients // cohort_size)
+  return Layer(
+    'select',
+    server=Stage(init=lambda ctx: jnp.int32(0)),
+    select=Sampler(apply, sampling),
+    traits=Traits(kind='select'),
+  )

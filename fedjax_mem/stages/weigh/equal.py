@@ -1,0 +1,19 @@
+"""Every client counts the same."""
+
+import jax.numpy as jnp
+
+from fedjax_mem.core import Layer
+from fedjax_mem.stages.weigh.weighing import weighing
+
+
+def equal(divisor: float | None = None) -> Layer:
+  """Returns the layer that averages with equal weights (a client of weight 0 takes no part).
+
+  Args:
+    divisor: None to divide by the number of clients that arrived, or a fixed number > 0: under
+      differential privacy the expected cohort (McMahan et al. 2018, arXiv 1710.06963).
+
+  Raises:
+    ValueError: the divisor is not > 0.
+  """
+  return weighing(lambda n: (n > 0).astype(jnp.float32), 'equal', lambda bound: bound, divisor)
