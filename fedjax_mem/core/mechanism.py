@@ -5,6 +5,7 @@ A stage that adds noise puts a `Mechanism` in its `Traits`; the accountant pairs
 """
 
 import dataclasses
+import itertools
 
 from fedjax_mem.core import validate
 
@@ -23,8 +24,9 @@ class Mechanism:
   Attributes:
     name: 'gaussian', 'laplace' (norms are L1), 'discrete_gaussian', 'skellam', 'tree' (Gaussian
       noise at each node of a binary tree) or 'matrix' (Gaussian noise Z, correlated over rounds).
-    noise_multiplier: standard deviation (Laplace: scale; tree: of a node; matrix: of Z; noise
-      that is a sum of shares: of the sum) over the norm bound of one contribution.
+    noise_multiplier: standard deviation (Laplace: scale; discrete Gaussian: its parameter sigma;
+      tree: of a node; matrix: of Z; noise that is a sum of shares: of the sum) over the norm bound
+      of one contribution.
     trust: 'central' (noise on the sum) or 'local' (each client noises its own message).
     unit: what one neighbour is: a 'client' or an 'example'.
     l2: discrete noise: L2 bound of one contribution in units of the integer grid, rounding
@@ -82,7 +84,7 @@ class Mechanism:
     """Stores the sensitivities as a tuple; raises if they are missing or decrease."""
     values = tuple(float(s) for s in self.sensitivities)
     object.__setattr__(self, 'sensitivities', values)
-    rising = all(a <= b for a, b in zip(values, values[1:], strict=False))
+    rising = all(a <= b for a, b in itertools.pairwise(values))
     if self.name == 'matrix' and not (values and values[0] > 0 and rising):
       raise ValueError(
         'sensitivities must be numbers > 0 that never decrease, one for each round, '

@@ -1,6 +1,7 @@
 """What a half of a layer is told, made from what the whole round knows."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -78,6 +79,15 @@ class Row:
   count: jax.Array
 
 
-def examples(cast: Broadcast, row: Row, longest: jax.Array, shape: Shape, ragged: bool) -> Examples:
+def examples(
+  cast: Broadcast,
+  row: Row,
+  longest: jax.Array,
+  shape: Shape,
+  ragged: bool,
+  transforms: tuple[Callable[[dict], dict], ...] = (),
+) -> Examples:
   """Returns one client's view of its examples."""
-  return Examples(cast.arrays, cast.rows, row.start, row.count, longest, shape.capacity, ragged)
+  return Examples(
+    cast.arrays, cast.rows, row.start, row.count, longest, shape.capacity, ragged, transforms
+  )

@@ -1,5 +1,6 @@
 """What is settled before a round is traced: shapes, what fits together, what it costs in memory."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,7 +27,12 @@ Tree = Any
 
 
 def make_setting(
-  layers: tuple[Layer, ...], params: Tree, population: Population, shape: Shape, layout: Layout
+  layers: tuple[Layer, ...],
+  params: Tree,
+  population: Population,
+  shape: Shape,
+  layout: Layout,
+  transforms: tuple[Callable[[dict], dict], ...] = (),
 ) -> Setting:
   """Returns the setting of a run, checked.
 
@@ -36,6 +42,7 @@ def make_setting(
     population: all examples (arrays or shapes).
     shape: static facts about the population.
     layout: how the cohort is laid out.
+    transforms: functions batch -> batch, applied to what is gathered.
 
   Raises:
     IncompatibleStages: layers that do not fit together.
@@ -49,7 +56,7 @@ def make_setting(
       f'got one for {sampling.population}.'
     )
   capacity = sampling.capacity + -sampling.capacity % layout.block
-  setting = Setting(layers, shape, capacity, layout, {})
+  setting = Setting(layers, shape, capacity, layout, {}, transforms)
   like = _like(setting, params, population)
   setting = setting._replace(like=like)
   _check_fixed_point(setting, make_round(setting), params, population)
@@ -109,7 +116,7 @@ def _walk(
   servers: dict[str, Tree] = {}
   cast = Broadcast(seed, jnp.int32(0), params, cohort, servers, population.arrays, population.index)
   row = Row(scalar_member(0), population.start[0], population.count[0])
-  value: Any = Task(params, examples(cast, row, row.count, setting.shape, ragged=True))
+  value: Any = Task(params, examples(cast, row, row.count, setting.shape, True, setting.transforms))
   for layer in setting.layers:
     like[layer.name] = tree.shapes(value)
     servers[layer.name] = layer.server.init(context(layer, 'init', cast, like))

@@ -37,6 +37,7 @@ class Setting(NamedTuple):
     capacity: C, rows of a cohort with padding.
     layout: how the cohort is laid out.
     like: for each layer after the algorithm, the shapes of what its client half receives.
+    transforms: functions batch -> batch, applied to what is gathered (normalisation).
   """
 
   layers: tuple[Layer, ...]
@@ -44,6 +45,7 @@ class Setting(NamedTuple):
   capacity: int
   layout: Layout
   like: dict[str, Tree]
+  transforms: tuple[Callable[[dict], dict], ...] = ()
 
 
 def make_round(setting: Setting) -> RoundFn:
@@ -136,7 +138,9 @@ def _chain(setting: Setting, group: list[Layer], first: bool, last: bool):
     metrics: dict[str, Any] = {}
     ok = jnp.bool_(True)
     if first:
-      value = Task(cast.params, examples(cast, row, longest, setting.shape, ragged))
+      value = Task(
+        cast.params, examples(cast, row, longest, setting.shape, ragged, setting.transforms)
+      )
     for layer in group:
       ctx = context(layer, 'client', cast, setting.like, row.me)
       value, new[layer.name], noted = layer.client.apply(ctx, value, states[layer.name])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -77,6 +78,16 @@ class Simulation:
       )
     return self._init(params, self.population, np.uint32(self.seed))
 
+  def compile(self, state: State, population: Population | None = None) -> State:
+    """Returns the state as it is, donated and given back, with the segment compiled.
+
+    Args:
+      state: from `init`.
+      population: as for `run`.
+    """
+    population = self.population if population is None else population
+    return self.segment(state, population, np.uint32(self.seed), np.int32(0))[0]
+
   def run(
     self, state: State, rounds: int, population: Population | None = None
   ) -> tuple[State, dict[str, np.ndarray]]:
@@ -126,6 +137,7 @@ def simulate(
   execution: Execution | None = None,
   max_rounds: int = 64,
   shape: Shape | None = None,
+  transforms: tuple[Callable[[dict], dict], ...] = (),
 ) -> Simulation:
   """Returns the simulation of a round, checked before anything is compiled.
 
@@ -137,6 +149,8 @@ def simulate(
     execution: how to run the cohort; by default chosen by the platform and the model.
     max_rounds: rounds of the longest segment that `run` will be asked for.
     shape: static facts about the population; by default read from it.
+    transforms: functions batch -> batch, applied to every batch that is gathered (normalisation:
+      the examples stay in their stored dtype).
 
   Raises:
     IncompatibleStages: layers that do not fit together.
@@ -148,7 +162,7 @@ def simulate(
   capacity = selector(layers)[1].sampling.capacity
   layout = executions.resolve(execution or Execution(), capacity, params)
   shape = shape_of(population) if shape is None else shape
-  setting = plan.make_setting(layers, tree.shapes(params), population, shape, layout)
+  setting = plan.make_setting(layers, tree.shapes(params), population, shape, layout, transforms)
   population = jax.device_put(population, meshes.replicated(layout.mesh))
   return Simulation(setting, population, seed, max_rounds, tree.shapes(params))
 

@@ -1,9 +1,16 @@
 """How much each client counts."""
 
+from collections.abc import Callable
+
+from fedjax_mem.core import Layer
 from fedjax_mem.stages.weigh.by_examples import by_examples
 from fedjax_mem.stages.weigh.capped import capped
 from fedjax_mem.stages.weigh.equal import equal
 
-WEIGHINGS = {'examples': by_examples, 'equal': equal, 'capped': capped}
+WEIGHINGS: dict[str, Callable[..., Layer]] = {
+  'examples': by_examples,
+  'equal': equal,
+  'capped': capped,
+}
 
 __all__ = ('WEIGHINGS', 'by_examples', 'capped', 'equal')

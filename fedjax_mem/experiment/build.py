@@ -1,0 +1,172 @@
+"""From a configuration to the parts of a run: data, model, layers. Here the methods meet."""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from fedjax_mem import data as datasets
+from fedjax_mem import models
+from fedjax_mem.core import Layer, keys, onion
+from fedjax_mem.data.source import FederatedData
+from fedjax_mem.experiment import registry
+from fedjax_mem.experiment.config import ClientConfig, Config, DataConfig, ServerConfig
+from fedjax_mem.models.base import Model
+from fedjax_mem.optim import SERVER_OPTIMIZERS
+from fedjax_mem.stages.select import dropout
+
+
+class Parts(NamedTuple):
+  """What a configuration describes.
+
+  Attributes:
+    data: the clients' examples, on the host.
+    model: the model.
+    params: its initial parameters.
+    layers: the onion.
+  """
+
+  data: FederatedData
+  model: Model
+  params: Any
+  layers: tuple[Layer, ...]
+
+
+def build(config: Config, data_dir: str | None = None) -> Parts:
+  """Returns the parts of an experiment.
+
+  Args:
+    config: the experiment.
+    data_dir: where prepared data sets are; None: the environment or the default decides.
+
+  Raises:
+    ValueError: parts that do not fit each other, or options that a part does not take.
+  """
+  data = load_data(config, data_dir)
+  if config.selection.cohort_size > data.num_clients:
+    raise ValueError(
+      f'selection.cohort_size must be at most the {data.num_clients} clients of the data, '
+      f'got {config.selection.cohort_size!r}.'
+    )
+  model = build_model(config, data)
+  key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
+  params = jax.jit(model.init)(key)
+  return Parts(data, model, params, build_layers(config, model, data.num_clients))
+
+
+def load_data(config: Config, data_dir: str | None = None) -> FederatedData:
+  """Returns the population that the data section describes."""
+  section: DataConfig = config.data
+  given = {
+    name: getattr(section, name)
+    for name in ('alpha', 'labels_per_client', 'examples_per_client', 'min_examples')
+    if getattr(section, name) is not None
+  }
+  if section.noise:
+    given['noise'] = section.noise
+  seed = config.seed if section.partition_seed is None else section.partition_seed
+  return datasets.load(
+    section.name,
+    partition=section.partition,
+    num_clients=section.num_clients,
+    seed=seed,
+    data_dir=data_dir,
+    **given,
+    **section.options,
+  )
+
+
+def build_model(config: Config, data: FederatedData) -> Model:
+  """Returns the model for the data, from the registry or from a user's factory."""
+  section = config.model
+  if ':' not in section.name:
+    return models.build(section.name, data.input_shape, data.num_classes, **section.options)
+  make = registry.factory('model.name', section.name, {})
+  given = {'input_shape': data.input_shape, 'num_classes': data.num_classes}
+  model = registry.call('model', make, section.options, **given)
+  if not isinstance(model, Model):
+    raise ValueError(f'model.name must be a factory of a Model, got one of {type(model).__name__}.')
+  return model
+
+
+def build_layers(config: Config, model: Model, num_clients: int) -> tuple[Layer, ...]:
+  """Returns the onion: algorithm, selection, weighing, and the stages in their places."""
+  before = [_stage(config, i) for i, s in enumerate(config.stages) if s.before_algorithm]
+  after = [_stage(config, i) for i, s in enumerate(config.stages) if not s.before_algorithm]
+  weighting = registry.factory('weighting.name', config.weighting.name, registry.WEIGHINGS)
+  return onion(
+    *before,
+    _algorithm(config, model),
+    _selection(config, num_clients),
+    registry.call('weighting', weighting, config.weighting.options),
+    *after,
+  )
+
+
+def _stage(config: Config, number: int) -> Layer | tuple[Layer, ...]:
+  section, key = config.stages[number], f'stages[{number}]'
+  make = registry.factory(f'{key}.use', section.use, registry.LAYERS)
+  return registry.call(key, make, section.options)
+
+
+def _algorithm(config: Config, model: Model) -> Layer:
+  section, client = config.algorithm, config.client
+  make = registry.factory('algorithm.name', section.name, registry.ALGORITHMS)
+  return registry.call(
+    'algorithm',
+    make,
+    section.options,
+    loss=model.loss,
+    learning_rate=learning_rate(client, config.rounds),
+    batch_size=client.batch_size,
+    epochs=client.epochs,
+    optimizer=client_optimizer(client),
+    server_optimizer=server_optimizer(config.server),
+  )
+
+
+def _selection(config: Config, num_clients: int) -> Layer:
+  section = config.selection
+  make = registry.factory('selection.name', section.name, registry.SAMPLERS)
+  layer = registry.call(
+    'selection',
+    make,
+    section.options,
+    num_clients=num_clients,
+    cohort_size=section.cohort_size,
+    rate=section.cohort_size / num_clients,
+  )
+  return dropout(layer, section.dropout) if section.dropout else layer
+
+
+def learning_rate(client: ClientConfig, rounds: int) -> Any:
+  """Returns the clients' learning rate: a number, or a schedule over rounds."""
+  first, name = client.learning_rate, client.learning_rate_schedule
+  if name == 'constant':
+    return first
+  if name == 'exponential':
+    return optax.exponential_decay(first, client.decay_rounds or 1, client.decay_rate)
+  length = client.decay_rounds or rounds
+  if name == 'linear':
+    return optax.linear_schedule(first, first * client.final_fraction, length)
+  return optax.cosine_decay_schedule(first, length, alpha=client.final_fraction)
+
+
+def client_optimizer(client: ClientConfig) -> Any:
+  """Returns learning rate -> the clients' optax optimizer; its state starts anew every round."""
+  if client.optimizer != 'sgd':
+    return registry.factory('client.optimizer', client.optimizer, {})
+  decay, momentum = client.weight_decay, client.momentum
+
+  def optimizer(rate: Any) -> optax.GradientTransformation:
+    sgd = optax.sgd(rate, momentum=momentum or None)
+    return optax.chain(optax.add_decayed_weights(decay), sgd) if decay else sgd
+
+  return optimizer
+
+
+def server_optimizer(server: ServerConfig) -> optax.GradientTransformation:
+  """Returns the server's optax optimizer of the average update."""
+  make = registry.factory('server.optimizer', server.optimizer, SERVER_OPTIMIZERS)
+  given = {'b1': server.beta1, 'b2': server.beta2, 'tau': server.tau, 'momentum': server.momentum}
+  return registry.call('server', make, {}, learning_rate=server.learning_rate, **given)

@@ -1,0 +1,48 @@
+"""What has to be settled before jax starts: host devices, and where compiled programs are kept."""
+
+import os
+import pathlib
+
+import jax
+
+CACHE_VARIABLE = 'FEDJAX_MEM_CACHE'
+
+
+def cache_folder() -> pathlib.Path:
+  """Returns the folder of what can be made again: $FEDJAX_MEM_CACHE or ~/.cache/fedjax_mem."""
+  given = os.environ.get(CACHE_VARIABLE)
+  return pathlib.Path(given) if given else pathlib.Path.home() / '.cache' / 'fedjax_mem'
+
+
+def cores() -> int:
+  """Returns the number of cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def prepare(devices: int | str) -> str | None:
+  """Asks for one host device a core (or `devices`), and returns a note if it is too late.
+
+  Each operation of a small model runs on one core, so the CPU is used best as one device a core.
+  On a GPU or TPU the number of host devices changes nothing.
+
+  Args:
+    devices: as `execution.devices`: a number, or 'auto'.
+  """
+  _keep_compiled()
+  wanted = cores() if devices == 'auto' else int(devices)
+  if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
+    return 'XLA_FLAGS sets the number of host devices: it is left as it is'
+  try:
+    jax.config.update('jax_num_cpu_devices', wanted)
+  except RuntimeError:  # jax has started: it can no longer be told
+    there = len(jax.devices())
+    if there != wanted:
+      return f'jax had started already: using its {there} device(s), not {wanted}'
+  return None
+
+
+def _keep_compiled() -> None:
+  """Turns jax's persistent compilation cache on, unless the user has chosen one or it is off."""
+  settings = jax.config.values
+  if settings['jax_compilation_cache_dir'] is None and settings['jax_enable_compilation_cache']:
+    jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))

@@ -1,0 +1,100 @@
+"""Where a run's examples come from: all on the device, or streamed for each segment."""
+
+import jax
+import numpy as np
+
+from fedjax_mem.core import Layer, Population, Shape, State, selector
+from fedjax_mem.data.source import FederatedData
+from fedjax_mem.data.streaming import StreamedPopulation, must_stream
+from fedjax_mem.engine import Simulation
+from fedjax_mem.engine.mesh import replicated
+
+_MB = 10**6
+
+
+class Source:
+  """Examples that are on the device all the time.
+
+  Attributes:
+    population: what the simulation is planned with.
+    shape: static facts about it.
+    max_rounds: rounds of the longest segment.
+  """
+
+  def __init__(self, population: Population, shape: Shape, max_rounds: int):
+    self.population, self.shape, self.max_rounds = population, shape, max_rounds
+
+  def ahead(self, sim: Simulation, state: State, rounds: int) -> Population | None:
+    """Returns the examples of the next `rounds` rounds; None if the simulation has them."""
+    del sim, state, rounds
+    return None
+
+  def close(self) -> None:
+    """Releases what works in the background."""
+
+
+class Streamed(Source):
+  """Examples of the clients that the next segment will draw, gathered while the last one runs."""
+
+  def __init__(
+    self,
+    data: FederatedData,
+    shape: Shape,
+    cap_bytes: float,
+    max_rounds: int,
+    feedback: bool,
+    cohort: int,
+  ):
+    rounds = 1 if feedback else max_rounds
+    while rounds > 1 and 2 * StreamedPopulation(data, rounds * cohort).nbytes > cap_bytes:
+      rounds = -(-rounds // 2)
+    self._stream = StreamedPopulation(data, rounds * cohort)
+    if 2 * self._stream.nbytes > cap_bytes:
+      raise ValueError(
+        'execution.stream_above_mb must hold two segments of one round, '
+        f'{2 * self._stream.nbytes / _MB:.0f} MB, got {cap_bytes / _MB:g}.'
+      )
+    self._feedback, self._begun = feedback, False
+    nobody = self._stream.segment(np.zeros((1, 0), np.int32))
+    super().__init__(nobody, shape, rounds)
+
+  def ahead(self, sim: Simulation, state: State, rounds: int) -> Population | None:
+    """Returns the examples of the next `rounds` rounds, and begins to gather those after them."""
+    if self._feedback:  # the draw after the next depends on what the next brings
+      population = self._stream.segment(np.asarray(sim.cohorts(state, 1)))
+    else:
+      ids = np.asarray(sim.cohorts(state, 2 * self.max_rounds))
+      population = self._stream.take() if self._begun else self._stream.segment(ids[:rounds])
+      self._stream.prefetch(ids[rounds : rounds + self.max_rounds])
+      self._begun = True
+    return jax.device_put(population, replicated(sim.setting.layout.mesh))
+
+  def close(self) -> None:
+    """Ends the background thread."""
+    self._stream.close()
+
+
+def source(
+  data: FederatedData,
+  layers: tuple[Layer, ...],
+  cap_mb: float | None,
+  max_rounds: int,
+) -> Source:
+  """Returns the source of a run's examples.
+
+  Args:
+    data: the clients' examples, on the host.
+    layers: the onion: its sampler says how many clients a round draws.
+    cap_mb: megabytes (10**6 bytes) above which examples are streamed; None: never.
+    max_rounds: rounds of the longest segment, if memory does not limit them.
+
+  Raises:
+    ValueError: the cap does not hold two segments of one round.
+  """
+  counts = data.counts
+  shape = Shape(data.num_clients, int(counts.max()), bool((counts == counts[0]).all()))
+  if cap_mb is None or not must_stream(data, int(cap_mb * _MB)):
+    return Source(data.population(), shape, max_rounds)
+  sampling = selector(layers)[1].sampling
+  feedback = sampling.scheme == 'data_dependent'
+  return Streamed(data, shape, cap_mb * _MB, max_rounds, feedback, sampling.capacity)

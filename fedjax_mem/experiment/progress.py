@@ -1,0 +1,158 @@
+"""How far a run is: a bar on a terminal, a plain line every few seconds anywhere else."""
+
+import collections
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from rich import filesize
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+# Over so many rounds the speed is averaged: compilation and a slow round are soon forgotten.
+_WINDOW = 50
+EXTRA = {'epsilon': 'ε', 'bytes': 'sent'}
+
+
+def clock_text(seconds: float) -> str:
+  """Returns a time as '0:42', '12:05' or '3:02:01'."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
+
+
+class Progress:
+  """Shows the rounds done, the speed, the latest losses and the time that is left.
+
+  A context manager: `with Progress(total) as bar: bar.update(record)`, once a round.
+  """
+
+  def __init__(
+    self,
+    total: int,
+    start: int = 0,
+    quiet: bool = False,
+    *,
+    extra: Mapping[str, str] | None = None,
+    interval: float = 5.0,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Prepares the display.
+
+    Args:
+      total: rounds of the whole run.
+      start: rounds that were done before (a resumed run).
+      quiet: plain lines even on a terminal.
+      extra: key of a record -> label, shown where a record has it; None = `EXTRA`.
+      interval: seconds between two plain lines at the least.
+      console: where to write; None = standard output.
+      clock: seconds from some moment on.
+    """
+    self.total, self.done = total, start
+    self._extra = EXTRA if extra is None else extra
+    self._interval, self._clock = interval, clock
+    self._console = console or Console(highlight=False)
+    self._speeds: collections.deque[tuple[float, float]] = collections.deque(maxlen=_WINDOW)
+    self._latest: dict[str, Any] = {}
+    self._began, self._start = clock(), start
+    self._said: float | None = None
+    self._unsaid = False
+    self._bar = None if quiet or not self._console.is_terminal else self._make_bar()
+
+  def _make_bar(self) -> Bar:
+    columns: tuple[ProgressColumn, ...] = (
+      TextColumn('round {task.completed}/{task.total}', markup=False),
+      BarColumn(bar_width=24),
+      _Facts(self),
+    )
+    # The refreshing thread shares the cores with the training.
+    bar = Bar(*columns, console=self._console, refresh_per_second=2)
+    self._task = bar.add_task('', total=self.total, completed=self.done)
+    return bar
+
+  def __enter__(self) -> 'Progress':
+    self._began = self._clock()
+    if self._bar is not None:
+      self._bar.start()
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    if self._bar is not None:
+      self._bar.stop()
+    elif self._unsaid:
+      self._say()
+
+  def update(self, record: Mapping[str, Any]) -> None:
+    """Takes in the record of one more round; `round` in it, if there, says which."""
+    self.done = int(record.get('round', self.done + 1))
+    self._latest.update({key: x for key, x in record.items() if x is not None})
+    if record.get('seconds'):
+      self._speeds.append((float(record['seconds']), float(record.get('clients', 0))))
+    if self._bar is not None:
+      self._bar.update(self._task, completed=self.done)
+      return
+    self._unsaid = True
+    if self._said is None or self._clock() - self._said >= self._interval:
+      self._say()
+
+  def note(self, text: str) -> None:
+    """Writes a line of its own, above the bar if there is one."""
+    self._console.print(Text(text))
+
+  def _say(self) -> None:
+    self._said, self._unsaid = self._clock(), False
+    line = f'round {self.done}/{self.total} · {self.facts()}'
+    self._console.print(Text(line), soft_wrap=True)
+
+  def facts(self) -> str:
+    """Returns what is known besides the number of rounds, in one line."""
+    elapsed = self._clock() - self._began
+    parts = []
+    seconds, clients = (sum(x) for x in zip(*self._speeds, strict=True)) if self._speeds else (0, 0)
+    if clients:
+      parts.append(f'{clients / seconds:,.4g} clients/s')
+    for key, label in (('train_loss', 'loss'), ('test_loss', 'test loss')):
+      if key in self._latest:
+        parts.append(f'{label} {self._latest[key]:.4f}')
+    if 'test_accuracy' in self._latest:
+      parts.append(f'accuracy {100 * self._latest["test_accuracy"]:.2f}%')
+    for key, label in self._extra.items():
+      if key in self._latest:
+        value = self._latest[key]
+        shown = filesize.decimal(int(value)) if key == 'bytes' else f'{value:.4g}'
+        parts.append(f'{label} {shown}')
+    parts.append(clock_text(elapsed))
+    left = self._left(elapsed)
+    if left is not None:
+      parts.append(f'{clock_text(left)} left')
+    return ' · '.join(parts)
+
+  def _left(self, elapsed: float) -> float | None:
+    """Returns the seconds that remain, from the records' own times where they have them."""
+    rounds = self.total - self.done
+    if self._speeds:
+      return rounds * sum(seconds for seconds, _ in self._speeds) / len(self._speeds)
+    done = self.done - self._start
+    return rounds * elapsed / done if done > 0 else None
+
+
+class _Facts(ProgressColumn):
+  """The part of the bar that is words."""
+
+  def __init__(self, progress: Progress):
+    super().__init__()
+    self._progress = progress
+
+  def render(self, task: Any) -> Text:
+    """Returns the words of this moment."""
+    del task
+    return Text(self._progress.facts(), overflow='ellipsis', no_wrap=True)

@@ -1,0 +1,356 @@
+"""The sections of an experiment: frozen dataclasses that check themselves when they are made.
+
+The `options` tables are free: they become keyword arguments of the factory that the section names,
+and are checked against its signature when the round is built.
+"""
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from fedjax_mem.core import validate
+
+SERVER_OPTIMIZERS = ('sgd', 'fedavgm', 'fedadam', 'fedyogi', 'fedadagrad')
+SCHEDULES = ('constant', 'exponential', 'cosine', 'linear')
+MODES = ('auto', 'vmap', 'chunk', 'loop')
+_FACTORY = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*')
+_KINDS = {
+  bool: 'true or false',
+  int: 'an integer',
+  float: 'a number',
+  str: 'a string',
+  dict: 'a table',
+  tuple: 'an array of tables',
+}
+
+
+def _plain(name: str, value: Any) -> Any:
+  """Returns a copy of what TOML can hold and hash: tables, arrays, strings, numbers, booleans."""
+  if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+    return {key: _plain(f'{name}.{key}', x) for key, x in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(f'{name}[{i}]', x) for i, x in enumerate(value)]
+  if isinstance(value, float) and math.isnan(value):
+    raise ValueError(f'{name} must be a number, got {value!r}.')
+  if isinstance(value, str | bool | int | float):
+    return value
+  raise ValueError(f'{name} must be a table, array, string, number or boolean, got {value!r}.')
+
+
+def _fits(value: Any, kind: Any) -> bool:
+  if kind is float:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+  return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+  """Returns `value` as the field's type says (int -> float, plain tables), or raises."""
+  union = isinstance(hint, types.UnionType)
+  choices = [typing.get_origin(x) or x for x in (typing.get_args(hint) if union else (hint,))]
+  for kind in choices:
+    if _fits(value, kind):
+      if kind is dict:
+        return _plain(name, value)
+      return float(value) if kind is float else value
+  wanted = ' or '.join(_KINDS.get(x, f'a {x.__name__}') for x in choices if x is not types.NoneType)
+  raise ValueError(f'{name} must be {wanted}, got {value!r}.')
+
+
+def _below_one(**named: Any) -> float:
+  """Returns the value, a number in [0, 1), or raises `ValueError`."""
+  ((name, value),) = named.items()
+  if not 0 <= value < 1:
+    raise ValueError(f'{name} must be a number in [0, 1), got {value!r}.')
+  return value
+
+
+class Section:
+  """A frozen dataclass whose fields are checked against their types, then by `_check`."""
+
+  section: ClassVar[str] = ''
+
+  def __post_init__(self) -> None:
+    hints = typing.get_type_hints(type(self))
+    for field in dataclasses.fields(self):  # type: ignore[arg-type]
+      value = _typed(self._path(field.name), getattr(self, field.name), hints[field.name])
+      object.__setattr__(self, field.name, value)
+    self._check()
+
+  def _path(self, field: str) -> str:
+    return f'{self.section}.{field}' if self.section else field
+
+  def _check(self) -> None:
+    """Raises `ValueError` where a field, or a combination of them, is out of range."""
+
+  def _each(self, check: Any, *fields: str, **limits: Any) -> None:
+    """Runs a check of `core.validate` on the fields that are set."""
+    for field in fields:
+      if getattr(self, field) is not None:
+        check(**limits, **{self._path(field): getattr(self, field)})
+
+  def _named(self, field: str, known: Sequence[str] = ()) -> None:
+    """Checks a name in a registry (any if `known` is empty), or 'package.module:factory'."""
+    value = getattr(self, field)
+    if ':' in value or not value.strip():
+      if not _FACTORY.fullmatch(value):
+        raise ValueError(
+          f"{self._path(field)} must be a name or 'package.module:factory', got {value!r}."
+        )
+    elif known:
+      validate.one_of(known, **{self._path(field): value})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+  """Which examples, and how they are spread over the clients.
+
+  Attributes:
+    name: a data set: 'digits', 'fashion_mnist', 'synthetic', or any TFDS name.
+    partition: 'iid', 'blocks', 'dirichlet', 'labels_per_client', 'quantity_skew', 'feature_noise'
+      or 'natural'; None = 'natural' where the examples have clients of their own, else 'iid'.
+    num_clients: N; None where the data say it (a natural partition).
+    alpha: of a 'dirichlet' or 'quantity_skew' partition, or of 'synthetic', >= 0.
+    labels_per_client: labels of a client under the partition of that name.
+    examples_per_client: examples of a client under 'blocks'; None = as many as there are.
+    min_examples: examples of every client at the least, where the partition draws their number.
+    noise: of 'feature_noise': standard deviation for the last client; 0 = none.
+    partition_seed: seed of the partition; None = the experiment's seed.
+    options: what else the data set or the partition takes.
+  """
+
+  section: ClassVar[str] = 'data'
+  name: str
+  partition: str | None = None
+  num_clients: int | None = None
+  alpha: float | None = None
+  labels_per_client: int | None = None
+  examples_per_client: int | None = None
+  min_examples: int | None = None
+  noise: float = 0.0
+  partition_seed: int | None = None
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def _check(self) -> None:
+    self._each(validate.integer, 'num_clients', 'labels_per_client', 'examples_per_client')
+    self._each(validate.integer, 'min_examples')
+    self._each(validate.integer, 'partition_seed', at_least=0, at_most=2**32 - 1)
+    self._each(validate.non_negative, 'alpha', 'noise')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+  """The model that is trained.
+
+  Attributes:
+    name: 'logistic', 'mlp', 'cnn', …, or 'package.module:factory'.
+    options: keyword arguments of its factory.
+  """
+
+  section: ClassVar[str] = 'model'
+  name: str
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def _check(self) -> None:
+    self._named('name')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig(Section):
+  """What clients do, and how the server steps.
+
+  Attributes:
+    name: 'fedavg', 'fedsgd' or 'package.module:factory'.
+    options: keyword arguments of its factory.
+  """
+
+  section: ClassVar[str] = 'algorithm'
+  name: str = 'fedavg'
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def _check(self) -> None:
+    self._named('name')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClientConfig(Section):
+  """Local training. The schedule sets the learning rate of a round; r counts rounds from 0.
+
+  Attributes:
+    epochs: passes over a client's examples in a round.
+    batch_size: examples of a local step.
+    optimizer: 'sgd' or 'package.module:factory'.
+    learning_rate: step size of the first round, > 0.
+    momentum: in [0, 1); starts at zero in every round.
+    weight_decay: times the parameters, added to the gradient.
+    learning_rate_schedule: 'constant'; 'exponential': times decay_rate^(r / decay_rounds);
+      'cosine' or 'linear': falls to `final_fraction` of the first in `decay_rounds` rounds.
+    decay_rate: factor of 'exponential', in (0, 1].
+    decay_rounds: see the schedules; None = 1 for 'exponential', else all rounds.
+    final_fraction: see the schedules, in [0, 1].
+  """
+
+  section: ClassVar[str] = 'client'
+  epochs: int = 1
+  batch_size: int = 20
+  optimizer: str = 'sgd'
+  learning_rate: float = 0.1
+  momentum: float = 0.0
+  weight_decay: float = 0.0
+  learning_rate_schedule: str = 'constant'
+  decay_rate: float = 0.99
+  decay_rounds: int | None = None
+  final_fraction: float = 0.0
+
+  def _check(self) -> None:
+    self._each(validate.integer, 'epochs', 'batch_size', 'decay_rounds')
+    self._each(validate.positive, 'learning_rate')
+    self._each(_below_one, 'momentum')
+    self._each(validate.non_negative, 'weight_decay')
+    self._each(validate.probability, 'decay_rate')
+    self._each(validate.fraction, 'final_fraction')
+    validate.one_of(SCHEDULES, **{'client.learning_rate_schedule': self.learning_rate_schedule})
+    self._named('optimizer', ('sgd',))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerConfig(Section):
+  """The server optimizer (Reddi et al. 2021, Algorithm 2); settings of the others are not used.
+
+  Attributes:
+    optimizer: 'sgd', 'fedavgm', 'fedadam', 'fedyogi', 'fedadagrad' or 'package.module:factory'.
+    learning_rate: step size, > 0; 1 with 'sgd' is plain averaging.
+    momentum: of 'fedavgm', in [0, 1).
+    beta1: first moment of 'fedadam' and 'fedyogi', in [0, 1).
+    beta2: second moment of 'fedadam' and 'fedyogi', in [0, 1).
+    tau: adaptivity of the last three, > 0.
+  """
+
+  section: ClassVar[str] = 'server'
+  optimizer: str = 'sgd'
+  learning_rate: float = 1.0
+  momentum: float = 0.9
+  beta1: float = 0.9
+  beta2: float = 0.99
+  tau: float = 1e-3
+
+  def _check(self) -> None:
+    self._named('optimizer', SERVER_OPTIMIZERS)
+    self._each(validate.positive, 'learning_rate', 'tau')
+    self._each(_below_one, 'momentum', 'beta1', 'beta2')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectionConfig(Section):
+  """Which clients take part in a round.
+
+  Attributes:
+    name: 'uniform', 'poisson', 'round_robin' or 'package.module:factory'.
+    cohort_size: C, clients of a round; the expected number under 'poisson'.
+    dropout: probability that a selected client drops out after its work, in [0, 1).
+    options: further keyword arguments of the sampler's factory.
+  """
+
+  section: ClassVar[str] = 'selection'
+  name: str = 'uniform'
+  cohort_size: int
+  dropout: float = 0.0
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def _check(self) -> None:
+    self._named('name')
+    self._each(validate.integer, 'cohort_size')
+    self._each(_below_one, 'dropout')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightingConfig(Section):
+  """How much each update counts.
+
+  Attributes:
+    name: 'examples', 'equal', 'capped' or 'package.module:factory'.
+    options: keyword arguments of its factory (`cap`, `divisor`).
+  """
+
+  section: ClassVar[str] = 'weighting'
+  name: str = 'examples'
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def _check(self) -> None:
+    self._named('name')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Section):
+  """When and how the server's model is tested.
+
+  Attributes:
+    every: rounds between evaluations; the last round is always evaluated.
+    batch_size: test examples at a time.
+  """
+
+  section: ClassVar[str] = 'evaluation'
+  every: int = 1
+  batch_size: int = 500
+
+  def _check(self) -> None:
+    self._each(validate.integer, 'every', 'batch_size')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig(Section):
+  """One more layer of the round; stages are listed in the order in which clients run them.
+
+  Attributes:
+    use: name in a registry of stages or 'package.module:factory'.
+    options: keyword arguments of its factory.
+    before_algorithm: run before the algorithm (it changes the task), not after the weighting.
+  """
+
+  section: ClassVar[str] = 'stages'
+  use: str
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  before_algorithm: bool = False
+
+  def _check(self) -> None:
+    self._named('use')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExecutionConfig(Section):
+  """What changes speed and memory only: it is not in the hash.
+
+  Attributes:
+    mode: 'auto' (measured), 'vmap', 'chunk' (of clients) or 'loop' (one client after another).
+    chunk: clients at a time under 'chunk'; None = chosen.
+    devices: number of devices, or 'auto' for all of them.
+    segment_seconds: seconds that a compiled segment of rounds should last at the most.
+    max_segment_rounds: rounds in a segment at the most; None = no limit.
+    checkpoint_every_seconds: seconds between checkpoints; 0 = after every segment.
+    keep_checkpoints: newest checkpoints that are kept; 2 at the least, in case one is damaged.
+    stream_above_mb: megabytes (10^6 bytes) above which examples are streamed; None = never.
+  """
+
+  section: ClassVar[str] = 'execution'
+  mode: str = 'auto'
+  chunk: int | None = None
+  devices: int | str = 'auto'
+  segment_seconds: float = 5.0
+  max_segment_rounds: int | None = None
+  checkpoint_every_seconds: float = 30.0
+  keep_checkpoints: int = 3
+  stream_above_mb: float | None = None
+
+  def _check(self) -> None:
+    validate.one_of(MODES, **{'execution.mode': self.mode})
+    self._each(validate.integer, 'chunk', 'max_segment_rounds')
+    self._each(validate.integer, 'keep_checkpoints', at_least=2)
+    self._each(validate.positive, 'segment_seconds', 'stream_above_mb')
+    self._each(validate.non_negative, 'checkpoint_every_seconds')
+    if isinstance(self.devices, str) and self.devices != 'auto':
+      raise ValueError(f"execution.devices must be 'auto' or an integer, got {self.devices!r}.")
+    if isinstance(self.devices, int):
+      self._each(validate.integer, 'devices')
