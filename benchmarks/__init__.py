@@ -1,1 +1,1 @@
-"""One script a question; each prints JSON lines. Run them from the root: python -m benchmarks.NAME."""
+"""One script a question, JSON lines out; from the root: `python -m benchmarks.NAME`."""

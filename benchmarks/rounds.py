@@ -2,7 +2,8 @@
 
 python -m benchmarks.rounds --work W1 [--execution loop|vmap|chunk:K] [--cohort C] [--population N]
 
-Rounds are timed one by one, fenced, without compilation or evaluation. `mfu` is the model's
+Segments of rounds are timed, fenced, without compilation or evaluation, as a run does them: a
+segment lasts about half a second, or one round. `mfu` is the model's
 operations a second over the machine's best matrix product in the same process. `accuracy` is a
 check that the work is the same for everyone: a fast wrong run fails it.
 """
@@ -52,7 +53,7 @@ def main() -> None:
     params,
     data.population(),
     execution=execution(args.execution, count),
-    max_rounds=1,
+    max_rounds=64,
     transforms=(data.preprocess,),
   )
   state = sim.init(params)
@@ -61,13 +62,15 @@ def main() -> None:
   compile_s = time.perf_counter() - before
   state, _ = sim.run(state, 1)
   first_s = time.perf_counter() - began
-  times, losses = [], []
-  for _ in range(args.rounds):
+  before = time.perf_counter()
+  state, _ = sim.run(state, 1)
+  segment = int(np.clip(0.5 / (time.perf_counter() - before), 1, min(64, args.rounds)))
+  times = []
+  for _ in range(-(-args.rounds // segment)):
     before = time.perf_counter()
-    state, rows = sim.run(state, 1)
+    state, _ = sim.run(state, segment)
     jax.block_until_ready(state)
-    times.append(time.perf_counter() - before)
-    losses.append(float(rows['algorithm/train_loss'][-1]))
+    times.append((time.perf_counter() - before) / segment)
   test = evaluator(
     lambda p, batch: model.metrics(p, data.preprocess(batch)),
     data.test,
@@ -92,6 +95,7 @@ def main() -> None:
         'gemm_peak_gflops': round(peak, 1),
         'mfu': round(work.gflop / median / peak, 3),
         'peak_rss_mb': round(rss),
+        'segment': segment,
         'rounds_done': int(state.round),
         'accuracy': round(test(state.params)['accuracy'], 4),
         'jax': jax.__version__,

@@ -5,14 +5,15 @@ Fashion-MNIST, inputs scaled to [0, 1], float32. W1 to W3 cut a permutation of t
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
-import optax
 
 from fedjax_mem import data, models
 from fedjax_mem.core import Layer, onion
 from fedjax_mem.stages.algorithm import fedavg
+from fedjax_mem.stages.algorithm.training import Sgd
 from fedjax_mem.stages.select import uniform
 from fedjax_mem.stages.weigh import by_examples
 
@@ -56,7 +57,7 @@ def _conv_mflop(side: int, kernel: int, inputs: int, outputs: int) -> float:
 
 
 def _dense_mflop(*sizes: int) -> float:
-  return sum(2 * a * b for a, b in zip(sizes, sizes[1:], strict=False)) / 1e6
+  return sum(2 * a * b for a, b in itertools.pairwise(sizes)) / 1e6
 
 
 _CNN = _conv_mflop(26, 3, 1, 32) + _conv_mflop(24, 3, 32, 64) + _dense_mflop(9216, 128, 10)
@@ -83,14 +84,13 @@ def load(work: Work, data_dir: str | None = None) -> data.FederatedData:
 
 def layers(work: Work, model: models.Model) -> tuple[Layer, ...]:
   """Returns the onion of a work."""
-  optimizer = lambda rate: optax.sgd(rate, momentum=work.momentum or None)
   return onion(
     fedavg(
       model.loss,
       learning_rate=work.learning_rate,
       batch_size=work.batch_size,
       epochs=work.epochs,
-      optimizer=optimizer,
+      optimizer=Sgd(work.momentum),
     ),
     uniform(work.num_clients, work.cohort),
     by_examples(),

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core.examples import Examples
+from fedjax_mem.core.examples import Examples, Shape
 
 Tree = Any
 Metrics = dict[str, Any]
@@ -107,6 +107,14 @@ class Total:
   value: jax.Array
 
 
+# (ctx, batch of examples [B, ...], weights [B], mask [B], number of their clients) -> (sum of
+# weight x what an example adds to the payload, metrics: `Mean`s and `Total`s with the names that
+# the client half gives). An example's weight is that of its client over the client's examples.
+Pool = Callable[
+  [Context, dict[str, jax.Array], jax.Array, jax.Array, jax.Array], tuple[Tree, Metrics]
+]
+
+
 def _pass(ctx: Context, value: Any, state: Tree) -> tuple[Any, Tree, Metrics]:
   del ctx
   return value, state, {}
@@ -184,6 +192,7 @@ class Traits(NamedTuple):
     kind: 'select', 'task' (Task -> Task), 'algorithm' (Task -> Message) or 'message'.
     payload: 'float' or 'integer', of what leaves the client half.
     weighs: None, or how a weighing layer weighs: 'examples', 'equal' or 'capped'.
+    weight: of a weighing layer: the message's weight -> the weight used, both float32.
     divisor: of a weighing layer: None (the realised weight) or the fixed expected cohort.
     mechanism: None, or plain data about the noise, for the accountant.
     adds: whether decode(sum of messages) = sum of decode(message).
@@ -192,6 +201,7 @@ class Traits(NamedTuple):
   kind: str = 'message'
   payload: str = 'float'
   weighs: str | None = None
+  weight: Callable[[jax.Array], jax.Array] | None = None
   divisor: float | None = None
   mechanism: Any = None
   adds: bool = True
@@ -213,6 +223,9 @@ class Layer(NamedTuple):
       cohort. This is how a layer sees individual updates.
     sensitivity: `Bound` of what enters the client half -> `Bound` of what leaves it.
     traits: what the layer declares about itself.
+    pooled: of an algorithm whose update may be a sum over examples: (`Shape`, shapes of the
+      parameters, shapes of a batch) -> how to sum it over all examples of many clients at once, or
+      None if it is not such a sum.
   """
 
   name: str
@@ -222,6 +235,7 @@ class Layer(NamedTuple):
   stacked: bool = False
   sensitivity: Callable[[Bound], Bound] = _keep_bound
   traits: Traits = Traits()
+  pooled: Callable[[Shape, Tree, dict[str, Any]], Pool | None] | None = None
 
 
 class State(NamedTuple):

@@ -15,6 +15,8 @@ from fedjax_mem.engine.mesh import AXIS
 Tree = Any
 # (everyone's, the largest count side by side, one client's) -> (value, what stays per client)
 OneClient = Callable[[Tree, jax.Array, Tree], tuple[Tree, Tree]]
+# (everyone's, what a chunk of clients has) -> (value, what stays per client)
+Step = Callable[[Tree, Tree], tuple[Tree, Tree]]
 
 
 class Layout(NamedTuple):
@@ -41,45 +43,61 @@ class Layout(NamedTuple):
     return self.chunk * self.devices
 
 
-def spread(
-  one: OneClient,
-  everyone: Tree,
-  rows: Tree,
-  counts: Callable[[Tree], jax.Array],
-  layout: Layout,
-  summed: bool,
-) -> tuple[Tree, Tree]:
-  """Returns (value, rest) of `one` over the cohort: value summed or stacked [C, ...], rest stacked.
+def side_by_side(one: OneClient, counts: Callable[[Tree], jax.Array], layout: Layout) -> Step:
+  """Returns the step that runs `one` on `layout.chunk` clients side by side, or on one alone.
 
   Args:
     one: what one client does.
-    everyone: what all clients get.
-    rows: what each client gets, [C, ...].
-    counts: rows -> [C] int32, the clients' examples.
+    counts: rows -> their examples, int32.
     layout: how to run them.
-    summed: whether to sum the values over the cohort, chunk by chunk.
   """
-
-  def block(everyone: Tree, rows: Tree) -> tuple[Tree, Tree]:
-    longest = counts(rows).max()
-    value, rest = jax.vmap(lambda row: one(everyone, longest, row))(rows)
-    return (tree.total(value) if summed else value), rest
 
   def alone(everyone: Tree, row: Tree) -> tuple[Tree, Tree]:
     return one(everyone, counts(row), row)
 
+  def block(everyone: Tree, rows: Tree) -> tuple[Tree, Tree]:
+    longest = counts(rows).max()
+    return jax.vmap(lambda row: one(everyone, longest, row))(rows)
+
+  return alone if layout.looped else block
+
+
+def summing(step: Step) -> Step:
+  """Returns the step with its values [k, ...] summed over the clients side by side."""
+
+  def summed(everyone: Tree, rows: Tree) -> tuple[Tree, Tree]:
+    value, rest = step(everyone, rows)
+    return tree.total(value), rest
+
+  return summed
+
+
+def spread(
+  step: Step, everyone: Tree, rows: Tree, *, chunk: int | None, mesh: Mesh, summed: bool
+) -> tuple[Tree, Tree]:
+  """Returns (value, rest) of `step` over the cohort, chunk by chunk on every device of the mesh.
+
+  Args:
+    step: (everyone, rows of a chunk) -> (value, rest); a value is one sum if `summed`, else
+      stacked; rest is stacked.
+    everyone: what all clients get.
+    rows: what each client gets, [C, ...]; C is a multiple of devices x chunk.
+    chunk: clients that a step takes; None: one client, without an axis.
+    mesh: the devices.
+    summed: whether the values of all steps are summed, or stay stacked [C, ...].
+  """
+
   def on_device(everyone: Tree, rows: Tree) -> tuple[Tree, Tree]:
-    size = counts(rows).shape[0]
-    if layout.looped:
-      return _scan(alone, everyone, rows, summed)
-    if layout.chunk == size:
-      return block(everyone, rows)
-    parts = jax.tree.map(lambda x: x.reshape((-1, layout.chunk, *x.shape[1:])), rows)
-    value, rest = _scan(block, everyone, parts, summed)
+    if chunk is None:
+      return _scan(step, everyone, rows, summed)
+    if chunk == jax.tree.leaves(rows)[0].shape[0]:
+      return step(everyone, rows)
+    parts = jax.tree.map(lambda x: x.reshape((-1, chunk, *x.shape[1:])), rows)
+    value, rest = _scan(step, everyone, parts, summed)
     join = lambda x: x.reshape((-1, *x.shape[2:]))
     return (value if summed else jax.tree.map(join, value)), jax.tree.map(join, rest)
 
-  if layout.devices == 1:
+  if mesh.size == 1:
     return on_device(everyone, rows)
 
   def on_mesh(everyone: Tree, rows: Tree) -> tuple[Tree, Tree]:
@@ -91,14 +109,14 @@ def spread(
   # silently; we never differentiate through the shard_map itself.
   return jax.shard_map(
     on_mesh,
-    mesh=layout.mesh,
+    mesh=mesh,
     in_specs=(whole, split),
     out_specs=(whole if summed else split, split),
     check_vma=False,
   )(everyone, rows)
 
 
-def _scan(step: Callable, everyone: Tree, rows: Tree, summed: bool) -> tuple[Tree, Tree]:
+def _scan(step: Step, everyone: Tree, rows: Tree, summed: bool) -> tuple[Tree, Tree]:
   """Returns (value, rest) of `step` over the leading axis of rows; a running sum if `summed`."""
   if not summed:
     return jax.lax.map(lambda row: step(everyone, row), rows)

@@ -18,6 +18,7 @@ from fedjax_mem.core import (
   selector,
   tree,
 )
+from fedjax_mem.engine import pooled
 from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.cohort import pad
 from fedjax_mem.engine.context import Broadcast, Row, context, examples
@@ -59,6 +60,7 @@ def make_setting(
   setting = Setting(layers, shape, capacity, layout, {}, transforms)
   like = _like(setting, params, population)
   setting = setting._replace(like=like)
+  setting = setting._replace(pool=pooled.find(layers, setting, params, population))
   _check_fixed_point(setting, make_round(setting), params, population)
   return setting
 

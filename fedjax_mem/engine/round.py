@@ -21,7 +21,8 @@ from fedjax_mem.core import (
   tree,
 )
 from fedjax_mem.engine import cohort as cohorts
-from fedjax_mem.engine.clients import Layout, spread
+from fedjax_mem.engine import pooled
+from fedjax_mem.engine.clients import Layout, side_by_side, spread, summing
 from fedjax_mem.engine.context import Broadcast, Row, context, examples
 
 Tree = Any
@@ -38,6 +39,7 @@ class Setting(NamedTuple):
     layout: how the cohort is laid out.
     like: for each layer after the algorithm, the shapes of what its client half receives.
     transforms: functions batch -> batch, applied to what is gathered (normalisation).
+    pool: how to sum over all examples of the cohort at once, or None.
   """
 
   layers: tuple[Layer, ...]
@@ -46,6 +48,7 @@ class Setting(NamedTuple):
   layout: Layout
   like: dict[str, Tree]
   transforms: tuple[Callable[[dict], dict], ...] = ()
+  pool: Any = None
 
 
 def make_round(setting: Setting) -> RoundFn:
@@ -63,17 +66,19 @@ def make_round(setting: Setting) -> RoundFn:
       row = cohorts.arrange(row, setting.layout.chunk, setting.layout.devices)
       cast = cast._replace(cohort=row.me)
     old = cohorts.gather(state.clients, cast.cohort.id)
-    message, new, ok, noted = _clients(setting, cast, row, old)
+    message, new, ok, noted = _messages(setting, cast, row, old)
     metrics |= noted
+    not_finite = jnp.where(cast.cohort.arrived & ~ok, cast.cohort.id, -1)
+    cast = _left_out(cast, ok)
     params, servers, noted = _server(setting, cast, message)
     metrics |= noted
-    arrived = cast.cohort.arrived & ok
+    arrived = cast.cohort.arrived
     clients = cohorts.commit(state.clients, cast.cohort.id, arrived & tree.finite(new, 1), new, old)
     metrics |= {
       'selected': cast.cohort.real.sum(dtype=jnp.int32),
       'clients': arrived.sum(dtype=jnp.int32),
       'examples': jnp.where(arrived, row.count, 0).sum(dtype=jnp.int32),
-      'not_finite': jnp.where(cast.cohort.arrived & ~ok, cast.cohort.id, -1),
+      'not_finite': not_finite,
       'finite': tree.finite(params),
     }
     return State(state.round + 1, params, clients, servers), metrics
@@ -98,6 +103,19 @@ def _select(
   return cast._replace(cohort=cohort, servers=servers), _named(layer, metrics)
 
 
+def _messages(setting: Setting, cast: Broadcast, row: Row, old: dict[str, Tree]):
+  """Returns what `_clients` does, from all examples at once where the plan found that they pool.
+
+  A sum that is not finite cannot tell whose fault it is: then the clients run one by one.
+  """
+  each = lambda: _clients(setting, cast, row, old)
+  if setting.pool is None:
+    return each()
+  message, metrics = pooled.run(setting.pool, setting, cast, row)
+  everyone = jnp.ones(setting.capacity, bool)
+  return jax.lax.cond(tree.finite(message), lambda: (message, old, everyone, metrics), each)
+
+
 def _clients(setting: Setting, cast: Broadcast, row: Row, old: dict[str, Tree]):
   """Returns (sum of messages, new client states [C, ...], ok [C], metrics): all client halves."""
   layers = setting.layers
@@ -109,6 +127,7 @@ def _clients(setting: Setting, cast: Broadcast, row: Row, old: dict[str, Tree]):
     group = list(members)
     last = group[-1] is layers[-1]
     if stacked:
+      cast = _left_out(cast, ok)
       for layer in group:
         ctx = context(layer, 'cohort', cast, setting.like, cast.cohort)
         value, new[layer.name], noted = layer.client.apply(ctx, value, old[layer.name])
@@ -119,13 +138,28 @@ def _clients(setting: Setting, cast: Broadcast, row: Row, old: dict[str, Tree]):
       continue
     chain = _chain(setting, group, first=group[0] is layers[0], last=last)
     packed = (row, value, {x.name: old[x.name] for x in group})
+    step = side_by_side(chain, lambda packed: packed[0].count, setting.layout)
     value, (states, noted, fine) = spread(
-      chain, cast, packed, lambda packed: packed[0].count, setting.layout, summed=last
+      step if setting.layout.looped or not last else summing(step),
+      cast,
+      packed,
+      chunk=None if setting.layout.looped else setting.layout.chunk,
+      mesh=setting.layout.mesh,
+      summed=last,
     )
     new |= states
     ok &= fine
     metrics |= _over_cohort(noted, cast.cohort.arrived & ok)
   return value, new, ok, metrics
+
+
+def _left_out(cast: Broadcast, ok: jax.Array) -> Broadcast:
+  """Returns the broadcast in which clients that are not `ok` [C] count as lost.
+
+  Layers that see the cohort treat both alike: masks of either are recovered.
+  """
+  cohort = cast.cohort
+  return cast._replace(cohort=cohort._replace(arrived=cohort.arrived & ok))
 
 
 def _chain(setting: Setting, group: list[Layer], first: bool, last: bool):

@@ -13,6 +13,7 @@ from fedjax_mem.experiment import registry
 from fedjax_mem.experiment.config import ClientConfig, Config, DataConfig, ServerConfig
 from fedjax_mem.models.base import Model
 from fedjax_mem.optim import SERVER_OPTIMIZERS
+from fedjax_mem.stages.algorithm.training import Sgd
 from fedjax_mem.stages.select import dropout
 
 
@@ -156,13 +157,7 @@ def client_optimizer(client: ClientConfig) -> Any:
   """Returns learning rate -> the clients' optax optimizer; its state starts anew every round."""
   if client.optimizer != 'sgd':
     return registry.factory('client.optimizer', client.optimizer, {})
-  decay, momentum = client.weight_decay, client.momentum
-
-  def optimizer(rate: Any) -> optax.GradientTransformation:
-    sgd = optax.sgd(rate, momentum=momentum or None)
-    return optax.chain(optax.add_decayed_weights(decay), sgd) if decay else sgd
-
-  return optimizer
+  return Sgd(client.momentum, client.weight_decay)
 
 
 def server_optimizer(server: ServerConfig) -> optax.GradientTransformation:

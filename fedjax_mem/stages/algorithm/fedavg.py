@@ -5,7 +5,7 @@ from functools import partial
 import jax.numpy as jnp
 import optax
 
-from fedjax_mem.core import Context, Layer, Message, Stage, Task, Traits, tree, validate
+from fedjax_mem.core import Context, Layer, Message, Shape, Stage, Task, Traits, tree, validate
 from fedjax_mem.stages.algorithm import training
 
 
@@ -49,5 +49,23 @@ def fedavg(
     update = tree.sub(task.params, done.params)
     return Message(update, task.data.count.astype(jnp.float32), {}), state, done.metrics
 
+  def pooled(shape: Shape, params, batch):
+    sgd = training.Sgd() if optimizer is optax.sgd else optimizer
+    one_step = epochs == 1 and shape.capacity <= batch_size
+    if not (one_step and isinstance(sgd, training.Sgd)) or training.uses_key(loss, params, batch):
+      return None
+
+    def pool(ctx: Context, batch, weights, mask, clients):
+      grads, seen = training.pooled_gradient(loss, ctx.params, batch, weights, mask)
+      if sgd.weight_decay:
+        decay = sgd.weight_decay * weights.sum()
+        grads = tree.add(grads, tree.scale(decay, ctx.params))
+      # The first step of momentum is a plain one.
+      update = tree.scale(training.rate_at(learning_rate, ctx.round), grads)
+      return update, training.step_metrics(seen, clients, clients)
+
+    return pool
+
   server = training.server_step(optax.sgd(1.0) if server_optimizer is None else server_optimizer)
-  return Layer('algorithm', Stage(client), server, traits=Traits(kind='algorithm'))
+  traits = Traits(kind='algorithm')
+  return Layer('algorithm', Stage(client), server, traits=traits, pooled=pooled)

@@ -9,6 +9,7 @@ from fedjax_mem.core import (
   Layer,
   Mean,
   Message,
+  Shape,
   Stage,
   Task,
   Total,
@@ -67,5 +68,17 @@ def fedsgd(
     metrics = {'train_loss': seen, 'steps': Total(jnp.int32(1))}
     return Message(payload, count, {}), state, metrics
 
+  def pooled(shape: Shape, params, batch):
+    del shape
+    if training.uses_key(loss, params, batch):
+      return None
+
+    def pool(ctx: Context, batch, weights, mask, clients):
+      grads, seen = training.pooled_gradient(loss, ctx.params, batch, weights, mask)
+      return grads, {'train_loss': seen, 'steps': Total(clients)}
+
+    return pool
+
   server = training.server_step(server_optimizer)
-  return Layer('algorithm', Stage(client), server, traits=Traits(kind='algorithm'))
+  traits = Traits(kind='algorithm')
+  return Layer('algorithm', Stage(client), server, traits=traits, pooled=pooled)

@@ -1,5 +1,6 @@
 """What the algorithms share: masked local steps on the client, the optax step on the server."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,25 @@ from fedjax_mem.core import Context, Examples, Mean, Message, Stage, Task, Total
 LossFn = Callable[[Any, dict[str, jax.Array], jax.Array | None], jax.Array]
 OptimizerFn = Callable[[Any], optax.GradientTransformation]
 Rate = float | Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sgd:
+  """Learning rate -> the clients' SGD; a callable that tells what it is.
+
+  Attributes:
+    momentum: in [0, 1), of a buffer that starts at zero in every round.
+    weight_decay: >= 0; times the parameters, added to the gradient.
+  """
+
+  momentum: float = 0.0
+  weight_decay: float = 0.0
+
+  def __call__(self, rate: Any) -> optax.GradientTransformation:
+    """Returns the optax optimizer at a learning rate."""
+    sgd = optax.sgd(rate, momentum=self.momentum or None)
+    decay = self.weight_decay
+    return optax.chain(optax.add_decayed_weights(decay), sgd) if decay else sgd
 
 
 class Trained(NamedTuple):
@@ -126,12 +146,38 @@ def local_steps(
   start = (task.params, optimizer.init(task.params), Mean(jnp.float32(0), jnp.float32(0)))
   params, _, seen = jax.lax.fori_loop(0, epochs, epoch, start)
   taken = epochs * -(-data.count // size)
-  metrics = {
-    'train_loss': seen,
-    'steps': Total(taken),
-    'wasted_steps': Mean((epochs * steps - taken).astype(jnp.float32), jnp.float32(epochs * steps)),
-  }
-  return Trained(params, taken, metrics)
+  return Trained(params, taken, step_metrics(seen, taken, epochs * steps))
+
+
+def step_metrics(seen: Mean, taken: jax.Array, run: jax.Array) -> dict[str, Any]:
+  """Returns the metrics of local training.
+
+  Args:
+    seen: the losses of the examples, before each step.
+    taken: steps that had examples, int32.
+    run: steps that were computed, int32: the rest is the price of clients side by side.
+  """
+  wasted = Mean((run - taken).astype(jnp.float32), run.astype(jnp.float32))
+  return {'train_loss': seen, 'steps': Total(taken), 'wasted_steps': wasted}
+
+
+def uses_key(loss: LossFn, params: Any, batch: dict[str, Any]) -> bool:
+  """Returns whether the loss draws from its key (dropout), by tracing it on shapes."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  jaxpr = jax.make_jaxpr(loss)(params, batch, key).jaxpr
+  return any(jaxpr.invars[-1] is x for equation in jaxpr.eqns for x in equation.invars)
+
+
+def pooled_gradient(
+  loss: LossFn, params: Any, batch: dict[str, jax.Array], weights: jax.Array, mask: jax.Array
+) -> tuple[Any, Mean]:
+  """Returns the gradient of sum_i weights_i loss_i over the examples in `mask` [B], and losses."""
+
+  def objective(params: Any) -> tuple[jax.Array, Mean]:
+    losses = jnp.where(mask, loss(params, batch, None), 0.0)
+    return (weights * losses).sum(), Mean(losses.sum(), mask.sum(dtype=jnp.float32))
+
+  return jax.grad(objective, has_aux=True)(params)
 
 
 def server_step(optimizer: optax.GradientTransformation) -> Stage:

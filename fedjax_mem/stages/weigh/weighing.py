@@ -40,5 +40,5 @@ def weighing(
     payload, aux = tree.scale(1 / by, message.payload), tree.scale(1 / by, message.aux)
     return Message(payload, used, aux), state, {}
 
-  traits = Traits(weighs=weighs, divisor=divisor)
+  traits = Traits(weighs=weighs, weight=weight, divisor=divisor)
   return Layer('weigh', Stage(multiply), Stage(divide), sensitivity=sensitivity, traits=traits)

@@ -1,0 +1,108 @@
+"""One local step of many clients as one: the cohort's examples in a few large matrix products.
+
+All clients share their parameters in their first local step. Where that is the only one, the sum of
+their weighted updates is a gradient of the weighted loss over all their examples together, and no
+client's own update is ever formed: that is what it saves. It holds if nothing between the algorithm
+and the sum asks for the update of one client, which the plan knows.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import Layer, Mean, Message, Population, tree
+from fedjax_mem.core.protocol import Pool
+from fedjax_mem.engine.clients import Layout, spread
+from fedjax_mem.engine.context import Broadcast, Row, context, examples
+
+Tree = Any
+# Examples that one product takes: beyond a few thousand it gains nothing, and takes memory.
+_EXAMPLES = 8192
+
+
+def find(layers: tuple[Layer, ...], setting: Any, params: Tree, population: Population):
+  """Returns (algorithm, weighing layer, pool) if the round can be pooled, else None.
+
+  Args:
+    layers: the onion.
+    setting: of the run.
+    params: shapes of the parameters.
+    population: the examples, or their shapes.
+  """
+  algorithm = next(x for x in layers if x.traits.kind == 'algorithm')
+  weighing = next(x for x in layers if x.traits.weighs is not None)
+  others = [x for x in layers if x.name not in (algorithm.name, weighing.name)]
+  plain = all(x.select is not None and x.client == type(x.client)() for x in others)
+  if not plain or algorithm.pooled is None or weighing.traits.weight is None:
+    return None
+  batch = jax.eval_shape(
+    lambda d: _gathered(d.arrays, d.index, jnp.zeros(1, jnp.int32), setting), population
+  )
+  pool = algorithm.pooled(setting.shape, params, batch)
+  return None if pool is None else (algorithm, weighing, pool)
+
+
+def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Broadcast, row: Row):
+  """Returns (sum of messages, metrics of the algorithm) over the cohort.
+
+  Args:
+    found: from `find`.
+    setting: of the run.
+    cast: what everyone knows.
+    row: the cohort.
+  """
+  algorithm, weighing, pool = found
+  ctx = context(algorithm, 'cohort', cast, setting.like, cast.cohort)
+  weight: Any = weighing.traits.weight
+
+  def step(everyone: Broadcast, rows: Row) -> tuple[Tree, Tree]:
+    on = rows.me.arrived & (rows.count > 0)
+    used = tree.keep(on, weight(rows.count.astype(jnp.float32)))
+    each = used / jnp.maximum(rows.count, 1).astype(jnp.float32)
+    place = jnp.arange(setting.shape.capacity, dtype=jnp.int32)
+    mask = (place[None, :] < rows.count[:, None]) & on[:, None]
+    weights = jnp.where(mask, each[:, None], 0.0)
+    where = (rows.start[:, None] + place[None, :]).reshape(-1)
+    batch = _gathered(everyone.arrays, everyone.rows, where, setting)
+    payload, metrics = pool(
+      ctx._replace(params=everyone.params),
+      batch,
+      weights.reshape(-1),
+      mask.reshape(-1),
+      on.sum(dtype=jnp.int32),
+    )
+    return (Message(payload, used.sum(), {}), metrics), ()
+
+  layout: Layout = setting.layout
+  # Only what a step reads is spread over the mesh: the context holds the same for everyone.
+  everyone = cast._replace(servers={}, cohort=None)
+  (message, metrics), _ = spread(
+    step,
+    everyone,
+    row,
+    chunk=_chunk(setting.capacity // layout.devices, setting.shape.capacity),
+    mesh=layout.mesh,
+    summed=True,
+  )
+  return message, {f'{algorithm.name}/{name}': _value(x) for name, x in metrics.items()}
+
+
+def _gathered(arrays: dict, index: jax.Array, where: jax.Array, setting: Any) -> dict:
+  """Returns the batch of the examples at the places `where` [B] of the population's index."""
+  cast = Broadcast(None, None, None, None, {}, arrays, index)  # type: ignore[arg-type]
+  nowhere = Row(None, jnp.int32(0), jnp.int32(0))  # type: ignore[arg-type]
+  view = examples(cast, nowhere, jnp.int32(0), setting.shape, False, setting.transforms)
+  return view.take(where)
+
+
+def _chunk(clients: int, capacity: int) -> int:
+  """Returns the largest divisor of `clients` whose examples fit one product."""
+  most = max(1, _EXAMPLES // capacity)
+  return max(k for k in range(1, clients + 1) if clients % k == 0 and k <= most)
+
+
+def _value(metric: Any) -> jax.Array:
+  if not isinstance(metric, Mean):
+    return metric.value
+  return jnp.where(metric.count > 0, metric.total / metric.count, jnp.nan)
