@@ -1,0 +1,26 @@
+"""Data: N clients with their examples, from arrays, generators, TFDS and federated archives."""
+
+from fedjax_mem.data.partition import PARTITIONS, Partition, partition
+from fedjax_mem.data.registry import LOADERS, Entry, describe, load, names
+from fedjax_mem.data.source import FederatedData, from_arrays
+from fedjax_mem.data.streaming import StreamedPopulation, must_stream
+from fedjax_mem.data.table import Table, distribute
+from fedjax_mem.data.tfds import prepare
+
+__all__ = (
+  'LOADERS',
+  'PARTITIONS',
+  'Entry',
+  'FederatedData',
+  'Partition',
+  'StreamedPopulation',
+  'Table',
+  'describe',
+  'distribute',
+  'from_arrays',
+  'load',
+  'must_stream',
+  'names',
+  'partition',
+  'prepare',
+)

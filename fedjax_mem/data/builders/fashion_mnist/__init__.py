@@ -1,0 +1,1 @@
+"""Fashion-MNIST from its published idx files."""

@@ -1,0 +1,59 @@
+"""CIFAR-100 on 500 training and 100 test clients of 100 images each, by Pachinko allocation.
+
+Test clients are others than training clients, whatever their names.
+
+Reference: Krizhevsky (2009); Reddi et al. (2021), arXiv 2003.00295, appendix F.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from fedjax_mem.data.builders import tff
+
+_SHAPE = (32, 32, 3)
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+  """CIFAR-100 from TensorFlow Federated's HDF5 or SQLite files in `manual_dir`."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  MANUAL_DOWNLOAD_INSTRUCTIONS = tff.CIFAR100.instructions
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description='CIFAR-100 by client, as published by TensorFlow Federated.',
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Tensor(shape=_SHAPE, dtype=np.uint8, encoding='bytes'),
+          'label': tfds.features.ClassLabel(num_classes=100),
+          'coarse_label': tfds.features.ClassLabel(num_classes=20),
+          'client_id': tfds.features.Text(),
+        }
+      ),
+      supervised_keys=('image', 'label'),
+      disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    files = tff.CIFAR100
+    reader = tff.Reader(Path(dl_manager.manual_dir), files, Path(dl_manager.download_dir))
+    return {split: self._generate_examples(reader, split) for split in files.splits}
+
+  def _generate_examples(
+    self, reader: tff.Reader, split: str
+  ) -> Iterator[tuple[int, dict[str, Any]]]:
+    for i, (client, example) in enumerate(reader.examples(split)):
+      yield (
+        i,
+        {
+          'image': np.asarray(example['image']).reshape(_SHAPE).astype(np.uint8),
+          'label': tff.scalar(example['label']),
+          'coarse_label': tff.scalar(example['coarse_label']),
+          'client_id': client,
+        },
+      )

@@ -1,0 +1,1 @@
+"""FEMNIST, by writer, from the files of TensorFlow Federated."""

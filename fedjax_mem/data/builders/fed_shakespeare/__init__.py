@@ -1,0 +1,1 @@
+"""Shakespeare, by character of a play, from the files of TensorFlow Federated."""

@@ -1,0 +1,1 @@
+"""Stack Overflow, by user, from the files of TensorFlow Federated."""

@@ -1,0 +1,48 @@
+"""Where data are looked for, and where prepared data are written.
+
+Prepared data live in one folder, the first of: the argument `data_dir` (`--data-dir`), the
+environment variable FEDJAX_MEM_DATA, `fedjax_mem/data` in the user's cache. Files that a person
+fetched (`manual_dir`) are looked for in the argument `manual_dir`, then in that folder, then in
+places where packages are known to put them.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+VARIABLE = 'FEDJAX_MEM_DATA'
+
+
+def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
+  """Returns the folder of prepared data; it need not exist."""
+  chosen = data_dir or os.environ.get(VARIABLE)
+  if chosen:
+    return Path(chosen).expanduser()
+  cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return Path(cache).expanduser() / 'fedjax_mem' / 'data'
+
+
+def manual_folders(
+  name: str,
+  data_dir: str | os.PathLike[str] | None,
+  manual_dir: str | os.PathLike[str] | None,
+  known: Sequence[str] = (),
+) -> list[Path]:
+  """Returns the folders, in order, that may hold the fetched files of a data set.
+
+  Args:
+    name: of the data set.
+    data_dir: as for `data_folder`.
+    manual_dir: if given, this folder only.
+    known: where packages put them.
+  """
+  if manual_dir is not None:
+    return [Path(manual_dir).expanduser()]
+  root = data_folder(data_dir)
+  short = name.split('/', maxsplit=1)[0]
+  return [root / 'manual' / short, root / 'manual', root / short, root, *map(Path, known)]
+
+
+def first_with(folders: Sequence[Path], holds: Callable[[Path], bool]) -> Path | None:
+  """Returns the first folder for which `holds` is true, or None."""
+  return next((folder for folder in folders if folder.is_dir() and holds(folder)), None)

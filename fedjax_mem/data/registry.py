@@ -1,0 +1,149 @@
+"""Data sets by name: loading one into the hands of clients, and saying what is there.
+
+A new data set is one function and one line in `LOADERS`; research code needs no fork: a name may be
+`package.module:function`, a function that returns a `Table` or a `FederatedData`.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_mem.core import validate
+from fedjax_mem.data import flat, places, tfds
+from fedjax_mem.data.digits import load_digits
+from fedjax_mem.data.partition import options_of
+from fedjax_mem.data.source import FederatedData
+from fedjax_mem.data.synthetic import load_synthetic
+from fedjax_mem.data.table import Table, distribute
+
+LOADERS: dict[str, Callable[..., Table]] = {
+  'digits': load_digits,
+  'synthetic': load_synthetic,
+}
+_OURS = {'num_clients', 'seed', 'data_dir', 'client_ids'}
+_SIZES = {
+  'digits': '1,438 + 359 images of 8 x 8, 10 labels',
+  'synthetic': '30 clients, 60 features, 10 labels (FedProx)',
+  'fashion_mnist': '60,000 + 10,000 images of 28 x 28, 10 labels',
+  'fed_emnist': '3,400 clients, 671,585 + 77,483 images of 28 x 28, 62 labels',
+  'fed_emnist/digits': '3,383 clients, 341,873 + 40,832 images of 28 x 28, 10 labels',
+  'fed_shakespeare': '715 clients, 16,068 + 2,356 snippets, 90 tokens',
+  'fed_cifar100': '500 clients, 50,000 + 10,000 images of 32 x 32 x 3, 100 labels',
+  'fed_stackoverflow': '342,477 clients, 135,818,730 + 16,586,035 sentences, 10,004 tokens',
+}
+
+
+class Entry(NamedTuple):
+  """One line of `fedjax-mem data list`.
+
+  Attributes:
+    name: of the data set.
+    size: in words.
+    where: the folder it is in, 'built in', or ''.
+    available: whether `load` finds it.
+    remedy: the command (or the files) that make it available, or ''.
+  """
+
+  name: str
+  size: str
+  where: str
+  available: bool
+  remedy: str
+
+
+def load(
+  name: str,
+  *,
+  partition: str | None = None,
+  num_clients: int | None = None,
+  seed: int = 0,
+  data_dir: tfds.Folder = None,
+  **options: Any,
+) -> FederatedData:
+  """Returns a data set in the hands of clients.
+
+  Args:
+    name: a key of `LOADERS` or of `tfds.BUILDERS`, a data set of TFDS that is prepared, or
+      `package.module:function`.
+    partition: a key of `partition.PARTITIONS`; None: 'natural' where the examples have a client of
+      their own, else 'iid'.
+    num_clients: N; None only for 'natural' (all of them) and 'synthetic' (30).
+    seed: of the partition, and of data that are drawn.
+    data_dir: where prepared data are; None: as `places` says.
+    **options: of the data set if its loader knows them, else of the partition.
+
+  Raises:
+    ValueError: an unknown name or option, data that are not there or damaged, a bad argument.
+  """
+  loader = LOADERS.get(name) or (_import(name) if ':' in name else None)
+  if loader is None:
+    table = _prepared(name, data_dir)
+    return distribute(table, partition, num_clients, seed, **options)
+  known = inspect.signature(loader).parameters
+  # What is drawn for its clients is drawn for as many as are asked for.
+  given = {**options, 'num_clients': num_clients, 'seed': seed, 'data_dir': data_dir}
+  mine = {k: v for k, v in given.items() if k in known and v is not None}
+  loaded = loader(**mine)
+  if isinstance(loaded, FederatedData):
+    return loaded
+  rest = {k: v for k, v in options.items() if k not in known}
+  choices = (set(known) | set(options_of(partition))) - _OURS
+  for option in rest:
+    if option not in choices:
+      raise ValueError(
+        f'options of data {name!r} must be among {sorted(choices)!r}, got {option!r}.'
+        f'{validate.nearest(option, choices)}'
+      )
+  return distribute(loaded, partition, num_clients, seed, **rest)
+
+
+def _import(name: str) -> Callable[..., Any]:
+  module, _, attribute = name.partition(':')
+  try:
+    return validate.function(data=getattr(importlib.import_module(module), attribute))
+  except (ImportError, AttributeError) as error:
+    raise ValueError(f'data must be package.module:function, got {name!r} ({error}).') from error
+
+
+def _prepared(name: str, data_dir: tfds.Folder) -> Table:
+  try:
+    return tfds.load(name, data_dir)
+  except ValueError as error:
+    hint = '' if name in tfds.BUILDERS else validate.nearest(name, names())
+    raise ValueError(f'{error}{"." + hint if hint else ""}') from error
+
+
+def names() -> tuple[str, ...]:
+  """Returns the names of the data sets that this package knows itself."""
+  return (*LOADERS, *tfds.BUILDERS)
+
+
+def describe(data_dir: tfds.Folder = None) -> list[Entry]:
+  """Returns the data sets of this package and those prepared, and what is missing to have them."""
+  entries = [Entry(name, _SIZES.get(name, ''), 'built in', True, '') for name in LOADERS]
+  root = places.data_folder(data_dir)
+  prepared = {tfds.subfolder(name): name for name in tfds.BUILDERS}
+  entries += [_entry(name, root, data_dir) for name in tfds.BUILDERS]
+  homes = [p.parent for depth in ('*/*', '*/*/*') for p in root.glob(f'{depth}/{flat.FOLDER}')]
+  for name in sorted({str(home.parent.relative_to(root)) for home in homes}):
+    if name not in prepared:
+      entries.append(_entry(name, root, data_dir))
+  return entries
+
+
+def _entry(name: str, root: Path, data_dir: tfds.Folder) -> Entry:
+  size, command = _SIZES.get(name, ''), tfds.command(name, data_dir)
+  home = flat.find(root, tfds.subfolder(name))
+  if home is not None:
+    try:
+      table = flat.read(home, command)
+    except ValueError:
+      return Entry(name, size, str(home), False, command)
+    size = size or f'{len(table.arrays["y"]):,} + {len(table.test["y"]):,} examples'
+    return Entry(name, size, str(home), True, '')
+  source = tfds.manual_folder(name, root)
+  if source is not None:
+    return Entry(name, size, str(source), False, command)
+  return Entry(name, size, '', False, f'{tfds.BUILDERS[name].instructions} Then: {command}')

@@ -1,0 +1,139 @@
+"""A data set before it is partitioned, and its way to a population."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_mem.core import validate
+from fedjax_mem.data.partition import Partition, partition
+from fedjax_mem.data.preprocess import Batch, Inputs
+from fedjax_mem.data.source import Arrays, FederatedData
+
+# Keeps the noise apart from the partition's own draws from the same seed.
+_NOISE = 0x6E6F6973
+_CHUNK = 8192
+
+
+class Table(NamedTuple):
+  """Examples without owners, or with a client of their own.
+
+  Attributes:
+    name: of the data set.
+    arrays: 'x' [T, ...] and 'y' [T] (or [T, L]) int32.
+    test: the same of the test set.
+    num_classes: labels are in [0, num_classes).
+    input_shape: of a preprocessed 'x', without batch.
+    preprocess: batch of stored arrays -> batch of model inputs.
+    client_ids: [T] int32, each example's own client, or None.
+    clients: their names, or None.
+    test_client_ids: [test examples] int32, -1 for a client without training examples, or None.
+  """
+
+  name: str
+  arrays: Arrays
+  test: Arrays
+  num_classes: int
+  input_shape: tuple[int, ...]
+  preprocess: Callable[[Batch], Batch]
+  client_ids: np.ndarray | None = None
+  clients: tuple[str, ...] | None = None
+  test_client_ids: np.ndarray | None = None
+
+
+def distribute(
+  table: Table,
+  name: str | None = None,
+  num_clients: int | None = None,
+  seed: int = 0,
+  **options: Any,
+) -> FederatedData:
+  """Returns the table's examples in the hands of clients.
+
+  Args:
+    table: the examples.
+    name: of the partition; None: 'natural' where examples have a client of their own, else 'iid'.
+    num_clients: N; None only for 'natural': all.
+    seed: of the partition.
+    **options: of the partition.
+
+  Raises:
+    ValueError: as `partition.partition`; 'natural' without clients.
+  """
+  name = name or ('iid' if table.client_ids is None else 'natural')
+  if name == 'natural':
+    if table.client_ids is None:
+      raise ValueError(
+        f"partition must be another than 'natural' for {table.name!r}, whose examples have no "
+        "client of their own, got 'natural'."
+      )
+    options['client_ids'] = table.client_ids
+  parts = partition(name, table.arrays['y'], num_clients, seed=seed, **options)
+  data = FederatedData(
+    table.name,
+    table.arrays,
+    parts.index,
+    parts.offsets,
+    table.test,
+    table.num_classes,
+    table.input_shape,
+    table.preprocess,
+    _names(table, parts),
+    parts.unused_labels,
+    _test_clients(table, parts),
+  )
+  return data if parts.noise is None else add_noise(data, parts.noise, seed)
+
+
+def _names(table: Table, parts: Partition) -> tuple[str, ...] | None:
+  if parts.clients is None or table.clients is None:
+    return None
+  return tuple(table.clients[i] for i in parts.clients)
+
+
+def _test_clients(table: Table, parts: Partition) -> np.ndarray | None:
+  """Returns each test example's position among the chosen clients, -1 for none of them."""
+  if parts.clients is None or table.test_client_ids is None:
+    return None
+  size = 1 + max(int(parts.clients.max()), int(table.test_client_ids.max(initial=0)))
+  position = np.full(size + 1, -1, np.int32)  # The last entry answers for the id -1.
+  position[parts.clients] = np.arange(len(parts.clients))
+  return position[table.test_client_ids]
+
+
+def add_noise(data: FederatedData, stddev: np.ndarray, seed: int) -> FederatedData:
+  """Returns the data with Gaussian noise on each client's preprocessed inputs, stored as float32.
+
+  Args:
+    data: every row in at most one client's list.
+    stddev: [N], of each client's noise.
+    seed: the noise of a client is a function of the seed and its position.
+  """
+  validate.integer(0, seed=seed)
+  arrays, test = _preprocessed(data, data.arrays), _preprocessed(data, data.test)
+  for client, scale in enumerate(stddev):
+    rows = data.rows(client)
+    rng = np.random.default_rng([seed, _NOISE, client])
+    noise = rng.standard_normal((len(rows), *data.input_shape), np.float32)
+    arrays['x'][rows] += np.float32(scale) * noise
+  return FederatedData(
+    data.name,
+    arrays,
+    data.index,
+    data.offsets,
+    test,
+    data.num_classes,
+    data.input_shape,
+    Inputs(data.input_shape),
+    data.clients,
+    data.unused_labels,
+    data.test_clients,
+  )
+
+
+def _preprocessed(data: FederatedData, arrays: Arrays) -> Arrays:
+  x = np.empty((len(arrays['y']), *data.input_shape), np.float32)
+  for begin in range(0, len(x), _CHUNK):
+    part = {name: np.asarray(a[begin : begin + _CHUNK]) for name, a in arrays.items()}
+    x[begin : begin + _CHUNK] = np.asarray(data.preprocess(part)['x'])
+  return {**arrays, 'x': x}

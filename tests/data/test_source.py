@@ -1,0 +1,111 @@
+"""FederatedData: what it holds on the device, and what it refuses."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from fedjax_mem.core import Examples
+from fedjax_mem.data.preprocess import Inputs, Tokens
+from fedjax_mem.data.source import FederatedData, from_arrays
+
+X = np.arange(8 * 6, dtype=np.uint8).reshape(8, 2, 3)
+Y = np.array([0, 1, 2, 0, 1, 2, 0, 1])
+LISTS = [[0, 3], [5], [1, 2, 4]]
+
+
+def make(**options):
+  return from_arrays(X, Y, LISTS, **options)
+
+
+def test_population_holds_every_client_s_examples():
+  data = make(test=(X[:3], Y[:3]))
+  population = data.population()
+  assert data.num_clients == 3 and data.counts.tolist() == [2, 1, 3]
+  assert population.arrays['x'].dtype == np.uint8
+  assert population.start.dtype == population.count.dtype == population.index.dtype == np.int32
+  for client, expected in enumerate(LISTS):
+    start, count = population.start[client], population.count[client]
+    examples = Examples(population.arrays, population.index, start, count, count, 3)
+    batch = examples.take(np.arange(int(count)))
+    assert np.array_equal(batch['x'], X[expected])
+    assert np.array_equal(batch['y'], Y[expected])
+
+
+def test_defaults_suit_images():
+  data = make()
+  batch = jax.jit(data.preprocess)(data.arrays)
+  assert data.input_shape == (2, 3, 1) and batch['x'].shape == (8, 2, 3, 1)
+  assert np.allclose(batch['x'][..., 0], X / 255, rtol=1e-6)
+  assert data.num_classes == 3 and len(data.test['y']) == 0
+
+
+def test_floats_are_left_as_they_are():
+  data = from_arrays(np.ones((8, 5)), Y, LISTS)
+  assert data.input_shape == (5,) and data.preprocess == Inputs((5,))
+
+
+def test_tokens_are_cast_after_the_gather():
+  x = np.ones((8, 4), np.uint8)
+  data = from_arrays(x, x, LISTS, num_classes=2, preprocess=Tokens())
+  batch = data.preprocess(data.arrays)
+  assert batch['x'].dtype == batch['y'].dtype == np.int32 and data.input_shape == (4,)
+
+
+def test_label_counts_are_clients_by_labels():
+  assert make().label_counts().tolist() == [[2, 0, 0], [0, 0, 1], [0, 2, 1]]
+
+
+def test_nbytes_is_what_the_device_holds():
+  data = make()
+  assert data.nbytes == sum(x.nbytes for x in jax.tree.leaves(data.population()))
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'num_classes': 2}, r'labels of arrays must be in \[0, num_classes = 2\), got 0 to 2'),
+    ({'clients': ('a', 'b')}, 'clients must be 3 names'),
+    ({'test': (X[:3], Y[:2])}, 'test must be of one length'),
+    ({'test': (X[:1], [7]), 'num_classes': 3}, 'labels of test must be in'),
+  ],
+)
+def test_from_arrays_refuses(change, message):
+  with pytest.raises(ValueError, match=message):
+    make(**change)
+
+
+def test_from_arrays_refuses_bad_arrays():
+  with pytest.raises(ValueError, match='arrays must be of one length'):
+    from_arrays(X[:4], Y, LISTS)
+  with pytest.raises(ValueError, match='y must be integers, got float64'):
+    from_arrays(X, Y * 1.0, LISTS)
+  with pytest.raises(ValueError, match='y must be in'):
+    from_arrays(X, Y - 1, LISTS)
+  with pytest.raises(ValueError, match='x must be finite, got NaN'):
+    from_arrays(np.full((8, 2), np.nan), Y, LISTS)
+  with pytest.raises(ValueError, match='got none for client 1'):
+    from_arrays(X, Y, [[0], [], [1]])
+  with pytest.raises(ValueError, match=r'index must be rows in \[0, 8\), got 0 to 8'):
+    from_arrays(X, Y, [[0, 8]])
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'offsets': np.array([0, 2, 2, 6])}, 'at least one example, got 0 for client 1'),
+    ({'offsets': np.array([0, 4, 2, 6])}, 'at least one example, got -2 for client 1'),
+    ({'offsets': np.array([0, 2, 3, 5])}, 'offsets must run from 0 to the length of index = 6'),
+    ({'offsets': np.array([1, 2, 3, 6])}, 'offsets must run from 0'),
+    ({'offsets': np.array([0, 2, 3, 6], np.int32)}, 'offsets must be int64'),
+    ({'index': np.arange(6)}, 'index must be int32'),
+    ({'index': np.array([0, 3, 5, 1, 2, -1], np.int32)}, 'index must be rows in .*got -1 to 5'),
+    ({'arrays': {'x': X, 'y': Y}}, r"arrays\['y'\] must be int32, got int64"),
+    ({'arrays': {'x': X}}, "arrays must hold 'x' and 'y'"),
+  ],
+)
+def test_construction_refuses_what_is_not_consistent(change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(make(), **change)
+  assert isinstance(make(), FederatedData)
