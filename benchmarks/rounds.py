@@ -1,6 +1,7 @@
 """How fast is a round? One JSON line for a work.
 
 python -m benchmarks.rounds --work W1 [--execution loop|vmap|chunk:K] [--cohort C] [--population N]
+    [--against torch-loop [--peer-python PYTHON] [--peer-processes 2] [--peer-threads 1]]
 
 Segments of rounds are timed, fenced, without compilation or evaluation, as a run does them: a
 segment lasts about half a second, or one round. `mfu` is the model's
@@ -11,7 +12,12 @@ check that the work is the same for everyone: a fast wrong run fails it.
 import argparse
 import dataclasses
 import json
+import pathlib
+import subprocess
+import sys
+import tempfile
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,6 +33,58 @@ def execution(text: str, count: int | str) -> Execution:
   return Execution(mode=mode, chunk=int(chunk) if chunk else None, devices=count)
 
 
+class TorchLoop:
+  """The peer in its own process, asked for rounds in turn with ours."""
+
+  def __init__(self, work: works.Work, data: Any, args: argparse.Namespace):
+    self._folder = tempfile.TemporaryDirectory()
+    folder = pathlib.Path(self._folder.name)
+    (folder / 'work.json').write_text(json.dumps(dataclasses.asdict(work)))
+    for prefix, arrays in (('', data.arrays), ('test_', data.test)):
+      for name, x in arrays.items():
+        np.save(folder / f'{prefix}{name}.npy', x)
+    script = pathlib.Path(__file__).parent / 'peers' / 'torch_loop.py'
+    how = ['--processes', str(args.peer_processes), '--threads', str(args.peer_threads)]
+    self._process = subprocess.Popen(
+      [args.peer_python, str(script), str(folder), *how],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self.version = self._read()['torch']
+    self.seconds: list[float] = []
+
+  def _read(self) -> dict[str, Any]:
+    line = self._process.stdout.readline()
+    if not line:
+      raise SystemExit('the peer ended: is torch installed? pip install -e ".[bench]"')
+    return json.loads(line)
+
+  def ask(self, line: str) -> dict[str, Any]:
+    """Sends a line and returns the answer."""
+    self._process.stdin.write(f'{line}\n')
+    self._process.stdin.flush()
+    return self._read()
+
+  def run(self, rounds: int) -> None:
+    """Runs rounds and keeps their seconds."""
+    self.seconds += self.ask(str(rounds))['seconds']
+
+  def facts(self, ours: float) -> dict[str, Any]:
+    """Returns the peer's figures and the ratio of the medians, > 1 where we are faster."""
+    median = float(np.median(self.seconds))
+    facts = {
+      'peer': f'torch {self.version}',
+      'peer_rounds_per_s': round(1 / median, 4),
+      'peer_median_s': round(median, 4),
+      'peer_accuracy': round(self.ask('accuracy')['accuracy'], 4),
+      'ratio': round(median / ours, 2),
+    }
+    self._process.stdin.close()
+    self._process.wait()
+    return facts
+
+
 def main() -> None:
   """Measures one work and prints its line."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -37,6 +95,10 @@ def main() -> None:
   parser.add_argument('--population', type=int, help='clients, if not those of the work')
   parser.add_argument('--rounds', type=int, default=10, help='rounds that are timed')
   parser.add_argument('--data-dir')
+  parser.add_argument('--against', choices=['torch-loop'])
+  parser.add_argument('--peer-python', default=sys.executable, help='an interpreter with torch')
+  parser.add_argument('--peer-processes', type=int, default=2)
+  parser.add_argument('--peer-threads', type=int, default=1)
   args = parser.parse_args()
   began = time.perf_counter()
   count = args.devices if args.devices == 'auto' else int(args.devices)
@@ -65,8 +127,14 @@ def main() -> None:
   before = time.perf_counter()
   state, _ = sim.run(state, 1)
   segment = int(np.clip(0.5 / (time.perf_counter() - before), 1, min(64, args.rounds)))
+  peer = TorchLoop(work, data, args) if args.against else None
   times = []
+  if peer:
+    peer.run(1)  # warm up, as we did
+    peer.seconds.clear()
   for _ in range(-(-args.rounds // segment)):
+    if peer:
+      peer.run(segment)
     before = time.perf_counter()
     state, _ = sim.run(state, segment)
     jax.block_until_ready(state)
@@ -99,6 +167,7 @@ def main() -> None:
         'rounds_done': int(state.round),
         'accuracy': round(test(state.params)['accuracy'], 4),
         'jax': jax.__version__,
+        **(peer.facts(median) if peer else {}),
       }
     )
   )
