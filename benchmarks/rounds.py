@@ -27,10 +27,10 @@ from fedjax_mem.engine import Execution, describe, evaluator, simulate
 from fedjax_mem.experiment import devices
 
 
-def execution(text: str, count: int | str) -> Execution:
+def execution(text: str, count: int | str, pool: bool) -> Execution:
   """Returns the execution that 'auto', 'loop', 'vmap' or 'chunk:K' names."""
   mode, _, chunk = text.partition(':')
-  return Execution(mode=mode, chunk=int(chunk) if chunk else None, devices=count)
+  return Execution(mode=mode, chunk=int(chunk) if chunk else None, devices=count, pool=pool)
 
 
 class TorchLoop:
@@ -91,6 +91,7 @@ def main() -> None:
   parser.add_argument('--work', choices=sorted(works.WORKS), default='W1')
   parser.add_argument('--execution', default='auto')
   parser.add_argument('--devices', default='auto', help='a number, or auto: one a core')
+  parser.add_argument('--no-pool', action='store_true', help='no sum over all examples at once')
   parser.add_argument('--cohort', type=int, help='clients of a round, if not those of the work')
   parser.add_argument('--population', type=int, help='clients, if not those of the work')
   parser.add_argument('--rounds', type=int, default=10, help='rounds that are timed')
@@ -114,7 +115,7 @@ def main() -> None:
     works.layers(work, model),
     params,
     data.population(),
-    execution=execution(args.execution, count),
+    execution=execution(args.execution, count, not args.no_pool),
     max_rounds=64,
     transforms=(data.preprocess,),
   )

@@ -5,8 +5,8 @@ Needs torch==2.13.0 and NumPy, nothing else, so any interpreter that has them ca
     python benchmarks/peers/torch_loop.py FOLDER
 
 FOLDER holds work.json, x.npy [T, ...] uint8, y.npy [T] and the test set, as written by
-`python -m benchmarks.rounds --against torch-loop`. A line 'R' on standard input runs R rounds and is
-answered by a JSON line with their seconds; the line 'accuracy' is answered with the test accuracy.
+`python -m benchmarks.rounds --against torch-loop`. A line 'R' on standard input runs R rounds and
+is answered by a JSON line with their seconds; the line 'accuracy' by one with the test accuracy.
 The best setting seen for W1 and W3 was 2 processes with 1 thread each: with 2 threads in one
 process, each small operation is split in vain.
 """
@@ -60,7 +60,7 @@ class Trainer:
   def __init__(self, folder: pathlib.Path, threads: int):
     torch.set_num_threads(threads)
     self.work = json.loads((folder / 'work.json').read_text())
-    self.x = torch.from_numpy(np.load(folder / 'x.npy', mmap_mode='r')[:])
+    self.x = torch.from_numpy(np.load(folder / 'x.npy'))
     self.y = torch.from_numpy(np.load(folder / 'y.npy').astype(np.int64))
     self.order = torch.from_numpy(np.random.default_rng(0).permutation(len(self.y)))
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """The protocol of a round and the small things everything else is written with."""
 
 from fedjax_mem.core.examples import Examples, Population, Shape, shape_of, stack_clients
+from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.core.protocol import (
   Bound,
   Context,
@@ -29,6 +30,7 @@ __all__ = (
   'IncompatibleStages',
   'Layer',
   'Mean',
+  'Mechanism',
   'Member',
   'Message',
   'Population',

@@ -29,11 +29,14 @@ class Execution:
       (one client at a time) or 'auto' (a table by platform and model size decides).
     chunk: clients side by side on each device, for mode 'chunk'.
     devices: devices over which the cohort is split, or 'auto' for all there are.
+    pool: whether the clients' only local steps may be computed as one, where nothing asks for the
+      update of a single client (then the mode is not used).
   """
 
   mode: str = 'auto'
   chunk: int | None = None
   devices: int | str = 'auto'
+  pool: bool = True
 
   def __post_init__(self):
     validate.one_of(MODES, mode=self.mode)

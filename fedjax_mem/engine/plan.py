@@ -34,6 +34,7 @@ def make_setting(
   shape: Shape,
   layout: Layout,
   transforms: tuple[Callable[[dict], dict], ...] = (),
+  pool: bool = True,
 ) -> Setting:
   """Returns the setting of a run, checked.
 
@@ -44,6 +45,7 @@ def make_setting(
     shape: static facts about the population.
     layout: how the cohort is laid out.
     transforms: functions batch -> batch, applied to what is gathered.
+    pool: whether to look for a way to sum over all examples of the cohort at once.
 
   Raises:
     IncompatibleStages: layers that do not fit together.
@@ -60,7 +62,8 @@ def make_setting(
   setting = Setting(layers, shape, capacity, layout, {}, transforms)
   like = _like(setting, params, population)
   setting = setting._replace(like=like)
-  setting = setting._replace(pool=pooled.find(layers, setting, params, population))
+  if pool:
+    setting = setting._replace(pool=pooled.find(layers, setting, params, population))
   _check_fixed_point(setting, make_round(setting), params, population)
   return setting
 

@@ -160,9 +160,12 @@ def simulate(
   validate.integer(at_least=0, at_most=2**32 - 1, seed=seed)
   validate.integer(max_rounds=max_rounds)
   capacity = selector(layers)[1].sampling.capacity
-  layout = executions.resolve(execution or Execution(), capacity, params)
+  execution = execution or Execution()
+  layout = executions.resolve(execution, capacity, params)
   shape = shape_of(population) if shape is None else shape
-  setting = plan.make_setting(layers, tree.shapes(params), population, shape, layout, transforms)
+  setting = plan.make_setting(
+    layers, tree.shapes(params), population, shape, layout, transforms, execution.pool
+  )
   population = jax.device_put(population, meshes.replicated(layout.mesh))
   return Simulation(setting, population, seed, max_rounds, tree.shapes(params))
 

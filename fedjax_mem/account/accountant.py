@@ -1,0 +1,326 @@
+"""Epsilon of a run, by Renyi differential privacy (RDP) or by privacy loss distributions (PLD).
+
+`claim` pairs a sampler with a mechanism, picks the accountant by what it supports and returns a
+`Claim`; the claim knows epsilon after any number of rounds, and the whole trajectory ahead of the
+run. RDP is used where it is valid, PLD on request or where RDP has no event.
+"""
+
+import dataclasses
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_mem.account import curves, events, poisson
+from fedjax_mem.core import Sampling, validate
+from fedjax_mem.core.mechanism import Mechanism
+
+# Bounds of epsilon up to which a level holds.
+LEVELS = ((1.0, 'Strong'), (5.0, 'Moderate'), (10.0, 'Weak'))
+NOT_COVERED = 'not covered by ε'
+
+
+def level(epsilon: float) -> str:
+  """Returns the privacy level of an epsilon: Strong (<= 1), Moderate, Weak (<= 10) or Minimal."""
+  return next((name for bound, name in LEVELS if epsilon <= bound), 'Minimal')
+
+
+class Guarantee(NamedTuple):
+  """A statement of differential privacy, with all that it depends on.
+
+  Attributes:
+    epsilon: of the rounds so far.
+    delta: the target, plus what overflowing Poisson cohorts add to it.
+    accountant: 'RDP' or 'PLD'.
+    adjacency: what a neighbour is, one of `events.ADJACENCIES`.
+    unit: whose presence or data are protected, 'client' or 'example'.
+    trust: 'central' (from who sees the sum) or 'local' (from the server too).
+    rounds: that ran.
+  """
+
+  epsilon: float
+  delta: float
+  accountant: str
+  adjacency: str
+  unit: str
+  trust: str
+  rounds: int
+
+  @property
+  def level(self) -> str:
+    """Strong, Moderate, Weak or Minimal."""
+    return level(self.epsilon)
+
+  def __str__(self) -> str:
+    return (
+      f'ε = {self.epsilon:.4g} at δ = {self.delta:.3g} after {self.rounds} rounds '
+      f'({self.unit} level, {self.trust}, {self.adjacency.replace("_", "-")}, {self.accountant}): '
+      f'{self.level}'
+    )
+
+
+class Trajectory(NamedTuple):
+  """Epsilon and delta after each round 1 … R.
+
+  Attributes:
+    epsilon: [R] float64, never decreasing.
+    delta: [R] float64, the reported delta.
+    accountant: 'RDP' or 'PLD'.
+    adjacency: one of `events.ADJACENCIES`.
+  """
+
+  epsilon: np.ndarray
+  delta: np.ndarray
+  accountant: str
+  adjacency: str
+
+
+def check_delta(delta: float, population: int | None = None) -> float:
+  """Returns delta, in (0, 1); warns where it is no better than publishing one client's data.
+
+  Raises:
+    ValueError: delta is not in (0, 1).
+  """
+  validate.open_fraction(delta=delta)
+  if population and delta >= 1 / population:
+    warnings.warn(
+      f'delta should be well below 1 / {population} (one over the population), got {delta!r}: a '
+      'mechanism that publishes the data of one client at random would satisfy it.',
+      UserWarning,
+      stacklevel=3,
+    )
+  return delta
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """What is accounted, and how: a sampler, a mechanism, an adjacency and an accountant.
+
+  Attributes:
+    sampling: what the sampler did.
+    mechanism: which noise was added.
+    adjacency: one of `events.ADJACENCIES`.
+    accountant: 'rdp' or 'pld'.
+    truncated: a Poisson cohort is accounted as cut to its capacity; otherwise its overflow is added
+      to delta.
+  """
+
+  sampling: Sampling
+  mechanism: Mechanism
+  adjacency: str
+  accountant: str
+  truncated: bool = False
+
+  def _event(self, rounds: int, accountant: str | None = None) -> tuple[Any, int]:
+    return events.build(
+      self.sampling,
+      self.mechanism,
+      self.adjacency,
+      accountant or self.accountant,
+      rounds,
+      self.truncated,
+    )
+
+  def supported(self, rounds: int) -> bool:
+    """Returns whether the accountant says that it supports the event."""
+    event, _ = self._event(rounds)
+    return curves.supports(self.accountant, event, self.adjacency)
+
+  def epsilon(self, rounds: int, delta: float) -> float:
+    """Returns epsilon after `rounds` rounds at `delta`, without what overflow adds to delta."""
+    if rounds == 0:
+      return 0.0
+    event, count = self._event(rounds)
+    if self.accountant == 'rdp':
+      return float(self._rdp(event, np.asarray([count]), delta)[0])
+    if curves.is_gaussian(event):
+      return curves.gaussian_epsilon(event, count, self.adjacency, delta)
+    interval = self._interval(count, delta)
+    return curves.pld_epsilon(event, count, self.adjacency, delta, interval)
+
+  def added_delta(self, rounds: int, epsilon: float) -> float:
+    """Returns what overflowing Poisson cohorts add to delta."""
+    return poisson.added_delta(self.sampling, rounds, epsilon) if self.overflow_counts else 0.0
+
+  @property
+  def overflow_counts(self) -> bool:
+    """Whether cutting a cohort changes what is claimed, so that its probability adds to delta.
+
+    It does not where the draw is the same for both neighbours and nothing is claimed of it.
+    """
+    by_draw = events.amplified(self.sampling, self.mechanism, self.adjacency)
+    return not self.truncated and (by_draw or self.adjacency == 'add_or_remove_one')
+
+  def guarantee(self, rounds: int, delta: float) -> Guarantee:
+    """Returns the statement after `rounds` rounds.
+
+    Raises:
+      ValueError: rounds is not a whole number >= 0, or delta not in (0, 1).
+    """
+    validate.integer(at_least=0, rounds=rounds)
+    validate.open_fraction(delta=delta)
+    epsilon = self.epsilon(rounds, delta)
+    return Guarantee(
+      epsilon,
+      min(1.0, delta + self.added_delta(rounds, epsilon)),
+      self.accountant.upper(),
+      self.adjacency,
+      self.mechanism.unit,
+      self.mechanism.trust,
+      rounds,
+    )
+
+  def trajectory(self, rounds: int, delta: float, points: int = 24) -> Trajectory:
+    """Returns epsilon after each round, computed ahead of the run.
+
+    RDP composes linearly, so each round is exact. PLD is composed at about `points` rounds, the
+    last among them; between them epsilon is the next one's or RDP's, whichever is lower: both hold.
+
+    Raises:
+      ValueError: rounds or points is not a whole number >= 1, or delta not in (0, 1).
+    """
+    validate.integer(rounds=rounds)
+    validate.integer(points=points)
+    validate.open_fraction(delta=delta)
+    if self.accountant == 'rdp':
+      epsilon = self._rdp_trajectory(rounds, delta)
+    else:
+      epsilon = self._pld_trajectory(rounds, delta, points)
+    delta_at = [min(1.0, delta + self.added_delta(r + 1, e)) for r, e in enumerate(epsilon)]
+    return Trajectory(epsilon, np.asarray(delta_at), self.accountant.upper(), self.adjacency)
+
+  def _rdp(self, event: Any, counts: np.ndarray, delta: float) -> np.ndarray:
+    return curves.rdp_epsilon(event, counts, self.adjacency, delta, self.mechanism.name)
+
+  def _rdp_trajectory(self, rounds: int, delta: float) -> np.ndarray:
+    """Returns epsilon [R]; only correlated noise changes its event from round to round."""
+    if self.mechanism.name in ('tree', 'matrix'):
+      return np.asarray([self.epsilon(r, delta) for r in range(1, rounds + 1)])
+    counts = [events.participations(self.sampling, r) for r in range(1, rounds + 1)]
+    return self._rdp(self._event(rounds)[0], np.asarray(counts), delta)
+
+  def _pld_trajectory(self, rounds: int, delta: float, points: int) -> np.ndarray:
+    chosen = np.unique(np.geomspace(1, rounds, min(points, rounds)).round().astype(int))
+    at = np.asarray([self.epsilon(int(r), delta) for r in chosen])
+    upper = np.maximum.accumulate(at)[np.searchsorted(chosen, np.arange(1, rounds + 1))]
+    by_rdp = dataclasses.replace(self, accountant='rdp')
+    if self.truncated or not by_rdp.supported(rounds):
+      return upper
+    return np.minimum(upper, by_rdp._rdp_trajectory(rounds, delta))
+
+  def _interval(self, count: int, delta: float) -> float:
+    """Returns PLD's grid: coarser where epsilon is large, since memory grows with their ratio."""
+    multiplier = self.mechanism.noise_multiplier
+    if self.mechanism.name == 'laplace':
+      rough = count / multiplier
+    else:
+      doubled = 2 if self.adjacency == 'replace_one' else 1
+      weaker = dataclasses.replace(self.mechanism, noise_multiplier=multiplier / doubled)
+      alike = Claim(self.sampling, weaker, 'add_or_remove_one', 'rdp')
+      rough = min(alike.epsilon(count, delta), 1e6)
+    # A truncated cohort's losses spread over twice the range, at ten times the work.
+    return (1e-3 if self.truncated else 1e-4) * max(1.0, rough / 50)
+
+
+def claim(
+  sampling: Sampling,
+  mechanism: Mechanism,
+  *,
+  rounds: int,
+  delta: float,
+  adjacency: str | None = None,
+  accountant: str = 'auto',
+) -> Claim:
+  """Returns what can be claimed of a sampler and a mechanism, by the accountant that supports it.
+
+  Args:
+    sampling: what the sampler does.
+    mechanism: which noise is added.
+    rounds: of the whole run.
+    delta: target, in (0, 1).
+    adjacency: one of `events.ADJACENCIES`; by default the one that goes with the pair.
+    accountant: 'auto' (RDP where valid, else PLD), 'rdp' or 'pld'.
+
+  Raises:
+    ValueError: a number is out of range.
+    IncompatibleStages: the pair has no valid event, or none that the accountant supports.
+  """
+  validate.integer(rounds=rounds)
+  check_delta(delta, sampling.population)
+  validate.one_of(('auto', *events.ACCOUNTANTS), accountant=accountant)
+  events.check(sampling, mechanism)
+  adjacency = adjacency or events.default_adjacency(sampling, mechanism)
+  events.check_adjacency(sampling, mechanism, adjacency)
+  names = events.ACCOUNTANTS if accountant == 'auto' else (accountant,)
+  for name in names:
+    made = Claim(sampling, mechanism, adjacency, name)
+    if made.supported(rounds):
+      return _fitting(made, rounds, delta, accountant)
+  raise events.refuse(sampling, mechanism, _reason(sampling, mechanism, adjacency, rounds, names))
+
+
+def _reason(sampling, mechanism, adjacency, rounds, names) -> str:
+  """Returns why no accountant supports a pair, and what would be supported."""
+  others = [
+    f'{name!r} with {other!r}'
+    for name in events.ACCOUNTANTS
+    for other in events.ADJACENCIES
+    if _holds(Claim(sampling, mechanism, other, name), rounds)
+  ]
+  remedy = f'; supported: {", ".join(others)}' if others else ''
+  return f'no event of {" or ".join(map(repr, names))} covers it with {adjacency!r}{remedy}'
+
+
+def _holds(made: Claim, rounds: int) -> bool:
+  try:
+    return made.supported(rounds)
+  except ValueError:
+    return False
+
+
+def _fitting(made: Claim, rounds: int, delta: float, accountant: str) -> Claim:
+  """Returns the claim, as of a truncated cohort where overflow would add too much to delta.
+
+  Raises:
+    IncompatibleStages: overflow adds too much, and the accountant asked for has no event for that.
+  """
+  tau = poisson.overflow(made.sampling, rounds) if made.overflow_counts else 0.0
+  if tau == 0:
+    return made
+  most = poisson.SHARE * delta
+  if 2 * tau <= most and made.added_delta(rounds, made.epsilon(rounds, delta)) <= most:
+    return made
+  if made.mechanism.name == 'gaussian' and accountant != 'rdp':
+    cut = dataclasses.replace(made, accountant='pld', truncated=True)
+    if events.amplified(made.sampling, made.mechanism, made.adjacency) and cut.supported(rounds):
+      return cut
+  raise events.refuse(
+    made.sampling,
+    made.mechanism,
+    f'a Poisson cohort overflows its {made.sampling.capacity} rows too often (probability {tau:.2g}'
+    f' in {rounds} rounds at δ = {delta:g}); give it more rows, or use the accountant '
+    "'pld' where the noise is Gaussian",
+  )
+
+
+def epsilon(
+  sampling: Sampling, mechanism: Mechanism, rounds: int, delta: float, **how
+) -> Guarantee:
+  """Returns the guarantee after `rounds` rounds; `how` as in `claim`.
+
+  >>> from fedjax_mem.core import Sampling
+  >>> from fedjax_mem.core.mechanism import Mechanism
+  >>> sampling = Sampling('poisson', population=3383, expected=120, capacity=3383)
+  >>> str(epsilon(sampling, Mechanism('gaussian', 1.2), rounds=100, delta=1e-5))[:27]
+  'ε = 1.986 at δ = 1e-05 afte'
+  """
+  made = claim(sampling, mechanism, rounds=rounds, delta=delta, **how)
+  return made.guarantee(rounds, delta)
+
+
+def trajectory(
+  sampling: Sampling, mechanism: Mechanism, rounds: int, delta: float, **how
+) -> Trajectory:
+  """Returns epsilon after each round; `how` as in `claim`."""
+  made = claim(sampling, mechanism, rounds=rounds, delta=delta, **how)
+  return made.trajectory(rounds, delta)

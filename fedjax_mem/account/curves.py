@@ -1,0 +1,140 @@
+"""Numbers from `dp_accounting`: Renyi curves and privacy loss distributions of an event, composed.
+
+Both are computed once for an event and kept, so that epsilon after another round costs only the
+composition.
+"""
+
+import contextlib
+import functools
+import logging
+import math
+from typing import Any
+
+import numpy as np
+
+# Skellam's bound is proved for whole orders.
+_WHOLE_ORDERS = (*range(2, 64), 128, 256, 512, 1024)
+_CHUNK = 4096
+
+
+def _relation(adjacency: str) -> Any:
+  import dp_accounting
+
+  return dp_accounting.NeighboringRelation[adjacency.upper()]
+
+
+def _accountant(name: str, adjacency: str, orders: Any = None) -> Any:
+  from dp_accounting import pld, rdp
+
+  if name == 'rdp':
+    return rdp.RdpAccountant(orders, neighboring_relation=_relation(adjacency))
+  return pld.PLDAccountant(_relation(adjacency))
+
+
+def supports(name: str, event: Any, adjacency: str) -> bool:
+  """Returns whether the accountant says that it supports the event under the adjacency."""
+  return _accountant(name, adjacency).supports(event)
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Hides the notes on orders that do not converge: they are left out, which is sound."""
+  log = logging.getLogger('absl')
+  before = log.level
+  log.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    log.setLevel(before)
+
+
+@functools.lru_cache(maxsize=1024)
+def _renyi(event: Any, adjacency: str, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (orders [A], divergences [A]) of one event."""
+  import dp_accounting
+
+  with _quiet():
+    done = _accountant('rdp', adjacency, _WHOLE_ORDERS if whole else None).compose(event)
+  values = done.rdp
+  if isinstance(event, dp_accounting.SampledWithoutReplacementDpEvent):
+    # The bound for sampling without replacement is loose near a rate of 1, where it exceeds the
+    # divergence without sampling, which always holds.
+    values = np.minimum(values, _renyi(event.event, adjacency, whole)[1])
+  # A divergence is not negative: such an order is lost to rounding and left out.
+  return done.orders, np.where(values >= 0, values, np.inf)
+
+
+def rdp_epsilon(
+  event: Any, counts: np.ndarray, adjacency: str, delta: float, mechanism: str
+) -> np.ndarray:
+  """Returns epsilon [R] of `counts` [R] compositions of the event.
+
+  Reference: Canonne, Kamath, Steinke (2020), arXiv 2004.00010, Proposition 12; for Laplace noise
+  the order of infinity too, which is the sum of the pure epsilons.
+  """
+  import dp_accounting
+
+  orders, values = _renyi(event, adjacency, mechanism == 'skellam')
+  constant = np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
+  distinct, back = np.unique(counts, return_inverse=True)
+  found = []
+  for start in range(0, len(distinct), _CHUNK):
+    total = distinct[start : start + _CHUNK, None] * values
+    # Pinsker's kind of bound: delta >= sqrt(1 - exp(-KL)) needs no epsilon at all.
+    free = delta**2 + np.expm1(-total) > 0
+    found.append(np.where(free, 0.0, total + constant).min(axis=1))
+  epsilon = np.maximum(np.concatenate(found), 0.0)
+  if isinstance(event, dp_accounting.LaplaceDpEvent):
+    epsilon = np.minimum(epsilon, distinct / event.noise_multiplier)
+  return np.maximum.accumulate(epsilon)[back]
+
+
+@functools.lru_cache(maxsize=4)
+def _loss(event: Any, adjacency: str, interval: float) -> Any:
+  """Returns the privacy loss distribution of one event that has sampling or Laplace noise."""
+  import dp_accounting
+  from dp_accounting.pld import privacy_loss_distribution as pld
+
+  grid = {'value_discretization_interval': interval}
+  relation = {'neighboring_relation': _relation(adjacency)}
+  if isinstance(event, dp_accounting.TruncatedSubsampledGaussianDpEvent):
+    return pld.from_truncated_subsampled_gaussian_mechanism(
+      event.dataset_size,
+      event.sampling_probability,
+      event.truncated_batch_size,
+      event.noise_multiplier,
+      **grid,
+      **relation,
+    )
+  sampled = isinstance(event, dp_accounting.PoissonSampledDpEvent)
+  rate = event.sampling_probability if sampled else 1.0
+  inner = event.event if sampled else event
+  if isinstance(inner, dp_accounting.LaplaceDpEvent):
+    return pld.from_laplace_mechanism(inner.noise_multiplier, sampling_prob=rate, **grid)
+  return pld.from_gaussian_mechanism(inner.noise_multiplier, sampling_prob=rate, **grid, **relation)
+
+
+def is_gaussian(event: Any) -> bool:
+  """Returns whether the event is Gaussian noise without sampling."""
+  import dp_accounting
+
+  return isinstance(event, dp_accounting.GaussianDpEvent)
+
+
+def gaussian_epsilon(event: Any, count: int, adjacency: str, delta: float) -> float:
+  """Returns epsilon of `count` unsampled Gaussians: PLD's limit of a fine grid, in closed form.
+
+  Together they are one of multiplier z / sqrt(count).
+
+  Reference: Balle and Wang (2018), arXiv 1805.06530, Theorem 5.
+  """
+  import dp_accounting
+
+  doubled = 2 if adjacency == 'replace_one' else 1
+  multiplier = event.noise_multiplier / (doubled * math.sqrt(count))
+  return float(dp_accounting.get_epsilon_gaussian(multiplier, delta))
+
+
+def pld_epsilon(event: Any, count: int, adjacency: str, delta: float, interval: float) -> float:
+  """Returns epsilon of `count` compositions of an event with sampling or Laplace noise."""
+  return float(_loss(event, adjacency, interval).self_compose(count).get_epsilon_for_delta(delta))

@@ -1,0 +1,300 @@
+"""The ledger of a run: what ran, how private it is after each round, and when to stop.
+
+The whole trajectory of epsilon is computed when the run is planned, so a round only looks it up.
+A ledger is plain data, written whole and at once. A round that is run again after a resume draws
+the same cohort and the same noise, hence releases nothing new: it is counted once.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_mem.account.accountant import NOT_COVERED, Claim, Guarantee, claim
+from fedjax_mem.core import IncompatibleStages, Sampling, validate
+from fedjax_mem.core.mechanism import Mechanism
+
+VERSION = 1
+
+
+class Entry(NamedTuple):
+  """What a run releases, and epsilon after each of the planned rounds.
+
+  Attributes:
+    parts: layer name -> its mechanism.
+    claim: what is accounted, and how; its mechanism is what the parts amount to together.
+    target_delta: before overflow is added.
+    epsilon: of rounds 1 … R.
+    delta: reported, of rounds 1 … R.
+  """
+
+  parts: dict[str, Mechanism]
+  claim: Claim
+  target_delta: float
+  epsilon: tuple[float, ...]
+  delta: tuple[float, ...]
+
+  def guarantee(self, rounds: int) -> Guarantee:
+    """Returns the statement after `rounds` of the planned rounds."""
+    epsilon = self.epsilon[rounds - 1] if rounds else 0.0
+    delta = self.delta[rounds - 1] if rounds else self.target_delta
+    made, what = self.claim, self.claim.mechanism
+    return Guarantee(
+      epsilon, delta, made.accountant.upper(), made.adjacency, what.unit, what.trust, rounds
+    )
+
+
+def together(mechanisms: Mapping[str, Mechanism]) -> Mechanism:
+  """Returns the one mechanism that several released on the same cohort amount to.
+
+  Gaussian noise on several bounded sums is Gaussian noise on one: z = (sum of z_i ** -2) ** -1/2.
+
+  Raises:
+    IncompatibleStages: there are several and not all are Gaussian.
+  """
+  parts = list(mechanisms.values())
+  if len(parts) == 1:
+    return parts[0]
+  if any(part.name != 'gaussian' for part in parts):
+    kinds = ', '.join(f'{name!r} ({part.name})' for name, part in mechanisms.items())
+    raise IncompatibleStages(
+      f'mechanisms that run in the same round must all be gaussian to be accounted together, got '
+      f'{kinds}.'
+    )
+  multiplier = sum(part.noise_multiplier**-2 for part in parts) ** -0.5
+  return dataclasses.replace(parts[0], noise_multiplier=multiplier)
+
+
+class Ledger:
+  """What the server's releases cost: central noise only.
+
+  Attributes:
+    entry: what is released, and epsilon ahead of the run.
+    budget: the epsilon not to exceed, or None.
+    planned: rounds covered.
+    rounds: rounds done.
+    allowed: the most rounds within the budget (`planned` without one).
+  """
+
+  def __init__(self, entry: Entry, budget: float | None = None, rounds: int = 0):
+    self.entry = entry
+    self.budget = None if budget is None else validate.positive(budget=budget)
+    self.planned = len(entry.epsilon)
+    self.rounds = validate.integer(at_least=0, at_most=self.planned, rounds=rounds)
+    self.allowed = within(entry, self.budget, 'round')
+
+  @classmethod
+  def plan(
+    cls,
+    sampling: Sampling,
+    mechanisms: Mapping[str, Mechanism],
+    *,
+    rounds: int,
+    delta: float,
+    budget: float | None = None,
+    adjacency: str | None = None,
+    accountant: str = 'auto',
+  ) -> 'Ledger':
+    """Returns the ledger of a run before its first round.
+
+    Args:
+      sampling: what the layer that selects does.
+      mechanisms: layer name -> its `Traits.mechanism`; several must be Gaussian.
+      rounds: R, of the whole run.
+      delta: target, in (0, 1).
+      budget: the epsilon not to exceed, or None.
+      adjacency: as in `accountant.claim`.
+      accountant: as in `accountant.claim`.
+
+    Raises:
+      ValueError: a number is out of range, or the budget does not cover one round.
+      IncompatibleStages: a pair without a valid event, or mechanisms that cannot be composed.
+    """
+    if budget is not None:
+      validate.positive(budget=budget)
+    for name, mechanism in mechanisms.items():
+      if mechanism.trust != 'central' or mechanism.unit != 'client':
+        raise ValueError(
+          f'mechanisms must be central noise by client, got {name!r}: {mechanism.trust} noise by '
+          f'{mechanism.unit}; a LocalLedger tracks that.'
+        )
+    made = claim(
+      sampling,
+      together(mechanisms),
+      rounds=rounds,
+      delta=delta,
+      adjacency=adjacency,
+      accountant=accountant,
+    )
+    return cls(ahead(mechanisms, made, rounds, delta), budget)
+
+  def stop_before(self, round: int) -> bool:
+    """Returns whether round `round` (from 1) would exceed the budget.
+
+    Raises:
+      ValueError: the round was not planned, so that nothing is known of it.
+    """
+    validate.integer(at_most=self.planned, round=round)
+    return round > self.allowed
+
+  def advance(self, round: int) -> None:
+    """Records that rounds up to `round` (from 1) ran; what was recorded before stays.
+
+    Raises:
+      ValueError: the round was not planned, or exceeds the budget.
+    """
+    if self.stop_before(round):
+      raise ValueError(f'round must be at most {self.allowed} within the budget, got {round!r}.')
+    self.rounds = max(self.rounds, round)
+
+  def guarantee(self, round: int | None = None) -> Guarantee:
+    """Returns the statement after `round` rounds (by default those done)."""
+    done = self.rounds if round is None else round
+    return self.entry.guarantee(validate.integer(0, self.planned, round=done))
+
+  def metrics(self, round: int) -> dict[str, float]:
+    """Returns {'epsilon', 'delta'} after `round` rounds."""
+    stated = self.guarantee(round)
+    return {'epsilon': stated.epsilon, 'delta': stated.delta}
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns the ledger as plain data for JSON."""
+    return {
+      'version': VERSION,
+      'kind': 'central',
+      'rounds': self.rounds,
+      'budget': self.budget,
+      'allowed': self.allowed,
+      'guarantee': describe(self.guarantee()),
+      'logged losses and norms': NOT_COVERED,
+      'entry': entry_to_dict(self.entry),
+    }
+
+  @classmethod
+  def from_dict(cls, data: Mapping[str, Any]) -> 'Ledger':
+    """Returns the ledger that `to_dict` was taken of, bit for bit."""
+    return cls(entry_from_dict(data['entry']), data['budget'], data['rounds'])
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes the ledger; a reader sees the old one or the new one, never a part."""
+    write(path, self.to_dict())
+
+  @classmethod
+  def load(cls, path: str | os.PathLike) -> 'Ledger':
+    """Returns the ledger of a file.
+
+    Raises:
+      ValueError: the file is not a whole ledger of this version.
+    """
+    return read(path, 'central', cls.from_dict)
+
+  def resume(self, path: str | os.PathLike) -> 'Ledger':
+    """Returns this plan with the rounds of a saved ledger of the same run.
+
+    Raises:
+      ValueError: the file is no ledger, or one of another noise, sampler or delta.
+    """
+    saved = Ledger.load(path)
+    check_same(saved.entry, self.entry, path)
+    as_long = saved.planned == self.planned
+    return Ledger(saved.entry if as_long else self.entry, self.budget, saved.rounds)
+
+
+def ahead(
+  parts: Mapping[str, Mechanism], made: Claim, rounds: int, delta: float, every: int = 1
+) -> Entry:
+  """Returns the entry of a claim, of each `every`-th of its `rounds` rounds."""
+  path = made.trajectory(rounds, delta)
+  return Entry(
+    dict(parts),
+    made,
+    delta,
+    tuple(path.epsilon[every - 1 :: every].tolist()),
+    tuple(path.delta[every - 1 :: every].tolist()),
+  )
+
+
+def within(entry: Entry, budget: float | None, what: str) -> int:
+  """Returns how many rounds or participations keep the budget; `ValueError` if not even one."""
+  if budget is None:
+    return len(entry.epsilon)
+  if entry.epsilon[0] > budget:
+    raise ValueError(
+      f'budget must be at least {entry.epsilon[0]:.4g}, what one {what} costs, got {budget!r}.'
+    )
+  return sum(value <= budget for value in entry.epsilon)
+
+
+def describe(stated: Guarantee) -> dict[str, Any]:
+  """Returns a guarantee and its level as plain data."""
+  return {**stated._asdict(), 'epsilon': finite(stated.epsilon), 'level': stated.level}
+
+
+def finite(value: float) -> float | None:
+  """Returns the value, or None for infinity, which JSON does not have."""
+  return value if math.isfinite(value) else None
+
+
+def entry_to_dict(item: Entry) -> dict[str, Any]:
+  """Returns an entry as plain data."""
+  return {
+    'parts': {name: dataclasses.asdict(part) for name, part in item.parts.items()},
+    'sampling': item.claim.sampling._asdict(),
+    'mechanism': dataclasses.asdict(item.claim.mechanism),
+    'adjacency': item.claim.adjacency,
+    'accountant': item.claim.accountant,
+    'truncated': item.claim.truncated,
+    'target_delta': item.target_delta,
+    'epsilon': [finite(value) for value in item.epsilon],
+    'delta': list(item.delta),
+  }
+
+
+def entry_from_dict(data: Mapping[str, Any]) -> Entry:
+  """Returns the entry that `entry_to_dict` was taken of."""
+  made = Claim(
+    Sampling(**data['sampling']),
+    Mechanism(**data['mechanism']),
+    data['adjacency'],
+    data['accountant'],
+    data['truncated'],
+  )
+  epsilon = tuple(math.inf if value is None else value for value in data['epsilon'])
+  parts = {name: Mechanism(**part) for name, part in data['parts'].items()}
+  return Entry(parts, made, data['target_delta'], epsilon, tuple(data['delta']))
+
+
+def check_same(saved: Entry, planned: Entry, path: str | os.PathLike) -> None:
+  """Raises `ValueError` unless a saved entry accounts for what is about to run."""
+  for name in ('parts', 'claim', 'target_delta'):
+    old, new = getattr(saved, name), getattr(planned, name)
+    if old != new:
+      raise ValueError(f'{path} must be the ledger of this run, with {name} {new!r}, got {old!r}.')
+
+
+def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
+  """Writes JSON at once: to a neighbour on the same disk, flushed, then renamed."""
+  path = Path(path)
+  part = path.with_name(path.name + '.part')
+  with part.open('w', encoding='utf-8') as file:
+    json.dump(data, file, indent=1, allow_nan=False)
+    file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  part.replace(path)
+
+
+def read(path: str | os.PathLike, kind: str, parse) -> Any:
+  """Returns what `parse` makes of a ledger file of one kind; `ValueError` if it is no such file."""
+  try:
+    data = json.loads(Path(path).read_text(encoding='utf-8'))
+    if data['version'] != VERSION or data['kind'] != kind:
+      raise ValueError(f'version {data["version"]!r}, kind {data["kind"]!r}')
+    return parse(data)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f'{path} must be a whole {kind} ledger of version {VERSION}, got {error}.'
+    ) from error

@@ -1,0 +1,213 @@
+"""Which pairs have an event, which accountant supports it, and what is refused."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from fedjax_mem.account import accountant, curves, events
+from fedjax_mem.core import IncompatibleStages, Sampling
+from fedjax_mem.core.mechanism import Mechanism
+
+POISSON = Sampling('poisson', 1000, 50, 1000)
+FIXED = Sampling('without_replacement', 1000, 50, 50)
+TURNS = Sampling('cyclic', 1000, 50, 50, 20)
+GAUSSIAN = Mechanism('gaussian', 2.0)
+LAPLACE = Mechanism('laplace', 20.0)
+DISCRETE = Mechanism('discrete_gaussian', 2.0)
+SKELLAM = Mechanism('skellam', 2.0, l2=100.0, dimension=1000)
+TREE = Mechanism('tree', 2.0)
+MATRIX = Mechanism('matrix', 2.0, sensitivities=tuple(1 + 0.1 * r for r in range(20)))
+
+ADD, ONE, SPECIAL = events.ADJACENCIES
+
+# (sampling, mechanism, event, {(accountant, adjacency)} that support it), as seen in 0.6.0.
+TABLE = [
+  (
+    POISSON,
+    GAUSSIAN,
+    'PoissonSampledDpEvent',
+    {('rdp', ADD), ('rdp', SPECIAL), ('pld', ADD), ('pld', ONE), ('pld', SPECIAL)},
+  ),
+  (POISSON, LAPLACE, 'PoissonSampledDpEvent', {('pld', ADD), ('pld', SPECIAL)}),
+  (TURNS, LAPLACE, 'LaplaceDpEvent', {('rdp', ONE), ('rdp', SPECIAL), ('pld', SPECIAL)}),
+  (
+    TURNS,
+    GAUSSIAN,
+    'GaussianDpEvent',
+    {('rdp', ONE), ('rdp', SPECIAL), ('pld', ONE), ('pld', SPECIAL)},
+  ),
+  (TURNS, TREE, 'SingleEpochTreeAggregationDpEvent', {('rdp', SPECIAL)}),
+  (
+    TURNS,
+    MATRIX,
+    'GaussianDpEvent',
+    {('rdp', ONE), ('rdp', SPECIAL), ('pld', ONE), ('pld', SPECIAL)},
+  ),
+  (POISSON, DISCRETE, 'ZCDpEvent', {('rdp', ADD), ('rdp', ONE), ('rdp', SPECIAL)}),
+  (FIXED, SKELLAM, 'ZCDpEvent', {('rdp', ONE), ('rdp', SPECIAL)}),
+]
+
+
+@pytest.mark.parametrize('sampling, mechanism, name, supported', TABLE)
+def test_support_is_what_the_accountants_say(sampling, mechanism, name, supported):
+  found = set()
+  for kind in events.ACCOUNTANTS:
+    for adjacency in events.ADJACENCIES:
+      try:
+        event, _ = events.build(sampling, mechanism, adjacency, kind, 20)
+      except IncompatibleStages:
+        continue
+      assert type(event).__name__ == name
+      if curves.supports(kind, event, adjacency):
+        found.add((kind, adjacency))
+  assert found == supported
+
+
+def test_a_fixed_size_cohort_is_amplified_for_replaced_clients_by_rdp_only():
+  event, _ = events.build(FIXED, GAUSSIAN, ONE, 'rdp', 5)
+  assert type(event).__name__ == 'SampledWithoutReplacementDpEvent'
+  assert (event.source_dataset_size, event.sample_size) == (1000, 50)
+  assert curves.supports('rdp', event, ONE)
+  assert not curves.supports('pld', event, ONE)
+  unamplified, _ = events.build(FIXED, GAUSSIAN, SPECIAL, 'rdp', 5)
+  assert type(unamplified).__name__ == 'GaussianDpEvent'
+
+
+def test_a_truncated_cohort_is_for_pld_only():
+  cut = POISSON._replace(capacity=60)
+  event, _ = events.build(cut, GAUSSIAN, ADD, 'pld', 5, truncated=True)
+  assert type(event).__name__ == 'TruncatedSubsampledGaussianDpEvent'
+  assert (event.dataset_size, event.truncated_batch_size) == (1000, 60)
+  assert curves.supports('pld', event, ADD) and not curves.supports('rdp', event, ADD)
+
+
+def test_events_without_an_accountant_stay_without():
+  import dp_accounting as dp
+
+  for event in (
+    dp.SampledWithReplacementDpEvent(1000, 50, dp.GaussianDpEvent(1.0)),
+    dp.PoissonSampledDpEvent(0.05, dp.ZCDpEvent(0.1)),
+  ):
+    for kind in events.ACCOUNTANTS:
+      assert not any(curves.supports(kind, event, relation) for relation in events.ADJACENCIES)
+
+
+def test_replacing_a_client_halves_the_multiplier_except_where_pld_doubles():
+  assert events.build(TURNS, GAUSSIAN, ONE, 'rdp', 1)[0].noise_multiplier == 1.0
+  assert events.build(TURNS, GAUSSIAN, ONE, 'pld', 1)[0].noise_multiplier == 2.0
+  assert events.build(TURNS, GAUSSIAN, SPECIAL, 'rdp', 1)[0].noise_multiplier == 2.0
+  assert events.build(TURNS, LAPLACE, ONE, 'rdp', 1)[0].noise_multiplier == 10.0
+  assert (
+    events.build(TURNS, DISCRETE, ONE, 'rdp', 1)[0].rho
+    == 4 * events.build(TURNS, DISCRETE, SPECIAL, 'rdp', 1)[0].rho
+  )
+
+
+def test_a_client_in_turn_is_counted_once_a_turn():
+  assert [events.participations(TURNS, r) for r in (1, 20, 21, 40, 41)] == [1, 1, 2, 2, 3]
+  assert events.participations(FIXED, 7) == 7
+
+
+def test_a_tree_restarts_with_the_turns():
+  tree = dataclasses.replace(TREE, restart=16)
+  event, count = events.build(TURNS, tree, SPECIAL, 'rdp', 50)
+  assert (event.step_counts, count) == (16, 3)
+  assert events.build(TURNS, tree, SPECIAL, 'rdp', 5)[0].step_counts == 5
+
+
+def test_a_matrix_is_one_release_of_its_sensitivity():
+  event, count = events.build(TURNS, MATRIX, SPECIAL, 'rdp', 11)
+  assert count == 1
+  assert event.noise_multiplier == pytest.approx(2.0 / 2.0)
+
+
+@pytest.mark.parametrize(
+  'sampling, mechanism, adjacency, words',
+  [
+    (POISSON._replace(scheme='data_dependent'), GAUSSIAN, None, 'reveal data'),
+    (POISSON._replace(scheme='with_replacement'), GAUSSIAN, None, 'no valid event'),
+    (FIXED, GAUSSIAN, ADD, 'fixed size'),
+    (TURNS, GAUSSIAN, ADD, 'turns of all others'),
+    (POISSON, Mechanism('gaussian', 1.0, trust='local'), ADD, 'hide that it took part'),
+    (POISSON, TREE, None, 'once in a tree'),
+    (TURNS, TREE, None, 'restart the tree every 20 rounds'),
+    (TURNS, dataclasses.replace(TREE, restart=21), None, 'restart the tree every 20 rounds'),
+    (TURNS, dataclasses.replace(TREE, restart=16), ONE, "'rdp' with 'replace_special'"),
+    (TURNS, dataclasses.replace(MATRIX, separation=21), None, 'assume 21 rounds'),
+    (TURNS, MATRIX, None, 'covers 20 rounds, and 100'),
+  ],
+)
+def test_pairs_without_an_event_are_refused_by_name(sampling, mechanism, adjacency, words):
+  with pytest.raises(IncompatibleStages) as raised:
+    accountant.claim(sampling, mechanism, rounds=100, delta=1e-5, adjacency=adjacency)
+  message = str(raised.value)
+  assert repr(sampling.scheme) in message and repr(mechanism.name) in message
+  assert words in message
+
+
+@pytest.mark.parametrize(
+  'changed, words',
+  [
+    ({'expected': 1001}, 'at most the population'),
+    ({'expected': 0}, 'expected must be'),
+    ({'expected': math.nan}, 'expected must be'),
+    ({'population': 0}, 'population must be'),
+    ({'capacity': 0}, 'capacity must be'),
+  ],
+)
+def test_samplings_out_of_range_are_refused(changed, words):
+  with pytest.raises(ValueError, match=words):
+    events.check(POISSON._replace(**changed), GAUSSIAN)
+
+
+def test_an_asked_accountant_that_does_not_support_the_pair_is_refused():
+  for sampling, mechanism, kind in ((POISSON, LAPLACE, 'rdp'), (FIXED, GAUSSIAN, 'pld')):
+    with pytest.raises(IncompatibleStages, match=f"no event of '{kind}' covers it"):
+      accountant.claim(sampling, mechanism, rounds=5, delta=1e-5, accountant=kind)
+
+
+def renyi(order, p, q):
+  """Renyi divergence of two distributions on the integers, far tails left out."""
+  keep = (p > 1e-290) & (q > 1e-290)
+  terms = order * np.log(p[keep]) + (1 - order) * np.log(q[keep])
+  return special.logsumexp(terms) / (order - 1)
+
+
+@pytest.mark.parametrize('stddev', [0.6, 2.0, 10.0])
+def test_skellam_and_discrete_gaussian_lines_bound_the_divergence(stddev):
+  x = np.arange(-400, 401)
+  gauss = np.exp(-(x**2) / (2 * stddev**2))
+  gauss /= gauss.sum()
+  skellam = stats.skellam.pmf(x, stddev**2 / 2, stddev**2 / 2)
+  rho_g, xi_g = events.concentrated(Mechanism('discrete_gaussian', stddev))
+  rho_s, xi_s = events.concentrated(Mechanism('skellam', stddev, l2=1.0, dimension=1))
+  for order in (2, 3, 5, 8):
+    exact = renyi(order, gauss[1:], gauss[:-1])
+    assert exact <= rho_g * order + xi_g + 1e-9
+    if order * 8 < stddev * 40:
+      assert exact == pytest.approx(rho_g * order, rel=1e-3)  # tight for a shift of one
+    assert renyi(order, skellam[1:], skellam[:-1]) <= rho_s * order + xi_s + 1e-9
+
+
+def test_a_sum_of_discrete_gaussians_costs_at_least_as_much_as_one():
+  one = Mechanism('discrete_gaussian', 1.0)
+  fine = Mechanism('discrete_gaussian', 1.0, shares=50, l2=200.0, dimension=1000)
+  coarse = Mechanism('discrete_gaussian', 1.0, shares=50, l2=5.0, dimension=1000)
+  lines = [events.concentrated(m) for m in (one, fine, coarse)]
+  totals = [rho * 16 + xi for rho, xi in lines]
+  assert totals[0] == pytest.approx(totals[1], rel=1e-9)
+  assert totals[2] > totals[0] * 1.01
+
+
+def test_the_sum_of_discrete_gaussians_is_bounded():
+  x = np.arange(-200, 201)
+  share = np.exp(-(x**2) / (2 * 0.7**2))
+  share /= share.sum()
+  total = np.convolve(share, share, mode='same')
+  mechanism = Mechanism('discrete_gaussian', 0.7 * math.sqrt(2), shares=2, l2=1.0, dimension=1)
+  rho, xi = events.concentrated(mechanism)
+  for order in (2, 4, 8):
+    assert renyi(order, total[1:], total[:-1]) <= rho * order + xi + 1e-9

@@ -1,0 +1,132 @@
+"""The ledger of local noise: the client with the most participations counts."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fedjax_mem.account import accountant
+from fedjax_mem.account.local_ledger import LocalLedger
+from fedjax_mem.core import Sampling
+from fedjax_mem.core.mechanism import Mechanism
+
+DELTA = 1e-5
+NOISE = Mechanism('gaussian', 8.0, trust='local')
+ALWAYS = Sampling('cyclic', 1, 1, 1)
+
+
+def plan(mechanism=NOISE, num_clients=6, rounds=20, **how):
+  return LocalLedger.plan(
+    'local', mechanism, num_clients=num_clients, rounds=rounds, delta=DELTA, **how
+  )
+
+
+def test_the_busiest_client_is_stated():
+  book = plan()
+  assert book.guarantee().epsilon == 0.0
+  for round, ids in enumerate(([0, 1], [1, 2], [1, 5], [3]), start=1):
+    book.record(round, ids)
+  assert book.counts.tolist() == [1, 3, 1, 1, 0, 1]
+  stated, exact = book.guarantee(), accountant.epsilon(ALWAYS, NOISE, 3, DELTA)
+  assert stated.epsilon == pytest.approx(exact.epsilon, rel=1e-12)
+  assert (stated.rounds, stated.trust, stated.adjacency) == (4, 'local', 'replace_one')
+  assert book.metrics()['participations'] == 3
+
+
+def test_laplace_adds_up_purely():
+  book = plan(Mechanism('laplace', 4.0, trust='local'))
+  book.record(1, [0])
+  book.record(2, [0])
+  assert book.guarantee().epsilon == pytest.approx(2 * 2 / 4.0)
+
+
+def test_a_repeated_round_is_counted_once_and_a_gap_is_refused():
+  book = plan()
+  book.record(1, [0, 1])
+  book.record(1, [0, 1])
+  assert book.most == 1
+  with pytest.raises(ValueError, match='round must be 2'):
+    book.record(3, [0])
+
+
+def test_steps_and_batches_of_dp_sgd():
+  noise = Mechanism('gaussian', 1.5, trust='local', unit='example')
+  batches = Sampling('poisson', 200, 10, 200)
+  book = plan(noise, rounds=10, steps=5, batches=batches)
+  book.record(1, [0])
+  book.record(2, [0])
+  exact = accountant.epsilon(batches, noise, 10, DELTA)
+  assert book.guarantee().epsilon == pytest.approx(exact.epsilon, rel=1e-12)
+  assert book.guarantee().unit == 'example'
+  assert book.guarantee().adjacency == 'add_or_remove_one'
+
+
+def test_the_budget_stops_before_any_client_breaks_it():
+  three = accountant.epsilon(ALWAYS, NOISE, 3, DELTA).epsilon
+  book = plan(budget=three)
+  assert book.allowed == 3
+  for round in (1, 2, 3):
+    assert not book.stop_before(round)
+    book.record(round, [4, round])
+  assert book.stop_before(4) and not book.stop_before(3)
+  with pytest.raises(ValueError, match='participations must be at most 3'):
+    book.record(4, [4])
+  assert (book.rounds, book.most) == (3, 3)
+  with pytest.raises(ValueError, match='what one participation costs'):
+    plan(budget=1e-3)
+
+
+def test_saved_and_resumed_is_exact(tmp_path):
+  book = plan(budget=50.0)
+  rng = np.random.default_rng(0)
+  cohorts = [rng.choice(6, 3, replace=False) for _ in range(12)]
+  for round, ids in enumerate(cohorts[:8], start=1):
+    book.record(round, ids)
+  book.save(tmp_path / 'ledger.json')
+  again = plan(budget=50.0).resume(tmp_path / 'ledger.json')
+  assert again.to_dict() == book.to_dict()
+  for round, ids in enumerate(cohorts, start=1):  # from an older checkpoint: from the start
+    again.record(round, ids)
+  for round, ids in enumerate(cohorts[8:], start=9):
+    book.record(round, ids)
+  assert again.to_dict() == book.to_dict()
+  np.testing.assert_array_equal(again.counts, np.bincount(np.concatenate(cohorts), minlength=6))
+
+
+def test_resume_refuses_another_run_and_a_broken_file(tmp_path):
+  plan().save(tmp_path / 'ledger.json')
+  with pytest.raises(ValueError, match='must be the ledger of this run'):
+    plan(Mechanism('gaussian', 9.0, trust='local')).resume(tmp_path / 'ledger.json')
+  with pytest.raises(ValueError, match='must be the ledger of 7 clients'):
+    plan(num_clients=7).resume(tmp_path / 'ledger.json')
+  text = (tmp_path / 'ledger.json').read_text()
+  (tmp_path / 'ledger.json').write_text(text[: len(text) // 2])
+  with pytest.raises(ValueError, match='must be a whole local ledger'):
+    plan().resume(tmp_path / 'ledger.json')
+
+
+@pytest.mark.parametrize('ids', [[0, 0], [-1], [6]])
+def test_ids_that_are_no_clients_are_refused(ids):
+  with pytest.raises(ValueError, match='ids must be distinct and in'):
+    plan().record(1, ids)
+
+
+def test_an_empty_round_counts_as_a_round():
+  book = plan()
+  book.record(1, [])
+  assert (book.rounds, book.most) == (1, 0)
+
+
+@pytest.mark.parametrize(
+  'changed, words',
+  [
+    ({'mechanism': Mechanism('gaussian', 1.0)}, 'must be local noise'),
+    ({'batches': Sampling('poisson', 10, 1, 10)}, 'batches must be None'),
+    ({'budget': math.nan}, 'budget must be'),
+    ({'steps': 0}, 'steps must be'),
+    ({'num_clients': 0}, 'num_clients must be'),
+  ],
+)
+def test_arguments_out_of_range_are_refused(changed, words):
+  with pytest.raises(ValueError, match=words):
+    plan(**changed)
