@@ -2,14 +2,14 @@
 
 import collections
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
 from rich import filesize
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, ProgressColumn, TextColumn
-from rich.progress import Progress as Bar
+from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 # Over so many rounds the speed is averaged: compilation and a slow round are soon forgotten.
@@ -63,14 +63,17 @@ class Progress:
     self._unsaid = False
     self._bar = None if quiet or not self._console.is_terminal else self._make_bar()
 
-  def _make_bar(self) -> Bar:
-    columns: tuple[ProgressColumn, ...] = (
-      TextColumn('round {task.completed}/{task.total}', markup=False),
-      BarColumn(bar_width=24),
-      _Facts(self),
-    )
+  def _make_bar(self) -> '_Bar':
     # The refreshing thread shares the cores with the training.
-    bar = Bar(*columns, console=self._console, refresh_per_second=2)
+    bar = _Bar(
+      TextColumn('round {task.completed}/{task.total}', markup=False),
+      BarColumn(bar_width=None),
+      _Words(self.times),
+      console=self._console,
+      refresh_per_second=2,
+      expand=True,
+      facts=self.facts,
+    )
     self._task = bar.add_task('', total=self.total, completed=self.done)
     return bar
 
@@ -110,12 +113,12 @@ class Progress:
 
   def _say(self) -> None:
     self._said, self._unsaid = self._clock(), False
-    line = f'round {self.done}/{self.total} · {self.facts()}'
+    parts = (f'round {self.done}/{self.total}', self.facts(), self.times())
+    line = ' · '.join(part for part in parts if part)
     self._console.print(Text(line), soft_wrap=True)
 
   def facts(self) -> str:
-    """Returns what is known besides the number of rounds, in one line."""
-    elapsed = self._clock() - self._began
+    """Returns the speed, the latest losses and what else was asked for, in one line."""
     parts = []
     seconds, clients = (sum(x) for x in zip(*self._speeds, strict=True)) if self._speeds else (0, 0)
     if clients:
@@ -130,11 +133,13 @@ class Progress:
         value = self._latest[key]
         shown = filesize.decimal(int(value)) if key == 'bytes' else f'{value:.4g}'
         parts.append(f'{label} {shown}')
-    parts.append(clock_text(elapsed))
-    left = self._left(elapsed)
-    if left is not None:
-      parts.append(f'{clock_text(left)} left')
     return ' · '.join(parts)
+
+  def times(self) -> str:
+    """Returns the time since the start and the time that is left, if that can be told."""
+    elapsed = self._clock() - self._began
+    left = self._left(elapsed)
+    return clock_text(elapsed) + ('' if left is None else f' · {clock_text(left)} left')
 
   def _left(self, elapsed: float) -> float | None:
     """Returns the seconds that remain, from the records' own times where they have them."""
@@ -145,14 +150,27 @@ class Progress:
     return rounds * elapsed / done if done > 0 else None
 
 
-class _Facts(ProgressColumn):
-  """The part of the bar that is words."""
+class _Words(ProgressColumn):
+  """The words of a function at the moment of drawing."""
 
-  def __init__(self, progress: Progress):
+  def __init__(self, words: Callable[[], str]):
     super().__init__()
-    self._progress = progress
+    self._words = words
 
   def render(self, task: Any) -> Text:
     """Returns the words of this moment."""
     del task
-    return Text(self._progress.facts(), overflow='ellipsis', no_wrap=True)
+    return Text(self._words())
+
+
+class _Bar(RichProgress):
+  """A bar with a line of facts below it, for which there is no room beside it."""
+
+  def __init__(self, *columns: ProgressColumn, facts: Callable[[], str], **options: Any):
+    self._facts = facts  # Before the rest: the base class draws while it is made.
+    super().__init__(*columns, **options)
+
+  def get_renderables(self) -> Iterable[RenderableType]:
+    """Yields the bar, then the facts of this moment."""
+    yield from super().get_renderables()
+    yield Text(self._facts())

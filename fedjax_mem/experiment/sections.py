@@ -117,7 +117,6 @@ class DataConfig(Section):
     labels_per_client: labels of a client under the partition of that name.
     examples_per_client: examples of a client under 'blocks'; None = as many as there are.
     min_examples: examples of every client at the least, where the partition draws their number.
-    noise: of 'feature_noise': standard deviation for the last client; 0 = none.
     partition_seed: seed of the partition; None = the experiment's seed.
     options: what else the data set or the partition takes.
   """
@@ -130,7 +129,6 @@ class DataConfig(Section):
   labels_per_client: int | None = None
   examples_per_client: int | None = None
   min_examples: int | None = None
-  noise: float = 0.0
   partition_seed: int | None = None
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -138,7 +136,7 @@ class DataConfig(Section):
     self._each(validate.integer, 'num_clients', 'labels_per_client', 'examples_per_client')
     self._each(validate.integer, 'min_examples')
     self._each(validate.integer, 'partition_seed', at_least=0, at_most=2**32 - 1)
-    self._each(validate.non_negative, 'alpha', 'noise')
+    self._each(validate.non_negative, 'alpha')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

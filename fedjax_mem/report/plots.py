@@ -1,0 +1,275 @@
+"""Pictures: learning curves of runs, and how a partition spreads the labels over the clients.
+
+Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; line styles
+and markers differ too. Nothing here touches matplotlib's global state but its style, for a moment.
+"""
+
+import io
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from fedjax_mem.report.runs import Run, Source, as_runs, series
+
+_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+_DARK_COLOURS = ('#56B4E9', '#E69F00', '#2BC79A', '#E8A5C8', '#F0E442', '#FF8A4C')
+_STYLES = ('-', '--', '-.', ':')
+_MARKERS = 'osD^vPX*'
+_LEGEND_ROWS = 12
+_BUBBLES = 60  # clients; above, a bubble is too small to be compared with its neighbour.
+_COLUMNS = 2000  # of a heat map; there are no more pixels to see them with.
+_STEPS = (1, 2, 5, 10)  # between ticks
+
+
+def _style(dark: bool) -> Any:
+  ink, paper, grid = ('#d8dce2', '#16191d', '#3a4048') if dark else ('#222222', 'white', '#d9d9d9')
+  return {
+    'axes.edgecolor': ink,
+    'axes.facecolor': paper,
+    'axes.grid': True,
+    'axes.labelcolor': ink,
+    'axes.spines.right': False,
+    'axes.spines.top': False,
+    'axes.titlesize': 11,
+    'axes.titleweight': 'bold',
+    'figure.facecolor': paper,
+    'font.size': 10,
+    'grid.color': grid,
+    'legend.frameon': False,
+    'text.color': ink,
+    'text.parse_math': False,  # Names are shown as they are.
+    'xtick.color': ink,
+    'ytick.color': ink,
+  }
+
+
+def png(figure: Figure, dpi: int = 130) -> bytes:
+  """Returns a figure as PNG; the same figure gives the same bytes."""
+  file = io.BytesIO()
+  FigureCanvasAgg(figure)
+  figure.savefig(file, format='png', dpi=dpi, metadata={'Software': None})
+  return file.getvalue()
+
+
+def save(figure: Figure, path: str | os.PathLike) -> pathlib.Path:
+  """Writes a figure as PNG and returns the path; the folder is made if it is missing."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(png(figure))
+  return path
+
+
+def learning_curves(
+  sources: Source | Iterable[Source], title: str | None = None, dark: bool = False
+) -> Figure:
+  """Returns test accuracy and losses against rounds; a panel without data is left out.
+
+  Args:
+    sources: see `as_runs`.
+    title: of the figure; None = the run's name, or the number of runs.
+    dark: light ink on dark paper.
+  """
+  runs = as_runs(sources)
+  has_accuracy = any(series(run, 'test_accuracy')[1] for run in runs)
+  has_loss = any(series(run, key)[1] for run in runs for key in ('train_loss', 'test_loss'))
+  panels = [_accuracy] * has_accuracy + [_loss] * has_loss or [_nothing]
+  legend_rows = math.ceil(len(runs) / 3) if len(runs) > 1 else 0
+  with matplotlib.rc_context(_style(dark)):
+    figure = Figure(
+      figsize=(5.2 * max(len(panels), 1.25), 3.9 + 0.22 * min(legend_rows, _LEGEND_ROWS)),
+      layout='constrained',
+    )
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for draw, ax in zip(panels, axes, strict=True):
+      draw(ax, runs, _DARK_COLOURS if dark else _COLOURS)
+    if len(runs) > 1:
+      _legend(figure, axes[0], runs)
+    named = f'{runs[0].name}: learning curves' if len(runs) == 1 else f'{len(runs)} runs compared'
+    figure.suptitle(_short(title or named, 90), fontweight='bold')
+  return figure
+
+
+def _short(text: str, length: int = 40) -> str:
+  text = ' '.join(text.split())
+  return text if len(text) <= length else text[: length - 1] + '…'
+
+
+def _legend(figure: Figure, ax: Axes, runs: Sequence[Run]) -> None:
+  handles, labels = ax.get_legend_handles_labels()
+  chosen = list(zip(handles, labels, strict=True))[: len(runs)][: 3 * _LEGEND_ROWS]
+  if chosen:
+    figure.legend(
+      [handle for handle, _ in chosen],
+      [label for _, label in chosen],
+      loc='outside lower center',
+      ncols=min(3, len(chosen)),
+      fontsize=9,
+    )
+
+
+def _line(
+  ax: Axes, points: tuple[Sequence[int], Sequence[float]], i: int, colour: str, **style: Any
+) -> None:
+  """Draws a curve; it breaks where values are not finite, with a cross below where that begins."""
+  at, values = np.asarray(points[0]), np.asarray(points[1], float)
+  finite = np.isfinite(values)
+  isolated = finite & ~np.r_[False, finite[:-1]] & ~np.r_[finite[1:], False]
+  few = len(values) <= 25
+  marks = np.flatnonzero(finite if few else isolated).tolist()
+  shown = {'linewidth': 1.8, 'marker': _MARKERS[i % len(_MARKERS)], 'markersize': 4, **style}
+  ax.plot(at, np.where(finite, values, np.nan), color=colour, markevery=marks, **shown)
+  begins = ~finite & np.r_[True, finite[:-1]]
+  if begins.any():
+    ax.plot(
+      at[begins],
+      np.zeros(begins.sum()),
+      'x',
+      color=colour,
+      transform=ax.get_xaxis_transform(),
+      clip_on=False,
+      zorder=3,
+      label='_not_finite',
+    )
+
+
+def _line_style(i: int, colours: Sequence[str]) -> Any:
+  return _STYLES[i // len(colours) % len(_STYLES)]
+
+
+def _accuracy(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
+  for i, run in enumerate(runs):
+    points = series(run, 'test_accuracy')
+    colour, style = colours[i % len(colours)], _line_style(i, colours)
+    _line(ax, points, i, colour, linestyle=style, label=_short(run.name))
+  ax.set_title('Test accuracy')
+  ax.set_ylabel('accuracy')
+  ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+  ax.yaxis.set_major_locator(MaxNLocator(steps=_STEPS, min_n_ticks=3))
+  _rounds(ax)
+
+
+def _loss(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
+  values: list[float] = []
+  for i, run in enumerate(runs):
+    train, test = series(run, 'train_loss'), series(run, 'test_loss')
+    both = bool(train[1] and test[1])
+    colour = colours[i % len(colours)]
+    label = _short(run.name) if len(runs) > 1 else None
+    # With one run colour tells test from train; with several, weight does.
+    if train[1]:
+      light = {'linewidth': 1.0, 'alpha': 0.6, 'markersize': 2.5} if both else {}
+      own = colours[1] if both and len(runs) == 1 else colour
+      solid = {'linestyle': '--' if both else _line_style(i, colours)}
+      hidden = '_' if both and label else label
+      _line(ax, train, i + 1, own, label=hidden or 'training clients', **solid, **light)
+    if test[1]:
+      _line(ax, test, i, colour, linestyle=_line_style(i, colours), label=label or 'test set')
+    values += [x for x in (*train[1], *test[1]) if math.isfinite(x)]
+  ax.set_title('Loss' if len(runs) == 1 else 'Loss: test (bold), training clients (thin, dashed)')
+  ax.set_ylabel('loss')
+  _rounds(ax)
+  if values and min(values) > 0 and max(values) / min(values) > 100:
+    ax.set_yscale('log')
+  if len(runs) == 1:
+    ax.legend()
+
+
+def _rounds(ax: Axes) -> None:
+  broken = any(line.get_label() == '_not_finite' for line in ax.lines)
+  ax.set_xlabel('round' + (' (×: not finite from here on)' if broken else ''))
+  ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=_STEPS, min_n_ticks=1))
+
+
+def _nothing(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
+  del runs, colours
+  ax.text(0.5, 0.5, 'no losses or accuracies recorded', ha='center', transform=ax.transAxes)
+  ax.set_axis_off()
+
+
+def partition(
+  counts: Any, labels: Sequence[str] | None = None, title: str | None = None, dark: bool = False
+) -> Figure:
+  """Returns a picture of a partition: clients × labels, and the examples of every client.
+
+  Up to 60 clients are drawn as bubbles whose areas are numbers of examples, more as a heat map, and
+  of more than 2000 every second, third, … one.
+
+  Args:
+    counts: [N, K] examples of each label that each client holds, >= 0.
+    labels: K names; None = their numbers.
+    title: of the figure.
+    dark: light ink on dark paper.
+
+  Raises:
+    ValueError: `counts` is not such a table, or `labels` does not fit it.
+  """
+  counts = np.asarray(counts)
+  if counts.ndim != 2 or not counts.size or (counts < 0).any():
+    raise ValueError(
+      f'counts must be a table [clients, labels] of numbers >= 0, got shape {counts.shape}.'
+    )
+  clients, classes = counts.shape
+  if labels is not None and len(labels) != classes:
+    raise ValueError(f'labels must be {classes} names, got {len(labels)}.')
+  with matplotlib.rc_context(_style(dark) | {'axes.grid': False}):
+    height = 2.6 + 0.24 * min(max(classes, 4), 30)
+    figure = Figure(figsize=(9.5, height), layout='constrained')
+    above, ax = figure.subplots(2, 1, sharex=True, height_ratios=(1, max(height - 2.2, 1.6)))
+    colour = (_DARK_COLOURS if dark else _COLOURS)[0]
+    step = -(-clients // _COLUMNS)
+    seen = counts[::step]
+    if clients <= 200:
+      above.bar(np.arange(clients), seen.sum(1), width=0.8, color=colour)
+    else:  # One patch instead of thousands.
+      above.stairs(seen.sum(1), step * np.arange(len(seen) + 1) - 0.5, fill=True, color=colour)
+    above.set_ylabel('examples')
+    above.tick_params(bottom=False)
+    if clients <= _BUBBLES:
+      _bubbles(figure, ax, counts, colour)
+    else:
+      _heat(figure, ax, seen, step, dark)
+    ax.set_xlabel('client' if step == 1 else f'client (one of {step} is shown)')
+    ax.set_ylabel('label')
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=_STEPS, min_n_ticks=1))
+    if classes <= 30:
+      names = labels if labels is not None else range(classes)
+      ax.set_yticks(range(classes), [_short(str(x), 20) for x in names])
+    ax.set_xlim(-0.7, clients - 0.3)
+    ax.set_ylim(-0.7, classes - 0.3)
+    sizes = f'{clients:,} clients, {int(counts.sum()):,} examples'
+    figure.suptitle(_short(f'{title}: {sizes}' if title else sizes, 100), fontweight='bold')
+  return figure
+
+
+def _bubbles(figure: Figure, ax: Axes, counts: np.ndarray, colour: str) -> None:
+  clients, classes = counts.shape
+  width, height = figure.get_size_inches() * 72  # points
+  room = min(0.85 * width / clients, 0.6 * height / max(classes, 3), 26)
+  at, label = np.nonzero(counts)
+  size = counts[at, label] / max(counts.max(), 1) * room**2
+  ax.scatter(at, label, s=size, color=colour, alpha=0.8, linewidths=0)
+  ax.set_axisbelow(True)
+  ax.grid(True, linewidth=0.5)
+  ax.set_title(f'area of a bubble: examples (the largest: {counts.max():,})', fontsize=9)
+
+
+def _heat(figure: Figure, ax: Axes, counts: np.ndarray, step: int, dark: bool) -> None:
+  most = int(counts.max())
+  seen = np.ma.masked_equal(counts.T, 0)
+  scale = LogNorm(1, most) if most >= 100 else None
+  image = ax.imshow(
+    seen, extent=(-0.5, step * len(counts) - 0.5, -0.5, counts.shape[1] - 0.5),
+    aspect='auto', origin='lower', cmap='cividis' if dark else 'cividis_r', norm=scale,
+    vmin=None if scale else 0, interpolation='nearest',
+  )  # fmt: skip
+  figure.colorbar(image, ax=ax, label='examples', pad=0.01)

@@ -1,0 +1,192 @@
+"""Tables of runs: text, Markdown or CSV; means and deviations over seeds."""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedjax_mem.report.runs import Run, Source, as_runs, finished, flatten, rounds_done, series
+
+Row = dict[str, Any]
+STYLES = ('text', 'markdown', 'csv')
+# What may differ between two seeds of one experiment.
+_NOT_SETTINGS = ('seed', 'name', 'data.partition_seed')
+
+
+def summarise(run: Run) -> Row:
+  """Returns the summary of a run; what it did not record is None.
+
+  Keys: run, rounds, final_accuracy, best_accuracy, best_round, test_loss, train_loss (the last
+  recorded), clients and examples (summed over rounds), seconds (summed), rounds_per_s.
+  """
+  at, accuracy = series(run, 'test_accuracy')
+  finite = [(value, -r) for r, value in zip(at, accuracy, strict=True) if math.isfinite(value)]
+  best, best_round = max(finite, default=(None, None))
+  _, seconds = series(run, 'seconds')
+  total = sum(seconds)
+  return {
+    'run': run.name,
+    'rounds': rounds_done(run),
+    'final_accuracy': accuracy[-1] if accuracy else None,
+    'best_accuracy': best,
+    'best_round': None if best_round is None else -best_round,
+    'test_loss': _last(run, 'test_loss'),
+    'train_loss': _last(run, 'train_loss'),
+    'clients': _sum(run, 'clients'),
+    'examples': _sum(run, 'examples'),
+    'seconds': total if seconds else None,
+    'rounds_per_s': len(seconds) / total if total > 0 else None,
+  }
+
+
+def _last(run: Run, key: str) -> float | None:
+  _, values = series(run, key)
+  return values[-1] if values else None
+
+
+def _sum(run: Run, key: str) -> int | None:
+  _, values = series(run, key)
+  return round(sum(values)) if values else None
+
+
+def runs_table(sources: Source | Iterable[Source], style: str = 'text') -> str:
+  """Returns a table with one line a run; columns that no run has are left out.
+
+  Args:
+    sources: see `as_runs`.
+    style: 'text', 'markdown' or 'csv'.
+  """
+  rows = [summarise(run) for run in as_runs(sources)]
+  return format_table(rows, style)
+
+
+def over_seeds(sources: Iterable[Source], key: str = 'final_accuracy') -> list[Row]:
+  """Returns one row for each set of runs whose settings are equal but for their seeds.
+
+  Args:
+    sources: see `as_runs`.
+    key: of `summarise`.
+
+  Returns:
+    Rows of `experiment`, `runs` (finished ones with a number, one a seed), `mean`, `deviation` (of
+    the sample, with n - 1; None for one run), and every setting in which the sets differ.
+  """
+  runs = as_runs(sources)
+  groups: dict[str, list[Run]] = {}
+  for run in runs:
+    groups.setdefault(_settings_key(run), []).append(run)
+  differing = differing_keys([group[0] for group in groups.values()])
+  rows = []
+  for group in groups.values():
+    # Two runs of one seed are one observation.
+    by_seed = {_seeds_of(run): summarise(run)[key] for run in group if finished(run)}
+    values = [float(x) for x in by_seed.values() if x is not None and math.isfinite(x)]
+    settings = settings_of(group[0])
+    rows.append(
+      {
+        'experiment': group[0].config.get('name', group[0].name),
+        **{name: settings.get(name) for name in differing if name not in _NOT_SETTINGS},
+        'runs': len(values),
+        'mean': statistics.fmean(values) if values else None,
+        'deviation': statistics.stdev(values) if len(values) > 1 else None,
+      }
+    )
+  return rows
+
+
+def seeds_table(
+  sources: Iterable[Source], key: str = 'final_accuracy', style: str = 'text', scale: float = 1.0
+) -> str:
+  """Returns `over_seeds` as a table, 'mean ± deviation' in one column.
+
+  Args:
+    sources: see `as_runs`.
+    key: of `summarise`.
+    style: 'text', 'markdown' or 'csv'.
+    scale: factor of the numbers; 100 gives per cent, with two decimals.
+  """
+  rows = over_seeds(sources, key)
+  digits = 2 if scale == 100 else 4
+  for row in rows:
+    mean, deviation = row.pop('mean'), row.pop('deviation')
+    text = '–' if mean is None else f'{scale * mean:.{digits}f}'
+    row[key] = text if deviation is None else f'{text} ± {scale * deviation:.{digits}f}'
+  return format_table(rows, style)
+
+
+def settings_of(run: Run) -> Row:
+  """Returns the flat settings of a run that change its results (no `execution`)."""
+  return {k: x for k, x in flatten(run.config) if not k.startswith('execution.')}
+
+
+def _settings_key(run: Run) -> str:
+  settings = settings_of(run)
+  if not settings:
+    return run.name  # Nothing says what it was: a set of its own.
+  kept = {key: x for key, x in settings.items() if key not in _NOT_SETTINGS}
+  return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _seeds_of(run: Run) -> tuple[Any, ...]:
+  settings = settings_of(run)
+  return settings.get('seed', run.name), settings.get('data.partition_seed')
+
+
+def differing_keys(runs: Sequence[Run]) -> list[str]:
+  """Returns the flat keys of the configurations whose values are not the same in all runs."""
+  flat = [dict(flatten(run.config)) for run in runs]
+  keys = dict.fromkeys(key for x in flat for key in x)
+  missing = object()
+  return [
+    key for key in keys if any(x.get(key, missing) != flat[0].get(key, missing) for x in flat)
+  ]
+
+
+def show(value: Any) -> str:
+  """Returns a value for a reader: four significant digits, '–' for what is not there."""
+  if value is None:
+    return '–'
+  if isinstance(value, bool):
+    return 'true' if value else 'false'
+  if isinstance(value, int):
+    return f'{value:,}' if abs(value) >= 10_000 else str(value)
+  if isinstance(value, float):
+    return f'{value:.4g}' if abs(value) < 1e4 else f'{value:,.0f}'
+  return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def format_table(rows: Sequence[Mapping[str, Any]], style: str = 'text') -> str:
+  """Returns rows as a table; columns in which no row has a value are left out.
+
+  Args:
+    rows: dicts; their keys are the columns, in the order of first appearance.
+    style: 'text' (aligned), 'markdown' or 'csv' (numbers in full).
+
+  Raises:
+    ValueError: an unknown style.
+  """
+  if style not in STYLES:
+    raise ValueError(f'style must be one of {", ".join(map(repr, STYLES))}, got {style!r}.')
+  heads = list(dict.fromkeys(k for row in rows for k, x in row.items() if x is not None))
+  if style == 'csv':
+    file = io.StringIO()
+    writer = csv.DictWriter(file, heads, extrasaction='ignore', lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+  cells = [heads, *([show(row.get(head)) for head in heads] for row in rows)]
+  if style == 'markdown':
+    cells = [[_one_line(x).replace('|', r'\|') for x in line] for line in cells]
+    ruled = [cells[0], ['---'] * len(heads), *cells[1:]]
+    return ''.join(f'| {" | ".join(line)} |\n' for line in ruled)
+  cells = [[_one_line(x) for x in line] for line in cells]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  lines = ('  '.join(map(str.ljust, line, widths)).rstrip() for line in cells)
+  return '\n'.join(lines) + '\n'
+
+
+def _one_line(text: str) -> str:
+  return ' '.join(text.split())
