@@ -74,9 +74,11 @@ class Examples:
   def take(self, positions: jax.Array) -> Batch:
     """Returns the examples at `positions` [B] in 0 … count - 1 as a batch of arrays [B, ...].
 
-    Positions at or beyond `count` give some example or other: the caller masks them.
+    Positions at or beyond `count` give the client's last example: the caller masks them. Another
+    client's would not do, since the gradient of a masked loss is 0 * NaN where its data are NaN.
     """
-    rows = self.index.at[self.start + positions].get(mode='clip')
+    last = jnp.maximum(self.count - 1, 0)
+    rows = self.index.at[self.start + jnp.minimum(positions, last)].get(mode='clip')
     batch = {name: x.at[rows].get(mode='clip') for name, x in self.arrays.items()}
     for transform in self.transforms:
       batch = transform(batch)

@@ -13,7 +13,9 @@ import zlib
 
 import jax
 
-_ROLES = ('common', 'client', 'server', 'cohort', 'select', 'init')
+from fedjax_mem.core import validate
+
+_ROLES = ('common', 'client', 'server', 'cohort', 'select', 'init', 'client_init')
 
 
 def seed_key(seed: jax.typing.ArrayLike) -> jax.Array:
@@ -31,8 +33,10 @@ def role_key(layer: jax.Array, role: str, client: jax.typing.ArrayLike | None = 
 
   Args:
     layer: a key from `layer_key`.
-    role: one of 'common', 'client', 'server', 'cohort', 'select', 'init'.
+    role: one of 'common', 'client', 'server', 'cohort', 'select', 'init' and 'client_init'. A role
+      is either of one or of every client: a key that is a parent of others is handed to nobody.
     client: id of the client, for a role that every client plays.
   """
+  validate.one_of(_ROLES, role=role)
   key = jax.random.fold_in(layer, _ROLES.index(role))
   return key if client is None else jax.random.fold_in(key, client)

@@ -50,7 +50,9 @@ def context(
     me: the client, or for a stacked half the cohort.
   """
   base = keys.layer_key(keys.seed_key(cast.seed), cast.round, layer.name)
-  one = me is not None and role in ('client', 'init')
+  if role == 'init' and me is not None:
+    role = 'client_init'
+  one = me is not None and role in ('client', 'client_init')
   return Context(
     key=keys.role_key(base, role, me.id if one and me is not None else None),
     common=keys.role_key(base, 'common'),

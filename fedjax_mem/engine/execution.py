@@ -75,6 +75,12 @@ def resolve(execution: Execution, capacity: int, params: Any) -> Layout:
   return Layout(each if mode == 'vmap' or chunk is None else min(chunk, each), False, mesh)
 
 
+def in_table(platform: str, params: Any) -> bool:
+  """Returns whether the table says how a model of this size runs fastest on a platform."""
+  size = sum(x.size for x in jax.tree.leaves(params))
+  return any(platform == name and size <= at_most for name, at_most, _ in _TABLE)
+
+
 def _from_table(platform: str, params: Any) -> tuple[str, int | None]:
   size = sum(x.size for x in jax.tree.leaves(params))
   for name, at_most, chunk in _TABLE:

@@ -18,7 +18,7 @@ from fedjax_mem.core import (
   selector,
   tree,
 )
-from fedjax_mem.engine import pooled
+from fedjax_mem.engine import guarantees, pooled
 from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.cohort import pad
 from fedjax_mem.engine.context import Broadcast, Row, context, examples
@@ -52,6 +52,7 @@ def make_setting(
     ValueError: a sampler for another population, or a state that does not keep its shapes.
   """
   _check_order(layers)
+  layers = guarantees.bind(layers)
   sampling = selector(layers)[1].sampling
   if sampling.population != shape.num_clients:
     raise ValueError(
@@ -60,8 +61,11 @@ def make_setting(
     )
   capacity = sampling.capacity + -sampling.capacity % layout.block
   setting = Setting(layers, shape, capacity, layout, {}, transforms)
-  like = _like(setting, params, population)
+  like, sent = _like(setting, params, population)
   setting = setting._replace(like=like)
+  if any(x.traits.mechanism is not None for x in layers):
+    init = lambda p, d: initial_state(setting, p, d, jnp.uint32(0)).servers
+    guarantees.check_released(layers, like, sent, jax.eval_shape(init, params, population))
   if pool:
     setting = setting._replace(pool=pooled.find(layers, setting, params, population))
   _check_fixed_point(setting, make_round(setting), params, population)
@@ -102,13 +106,17 @@ def initial_state(setting: Setting, params: Tree, population: Population, seed: 
   return tree.copy(state)
 
 
-def _like(setting: Setting, params: Tree, population: Population) -> dict[str, Tree]:
-  """Returns, for each layer after the algorithm, the shapes of what its client half receives."""
+def _like(
+  setting: Setting, params: Tree, population: Population
+) -> tuple[dict[str, Tree], Message]:
+  """Returns, for each layer after the algorithm, the shapes of what its client half receives, and
+  the shapes of what leaves the last one.
+  """
   like: dict[str, Tree] = {}
-  jax.eval_shape(
+  sent = jax.eval_shape(
     lambda p, d: _walk(setting, p, d, jnp.uint32(0), like)['value'], params, population
   )
-  return {name: x for name, x in like.items() if isinstance(x, Message)}
+  return {name: x for name, x in like.items() if isinstance(x, Message)}, sent
 
 
 def _walk(
@@ -124,6 +132,7 @@ def _walk(
   value: Any = Task(params, examples(cast, row, row.count, setting.shape, True, setting.transforms))
   for layer in setting.layers:
     like[layer.name] = tree.shapes(value)
+    wanted = Message if layer.traits.kind in ('algorithm', 'message') else type(value)
     servers[layer.name] = layer.server.init(context(layer, 'init', cast, like))
     own = layer.client.init(context(layer, 'init', cast, like, row.me))
     if layer.stacked:
@@ -135,9 +144,10 @@ def _walk(
     else:
       ctx = context(layer, 'client', cast, like, row.me)
       value = layer.client.apply(ctx, value, own)[0]
-    if layer.traits.kind != 'task' and layer.select is None and not isinstance(value, Message):
+    if not isinstance(value, wanted):
       raise IncompatibleStages(
-        f'the client half of {layer.name!r} must return a Message, got {type(value).__name__}.'
+        f'the client half of {layer.name!r} must return a {wanted.__name__}, '
+        f'got {type(value).__name__}.'
       )
   return {'value': value, 'cast': cast}
 
@@ -153,9 +163,9 @@ def _check_fixed_point(
     lambda x: (x.shape, str(x.dtype), bool(getattr(x, 'weak_type', False))), t
   )
   for layer in setting.layers:
-    for side in ('clients', 'servers'):
-      old, new = (describe(getattr(s, side)[layer.name]) for s in (before, after))
-      if old != new:
+    for side in ('client', 'server'):
+      old, new = (describe(getattr(s, f'{side}s')[layer.name]) for s in (before, after))
+      if jax.tree.flatten(old) != jax.tree.flatten(new):
         raise ValueError(
           f'the {side} state of {layer.name!r} must keep its structure, shapes and dtypes '
           f'(strongly typed), {old!r}, got {new!r}.'

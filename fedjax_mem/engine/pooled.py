@@ -63,7 +63,9 @@ def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Broadcast, row: Ro
     place = jnp.arange(setting.shape.capacity, dtype=jnp.int32)
     mask = (place[None, :] < rows.count[:, None]) & on[:, None]
     weights = jnp.where(mask, each[:, None], 0.0)
-    where = (rows.start[:, None] + place[None, :]).reshape(-1)
+    # Padding repeats a client's last example: another's could be NaN, and 0 * NaN is not 0.
+    within = jnp.minimum(place[None, :], jnp.maximum(rows.count - 1, 0)[:, None])
+    where = (rows.start[:, None] + within).reshape(-1)
     batch = _gathered(everyone.arrays, everyone.rows, where, setting)
     payload, metrics = pool(
       ctx._replace(params=everyone.params),
@@ -91,8 +93,8 @@ def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Broadcast, row: Ro
 def _gathered(arrays: dict, index: jax.Array, where: jax.Array, setting: Any) -> dict:
   """Returns the batch of the examples at the places `where` [B] of the population's index."""
   cast = Broadcast(None, None, None, None, {}, arrays, index)  # type: ignore[arg-type]
-  nowhere = Row(None, jnp.int32(0), jnp.int32(0))  # type: ignore[arg-type]
-  view = examples(cast, nowhere, jnp.int32(0), setting.shape, False, setting.transforms)
+  whole = Row(None, jnp.int32(0), jnp.int32(index.shape[0]))  # type: ignore[arg-type]
+  view = examples(cast, whole, jnp.int32(0), setting.shape, False, setting.transforms)
   return view.take(where)
 
 

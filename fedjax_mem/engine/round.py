@@ -150,6 +150,13 @@ def _clients(setting: Setting, cast: Broadcast, row: Row, old: dict[str, Tree]):
     new |= states
     ok &= fine
     metrics |= _over_cohort(noted, cast.cohort.arrived & ok)
+  for layer in layers:
+    # Writing the rows into the table would cast them to its dtypes, silently.
+    if not tree.same(new[layer.name], old[layer.name]):
+      raise ValueError(
+        f'the client state of {layer.name!r} must keep its structure, shapes and dtypes, '
+        f'{tree.shapes(old[layer.name])!r}, got {tree.shapes(new[layer.name])!r}.'
+      )
   return value, new, ok, metrics
 
 
@@ -202,10 +209,9 @@ def _server(setting: Setting, cast: Broadcast, message: Message):
     ctx = context(layer, 'server', cast, setting.like)
     value, servers[layer.name], noted = layer.server.apply(ctx, value, servers[layer.name])
     metrics |= _named(layer, noted)
-    wanted = setting.like.get(layer.name)
-    if layer.traits.kind == 'algorithm':
-      wanted = tree.shapes(cast.params)
-    if wanted is not None and tree.shapes(value) != wanted:
+    # From the algorithm on it is parameters.
+    wanted = setting.like.get(layer.name, tree.shapes(cast.params))
+    if not tree.same(value, wanted):
       raise IncompatibleStages(
         f'the server half of {layer.name!r} must return what its client half receives, '
         f'{wanted!r}, got {tree.shapes(value)!r}.'

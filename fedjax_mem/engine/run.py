@@ -72,7 +72,7 @@ class Simulation:
     Raises:
       ValueError: parameters of another structure or shape than those planned for.
     """
-    if tree.shapes(params) != self.params:
+    if not tree.same(params, self.params):
       raise ValueError(
         f'params must be of the shapes {self.params!r}, got {tree.shapes(params)!r}.'
       )

@@ -63,8 +63,6 @@ def load_data(config: Config, data_dir: str | None = None) -> FederatedData:
     for name in ('alpha', 'labels_per_client', 'examples_per_client', 'min_examples')
     if getattr(section, name) is not None
   }
-  if section.noise:
-    given['noise'] = section.noise
   seed = config.seed if section.partition_seed is None else section.partition_seed
   return datasets.load(
     section.name,
@@ -87,6 +85,11 @@ def build_model(config: Config, data: FederatedData) -> Model:
   model = registry.call('model', make, section.options, **given)
   if not isinstance(model, Model):
     raise ValueError(f'model.name must be a factory of a Model, got one of {type(model).__name__}.')
+  if tuple(model.input_shape) != tuple(data.input_shape) or model.num_classes < data.num_classes:
+    raise ValueError(
+      f'model.name must be of a model for inputs {data.input_shape!r} and {data.num_classes} '
+      f'labels to fit the data, got one for {model.input_shape!r} and {model.num_classes}.'
+    )
   return model
 
 
@@ -164,4 +167,6 @@ def server_optimizer(server: ServerConfig) -> optax.GradientTransformation:
   """Returns the server's optax optimizer of the average update."""
   make = registry.factory('server.optimizer', server.optimizer, SERVER_OPTIMIZERS)
   given = {'b1': server.beta1, 'b2': server.beta2, 'tau': server.tau, 'momentum': server.momentum}
+  if ':' in server.optimizer:  # 'optax:sgd' means plain steps, not our default momentum
+    given = {}
   return registry.call('server', make, {}, learning_rate=server.learning_rate, **given)

@@ -23,6 +23,10 @@ class CheckpointError(RuntimeError):
   """A checkpoint cannot be written, or none can be read."""
 
 
+class _Unsound(ValueError):
+  """A checkpoint that is damaged, or of another run."""
+
+
 class Checkpoints:
   """The checkpoints of one run, by the number of rounds done."""
 
@@ -38,10 +42,12 @@ class Checkpoints:
     """
     import orbax.checkpoint as ocp  # imported where it is used: it takes a while
 
-    logging.getLogger('absl').setLevel(logging.ERROR)
+    logging.getLogger('absl').setLevel(logging.CRITICAL)  # what it finds is told here
     self._ocp = ocp
     self.folder = pathlib.Path(folder).absolute()
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
     try:
       self._manager = ocp.CheckpointManager(self.folder, options=options)
     except OSError as error:
@@ -59,7 +65,7 @@ class Checkpoints:
       return number
     args = self._ocp.args
     try:
-      self._manager.save(
+      saved = self._manager.save(
         number,
         args=args.Composite(
           # Orbax refuses arrays without values; they are made anew from their shapes.
@@ -72,6 +78,10 @@ class Checkpoints:
       raise CheckpointError(
         f'the checkpoint of round {number} cannot be written: {error}'
       ) from error
+    if not saved:  # Orbax saves nothing that is older than its newest
+      raise CheckpointError(
+        f'the checkpoint of round {number} was not written: a newer one is there'
+      )
     return number
 
   def numbers(self) -> list[int]:
@@ -81,44 +91,47 @@ class Checkpoints:
   def restore(self, like: State) -> tuple[State, list[str]]:
     """Returns the newest checkpoint that is sound, and a line about each that was refused.
 
+    Those refused are removed if an older one is sound: the rounds after it are saved anew.
+
     Args:
       like: shapes and dtypes of the state.
 
     Raises:
       CheckpointError: there is none, or none is sound.
     """
-    refused: list[str] = []
+    refused: dict[int, str] = {}
     for number in self.numbers():
       try:
-        return self._read(number, like), refused
-      except Exception as error:  # a damaged file may raise anything
-        reason = str(error).strip().split('\n')[0][:200]
-        refused.append(f'checkpoint {number} in {self.folder} is refused: {reason}')
-    found = '; '.join(refused) or 'there is none'
+        state = self._read(number, like)
+      except _Unsound as error:
+        refused[number] = f'checkpoint {number} is refused: {error}'
+        continue
+      for bad in refused:
+        self._manager.delete(bad)
+      return state, list(refused.values())
+    found = '; '.join(refused.values()) or 'there is none'
     raise CheckpointError(f'no sound checkpoint in {self.folder}: {found}.')
 
   def _read(self, number: int, like: State) -> State:
     args = self._ocp.args
+    try:
+      read = self._manager.restore(
+        number, args=args.Composite(state=args.StandardRestore(), check=args.JsonRestore())
+      )
+      flat = {name: np.asarray(x) for name, x in read.state.items()}
+      crc = read.check['crc32']
+    except Exception as error:  # a damaged file may raise anything
+      reason = ' '.join(str(error).split())[:160] or type(error).__name__
+      raise _Unsound(f'it cannot be read ({reason})') from error
     wanted = _flatten(like)
-    target = {
-      name: np.zeros(x.shape, x.dtype) for name, x in wanted.items() if int(np.prod(x.shape))
-    }
-    read = self._manager.restore(
-      number, args=args.Composite(state=args.StandardRestore(target), check=args.JsonRestore())
-    )
-    flat = {name: np.zeros(x.shape, x.dtype) for name, x in wanted.items()}
-    flat |= {name: np.asarray(x) for name, x in read.state.items()}
-    for name, x in wanted.items():
-      if (flat[name].shape, flat[name].dtype) != (x.shape, x.dtype):
-        raise ValueError(
-          f'{name} must be {x.dtype}{x.shape}, got {flat[name].dtype}{flat[name].shape}.'
-        )
-    if _checksum(flat) != read.check['crc32']:
-      raise ValueError('its checksum does not match its contents.')
-    leaves, structure = jax.tree_util.tree_flatten(like)
-    if len(leaves) != len(flat):
-      raise ValueError(f'it must hold {len(leaves)} arrays, got {len(flat)}.')
-    return jax.tree_util.tree_unflatten(structure, [flat[name] for name in wanted])
+    # Those without values are not on the disk.
+    empty = {name: np.zeros(x.shape, x.dtype) for name, x in wanted.items() if 0 in x.shape}
+    flat = {**empty, **flat}
+    _check_fits(flat, wanted)
+    if _checksum(flat) != crc:
+      raise _Unsound('its checksum does not match its contents')
+    structure = jax.tree.structure(like)
+    return jax.tree.unflatten(structure, [flat[name] for name in wanted])
 
   def close(self) -> None:
     """Releases the folder."""
@@ -133,6 +146,20 @@ def _flatten(state: State) -> dict[str, Any]:
 def _paths(state: State) -> Iterator[tuple[str, Any]]:
   for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
     yield jax.tree_util.keystr(path, simple=True, separator='/'), leaf
+
+
+def _check_fits(flat: dict[str, np.ndarray], wanted: dict[str, Any]) -> None:
+  """Raises `_Unsound` unless the arrays have the names, shapes and dtypes that are wanted."""
+  for name in sorted(set(flat) ^ set(wanted)):
+    has, lacks = ('it has', 'the run has not') if name in flat else ('the run has', 'it has not')
+    raise _Unsound(f'{has} {name!r}, {lacks}: it is of another experiment')
+  for name, x in wanted.items():
+    got = flat[name]
+    if (got.shape, got.dtype) != (x.shape, x.dtype):
+      raise _Unsound(
+        f'its {name!r} is {got.dtype}{got.shape}, the run has {x.dtype}{x.shape}: it is of another '
+        'experiment'
+      )
 
 
 def _checksum(flat: dict[str, np.ndarray]) -> int:

@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_WORDLESS = {KeyboardInterrupt: 'stopped by Ctrl-C', MemoryError: 'out of memory'}
 
 DataDir = Annotated[
   pathlib.Path | None,
@@ -43,15 +44,11 @@ class Run(_Command):
   def __call__(self) -> None:
     """Runs the experiment."""
     from fedjax_mem.experiment.config import load_config
+
+    config = load_config(self.config, self.set)  # a mistake in it is told before much is imported
     from fedjax_mem.experiment.loop import run
 
-    result = run(
-      load_config(self.config, self.set),
-      self.out,
-      data_dir=_text(self.data_dir),
-      quiet=self.quiet,
-    )
-    _tell(result)
+    _tell(run(config, self.out, data_dir=_text(self.data_dir), quiet=self.quiet))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,14 +224,21 @@ def main(argv: list[str] | None = None) -> int:
   except (ValueError, FileNotFoundError) as error:
     return _complain(error, BAD_INPUT, command.debug)
   except Exception as error:  # whatever it is: one line, and the traceback on request
-    return _complain(error, FAILED, command.debug)
+    return _complain(error, FAILED, command.debug, foreign=_foreign(error))
   return DONE
 
 
-def _complain(error: BaseException, code: int, debug: bool) -> int:
+def _foreign(error: Exception) -> bool:
+  """Returns whether an error is none that this package tells in words of its own."""
+  return not (isinstance(error, OSError) or type(error).__module__.startswith('fedjax_mem.'))
+
+
+def _complain(error: BaseException, code: int, debug: bool, foreign: bool = False) -> int:
   if debug:
     traceback.print_exception(error)
-  words = ' '.join(str(error).split()) or type(error).__name__
+  words = ' '.join(str(error).split()) or _WORDLESS.get(type(error), type(error).__name__)
+  if foreign and not debug:
+    words = f'{type(error).__name__}: {words} (--debug shows where)'
   kind = {BAD_INPUT: 'error', FAILED: 'failed', INTERRUPTED: 'interrupted'}[code]
   print(f'fedjax-mem: {kind}: {words}', file=sys.stderr)
   return code

@@ -25,6 +25,7 @@ from fedjax_mem.experiment.sections import (
   EvaluationConfig,
   ExecutionConfig,
   ModelConfig,
+  PrivacyConfig,
   Section,
   SelectionConfig,
   ServerConfig,
@@ -41,6 +42,7 @@ __all__ = (
   'EvaluationConfig',
   'ExecutionConfig',
   'ModelConfig',
+  'PrivacyConfig',
   'SelectionConfig',
   'ServerConfig',
   'StageConfig',
@@ -72,6 +74,7 @@ class Config(Section):
     server: `ServerConfig`.
     selection: `SelectionConfig`.
     weighting: `WeightingConfig`.
+    privacy: `PrivacyConfig`.
     evaluation: `EvaluationConfig`.
     stages: further layers, in client order.
     execution: `ExecutionConfig`.
@@ -88,6 +91,7 @@ class Config(Section):
   server: ServerConfig = dataclasses.field(default_factory=ServerConfig)
   selection: SelectionConfig
   weighting: WeightingConfig = dataclasses.field(default_factory=WeightingConfig)
+  privacy: PrivacyConfig = dataclasses.field(default_factory=PrivacyConfig)
   evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
   stages: tuple[StageConfig, ...] = ()
   execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
@@ -172,15 +176,39 @@ def to_dict(config: Any) -> dict[str, Any]:
   return items
 
 
+def _given(config: Any) -> dict[str, Any]:
+  """Returns, as plain tables, what is not at its default."""
+  items: dict[str, Any] = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if field.name == 'stages':
+      value = [_given(stage) for stage in value]
+      given = value != []
+    elif dataclasses.is_dataclass(value):
+      value = _given(value)
+      given = value != {}
+    else:
+      made = field.default_factory
+      default = field.default if made is dataclasses.MISSING else made()
+      given = value != default
+    if given:
+      items[field.name] = value
+  return items
+
+
 def to_toml(config: Config) -> str:
   """Returns the config as TOML that `load_config` reads back to an equal config."""
   return tomli_w.dumps(to_dict(config))
 
 
 def config_hash(config: Config) -> str:
-  """Returns 8 hexadecimal digits of a hash of what changes results: not `name`, not `execution`."""
-  items = to_dict(config)
-  del items['name'], items['execution']
+  """Returns 8 hexadecimal digits of a hash of what changes results: not `name`, not `execution`.
+
+  What is at its default is left out, so that a key added later changes no hash of today.
+  """
+  items = _given(config)
+  for key in ('name', 'execution'):
+    items.pop(key, None)
   text = json.dumps(items, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 

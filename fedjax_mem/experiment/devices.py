@@ -36,9 +36,26 @@ def prepare(devices: int | str) -> str | None:
     jax.config.update('jax_num_cpu_devices', wanted)
   except RuntimeError:  # jax has started: it can no longer be told
     there = len(jax.devices())
-    if there != wanted:
+    if there < wanted or (there > wanted and devices == 'auto'):
       return f'jax had started already: using its {there} device(s), not {wanted}'
   return None
+
+
+def start() -> None:
+  """Starts jax.
+
+  Raises:
+    ValueError: the platform that the user asked for has no devices here.
+  """
+  try:
+    jax.devices()
+  except Exception as error:  # a missing platform is told in several ways, some without words
+    chosen = jax.config.jax_platforms
+    reason = str(error) or 'there is none'
+    raise ValueError(
+      f'JAX_PLATFORMS must name a platform with devices here, got {chosen!r} ({reason}): unset it, '
+      'or see `fedjax-mem doctor`.'
+    ) from error
 
 
 def _keep_compiled() -> None:

@@ -1,5 +1,7 @@
 """Where a run's examples come from: all on the device, or streamed for each segment."""
 
+import math
+
 import jax
 import numpy as np
 
@@ -52,7 +54,7 @@ class Streamed(Source):
     if 2 * self._stream.nbytes > cap_bytes:
       raise ValueError(
         'execution.stream_above_mb must hold two segments of one round, '
-        f'{2 * self._stream.nbytes / _MB:.0f} MB, got {cap_bytes / _MB:g}.'
+        f'{2 * self._stream.nbytes / _MB:.3g} MB, got {cap_bytes / _MB:g}.'
       )
     self._feedback, self._begun = feedback, False
     nobody = self._stream.segment(np.zeros((1, 0), np.int32))
@@ -93,7 +95,7 @@ def source(
   """
   counts = data.counts
   shape = Shape(data.num_clients, int(counts.max()), bool((counts == counts[0]).all()))
-  if cap_mb is None or not must_stream(data, int(cap_mb * _MB)):
+  if cap_mb is None or not must_stream(data, math.ceil(cap_mb * _MB)):
     return Source(data.population(), shape, max_rounds)
   sampling = selector(layers)[1].sampling
   feedback = sampling.scheme == 'data_dependent'

@@ -8,7 +8,9 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,14 +64,6 @@ class RunFolder:
     self.manifest |= facts
     _write(self.path / 'manifest.json', json.dumps(self.manifest, indent=2) + '\n')
 
-  def warn(self, text: str) -> bool:
-    """Adds a warning to the manifest once; returns whether it is new."""
-    known = self.manifest.get('warnings', [])
-    if text in known:
-      return False
-    self.note(warnings=[*known, text])
-    return True
-
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
     """Holds the folder for one process; the system frees it when the process dies.
@@ -81,45 +75,61 @@ class RunFolder:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except OSError as error:
-        raise ValueError(f'{self.path} is in use by another process.') from error
+        raise ValueError(
+          f'{self.path} is in use by another process; when that has ended, go on with '
+          f'`fedjax-mem resume {self.path}`.'
+        ) from error
       yield
 
 
 def create(config: Config, out: str | os.PathLike) -> RunFolder:
   """Returns a new folder `out/<name>-<hash>`, or `-2`, `-3`, … beside finished ones.
 
+  It is written under another name first, so that a run's folder is there whole or not at all.
+
   Raises:
     ValueError: an unfinished run of the same configuration is there, or the folder cannot be
       written.
   """
   stem = pathlib.Path(out) / f'{config.name}-{config_hash(config)}'
+  fresh = stem.with_name(f'.{stem.name}.{uuid.uuid4().hex}')
+  try:
+    fresh.mkdir(parents=True)
+    _write(fresh / 'config.toml', to_toml(config))
+    _write(fresh / 'manifest.json', json.dumps(_facts(config), indent=2) + '\n')
+    return RunFolder(_rename(fresh, stem))
+  except OSError as error:
+    raise ValueError(f'the run folder {stem} must be writable, got {error}.') from error
+  finally:
+    shutil.rmtree(fresh, ignore_errors=True)  # it is there only if there was an error
+
+
+def _rename(fresh: pathlib.Path, stem: pathlib.Path) -> pathlib.Path:
+  """Renames a folder to the first of `stem`, `stem-2`, … that is free, and returns that."""
   number = 1
   while True:
     path = stem if number == 1 else stem.with_name(f'{stem.name}-{number}')
-    try:
-      path.mkdir(parents=True)
-      break
-    except FileExistsError:
+    if path.exists():
       _check_finished(path)
       number += 1
-    except OSError as error:
-      raise ValueError(f'the run folder {path} must be writable, got {error}.') from error
-  try:
-    _write(path / 'config.toml', to_toml(config))
-    _write(path / 'manifest.json', '{}')
-    folder = RunFolder(path)
-    folder.note(**_facts(config))
-  except OSError as error:
-    raise ValueError(f'the run folder {path} must be writable, got {error}.') from error
-  return folder
+      continue
+    try:
+      fresh.rename(path)
+    except OSError:
+      if path.exists():  # another process was faster
+        continue
+      raise
+    return path
 
 
 def _check_finished(path: pathlib.Path) -> None:
   try:
-    status = RunFolder(path).manifest.get('status')
+    folder = RunFolder(path)
   except ValueError as error:
     raise ValueError(f'{error} Remove it, or choose another folder with --out.') from error
-  if status != 'finished':
+  if folder.manifest.get('status') == 'finished':
+    return
+  with folder.locked():  # or it says that another process is at it
     raise ValueError(
       f'{path} holds a run of this configuration that is not finished: go on with '
       f'`fedjax-mem resume {path}`, or remove it.'
@@ -144,12 +154,13 @@ def _facts(config: Config) -> dict[str, Any]:
 
 def _commit() -> str | None:
   """Returns the commit of the source that runs, '+' if it is changed; None outside a checkout."""
-  here = pathlib.Path(__file__).parent
+  here = pathlib.Path(__file__)
   git = lambda *args: subprocess.run(
-    ['git', '-C', str(here), *args], capture_output=True, text=True, check=True, timeout=10
+    ['git', '-C', str(here.parent), *args], capture_output=True, text=True, check=True, timeout=10
   ).stdout.strip()
   try:
-    changed = '+' if git('status', '--porcelain', '--', str(here.parent)) else ''
+    git('ls-files', '--error-unmatch', here.name)  # an environment may lie in someone's checkout
+    changed = '+' if git('status', '--porcelain', '--', str(here.parents[1])) else ''
     return git('rev-parse', 'HEAD') + changed
   except (OSError, subprocess.SubprocessError):
     return None

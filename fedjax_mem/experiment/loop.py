@@ -4,12 +4,10 @@ import dataclasses
 import math
 import os
 import pathlib
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,8 +18,9 @@ from fedjax_mem.engine.mesh import replicated
 from fedjax_mem.experiment import devices, examples
 from fedjax_mem.experiment.build import Parts, build
 from fedjax_mem.experiment.checkpoint import Checkpoints
-from fedjax_mem.experiment.config import Config
+from fedjax_mem.experiment.config import Config, config_hash
 from fedjax_mem.experiment.folder import RunFolder, create
+from fedjax_mem.experiment.interrupt import Interrupt
 from fedjax_mem.experiment.progress import Progress
 from fedjax_mem.report import plots
 from fedjax_mem.report.html import write_report
@@ -74,13 +73,11 @@ def run(
     RunFailed: the run cannot go on; the folder holds the last good checkpoint.
     Interrupted: by Ctrl-C, after a checkpoint.
   """
-  note = devices.prepare(config.execution.devices)
-  parts = build(config, data_dir)
-  sim, source = _simulation(config, parts, None)
+  ready = _ready(config, data_dir, {})
   folder = create(config, out)
   with folder.locked():
-    _describe(folder, config, parts, sim)
-    return _Loop(config, parts, sim, source, folder, quiet, note).go(sim.init(parts.params), [])
+    folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **_facts(ready))
+    return _Loop(ready, folder, quiet).go(ready.sim.init(ready.parts.params), [])
 
 
 def resume(path: str | os.PathLike, *, data_dir: str | None = None, quiet: bool = False) -> Result:
@@ -88,38 +85,71 @@ def resume(path: str | os.PathLike, *, data_dir: str | None = None, quiet: bool 
 
   Args:
     path: the run's folder.
-    data_dir: where prepared data sets are; None: the environment or the default decides.
+    data_dir: where prepared data sets are; None: where the run found them.
     quiet: no progress bar.
 
   Raises:
-    ValueError: not a run's folder, or a run that is finished or in use.
+    ValueError: not a run's folder, or a run that is finished, in use or of another configuration.
     RunFailed: the run cannot go on.
     Interrupted: by Ctrl-C, after a checkpoint.
   """
   folder = RunFolder(pathlib.Path(path))
   with folder.locked():
-    if folder.manifest.get('status') == 'finished':
+    said = folder.manifest
+    # Without the report it was ended between its last checkpoint and its end.
+    if said.get('status') == 'finished' and (folder.path / 'report.html').exists():
       raise ValueError(f'the run in {folder.path} must be unfinished to resume it: it is finished.')
     config = folder.config
-    note = devices.prepare(config.execution.devices)
-    parts = build(config, data_dir)
-    sim, source = _simulation(config, parts, folder.manifest.get('execution'))
-    loop = _Loop(config, parts, sim, source, folder, quiet, note)
+    if config_hash(config) != said.get('config_hash'):
+      raise ValueError(
+        f'{folder.path / "config.toml"} must be what the run began with (but for [execution]), '
+        'got a changed one: undo that, or begin a new run with it.'
+      )
+    ready = _ready(config, data_dir or said.get('data_dir'), said.get('execution', {}))
+    if 'execution' not in said:  # it was ended before its first round
+      folder.note(**_facts(ready))
+    loop = _Loop(ready, folder, quiet)
     return loop.go(*loop.restore())
 
 
-def _simulation(
-  config: Config, parts: Parts, recorded: dict[str, Any] | None
-) -> tuple[Simulation, examples.Source]:
-  """Returns the simulation and the source of its examples, with the recorded execution if any."""
+class _Ready(NamedTuple):
+  """What is settled before the run's folder is touched: bad input leaves no trace.
+
+  Attributes:
+    config: the experiment.
+    parts: what it describes.
+    sim: its rounds.
+    source: of its examples.
+    evaluate: parameters -> scores on the test set.
+    notes: what the user is to know about the devices.
+  """
+
+  config: Config
+  parts: Parts
+  sim: Simulation
+  source: examples.Source
+  evaluate: Callable[[Any], dict[str, float]]
+  notes: list[str]
+
+
+def _ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) -> _Ready:
+  """Returns what a run needs, with the execution that was recorded before (empty: none was)."""
   wanted = config.execution
-  chosen = Execution(mode=wanted.mode, chunk=wanted.chunk, devices=wanted.devices)
-  longest = min(wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds)
-  if recorded:
-    there = len(jax.devices())
-    count = recorded['devices'] if recorded['devices'] <= there else 'auto'
-    chosen = Execution(mode=recorded['mode'], chunk=recorded['chunk'], devices=count)
-    longest = recorded['max_rounds']
+  note = devices.prepare(recorded.get('devices', wanted.devices))
+  devices.start()
+  parts = build(config, data_dir)
+  chosen = Execution(
+    mode=recorded.get('mode', wanted.mode),
+    chunk=recorded.get('chunk', wanted.chunk),
+    devices=recorded.get('devices', wanted.devices),
+  )
+  there = len(jax.devices())
+  # What runs elsewhere has to run here; only who asks for devices that no one has is told so.
+  if (recorded or note) and chosen.devices != 'auto' and int(chosen.devices) > there:
+    chosen = dataclasses.replace(chosen, devices='auto')
+  longest = recorded.get('max_rounds') or min(
+    wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
+  )
   source = examples.source(parts.data, parts.layers, wanted.stream_above_mb, longest)
   sim = simulate(
     parts.layers,
@@ -131,91 +161,90 @@ def _simulation(
     shape=source.shape,
     transforms=(parts.data.preprocess,),
   )
-  return sim, source
+  evaluate = evaluator(
+    lambda params, batch: parts.model.metrics(params, parts.data.preprocess(batch)),
+    parts.data.test,
+    batch_size=config.evaluation.batch_size,
+    mesh=sim.setting.layout.mesh,
+  )
+  return _Ready(config, parts, sim, source, evaluate, [note] if note else [])
 
 
-def _describe(folder: RunFolder, config: Config, parts: Parts, sim: Simulation) -> None:
-  """Writes into the manifest what is known before the first round."""
-  layout = sim.setting.layout
-  mode = 'loop' if layout.looped else 'chunk'
-  folder.note(
-    devices=[str(d.device_kind) for d in layout.mesh.devices.flat],
-    backend=jax.default_backend(),
-    execution={
-      'mode': mode,
+def _facts(ready: _Ready) -> dict[str, Any]:
+  """Returns what the manifest says before the first round."""
+  parts, sim, layout = ready.parts, ready.sim, ready.sim.setting.layout
+  notes = list(ready.notes)
+  if parts.data.unused_labels:
+    notes.append(f'no client holds examples of the labels {list(parts.data.unused_labels)}')
+  return {
+    'devices': [str(d.device_kind) for d in layout.mesh.devices.flat],
+    'backend': jax.default_backend(),
+    'execution': {
+      'mode': 'loop' if layout.looped else 'chunk',
       'chunk': None if layout.looped else layout.chunk,
       'devices': layout.devices,
       'max_rounds': sim.max_rounds,
       'words': describe(layout),
     },
-    parameters=sum(x.size for x in jax.tree.leaves(parts.params)),
-    clients=parts.data.num_clients,
-    examples=int(parts.data.counts.sum()),
-    client_state_bytes=table_bytes(sim.setting, sim.params, sim.population),
-    resumed=[],
-  )
-  if parts.data.unused_labels:
-    folder.warn(f'no client holds examples of the labels {list(parts.data.unused_labels)}')
+    'parameters': sum(x.size for x in jax.tree.leaves(parts.params)),
+    'clients': parts.data.num_clients,
+    'examples': int(parts.data.counts.sum()),
+    'client_state_bytes': table_bytes(sim.setting, sim.params, sim.population),
+    'resumed': [],
+    'warnings': notes,
+  }
 
 
 class _Loop:
   """Runs the segments of one run and keeps its folder."""
 
-  def __init__(
-    self,
-    config: Config,
-    parts: Parts,
-    sim: Simulation,
-    source: examples.Source,
-    folder: RunFolder,
-    quiet: bool,
-    note: str | None,
-  ):
-    self.config, self.parts, self.sim, self.source = config, parts, sim, source
-    self.folder, self.quiet = folder, quiet
-    self.checkpoints = Checkpoints(folder.path / 'checkpoints', config.execution.keep_checkpoints)
-    self.evaluate = evaluator(
-      lambda params, batch: parts.model.metrics(params, parts.data.preprocess(batch)),
-      parts.data.test,
-      batch_size=config.evaluation.batch_size,
-      mesh=sim.setting.layout.mesh,
+  def __init__(self, ready: _Ready, folder: RunFolder, quiet: bool):
+    self.ready, self.folder, self.quiet = ready, folder, quiet
+    self.config, self.sim = ready.config, ready.sim
+    self.checkpoints = Checkpoints(
+      folder.path / 'checkpoints', self.config.execution.keep_checkpoints
     )
-    self.stop = threading.Event()
-    if note:
-      self.folder.warn(note)
 
   def restore(self) -> tuple[State, list[dict[str, Any]]]:
     """Returns the newest sound checkpoint's state and the records up to it."""
-    refused: list[str] = []
-    state = self.sim.init(self.parts.params)
+    said, layout = self.folder.manifest, self.sim.setting.layout
+    notes = list(self.ready.notes)
+    state = self.sim.init(self.ready.parts.params)
     if self.checkpoints.numbers():  # else it was stopped before the first: it starts anew
       state, refused = self.checkpoints.restore(tree.shapes(state))
-      state = jax.device_put(state, replicated(self.sim.setting.layout.mesh))
-    recorded, there = self.folder.manifest['execution']['devices'], self.sim.setting.layout.devices
-    if recorded != there:
-      refused.append(
-        f'resumed on {there} device(s), not {recorded}: sums may differ in their last bits'
+      state = jax.device_put(state, replicated(layout.mesh))
+      notes += refused
+    before, now = said['execution']['devices'], layout.devices
+    if before != now:
+      notes.append(f'resumed on {now} device(s), not {before}: sums may differ in their last bits')
+    if said['backend'] != jax.default_backend():
+      notes.append(
+        f'resumed on {jax.default_backend()}, not {said["backend"]}: results may differ in their '
+        'last bits'
       )
-    for line in refused:
-      self.folder.warn(line)
     done = int(state.round)
-    self.folder.note(resumed=[*self.folder.manifest.get('resumed', []), done], status='running')
+    said.pop('failure', None)
+    self.folder.note(
+      warnings=list(dict.fromkeys([*said['warnings'], *notes])),
+      resumed=[*said['resumed'], done],
+      status='running',
+    )
     return state, truncate_after(self.folder.path / 'metrics.jsonl', done)
 
   def go(self, state: State, records: list[dict[str, Any]]) -> Result:
     """Runs the rounds that are left, and returns the result."""
     start, total = int(state.round), self.config.rounds
-    began = time.perf_counter()
+    farewell = f'ended at once; go on with: fedjax-mem resume {self.folder.path}'
     with (
-      self._interruptible(),
+      closing(self.checkpoints),
+      closing(self.ready.source),
       Progress(total, start, self.quiet) as bar,
+      Interrupt(bar.note, farewell) as interrupt,
       MetricsWriter(self.folder.path / 'metrics.jsonl') as writer,
     ):
-      for warning in self.folder.manifest['warnings']:
-        bar.note(warning)
-      state = jax.block_until_ready(self.sim.compile(state))
-      self.folder.note(compile_seconds=round(time.perf_counter() - began, 3))
-      saved, speed = time.perf_counter(), _Speed(self.config.execution.segment_seconds)
+      self._open(bar)
+      state = self._compile(state)
+      saved, speed = -math.inf, _Speed(self.config.execution.segment_seconds)
       while start < total:
         count = min(speed.rounds(), self._until_evaluation(start), self.sim.max_rounds)
         state, rows, seconds = self._segment(state, count)
@@ -224,24 +253,44 @@ class _Loop:
         start += len(new)
         failure = self._failure(new[-1], rows)
         if not failure and (start % self.config.evaluation.every == 0 or start == total):
-          scores = self.evaluate(state.params)
+          scores = self.ready.evaluate(state.params)
           new[-1] |= {f'test_{name}': value for name, value in scores.items()}
         for record in new:
           writer.write(record)
-          bar.update(record)
+          self._show(bar, record)
         records += new
         if failure:
           self._fail(failure, state, rows)
+        # The first is early: a disk that cannot be written is told before much is lost.
         late = time.perf_counter() - saved >= self.config.execution.checkpoint_every_seconds
-        if late or start == total or self.stop.is_set():
+        if late or start == total or interrupt.asked:
           self.checkpoints.save(state)
           saved = time.perf_counter()
-        if self.stop.is_set() and start < total:
+        if interrupt.asked and start < total:
           self._interrupt(start)
     return self._finish(state, records)
 
+  def _open(self, bar: Progress) -> None:
+    for warning in self.folder.manifest['warnings']:
+      bar.note(f'note: {warning}')
+    bar.note(f'folder: {self.folder.path}')
+    bar.note(f'compiling a round of {describe(self.sim.setting.layout)}')
+
+  def _compile(self, state: State) -> State:
+    began = time.perf_counter()
+    state = jax.block_until_ready(self.sim.compile(state))
+    self.folder.note(compile_seconds=round(time.perf_counter() - began, 3))
+    return state
+
+  def _show(self, bar: Progress, record: dict[str, Any]) -> None:
+    bar.update(record)
+    if 'not_finite' in record:
+      names = self.ready.parts.data.clients
+      who = [str(names[x] if names else x) for x in record['not_finite']]
+      bar.note(f'round {record["round"]}: left out, not finite: the updates of {", ".join(who)}')
+
   def _segment(self, state: State, count: int) -> tuple[State, dict[str, np.ndarray], float]:
-    population = self.source.ahead(self.sim, state, count)
+    population = self.ready.source.ahead(self.sim, state, count)
     began = time.perf_counter()
     state, rows = self.sim.run(state, count, population)
     return state, rows, time.perf_counter() - began
@@ -261,17 +310,12 @@ class _Loop:
           # The algorithm is what a round is about: its metrics go by their plain names.
           record[name.removeprefix('algorithm/')] = x[i].item()
       record |= {name: rows[name][i].item() for name in ('clients', 'examples')}
-      dropped = rows['not_finite'][i]
-      dropped = sorted(int(x) for x in dropped[dropped >= 0])
-      if dropped:
-        record['dropped'] = [self._client(x) for x in dropped]
+      bad = rows['not_finite'][i]
+      if (bad >= 0).any():
+        record['not_finite'] = sorted(bad[bad >= 0].tolist())
       record['seconds'] = seconds / count
       records.append(record)
     return records
-
-  def _client(self, number: int) -> Any:
-    names = self.parts.data.clients
-    return names[number] if names else number
 
   def _failure(self, last: dict[str, Any], rows: dict[str, np.ndarray]) -> str | None:
     """Returns why the run cannot go on after a segment, or None."""
@@ -303,31 +347,10 @@ class _Loop:
     )
 
   def _finish(self, state: State, records: list[dict[str, Any]]) -> Result:
-    self.checkpoints.close()
-    self.source.close()
     self.folder.note(status='finished', rounds_done=int(state.round))
     plots.save(plots.learning_curves(self.folder.path), self.folder.path / 'learning_curve.png')
     write_report(self.folder.path, self.folder.path / 'report.html')
     return Result(jax.device_get(state.params), records, self.folder.path)
-
-  @contextmanager
-  def _interruptible(self) -> Iterator[None]:
-    """Makes the first Ctrl-C end the run after its segment; the second ends it at once."""
-    if threading.current_thread() is not threading.main_thread():
-      yield
-      return
-    before = signal.getsignal(signal.SIGINT)
-
-    def stop(number: int, frame: Any) -> None:
-      del number, frame
-      self.stop.set()
-      signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-      yield
-    finally:
-      signal.signal(signal.SIGINT, before)
 
 
 class _Speed:

@@ -34,7 +34,8 @@ def factory(key: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Cal
     found = getattr(importlib.import_module(module_name), attribute)
   except ModuleNotFoundError as error:
     raise ValueError(
-      f'{key} must name a module that can be imported, got {name!r}: {error}.'
+      f'{key} must name a module that can be imported (is its folder on PYTHONPATH?), '
+      f'got {name!r}: {error}.'
     ) from error
   except AttributeError as error:
     raise ValueError(f'{key} must name a factory in its module, got {name!r}: {error}.') from error
@@ -58,6 +59,8 @@ def call(key: str, make: Callable[..., Any], options: Mapping[str, Any], **given
   taken = {name: x for name, x in given.items() if open_ended or name in parameters}
   free = [name for name in parameters if name not in taken]
   for name in options:
+    if name in taken:
+      raise ValueError(f'{key}.options.{name} must be left out: the experiment sets it.')
     if name not in parameters and not open_ended:
       raise ValueError(
         f'{key}.options must be among {free!r}, got {name!r}.{validate.nearest(name, free)}'
@@ -66,5 +69,6 @@ def call(key: str, make: Callable[..., Any], options: Mapping[str, Any], **given
   for name, parameter in parameters.items():
     missing = parameter.default is parameter.empty and name not in arguments
     if missing and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-      raise ValueError(f'{key}.options.{name} must be given for {make.__name__!r}, got none.')
+      of = getattr(make, '__name__', make)
+      raise ValueError(f'{key}.options.{name} must be given for {of!r}, got none.')
   return make(**arguments)

@@ -282,6 +282,30 @@ class WeightingConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PrivacyConfig(Section):
+  """What is claimed of a run whose stages add noise; the noise itself is a stage.
+
+  Attributes:
+    delta: of the claim, in (0, 1); needed by every run with noise.
+    target_epsilon: budget: the run ends before the round that would exceed it, and a stage without
+      a `noise_multiplier` gets the least noise that keeps it; None = no budget.
+    accountant: 'rdp', 'pld' or 'auto' (RDP where it is valid).
+    adjacency: neighbouring relation; None = the one that the sampler has an event for.
+  """
+
+  section: ClassVar[str] = 'privacy'
+  delta: float | None = None
+  target_epsilon: float | None = None
+  accountant: str = 'auto'
+  adjacency: str | None = None
+
+  def _check(self) -> None:
+    self._each(validate.open_fraction, 'delta')
+    self._each(validate.positive, 'target_epsilon')
+    validate.one_of(('auto', 'rdp', 'pld'), **{'privacy.accountant': self.accountant})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Section):
   """When and how the server's model is tested.
 

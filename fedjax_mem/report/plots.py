@@ -8,7 +8,7 @@ import io
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -273,3 +273,38 @@ def _heat(figure: Figure, ax: Axes, counts: np.ndarray, step: int, dark: bool) -
     vmin=None if scale else 0, interpolation='nearest',
   )  # fmt: skip
   figure.colorbar(image, ax=ax, label='examples', pad=0.01)
+
+
+def epsilon(
+  curves: Mapping[str, Sequence[float]], title: str | None = None, dark: bool = False
+) -> Figure:
+  """Returns ε against rounds, with the bounds of the privacy levels (1, 5 and 10) drawn in.
+
+  Args:
+    curves: label -> ε after rounds 1, 2, …
+    title: above the plot.
+    dark: colours for a dark page.
+  """
+  colours = _DARK_COLOURS if dark else _COLOURS
+  with matplotlib.rc_context(_style(dark)):
+    figure = Figure(figsize=(7.5, 4.5), layout='constrained')
+    ax = figure.add_subplot()
+    for i, (label, values) in enumerate(curves.items()):
+      rounds = range(1, len(values) + 1)
+      ax.plot(rounds, values, label=_short(label), color=colours[i % len(colours)])
+    top = max((max(values) for values in curves.values() if len(values)), default=1.0)
+    for bound, level in ((1, 'strong'), (5, 'moderate'), (10, 'weak')):
+      if bound <= 1.2 * top:
+        ax.axhline(bound, linestyle=':', linewidth=1, color='grey')
+        ax.annotate(
+          f'{level} up to {bound}',
+          (1, bound),
+          xycoords=('axes fraction', 'data'),
+          ha='right',
+          va='bottom',
+          fontsize='small',
+        )
+    ax.set(xlabel='round', ylabel='ε', ylim=(0, None))
+    ax.set_title(title or 'Privacy loss')
+    ax.legend()
+    return figure

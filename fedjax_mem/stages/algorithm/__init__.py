@@ -3,9 +3,14 @@
 from collections.abc import Callable
 
 from fedjax_mem.core import Layer
+from fedjax_mem.stages.algorithm.dp_sgd import dp_sgd
 from fedjax_mem.stages.algorithm.fedavg import fedavg
 from fedjax_mem.stages.algorithm.fedsgd import fedsgd
 
-ALGORITHMS: dict[str, Callable[..., Layer]] = {'fedavg': fedavg, 'fedsgd': fedsgd}
+ALGORITHMS: dict[str, Callable[..., Layer]] = {
+  'fedavg': fedavg,
+  'fedsgd': fedsgd,
+  'dp_sgd': dp_sgd,
+}
 
-__all__ = ('ALGORITHMS', 'fedavg', 'fedsgd')
+__all__ = ('ALGORITHMS', 'dp_sgd', 'fedavg', 'fedsgd')

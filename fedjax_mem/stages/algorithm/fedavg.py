@@ -41,6 +41,9 @@ def fedavg(
   training.check_rate(learning_rate=learning_rate)
   validate.integer(epochs=epochs)
   validate.integer(batch_size=batch_size)
+  validate.function(optimizer=optimizer)
+  server_optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+  training.check_server_optimizer(server_optimizer)
   train = partial(training.local_steps, loss, epochs=epochs, batch_size=batch_size)
 
   def client(ctx: Context, task: Task, state):
@@ -66,6 +69,6 @@ def fedavg(
 
     return pool
 
-  server = training.server_step(optax.sgd(1.0) if server_optimizer is None else server_optimizer)
+  server = training.server_step(server_optimizer)
   traits = Traits(kind='algorithm')
   return Layer('algorithm', Stage(client), server, traits=traits, pooled=pooled)

@@ -44,6 +44,7 @@ def fedsgd(
   """
   training.check_loss(loss)
   validate.integer(batch_size=batch_size)
+  training.check_server_optimizer(server_optimizer)
 
   def client(ctx: Context, task: Task, state):
     data = task.data

@@ -60,6 +60,15 @@ def check_rate(**named: Rate) -> None:
     validate.positive(**named)
 
 
+def check_server_optimizer(server_optimizer: optax.GradientTransformation) -> None:
+  """Raises `ValueError` unless it is an optax transformation (and not, say, its factory)."""
+  if not isinstance(server_optimizer, optax.GradientTransformation):
+    raise ValueError(
+      f'server_optimizer must be an optax transformation such as optax.sgd(1.0), '
+      f'got {server_optimizer!r}.'
+    )
+
+
 def rate_at(rate: Rate, round: jax.Array) -> Any:
   """Returns the learning rate of a round: the number, or the schedule's float32 value."""
   return jnp.float32(rate(round)) if callable(rate) else rate

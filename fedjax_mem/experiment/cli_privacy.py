@@ -1,0 +1,167 @@
+"""The commands `fedjax-mem privacy epsilon|calibrate|plan`: what a private run costs, ahead of it."""
+
+import dataclasses
+import pathlib
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import arg, subcommand
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Question:
+  """What every privacy command is told."""
+
+  population: Annotated[int, arg(help='Clients in the population, N.')]
+  delta: Annotated[float, arg(help='Target delta, below 1 / N.')] = 1e-5
+  scheme: Annotated[
+    Literal['poisson', 'without_replacement', 'cyclic'], arg(help='How a cohort is drawn.')
+  ] = 'poisson'
+  mechanism: Annotated[
+    Literal['gaussian', 'laplace', 'discrete_gaussian'], arg(help='Which noise.')
+  ] = 'gaussian'
+  accountant: Annotated[
+    Literal['auto', 'rdp', 'pld'], arg(help='Which accountant: auto takes RDP where it is valid.')
+  ] = 'auto'
+  adjacency: Annotated[
+    str | None, arg(help='Neighbouring relation (default: the one the sampler has an event for).')
+  ] = None
+  plot: Annotated[pathlib.Path | None, arg(help='Draw epsilon against rounds (PNG).')] = None
+  debug: Annotated[bool, arg(help='Show the traceback of an error.')] = False
+
+  def _answer(self, command: str, **given: Any) -> list[dict[str, Any]]:
+    from fedjax_mem.account import privacy_table
+    from fedjax_mem.report.tables import format_table
+
+    rows = privacy_table(
+      command,
+      population=self.population,
+      delta=self.delta,
+      scheme=self.scheme,
+      mechanism=self.mechanism,
+      accountant=self.accountant,
+      adjacency=self.adjacency,
+      **given,
+    )
+    print(format_table(rows))
+    if self.plot:
+      self._draw(rows)
+    return rows
+
+  def _draw(self, rows: list[dict[str, Any]]) -> None:
+    from fedjax_mem import account
+    from fedjax_mem.account.calibrate import resize
+    from fedjax_mem.core import Mechanism, Sampling
+    from fedjax_mem.report import plots
+
+    curves = {}
+    for row in rows:
+      rounds, cohort = int(row['rounds']), float(row['cohort'])
+      sampling = resize(
+        Sampling(self.scheme, self.population, cohort, self.population),
+        cohort,
+        rounds,
+        self.delta,
+        10.0,
+      )
+      noise = Mechanism(self.mechanism, row['noise_multiplier'])
+      path = account.trajectory(
+        sampling,
+        noise,
+        rounds,
+        self.delta,
+        adjacency=row['adjacency'],
+        accountant=row['accountant'],
+      )
+      label = f'noise {row["noise_multiplier"]:.3g}, cohort {cohort:g}, {row["accountant"]}'
+      curves[label] = path.epsilon
+    plots.save(plots.epsilon(curves, f'N = {self.population:,}, δ = {self.delta:g}'), self.plot)
+    print(f'plot: {self.plot}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Epsilon(_Question):
+  """What a run costs: epsilon by each accountant and adjacency that has an event for it.
+
+  Example: fedjax-mem privacy epsilon --population 3383 --cohort 120 --noise-multiplier 1.2
+  --rounds 100
+  """
+
+  cohort: Annotated[float, arg(help='Clients expected in a cohort.')]
+  rounds: Annotated[int, arg(help='Rounds of the whole run.')]
+  noise_multiplier: Annotated[
+    float, arg(help='Standard deviation of the noise over the clip norm.')
+  ]
+
+  def __call__(self) -> None:
+    """Prints the table."""
+    self._answer(
+      'epsilon', cohort=self.cohort, rounds=self.rounds, noise_multiplier=self.noise_multiplier
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibrate(_Question):
+  """Find the one of noise multiplier, rounds and cohort that is left out, from the other two.
+
+  Example: fedjax-mem privacy calibrate --population 10000 --target-epsilon 8 --cohort 100
+  --rounds 500
+  """
+
+  target_epsilon: Annotated[float, arg(help='Budget of the whole run.')]
+  cohort: Annotated[float | None, arg(help='Clients expected in a cohort.')] = None
+  rounds: Annotated[int | None, arg(help='Rounds of the whole run.')] = None
+  noise_multiplier: Annotated[
+    float | None, arg(help='Standard deviation of the noise over the clip norm.')
+  ] = None
+
+  def __call__(self) -> None:
+    """Prints the table."""
+    self._answer(
+      'calibrate',
+      cohort=self.cohort,
+      rounds=self.rounds,
+      noise_multiplier=self.noise_multiplier,
+      target_epsilon=self.target_epsilon,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(_Question):
+  """Noise for a range of budgets and cohorts, and what it costs in the average update.
+
+  Example: fedjax-mem privacy plan --population 100000 --cohort 1000 --rounds 1000
+  """
+
+  cohort: Annotated[float, arg(help='Clients expected in a cohort.')]
+  rounds: Annotated[int, arg(help='Rounds of the whole run.')]
+  target_epsilon: Annotated[
+    float | None, arg(help='Budget (default: the bounds of the privacy levels).')
+  ] = None
+
+  def __call__(self) -> None:
+    """Prints the table."""
+    self._answer('plan', cohort=self.cohort, rounds=self.rounds, target_epsilon=self.target_epsilon)
+
+
+Question = (
+  Annotated[Epsilon, subcommand('epsilon')]
+  | Annotated[Calibrate, subcommand('calibrate')]
+  | Annotated[Plan, subcommand('plan')]
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrivacyCommands:
+  """What a private run costs, and how much noise, how many rounds or clients a budget allows."""
+
+  command: tyro.conf.OmitSubcommandPrefixes[Question]
+
+  @property
+  def debug(self) -> bool:
+    """Whether to show the traceback of an error."""
+    return self.command.debug
+
+  def __call__(self) -> None:
+    """Answers the question."""
+    self.command()

@@ -1,0 +1,1 @@
+"""Jitted kernels: arrays in, arrays out, plain `jax.numpy` and `jax.lax` underneath."""

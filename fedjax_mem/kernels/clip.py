@@ -1,0 +1,73 @@
+"""Clipping of a whole update to an L2 ball: one global norm over all arrays of a pytree.
+
+Edge cases:
+
+- all zeros, or no leaves: the input, norm 0
+- norm <= bound: the input, bit for bit
+- values whose squares overflow or vanish in float32 (1e30, 1e-30): right, since the squares are
+  taken after division by the largest magnitude
+- finite values whose norm is beyond float32: clipped right, norm infinite
+- an infinite or a NaN value: NaN, norm infinite or NaN; the engine drops such a client
+- bound 0: zeros
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import validate
+
+Tree = Any
+
+
+def _scaled_norm(tree: Tree) -> tuple[jax.Array, jax.Array]:
+  """Returns (s, norm of s * tree) for s a power of two near 1 / the largest magnitude."""
+  leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(tree) if x.size]
+  largest = jnp.float32(0)
+  for x in leaves:
+    largest = jnp.maximum(largest, jnp.max(jnp.abs(x)))
+  # A power of two scales without rounding; beyond 2**126 its inverse would be subnormal.
+  ordinary = (largest > 0) & jnp.isfinite(largest)
+  exponent = jnp.where(ordinary, jnp.clip(jnp.frexp(largest)[1], -126, 126), 0)
+  scale = jnp.ldexp(jnp.float32(1), -exponent)
+  squares = jnp.float32(0)
+  for x in leaves:
+    squares += jnp.sum(jnp.square(x * scale))
+  return scale, jnp.sqrt(squares)
+
+
+def global_norm(tree: Tree) -> jax.Array:
+  """Returns the L2 norm over all leaves, a float32 scalar whose squares cannot overflow or vanish.
+
+  Infinite if a value is or if the norm itself is beyond float32; NaN if a value is NaN.
+  """
+  scale, scaled = _scaled_norm(tree)
+  return scaled / scale
+
+
+def clip_by_global_norm(tree: Tree, bound: jax.typing.ArrayLike) -> tuple[Tree, jax.Array]:
+  """Returns (the tree scaled to a norm of at most `bound`, its norm before).
+
+  The leaves keep their dtypes. The norm of a clipped result is `bound` up to float32's rounding.
+  The table in this module's docstring says what happens at the edges.
+
+  Args:
+    tree: arrays of floats, of any shapes.
+    bound: a number >= 0, or a float32 scalar (a bound that adapts).
+
+  Raises:
+    ValueError: `bound` is a number that is negative or not finite.
+  """
+  if isinstance(bound, int | float):
+    validate.non_negative(bound=bound)
+  bound = jnp.asarray(bound, jnp.float32)
+  scale, scaled = _scaled_norm(tree)
+  norm = scaled / scale
+  inside = norm <= bound
+  factor = jnp.where(jnp.isfinite(scaled), bound / scaled, jnp.float32(jnp.nan))
+
+  def clip(x: jax.Array) -> jax.Array:
+    return jnp.where(inside, x, ((x.astype(jnp.float32) * scale) * factor).astype(x.dtype))
+
+  return jax.tree.map(clip, tree), norm

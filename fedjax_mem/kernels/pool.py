@@ -1,0 +1,84 @@
+"""Max pooling by strided slices, with a backward pass of its own.
+
+`lax.reduce_window` and its transpose, `select_and_scatter`, run element by element on a CPU. With
+windows that do not overlap, pooling is a maximum over strided slices and its transpose a
+comparison, both full vectors wide.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax_mem.core import validate
+
+
+def _parts(x: jax.Array, window: tuple[int, int], axis: int) -> list[jax.Array]:
+  """Returns the R * S slices of x, one for each place in the window, in row-major order."""
+  r, s = window
+  rows = [lax.slice_in_dim(x, i, x.shape[axis] // r * r, r, axis) for i in range(r)]
+  stop = x.shape[axis + 1] // s * s
+  return [lax.slice_in_dim(row, j, stop, s, axis + 1) for row in rows for j in range(s)]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_pool(x: jax.Array, window: tuple[int, int], axis: int) -> jax.Array:
+  return functools.reduce(jnp.maximum, _parts(x, window, axis))
+
+
+def _forward(x, window, axis):
+  y = _max_pool(x, window, axis)
+  return y, (x, y)
+
+
+def _interleave(parts: list[jax.Array], axis: int) -> jax.Array:
+  """Returns the parts, each every len(parts)-th slice of the result along an axis, put together."""
+  shape = list(parts[0].shape)
+  shape[axis] *= len(parts)
+  return jnp.stack(parts, axis + 1).reshape(shape)
+
+
+def _backward(window, axis, residuals, cotangent):
+  x, y = residuals
+  r, s = window
+  taken = jnp.zeros(y.shape, bool)
+  shares = []
+  for part in _parts(x, window, axis):
+    hit = (part == y) & ~taken
+    taken = taken | hit
+    shares.append(jnp.where(hit, cotangent, jnp.zeros((), cotangent.dtype)))
+  rows = [_interleave(shares[i * s : i * s + s], axis + 1) for i in range(r)]
+  full = _interleave(rows, axis)
+  rest = [(0, n - m, 0) for n, m in zip(x.shape, full.shape, strict=True)]
+  return (lax.pad(full, jnp.zeros((), full.dtype), rest),)
+
+
+_max_pool.defvjp(_forward, _backward)
+
+
+def max_pool(x: jax.Array, window: Sequence[int] = (2, 2), *, layout: str = 'HWBC') -> jax.Array:
+  """Returns the maximum over windows that do not overlap, [H // R, W // S, B, C].
+
+  Rows and columns that do not fill a window are left out (padding VALID, stride = window). Where
+  several values of a window are its maximum, the gradient goes to the first in row-major order, as
+  in `lax.reduce_window` and PyTorch. A window that holds NaN gives NaN and no gradient.
+
+  Args:
+    x: [H, W, B, C], or [C, H, W, B] in the layout 'CHWB'; the output has the same layout.
+    window: (R, S), at least 1 and no larger than the input.
+    layout: 'HWBC' or 'CHWB'.
+
+  Raises:
+    ValueError: the window is not two integers that fit the input, or an unknown layout.
+  """
+  validate.one_of(('HWBC', 'CHWB'), layout=layout)
+  if x.ndim != 4 or len(window) != 2:
+    raise ValueError(f'window must be (R, S) for an input of 4 dimensions, got {window!r}.')
+  axis = layout.index('H')
+  sizes = tuple(
+    validate.integer(window=k, at_most=n)
+    for k, n in zip(window, x.shape[axis : axis + 2], strict=True)
+  )
+  return _max_pool(x, sizes, axis)

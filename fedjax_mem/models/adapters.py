@@ -1,0 +1,185 @@
+"""Models from a user's own flax module, or from any pair of functions.
+
+Batch normalisation is refused: the mean and variance of a client's batches are not parameters, they
+are statistics of its data. Averaging them over clients with different data gives statistics of
+nobody, and leaves them out of clipping, noise and compression (Hsieh et al. 2020, arXiv:1910.00189,
+section 5). Group normalisation has none.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fedjax_mem.core import validate
+from fedjax_mem.models import base
+
+_BATCH_NORM = (
+  "must have no batch normalisation: the statistics of a client's batches are not parameters, and "
+  'averaging them over clients breaks the model; use GroupNorm'
+)
+# How a module's __call__ may ask whether it is being trained: the value it wants for training.
+_SWITCHES = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
+
+
+def _switch(call: Callable[..., Any]) -> tuple[str, bool] | None:
+  """Returns the name of the argument that switches training on, and the value that does."""
+  for name in inspect.signature(call).parameters:
+    if name in _SWITCHES:
+      return name, _SWITCHES[name]
+  return None
+
+
+def from_linen(
+  module: nn.Module,
+  input_shape: tuple[int, ...],
+  num_classes: int,
+  *,
+  name: str | None = None,
+  input_dtype: Any = jnp.float32,
+  padding_id: int | None = None,
+) -> base.Model:
+  """Returns the model of a `flax.linen` module that maps x [B, ...] to logits.
+
+  If the module's `__call__` has an argument `train`, `training`, `is_training` or `deterministic`,
+  it is set while training with a key; the key feeds the stream 'dropout'.
+
+  Args:
+    module: its only collection must be 'params'. For fast convolutions on a CPU give its layers
+      `nn.Conv(..., conv_general_dilated=fedjax_mem.kernels.conv.conv_general_dilated)`.
+    input_shape: of one example.
+    num_classes: K.
+    name: for tables and messages; the module's class by default.
+    input_dtype: of x.
+    padding_id: in a sequence, the label of tokens that do not count.
+
+  Raises:
+    ValueError: the module keeps state besides its parameters, or its output does not fit.
+  """
+  if not isinstance(module, nn.Module):
+    raise ValueError(f'module must be a flax.linen.Module, got {module!r}.')
+  name = name or type(module).__name__
+  switch = _switch(type(module).__call__)
+
+  def settings(training: bool) -> dict[str, Any]:
+    return {} if switch is None else {switch[0]: switch[1] == training}
+
+  def init(key: jax.Array) -> base.Params:
+    state = module.init(key, jnp.zeros((1, *input_shape), input_dtype), **settings(False))
+    if 'batch_stats' in state:
+      raise ValueError(f"module {_BATCH_NORM}, got {name!r} with a collection 'batch_stats'.")
+    if set(state) != {'params'}:
+      raise ValueError(f"module must keep nothing but 'params', got {sorted(state)!r}.")
+    return state['params']
+
+  def apply(params: base.Params, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    rngs = None if key is None else {'dropout': key}
+    logits: Any = module.apply({'params': params}, x, rngs=rngs, **settings(key is not None))
+    return logits
+
+  return base.build(
+    name, init, apply, input_shape, num_classes, input_dtype=input_dtype, padding_id=padding_id
+  )
+
+
+def from_nnx(
+  module: Callable[[nnx.Rngs], nnx.Module],
+  input_shape: tuple[int, ...],
+  num_classes: int,
+  *,
+  name: str | None = None,
+  input_dtype: Any = jnp.float32,
+  padding_id: int | None = None,
+) -> base.Model:
+  """Returns the model of a `flax.nnx` module that maps x [B, ...] to logits.
+
+  nnx mutates in place, so the module is split into a graph and parameters here and merged again for
+  each call; nothing it does to itself is kept.
+
+  Args:
+    module: a function rngs -> module (a class whose `__init__` takes `rngs` alone, or a lambda), so
+      that parameters can be drawn from the run's seed.
+    input_shape: of one example.
+    num_classes: K.
+    name: for tables and messages; the module's class by default.
+    input_dtype: of x.
+    padding_id: in a sequence, the label of tokens that do not count.
+
+  Raises:
+    ValueError: `module` makes no module, the module keeps state besides its parameters and its
+      random streams, or its output does not fit.
+  """
+  if isinstance(module, nnx.Module) or not callable(module):
+    raise ValueError(f'module must be a function rngs -> nnx.Module, got {module!r}.')
+  made = nnx.eval_shape(lambda: module(nnx.Rngs(0)))
+  if not isinstance(made, nnx.Module):
+    raise ValueError(f'module must be a function rngs -> nnx.Module, got one that makes {made!r}.')
+  name = name or type(made).__name__
+  known = (nnx.Param, nnx.RngState)
+  for path, leaf in nnx.to_flat_state(nnx.state(made, nnx.Not(nnx.Any(*known)))):
+    if isinstance(leaf, nnx.BatchStat):
+      raise ValueError(f'module {_BATCH_NORM}, got {name!r} with {path!r}.')
+    raise ValueError(f'module must keep nothing but nnx.Param, got {name!r} with {path!r}.')
+
+  def init(key: jax.Array) -> base.Params:
+    params = nnx.state(module(nnx.Rngs(key)), nnx.Param)
+    return nnx.to_pure_dict(params)
+
+  def apply(params: base.Params, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    built = module(nnx.Rngs(0 if key is None else key))
+    state = nnx.state(built, nnx.Param)
+    nnx.replace_by_pure_dict(state, params)
+    nnx.update(built, state)
+    if key is None:
+      built.eval()
+    else:
+      built.train()
+    return built(x)
+
+  return base.build(
+    name, init, apply, input_shape, num_classes, input_dtype=input_dtype, padding_id=padding_id
+  )
+
+
+def from_functions(
+  init: Callable[[jax.Array], base.Params],
+  apply: Callable[..., jax.Array],
+  input_shape: tuple[int, ...],
+  num_classes: int,
+  *,
+  name: str = 'custom',
+  input_dtype: Any = jnp.float32,
+  padding_id: int | None = None,
+) -> base.Model:
+  """Returns the model of two functions, whatever library they come from.
+
+  Args:
+    init: key -> params, a pytree of float arrays.
+    apply: (params, x) -> logits, or (params, x, key) -> logits where the key is None in evaluation.
+    input_shape: of one example.
+    num_classes: K.
+    name: for tables and messages.
+    input_dtype: of x.
+    padding_id: in a sequence, the label of tokens that do not count.
+
+  Raises:
+    ValueError: they are not functions, or the output does not fit.
+  """
+  validate.function(init=init)
+  validate.function(apply=apply)
+  takes_key = True
+  try:
+    inspect.signature(apply).bind(None, None, None)
+  except TypeError:
+    takes_key = False
+
+  def keyed(params: base.Params, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    return apply(params, x, key) if takes_key else apply(params, x)
+
+  return base.build(
+    name, init, keyed, input_shape, num_classes, input_dtype=input_dtype, padding_id=padding_id
+  )

@@ -1,0 +1,114 @@
+"""What a model is: four pure functions, and how they are made from an `(init, apply)` pair."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import validate
+
+Params = Any
+Batch = dict[str, jax.Array]
+
+
+class Model(NamedTuple):
+  """A model as four pure functions; B examples, K classes, T tokens in a sequence.
+
+  Attributes:
+    init: key -> params.
+    apply: (params, x [B, ...], key=None) -> logits [B, K], or [B, T, K] for sequences. A key means
+      training (dropout is drawn from it), None means evaluation.
+    loss: (params, batch, key=None) -> [B] float32, the cross-entropy in nats of each example; for a
+      sequence, the mean over its tokens that are not padding (0 if there is none).
+    metrics: (params, batch) -> dict of [B] float32: 'loss' as above, and 'accuracy', 1 where the
+      largest logit is the label's (for a sequence, the mean over its tokens).
+    input_shape: of one example.
+    num_classes: K.
+    name: for tables and messages.
+  """
+
+  init: Callable[[jax.Array], Params]
+  apply: Callable[..., jax.Array]
+  loss: Callable[..., jax.Array]
+  metrics: Callable[[Params, Batch], dict[str, jax.Array]]
+  input_shape: tuple[int, ...]
+  num_classes: int
+  name: str
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Returns -log softmax(logits)[label] in nats, [...] float32, for logits [..., K]."""
+  logits = logits.astype(jnp.float32)
+  # A sum over a one-hot mask: the transpose of a gather is a scatter, which is slow in small loops.
+  hot = labels[..., None] == jax.lax.broadcasted_iota(labels.dtype, logits.shape, labels.ndim)
+  picked = jnp.sum(jnp.where(hot, logits, jnp.float32(0)), axis=-1)
+  return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def _per_example(values: jax.Array, labels: jax.Array, padding_id: int | None) -> jax.Array:
+  """Returns the mean of values [B, T] over the tokens that count, [B]; values [B] as they are."""
+  if values.ndim == 1:
+    return values
+  real = jnp.ones(labels.shape, jnp.float32)
+  if padding_id is not None:
+    real = (labels != padding_id).astype(jnp.float32)
+  return jnp.sum(values * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
+
+
+def build(
+  name: str,
+  init: Callable[[jax.Array], Params],
+  apply: Callable[..., jax.Array],
+  input_shape: tuple[int, ...],
+  num_classes: int,
+  *,
+  input_dtype: Any = jnp.float32,
+  padding_id: int | None = None,
+) -> Model:
+  """Returns the model of an `(init, apply)` pair, with softmax cross-entropy for its loss.
+
+  Args:
+    name: for tables and messages.
+    init: key -> params, a pytree of float arrays.
+    apply: (params, x, key=None) -> logits.
+    input_shape: of one example, without the batch.
+    num_classes: K, at least 2.
+    input_dtype: of x: float32, or int32 for tokens.
+    padding_id: in a sequence, the label of tokens that do not count.
+
+  Raises:
+    ValueError: the shapes are no shapes, `init` or `apply` fails on them, or the logits are not
+      [B, K] or [B, T, K]; nothing is computed to find out.
+  """
+  input_shape = tuple(validate.integer(input_shape=n) for n in input_shape)
+  validate.integer(at_least=2, num_classes=num_classes)
+  batch = 3  # Unlike any likely dimension, so that a model which mixes up its axes is caught.
+  x = jax.ShapeDtypeStruct((batch, *input_shape), input_dtype)
+  try:
+    params = jax.eval_shape(init, jax.random.key(0))
+    logits = jax.eval_shape(lambda p, x: apply(p, x, None), params, x)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f'input_shape must be one that the model {name!r} can take, got {input_shape!r}: {error}'
+    ) from error
+  shape = getattr(logits, 'shape', None)
+  if shape not in ((batch, num_classes), (batch, input_shape[0], num_classes)):
+    raise ValueError(
+      f'the output of the model {name!r} must be [B, {num_classes}] to fit the labels '
+      f'(num_classes={num_classes}), got {shape!r} for an input of shape {x.shape!r}.'
+    )
+
+  def loss(params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+    values = cross_entropy(apply(params, batch['x'], key), batch['y'])
+    return _per_example(values, batch['y'], padding_id)
+
+  def metrics(params: Params, batch: Batch) -> dict[str, jax.Array]:
+    logits, labels = apply(params, batch['x'], None), batch['y']
+    right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return {
+      'loss': _per_example(cross_entropy(logits, labels), labels, padding_id),
+      'accuracy': _per_example(right, labels, padding_id),
+    }
+
+  return Model(init, apply, loss, metrics, input_shape, num_classes, name)

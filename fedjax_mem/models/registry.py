@@ -1,0 +1,55 @@
+"""Models by name, for configurations."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fedjax_mem.core import validate
+from fedjax_mem.models import base
+from fedjax_mem.models.char_lstm import char_lstm
+from fedjax_mem.models.cnn import cnn
+from fedjax_mem.models.cnn_mcmahan import cnn_mcmahan
+from fedjax_mem.models.lenet import lenet
+from fedjax_mem.models.logistic import logistic
+from fedjax_mem.models.mlp import mlp
+from fedjax_mem.models.resnet_gn import resnet_gn
+
+MODELS: dict[str, Callable[..., base.Model]] = {
+  'char_lstm': char_lstm,
+  'cnn': cnn,
+  'cnn_mcmahan': cnn_mcmahan,
+  'lenet': lenet,
+  'logistic': logistic,
+  'mlp': mlp,
+  'resnet_gn': resnet_gn,
+}
+
+
+def options(name: str) -> dict[str, Any]:
+  """Returns the options of a model and their defaults."""
+  validate.one_of(MODELS, model=name)
+  arguments = inspect.signature(MODELS[name]).parameters.values()
+  return {a.name: a.default for a in arguments if a.kind is a.KEYWORD_ONLY}
+
+
+def build(name: str, input_shape: Sequence[int], num_classes: int, **given: Any) -> base.Model:
+  """Returns the model of that name.
+
+  Args:
+    name: a key of `MODELS`.
+    input_shape: of one preprocessed example, without the batch.
+    num_classes: K, classes of the labels.
+    **given: options of the model.
+
+  Raises:
+    ValueError: an unknown name or option (the nearest is named), a bad value, or a model whose
+      output does not fit the labels.
+  """
+  known = options(name)
+  for option in given:
+    if option not in known:
+      raise ValueError(
+        f'options of the model {name!r} must be among {sorted(known)!r}, got {option!r}.'
+        f'{validate.nearest(option, known)}'
+      )
+  return MODELS[name](tuple(input_shape), num_classes, **given)

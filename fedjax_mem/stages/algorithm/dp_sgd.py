@@ -1,0 +1,260 @@
+"""Example-level differential privacy inside the client: DP-SGD as the local training.
+
+In each local step every example of the client takes part independently with probability `rate`; its
+gradient is clipped, the clipped gradients are summed, Gaussian noise is added to the sum, and the
+result is divided by a fixed number.
+
+Formal guarantee: what leaves a client in one participation is post-processing of `steps` Gaussian
+releases of multiplier `noise_multiplier` on Poisson samples of its examples; each example is
+protected from the server too. It holds with equal weights, as the number of examples is private,
+which the plan checks. A batch beyond its rows is cut uniformly; the ledger adds what that costs.
+
+The metrics are computed from the examples without noise: epsilon does not cover them.
+
+References: Abadi et al. (2016), arXiv 1607.00133, Algorithm 1; McMahan et al. (2018), arXiv
+1710.06963, section 2 (fixed divisor).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from scipy import stats
+
+from fedjax_mem.core import (
+  Context,
+  Examples,
+  Layer,
+  Mean,
+  Message,
+  Sampling,
+  Stage,
+  Task,
+  Total,
+  Traits,
+  tree,
+  validate,
+)
+from fedjax_mem.core.mechanism import Mechanism
+from fedjax_mem.kernels import noise
+from fedjax_mem.kernels.clip import clip_by_global_norm
+from fedjax_mem.stages.algorithm import training
+
+# Probability that a batch of the largest client overflows the rows chosen by default.
+_OVERFLOW = 1e-14
+# The clip's bound holds up to float32's rounding; this much less, and it holds.
+_MARGIN = 2.0**-20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExampleNoise(Mechanism):
+  """Gaussian noise on gradients inside a client, and how its batches are drawn.
+
+  Attributes:
+    steps: noised releases a participation.
+    rate: probability of each example in each step.
+    capacity: rows of a batch, or None for `batch_rows`' default.
+  """
+
+  steps: int = 1
+  rate: float = 1.0
+  capacity: int | None = None
+
+  @property
+  def plain(self) -> Mechanism:
+    """The mechanism alone, as a ledger stores it."""
+    return Mechanism(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Mechanism)})
+
+  def batches(self, examples: int) -> Sampling:
+    """Returns how the client with the most `examples` draws a batch: no client overflows more."""
+    rows = batch_rows(self.rate, examples, self.capacity)
+    return Sampling('poisson', examples, self.rate * examples, rows)
+
+
+def batch_rows(rate: float, examples: int, capacity: int | None) -> int:
+  """Returns the rows of a batch: `capacity`, or the least that overflow once in 10^14 draws.
+
+  Args:
+    rate: probability of each example.
+    examples: of the largest client.
+    capacity: rows asked for, or None.
+  """
+  if capacity is not None:
+    return min(capacity, examples)
+  return max(1, min(examples, int(stats.binom(examples, rate).isf(_OVERFLOW))))
+
+
+def dp_sgd(
+  loss: training.LossFn,
+  *,
+  learning_rate: training.Rate,
+  batch_size: int,
+  steps: int,
+  rate: float,
+  l2_clip_norm: float,
+  noise_multiplier: float,
+  capacity: int | None = None,
+  microbatch: int = 16,
+  optimizer: training.OptimizerFn = optax.sgd,
+  server_optimizer: optax.GradientTransformation | None = None,
+) -> Layer:
+  """Returns the layer whose clients train by DP-SGD; the server averages what they learned.
+
+  Every client runs `steps` steps, whatever its size, and a step with an empty batch is noise alone.
+  An example whose gradient is not finite contributes zero.
+
+  Args:
+    loss: (params, batch, key) -> [B] losses, one an example.
+    learning_rate: the clients' learning rate, a number > 0 or a schedule round -> number.
+    batch_size: the fixed divisor of a noised sum of gradients, public, >= 1: the expected batch.
+    steps: local steps a round, >= 1.
+    rate: probability of each example in each step, in (0, 1], the same for all clients.
+    l2_clip_norm: bound on the L2 norm of one example's gradient, > 0.
+    noise_multiplier: standard deviation of the noise on the sum over the bound; 0 adds none, and
+      then claims no privacy at all.
+    capacity: rows of a batch; by default those that the largest client overflows once in 10^14.
+    microbatch: per-example gradients held at a time, >= 1: it bounds memory and changes no result
+      beyond rounding.
+    optimizer: learning rate -> the clients' optax optimizer, of noised gradients.
+    server_optimizer: optax optimizer of the average update; by default x <- x - update.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  training.check_loss(loss)
+  training.check_rate(learning_rate=learning_rate)
+  validate.integer(batch_size=batch_size)
+  validate.integer(steps=steps)
+  if validate.probability(rate=rate) < 2.0**-32:
+    raise ValueError(f'rate must be at least 2**-32, the finest that is drawn, got {rate!r}.')
+  validate.positive(l2_clip_norm=l2_clip_norm)
+  validate.non_negative(noise_multiplier=noise_multiplier)
+  if capacity is not None:
+    validate.integer(capacity=capacity)
+  validate.integer(microbatch=microbatch)
+  validate.function(optimizer=optimizer)
+  server_optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+  training.check_server_optimizer(server_optimizer)
+
+  def client(ctx: Context, task: Task, state):
+    data = task.data
+    rows = batch_rows(rate, data.capacity, capacity)
+    local = optimizer(training.rate_at(learning_rate, ctx.round))
+
+    def step(number: jax.Array, carry: tuple) -> tuple:
+      params, opt, metrics = carry
+      draw, drop, add = jax.random.split(jax.random.fold_in(ctx.key, number), 3)
+      positions, mask, cut = poisson_batch(draw, data, rate, rows)
+      summed, seen = _clipped_sum(
+        loss, params, data, positions, mask, drop, l2_clip_norm, microbatch
+      )
+      if noise_multiplier:
+        stddev = noise_multiplier * l2_clip_norm
+        summed = tree.add(summed, noise.gaussian(add, summed, stddev))
+      grads = jax.tree.map(lambda g, p: (g / batch_size).astype(p.dtype), summed, params)
+      updates, opt = local.update(grads, opt, params)
+      seen = {**seen, 'overflow': cut}
+      return optax.apply_updates(params, updates), opt, tree.add(metrics, seen)
+
+    zero = {name: jnp.float32(0) for name in ('loss', 'clipped', 'used')}
+    zero |= {'not_finite': jnp.int32(0), 'overflow': jnp.int32(0)}
+    start = (task.params, local.init(task.params), zero)
+    params, _, seen = jax.lax.fori_loop(0, steps, step, start)
+    update = tree.sub(task.params, params)
+    return Message(update, data.count.astype(jnp.float32), {}), state, _metrics(seen, steps)
+
+  server = training.server_step(server_optimizer)
+  mechanism = None
+  if noise_multiplier:
+    mechanism = ExampleNoise(
+      name='gaussian',
+      noise_multiplier=noise_multiplier,
+      trust='local',
+      unit='example',
+      steps=steps,
+      rate=rate,
+      capacity=capacity,
+    )
+  traits = Traits(kind='algorithm', mechanism=mechanism)
+  return Layer('algorithm', Stage(client), server, traits=traits)
+
+
+def _metrics(seen: dict[str, jax.Array], steps: int) -> dict[str, Any]:
+  return {
+    'train_loss': Mean(seen['loss'], seen['used']),
+    'steps': Total(jnp.int32(steps)),
+    'overflow': Total(seen['overflow']),
+    'uncovered_clipped': Mean(seen['clipped'], seen['used']),
+    'uncovered_not_finite': Total(seen['not_finite']),
+  }
+
+
+def poisson_batch(
+  key: jax.Array, data: Examples, rate: float, rows: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns (positions [rows] int32, mask [rows], whether the batch was cut, int32).
+
+  Each of the client's examples is in the batch independently with probability
+  floor(rate 2^32) / 2^32. If more than `rows` are, those with the largest of 32 random bits go,
+  which is a uniform choice.
+  """
+  bits = jax.random.bits(key, (data.capacity,), jnp.uint32)
+  highest = jnp.uint32(math.floor(rate * 2.0**32) - 1)
+  everyone = jnp.arange(data.capacity, dtype=jnp.int32)
+  taken = (bits <= highest) & (everyone < data.count)
+  left_out = (~taken).astype(jnp.int32)
+  positions = jax.lax.sort((left_out, bits, everyone), num_keys=2)[2][:rows]
+  count = taken.sum(dtype=jnp.int32)
+  return positions, jnp.arange(rows) < count, (count > rows).astype(jnp.int32)
+
+
+def _clipped_sum(
+  loss: training.LossFn,
+  params: Any,
+  data: Examples,
+  positions: jax.Array,
+  mask: jax.Array,
+  key: jax.Array,
+  bound: float,
+  microbatch: int,
+) -> tuple[Any, dict[str, jax.Array]]:
+  """Returns (sum of clipped float32 gradients of the examples in `mask` [rows], what was seen)."""
+  rows = positions.shape[0]
+  size = min(microbatch, rows)
+  parts = -(-rows // size)
+  positions, mask = (jnp.pad(x, (0, parts * size - rows)) for x in (positions, mask))
+
+  def one(params: Any, example: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    losses = loss(params, jax.tree.map(lambda x: x[None], example), key)
+    if losses.shape != (1,):
+      raise ValueError(
+        f'loss must return one value per example, shape (1,) for one, got {losses.shape!r}.'
+      )
+    return losses[0]
+
+  def part(number: jax.Array, carry: tuple) -> tuple:
+    first = number * size
+    here, on = (jax.lax.dynamic_slice(x, (first,), (size,)) for x in (positions, mask))
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(here)
+    each = jax.vmap(jax.value_and_grad(one), in_axes=(None, 0, 0))
+    losses, grads = each(params, data.take(here), keys)
+    grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+    ball = jnp.float32(bound * (1 - _MARGIN))
+    clipped, norms = jax.vmap(clip_by_global_norm, in_axes=(0, None))(grads, ball)
+    ok = on & tree.finite(clipped, 1)
+    over = ok & (norms > bound)
+    seen = {
+      'loss': jnp.where(ok, losses, 0).sum(dtype=jnp.float32),
+      'clipped': over.sum(dtype=jnp.float32),
+      'used': ok.sum(dtype=jnp.float32),
+      'not_finite': (on & ~ok).sum(dtype=jnp.int32),
+    }
+    return tree.add(carry, (tree.total(tree.keep(ok, clipped)), seen))
+
+  zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+  seen = {name: jnp.float32(0) for name in ('loss', 'clipped', 'used')}
+  seen['not_finite'] = jnp.int32(0)
+  return jax.lax.fori_loop(0, parts, part, (zeros, seen))

@@ -1,0 +1,31 @@
+"""Differential privacy as layers: a clip on the client, noise on the server or on the client."""
+
+from collections.abc import Callable
+
+from fedjax_mem.core import Layer
+from fedjax_mem.stages.privacy.adaptive_clip import adaptive_clip
+from fedjax_mem.stages.privacy.central import central, laplace
+from fedjax_mem.stages.privacy.local import local, local_laplace
+from fedjax_mem.stages.privacy.matrix_factorization import matrix_factorization
+from fedjax_mem.stages.privacy.tree import tree
+
+PRIVACY: dict[str, Callable[..., Layer]] = {
+  'central': central,
+  'laplace': laplace,
+  'adaptive_clip': adaptive_clip,
+  'local': local,
+  'local_laplace': local_laplace,
+  'tree': tree,
+  'matrix_factorization': matrix_factorization,
+}
+
+__all__ = (
+  'PRIVACY',
+  'adaptive_clip',
+  'central',
+  'laplace',
+  'local',
+  'local_laplace',
+  'matrix_factorization',
+  'tree',
+)

@@ -1,0 +1,202 @@
+"""What the contract suite runs: every registered stage, the test-only layers, and `--stage` ones."""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+import pytest
+from reference import stages, tiny
+
+import fedjax_mem.optim
+import fedjax_mem.stages
+from fedjax_mem.core import Layer, onion
+from fedjax_mem.stages.algorithm import fedsgd
+from fedjax_mem.stages.weigh import by_examples, equal
+
+# What the suite hands to the arguments of these names that have no default.
+ARGUMENTS: dict[str, Any] = {
+  'loss': tiny.loss,
+  'num_clients': tiny.N,
+  'cohort_size': tiny.C,
+  'rate': 0.4,
+  'learning_rate': 0.2,
+  'batch_size': 4,
+  'server_optimizer': optax.sgd(1.0),
+  'epochs': 1,
+  'steps': 2,
+  'cap': 5.0,
+  'expected': 5,
+  'capacity': 8,
+  'num_classes': tiny.CLASSES,
+  'attackers': 4,
+  'byzantine': 0,
+  'bits': 12,
+  'fraction': 0.3,
+  'bound': 0.5,
+  'multiplier': 0.3,
+}
+
+# Every name in a registry of a room needs a line here: what is handed to it besides `ARGUMENTS`.
+IN_TREE: dict[str, dict[str, dict[str, Any]]] = {
+  'SAMPLERS': {'uniform': {}, 'poisson': {'capacity': 8}, 'round_robin': {}},
+  'ALGORITHMS': {
+    'fedavg': {'epochs': 2, 'optimizer': functools.partial(optax.sgd, momentum=0.9)},
+    'fedsgd': {},
+  },
+  'WEIGHINGS': {'examples': {}, 'equal': {}, 'capped': {}},
+  'SERVER_OPTIMIZERS': {'sgd': {}, 'fedavgm': {}, 'fedadagrad': {}, 'fedadam': {}, 'fedyogi': {}},
+}
+TEST_ONLY = (
+  stages.scaffold,
+  stages.top_k,
+  stages.secure_sum,
+  stages.median,
+  stages.krum,
+  stages.label_flip,
+  stages.importance,
+  stages.adaptive_clip,
+)
+
+
+class Case(NamedTuple):
+  """One factory under the contract, and the arguments it is called with."""
+
+  name: str
+  factory: Callable
+  arguments: dict[str, Any]
+
+  def make(self, **changed: Any) -> Any:
+    """Returns what the factory makes, with some arguments changed."""
+    return self.factory(**(self.arguments | changed))
+
+
+def registries() -> dict[str, dict[str, Callable]]:
+  """Returns every registry (a dict in capitals of a room's `__init__`) of stages and optim."""
+  rooms = [fedjax_mem.optim] + [
+    importlib.import_module(f'fedjax_mem.stages.{found.name}')
+    for found in pkgutil.iter_modules(fedjax_mem.stages.__path__)
+  ]
+  return {
+    name: value
+    for room in rooms
+    for name, value in vars(room).items()
+    if name.isupper() and isinstance(value, dict)
+  }
+
+
+def case(name: str, factory: Callable, given: dict[str, Any] | None = None) -> Case:
+  """Returns the case of a factory, its required arguments filled in by name.
+
+  Raises:
+    pytest.UsageError: a required argument that the suite does not know.
+  """
+  arguments = dict(given or {})
+  for parameter in inspect.signature(factory).parameters.values():
+    needed = parameter.default is parameter.empty and parameter.kind not in (
+      parameter.VAR_POSITIONAL,
+      parameter.VAR_KEYWORD,
+    )
+    if needed and parameter.name not in arguments:
+      if parameter.name not in ARGUMENTS:
+        raise pytest.UsageError(
+          f'the contract suite does not know what to give to the argument {parameter.name!r} of '
+          f'{name}; wrap the factory in one without it (known: {sorted(ARGUMENTS)}).'
+        )
+      arguments[parameter.name] = ARGUMENTS[parameter.name]
+  return Case(name, factory, arguments)
+
+
+def cases(chosen: list[str]) -> list[Case]:
+  """Returns the cases: those of `--stage package.module:factory`, or all of the tree."""
+  if chosen:
+    return [case(name, _load(name)) for name in chosen]
+  found = registries()
+  tree = [
+    case(f'{registry}-{name}', found[registry][name], given)
+    for registry, entries in IN_TREE.items()
+    for name, given in entries.items()
+    if name in found.get(registry, {})
+  ]
+  return tree + test_only()
+
+
+def test_only() -> list[Case]:
+  """Returns the cases of the layers that only the tests use."""
+  return [case(f'test-{factory.__name__}', factory) for factory in TEST_ONLY]
+
+
+test_only.__test__ = False  # type: ignore[attr-defined]
+
+
+def _load(name: str) -> Callable:
+  module, _, attribute = name.partition(':')
+  try:
+    return getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise pytest.UsageError(f'--stage must be package.module:factory, got {name!r}: {error}.') from error
+
+
+def is_optimizer(made: Any) -> bool:
+  """Returns whether a factory made a server optimizer and not layers."""
+  return isinstance(made, optax.GradientTransformation)
+
+
+def dress(made: Any) -> tuple[Layer, ...]:
+  """Returns a whole round around what a factory made; nothing else in it is random."""
+  if is_optimizer(made):
+    return onion(fedsgd(tiny.loss, batch_size=16, server_optimizer=made), tiny.rota(), equal())
+  own = (made,) if isinstance(made, Layer) else tuple(made)
+  if any(x.traits.kind == 'algorithm' for x in own):
+    return onion(own, tiny.rota(), equal())
+  before = [x for x in own if x.traits.kind == 'task']
+  after = [x for x in own if x.traits.kind != 'task']
+  selects = any(x.select is not None for x in own)
+  weighs = any(x.traits.weighs is not None for x in own)
+  between = (() if selects else (tiny.rota(),)) + (() if weighs or selects else (equal(),))
+  last = (by_examples(),) if selects and not weighs else ()
+  return onion(*before, tiny.algorithm(), *between, *after, *last)
+
+
+def modes(made: Any) -> list:
+  """Returns the execution modes, besides `vmap`, that can tell one stage from another.
+
+  What the server does once (optimizers, samplers) or one client at a time without a state
+  (weighings) is not run in all of them. The costliest are marked slow.
+  """
+  own = () if is_optimizer(made) else (made,) if isinstance(made, Layer) else made
+  if all(x.client == Layer('').client for x in own):
+    return ['chunk on 4']
+  if any(x.traits.weighs is not None for x in own):
+    return ['chunk', 'chunk on 4', 'pooled on 4']
+  if any(x.pooled is not None for x in own):
+    return [m for m in (*tiny.MODES, *tiny.POOLED) if m != 'vmap']
+  slow = [pytest.param(m, marks=pytest.mark.slow) for m in ('loop', 'vmap on 2')]
+  return ['chunk', 'chunk on 4', 'loop on 8', *slow]
+
+
+_simulations: dict[tuple[str, str], Any] = {}
+_runs: dict[tuple[str, str], Any] = {}
+
+
+def simulation(case: Case, mode: str = 'vmap') -> Any:
+  """Returns the case's simulation in an execution mode, compiled once for all tests."""
+  if (case.name, mode) not in _simulations:
+    _simulations[case.name, mode] = tiny.build(dress(case.make()), mode)
+  return _simulations[case.name, mode]
+
+
+def run(case: Case, mode: str = 'vmap') -> Any:
+  """Returns (state, metrics) of the case after `tiny.ROUNDS` rounds, computed once."""
+  if (case.name, mode) not in _runs:
+    _runs[case.name, mode] = tiny.execute(simulation(case, mode))
+  return _runs[case.name, mode]
+
+
+def draws(round_fn: Callable, *args: Any) -> bool:
+  """Returns whether a round draws random bits at all."""
+  return 'random_bits' in str(jax.make_jaxpr(round_fn)(*args))

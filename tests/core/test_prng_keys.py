@@ -1,0 +1,73 @@
+"""No two keys of a run coincide, whatever a stage splits off its own."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import tiny
+
+from fedjax_mem.core import Layer, Member, keys, scalar_member
+from fedjax_mem.engine.context import Broadcast, context
+
+ROUNDS, CLIENTS = 4, 12
+LAYERS = ('algorithm', 'select', 'weigh', 'compress', 'mask')
+
+
+def handed_out(seed=0):
+  """Returns a list of (what for, key) of every context that the engine makes."""
+  cohort = jax.tree.map(lambda x: x[None], scalar_member(0))
+  found = []
+  for round, name in itertools.product(range(ROUNDS), LAYERS):
+    cast = Broadcast(jnp.uint32(seed), jnp.int32(round), None, cohort, {}, {}, jnp.zeros(0))
+    told = lambda role, me=None, cast=cast, name=name: context(Layer(name), role, cast, {}, me)
+    found.append(((round, name, 'common'), told('server').common))
+    for role in ('select', 'server', *(['init'] if round == 0 else [])):
+      found.append(((round, name, role), told(role).key))
+    found.append(((round, name, 'cohort'), told('cohort', cohort).key))
+    for role in ('client', *(['init'] if round == 0 else [])):
+      for client in range(CLIENTS):
+        found.append(((round, name, role, client), told(role, scalar_member(client)).key))
+  return found
+
+
+def bits(found) -> np.ndarray:
+  return np.asarray(jax.random.key_data(jnp.stack([key for _, key in found])))
+
+
+def test_no_two_coincide():
+  found = handed_out()
+  assert len(np.unique(bits(found), axis=0)) == len(found) > 300
+
+
+def test_what_a_stage_splits_off_is_nobody_elses():
+  found = handed_out()
+  own = {tuple(row): what for (what, _), row in zip(found, bits(found), strict=True)}
+  children = jax.vmap(lambda k: jax.random.split(k, CLIENTS))(jnp.stack([k for _, k in found]))
+  for (what, _), rows in zip(found, np.asarray(jax.random.key_data(children)), strict=True):
+    for row in rows:
+      assert tuple(row) not in own, (what, 'splits off the key of', own[tuple(row)])
+
+
+def test_fold_in_and_split_give_the_same_keys_which_is_why_a_role_comes_first():
+  key = jax.random.key(3)
+  folded = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(4))
+  np.testing.assert_array_equal(
+    jax.random.key_data(folded), jax.random.key_data(jax.random.split(key, 4))
+  )
+
+
+def test_seeds_share_no_key():
+  both = np.concatenate([bits(handed_out(0)), bits(handed_out(1))])
+  assert len(np.unique(both, axis=0)) == len(both)
+
+
+def test_an_unknown_role_is_refused():
+  with pytest.raises(ValueError, match='nobody'):
+    keys.role_key(jax.random.key(0), 'nobody')
+
+
+def test_a_member_is_one_row_of_a_cohort():
+  assert Member._fields == ('id', 'real', 'arrived', 'chance')
+  assert tiny.host(scalar_member(3)) == Member(3, True, True, 1.0)

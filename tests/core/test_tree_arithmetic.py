@@ -1,0 +1,76 @@
+"""Arithmetic on trees against NumPy, and the edges that it is written for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_mem.core import tree
+
+A = {'a': jnp.array([1.0, 2.0]), 'b': (jnp.array([[3.0]]),)}
+B = {'a': jnp.array([10.0, 20.0]), 'b': (jnp.array([[30.0]]),)}
+
+
+def leaves(t):
+  return [np.asarray(x).tolist() for x in jax.tree.leaves(t)]
+
+
+def test_add_sub_scale_zeros():
+  assert leaves(tree.add(A, B)) == [[11, 22], [[33]]]
+  assert leaves(tree.sub(B, A)) == [[9, 18], [[27]]]
+  assert leaves(tree.scale(0.5, A)) == [[0.5, 1], [[1.5]]]
+  assert leaves(tree.zeros(jax.eval_shape(lambda: A))) == [[0, 0], [[0]]]
+
+
+def test_a_scale_of_one_number_a_client_reaches_every_axis():
+  stack = {'x': jnp.ones((2, 3, 4)), 'n': jnp.ones(2)}
+  scaled = tree.scale(jnp.array([2.0, 5.0]), stack)
+  assert scaled['x'][0].min() == scaled['x'][0].max() == 2 and scaled['n'].tolist() == [2, 5]
+
+
+def test_scale_keeps_the_dtype():
+  assert tree.scale(jnp.float32(2), {'x': jnp.ones(2, jnp.int32)})['x'].dtype == jnp.int32
+
+
+def test_keep_gives_exact_zeros_where_it_is_off_even_for_nan():
+  bad = {'x': jnp.array([jnp.nan, jnp.inf]), 'n': jnp.array([1, 2], jnp.int32)}
+  assert leaves(tree.keep(jnp.bool_(False), bad)) == [[0, 0], [0, 0]]
+  kept = tree.keep(jnp.array([True, False]), {'x': jnp.array([[1.0, 2.0], [jnp.nan, 3.0]])})
+  assert leaves(kept) == [[[1, 2], [0, 0]]]
+
+
+def test_select_by_row():
+  chosen = tree.select(jnp.array([True, False]), {'x': jnp.zeros((2, 2))}, {'x': jnp.ones((2, 2))})
+  assert leaves(chosen) == [[[0, 0], [1, 1]]]
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'int32', 'int8', 'uint32'])
+def test_total_stays_in_its_dtype(dtype):
+  summed = tree.total({'x': jnp.full((3, 2), 100, dtype)})['x']
+  assert summed.dtype == dtype
+  np.testing.assert_array_equal(summed, np.full((3, 2), 100, dtype).sum(0, dtype=dtype))
+
+
+def test_norm_is_over_all_leaves():
+  assert float(tree.norm(A)) == pytest.approx(14**0.5, rel=1e-6)
+  assert float(tree.squared_norm({})) == 0
+
+
+def test_finite_by_row_and_over_empty_or_integer_trees():
+  stack = {'x': jnp.array([[0.0, 1.0], [jnp.inf, 0.0], [0.0, jnp.nan]]), 'n': jnp.arange(3)}
+  assert tree.finite(stack, 1).tolist() == [True, False, False]
+  assert not bool(tree.finite(stack)) and bool(tree.finite({})) and bool(tree.finite(jnp.arange(2)))
+  assert tree.finite({'none': jnp.zeros((3, 0))}, 1).tolist() == [True] * 3
+
+
+def test_copies_are_fresh_and_strongly_typed():
+  source = {'x': jnp.asarray(1.0), 'y': jnp.ones(2)}
+  assert source['x'].weak_type
+  copied = tree.copy(source)
+  assert not copied['x'].weak_type
+  assert copied['y'].unsafe_buffer_pointer() != source['y'].unsafe_buffer_pointer()
+
+
+def test_size_and_bytes():
+  shapes = tree.shapes({'x': jnp.zeros((3, 4)), 'n': jnp.zeros(5, jnp.int8)})
+  assert tree.size(shapes) == 17 and tree.nbytes(shapes) == 53

@@ -1,0 +1,151 @@
+"""A tiny problem that the tests share: ten ragged clients, a logistic model, a rota of cohorts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_mem.core import Layer, onion, stack_clients
+from fedjax_mem.engine import Execution, Simulation, simulate
+from fedjax_mem.optim import sgd
+from fedjax_mem.stages.algorithm import fedsgd
+from fedjax_mem.stages.select import round_robin
+from fedjax_mem.stages.weigh import equal
+
+N, C, FEATURES, CLASSES, ROUNDS, SEED = 10, 6, 5, 3, 4, 11
+COUNTS = (3, 9, 5, 4, 7, 8, 3, 6, 9, 4)
+
+# A cohort of 6 is padded to 8 by chunks of 4, by 4 devices and by 8.
+MODES = {
+  'vmap': Execution(mode='vmap', devices=1, pool=False),
+  'loop': Execution(mode='loop', devices=1, pool=False),
+  'chunk': Execution(mode='chunk', chunk=4, devices=1, pool=False),
+  'vmap on 2': Execution(mode='vmap', devices=2, pool=False),
+  'chunk on 4': Execution(mode='chunk', chunk=1, devices=4, pool=False),
+  'loop on 8': Execution(mode='loop', devices=8, pool=False),
+}
+POOLED = {
+  'pooled': Execution(mode='vmap', devices=1, pool=True),
+  'pooled on 4': Execution(mode='loop', devices=4, pool=True),
+}
+
+
+def client_data(counts=COUNTS, seed=0, features=FEATURES) -> list[dict[str, np.ndarray]]:
+  """Returns each client's examples: a shift of its own, labels of a common linear rule."""
+  rng = np.random.default_rng(seed)
+  rule = rng.normal(size=(features, CLASSES))
+  clients = []
+  for n in counts:
+    x = rng.normal(size=(n, features)) + rng.normal(size=features)
+    y = np.argmax(x @ rule + rng.normal(size=(n, CLASSES)), axis=1)
+    clients.append({'x': x.astype(np.float32), 'y': y.astype(np.int32)})
+  return clients
+
+
+DATA = client_data()
+
+
+def population(data=None):
+  """Returns the population of `data`, by default of the ten clients."""
+  return stack_clients(DATA if data is None else data)
+
+
+def with_client(pop, client: int, x=None, count=None):
+  """Returns the population with a client's features all `x`, or its number of examples `count`."""
+  start, n = int(pop.start[client]), int(pop.count[client])
+  if x is not None:
+    new = pop.arrays['x'].at[start : start + n].set(x)
+    pop = dataclasses.replace(pop, arrays=pop.arrays | {'x': new})
+  if count is not None:
+    pop = dataclasses.replace(pop, count=pop.count.at[client].set(count))
+  return pop
+
+
+def initial(features=FEATURES) -> dict[str, jax.Array]:
+  """Returns parameters that are not zero, drawn by NumPy."""
+  rng = np.random.default_rng(1)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape) * 0.1, jnp.float32)
+  return {'b': draw(CLASSES), 'w': draw(features, CLASSES)}
+
+
+def loss(params, batch, key=None) -> jax.Array:
+  """Returns the cross-entropy of a logistic model, [B]."""
+  del key
+  logits = batch['x'] @ params['w'] + params['b'][None]
+  picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch['y'][:, None], 1)
+  return -picked[:, 0]
+
+
+def algorithm(rate: float = 0.5) -> Layer:
+  """Returns an algorithm without randomness: one gradient a client."""
+  return fedsgd(loss, batch_size=16, server_optimizer=sgd(rate))
+
+
+def is_lost(client, round):
+  """Returns whether a client of the rota drops out in a round (NumPy or jax)."""
+  return (client + round) % 4 == 0
+
+
+def rota(num_clients: int = N, cohort_size: int = C) -> Layer:
+  """Returns a sampler without randomness: clients in turn, some of which drop out."""
+  layer = round_robin(num_clients, cohort_size)
+
+  def apply(ctx, table, state):
+    cohort, state, metrics = layer.select.apply(ctx, table, state)
+    stays = ~is_lost(cohort.id, ctx.round)
+    return cohort._replace(arrived=cohort.arrived & stays), state, metrics
+
+  return layer._replace(select=layer.select._replace(apply=apply))
+
+
+def layers(*message: Layer) -> tuple[Layer, ...]:
+  """Returns a whole round without randomness around layers that work on messages."""
+  return onion(algorithm(), rota(), equal(), *message)
+
+
+def build(round, execution='vmap', seed=SEED, pop=None, params=None, **kwargs) -> Simulation:
+  """Returns the simulation of the tiny problem."""
+  execution = (MODES | POOLED).get(execution, execution)
+  params = initial() if params is None else params
+  pop = population() if pop is None else pop
+  return simulate(round, params, pop, seed=seed, execution=execution, max_rounds=8, **kwargs)
+
+
+def execute(sim: Simulation, rounds=ROUNDS, seed=None, pop=None, state=None, params=None):
+  """Returns (state, metrics) as NumPy copies; neither seed nor population compiles anew."""
+  seed = np.uint32(sim.seed if seed is None else seed)
+  pop = sim.population if pop is None else pop
+  if state is None:
+    state = sim._init(initial() if params is None else params, pop, seed)
+  state, metrics, done = sim.segment(state, pop, seed, np.int32(rounds))
+  return host(state), {k: np.array(v)[: int(done)] for k, v in metrics.items()}
+
+
+def host(tree):
+  """Returns copies on the host (a view of a donated buffer would change)."""
+  return jax.tree.map(np.array, tree)
+
+
+def vec(tree) -> np.ndarray:
+  """Returns all leaves as one float64 vector, in the order of the tree."""
+  return np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
+
+
+def assert_same_bits(a, b) -> None:
+  """Fails unless two trees agree in structure, dtypes and every bit."""
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    x, y = np.asarray(x), np.asarray(y)
+    assert x.dtype == y.dtype and x.shape == y.shape
+    np.testing.assert_array_equal(x, y)
+
+
+def assert_close(a, b, atol=2e-6) -> None:
+  """Fails unless two trees agree up to the order of their sums; integers exactly."""
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    x, y = np.asarray(x), np.asarray(y)
+    assert x.dtype == y.dtype
+    tolerance = atol if np.issubdtype(x.dtype, np.inexact) else 0
+    np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
