@@ -100,7 +100,7 @@ def _select(
   drawn, own, metrics = sampler.apply(ctx, state.clients[name], servers[name])
   cohort = cohorts.pad(drawn, setting.capacity, setting.shape.num_clients)
   servers[name] = own
-  return cast._replace(cohort=cohort, servers=servers), _named(layer, metrics)
+  return cast._replace(cohort=cohort, servers=servers), _scalars(layer, metrics)
 
 
 def _messages(setting: Setting, cast: Broadcast, row: Row, old: dict[str, Tree]):
@@ -131,7 +131,7 @@ def _clients(setting: Setting, cast: Broadcast, row: Row, old: dict[str, Tree]):
       for layer in group:
         ctx = context(layer, 'cohort', cast, setting.like, cast.cohort)
         value, new[layer.name], noted = layer.client.apply(ctx, value, old[layer.name])
-        metrics |= _named(layer, noted)
+        metrics |= _scalars(layer, noted)
       if last:
         ok &= tree.finite(value, 1)
         value = tree.total(tree.keep(cast.cohort.arrived & ok, value))
@@ -208,7 +208,7 @@ def _server(setting: Setting, cast: Broadcast, message: Message):
   for layer in reversed(setting.layers):
     ctx = context(layer, 'server', cast, setting.like)
     value, servers[layer.name], noted = layer.server.apply(ctx, value, servers[layer.name])
-    metrics |= _named(layer, noted)
+    metrics |= _scalars(layer, noted)
     # From the algorithm on it is parameters.
     wanted = setting.like.get(layer.name, tree.shapes(cast.params))
     if not tree.same(value, wanted):
@@ -223,6 +223,20 @@ def _named(layer: Layer, metrics: dict[str, Any]) -> dict[str, Any]:
   return {f'{layer.name}/{name}': value for name, value in metrics.items()}
 
 
+def _scalars(layer: Layer, metrics: dict[str, Any]) -> dict[str, jax.Array]:
+  """Returns the metrics of what is done once in a round, each one number."""
+
+  def value(metric: Any) -> Any:
+    if isinstance(metric, Total):
+      return metric.value
+    return _mean(metric.total, metric.count) if isinstance(metric, Mean) else metric
+
+  named = {name: value(metric) for name, metric in _named(layer, metrics).items()}
+  for name, metric in named.items():
+    _check_scalar(name, jnp.shape(metric))
+  return named
+
+
 def _over_cohort(metrics: dict[str, Any], on: jax.Array) -> dict[str, jax.Array]:
   """Returns the metrics of the clients that are `on` [C] as scalars; NaN where there is none."""
 
@@ -231,7 +245,18 @@ def _over_cohort(metrics: dict[str, Any], on: jax.Array) -> dict[str, jax.Array]
       return tree.keep(on, value.value).sum()
     if not isinstance(value, Mean):
       value = Mean(value.astype(jnp.float32), jnp.ones(on.shape, jnp.float32))
-    total, count = (tree.keep(on, x).sum() for x in (value.total, value.count))
-    return jnp.where(count > 0, total / count, jnp.nan)
+    return _mean(*(tree.keep(on, x).sum() for x in (value.total, value.count)))
 
+  for name, value in metrics.items():
+    for x in jax.tree.leaves(value):
+      _check_scalar(name, x.shape[1:])
   return {name: reduce(value) for name, value in metrics.items()}
+
+
+def _mean(total: jax.Array, count: jax.Array) -> jax.Array:
+  return jnp.where(count > 0, total / count, jnp.nan)
+
+
+def _check_scalar(name: str, shape: tuple[int, ...]) -> None:
+  if shape:
+    raise ValueError(f'metric {name!r} must be a scalar, a Mean or a Total, got shape {shape!r}.')

@@ -256,6 +256,8 @@ def conv(
   spatial = x.shape[:2] if layout == 'HWBC' else x.shape[1:3]
   pairs = resolve_padding(padding, spatial, kernel.shape[:2], strides)
   geometry = _Geometry(spatial, kernel.shape[:2], strides, pairs, (1, 1))
+  if 0 in geometry.output():
+    raise ValueError(f'x must be at least as large as the window, got {x.shape!r} in {layout}.')
   method = resolve(method, layout, kernel.shape, strides, geometry.output())
   if method == 'lax':
     names = layout.replace('B', 'N')

@@ -7,7 +7,9 @@ Y = A^T [(G g G^T) * (B^T d B)] A (Lavin & Gray 2016, arXiv:1509.09308, eq. 8), 
 channels is one matrix product for each of the (m + r - 1)**2 places in a tile. The transpose for
 the input's gradient is the same three maps transposed, so that both gradients save as much.
 
-The layout is [H, W, B, C]: every transform then moves and adds runs of B * C contiguous values.
+The layout is [H, W, B, C]: every transform then moves and adds runs of B * C contiguous values. It
+is fastest while a batch's tiles fit the cache: a forward pass of the 3 x 3 CNN took a quarter of
+the time an example in batches of 20 to 50 of what it took in batches of 1,000.
 
 Rounding: the points 0, +-1/sqrt(2), +-sqrt(2), infinity keep the matrices' entries near 1. Against
 float64, the relative L2 error of a 3 x 3 convolution of 32 channels and of its gradients is 5e-7 to

@@ -1,8 +1,8 @@
 """The EMNIST CNN of Reddi et al. (2021, arXiv:2003.00295, table 4), 1,206,590 parameters for 62
 classes of 28 x 28 x 1.
 
-Pooling comes before bias and rectifier here: a maximum commutes with both, exactly and with the
-same gradients, and they then run on a quarter of the values.
+Pooling comes before the rectifier here: the two commute, exactly and with the same gradients, and
+the rectifier then runs on a quarter of the values.
 """
 
 import flax.linen as nn

@@ -157,7 +157,7 @@ def test_a_metric_that_is_not_a_scalar_is_refused():
     return message, state, {'norms': message.payload['b']}
 
   layer = Layer('report', Stage(client))
-  with pytest.raises(ValueError, match=r"metric 'report/norms' must be a scalar .* got .*\(3,\)"):
+  with pytest.raises(ValueError, match=r"metric 'report/norms' must be a scalar, .* got shape \(3,\)"):
     tiny.build(tiny.layers(layer))
 
 
@@ -233,6 +233,6 @@ def test_a_round_exports_for_accelerators(platform):
   state = sim.init(tiny.initial())
   round = jax.jit(make_round(sim.setting))
   exported = jax.export.export(round, platforms=[platform])(state, sim.population, jnp.uint32(0))
-  assert exported.platforms == (platform,) and exported.mlir_module().startswith('module')
+  assert exported.platforms == (platform,) and 'func.func public @main' in exported.mlir_module()
   again = jax.export.deserialize(exported.serialize(vjp_order=0))
   assert again.platforms == (platform,) and again.in_avals == exported.in_avals

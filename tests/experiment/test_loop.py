@@ -551,9 +551,6 @@ def test_where_jax_has_started_its_devices_are_used_and_that_is_said(make, out, 
   assert manifest(result.folder)['warnings'] == [
     'jax had started already: using its 8 device(s), not 12'
   ]
-  result = run(make('execution.devices=2', 'rounds=1', 'seed=2'), out)
-  assert manifest(result.folder)['execution']['devices'] == 2
-  assert manifest(result.folder)['warnings'] == []
 
 
 # Disks.

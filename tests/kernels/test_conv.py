@@ -201,6 +201,7 @@ def test_choice_by_shape(layout, kernel, strides, output, expected):
     ('padding must be one of', lambda x, k: conv.conv(x, k, padding='CIRCULAR')),
     ('padding must be a pair', lambda x, k: conv.conv(x, k, padding=((1, 1),))),
     ('strides must be an integer >= 1', lambda x, k: conv.conv(x, k, strides=(0, 1))),
+    ('x must be at least', lambda x, k: conv.conv(x[:2], k)),
     ('kernel must be', lambda x, k: conv.conv(x, k[:, :, :1])),
     ('batch_group_count', lambda x, k: conv.conv_general_dilated(
       x, k, (1, 1), 'SAME', dimension_numbers=('HWNC', 'HWIO', 'HWNC'), batch_group_count=2)),
