@@ -55,8 +55,8 @@ def make_round(setting: Setting) -> RoundFn:
   """Returns (state, population, seed) -> (state, metrics) of one round.
 
   Metrics are scalars named 'layer/metric', and the round's own: `clients` that counted, `examples`
-  of theirs, `selected`, `not_finite` (ids [C] of clients left out since their update was not
-  finite, else -1) and `finite` (whether the new parameters are).
+  of theirs, `selected`, `ids` of those [C] (-1: padding), `not_finite` (ids [C] of clients left
+  out since their update was not finite, else -1) and `finite` (whether the new parameters are).
   """
 
   def round(state: State, population: Population, seed: jax.Array):
@@ -78,6 +78,7 @@ def make_round(setting: Setting) -> RoundFn:
       'selected': cast.cohort.real.sum(dtype=jnp.int32),
       'clients': arrived.sum(dtype=jnp.int32),
       'examples': jnp.where(arrived, row.count, 0).sum(dtype=jnp.int32),
+      'ids': jnp.where(cast.cohort.real, cast.cohort.id, -1),
       'not_finite': not_finite,
       'finite': tree.finite(params),
     }

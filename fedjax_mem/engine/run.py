@@ -94,7 +94,8 @@ class Simulation:
     """Returns the state after up to `rounds` more rounds, and their metrics [rounds, ...].
 
     The state given is donated: it must not be used again. Stops after a round whose parameters are
-    not finite, so there may be fewer rows of metrics than rounds asked for.
+    not finite, or in which no client had a finite update, so there may be fewer rows of metrics
+    than rounds asked for.
 
     Args:
       state: from `init` or an earlier `run`.
@@ -187,14 +188,15 @@ def _segment(
   rows = jax.tree.map(lambda x: jnp.zeros((max_rounds, *x.shape), x.dtype), like)
 
   def go_on(carry: tuple) -> jax.Array:
-    done, finite, _, _ = carry
-    return (done < rounds) & finite
+    done, sound, _, _ = carry
+    return (done < rounds) & sound
 
   def body(carry: tuple) -> tuple:
     done, _, state, rows = carry
     state, metrics = round(state, population, seed)
     rows = jax.tree.map(lambda all, x: all.at[done].set(x), rows, metrics)
-    return done + 1, metrics['finite'], state, rows
+    lost = (metrics['clients'] == 0) & (metrics['not_finite'] >= 0).any()
+    return done + 1, metrics['finite'] & ~lost, state, rows
 
   done, _, state, rows = jax.lax.while_loop(
     go_on, body, (jnp.int32(0), jnp.bool_(True), state, rows)

@@ -37,8 +37,10 @@ from fedjax_mem.core import (
   validate,
 )
 from fedjax_mem.engine import Execution, simulate
-from fedjax_mem.experiment.build import Parts, build_layers
+from fedjax_mem.experiment import devices
+from fedjax_mem.experiment.build import Parts, build, build_layers
 from fedjax_mem.experiment.config import Config
+from fedjax_mem.experiment.privacy import open_books
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
 
@@ -133,9 +135,9 @@ def _game() -> Layer:
 
   def client(ctx: Context, task: Task, state):
     on = (ctx.me.id == 0) & (ctx.round % 2 == 0)
-    leaves, structure = jax.tree.flatten(tree.zeros(task.params))
+    leaves, structure = jax.tree_util.tree_flatten(tree.zeros(task.params))
     leaves[0] = leaves[0].at[0].set(jnp.where(on, _HUGE, 0.0))
-    return Message(structure.unflatten(leaves), jnp.float32(1), {}), state, {}
+    return Message(jax.tree_util.tree_unflatten(structure, leaves), jnp.float32(1), {}), state, {}
 
   def server(ctx: Context, message: Message, state):
     return ctx.params, state, {'score': jax.tree.leaves(message.payload)[0][0]}
@@ -161,6 +163,9 @@ def one_run(
     ValueError: no claim to audit, or fewer than two canaries.
   """
   validate.integer(at_least=2, canaries=canaries)
+  delta = config.privacy.delta
+  if delta is None:
+    raise ValueError('privacy.delta must be given for a run with noise, got none.')
   number = parts.data.num_clients
   larger = enlarged(config, number, canaries)
   made = build_layers(larger, parts.model, number + canaries) if layers is None else layers
@@ -184,12 +189,8 @@ def one_run(
     done += len(metrics['clients'])
   moved = tree.sub(parts.params, jax.device_get(state.params))
   scores = np.asarray(_scores(moved, key, canaries))
-  found = _estimator(scores[inside], scores[~inside]).epsilon_one_run(
-    SIGNIFICANCE, config.privacy.delta
-  )
-  return Finding(
-    'one_run', claimed_epsilon(config, made), float(found), config.privacy.delta, canaries
-  )
+  found = _estimator(scores[inside], scores[~inside]).epsilon_one_run(SIGNIFICANCE, delta)
+  return Finding('one_run', claimed_epsilon(config, made), float(found), delta, canaries)
 
 
 def claimed_epsilon(config: Config, layers: tuple[Layer, ...]) -> float:
@@ -198,8 +199,6 @@ def claimed_epsilon(config: Config, layers: tuple[Layer, ...]) -> float:
   Raises:
     ValueError: nothing adds central noise by client.
   """
-  from fedjax_mem.experiment.privacy import open_books
-
   books = open_books(config, layers, 1)
   if books is None or books.central is None:
     raise ValueError('the audit must be of a run with central noise by client, got none.')
@@ -229,10 +228,10 @@ def _with_canaries(people: Population, canaries: int) -> Population:
 
 def _direction(like: Any, key: jax.Array, number: jax.Array) -> Any:
   """Returns the direction of a canary: random signs, the same for the client and the score."""
-  leaves, structure = jax.tree.flatten(like)
+  leaves, structure = jax.tree_util.tree_flatten(like)
   own = jax.random.split(jax.random.fold_in(key, number), len(leaves))
   signs = [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(own, leaves, strict=True)]
-  return structure.unflatten(signs)
+  return jax.tree_util.tree_unflatten(structure, signs)
 
 
 def _canaries(number: int, inside: jax.Array, key: jax.Array) -> Layer:
@@ -259,3 +258,42 @@ def _scores(moved: Any, key: jax.Array, canaries: int) -> jax.Array:
     return sum(jax.tree.leaves(parts), jnp.float32(0))
 
   return jax.jit(lambda: jax.lax.map(score, jnp.arange(canaries, dtype=jnp.int32)))()
+
+
+def audit(
+  config: Config, *, data_dir: str | None = None, canaries: int = 1000, trials: int = 20_000
+) -> list[Finding]:
+  """Returns what both attacks find about an experiment, as it is configured.
+
+  Args:
+    config: the experiment; its noise must be central and by client.
+    data_dir: where prepared data sets are.
+    canaries: clients added to the one run.
+    trials: releases of the membership game.
+
+  Raises:
+    ValueError: nothing adds noise.
+  """
+  devices.prepare(config.execution.devices)
+  parts = build(config, data_dir)
+  noisy = [x for x in parts.layers if x.traits.mechanism is not None]
+  if not noisy or config.privacy.delta is None:
+    raise ValueError('the audit must be of a run with noise and privacy.delta, got none.')
+  found = []
+  if noisy[0].traits.mechanism.name not in ('tree', 'matrix'):
+    claimed = noisy[0].traits.mechanism
+    delta = config.privacy.delta
+    found.append(release(tuple(noisy), claimed, parts.params, delta=delta, trials=trials))
+  return [*found, one_run(config, parts, canaries=canaries)]
+
+
+def row(finding: Finding) -> dict[str, Any]:
+  """Returns a finding as a row of a table."""
+  return {
+    'attack': finding.attack,
+    'epsilon at least': round(finding.found, 3),
+    'epsilon claimed': round(finding.claimed, 3),
+    'delta': finding.delta,
+    'trials': finding.trials,
+    'verdict': 'BROKEN' if finding.broken else 'not refuted',
+  }

@@ -7,9 +7,9 @@ import optax
 
 from fedjax_mem import data as datasets
 from fedjax_mem import models
-from fedjax_mem.core import Layer, keys, onion
+from fedjax_mem.core import Layer, Sampling, keys, onion, selector
 from fedjax_mem.data.source import FederatedData
-from fedjax_mem.experiment import registry
+from fedjax_mem.experiment import privacy, registry
 from fedjax_mem.experiment.config import ClientConfig, Config, DataConfig, ServerConfig
 from fedjax_mem.models.base import Model
 from fedjax_mem.optim import SERVER_OPTIMIZERS
@@ -95,22 +95,25 @@ def build_model(config: Config, data: FederatedData) -> Model:
 
 def build_layers(config: Config, model: Model, num_clients: int) -> tuple[Layer, ...]:
   """Returns the onion: algorithm, selection, weighing, and the stages in their places."""
-  before = [_stage(config, i) for i, s in enumerate(config.stages) if s.before_algorithm]
-  after = [_stage(config, i) for i, s in enumerate(config.stages) if not s.before_algorithm]
+  chooser = _selection(config, num_clients)
+  _, sampler = selector((chooser,))
+  stage = lambda number: _stage(config, number, sampler.sampling)
+  before = [stage(i) for i, s in enumerate(config.stages) if s.before_algorithm]
+  after = [stage(i) for i, s in enumerate(config.stages) if not s.before_algorithm]
   weighting = registry.factory('weighting.name', config.weighting.name, registry.WEIGHINGS)
   return onion(
     *before,
     _algorithm(config, model),
-    _selection(config, num_clients),
+    chooser,
     registry.call('weighting', weighting, config.weighting.options),
     *after,
   )
 
 
-def _stage(config: Config, number: int) -> Layer | tuple[Layer, ...]:
+def _stage(config: Config, number: int, sampling: Sampling) -> Layer | tuple[Layer, ...]:
   section, key = config.stages[number], f'stages[{number}]'
   make = registry.factory(f'{key}.use', section.use, registry.LAYERS)
-  return registry.call(key, make, section.options)
+  return registry.call(key, make, privacy.calibrated(config, make, section.options, sampling))
 
 
 def _algorithm(config: Config, model: Model) -> Layer:
@@ -132,14 +135,15 @@ def _algorithm(config: Config, model: Model) -> Layer:
 def _selection(config: Config, num_clients: int) -> Layer:
   section = config.selection
   make = registry.factory('selection.name', section.name, registry.SAMPLERS)
-  layer = registry.call(
-    'selection',
-    make,
-    section.options,
-    num_clients=num_clients,
-    cohort_size=section.cohort_size,
-    rate=section.cohort_size / num_clients,
-  )
+  given = {
+    'num_clients': num_clients,
+    'cohort_size': section.cohort_size,
+    'rate': section.cohort_size / num_clients,
+  }
+  rows = privacy.capacity(config, num_clients)
+  if rows is not None and 'capacity' not in section.options:
+    given['capacity'] = rows
+  layer = registry.call('selection', make, section.options, **given)
   return dropout(layer, section.dropout) if section.dropout else layer
 
 

@@ -9,6 +9,8 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
+from fedjax_mem.experiment.cli_privacy import PrivacyCommands
+
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _WORDLESS = {KeyboardInterrupt: 'stopped by Ctrl-C', MemoryError: 'out of memory'}
 
@@ -196,11 +198,46 @@ class DataCommands:
     self.command()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Audit(_Command):
+  """Try to break a run's claim of privacy: canary clients, and what an adversary learns of them.
+
+  Prints a lower bound on epsilon (at 95% confidence) beside the accountant's upper bound, by a
+  membership game on one release and by one whole run with many canaries. Needs jax-privacy.
+  """
+
+  config: Annotated[Positional[pathlib.Path], arg(help='TOML file of the experiment.')]
+  set: Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(help='Override of one key: section.key=value; may be given several times.'),
+  ] = ()
+  canaries: Annotated[int, arg(help='Canary clients in the one run.')] = 1000
+  trials: Annotated[int, arg(help='Releases in the membership game.')] = 20_000
+  data_dir: DataDir = None
+
+  def __call__(self) -> None:
+    """Prints what was found; fails if a claim is broken."""
+    from fedjax_mem.experiment.config import load_config
+
+    config = load_config(self.config, self.set)
+    from fedjax_mem.experiment import audit
+    from fedjax_mem.report.tables import format_table
+
+    found = audit.audit(
+      config, data_dir=_text(self.data_dir), canaries=self.canaries, trials=self.trials
+    )
+    print(format_table([audit.row(x) for x in found]))
+    if any(x.broken for x in found):
+      raise RuntimeError('the claim is broken: an attack found more than the accountant allows')
+
+
 Command = (
   Annotated[Run, subcommand('run')]
   | Annotated[Resume, subcommand('resume')]
   | Annotated[Report, subcommand('report')]
   | Annotated[DataCommands, subcommand('data')]
+  | Annotated[PrivacyCommands, subcommand('privacy')]
+  | Annotated[Audit, subcommand('audit')]
   | Annotated[Doctor, subcommand('doctor')]
 )
 

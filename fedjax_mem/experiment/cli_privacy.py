@@ -1,4 +1,4 @@
-"""The commands `fedjax-mem privacy epsilon|calibrate|plan`: what a private run costs, ahead of it."""
+"""The commands `fedjax-mem privacy epsilon|calibrate|plan`: what a private run will cost."""
 
 import dataclasses
 import pathlib
@@ -45,10 +45,10 @@ class _Question:
     )
     print(format_table(rows))
     if self.plot:
-      self._draw(rows)
+      self._draw(rows, self.plot)
     return rows
 
-  def _draw(self, rows: list[dict[str, Any]]) -> None:
+  def _draw(self, rows: list[dict[str, Any]], file: pathlib.Path) -> None:
     from fedjax_mem import account
     from fedjax_mem.account.calibrate import resize
     from fedjax_mem.core import Mechanism, Sampling
@@ -74,9 +74,9 @@ class _Question:
         accountant=row['accountant'],
       )
       label = f'noise {row["noise_multiplier"]:.3g}, cohort {cohort:g}, {row["accountant"]}'
-      curves[label] = path.epsilon
-    plots.save(plots.epsilon(curves, f'N = {self.population:,}, δ = {self.delta:g}'), self.plot)
-    print(f'plot: {self.plot}')
+      curves[label] = path.epsilon.tolist()
+    plots.save(plots.epsilon(curves, f'N = {self.population:,}, δ = {self.delta:g}'), file)
+    print(f'plot: {file}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ def start() -> None:
   try:
     jax.devices()
   except Exception as error:  # a missing platform is told in several ways, some without words
-    chosen = jax.config.jax_platforms
+    chosen = jax.config.values['jax_platforms']
     reason = str(error) or 'there is none'
     raise ValueError(
       f'JAX_PLATFORMS must name a platform with devices here, got {chosen!r} ({reason}): unset it, '

@@ -133,9 +133,10 @@ def _devices() -> list[Check]:
   chosen = os.environ.get('JAX_PLATFORMS')
   try:
     devices = jax.devices()
-  except RuntimeError as error:
+  except Exception as error:  # a missing platform is told in several ways, some without words
     remedy = 'unset JAX_PLATFORMS' if chosen else _install('jax')
-    return [Check('devices', False, str(error).splitlines()[0], remedy)]
+    reason = str(error).splitlines()[0] if str(error) else f'no devices of {chosen!r}'
+    return [Check('devices', False, reason, remedy)]
   kinds = sorted({device.device_kind for device in devices})
   backend = jax.default_backend()
   detail = f'{len(devices)} × {", ".join(kinds)} (backend {backend})'

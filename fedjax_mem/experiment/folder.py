@@ -127,7 +127,7 @@ def _check_finished(path: pathlib.Path) -> None:
     folder = RunFolder(path)
   except ValueError as error:
     raise ValueError(f'{error} Remove it, or choose another folder with --out.') from error
-  if folder.manifest.get('status') == 'finished':
+  if folder.manifest.get('status') in ('finished', 'failed'):  # resumed, it would fail again
     return
   with folder.locked():  # or it says that another process is at it
     raise ValueError(

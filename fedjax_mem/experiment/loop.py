@@ -5,29 +5,27 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from fedjax_mem.core import State, tree
-from fedjax_mem.engine import Execution, Simulation, describe, evaluator, simulate, table_bytes
+from fedjax_mem.engine import describe
 from fedjax_mem.engine.mesh import replicated
-from fedjax_mem.experiment import devices, examples
-from fedjax_mem.experiment.build import Parts, build
+from fedjax_mem.experiment import privacy
 from fedjax_mem.experiment.checkpoint import Checkpoints
 from fedjax_mem.experiment.config import Config, config_hash
 from fedjax_mem.experiment.folder import RunFolder, create
 from fedjax_mem.experiment.interrupt import Interrupt
 from fedjax_mem.experiment.progress import Progress
+from fedjax_mem.experiment.ready import Ready, facts, get_ready
 from fedjax_mem.report import plots
 from fedjax_mem.report.html import write_report
 from fedjax_mem.report.tracker import MetricsWriter, truncate_after
 
-MAX_SEGMENT = 256  # rounds; longer segments would save nothing, their metrics take memory
-_OWN = ('selected', 'clients', 'examples', 'not_finite', 'finite')
+_OWN = ('selected', 'ids', 'clients', 'examples', 'not_finite', 'finite')
 
 
 class RunFailed(RuntimeError):
@@ -73,10 +71,10 @@ def run(
     RunFailed: the run cannot go on; the folder holds the last good checkpoint.
     Interrupted: by Ctrl-C, after a checkpoint.
   """
-  ready = _ready(config, data_dir, {})
+  ready = get_ready(config, data_dir, {})
   folder = create(config, out)
   with folder.locked():
-    folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **_facts(ready))
+    folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **facts(ready))
     return _Loop(ready, folder, quiet).go(ready.sim.init(ready.parts.params), [])
 
 
@@ -105,102 +103,19 @@ def resume(path: str | os.PathLike, *, data_dir: str | None = None, quiet: bool 
         f'{folder.path / "config.toml"} must be what the run began with (but for [execution]), '
         'got a changed one: undo that, or begin a new run with it.'
       )
-    ready = _ready(config, data_dir or said.get('data_dir'), said.get('execution', {}))
+    ready = get_ready(config, data_dir or said.get('data_dir'), said.get('execution', {}))
     if 'execution' not in said:  # it was ended before its first round
-      folder.note(**_facts(ready))
+      folder.note(**facts(ready))
     loop = _Loop(ready, folder, quiet)
     return loop.go(*loop.restore())
-
-
-class _Ready(NamedTuple):
-  """What is settled before the run's folder is touched: bad input leaves no trace.
-
-  Attributes:
-    config: the experiment.
-    parts: what it describes.
-    sim: its rounds.
-    source: of its examples.
-    evaluate: parameters -> scores on the test set.
-    notes: what the user is to know about the devices.
-  """
-
-  config: Config
-  parts: Parts
-  sim: Simulation
-  source: examples.Source
-  evaluate: Callable[[Any], dict[str, float]]
-  notes: list[str]
-
-
-def _ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) -> _Ready:
-  """Returns what a run needs, with the execution that was recorded before (empty: none was)."""
-  wanted = config.execution
-  note = devices.prepare(recorded.get('devices', wanted.devices))
-  devices.start()
-  parts = build(config, data_dir)
-  chosen = Execution(
-    mode=recorded.get('mode', wanted.mode),
-    chunk=recorded.get('chunk', wanted.chunk),
-    devices=recorded.get('devices', wanted.devices),
-  )
-  there = len(jax.devices())
-  # What runs elsewhere has to run here; only who asks for devices that no one has is told so.
-  if (recorded or note) and chosen.devices != 'auto' and int(chosen.devices) > there:
-    chosen = dataclasses.replace(chosen, devices='auto')
-  longest = recorded.get('max_rounds') or min(
-    wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
-  )
-  source = examples.source(parts.data, parts.layers, wanted.stream_above_mb, longest)
-  sim = simulate(
-    parts.layers,
-    parts.params,
-    source.population,
-    seed=config.seed,
-    execution=chosen,
-    max_rounds=source.max_rounds,
-    shape=source.shape,
-    transforms=(parts.data.preprocess,),
-  )
-  evaluate = evaluator(
-    lambda params, batch: parts.model.metrics(params, parts.data.preprocess(batch)),
-    parts.data.test,
-    batch_size=config.evaluation.batch_size,
-    mesh=sim.setting.layout.mesh,
-  )
-  return _Ready(config, parts, sim, source, evaluate, [note] if note else [])
-
-
-def _facts(ready: _Ready) -> dict[str, Any]:
-  """Returns what the manifest says before the first round."""
-  parts, sim, layout = ready.parts, ready.sim, ready.sim.setting.layout
-  notes = list(ready.notes)
-  if parts.data.unused_labels:
-    notes.append(f'no client holds examples of the labels {list(parts.data.unused_labels)}')
-  return {
-    'devices': [str(d.device_kind) for d in layout.mesh.devices.flat],
-    'backend': jax.default_backend(),
-    'execution': {
-      'mode': 'loop' if layout.looped else 'chunk',
-      'chunk': None if layout.looped else layout.chunk,
-      'devices': layout.devices,
-      'max_rounds': sim.max_rounds,
-      'words': describe(layout),
-    },
-    'parameters': sum(x.size for x in jax.tree.leaves(parts.params)),
-    'clients': parts.data.num_clients,
-    'examples': int(parts.data.counts.sum()),
-    'client_state_bytes': table_bytes(sim.setting, sim.params, sim.population),
-    'resumed': [],
-    'warnings': notes,
-  }
 
 
 class _Loop:
   """Runs the segments of one run and keeps its folder."""
 
-  def __init__(self, ready: _Ready, folder: RunFolder, quiet: bool):
+  def __init__(self, ready: Ready, folder: RunFolder, quiet: bool):
     self.ready, self.folder, self.quiet = ready, folder, quiet
-    self.config, self.sim = ready.config, ready.sim
+    self.config, self.sim, self.books = ready.config, ready.sim, ready.books
     self.checkpoints = Checkpoints(
       folder.path / 'checkpoints', self.config.execution.keep_checkpoints
     )
@@ -224,6 +139,8 @@ class _Loop:
       )
     done = int(state.round)
     said.pop('failure', None)
+    if self.books:
+      self.books.resume(self.folder.path)
     self.folder.note(
       warnings=list(dict.fromkeys([*said['warnings'], *notes])),
       resumed=[*said['resumed'], done],
@@ -246,13 +163,17 @@ class _Loop:
       state = self._compile(state)
       saved, speed = -math.inf, _Speed(self.config.execution.segment_seconds)
       while start < total:
-        count = min(speed.rounds(), self._until_evaluation(start), self.sim.max_rounds)
+        room = self.books.room(start, total) if self.books else total
+        if not room:
+          break
+        count = min(speed.rounds(), self._until_evaluation(start), self.sim.max_rounds, room)
         state, rows, seconds = self._segment(state, count)
         speed.saw(count, seconds)
         new = self._records(start, rows, seconds)
         start += len(new)
         failure = self._failure(new[-1], rows)
-        if not failure and (start % self.config.evaluation.every == 0 or start == total):
+        last = start == total or (self.books and not self.books.room(start, total))
+        if not failure and (start % self.config.evaluation.every == 0 or last):
           scores = self.ready.evaluate(state.params)
           new[-1] |= {f'test_{name}': value for name, value in scores.items()}
         for record in new:
@@ -263,12 +184,32 @@ class _Loop:
           self._fail(failure, state, rows)
         # The first is early: a disk that cannot be written is told before much is lost.
         late = time.perf_counter() - saved >= self.config.execution.checkpoint_every_seconds
-        if late or start == total or interrupt.asked:
-          self.checkpoints.save(state)
+        if late or last or interrupt.asked:
+          self._save(state)
           saved = time.perf_counter()
-        if interrupt.asked and start < total:
+        if interrupt.asked and not last:
           self._interrupt(start)
+      self._close(bar, start)
     return self._finish(state, records)
+
+  def _save(self, state: State) -> None:
+    # The ledger first: a release may be counted that is done again, never one forgotten.
+    if self.books:
+      self.books.save(self.folder.path)
+    self.checkpoints.save(state)
+
+  def _close(self, bar: Progress, done: int) -> None:
+    """Says what the privacy of the run came to."""
+    if not self.books:
+      return
+    if done < self.config.rounds:
+      target = self.config.privacy.target_epsilon
+      text = f'ended after round {done}: the next would exceed the budget of epsilon {target:g}'
+      self.folder.note(warnings=[*self.folder.manifest['warnings'], text])
+      bar.note(text)
+    self.folder.note(**privacy.facts(self.books))
+    for line in self.books.statements():
+      bar.note(line)
 
   def _open(self, bar: Progress) -> None:
     for warning in self.folder.manifest['warnings']:
@@ -315,6 +256,9 @@ class _Loop:
         record['not_finite'] = sorted(bad[bad >= 0].tolist())
       record['seconds'] = seconds / count
       records.append(record)
+    if self.books:
+      for record, facts in zip(records, self.books.record(start + 1, rows['ids']), strict=True):
+        record |= facts
     return records
 
   def _failure(self, last: dict[str, Any], rows: dict[str, np.ndarray]) -> str | None:
@@ -329,7 +273,9 @@ class _Loop:
 
   def _fail(self, reason: str, state: State, rows: dict[str, np.ndarray]) -> None:
     if rows['finite'][-1]:
-      self.checkpoints.save(state)
+      self._save(state)
+    elif self.books:  # released all the same
+      self.books.save(self.folder.path)
     self.folder.note(status='failed', failure=reason)
     good = self.checkpoints.numbers()
     kept = (
@@ -348,6 +294,10 @@ class _Loop:
 
   def _finish(self, state: State, records: list[dict[str, Any]]) -> Result:
     self.folder.note(status='finished', rounds_done=int(state.round))
+    plots.save(
+      plots.partition(self.ready.parts.data.label_counts(), title=self.config.data.name),
+      self.folder.path / 'partition.png',
+    )
     plots.save(plots.learning_curves(self.folder.path), self.folder.path / 'learning_curve.png')
     write_report(self.folder.path, self.folder.path / 'report.html')
     return Result(jax.device_get(state.params), records, self.folder.path)

@@ -163,7 +163,7 @@ def open_books(config: Config, layers: Iterable[Layer], num_clients: int) -> Boo
   if central:
     ledger = Ledger.plan(sampling, central, budget=privacy.target_epsilon, **common)
   local = {
-    name: _local(name, mechanism, sampling, config, num_clients)
+    name: _local(name, mechanism, sampling, config, num_clients, privacy.delta)
     for name, mechanism in noisy.items()
     if mechanism.trust == 'local'
   }
@@ -171,7 +171,12 @@ def open_books(config: Config, layers: Iterable[Layer], num_clients: int) -> Boo
 
 
 def _local(
-  name: str, mechanism: Mechanism, sampling: Sampling, config: Config, num_clients: int
+  name: str,
+  mechanism: Mechanism,
+  sampling: Sampling,
+  config: Config,
+  num_clients: int,
+  delta: float,
 ) -> LocalLedger:
   apart = sampling.separation or 1
   return LocalLedger.plan(
@@ -179,7 +184,7 @@ def _local(
     mechanism,
     num_clients=num_clients,
     rounds=-(-config.rounds // apart),
-    delta=config.privacy.delta,
+    delta=delta,
     budget=config.privacy.target_epsilon,
     **_how(config),
   )

@@ -109,7 +109,7 @@ class Progress:
 
   def note(self, text: str) -> None:
     """Writes a line of its own, above the bar if there is one."""
-    self._console.print(Text(text))
+    self._console.print(Text(text), soft_wrap=True)
 
   def _say(self) -> None:
     self._said, self._unsaid = self._clock(), False

@@ -346,8 +346,9 @@ class ExecutionConfig(Section):
   """What changes speed and memory only: it is not in the hash.
 
   Attributes:
-    mode: 'auto' (measured), 'vmap', 'chunk' (of clients) or 'loop' (one client after another).
-    chunk: clients at a time under 'chunk'; None = chosen.
+    mode: 'auto' (from a table, else measured), 'vmap' (all clients side by side), 'chunk' (some of
+      them) or 'loop' (one after another).
+    chunk: clients at a time, for 'chunk' and only then.
     devices: number of devices, or 'auto' for all of them.
     segment_seconds: seconds that a compiled segment of rounds should last at the most.
     max_segment_rounds: rounds in a segment at the most; None = no limit.
@@ -369,6 +370,11 @@ class ExecutionConfig(Section):
   def _check(self) -> None:
     validate.one_of(MODES, **{'execution.mode': self.mode})
     self._each(validate.integer, 'chunk', 'max_segment_rounds')
+    if (self.chunk is None) == (self.mode == 'chunk'):
+      raise ValueError(
+        f"execution.chunk must be given with mode 'chunk' and only then, got {self.chunk!r} with "
+        f'{self.mode!r}.'
+      )
     self._each(validate.integer, 'keep_checkpoints', at_least=2)
     self._each(validate.positive, 'segment_seconds', 'stream_above_mb')
     self._each(validate.non_negative, 'checkpoint_every_seconds')

@@ -19,7 +19,7 @@ from fedjax_mem.engine import Execution, Simulation, in_table
 from fedjax_mem.experiment.devices import cache_folder
 
 BUDGET = 3.0  # seconds in which candidates are begun; the first is always finished
-_CANDIDATES = (
+_CANDIDATES: tuple[dict[str, Any], ...] = (
   {'mode': 'vmap'},
   {'mode': 'chunk', 'chunk': 32},
   {'mode': 'chunk', 'chunk': 8},

@@ -85,7 +85,9 @@ def write_report(
   page = render(sources, title)
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(page, encoding='utf-8')
+  beside = path.with_name(path.name + '.tmp')
+  beside.write_text(page, encoding='utf-8')
+  os.replace(beside, path)  # a reader finds the old page or the whole new one
   return path
 
 

@@ -234,5 +234,4 @@ def test_a_round_exports_for_accelerators(platform):
   round = jax.jit(make_round(sim.setting))
   exported = jax.export.export(round, platforms=[platform])(state, sim.population, jnp.uint32(0))
   assert exported.platforms == (platform,) and 'func.func public @main' in exported.mlir_module()
-  again = jax.export.deserialize(exported.serialize(vjp_order=0))
-  assert again.platforms == (platform,) and again.in_avals == exported.in_avals
+  assert [x.shape for x in jax.tree.leaves(exported.out_avals)][:3] == [(), (3,), (5, 3)]

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from fedjax_mem.core import Context, Layer, Sampler, Sampling, Traits, validate
 from fedjax_mem.stages.select import draws
@@ -27,6 +26,8 @@ def poisson(num_clients: int, rate: float, capacity: int | None = None) -> Layer
   """
   validate.integer(num_clients=num_clients)
   validate.probability(rate=rate)
+  from scipy import stats  # imported where it is used: it takes a while
+
   law = stats.binom(num_clients, rate)
   if capacity is None:
     capacity = max(1, min(num_clients, int(law.isf(1e-9))))
