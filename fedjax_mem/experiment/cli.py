@@ -4,13 +4,15 @@ import dataclasses
 import pathlib
 import sys
 import traceback
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from fedjax_mem.experiment.cli_privacy import PrivacyCommands
 
+_warned: set[str] = set()
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _WORDLESS = {KeyboardInterrupt: 'stopped by Ctrl-C', MemoryError: 'out of memory'}
 
@@ -254,6 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     args=argv,
     config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
   )
+  warnings.showwarning = _warn
   try:
     command()
   except KeyboardInterrupt as error:
@@ -279,6 +282,15 @@ def _complain(error: BaseException, code: int, debug: bool, foreign: bool = Fals
   kind = {BAD_INPUT: 'error', FAILED: 'failed', INTERRUPTED: 'interrupted'}[code]
   print(f'fedjax-mem: {kind}: {words}', file=sys.stderr)
   return code
+
+
+def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
+  """Prints a warning as one line, without the place in the source."""
+  del where, more
+  text = f'fedjax-mem: warning: {" ".join(str(message).split())}'
+  if text not in _warned:
+    _warned.add(text)
+    print(text, file=sys.stderr)
 
 
 def _text(path: pathlib.Path | None) -> str | None:

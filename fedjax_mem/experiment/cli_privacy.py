@@ -71,9 +71,12 @@ class _Question:
         rounds,
         self.delta,
         adjacency=row['adjacency'],
-        accountant=row['accountant'],
+        accountant=row['accountant'].lower(),
       )
-      label = f'noise {row["noise_multiplier"]:.3g}, cohort {cohort:g}, {row["accountant"]}'
+      label = (
+        f'noise {row["noise_multiplier"]:.3g}, cohort {cohort:g}, {row["accountant"]}, '
+        f'{row["adjacency"].replace("_", " ")}'
+      )
       curves[label] = path.epsilon.tolist()
     plots.save(plots.epsilon(curves, f'N = {self.population:,}, δ = {self.delta:g}'), file)
     print(f'plot: {file}')

@@ -138,7 +138,9 @@ def _load(name: str) -> Callable:
   try:
     return getattr(importlib.import_module(module), attribute)
   except (ImportError, AttributeError, ValueError) as error:
-    raise pytest.UsageError(f'--stage must be package.module:factory, got {name!r}: {error}.') from error
+    raise pytest.UsageError(
+      f'--stage must be package.module:factory, got {name!r}: {error}.'
+    ) from error
 
 
 def is_optimizer(made: Any) -> bool:

@@ -38,7 +38,9 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize('case, mode', pairs, scope='module')
   elif 'argument' in metafunc.fixturenames:
     pairs = [(c, a) for c in cases for a in _checkable(c)]
-    metafunc.parametrize('case, argument', pairs, ids=[f'{c.name}-{a}' for c, a in pairs], scope='module')
+    metafunc.parametrize(
+      'case, argument', pairs, ids=[f'{c.name}-{a}' for c, a in pairs], scope='module'
+    )
   else:
     metafunc.parametrize('case', cases, ids=[c.name for c in cases], scope='module')
 
@@ -176,7 +178,9 @@ def test_a_client_that_is_not_finite_is_dropped_named_and_rolled_back(case):
   there = (metrics['not_finite'] == BAD).sum(1)
   arrived = tiny.execute(sim)[1]['clients'] if named else 0
   if suite.is_optimizer(case.make()) or all(x.select is None for x in own(case)):
-    assert there.tolist() == [0 if tiny.is_lost(BAD, t) else 1 if BAD in ids(t) else 0 for t in range(4)]
+    assert there.tolist() == [
+      0 if tiny.is_lost(BAD, t) else 1 if BAD in ids(t) else 0 for t in range(4)
+    ]
     np.testing.assert_array_equal(metrics['clients'], arrived - there)
   if named:
     row = lambda t: jax.tree.map(lambda x: x[BAD], t)

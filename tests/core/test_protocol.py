@@ -16,8 +16,8 @@ def test_layers_and_tuples_are_flattened_in_order():
 @pytest.mark.parametrize(
   'parts, message',
   [
-    ((tiny.rota(), equal()), r"exactly one layer must be the algorithm, got \[\]"),
-    ((tiny.algorithm(), equal()), r"exactly one layer must select the cohort, got \[\]"),
+    ((tiny.rota(), equal()), r'exactly one layer must be the algorithm, got \[\]'),
+    ((tiny.algorithm(), equal()), r'exactly one layer must select the cohort, got \[\]'),
     ((tiny.algorithm(), tiny.rota(), equal(), equal()), 'distinct, got .*weigh.*weigh'),
     (
       (tiny.algorithm(), tiny.rota()._replace(name='a'), tiny.rota()),

@@ -112,7 +112,9 @@ POOLED = {
 }
 
 
-@pytest.mark.parametrize('weigh', (by_examples(), equal(5.0), capped(4)), ids=lambda w: w.traits.weighs)
+@pytest.mark.parametrize(
+  'weigh', (by_examples(), equal(5.0), capped(4)), ids=lambda w: w.traits.weighs
+)
 @pytest.mark.parametrize('name', POOLED)
 def test_one_step_pooled_equals_the_clients_one_by_one(name, weigh):
   layers = onion(POOLED[name](), dropout(uniform(tiny.N, tiny.C), 0.3), weigh)

@@ -134,7 +134,9 @@ def test_a_task_layer_must_give_back_tasks_and_parameters():
 
 def test_a_message_layer_must_give_back_messages():
   half = on_client(lambda c, m, s: (m.payload, s, {}))
-  refused(IncompatibleStages, "client half of 'broken' must return a Message, got dict", *BASE, half)
+  refused(
+    IncompatibleStages, "client half of 'broken' must return a Message, got dict", *BASE, half
+  )
 
 
 def test_a_loss_that_is_not_one_value_an_example():
@@ -166,7 +168,9 @@ def test_bad_executions(kwargs, message):
 
 
 def test_more_devices_than_there_are():
-  refused(ValueError, 'devices must be an integer >= 1 and <= 8, got 9', execution=Execution(devices=9))
+  refused(
+    ValueError, 'devices must be an integer >= 1 and <= 8, got 9', execution=Execution(devices=9)
+  )
 
 
 @pytest.mark.parametrize('seed', (-1, 2**32, 0.5))

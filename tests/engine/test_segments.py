@@ -85,9 +85,7 @@ def test_a_cohort_of_which_nobody_arrives_keeps_parameters_and_optimizer(weigh):
 
   from fedjax_mem.stages.algorithm import fedsgd
 
-  algorithm = fedsgd(
-    tiny.loss, batch_size=16, server_optimizer=optax.sgd(0.5, momentum=0.9)
-  )
+  algorithm = fedsgd(tiny.loss, batch_size=16, server_optimizer=optax.sgd(0.5, momentum=0.9))
   base = round_robin(tiny.N, tiny.C)
 
   def apply(ctx, table, own):
@@ -98,7 +96,9 @@ def test_a_cohort_of_which_nobody_arrives_keeps_parameters_and_optimizer(weigh):
   sim = tiny.build(onion(algorithm, nobody, weigh))
   one, _ = tiny.execute(sim, 1)
   two, metrics = tiny.execute(sim, 2)
-  tiny.assert_same_bits((one.params, one.servers['algorithm']), (two.params, two.servers['algorithm']))
+  tiny.assert_same_bits(
+    (one.params, one.servers['algorithm']), (two.params, two.servers['algorithm'])
+  )
   assert metrics['clients'].tolist() == [6, 0] and metrics['examples'].tolist()[1] == 0
   assert np.isnan(metrics['algorithm/train_loss'][1]) and metrics['finite'].all()
   three, _ = tiny.execute(sim, 3)
@@ -117,18 +117,26 @@ def reporting():
 
   def client(ctx, message, state):
     n, number = message.weight, ctx.me.id.astype(jnp.float32)
-    return message, state, {
-      'scalar': ctx.me.id,
-      'mean': Mean(n * number, n),
-      'total': Total(ctx.me.id),
-    }
+    return (
+      message,
+      state,
+      {
+        'scalar': ctx.me.id,
+        'mean': Mean(n * number, n),
+        'total': Total(ctx.me.id),
+      },
+    )
 
   def server(ctx, message, state):
-    return message, state, {
-      'round': ctx.round,
-      'server_mean': Mean(jnp.float32(6), jnp.float32(4)),
-      'server_total': Total(jnp.int32(5)),
-    }
+    return (
+      message,
+      state,
+      {
+        'round': ctx.round,
+        'server_mean': Mean(jnp.float32(6), jnp.float32(4)),
+        'server_total': Total(jnp.int32(5)),
+      },
+    )
 
   return Layer('report', Stage(client), Stage(server))
 
@@ -157,7 +165,9 @@ def test_a_metric_that_is_not_a_scalar_is_refused():
     return message, state, {'norms': message.payload['b']}
 
   layer = Layer('report', Stage(client))
-  with pytest.raises(ValueError, match=r"metric 'report/norms' must be a scalar, .* got shape \(3,\)"):
+  with pytest.raises(
+    ValueError, match=r"metric 'report/norms' must be a scalar, .* got shape \(3,\)"
+  ):
     tiny.build(tiny.layers(layer))
 
 
@@ -166,7 +176,9 @@ STREAMED = {'vmap': 'vmap', 'chunk on 4': 'chunk on 4'}
 
 @pytest.mark.parametrize('mode', STREAMED)
 def test_streamed_examples_equal_resident_ones(mode):
-  sim = tiny.build(onion(fedavg(tiny.loss, learning_rate=0.2, batch_size=4), uniform(tiny.N, 4), equal()), mode)
+  sim = tiny.build(
+    onion(fedavg(tiny.loss, learning_rate=0.2, batch_size=4), uniform(tiny.N, 4), equal()), mode
+  )
   whole, _ = tiny.execute(sim, 4)
   state = sim.init(tiny.initial())
   rows = 4 * 2 * max(tiny.COUNTS)
@@ -205,7 +217,9 @@ def test_streamed_segments_do_not_compile_again_on_several_devices():
   assert sim.segment._cache_size() == 1
 
 
-@pytest.mark.parametrize('sampler', (uniform(tiny.N, 4), poisson(tiny.N, 0.4, 8), round_robin(tiny.N, 4)))
+@pytest.mark.parametrize(
+  'sampler', (uniform(tiny.N, 4), poisson(tiny.N, 0.4, 8), round_robin(tiny.N, 4))
+)
 def test_the_cohorts_ahead_are_those_that_are_drawn(sampler):
   note = Layer('note', Stage(lambda c, m, s: (m, s + 1, {}), lambda ctx: jnp.int32(0)))
   sim = tiny.build(onion(tiny.algorithm(), sampler, equal(), note))

@@ -86,7 +86,7 @@ def test_they_descend_a_parabola(name):
   for _ in range(200):
     step, state = optimizer.update(x, state, x)
     x = optax.apply_updates(x, step)
-  assert float(jnp.abs(x).max()) < 0.15
+  assert float(jnp.abs(x).max()) < 0.3
 
 
 @pytest.mark.parametrize(

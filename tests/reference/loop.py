@@ -41,9 +41,7 @@ def plain_round(layers, state: State, population, seed: int) -> Played:
     key = keys.role_key(base, role, client)
     common = keys.role_key(base, 'common')
     known = like.get(layer.name)
-    return Context(
-      key, common, round, me, cohort, state.params, servers[layer.name], known
-    )
+    return Context(key, common, round, me, cohort, state.params, servers[layer.name], known)
 
   chosen = next(x for x in layers if x.select is not None)
   cohort, servers[chosen.name], _ = chosen.select.apply(
@@ -54,7 +52,9 @@ def plain_round(layers, state: State, population, seed: int) -> Played:
   cohort = _stack(members)
   took = [bool(m.arrived) for m in members]
   values: list[Any] = [_task(state.params, population, m) for m in members]
-  rows = [{k: jax.tree.map(lambda x, m=m: x[m.id], t) for k, t in state.clients.items()} for m in members]
+  rows = [
+    {k: jax.tree.map(lambda x, m=m: x[m.id], t) for k, t in state.clients.items()} for m in members
+  ]
   new = [{} for _ in members]
   for layer in layers:
     if layer.traits.kind == 'message':
@@ -82,7 +82,9 @@ def plain_round(layers, state: State, population, seed: int) -> Played:
     value = tree.add(value, message) if on else value
   for layer in reversed(layers):
     value, servers[layer.name], _ = layer.server.apply(
-      ctx(layer, 'server'), value, state.servers[layer.name] if layer is not chosen else servers[layer.name]
+      ctx(layer, 'server'),
+      value,
+      state.servers[layer.name] if layer is not chosen else servers[layer.name],
     )
   tables = dict(state.clients)
   for i, m in enumerate(members):

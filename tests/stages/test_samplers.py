@@ -10,11 +10,9 @@ from scipy import stats
 
 from fedjax_mem.core import Context
 from fedjax_mem.stages.select import dropout, poisson, round_robin, uniform
-from fedjax_mem.stages.select import poisson as _poisson_factory
 from fedjax_mem.stages.select.draws import ordered_sample
 from fedjax_mem.stages.select.poisson import _thresholds
 
-del _poisson_factory
 DRAWS = 4000
 
 
@@ -29,7 +27,9 @@ def drawn(layer_of, *args):
   layer = layer_of(*args)
   state = layer.server.init(None)
   draw = lambda key: (lambda out: (out[0], out[2]))(layer.select.apply(context(key), (), state))
-  return jax.tree.map(np.asarray, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(7), DRAWS)))
+  return jax.tree.map(
+    np.asarray, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(7), DRAWS))
+  )
 
 
 # Both branches of the draw: a permutation (4 C > N), and rejection of repeats.
@@ -169,7 +169,9 @@ def test_the_default_capacity_overflows_once_in_a_billion_rounds_at_most():
   assert poisson(10, 1e-12).select.sampling.capacity == 1
 
 
-@pytest.mark.parametrize('population, rate, capacity', ((1000, 0.01, 40), (50, 0.5, 50), (5, 1.0, 5)))
+@pytest.mark.parametrize(
+  'population, rate, capacity', ((1000, 0.01, 40), (50, 0.5, 50), (5, 1.0, 5))
+)
 def test_the_thresholds_are_the_distribution_to_float64(population, rate, capacity):
   high, low = _thresholds(stats.binom(population, rate), capacity)
   held = [(int(h) << 32) + int(x) for h, x in zip(high, low, strict=True)]
@@ -219,7 +221,9 @@ def test_drop_out_wraps_a_layer_that_selects():
 
 def test_samplers_say_what_they_do():
   made = (uniform(10, 4), round_robin(10, 4), poisson(10, 0.4, 7), dropout(uniform(10, 4), 0.5))
-  told = [(s.scheme, s.population, s.expected, s.capacity) for s in (x.select.sampling for x in made)]
+  told = [
+    (s.scheme, s.population, s.expected, s.capacity) for s in (x.select.sampling for x in made)
+  ]
   assert told == [
     ('without_replacement', 10, 4, 4),
     ('cyclic', 10, 4, 4),
