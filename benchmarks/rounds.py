@@ -93,6 +93,7 @@ def main() -> None:
   parser.add_argument('--devices', default='auto', help='a number, or auto: one a core')
   parser.add_argument('--no-pool', action='store_true', help='no sum over all examples at once')
   parser.add_argument('--cohort', type=int, help='clients of a round, if not those of the work')
+  parser.add_argument('--epochs', type=int, help='local epochs, if not those of the work')
   parser.add_argument('--population', type=int, help='clients, if not those of the work')
   parser.add_argument('--rounds', type=int, default=10, help='rounds that are timed')
   parser.add_argument('--data-dir')
@@ -109,6 +110,7 @@ def main() -> None:
     work,
     cohort=args.cohort or work.cohort,
     num_clients=args.population or work.num_clients,
+    epochs=args.epochs or work.epochs,
   )
   data, model, params = works.parts(work, args.data_dir)
   sim = simulate(
@@ -154,12 +156,14 @@ def main() -> None:
         'work': args.work,
         'cohort': work.cohort,
         'population': work.num_clients,
+        'epochs': work.epochs,
         'execution': describe(sim.setting.layout),
         'rounds_per_s': round(1 / median, 4),
         **measure.spread(np.array(times)),
         'samples_per_s': round(work.cohort * work.epochs * work.examples / median),
         'compile_s': round(compile_s, 2),
         'first_round_s': round(first_s, 2),
+        'model_gflop_a_round': round(work.gflop, 1),
         'model_gflops': round(work.gflop / median, 1),
         'gemm_peak_gflops': round(peak, 1),
         'mfu': round(work.gflop / median / peak, 3),

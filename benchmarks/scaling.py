@@ -1,6 +1,7 @@
-"""How does the time of a round grow? Against cohort, population, chunk and devices.
+"""How does the time of a round grow? Against cohort, population, chunk, devices and local steps.
 
 python -m benchmarks.scaling [--what cohort population chunk devices] [--out scaling.png]
+python -m benchmarks.scaling --what w1-cohort w1-steps --out limit.png   (rounds/s and the limit)
 
 Each point is a process of its own (`benchmarks.rounds`), so that memory and devices are its own. A
 JSON line a point, and a plot. The cohort should cost time in proportion, the population nothing.
@@ -42,6 +43,14 @@ SWEEPS: dict[str, tuple[str, list[tuple[float, list[str]]]]] = {
       for k in (1, 5, 10, 25, 50, 125, 250)
     ],
   ),
+  'w1-cohort': (
+    'clients of a round (W1)',
+    [(c, ['--work', 'W1', '--rounds', '3', '--cohort', str(c)]) for c in (10, 25, 50, 100, 200)],
+  ),
+  'w1-steps': (
+    'local steps of a client (W1)',
+    [(3 * e, ['--work', 'W1', '--rounds', '3', '--epochs', str(e)]) for e in (1, 2, 4, 8)],
+  ),
   'devices': (
     'host devices',
     [(d, ['--work', 'W1', '--rounds', '3', '--devices', str(d)]) for d in (1, 2)],
@@ -55,29 +64,51 @@ def point(arguments: list[str]) -> dict[str, Any]:
   return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def draw(ax: Any, what: str, rows: list[tuple[float, dict[str, Any]]]) -> None:
+  """Draws one sweep: seconds a round, or for W1 rounds a second under the machine's limit."""
+  x = np.array([value for value, _ in rows], float)
+  middle, low, high = (
+    np.array([facts[key] for _, facts in rows]) for key in ('median_s', 'p10_s', 'p90_s')
+  )
+  label = SWEEPS[what][0]
+  if what.startswith('w1-'):
+    limit = [facts['gemm_peak_gflops'] / facts['model_gflop_a_round'] for _, facts in rows]
+    ax.plot(x, 1 / middle, marker='o', label='measured')
+    ax.plot(
+      x, limit, '--', color='grey', label='operations of the model at the best matrix product'
+    )
+    ylabel = 'rounds a second'
+  else:
+    ax.errorbar(x, middle, [middle - low, high - middle], marker='o', capsize=3, label='measured')
+    ylabel = 'seconds a round'
+  if what == 'cohort':
+    ax.plot(x, middle[-1] * x / x[-1], '--', color='grey', label='in proportion')
+  ax.set(xlabel=label, ylabel=ylabel, xscale='log', yscale='log', title=what)
+  ax.legend(frameon=False, fontsize='small')
+  ax.grid(alpha=0.3)
+
+
 def main() -> None:
   """Measures the sweeps, prints their points and draws them."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--what', nargs='+', choices=sorted(SWEEPS), default=sorted(SWEEPS))
+  parser.add_argument(
+    '--what',
+    nargs='+',
+    choices=sorted(SWEEPS),
+    default=['cohort', 'population', 'chunk', 'devices'],
+  )
   parser.add_argument('--out', default='scaling.png')
   args = parser.parse_args()
   figure, axes = plt.subplots(
-    1, len(args.what), figsize=(4.2 * len(args.what), 3.6), squeeze=False, layout='constrained'
+    1, len(args.what), figsize=(4.4 * len(args.what), 3.8), squeeze=False, layout='constrained'
   )
   for ax, what in zip(axes[0], args.what, strict=True):
-    label, points = SWEEPS[what]
     rows = []
-    for value, arguments in points:
+    for value, arguments in SWEEPS[what][1]:
       facts = point(arguments)
-      rows.append((value, facts['median_s'], facts['p10_s'], facts['p90_s']))
+      rows.append((value, facts))
       print(json.dumps({'what': what, 'value': value, **facts}), flush=True)
-    x, middle, low, high = np.array(rows, float).T
-    ax.errorbar(x, middle, [middle - low, high - middle], marker='o', capsize=3)
-    if what == 'cohort':
-      ax.plot(x, middle[-1] * x / x[-1], '--', color='grey', label='in proportion')
-      ax.legend(frameon=False)
-    ax.set(xlabel=label, ylabel='seconds a round', xscale='log', yscale='log', title=what)
-    ax.grid(alpha=0.3)
+    draw(ax, what, rows)
   figure.savefig(args.out, dpi=130)
   print(f'plot: {args.out}', file=sys.stderr)
 

@@ -14,8 +14,9 @@ from fedjax_mem import data, models
 from fedjax_mem.core import Layer, onion
 from fedjax_mem.stages.algorithm import fedavg
 from fedjax_mem.stages.algorithm.training import Sgd
+from fedjax_mem.stages.privacy import central
 from fedjax_mem.stages.select import uniform
-from fedjax_mem.stages.weigh import by_examples
+from fedjax_mem.stages.weigh import by_examples, equal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Work:
     momentum: of the clients.
     forward_mflop: of one example, counting a multiplication and an addition as two.
     accuracy: (rounds, test accuracy that every simulator reaches after them).
+    privacy: (clip norm, noise multiplier) of client-level privacy, or None.
   """
 
   model: str
@@ -45,6 +47,7 @@ class Work:
   momentum: float
   forward_mflop: float
   accuracy: tuple[int, float] | None
+  privacy: tuple[float, float] | None = None
 
   @property
   def gflop(self) -> float:
@@ -65,6 +68,7 @@ _LENET = _conv_mflop(24, 5, 1, 6) + _conv_mflop(8, 5, 6, 16) + _dense_mflop(256,
 
 WORKS = {
   'W1': Work('cnn', 1_000, 60, 50, 1, 20, 0.05, 0.0, _CNN, (14, 0.660)),
+  'W2': Work('cnn', 1_000, 60, 50, 1, 20, 0.05, 0.0, _CNN, None, (0.3, 1.0)),
   'W3': Work('logistic', 10_000, 6, 500, 1, 6, 0.05, 0.0, _dense_mflop(784, 10), (50, 0.685)),
   'W4': Work('lenet', 10, 6_000, 10, 10, 64, 0.01, 0.9, _LENET, None),
 }
@@ -84,6 +88,10 @@ def load(work: Work, data_dir: str | None = None) -> data.FederatedData:
 
 def layers(work: Work, model: models.Model) -> tuple[Layer, ...]:
   """Returns the onion of a work."""
+  if work.privacy is None:
+    outer: tuple[Layer, ...] = (by_examples(),)
+  else:
+    outer = (equal(divisor=work.cohort), central(*work.privacy))
   return onion(
     fedavg(
       model.loss,
@@ -93,7 +101,7 @@ def layers(work: Work, model: models.Model) -> tuple[Layer, ...]:
       optimizer=Sgd(work.momentum),
     ),
     uniform(work.num_clients, work.cohort),
-    by_examples(),
+    *outer,
   )
 
 

@@ -82,7 +82,7 @@ class Trainer:
         start += p.numel()
 
   def train(self, flat: torch.Tensor, client: int, rng: np.random.Generator) -> torch.Tensor:
-    """Returns the flat parameters of a client after its local epochs."""
+    """Returns the flat update of a client, server - client, clipped if the work is private."""
     self.load(flat)
     work = self.work
     n = work['examples']
@@ -95,7 +95,11 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         self.loss(self.model(x), y).backward()
         optimizer.step()
-    return torch.cat([p.detach().reshape(-1) for p in self.params])
+    update = flat - torch.cat([p.detach().reshape(-1) for p in self.params])
+    if work['privacy']:
+      clip = work['privacy'][0]
+      update.mul_(torch.clamp(clip / update.norm().clamp(min=1e-12), max=1.0))
+    return update
 
   def accuracy(self, flat: torch.Tensor, folder: pathlib.Path) -> float:
     """Returns the accuracy on the test set."""
@@ -163,7 +167,11 @@ def main() -> None:
         inbox.put((part.tolist(), done))
       for _ in workers:
         outbox.get()
-      flat.copy_(torch.stack(totals).sum(0).div_(work['cohort']))
+      total = torch.stack(totals).sum(0)
+      if work['privacy']:
+        clip, noise = work['privacy']
+        total.add_(torch.randn_like(total), alpha=clip * noise)
+      flat.sub_(total, alpha=1 / work['cohort'])
       seconds.append(time.perf_counter() - began)
       done += 1
     print(json.dumps({'seconds': seconds}), flush=True)
