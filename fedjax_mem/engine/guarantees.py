@@ -73,8 +73,7 @@ def check_released(
     if mechanism is None or layer.name not in like:
       continue
     _check_entering(layers, layer, like)
-    if _central(layer):
-      _check_beside(layers, layer, like, sent, servers)
+    _check_beside(layers, layer, like, sent, servers)
 
 
 def _central(layer: Layer) -> bool:
@@ -188,8 +187,8 @@ def _check_bound(layers: tuple[Layer, ...], layer: Layer) -> None:
     )
   raise IncompatibleStages(
     f'{broken.name!r} between the clip and {layer.name!r} leaves the {norm} norm of an update '
-    f'unbounded, and the noise of {layer.name!r} is scaled to it: put {broken.name!r} before the '
-    'clip.'
+    f'unbounded{_why(broken)}, and the noise of {layer.name!r} is scaled to it: put '
+    f'{broken.name!r} before the clip.'
   )
 
 
@@ -204,10 +203,10 @@ def _check_outside(layers: tuple[Layer, ...], layer: Layer) -> None:
     if unstated or value is None or not math.isfinite(value):
       raise IncompatibleStages(
         f'{x.name!r} comes after {layer.name!r} and leaves the {_norm(layer).upper()} norm of what '
-        f'one client changes in the sum unknown: put {x.name!r} before {layer.name!r}, or remove '
-        'it.'
+        f'one client changes in the sum unknown{_why(x)}: put {x.name!r} before {layer.name!r}, or '
+        'remove it.'
       )
-    if not x.traits.adds:
+    if not x.traits.adds and x.sensitivity is _UNSTATED:
       raise IncompatibleStages(
         f'{x.name!r} comes after {layer.name!r} and its code does not add, so the sum that the '
         f'noise is added to has no stated bound: put {x.name!r} before {layer.name!r}.'
@@ -217,6 +216,12 @@ def _check_outside(layers: tuple[Layer, ...], layer: Layer) -> None:
         f'{x.name!r} enlarges the bound of {layer.name!r}, whose noise is not scaled to it: put '
         f'{x.name!r} before {layer.name!r}, or remove it.'
       )
+
+
+def _why(layer: Layer) -> str:
+  """Returns ' (the reason)' why a layer leaves norms unknown, if its `sensitivity` has one."""
+  reason = getattr(layer.sensitivity, 'reason', None)
+  return f' ({reason})' if reason else ''
 
 
 def _probe(layers: tuple[Layer, ...], layer: Layer) -> Bound:
@@ -242,31 +247,31 @@ def _outside(after: tuple[Layer, ...]) -> Callable[[Bound], Bound]:
 
 
 def _check_entering(layers: tuple[Layer, ...], layer: Layer, like: dict[str, Tree]) -> None:
-  """Raises where what enters the clip cannot be clipped, or is accompanied by private sums."""
-  message = like[layer.name]
-  whole = [x for x in jax.tree.leaves(message.payload) if not jnp.issubdtype(x.dtype, jnp.floating)]
-  previous = _before(layers, layer)[-1]
+  """Raises where what enters the clip is not made of floats."""
+  leaves = jax.tree.leaves(like[layer.name].payload)
+  whole = [x.dtype for x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
   if whole:
     raise IncompatibleStages(
-      f'{layer.name!r} clips arrays of floats, and {previous.name!r} before it leaves '
-      f'{whole[0].dtype}: put {layer.name!r} before the layer that encodes.'
-    )
-  if message.aux:
-    raise IncompatibleStages(
-      f'{layer.name!r} adds noise to the payload only, and {_source(layers, like, message.aux)!r} '
-      f'sums {sorted(message.aux)!r} beside it without noise: use an algorithm that sends its '
-      'update alone.'
+      f'{layer.name!r} clips arrays of floats, and {_before(layers, layer)[-1].name!r} before it '
+      f'leaves {whole[0]}: put {layer.name!r} before the layer that encodes.'
     )
 
 
-def _source(layers: tuple[Layer, ...], like: dict[str, Tree], aux: dict[str, Any]) -> str:
-  """Returns the name of the layer that first sent these sums."""
-  source = next(x.name for x in layers if x.traits.kind == 'algorithm')
-  for x in layers:
-    if x.name in like and set(like[x.name].aux) & set(aux):
-      return source
-    source = x.name if x.select is None and x.traits.kind != 'task' else source
-  return source
+def _sums(
+  layers: tuple[Layer, ...], like: dict[str, Tree], sent: Message
+) -> list[tuple[Layer, list[str]]]:
+  """Returns the layers that sum something beside the payload without noise, and what."""
+  found: list[tuple[Layer, list[str]]] = []
+  known: set[str] = set()
+  start = next(i for i, x in enumerate(layers) if x.traits.kind == 'algorithm')
+  for i, x in enumerate(layers[start:], start):
+    leaves = like[layers[i + 1].name] if i + 1 < len(layers) else sent
+    extra = sorted(set(leaves.aux) - known)
+    known = set(leaves.aux)
+    covered = x.traits.mechanism is not None and _central(x)
+    if extra and not covered:
+      found.append((x, extra))
+  return found
 
 
 def _check_beside(
@@ -276,17 +281,21 @@ def _check_beside(
   sent: Message,
   servers: dict[str, Tree],
 ) -> None:
-  """Raises where a layer after the noise keeps or sends what the noise never covers."""
-  after = _after(layers, layer)
-  for i, x in enumerate(after):
-    leaves = like[after[i + 1].name] if i + 1 < len(after) else sent
-    extra = sorted(set(leaves.aux) - set(like[x.name].aux))
-    if extra:
+  """Raises where something is summed, or kept on the server, that the noise never covers."""
+  after = [x.name for x in _after(layers, layer)]
+  for x, extra in _sums(layers, like, sent):
+    if x.name not in after:
       raise IncompatibleStages(
-        f'{x.name!r} comes after {layer.name!r} and sums {extra!r} without noise: put {x.name!r} '
-        f'before {layer.name!r}.'
+        f'{layer.name!r} adds noise to the payload only, and {x.name!r} sums {extra!r} beside it '
+        'without noise: use a layer that sends its update alone.'
       )
-    if x.select is None and jax.tree.leaves(servers[x.name]):
+    if _central(layer):
+      raise IncompatibleStages(
+        f'{x.name!r} comes after {layer.name!r} and sums {extra!r} without noise: remove it.'
+      )
+  for x in _after(layers, layer):
+    unnoised = x.select is None and x.traits.mechanism is None
+    if _central(layer) and unnoised and jax.tree.leaves(servers[x.name]):
       raise IncompatibleStages(
         f'{x.name!r} comes after {layer.name!r} and keeps a state on the server that is computed '
         f'before the noise is added: put {x.name!r} before {layer.name!r}.'

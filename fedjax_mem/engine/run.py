@@ -13,6 +13,7 @@ from fedjax_mem.core import (
   Layer,
   Population,
   Shape,
+  Stage,
   State,
   onion,
   selector,
@@ -115,11 +116,13 @@ class Simulation:
     """Returns the ids [rounds, C] that the next rounds will draw, padding included.
 
     Raises:
-      ValueError: the sampler keeps a table of its clients, so later draws depend on the rounds
-        in between.
+      ValueError: the sampler learns from its clients, by a table or by its server half, so later
+        draws depend on the rounds in between.
     """
     name, _ = selector(self.setting.layers)
-    if rounds > 1 and jax.tree.leaves(state.clients[name]):
+    layer = next(x for x in self.setting.layers if x.name == name)
+    learns = jax.tree.leaves(state.clients[name]) or layer.server.apply is not Stage().apply
+    if rounds > 1 and learns:
       raise ValueError(f'rounds must be 1 for a sampler with feedback, got {rounds!r}.')
     return self._peek(state, np.uint32(self.seed), rounds)
 

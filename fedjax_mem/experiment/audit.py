@@ -4,11 +4,13 @@ Two attacks, both by jax-privacy's estimators, each a lower bound on epsilon at 
 beside the accountant's upper bound. A lower bound above the upper one proves a fault; one below it
 proves nothing.
 
-- `release`: the membership game on one release. A canary whose update is one coordinate, as large
-  as the clip allows, takes part in every second of many releases of the sum (nothing is trained).
-- `one_run`: many canaries, each with a direction of its own, take part in one whole training run or
-  stay out of it by a fair coin; the final parameters are scored along each direction (Steinke,
-  Nasr, Jagielski 2023, arXiv 2305.08846).
+- `release`: the membership game on one release. A canary whose update is one coordinate of each
+  array, as large as the clip allows, takes part in every second of many releases of the sum
+  (nothing is trained).
+- `one_run`: many canaries, each with a direction of its own, take part in one whole run or stay out
+  of it by a fair coin; the final parameters are scored along each direction (Steinke, Nasr,
+  Jagielski 2023, arXiv 2305.08846). All other clients send zeros: a claim must hold for such data
+  too, and what a hundred clients agree on would hide a canary better than the noise does.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mem import account
+from fedjax_mem.account import Ledger
 from fedjax_mem.core import (
   Context,
   IncompatibleStages,
@@ -40,7 +43,7 @@ from fedjax_mem.engine import Execution, simulate
 from fedjax_mem.experiment import devices
 from fedjax_mem.experiment.build import Parts, build, build_layers
 from fedjax_mem.experiment.config import Config
-from fedjax_mem.experiment.privacy import open_books
+from fedjax_mem.experiment.privacy import open_books, settled
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
 
@@ -114,8 +117,9 @@ def release(
     )
   small = jax.tree.map(lambda x: jnp.zeros(min(x.size, 8), x.dtype), params)
   people = stack_clients([{'x': np.zeros((1, 1), np.float32)} for _ in range(_CLIENTS)])
+  still = [_still(x) for x in layers]
   sim = simulate(
-    onion(_game(), round_robin(_CLIENTS, _CLIENTS), equal(divisor=1.0), *layers),
+    onion(_game(claimed), round_robin(_CLIENTS, _CLIENTS), equal(divisor=1.0), *still),
     small,
     people,
     seed=seed,
@@ -130,19 +134,36 @@ def release(
   return Finding('release', upper, float(found), delta, trials)
 
 
-def _game() -> Layer:
-  """Returns the 'algorithm' of the game: client 0 sends the canary in even rounds, others zeros."""
+def _game(claimed: Mechanism) -> Layer:
+  """Returns the 'algorithm' of the game: client 0 sends the canary in even rounds, others zeros.
+
+  One coordinate of each array, so that a clip array by array shows; but a ball of L1 has its
+  corners on the axes: there one coordinate tells more.
+  """
+  arrays = 1 if claimed.name == 'laplace' else None
 
   def client(ctx: Context, task: Task, state):
     on = (ctx.me.id == 0) & (ctx.round % 2 == 0)
     leaves, structure = jax.tree_util.tree_flatten(tree.zeros(task.params))
-    leaves[0] = leaves[0].at[0].set(jnp.where(on, _HUGE, 0.0))
+    leaves[:arrays] = [x.at[0].set(jnp.where(on, _HUGE, 0.0)) for x in leaves[:arrays]]
     return Message(jax.tree_util.tree_unflatten(structure, leaves), jnp.float32(1), {}), state, {}
 
   def server(ctx: Context, message: Message, state):
-    return ctx.params, state, {'score': jax.tree.leaves(message.payload)[0][0]}
+    seen = jnp.stack([x[0] for x in jax.tree.leaves(message.payload)[:arrays]])
+    return ctx.params, state, {'score': seen.sum()}
 
   return Layer('game', Stage(client), Stage(server), traits=Traits(kind='algorithm'))
+
+
+def _still(layer: Layer) -> Layer:
+  """Returns the layer for which every release is the first: a bound that adapts would wander."""
+  inner = layer.server.apply
+
+  def apply(ctx: Context, message: Message, state):
+    message, _, metrics = inner(ctx, message, state)
+    return message, state, metrics
+
+  return layer._replace(server=layer.server._replace(apply=apply))
 
 
 def one_run(
@@ -150,73 +171,91 @@ def one_run(
 ) -> Finding:
   """Returns what one whole training run with canary clients gives away.
 
-  The canaries are clients added to the population; the sampling rate and the noise stay those of
-  the experiment, so the claim is too.
+  The canaries are clients added to the population; the sampling rate, the rounds and the noise stay
+  those of the experiment, so the claim is the experiment's too.
 
   Args:
     config: the experiment.
     parts: what it describes.
-    canaries: clients added, >= 2.
+    canaries: clients added, >= 2; no more than the model has parameters, since no two of them share
+      one.
     layers: the onion for the enlarged population, if not that of the experiment (to audit a fault).
+      What is claimed remains that of the experiment.
 
   Raises:
     ValueError: no claim to audit, or fewer than two canaries.
   """
   validate.integer(at_least=2, canaries=canaries)
-  delta = config.privacy.delta
-  if delta is None:
-    raise ValueError('privacy.delta must be given for a run with noise, got none.')
+  canaries = min(canaries, sum(x.size for x in jax.tree.leaves(parts.params)))
   number = parts.data.num_clients
-  larger = enlarged(config, number, canaries)
-  made = build_layers(larger, parts.model, number + canaries) if layers is None else layers
+  ledger = _ledger(config, parts)
+  delta, rounds = ledger.entry.target_delta, ledger.allowed
+  if layers is None:  # the noise as it is, not calibrated anew
+    chooser = next(x for x in parts.layers if x.select is not None)
+    larger = enlarged(settled(config, chooser), number, canaries)
+    layers = build_layers(larger, parts.model, number + canaries)
   key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'audit'), 'init')
   inside = np.asarray(jax.random.bernoulli(key, 0.5, (canaries,)))
-  place = next(i for i, x in enumerate(made) if x.traits.kind == 'algorithm') + 1
-  layer = _canaries(number, jnp.asarray(inside), key)
-  onion_ = (*made[:place], layer, *made[place:])
+  place = next(i for i, x in enumerate(layers) if x.traits.kind == 'algorithm') + 1
+  owners = _owners(parts.params, canaries)
+  layer = _canaries(number, inside, owners)
+  onion_ = (*layers[:place], layer, *layers[place:])
   people = _with_canaries(parts.data.population(), canaries)
   sim = simulate(
     onion_,
     parts.params,
     people,
     seed=config.seed,
-    max_rounds=min(64, config.rounds),
+    max_rounds=min(64, rounds),
     transforms=(parts.data.preprocess,),
   )
   state, done = sim.init(parts.params), 0
-  while done < config.rounds:
-    state, metrics = sim.run(state, min(sim.max_rounds, config.rounds - done))
+  while done < rounds:
+    state, metrics = sim.run(state, min(sim.max_rounds, rounds - done))
     done += len(metrics['clients'])
   moved = tree.sub(parts.params, jax.device_get(state.params))
-  scores = np.asarray(_scores(moved, key, canaries))
+  scores = _scores(moved, owners, canaries)
   found = _estimator(scores[inside], scores[~inside]).epsilon_one_run(SIGNIFICANCE, delta)
-  return Finding('one_run', claimed_epsilon(config, made), float(found), delta, canaries)
+  return Finding('one_run', ledger.guarantee(rounds).epsilon, float(found), delta, canaries)
 
 
-def claimed_epsilon(config: Config, layers: tuple[Layer, ...]) -> float:
-  """Returns the epsilon that the ledger will state at the end of the experiment.
+def _ledger(config: Config, parts: Parts) -> Ledger:
+  """Returns the ledger of the experiment, which says what is claimed.
 
   Raises:
-    ValueError: nothing adds central noise by client.
+    ValueError: nothing adds central noise by client, or there is no delta.
   """
-  books = open_books(config, layers, 1)
+  books = open_books(config, parts.layers, parts.data.counts)
   if books is None or books.central is None:
     raise ValueError('the audit must be of a run with central noise by client, got none.')
-  return books.central.guarantee(min(config.rounds, books.central.allowed)).epsilon
+  return books.central
 
 
 def enlarged(config: Config, number: int, canaries: int) -> Config:
-  """Returns the experiment for more clients at the same sampling rate and the same weights."""
-  grown = (number + canaries) / number
-  selection = dataclasses.replace(
-    config.selection, cohort_size=max(1, round(config.selection.cohort_size * grown))
-  )
-  options = dict(config.weighting.options)
-  if 'divisor' in options:
-    options['divisor'] = options['divisor'] * grown
+  """Returns the experiment for more clients at the same sampling rate and the same weights.
+
+  The cohort is rounded down: the rate is then that of the experiment or, by less than one client,
+  below it, so that what is claimed of the experiment holds.
+  """
+  more = number + canaries
+  size = config.selection.cohort_size * more // number
   data = dataclasses.replace(config.data, num_clients=None)
-  weighting = dataclasses.replace(config.weighting, options=options)
-  return dataclasses.replace(config, selection=selection, weighting=weighting, data=data)
+  selection = dataclasses.replace(config.selection, cohort_size=size)
+  weighting = dataclasses.replace(
+    config.weighting, options=_grown(config.weighting.options, 'divisor', more / number)
+  )
+  stages = tuple(
+    dataclasses.replace(x, options=_grown(x.options, 'expected', more / number))
+    for x in config.stages
+  )
+  return dataclasses.replace(
+    config, data=data, selection=selection, weighting=weighting, stages=stages
+  )
+
+
+def _grown(options: dict[str, Any], name: str, factor: float) -> dict[str, Any]:
+  """Returns the options with an expected cohort among them for the larger population."""
+  return {**options, name: options[name] * factor} if name in options else options
 
 
 def _with_canaries(people: Population, canaries: int) -> Population:
@@ -226,38 +265,44 @@ def _with_canaries(people: Population, canaries: int) -> Population:
   return dataclasses.replace(people, start=start, count=count)
 
 
-def _direction(like: Any, key: jax.Array, number: jax.Array) -> Any:
-  """Returns the direction of a canary: random signs, the same for the client and the score."""
+def _owners(like: Any, canaries: int) -> Any:
+  """Returns, for each parameter, the canary whose direction it belongs to, int32.
+
+  No two directions share a parameter, so that no canary disturbs what another one shows.
+  """
   leaves, structure = jax.tree_util.tree_flatten(like)
-  own = jax.random.split(jax.random.fold_in(key, number), len(leaves))
-  signs = [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(own, leaves, strict=True)]
-  return jax.tree_util.tree_unflatten(structure, signs)
+  starts = np.cumsum([0, *(x.size for x in leaves[:-1])])
+  owners = [
+    (np.arange(first, first + x.size) % canaries).astype(np.int32).reshape(x.shape)
+    for first, x in zip(starts, leaves, strict=True)
+  ]
+  return jax.tree_util.tree_unflatten(structure, owners)
 
 
-def _canaries(number: int, inside: jax.Array, key: jax.Array) -> Layer:
-  """Returns the layer that makes the clients from `number` on canaries, those not inside silent."""
+def _canaries(number: int, inside: np.ndarray, owners: Any) -> Layer:
+  """Returns the layer that makes the clients from `number` on canaries, and all others zeros.
+
+  A canary that is not `inside` sends nothing, with weight 0.
+  """
 
   def client(ctx: Context, message: Message, state):
     mine = ctx.me.id - number
     canary = mine >= 0
-    on = inside.at[mine].get(mode='clip')
-    huge = tree.scale(jnp.float32(_HUGE), _direction(message.payload, key, mine))
-    payload = tree.select(canary, huge, message.payload)
+    on = jnp.asarray(inside).at[mine].get(mode='clip')
+    huge = lambda owner, x: jnp.where(canary & on & (owner == mine), _HUGE, 0.0).astype(x.dtype)
+    payload = jax.tree.map(huge, owners, message.payload)
     weight = jnp.where(canary, on.astype(jnp.float32), message.weight)
-    return message._replace(payload=tree.keep(weight > 0, payload), weight=weight), state, {}
+    return message._replace(payload=payload, weight=weight), state, {}
 
   return Layer('canaries', Stage(client))
 
 
-def _scores(moved: Any, key: jax.Array, canaries: int) -> jax.Array:
-  """Returns the inner product of what was learned with each canary's direction, [canaries]."""
-
-  def score(number: jax.Array) -> jax.Array:
-    sign = _direction(moved, key, number)
-    parts = jax.tree.map(lambda a, b: jnp.vdot(jnp.asarray(a), b), moved, sign)
-    return sum(jax.tree.leaves(parts), jnp.float32(0))
-
-  return jax.jit(lambda: jax.lax.map(score, jnp.arange(canaries, dtype=jnp.int32)))()
+def _scores(moved: Any, owners: Any, canaries: int) -> np.ndarray:
+  """Returns how far the parameters moved along each canary's direction, [canaries]."""
+  scores = np.zeros(canaries)
+  for x, owner in zip(jax.tree.leaves(moved), jax.tree.leaves(owners), strict=True):
+    np.add.at(scores, owner, np.asarray(x))
+  return scores
 
 
 def audit(
@@ -268,7 +313,7 @@ def audit(
   Args:
     config: the experiment; its noise must be central and by client.
     data_dir: where prepared data sets are.
-    canaries: clients added to the one run.
+    canaries: clients added to the one run, at the most.
     trials: releases of the membership game.
 
   Raises:
@@ -276,14 +321,11 @@ def audit(
   """
   devices.prepare(config.execution.devices)
   parts = build(config, data_dir)
-  noisy = [x for x in parts.layers if x.traits.mechanism is not None]
-  if not noisy or config.privacy.delta is None:
-    raise ValueError('the audit must be of a run with noise and privacy.delta, got none.')
-  found = []
-  if noisy[0].traits.mechanism.name not in ('tree', 'matrix'):
-    claimed = noisy[0].traits.mechanism
-    delta = config.privacy.delta
-    found.append(release(tuple(noisy), claimed, parts.params, delta=delta, trials=trials))
+  entry = _ledger(config, parts).entry
+  claimed, found = entry.claim.mechanism, []
+  if claimed.name not in ('tree', 'matrix'):
+    noisy = tuple(x for x in parts.layers if x.name in entry.parts)
+    found.append(release(noisy, claimed, parts.params, delta=entry.target_delta, trials=trials))
   return [*found, one_run(config, parts, canaries=canaries)]
 
 

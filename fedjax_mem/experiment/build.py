@@ -7,7 +7,7 @@ import optax
 
 from fedjax_mem import data as datasets
 from fedjax_mem import models
-from fedjax_mem.core import Layer, Sampling, keys, onion, selector
+from fedjax_mem.core import Layer, keys, onion
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.experiment import privacy, registry
 from fedjax_mem.experiment.config import ClientConfig, Config, DataConfig, ServerConfig
@@ -96,8 +96,8 @@ def build_model(config: Config, data: FederatedData) -> Model:
 def build_layers(config: Config, model: Model, num_clients: int) -> tuple[Layer, ...]:
   """Returns the onion: algorithm, selection, weighing, and the stages in their places."""
   chooser = _selection(config, num_clients)
-  _, sampler = selector((chooser,))
-  stage = lambda number: _stage(config, number, sampler.sampling)
+  config = privacy.settled(config, chooser)
+  stage = lambda number: _stage(config, number)
   before = [stage(i) for i, s in enumerate(config.stages) if s.before_algorithm]
   after = [stage(i) for i, s in enumerate(config.stages) if not s.before_algorithm]
   weighting = registry.factory('weighting.name', config.weighting.name, registry.WEIGHINGS)
@@ -110,10 +110,10 @@ def build_layers(config: Config, model: Model, num_clients: int) -> tuple[Layer,
   )
 
 
-def _stage(config: Config, number: int, sampling: Sampling) -> Layer | tuple[Layer, ...]:
+def _stage(config: Config, number: int) -> Layer | tuple[Layer, ...]:
   section, key = config.stages[number], f'stages[{number}]'
   make = registry.factory(f'{key}.use', section.use, registry.LAYERS)
-  return registry.call(key, make, privacy.calibrated(config, make, section.options, sampling))
+  return registry.call(key, make, section.options)
 
 
 def _algorithm(config: Config, model: Model) -> Layer:

@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from fedjax_mem.experiment.cli_privacy import PrivacyCommands
+from fedjax_mem.experiment.cli_table import Table
 
 _warned: set[str] = set()
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -239,6 +240,7 @@ Command = (
   | Annotated[Report, subcommand('report')]
   | Annotated[DataCommands, subcommand('data')]
   | Annotated[PrivacyCommands, subcommand('privacy')]
+  | Annotated[Table, subcommand('table')]
   | Annotated[Audit, subcommand('audit')]
   | Annotated[Doctor, subcommand('doctor')]
 )

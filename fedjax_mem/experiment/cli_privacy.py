@@ -50,36 +50,38 @@ class _Question:
 
   def _draw(self, rows: list[dict[str, Any]], file: pathlib.Path) -> None:
     from fedjax_mem import account
-    from fedjax_mem.account.calibrate import resize
     from fedjax_mem.core import Mechanism, Sampling
     from fedjax_mem.report import plots
 
     curves = {}
     for row in rows:
-      rounds, cohort = int(row['rounds']), float(row['cohort'])
-      sampling = resize(
-        Sampling(self.scheme, self.population, cohort, self.population),
-        cohort,
-        rounds,
-        self.delta,
-        10.0,
-      )
-      noise = Mechanism(self.mechanism, row['noise_multiplier'])
+      cohort = row['cohort']
+      apart = int(self.population // cohort) if self.scheme == 'cyclic' else None
       path = account.trajectory(
-        sampling,
-        noise,
-        rounds,
+        Sampling(self.scheme, self.population, cohort, row['capacity'], apart),
+        Mechanism(self.mechanism, row['noise_multiplier']),
+        int(row['rounds']),
         self.delta,
         adjacency=row['adjacency'],
         accountant=row['accountant'].lower(),
       )
-      label = (
-        f'noise {row["noise_multiplier"]:.3g}, cohort {cohort:g}, {row["accountant"]}, '
-        f'{row["adjacency"].replace("_", " ")}'
-      )
-      curves[label] = path.epsilon.tolist()
+      curves[_label(row, rows)] = path.epsilon.tolist()
     plots.save(plots.epsilon(curves, f'N = {self.population:,}, δ = {self.delta:g}'), file)
     print(f'plot: {file}')
+
+
+def _label(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+  """Returns what tells a row from the others."""
+  words = {
+    'target': 'ε ≤ {:g}',
+    'noise_multiplier': 'noise {:.3g}',
+    'cohort': 'cohort {:g}',
+    'accountant': '{}',
+    'adjacency': '{}',
+  }
+  differing = [x for x in words if len({other.get(x) for other in rows}) > 1]
+  chosen = differing or ['noise_multiplier', 'cohort']
+  return ', '.join(words[x].format(row[x]) for x in chosen).replace('_', '-')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

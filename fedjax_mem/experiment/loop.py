@@ -21,6 +21,7 @@ from fedjax_mem.experiment.folder import RunFolder, create
 from fedjax_mem.experiment.interrupt import Interrupt
 from fedjax_mem.experiment.progress import Progress
 from fedjax_mem.experiment.ready import Ready, facts, get_ready
+from fedjax_mem.experiment.traffic import Traffic, sent
 from fedjax_mem.report import plots
 from fedjax_mem.report.html import write_report
 from fedjax_mem.report.tracker import MetricsWriter, truncate_after
@@ -116,6 +117,7 @@ class _Loop:
   def __init__(self, ready: Ready, folder: RunFolder, quiet: bool):
     self.ready, self.folder, self.quiet = ready, folder, quiet
     self.config, self.sim, self.books = ready.config, ready.sim, ready.books
+    self.traffic, self.sent = Traffic(ready.sim), 0
     self.checkpoints = Checkpoints(
       folder.path / 'checkpoints', self.config.execution.keep_checkpoints
     )
@@ -140,7 +142,7 @@ class _Loop:
     done = int(state.round)
     said.pop('failure', None)
     if self.books:
-      self.books.resume(self.folder.path)
+      self.books.resume(self.folder.path, done)
     self.folder.note(
       warnings=list(dict.fromkeys([*said['warnings'], *notes])),
       resumed=[*said['resumed'], done],
@@ -151,6 +153,7 @@ class _Loop:
   def go(self, state: State, records: list[dict[str, Any]]) -> Result:
     """Runs the rounds that are left, and returns the result."""
     start, total = int(state.round), self.config.rounds
+    self.sent = sum(map(sent, records))
     farewell = f'ended at once; go on with: fedjax-mem resume {self.folder.path}'
     with (
       closing(self.checkpoints),
@@ -205,7 +208,8 @@ class _Loop:
     if done < self.config.rounds:
       target = self.config.privacy.target_epsilon
       text = f'ended after round {done}: the next would exceed the budget of epsilon {target:g}'
-      self.folder.note(warnings=[*self.folder.manifest['warnings'], text])
+      told = dict.fromkeys([*self.folder.manifest['warnings'], text])  # once, if resumed here
+      self.folder.note(warnings=list(told))
       bar.note(text)
     self.folder.note(**privacy.facts(self.books))
     for line in self.books.statements():
@@ -224,7 +228,8 @@ class _Loop:
     return state
 
   def _show(self, bar: Progress, record: dict[str, Any]) -> None:
-    bar.update(record)
+    self.sent += sent(record)
+    bar.update({**record, 'bytes': self.sent})
     if 'not_finite' in record:
       names = self.ready.parts.data.clients
       who = [str(names[x] if names else x) for x in record['not_finite']]
@@ -243,14 +248,16 @@ class _Loop:
   def _records(self, start: int, rows: dict[str, np.ndarray], seconds: float) -> list[dict]:
     """Returns one record a round from the stacked metrics of a segment."""
     count = len(rows['clients'])
+    traffic = self.traffic.records(rows)
     records = []
     for i in range(count):
       record: dict[str, Any] = {'round': start + i + 1}
       for name, x in rows.items():
-        if name not in _OWN:
+        if name not in _OWN and not self.traffic.counts(name):
           # The algorithm is what a round is about: its metrics go by their plain names.
           record[name.removeprefix('algorithm/')] = x[i].item()
       record |= {name: rows[name][i].item() for name in ('clients', 'examples')}
+      record |= traffic[i]
       bad = rows['not_finite'][i]
       if (bad >= 0).any():
         record['not_finite'] = sorted(bad[bad >= 0].tolist())

@@ -1,22 +1,29 @@
 """Privacy of a run: noise calibrated when it is built, and ledgers kept while it runs."""
 
+import contextlib
+import dataclasses
 import inspect
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fedjax_mem import account
 from fedjax_mem.account import calibrate, poisson
 from fedjax_mem.account.ledger import Ledger
 from fedjax_mem.account.local_ledger import LocalLedger
-from fedjax_mem.core import Layer, Mechanism, Sampling, selector
+from fedjax_mem.core import IncompatibleStages, Layer, Mechanism, selector
+from fedjax_mem.experiment import registry
 from fedjax_mem.experiment.config import Config
+from fedjax_mem.stages.algorithm.dp_sgd import ExampleNoise
 
 _UNBOUNDED = 10.0  # epsilon that a cohort's capacity leaves room for, where no budget says less
+_WANTED = 'noise_multiplier'
+_PROBE = 1e-3  # small: a stage may bound its multiplier from above
 
 
 def capacity(config: Config, num_clients: int) -> int | None:
@@ -31,40 +38,68 @@ def capacity(config: Config, num_clients: int) -> int | None:
   return poisson.capacity(num_clients, size, config.rounds, config.privacy.delta, budget)
 
 
-def calibrated(
-  config: Config, make: Callable[..., Layer], options: dict[str, Any], sampling: Sampling
-) -> dict[str, Any]:
-  """Returns the options of a stage with the noise multiplier that the budget asks for.
+def settled(config: Config, chooser: Layer) -> Config:
+  """Returns the experiment with the noise multipliers that its budget asks for written out.
 
   Nothing is changed for a stage without one, or with one given.
 
   Args:
     config: the experiment; `privacy.target_epsilon` and `privacy.delta` are the budget.
-    make: factory of the stage.
-    options: what the configuration gives it.
-    sampling: what the sampler does.
+    chooser: the layer that selects.
 
   Raises:
     ValueError: no noise multiplier and no budget, or noise that cannot be calibrated.
+    IncompatibleStages: no accountant has an event for the sampler and the noise.
   """
-  wanted = 'noise_multiplier'
-  if wanted in options or wanted not in inspect.signature(make).parameters:
-    return options
+  stages = []
+  for number, stage in enumerate(config.stages):
+    key = f'stages[{number}]'
+    make = registry.factory(f'{key}.use', stage.use, registry.LAYERS)
+    if _WANTED not in stage.options and _WANTED in inspect.signature(make).parameters:
+      multiplier = _calibrated(config, key, make, stage.options, chooser)
+      stage = dataclasses.replace(stage, options={**stage.options, _WANTED: multiplier})
+    stages.append(stage)
+  return dataclasses.replace(config, stages=tuple(stages))
+
+
+def _calibrated(
+  config: Config, key: str, make: Callable[..., Any], options: dict[str, Any], chooser: Layer
+) -> float:
+  """Returns the least noise multiplier of a stage that keeps the budget."""
   privacy = config.privacy
   if privacy.target_epsilon is None or privacy.delta is None:
     raise ValueError(
-      f'{wanted} of {make.__name__!r} must be given, or privacy.target_epsilon and privacy.delta '
-      'to calibrate it, got neither.'
+      f'{key}.options.{_WANTED} must be given, or privacy.target_epsilon and privacy.delta to '
+      'calibrate it, got neither.'
     )
-  mechanism = make(**options, noise_multiplier=1.0).traits.mechanism
-  if mechanism is None or (mechanism.trust, mechanism.unit) != ('central', 'client'):
+  made = registry.call(key, make, options, noise_multiplier=_PROBE)
+  parts = (made,) if isinstance(made, Layer) else made
+  noisy = [(x.name, x.traits.mechanism) for x in parts if x.traits.mechanism is not None]
+  if [(m.trust, m.unit) for _, m in noisy] != [('central', 'client')]:
     raise ValueError(
-      f'{wanted} of {make.__name__!r} must be given: only central noise by client is calibrated.'
+      f'{key}.options.{_WANTED} must be given, got none: only central noise by client is '
+      'calibrated.'
     )
-  found = calibrate.noise_multiplier(
-    privacy.target_epsilon, privacy.delta, sampling, config.rounds, mechanism, **_how(config)
-  )
-  return {**options, wanted: found.mechanism.noise_multiplier}
+  ((name, mechanism),) = noisy
+  with _named(name, chooser):
+    found = calibrate.noise_multiplier(
+      privacy.target_epsilon,
+      privacy.delta,
+      selector((chooser,))[1].sampling,
+      config.rounds,
+      mechanism,
+      **_how(config),
+    )
+  return float(found.mechanism.noise_multiplier)
+
+
+@contextlib.contextmanager
+def _named(stages: str, chooser: Layer) -> Iterator[None]:
+  """Puts the names of both sides before what the accounts say against a pair."""
+  try:
+    yield
+  except IncompatibleStages as error:
+    raise IncompatibleStages(f'{stages!r} and {chooser.name!r} do not fit: {error}') from error
 
 
 def _how(config: Config) -> dict[str, Any]:
@@ -77,17 +112,20 @@ class Books:
   Attributes:
     central: of the noise on the sum, or None.
     local: layer name -> of the noise that clients add themselves.
+    apart: rounds between two participations of a client at the least.
   """
 
-  def __init__(self, central: Ledger | None, local: dict[str, LocalLedger]):
-    self.central, self.local = central, local
+  def __init__(self, central: Ledger | None, local: dict[str, LocalLedger], apart: int = 1):
+    self.central, self.local, self.apart = central, local, apart
 
   def room(self, done: int, planned: int) -> int:
     """Returns how many of the rounds after `done` may run at once without exceeding a budget."""
-    allowed = planned if self.central is None else min(planned, self.central.allowed)
-    # A client takes part at most once a round.
-    left = [x.allowed - x.most for x in self.local.values()]
-    return max(0, min([allowed - done, *left]))
+    ends = [planned] if self.central is None else [planned, self.central.allowed]
+    for x in self.local.values():
+      # Of `apart` rounds in a row a client takes part in one at the most. Rounds that the ledger
+      # has, and that are run again after a resume, are counted already.
+      ends.append(max(x.allowed * self.apart, x.rounds + (x.allowed - x.most) * self.apart))
+    return max(0, min(ends) - done)
 
   def record(self, first: int, ids: np.ndarray) -> list[dict[str, Any]]:
     """Records rounds from `first` (1-based) on, and returns what each adds to its record.
@@ -126,17 +164,40 @@ class Books:
     for name, ledger in self.local.items():
       ledger.save(folder / f'ledger-{name}.json')
 
-  def resume(self, folder: pathlib.Path) -> None:
-    """Takes over what earlier parts of the run have recorded."""
-    if self.central is not None and (folder / 'ledger.json').exists():
-      self.central = self.central.resume(folder / 'ledger.json')
+  def resume(self, folder: pathlib.Path, done: int) -> None:
+    """Takes over what earlier parts of the run have recorded.
+
+    Args:
+      folder: of the run.
+      done: rounds of the checkpoint that the run goes on from.
+
+    Raises:
+      ValueError: a ledger of another run, or one that has fewer rounds than the checkpoint.
+    """
+    if self.central is not None:
+      self.central = _taken_over(self.central, folder / 'ledger.json', done)
     for name, ledger in self.local.items():
-      if (folder / f'ledger-{name}.json').exists():
-        self.local[name] = ledger.resume(folder / f'ledger-{name}.json')
+      self.local[name] = _taken_over(ledger, folder / f'ledger-{name}.json', done)
 
 
-def open_books(config: Config, layers: Iterable[Layer], num_clients: int) -> Books | None:
+def _taken_over(ledger: Any, file: pathlib.Path, done: int) -> Any:
+  if file.exists():
+    ledger = ledger.resume(file)
+  if ledger.rounds < done:
+    raise ValueError(
+      f'{file} must record the {done} rounds of the checkpoint, got {ledger.rounds}: put the '
+      "run's own back."
+    )
+  return ledger
+
+
+def open_books(config: Config, layers: Iterable[Layer], counts: ArrayLike) -> Books | None:
   """Returns the ledgers of a run before its first round, or None if nothing adds noise.
+
+  Args:
+    config: the experiment.
+    layers: its onion.
+    counts: [N] examples of each client.
 
   Raises:
     ValueError: no delta for a run with noise, a budget without noise or below one round.
@@ -157,35 +218,49 @@ def open_books(config: Config, layers: Iterable[Layer], num_clients: int) -> Boo
       f'privacy.delta must be given for a run with noise ({", ".join(noisy)}), got none.'
     )
   central = {k: m for k, m in noisy.items() if m.trust == 'central'}
-  common = {'rounds': config.rounds, 'delta': privacy.delta, **_how(config)}
+  chooser = next(x for x in layers if x.select is not None)
   sampling = selector(layers)[1].sampling
   ledger = None
   if central:
-    ledger = Ledger.plan(sampling, central, budget=privacy.target_epsilon, **common)
+    with _named("' and '".join(central), chooser):
+      ledger = Ledger.plan(
+        sampling,
+        central,
+        rounds=config.rounds,
+        delta=privacy.delta,
+        budget=privacy.target_epsilon,
+        **_how(config),
+      )
+  apart = sampling.separation or 1
   local = {
-    name: _local(name, mechanism, sampling, config, num_clients, privacy.delta)
+    name: _local(name, mechanism, config, privacy.delta, -(-config.rounds // apart), counts)
     for name, mechanism in noisy.items()
     if mechanism.trust == 'local'
   }
-  return Books(ledger, local)
+  return Books(ledger, local, apart)
 
 
 def _local(
-  name: str,
-  mechanism: Mechanism,
-  sampling: Sampling,
-  config: Config,
-  num_clients: int,
-  delta: float,
+  name: str, mechanism: Mechanism, config: Config, delta: float, most: int, counts: ArrayLike
 ) -> LocalLedger:
-  apart = sampling.separation or 1
+  """Returns the ledger of noise that clients add, for `most` participations."""
+  more: dict[str, Any] = {}
+  if isinstance(mechanism, ExampleNoise):
+    more = {'steps': mechanism.steps, 'batches': mechanism.batches(int(np.max(counts)))}
+    mechanism = mechanism.plain
+  elif mechanism.unit == 'example':
+    raise ValueError(
+      f'the mechanism of {name!r} must be an ExampleNoise, which says how many releases a '
+      f'participation makes, got {mechanism!r}.'
+    )
   return LocalLedger.plan(
     name,
     mechanism,
-    num_clients=num_clients,
-    rounds=-(-config.rounds // apart),
+    num_clients=len(np.asarray(counts)),
+    rounds=most,
     delta=delta,
     budget=config.privacy.target_epsilon,
+    **more,
     **_how(config),
   )
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax_mem.engine import Execution, Simulation, describe, evaluator, simulate, table_bytes
-from fedjax_mem.experiment import devices, examples, privacy, tuning
+from fedjax_mem.experiment import devices, examples, privacy, traffic, tuning
 from fedjax_mem.experiment.build import Parts, build
 from fedjax_mem.experiment.config import Config
 
@@ -70,7 +70,7 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
       transforms=(parts.data.preprocess,),
     )
 
-  books = privacy.open_books(config, parts.layers, parts.data.num_clients)
+  books = privacy.open_books(config, parts.layers, parts.data.counts)
   chosen, picked = tuning.choose(chosen, make, parts.params, work(config, parts))
   sim = make(chosen)
   evaluate = evaluator(
@@ -98,6 +98,7 @@ def facts(ready: Ready) -> dict[str, Any]:
   notes = list(ready.notes)
   if parts.data.unused_labels:
     notes.append(f'no client holds examples of the labels {list(parts.data.unused_labels)}')
+  notes += traffic.notes(sim, ready.config.rounds)
   return {
     'devices': [str(d.device_kind) for d in layout.mesh.devices.flat],
     'backend': jax.default_backend(),

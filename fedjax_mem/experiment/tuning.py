@@ -7,6 +7,7 @@ by side, chunks of it, one client at a time.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import time
@@ -48,7 +49,8 @@ def choose(
     return execution, 'asked'
   if in_table(jax.default_backend(), params):
     return execution, 'table'
-  place = f'{jax.devices()[0].device_kind} x {len(jax.devices())}: {key}'
+  number = len(jax.devices()) if execution.devices == 'auto' else execution.devices
+  place = f'{jax.devices()[0].device_kind} x {number}: {key}'
   file = cache_folder() / 'execution.json'
   kept = _read(file)
   if place in kept:
@@ -59,19 +61,31 @@ def choose(
 
 
 def _fastest(execution: Execution, make: Any, params: Any, clock: Any) -> dict[str, Any]:
-  """Returns the candidate whose second round was the fastest, of those begun within the budget."""
-  began, best, pick = clock(), float('inf'), dict(_CANDIDATES[0])
+  """Returns the candidate whose second round was the fastest, of those begun within the budget.
+
+  One that does not fit the memory counts as infinitely slow.
+  """
+  began, best, pick = clock(), math.inf, None
   for candidate in _CANDIDATES:
-    if clock() - began > BUDGET:
+    if pick is not None and clock() - began > BUDGET:
       break
-    sim = make(dataclasses.replace(execution, **candidate))
-    state, _ = sim.run(sim.init(params), 1)
-    before = clock()
-    jax.block_until_ready(sim.run(state, 1)[0])
-    seconds = clock() - before
+    try:
+      seconds = _second_round(make(dataclasses.replace(execution, **candidate)), params, clock)
+    except jax.errors.JaxRuntimeError:
+      if candidate is _CANDIDATES[-1] and pick is None:
+        raise
+      continue
     if seconds < best:
-      best, pick = seconds, dict(candidate)
-  return pick
+      best, pick = seconds, candidate
+  return dict(pick or _CANDIDATES[-1])
+
+
+def _second_round(sim: Simulation, params: Any, clock: Any) -> float:
+  """Returns the seconds of the second round: the first one compiles."""
+  state, _ = sim.run(sim.init(params), 1)
+  before = clock()
+  jax.block_until_ready(sim.run(state, 1)[0])
+  return clock() - before
 
 
 def _read(file: pathlib.Path) -> dict[str, Any]:

@@ -63,6 +63,8 @@ _HEADS = {
   'train_loss': 'training loss',
   'clients': 'clients trained',
   'examples': 'examples',
+  'bytes_up': 'sent by clients',
+  'bytes_down': 'sent to clients',
   'seconds': 'training time',
   'rounds_per_s': 'rounds per second',
 }
@@ -129,6 +131,8 @@ def _summary_text(key: str, value: Any) -> str:
     return f'{100 * value:.2f} %'
   if key == 'seconds':
     return duration(value)
+  if key.startswith('bytes'):
+    return f'{value / 1e6:,.1f} MB'
   return _text(f'{value:,}' if isinstance(value, int) else value)
 
 

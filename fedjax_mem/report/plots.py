@@ -308,3 +308,37 @@ def epsilon(
     ax.set_title(title or 'Privacy loss')
     ax.legend()
     return figure
+
+
+def tradeoff(
+  points: Mapping[str, tuple[float, Sequence[float]]], title: str | None = None, dark: bool = False
+) -> Figure:
+  """Returns test accuracy against bytes, one point for each label, on a logarithmic axis of bytes.
+
+  Args:
+    points: label -> (bytes of a client's message, accuracies of several seeds); a bar spans the
+      lowest and the highest of them.
+    title: above the plot.
+    dark: colours for a dark page.
+  """
+  colours = _DARK_COLOURS if dark else _COLOURS
+  with matplotlib.rc_context(_style(dark)):
+    figure = Figure(figsize=(8.5, 5), layout='constrained')
+    ax = figure.add_subplot()
+    for i, (label, (size, values)) in enumerate(points.items()):
+      scores = 100 * np.asarray(values)
+      middle = scores.mean()
+      ax.errorbar(
+        [size],
+        [middle],
+        yerr=[[middle - scores.min()], [scores.max() - middle]],
+        fmt=_MARKERS[i % len(_MARKERS)],
+        color=colours[i % len(colours)],
+        capsize=3,
+        label=_short(label),
+      )
+    ax.set_xscale('log')
+    ax.set(xlabel="bytes of a client's message (logarithmic)", ylabel='test accuracy, %')
+    ax.set_title(title or 'Bytes and accuracy')
+    figure.legend(loc='outside right center', fontsize=9)
+  return figure

@@ -20,7 +20,8 @@ def summarise(run: Run) -> Row:
   """Returns the summary of a run; what it did not record is None.
 
   Keys: run, rounds, final_accuracy, best_accuracy, best_round, test_loss, train_loss (the last
-  recorded), clients and examples (summed over rounds), seconds (summed), rounds_per_s.
+  recorded), clients, examples, bytes_up and bytes_down (summed over rounds), seconds (summed),
+  rounds_per_s.
   """
   at, accuracy = series(run, 'test_accuracy')
   finite = [(value, -r) for r, value in zip(at, accuracy, strict=True) if math.isfinite(value)]
@@ -37,6 +38,8 @@ def summarise(run: Run) -> Row:
     'train_loss': _last(run, 'train_loss'),
     'clients': _sum(run, 'clients'),
     'examples': _sum(run, 'examples'),
+    'bytes_up': _sum(run, 'bytes_up'),
+    'bytes_down': _sum(run, 'bytes_down'),
     'seconds': total if seconds else None,
     'rounds_per_s': len(seconds) / total if total > 0 else None,
   }

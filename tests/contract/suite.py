@@ -1,4 +1,4 @@
-"""What the contract suite runs: every registered stage, the test-only layers, and `--stage` ones."""
+"""What the contract suite runs: registered stages, test-only layers, and those of `--stage`."""
 
 import functools
 import importlib
@@ -39,14 +39,50 @@ ARGUMENTS: dict[str, Any] = {
   'fraction': 0.3,
   'bound': 0.5,
   'multiplier': 0.3,
+  'l1_clip_norm': 1.0,
+  'l2_clip_norm': 0.5,
+  'noise_multiplier': 0.3,
+  'restart': 1,
+  'separation': 1,
+  'rounds': 8,
 }
 
 # Every name in a registry of a room needs a line here: what is handed to it besides `ARGUMENTS`.
 IN_TREE: dict[str, dict[str, dict[str, Any]]] = {
-  'SAMPLERS': {'uniform': {}, 'poisson': {'capacity': 8}, 'round_robin': {}},
+  'SAMPLERS': {
+    'uniform': {},
+    'poisson': {'capacity': 8},
+    'round_robin': {},
+    'min_separation': {},
+  },
   'ALGORITHMS': {
     'fedavg': {'epochs': 2, 'optimizer': functools.partial(optax.sgd, momentum=0.9)},
     'fedsgd': {},
+    'dp_sgd': {},
+  },
+  'PRIVACY': {
+    'central': {},
+    'laplace': {},
+    'adaptive_clip': {},
+    'local': {},
+    'local_laplace': {},
+    'tree': {},
+    'matrix_factorization': {},
+  },
+  'COMPRESSION': {
+    'top_k': {'fraction': 0.3},
+    'random_k': {'fraction': 0.3},
+    'quantize': {'bits': 4, 'block': 8},
+    'sign': {},
+    'ternary': {},
+    'rotate': {'block': 16},
+    'drive': {'block': 16},
+    'eden': {'block': 16},
+    'low_rank': {'rank': 1, 'warm': 'shared'},
+    'power_sgd': {'rank': 1},
+    'error_feedback': {'codec': {'use': 'top_k', 'fraction': 0.3}},
+    'chain': {'first': {'use': 'random_k', 'fraction': 0.5}, 'second': 'quantize'},
+    'downlink': {},
   },
   'WEIGHINGS': {'examples': {}, 'equal': {}, 'capped': {}},
   'SERVER_OPTIMIZERS': {'sgd': {}, 'fedavgm': {}, 'fedadagrad': {}, 'fedadam': {}, 'fedyogi': {}},
@@ -153,32 +189,36 @@ def dress(made: Any) -> tuple[Layer, ...]:
   if is_optimizer(made):
     return onion(fedsgd(tiny.loss, batch_size=16, server_optimizer=made), tiny.rota(), equal())
   own = (made,) if isinstance(made, Layer) else tuple(made)
+  noisy = any(x.traits.mechanism is not None for x in own)
+  weigh = equal(float(tiny.C)) if noisy else equal()  # what is private has a public divisor
   if any(x.traits.kind == 'algorithm' for x in own):
-    return onion(own, tiny.rota(), equal())
+    return onion(own, tiny.rota(), weigh)
   before = [x for x in own if x.traits.kind == 'task']
   after = [x for x in own if x.traits.kind != 'task']
-  selects = any(x.select is not None for x in own)
-  weighs = any(x.traits.weighs is not None for x in own)
-  between = (() if selects else (tiny.rota(),)) + (() if weighs or selects else (equal(),))
-  last = (by_examples(),) if selects and not weighs else ()
-  return onion(*before, tiny.algorithm(), *between, *after, *last)
-
-
-def modes(made: Any) -> list:
-  """Returns the execution modes, besides `vmap`, that can tell one stage from another.
-
-  What the server does once (optimizers, samplers) or one client at a time without a state
-  (weighings) is not run in all of them. The costliest are marked slow.
-  """
-  own = () if is_optimizer(made) else (made,) if isinstance(made, Layer) else made
-  if all(x.client == Layer('').client for x in own):
-    return ['chunk on 4']
   if any(x.traits.weighs is not None for x in own):
-    return ['chunk', 'chunk on 4', 'pooled on 4']
-  if any(x.pooled is not None for x in own):
-    return [m for m in (*tiny.MODES, *tiny.POOLED) if m != 'vmap']
-  slow = [pytest.param(m, marks=pytest.mark.slow) for m in ('loop', 'vmap on 2')]
-  return ['chunk', 'chunk on 4', 'loop on 8', *slow]
+    return onion(*before, tiny.algorithm(), tiny.rota(), *after)
+  if any(x.select is not None for x in own):
+    return onion(*before, tiny.algorithm(), *after, by_examples())
+  return onion(*before, tiny.algorithm(), tiny.rota(), weigh, *after)
+
+
+def modes(case: Case) -> list:
+  """Returns the execution modes besides `vmap`, the most telling first; the others are slow.
+
+  What the server does once, such as an optimizer, does not depend on how clients are run.
+  """
+  made = case.make()
+  own = () if is_optimizer(made) else (made,) if isinstance(made, Layer) else made
+  every, quick = ['chunk on 4', 'chunk', 'loop on 8', 'vmap on 2', 'loop'], 1
+  if any(x.pooled is not None or x.traits.weighs is not None for x in own):
+    every[1:1] = tiny.POOLED
+  if any(x.traits.kind == 'algorithm' for x in own):
+    quick = 4
+  elif is_optimizer(made):
+    quick = 0
+  elif not case.name.startswith(tuple(IN_TREE)):
+    quick = 2
+  return every[:quick] + [pytest.param(m, marks=pytest.mark.slow) for m in every[quick:]]
 
 
 _simulations: dict[tuple[str, str], Any] = {}

@@ -22,7 +22,7 @@ def test_numbers(check):
   for value in good:
     assert check(rate=value) == value
   for value in bad:
-    with pytest.raises(ValueError, match='^rate must be ') as caught:
+    with pytest.raises(ValueError, match=r'^rate must be ') as caught:
       check(rate=value)
     assert str(caught.value).endswith(f'got {value!r}.')
 

@@ -60,7 +60,7 @@ def test_nothing_is_moved_to_or_from_the_host_within_a_segment(plain):
   state = plain.init(tiny.initial())
   args = jax.device_put((np.uint32(1), np.int32(3)))
   with jax.transfer_guard('disallow'):
-    state, metrics, done = plain.segment(state, plain.population, *args)
+    _, _, done = plain.segment(state, plain.population, *args)
   assert int(done) == 3
 
 
@@ -107,7 +107,7 @@ def test_a_cohort_of_which_nobody_arrives_keeps_parameters_and_optimizer(weigh):
 
 def test_an_empty_poisson_cohort_is_a_round_too():
   sim = tiny.build(onion(tiny.algorithm(), poisson(tiny.N, 0.05, capacity=3), equal()))
-  state, metrics = tiny.execute(sim, 8)
+  _, metrics = tiny.execute(sim, 8)
   assert 0 in metrics['selected'] and metrics['finite'].all()
   assert (metrics['selected'] == metrics['clients']).all()
 
@@ -152,6 +152,7 @@ def test_metrics_are_means_over_those_that_arrived(mode):
     assert metrics['report/scalar'][t] == pytest.approx(np.mean(came))
     assert metrics['report/mean'][t] == pytest.approx(np.average(came, weights=n))
     assert metrics['report/total'][t] == sum(came)
+    assert set(metrics['ids'][t].tolist()) - {-1} == set(ids)
     assert (metrics['selected'][t], metrics['clients'][t]) == (tiny.C, len(came))
     assert metrics['examples'][t] == sum(n)
     assert metrics['report/round'][t] == t
@@ -238,6 +239,11 @@ def test_cohorts_ahead_are_refused_for_a_sampler_with_feedback():
   assert sim.cohorts(state, 1).shape == (1, 8)
   with pytest.raises(ValueError, match='rounds must be 1 for a sampler with feedback, got 2'):
     sim.cohorts(state, 2)
+  turn = round_robin(tiny.N, 4)
+  listens = Stage(lambda ctx, value, own: (value, own, {}), turn.server.init)
+  sim = tiny.build(onion(tiny.algorithm(), turn._replace(server=listens), equal()))
+  with pytest.raises(ValueError, match='rounds must be 1 for a sampler with feedback, got 3'):
+    sim.cohorts(sim.init(tiny.initial()), 3)
 
 
 @pytest.mark.parametrize('platform', ('cuda', 'tpu'))

@@ -11,11 +11,15 @@ from fedjax_mem.core import Context, Examples, Member, State, Task, keys, tree
 
 
 class Played(NamedTuple):
-  """What a round gave: the new state, and each client's message as it left the client."""
+  """What a round gave.
+
+  Attributes:
+    state: the new state.
+    messages: each client's message as it left the client.
+  """
 
   state: State
   messages: list
-  dropped: list
 
 
 def _eagerly(function):
@@ -32,75 +36,95 @@ def _eagerly(function):
 @_eagerly
 def plain_round(layers, state: State, population, seed: int) -> Played:
   """Returns the round after `state`, with no jit, no vmap, no padding and no mesh."""
-  root, round = keys.seed_key(np.uint32(seed)), state.round
-  servers, cohort, like = dict(state.servers), None, {}
-
-  def ctx(layer, role, me=None):
-    base = keys.layer_key(root, round, layer.name)
-    client = me.id if role == 'client' else None
-    key = keys.role_key(base, role, client)
-    common = keys.role_key(base, 'common')
-    known = like.get(layer.name)
-    return Context(key, common, round, me, cohort, state.params, servers[layer.name], known)
-
-  chosen = next(x for x in layers if x.select is not None)
-  cohort, servers[chosen.name], _ = chosen.select.apply(
-    ctx(chosen, 'select'), state.clients[chosen.name], servers[chosen.name]
-  )
-  members = [jax.tree.map(lambda x, i=i: x[i], cohort) for i in range(len(cohort.id))]
-  members = [m for m in members if bool(m.real)]
-  cohort = _stack(members)
-  took = [bool(m.arrived) for m in members]
-  values: list[Any] = [_task(state.params, population, m) for m in members]
-  rows = [
-    {k: jax.tree.map(lambda x, m=m: x[m.id], t) for k, t in state.clients.items()} for m in members
-  ]
-  new = [{} for _ in members]
-  for layer in layers:
-    if layer.traits.kind == 'message':
-      like[layer.name] = tree.shapes(values[0])
-    if layer.stacked:
-      cohort = cohort._replace(arrived=jnp.array(took))
-      whole, own, _ = layer.client.apply(
-        ctx(layer, 'cohort', cohort), _stack(values), _stack([r[layer.name] for r in rows])
-      )
-      for i in range(len(members)):
-        values[i], new[i][layer.name] = jax.tree.map(lambda x, i=i: x[i], (whole, own))
-    else:
-      for i, m in enumerate(members):
-        values[i], new[i][layer.name], _ = layer.client.apply(
-          ctx(layer, 'client', m), values[i], rows[i][layer.name]
-        )
-    if layer.traits.kind == 'algorithm':
-      for i, value in enumerate(values):
-        if not bool(tree.finite(value)):
-          took[i], values[i] = False, tree.zeros(value)
-  took = [on and bool(tree.finite(v)) for on, v in zip(took, values, strict=True)]
-  cohort = cohort._replace(arrived=jnp.array(took))
-  value = tree.zeros(values[0])
+  run = _Round(layers, state, population, seed)
+  run.select()
+  values, rows, took = run.clients()
+  run.cohort = run.cohort._replace(arrived=jnp.array(took))
+  total = tree.zeros(values[0])
   for on, message in zip(took, values, strict=True):
-    value = tree.add(value, message) if on else value
-  for layer in reversed(layers):
-    value, servers[layer.name], _ = layer.server.apply(
-      ctx(layer, 'server'),
-      value,
-      state.servers[layer.name] if layer is not chosen else servers[layer.name],
-    )
+    total = tree.add(total, message) if on else total
+  params = run.server(total)
   tables = dict(state.clients)
-  for i, m in enumerate(members):
-    if took[i] and bool(tree.finite(new[i])):
-      tables = jax.tree.map(lambda t, x, m=m: t.at[m.id].set(x), tables, new[i])
-  lost = [int(m.id) for m, on in zip(members, took, strict=True) if not on]
-  return Played(State(round + 1, value, tables, servers), values, lost)
+  for on, member, row in zip(took, run.members, rows, strict=True):
+    if on and bool(tree.finite(row)):
+      tables = jax.tree.map(lambda t, x, i=member.id: t.at[i].set(x), tables, row)
+  return Played(State(state.round + 1, params, tables, run.servers), values)
 
 
-def _task(params, population, member: Member) -> Task:
-  count = population.count[member.id]
-  capacity = int(population.count.max())
-  data = Examples(
-    population.arrays, population.index, population.start[member.id], count, count, capacity
-  )
-  return Task(params, data)
+class _Round:
+  """A round that is being played: who is in it and what the server knows."""
+
+  def __init__(self, layers, state: State, population, seed: int):
+    self.layers, self.state, self.population = layers, state, population
+    self.root, self.servers = keys.seed_key(np.uint32(seed)), dict(state.servers)
+    self.cohort: Any = None
+    self.members: list[Member] = []
+    self.like: dict[str, Any] = {}
+
+  def context(self, layer, role: str, me=None) -> Context:
+    base = keys.layer_key(self.root, self.state.round, layer.name)
+    return Context(
+      key=keys.role_key(base, role, me.id if role == 'client' else None),
+      common=keys.role_key(base, 'common'),
+      round=self.state.round,
+      me=me,
+      cohort=self.cohort,
+      params=self.state.params,
+      shared=self.servers[layer.name],
+      like=self.like.get(layer.name),
+    )
+
+  def select(self) -> None:
+    layer = next(x for x in self.layers if x.select is not None)
+    drawn, self.servers[layer.name], _ = layer.select.apply(
+      self.context(layer, 'select'), self.state.clients[layer.name], self.servers[layer.name]
+    )
+    rows = [jax.tree.map(lambda x, i=i: x[i], drawn) for i in range(len(drawn.id))]
+    self.members = [m for m in rows if bool(m.real)]
+    self.cohort = _stack(self.members)
+
+  def clients(self) -> tuple[list, list, list]:
+    """Returns (messages, new rows of the tables, whether each client's message counts)."""
+    took = [bool(m.arrived) for m in self.members]
+    values = [self._task(m) for m in self.members]
+    tables = self.state.clients
+    rows = [jax.tree.map(lambda t, i=m.id: t[i], tables) for m in self.members]
+    for layer in self.layers:
+      if layer.traits.kind == 'message':
+        self.like[layer.name] = tree.shapes(values[0])
+      own = [row[layer.name] for row in rows]
+      if layer.stacked:
+        self.cohort = self.cohort._replace(arrived=jnp.array(took))
+        context = self.context(layer, 'cohort', self.cohort)
+        made = layer.client.apply(context, _stack(values), _stack(own))[:2]
+        made = [jax.tree.map(lambda x, i=i: x[i], made) for i in range(len(own))]
+      else:
+        made = [
+          layer.client.apply(self.context(layer, 'client', m), value, state)[:2]
+          for m, value, state in zip(self.members, values, own, strict=True)
+        ]
+      values = [value for value, _ in made]
+      rows = [row | {layer.name: new} for row, (_, new) in zip(rows, made, strict=True)]
+      if layer.traits.kind == 'algorithm':
+        fine = [bool(tree.finite(value)) for value in values]
+        values = [v if ok else tree.zeros(v) for ok, v in zip(fine, values, strict=True)]
+        took = [a and b for a, b in zip(took, fine, strict=True)]
+    took = [on and bool(tree.finite(v)) for on, v in zip(took, values, strict=True)]
+    return values, rows, took
+
+  def server(self, value):
+    """Returns the new parameters; server states are replaced."""
+    for layer in reversed(self.layers):
+      value, self.servers[layer.name], _ = layer.server.apply(
+        self.context(layer, 'server'), value, self.servers[layer.name]
+      )
+    return value
+
+  def _task(self, member: Member) -> Task:
+    pop = self.population
+    count = pop.count[member.id]
+    data = Examples(pop.arrays, pop.index, pop.start[member.id], count, count, int(pop.count.max()))
+    return Task(self.state.params, data)
 
 
 def _stack(trees):

@@ -52,7 +52,7 @@ def scaffold(loss, *, learning_rate: float, steps: int, num_clients: int) -> Lay
 
 
 def top_k(fraction: float) -> Layer:
-  """Returns error feedback around the largest entries, found by sorting; client state: the error."""
+  """Returns error feedback around the largest entries, by sorting; client state: the error."""
   validate.probability(fraction=fraction)
 
   def client(ctx, message, error):
@@ -203,7 +203,7 @@ def importance(num_clients: int, expected: int, capacity: int, explore: float = 
 
 
 def adaptive_clip(bound: float, multiplier: float, expected: float, rate: float = 0.2) -> Layer:
-  """Returns a clip at a tracked median of the norms, with noise (Andrew et al. 2021); aux: a bit."""
+  """Returns a clip at a tracked median norm, with noise (Andrew et al. 2021); aux: a bit."""
   validate.positive(bound=bound)
   validate.non_negative(multiplier=multiplier)
   validate.positive(expected=expected)

@@ -37,14 +37,14 @@ TWINS = {
   ),
 }
 CASES = {c.name.removeprefix('test-'): c for c in suite.test_only()}
-SLOW = [pytest.param(m, marks=pytest.mark.slow) for m in ('loop', 'vmap on 2')]
+SLOW = [pytest.param(m, marks=pytest.mark.slow) for m in ('loop on 8', 'vmap on 2', 'loop')]
 
 
 def test_every_hard_case_has_a_twin():
   assert set(CASES) == set(TWINS)
 
 
-@pytest.mark.parametrize('mode', ['vmap', 'chunk', 'chunk on 4', 'loop on 8', *SLOW])
+@pytest.mark.parametrize('mode', ['vmap', 'chunk', 'chunk on 4', *SLOW])
 @pytest.mark.parametrize('name', TWINS)
 def test_equals_the_numpy_loop(name, mode):
   twin, where, atol = TWINS[name]

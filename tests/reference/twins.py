@@ -168,7 +168,7 @@ def local_sgd(v, client: int, round: int, *, rate, batch, epochs, momentum=0.0, 
 
 
 def server_optimizer(name: str, lr: float, b1=0.9, b2=0.99, tau=1e-3):
-  """Returns x, d, state -> (x, state): Reddi et al. (2021), Algorithm 2, in the order it is printed.
+  """Returns x, d, state -> (x, state): Reddi et al. (2021), Algorithm 2, as it is printed.
 
   Their Delta is client - server, so it is -d.
   """

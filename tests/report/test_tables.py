@@ -30,7 +30,8 @@ def seeded(seed, accuracy, optimizer='sgd', rounds=1, **more):
 def test_a_summary():
   assert summarise(Run(name='x', records=RECORDS)) == {
     'run': 'x', 'rounds': 3, 'final_accuracy': 0.6, 'best_accuracy': 0.7, 'best_round': 2,
-    'test_loss': 1.1, 'train_loss': 1.0, 'clients': 29, 'examples': 310, 'seconds': 1.0,
+    'test_loss': 1.1, 'train_loss': 1.0, 'clients': 29, 'examples': 310, 'bytes_up': None,
+    'bytes_down': None, 'seconds': 1.0,
     'rounds_per_s': 3.0,
   }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Released sums: each layer's noise accepted at its scale, rejected at 2/3 and 3/2; always fresh."""
+"""Released sums: noise accepted at its scale, rejected at 2/3 and 3/2; fresh in every round."""
 
 import functools
 
@@ -51,7 +51,13 @@ def test_the_noise_is_fresh_in_every_round_and_seed_and_array(name):
   first, second, third = given.sums(sim, rounds=3)
   (other,) = given.sums(sim, seed=4)
   half = len(first) // 2
-  pairs = [(first, second), (second, third), (first, third), (first, other), (first[:half], first[half:])]
+  pairs = [
+    (first, second),
+    (second, third),
+    (first, third),
+    (first, other),
+    (first[:half], first[half:]),
+  ]
   for a, b in pairs:
     assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(len(a))
 
@@ -59,7 +65,8 @@ def test_the_noise_is_fresh_in_every_round_and_seed_and_array(name):
 def test_each_local_client_draws_noise_of_its_own():
   updates = given.silence(10_000, clients=2)
   alone, both = (
-    given.sums(given.build(updates, privacy.local(C, Z), select=round_robin(2, n)), 2) for n in (1, 2)
+    given.sums(given.build(updates, privacy.local(C, Z), select=round_robin(2, n)), 2)
+    for n in (1, 2)
   )
   # Client 0 takes part in the first round of both; the rest of the common sum is client 1's.
   assert stats.kstest(both[0] - alone[0], stats.norm(scale=C * Z).cdf).pvalue > 1e-3

@@ -86,7 +86,7 @@ def adaptive_clip(
     'adaptive_clip',
     Stage(client),
     Stage(noising.NoiseOnSum(release), lambda ctx: jnp.float32(initial_l2_clip_norm)),
-    # Bounded in every round, by a number that is known only then.
-    sensitivity=lambda bound: noising.within(float('inf')),
+    # Bounded in every round, by a number known only then; and by what enters, if that is.
+    sensitivity=lambda bound: noising.within(float('inf') if bound.l2 is None else bound.l2),
     traits=Traits(mechanism=mechanism),
   )

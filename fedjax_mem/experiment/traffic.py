@@ -1,0 +1,64 @@
+"""What a round sends, in bytes: up from the clients, down to them, in every run.
+
+Layers that encode report their own bytes; where none does, each client that arrives sends its
+update, and each client that is selected is sent the parameters, as they are. Headers and checksums
+are counted (`stages/compress/wire.py`). An update that was left out since it was not finite is not.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fedjax_mem.core import selector
+from fedjax_mem.engine import Simulation, table_bytes
+from fedjax_mem.engine.stacks import encodes
+from fedjax_mem.stages.compress import dense_size, total_bytes
+
+_NAMES = ('bytes_up', 'bytes_down', 'bytes_more_down')
+_HALVES = tuple(f'/{name}_{half}' for name in _NAMES for half in ('high', 'low'))
+_RARELY = 3  # times in a run that a client has to take part for its memory to be of use
+
+
+class Traffic:
+  """Counts the bytes of rounds."""
+
+  def __init__(self, sim: Simulation):
+    """Looks up how large the messages of a simulation are."""
+    last = list(sim.setting.like.values())[-1]
+    self._up, self._down = dense_size(last.payload, last.aux), dense_size(sim.params)
+
+  @staticmethod
+  def counts(name: str) -> bool:
+    """Returns whether a metric is half of a number of bytes, which `records` puts together."""
+    return name.endswith(_HALVES)
+
+  def records(self, rows: Mapping[str, np.ndarray]) -> list[dict[str, int]]:
+    """Returns `bytes_up` and `bytes_down` of each round, exactly, from stacked metrics."""
+    up, down = total_bytes(rows, 'bytes_up'), total_bytes(rows, 'bytes_down')
+    more = total_bytes(rows, 'bytes_more_down')
+    up = self._up * rows['clients'].astype(np.int64) if up is None else up
+    down = self._down * rows['selected'].astype(np.int64) if down is None else down
+    down = down if more is None else down + more
+    return [{'bytes_up': int(u), 'bytes_down': int(d)} for u, d in zip(up, down, strict=True)]
+
+
+def notes(sim: Simulation, rounds: int) -> list[str]:
+  """Returns what a user is to know of error feedback across clients that rarely return."""
+  sampling = selector(sim.setting.layers)[1].sampling
+  times = rounds * sampling.expected / sampling.population
+  if times >= _RARELY:
+    return []
+  sizes = table_bytes(sim.setting, sim.params, sim.population)
+  return [
+    f'a client takes part about {times:.2g} times in {rounds} rounds, so that most of what '
+    f'{layer.name!r} remembers of its update is never sent; its memory takes '
+    f'{sizes[layer.name] / 1e6:,.1f} MB for {sampling.population:,} clients'
+    for layer in sim.setting.layers
+    if encodes(layer) is not None and sizes[layer.name]
+  ]
+
+
+def sent(record: Mapping[str, Any]) -> int:
+  """Returns the bytes of a record, up and down."""
+  return record.get('bytes_up', 0) + record.get('bytes_down', 0)

@@ -1,0 +1,88 @@
+"""Low-rank approximation of a matrix by one power iteration: PowerSGD.
+
+With Q from the last round (warm start), P = orthonormal(M Q), Q' = Mᵀ P, and M ~ P Q'ᵀ is the
+projection of M on the span of P: biased, but never larger than M, so the error feedback that must
+go with it contracts. The error's norm is at most that of M; over rounds of a fixed M the span
+converges to that of the leading singular vectors. In the paper's all-reduce form the clients'
+M Q and Mᵀ P are summed before each use (both are linear in M); `project` and `orthonormal` are the
+pieces of it.
+
+Edge cases:
+
+- M = 0, or of a rank below r: columns of P that nothing is left for are zero, as are those of Q'
+- NaN or infinity: the affected columns are NaN
+
+Reference: Vogels, Karimireddy, Jaggi (2019), arXiv 1905.13727, Algorithm 1.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import validate
+
+# A column that shrinks below this share of itself when projected is rounding errors.
+DEPENDENT = 1e-5
+
+
+def start(key: jax.Array, columns: int, rank: int) -> jax.Array:
+  """Returns a first Q [columns, rank], standard normal."""
+  validate.integer(columns=columns)
+  validate.integer(rank=rank)
+  return jax.random.normal(key, (columns, rank), jnp.float32)
+
+
+def orthonormal(p: jax.Array) -> jax.Array:
+  """Returns p [A, R] with orthonormal columns of the same span, by Gram-Schmidt done twice.
+
+  Columns that depend on those before them become zero. The columns' scale does not matter.
+  """
+  p = p.astype(jnp.float32)
+  done: list[jax.Array] = []
+  for i in range(p.shape[1]):
+    largest = jnp.max(jnp.abs(p[:, i]), initial=0)
+    column = p[:, i] / jnp.where(largest == 0, jnp.float32(1), largest)
+    before = jnp.sqrt(jnp.sum(jnp.square(column)))
+    for _ in range(2):
+      for other in done:
+        column = column - jnp.sum(other * column) * other
+    norm = jnp.sqrt(jnp.sum(jnp.square(column)))
+    gone = norm <= DEPENDENT * before
+    unit = column / jnp.where(gone, jnp.float32(1), norm)
+    done.append(jnp.where(gone, jnp.float32(0), unit))
+  return jnp.stack(done, axis=1)
+
+
+def project(m: jax.Array, q: jax.Array) -> jax.Array:
+  """Returns M Q [A, R], float32, of m [A, B] and q [B, R]."""
+  return jnp.matmul(m.astype(jnp.float32), q.astype(jnp.float32))
+
+
+def encode(m: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns (P [A, R] orthonormal, Q' [B, R]), float32, after one power iteration.
+
+  Args:
+    m: [A, B] floats.
+    q: [B, R], from `start` or the last round (`warm`), R at most min(A, B).
+
+  Raises:
+    ValueError: the shapes do not fit, or the rank is larger than M's can be.
+  """
+  if m.ndim != 2 or q.ndim != 2 or m.shape[1] != q.shape[0]:
+    raise ValueError(f'q must be [B, R] for m [A, B] of shape {m.shape!r}, got {q.shape!r}.')
+  validate.integer(rank=q.shape[1], at_most=min(m.shape))
+  p = orthonormal(project(m, q))
+  return p, project(m.T, p)
+
+
+def decode(p: jax.Array, q: jax.Array) -> jax.Array:
+  """Returns P Qᵀ [A, B], float32."""
+  return jnp.matmul(p, q.T)
+
+
+def warm(q: jax.Array, last: jax.Array) -> jax.Array:
+  """Returns the Q [B, R] to start the next round from: q, but `last` for columns that died.
+
+  A column of zeros (of an M that was zero, or of lower rank) or of NaN would never recover.
+  """
+  alive = (jnp.isfinite(q).all(0) & (q != 0).any(0))[None]
+  return jnp.where(alive, q, last)

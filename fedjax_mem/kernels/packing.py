@@ -1,0 +1,93 @@
+"""Codes of 1 to 8 bits, packed into bytes and back, bit for bit.
+
+A code of b bits is cut into parts of 4, 2 and 1 bits (7 = 4 + 2 + 1, the lowest bits first), and
+each part is packed on its own, one part after another. Of parts of w bits, n = 8 / w fit a byte,
+and a vector [D] becomes m = ceil(D / n) bytes: byte j holds the parts of the codes j, m + j,
+2 m + j, …, the first in its lowest bits. So neighbours stay neighbours, and packing is shifts of
+long runs. The last byte positions without a code are zero.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import validate
+
+
+def _parts(bits: int) -> list[tuple[int, int]]:
+  """Returns (first bit, width) of the parts that codes of so many bits are cut into."""
+  parts, start = [], 0
+  for width in (8, 4, 2, 1):
+    if bits & width:
+      parts.append((start, width))
+      start += width
+  return parts
+
+
+def nbytes(size: int, bits: int) -> int:
+  """Returns the bytes that `size` codes of `bits` bits take: at most two more than the bits do.
+
+  Raises:
+    ValueError: size < 0, or bits not in [1, 8].
+  """
+  validate.integer(size=size, at_least=0)
+  validate.integer(bits=bits, at_most=8)
+  return sum(-(-size * width // 8) for _, width in _parts(bits))
+
+
+def pack(codes: jax.Array, bits: int) -> jax.Array:
+  """Returns the codes as bytes, uint8 [nbytes(D, bits)].
+
+  Args:
+    codes: [D] uint8, each below 2 ** bits (higher bits are dropped).
+    bits: of a code, in [1, 8].
+
+  Raises:
+    ValueError: bits is out of range, or codes is not a vector of uint8.
+  """
+  validate.integer(bits=bits, at_most=8)
+  _bytes_only(codes=codes)
+  packed = []
+  for start, width in _parts(bits):
+    count = 8 // width
+    part = (codes >> jnp.uint8(start)) & jnp.uint8(2**width - 1)
+    rows = jnp.pad(part, (0, -codes.size % count)).reshape(count, -1)
+    byte = rows[0]
+    for i in range(1, count):
+      byte = byte | (rows[i] << jnp.uint8(i * width))
+    packed.append(byte)
+  return jnp.concatenate(packed)
+
+
+def unpack(packed: jax.Array, bits: int, size: int) -> jax.Array:
+  """Returns the codes [size] uint8 that were packed.
+
+  Args:
+    packed: [nbytes(size, bits)] uint8.
+    bits: of a code, in [1, 8].
+    size: D, number of codes.
+
+  Raises:
+    ValueError: bits is out of range, or the number of bytes is not what `size` codes take.
+  """
+  _bytes_only(packed=packed)
+  if packed.size != nbytes(size, bits):
+    raise ValueError(
+      f'packed must be {nbytes(size, bits)} bytes for {size} codes of {bits} bits, '
+      f'got {packed.size!r}.'
+    )
+  codes, begin = None, 0
+  for start, width in _parts(bits):
+    end = begin + -(-size * width // 8)
+    shifts = jnp.arange(0, 8, width, dtype=jnp.uint8)[:, None]
+    rows = (packed[begin:end][None] >> shifts) & jnp.uint8(2**width - 1)
+    part = rows.reshape(-1)[:size] << jnp.uint8(start)
+    codes = part if codes is None else codes | part
+    begin = end
+  return codes
+
+
+def _bytes_only(**named: jax.Array) -> None:
+  """Raises unless the one array given is a vector of uint8."""
+  ((name, x),) = named.items()
+  if x.ndim != 1 or x.dtype != jnp.uint8:
+    raise ValueError(f'{name} must be a vector of uint8, got {x.dtype}{list(x.shape)}.')

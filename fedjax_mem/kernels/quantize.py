@@ -1,0 +1,226 @@
+"""Uniform quantisation of a vector to 1 to 8 bits a value: QSGD, TernGrad, signs.
+
+b bits stand for L evenly spaced levels on [-s, s]: L = 2 ** b - 1 for b >= 2, so that zero is one
+of them, and L = 2 for b = 1. Levels are `step` = 2 s / (L - 1) apart. s is the scale of the whole
+vector or of each block of it; it travels beside the codes. With s the largest magnitude:
+
+| function | unbiased | error of a value | mean squared error of a value |
+|---|---|---|---|
+| `stochastic` | yes, up to 2 ** -17 step | < step | <= step² / 4 |
+| `deterministic` | no | <= step / 2 | <= step² / 4 |
+| `ternary` | as stochastic | < s | <= s² / 4 |
+| `sign` | no | <= max(s, |x| - s) | |x|² - s², s the mean magnitude |
+
+The bounds hold up to float32's rounding (2 ** -23 s).
+
+Edge cases:
+
+- all zeros, or magnitudes below 2 ** -126: zeros
+- infinity or NaN: the values of that block are all NaN
+- values beyond a scale that was given: clipped to it
+
+Reference: Alistarh et al. (2017), arXiv 1610.02132, for `stochastic` with scale 'l2'; Wen et al.
+(2017), arXiv 1705.07878, for `ternary`; Karimireddy et al. (2019), arXiv 1901.09847, for `sign`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import validate
+from fedjax_mem.kernels import packing, parts
+
+SCALES = ('max', 'l2')
+
+
+def levels(bits: int) -> int:
+  """Returns the number of levels that codes of `bits` bits stand for."""
+  validate.integer(bits=bits, at_most=8)
+  return 2 if bits == 1 else 2**bits - 1
+
+
+def _rows(x: jax.Array, block: int) -> jax.Array:
+  """Returns x [D] as rows [S, block], the end filled with zeros."""
+  return jnp.pad(x, (0, -x.size % block)).reshape(-1, block)
+
+
+def _checked(x: jax.Array, block: int | None) -> None:
+  if x.ndim != 1 or x.size == 0:
+    raise ValueError(f'x must be one flat vector [D], D >= 1, got shape {x.shape!r}.')
+  if block is not None:
+    validate.integer(block=block)
+
+
+def _scales(rows: jax.Array, scale: str | jax.Array) -> jax.Array:
+  """Returns the scale of each of rows [S, block], float32 [S]; NaN where a value is not finite."""
+  rows = rows.astype(jnp.float32)
+  largest = jnp.max(jnp.abs(rows), axis=1)
+  if not isinstance(scale, str):
+    scales = jnp.broadcast_to(jnp.asarray(scale, jnp.float32).reshape(-1), rows.shape[:1])
+  elif scale == 'l2':
+    safe = jnp.where(largest > 0, largest, jnp.float32(1))[:, None]
+    scales = largest * jnp.sqrt(jnp.sum(jnp.square(rows / safe), axis=1))
+  else:
+    scales = largest
+  return jnp.where(jnp.isfinite(largest), scales, jnp.float32(jnp.nan))
+
+
+def _grid(rows: jax.Array, scales: jax.Array, bits: int) -> jax.Array:
+  """Returns rows [S, block] in steps above the lowest level, in [0, L - 1]; 0 for NaN."""
+  half = jnp.float32((levels(bits) - 1) / 2)
+  safe = jnp.where(scales > 0, scales, jnp.float32(1))[:, None]
+  grid = rows.astype(jnp.float32) / safe * half + half
+  return jnp.where(grid > 0, jnp.minimum(grid, 2 * half), jnp.float32(0))
+
+
+def _encode(
+  x: jax.Array,
+  bits: int,
+  scale: str | jax.Array,
+  block: int | None,
+  rounded: Callable[[jax.Array, jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (codes [D] uint8, scale [S]); `rounded` is (grid of a part, its number) -> codes."""
+  validate.integer(bits=bits, at_most=8)
+  if isinstance(scale, str):
+    validate.one_of(SCALES, scale=scale)
+  _checked(x, block)
+  whole = _scales(x[None], scale) if block is None else None
+  size = parts.PART if block is None else parts.length(block)
+  if whole is None and not isinstance(scale, str):
+    count = -(-x.size // block)
+    given = jnp.broadcast_to(jnp.asarray(scale, jnp.float32).reshape(-1), (count,))
+
+  def encode(start: jax.Array, length: int) -> tuple[jax.Array, ...]:
+    piece = parts.take(x, start, length)
+    if block is None:
+      rows, scales = piece[None], whole
+    else:
+      rows = _rows(piece, block)
+      known = scale if isinstance(scale, str) else parts.take(given, start // block, len(rows))
+      scales = _scales(rows, known)
+    grid = _grid(rows, scales, bits).reshape(-1)[:length]
+    codes = rounded(grid, start // size).astype(jnp.uint8)
+    return (codes,) if block is None else (codes, scales)
+
+  out = parts.stream(encode, x.size, size)
+  return (out[0], whole) if block is None else out
+
+
+def stochastic(
+  key: jax.Array,
+  x: jax.Array,
+  bits: int,
+  scale: str | jax.Array = 'max',
+  block: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (codes [D] uint8, scale [S] float32): x rounded to a level next to it, at random.
+
+  The expectation of the decoded value is x, up to 2 ** -17 of a step: the chance of rounding up
+  is a multiple of 2 ** -16, since 16 random bits a value are drawn.
+
+  Args:
+    key: of this use alone.
+    x: [D] floats.
+    bits: of a code, in [1, 8].
+    scale: 'max' (largest magnitude), 'l2' (the norm, as QSGD; never smaller), or float32 scales [S]
+      or one for all, known to both sides: codes of equal scales add.
+    block: values that share a scale, S = ceil(D / block); by default all, S = 1.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+
+  def rounded(grid: jax.Array, part: jax.Array) -> jax.Array:
+    drawn = _sixteen_bits(jax.random.fold_in(key, part), grid.size).astype(jnp.float32)
+    # (r + 1/2) / 2**16 is never 0 or 1: a value on a level stays there.
+    return jnp.floor(grid + (drawn + jnp.float32(0.5)) * jnp.float32(2**-16))
+
+  return _encode(x, bits, scale, block, rounded)
+
+
+def _sixteen_bits(key: jax.Array, size: int) -> jax.Array:
+  """Returns uint32 [size] below 2 ** 16: of each word drawn, the lower half, then the upper."""
+  words = jax.random.bits(key, (-(-size // 2),), jnp.uint32)
+  shifts = jnp.array([0, 16], jnp.uint32)[:, None]
+  return ((words[None] >> shifts) & jnp.uint32(0xFFFF)).reshape(-1)[:size]
+
+
+def deterministic(
+  x: jax.Array, bits: int, scale: str | jax.Array = 'max', block: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (codes [D] uint8, scale [S] float32): x rounded to the nearest level. Biased.
+
+  The arguments are those of `stochastic`.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  return _encode(x, bits, scale, block, lambda grid, _: jnp.round(grid))
+
+
+def decode(codes: jax.Array, scale: jax.Array, bits: int, block: int | None = None) -> jax.Array:
+  """Returns the levels [D] float32 that the codes [D] stand for.
+
+  Raises:
+    ValueError: an argument is out of range, or the scales are not one a block.
+  """
+  half = jnp.float32((levels(bits) - 1) / 2)
+  _checked(codes, block)
+  count = 1 if block is None else -(-codes.size // block)
+  if scale.shape != (count,):
+    raise ValueError(f'scale must be [{count}], one a block, got shape {scale.shape!r}.')
+  if block is None:
+    return (codes.astype(jnp.float32) - half) * (scale / half)
+
+  def values(start: jax.Array, length: int) -> jax.Array:
+    rows = _rows(parts.take(codes, start, length), block).astype(jnp.float32) - half
+    steps = parts.take(scale, start // block, len(rows)) / half
+    return (rows * steps[:, None]).reshape(-1)[:length]
+
+  return parts.stream(values, codes.size, parts.length(block))
+
+
+def sign(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns (signs packed as bits, uint8 [ceil(D / 8)], scale [1] float32 = mean magnitude).
+
+  The sign of zero is +. Biased: E is not x; the squared error is ||x||² - D scale², so it needs
+  error feedback.
+  """
+  x = x.astype(jnp.float32)
+  return packing.pack((x >= 0).astype(jnp.uint8), 1), jnp.mean(jnp.abs(x))[None]
+
+
+def decode_sign(packed: jax.Array, scale: jax.Array, size: int) -> jax.Array:
+  """Returns [size] float32, scale or -scale."""
+  return jnp.where(packing.unpack(packed, 1, size) == 1, scale, -scale)
+
+
+def ternary(
+  key: jax.Array, x: jax.Array, clip: float | None = None, block: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (codes [D] uint8 in 0, 1, 2 for -s, 0, s; scale [S] float32): TernGrad.
+
+  `decode` with 2 bits restores it. Unbiased without `clip`, as `stochastic`.
+
+  Args:
+    key: of this use alone.
+    x: [D] floats.
+    clip: None, or values are first clipped to so many of their root mean square (the paper: 2.5),
+      which bounds s and is biased.
+    block: values that share a scale; by default all.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  if clip is None:
+    return stochastic(key, x, 2, 'max', block)
+  validate.positive(clip=clip)
+  _checked(x, block)
+  rows = _rows(x.astype(jnp.float32), x.size if block is None else block)
+  largest = jnp.max(jnp.abs(rows), axis=1)
+  safe = jnp.where(largest > 0, largest, jnp.float32(1))
+  # The zeros that fill the last block up count towards its mean.
+  root = safe * jnp.sqrt(jnp.mean(jnp.square(rows / safe[:, None]), axis=1))
+  return stochastic(key, x, 2, jnp.minimum(jnp.float32(clip) * root, largest), block)

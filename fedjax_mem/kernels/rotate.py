@@ -1,0 +1,294 @@
+"""Randomised Walsh-Hadamard rotation, and DRIVE and EDEN: few bits a value on a rotated vector.
+
+A vector is cut into blocks of a power of two; each is multiplied by random signs and by the
+Hadamard matrix over the root of its size: an orthogonal map after which values look normal. Then
+EDEN rounds each value, in units of its block's root mean square, to the nearest of 2 ** b centroids
+(Lloyd-Max for the standard normal) and sends one scale a block, ||x||² / <Rx, Q(Rx)>, that makes
+the estimate unbiased for a uniform rotation; for this one only nearly so. DRIVE is its case b = 1.
+Relative squared error (vNMSE) of an estimate, for large blocks: 0.571, 0.133, 0.0358, 0.00959 with
+1, 2, 3, 4 bits.
+
+Edge cases:
+
+- a block of zeros: zeros
+- an infinite or NaN value: NaN for its block
+
+Reference: Vargaftik et al. (2021), arXiv 2105.08339 (DRIVE); Vargaftik et al. (2022), arXiv
+2108.08842 (EDEN); Max (1960) for the centroids.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_mem.core import validate
+from fedjax_mem.kernels import parts
+
+Tree = Any
+
+RADIX = 16
+LARGEST_BLOCK = 4096
+SMALLEST_BLOCK = 64
+# Padding that is accepted for a larger block, as a share of the vector.
+PADDING = 0.02
+# bits -> the upper half of the Lloyd-Max centroids of the standard normal; the lower is its mirror.
+CENTROIDS = {
+  1: (0.7978845608028654,),
+  2: (0.4527800398860679, 1.5104176087114887),
+  3: (0.24509416307340598, 0.7560052489539643, 1.3439092613750225, 2.151945669890335),
+  4: (
+    0.12839501671105813,
+    0.38804823445328507,
+    0.6567589957631145,
+    0.9423402689122875,
+    1.2562309480263467,
+    1.6180460517130526,
+    2.069016730231837,
+    2.732588804065177,
+  ),
+}
+
+
+def block_size(size: int) -> int:
+  """Returns a block for vectors of `size`: a power of two.
+
+  The largest up to 4096 that pads by less than 2%, which exists from 6,400 values on (so always
+  for 10**5 and more); for smaller vectors, the one of at least 64 that pads least.
+  """
+  validate.integer(size=size)
+  block = LARGEST_BLOCK
+  candidates = []
+  while block >= SMALLEST_BLOCK:
+    padding = -size % block
+    if padding < PADDING * size:
+      return block
+    candidates.append((padding, block))
+    block //= 2
+  return min(candidates, key=lambda c: (c[0], -c[1]))[1]
+
+
+def padded_size(size: int, block: int) -> int:
+  """Returns the number of values after rotation: `size` rounded up to whole blocks."""
+  return size + -size % block
+
+
+def _checked(block: int) -> int:
+  validate.integer(block=block)
+  if block & (block - 1):
+    raise ValueError(f'block must be a power of two, got {block!r}.')
+  return block
+
+
+def hadamard(x: jax.Array) -> jax.Array:
+  """Returns the rows of x [N, B] times the Hadamard matrix over the root of B, a power of two.
+
+  It is its own inverse.
+  """
+  block = _checked(x.shape[-1])
+  y, width = x, 1
+  while width < block:
+    # Sixteen at a time, as a product with a small matrix: fewer passes than sums of pairs.
+    radix = min(RADIX, block // width)
+    small = jnp.asarray(_sylvester(radix) * np.float32(radix**-0.5))
+    y = jnp.einsum('ij,njw->niw', small, y.reshape(-1, radix, width), precision='highest')
+    width *= radix
+  return y.reshape(x.shape)
+
+
+def _sylvester(size: int) -> np.ndarray:
+  """Returns the Hadamard matrix [size, size] of ones and minus ones."""
+  matrix = np.ones((1, 1), np.float32)
+  while len(matrix) < size:
+    matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+  return matrix
+
+
+def _signs(key: jax.Array, part: jax.Array, rows: int, block: int) -> jax.Array:
+  """Returns the random signs of a part, float32 [rows, block]: one drawn bit each."""
+  words = jax.random.bits(jax.random.fold_in(key, part), (-(-rows * block // 32),), jnp.uint32)
+  shifts = jax.lax.iota(jnp.uint32, 32)[:, None]
+  bits = ((words[None] >> shifts) & jnp.uint32(1)).reshape(-1)[: rows * block]
+  return jnp.where(bits == 1, jnp.float32(-1), jnp.float32(1)).reshape(rows, block)
+
+
+def _encode(
+  key: jax.Array, x: jax.Array, block: int | None, code: Callable[[jax.Array], Tree]
+) -> Tree:
+  """Returns code(rows [N, block]) of the rotated x, part by part; code gives vectors."""
+  if x.ndim != 1 or x.size == 0:
+    raise ValueError(f'x must be one flat vector [D], D >= 1, got shape {x.shape!r}.')
+  block = block_size(x.size) if block is None else _checked(block)
+  part = parts.length(block)
+
+  def encode(start: jax.Array, length: int) -> Tree:
+    piece = parts.take(x, start, length).astype(jnp.float32)
+    rows = jnp.pad(piece, (0, -length % block)).reshape(-1, block)
+    return code(hadamard(rows * _signs(key, start // part, *rows.shape)))
+
+  return parts.stream(encode, x.size, part)
+
+
+def _decode(
+  key: jax.Array,
+  size: int,
+  block: int | None,
+  rows_of: Callable[[jax.Array, int, int], jax.Array],
+) -> jax.Array:
+  """Returns [size], rotated back; rows_of is (start, values, block) -> rows [N, block]."""
+  block = block_size(size) if block is None else _checked(block)
+  part = parts.length(block)
+
+  def decode(start: jax.Array, length: int) -> jax.Array:
+    rows = rows_of(start, padded_size(length, block), block)
+    back = hadamard(rows) * _signs(key, start // part, *rows.shape)
+    return back.reshape(-1)[:length]
+
+  return parts.stream(decode, size, part)
+
+
+def rotate(key: jax.Array, x: jax.Array, block: int | None = None) -> jax.Array:
+  """Returns x rotated at random, float32 [padded_size(D, block)], of the same norm.
+
+  Args:
+    key: the same for `unrotate`.
+    x: [D] floats.
+    block: a power of two; by default `block_size(D)`.
+
+  Raises:
+    ValueError: block is not a power of two, or x not a vector.
+  """
+  return _encode(key, x, block, lambda y: y.reshape(-1))
+
+
+def unrotate(key: jax.Array, y: jax.Array, size: int, block: int | None = None) -> jax.Array:
+  """Returns the vector [size] that `rotate` made y of.
+
+  Raises:
+    ValueError: block is not a power of two, or y is not of the size that it gives.
+  """
+  block = block_size(size) if block is None else block
+  _fits(y, size, block, 'y')
+  return _decode(key, size, block, lambda at, n, b: parts.take(y, at, n).reshape(-1, b))
+
+
+def _fits(y: jax.Array, size: int, block: int, name: str) -> None:
+  if y.shape != (padded_size(size, _checked(block)),):
+    raise ValueError(
+      f'{name} must be [{padded_size(size, block)}] for {size} values in blocks of {block}, '
+      f'got {y.shape!r}.'
+    )
+
+
+def centroids(bits: int) -> np.ndarray:
+  """Returns the 2 ** bits centroids, ascending float32: code i stands for the i-th."""
+  validate.integer(bits=bits, at_most=4)
+  upper = np.array(CENTROIDS[bits], np.float32)
+  return np.concatenate([-upper[::-1], upper])
+
+
+def _value(codes: jax.Array, bits: int) -> jax.Array:
+  """Returns the centroids of the codes; a chain of selections, which fuses where a gather not."""
+  table = centroids(bits)
+  value = jnp.full(codes.shape, table[0])
+  for i in range(1, len(table)):
+    value = jnp.where(codes >= jnp.uint8(i), jnp.float32(table[i]), value)
+  return value
+
+
+def eden_encode(
+  key: jax.Array, x: jax.Array, bits: int, block: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (codes uint8 [padded_size(D, block)], scale float32 [blocks]).
+
+  Args:
+    key: of this client and use; the decoder needs it too. Clients with keys of their own have
+      independent errors, which average out.
+    x: [D] floats.
+    bits: of a code, in [1, 4].
+    block: a power of two; by default `block_size(D)`.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  table = centroids(bits)
+
+  def code(y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    largest = jnp.max(jnp.abs(y), axis=1, keepdims=True)
+    # In units of the largest value first: squares must neither overflow nor vanish.
+    unit = y / jnp.where(largest > 0, largest, jnp.float32(1))
+    squares = jnp.sum(jnp.square(unit), axis=1, keepdims=True)
+    root = jnp.sqrt(squares / y.shape[1])
+    z = unit / jnp.where(root > 0, root, jnp.float32(1))
+    codes = jnp.zeros(y.shape, jnp.uint8)
+    for edge in (table[1:] + table[:-1]) / 2:
+      codes += (z >= jnp.float32(edge)).astype(jnp.uint8)
+    inner = jnp.sum(unit * _value(codes, bits), axis=1, keepdims=True)
+    scale = largest * squares / jnp.where(squares > 0, inner, jnp.float32(1))
+    return codes.reshape(-1), scale[:, 0]
+
+  return _encode(key, x, block, code)
+
+
+def eden_decode(
+  key: jax.Array,
+  codes: jax.Array,
+  scale: jax.Array,
+  bits: int,
+  size: int,
+  block: int | None = None,
+) -> jax.Array:
+  """Returns the estimate [size] float32 of the vector that was encoded."""
+  block = block_size(size) if block is None else block
+  _fits(codes, size, block, 'codes')
+
+  def rows_of(start: jax.Array, count: int, block: int) -> jax.Array:
+    rows = _value(parts.take(codes, start, count), bits).reshape(-1, block)
+    return rows * parts.take(scale, start // block, len(rows))[:, None]
+
+  return _decode(key, size, block, rows_of)
+
+
+def drive_encode(
+  key: jax.Array, x: jax.Array, block: int | None = None, unbiased: bool = True
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (signs as codes 0 or 1, uint8 [padded_size(D, block)], scale float32 [blocks]).
+
+  Args:
+    key: of this client and use; the decoder needs it too.
+    x: [D] floats.
+    block: a power of two; by default `block_size(D)`.
+    unbiased: scale ||x||² / ||Rx||_1 (unbiased, vNMSE 0.571); else ||Rx||_1 / B, of the least error
+      (biased, vNMSE 1 - 2 / pi = 0.363: for error feedback).
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+
+  def code(y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    largest = jnp.max(jnp.abs(y), axis=1)
+    unit = y / jnp.where(largest > 0, largest, jnp.float32(1))[:, None]
+    total = jnp.sum(jnp.abs(unit), axis=1)
+    if unbiased:
+      ratio = jnp.sum(jnp.square(unit), axis=1) / jnp.where(total > 0, total, jnp.float32(1))
+    else:
+      ratio = total / y.shape[1]
+    return (y >= 0).astype(jnp.uint8).reshape(-1), largest * ratio
+
+  return _encode(key, x, block, code)
+
+
+def drive_decode(
+  key: jax.Array, codes: jax.Array, scale: jax.Array, size: int, block: int | None = None
+) -> jax.Array:
+  """Returns the estimate [size] float32 of the vector that was encoded."""
+  block = block_size(size) if block is None else block
+  _fits(codes, size, block, 'codes')
+
+  def rows_of(start: jax.Array, count: int, block: int) -> jax.Array:
+    signs = 2 * parts.take(codes, start, count).astype(jnp.float32) - 1
+    return signs.reshape(-1, block) * parts.take(scale, start // block, count // block)[:, None]
+
+  return _decode(key, size, block, rows_of)

@@ -1,0 +1,345 @@
+"""What the codecs share: a code of a flat vector, its bytes, and the layer that is made of it.
+
+A codec turns the flat float32 vector [D] of an update into parts that go on the wire as they are,
+and into what is left: values that a further codec may encode (`chain`). Where nothing but such
+values is sent and decoding is linear, the codes add: they are summed and decoded on the server.
+Any other code is decoded in the client half, which reports what it would have taken on the wire.
+
+What holds of every codec here:
+
+- an update that is not finite is sent as NaN, so that the engine drops its client and names it
+- a client of weight 0 takes no part: it sends nothing and keeps its state
+- an update of zeros is decoded to zeros, and takes the bytes of any other
+- arithmetic is float32; the leaves get their dtypes back
+
+Metrics: `ratio`, the bytes of the message without the codec over those with it, and the bytes sent
+as `bytes_up_high` * 65536 + `bytes_up_low` (int32 sums of a cohort's bytes would overflow), see
+`total_bytes`. Sizes may depend on the updates (gaps between indices), so no epsilon covers them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_mem.core import (
+  Bound,
+  Context,
+  IncompatibleStages,
+  Layer,
+  Mean,
+  Message,
+  Stage,
+  Total,
+  Traits,
+  tree,
+)
+from fedjax_mem.stages.compress import wire
+
+Tree = Any
+Shapes = tuple[tuple[int, ...], ...]
+_UNIT = 2**16
+
+for _kind, _meta in ((wire.Raw, []), (wire.Floats, []), (wire.Levels, ['bits'])):
+  jax.tree_util.register_dataclass(_kind, ['values'], _meta)
+jax.tree_util.register_dataclass(wire.Indices, ['values'], ['size'])
+
+
+class Draws(NamedTuple):
+  """Where a codec's random draws come from.
+
+  Attributes:
+    own: PRNG key of the client, which the receiver can derive.
+    common: PRNG key of everyone in the round.
+  """
+
+  own: jax.Array
+  common: jax.Array
+
+  def part(self, number: int) -> 'Draws':
+    """Returns the draws of one codec of several."""
+    return Draws(*(jax.random.fold_in(key, number) for key in self))
+
+
+class Code(NamedTuple):
+  """A vector, encoded.
+
+  Attributes:
+    parts: of the message, nested as the codec likes.
+    rest: [n] float32 (integers where they are on a shared grid), sent as they are unless another
+      codec encodes them; [0] if nothing is left.
+  """
+
+  parts: tuple[Any, ...]
+  rest: jax.Array
+
+
+def _nothing_left(shapes: Shapes) -> Shapes:
+  del shapes
+  return ((0,),)
+
+
+def _keep(bound: Bound) -> Bound:
+  return bound
+
+
+def _any(shapes: Shapes) -> None:
+  del shapes
+
+
+class Codec(NamedTuple):
+  """How a flat vector is encoded and decoded; `shapes` are those of the leaves it was made of.
+
+  Attributes:
+    name: of the method.
+    encode: (draws, x [D] float32, shapes) -> code.
+    decode: (draws, code, shapes) -> [D] float32; the draws are those of `encode`.
+    left: shapes -> shapes of the code's `rest`.
+    check: raises `ValueError` for shapes that the codec cannot encode.
+    linear: whether codes add; then they have no parts, and decoding draws from `common` alone.
+    unbiased: whether the expectation of what is decoded is what was encoded.
+    error: shapes -> what E ||decoded - x||² is at most, over ||x||²; None: not stated.
+    sensitivity: bound of x -> bound of what is decoded.
+    feedback: why error feedback would diverge, or None.
+  """
+
+  name: str
+  encode: Callable[[Draws, jax.Array, Shapes], Code]
+  decode: Callable[[Draws, Code, Shapes], jax.Array]
+  left: Callable[[Shapes], Shapes] = _nothing_left
+  check: Callable[[Shapes], None] = _any
+  linear: bool = False
+  unbiased: bool = False
+  error: Callable[[Shapes], float | None] = lambda shapes: None
+  sensitivity: Callable[[Bound], Bound] = _keep
+  feedback: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Unbounded:
+  """A `sensitivity` that leaves every norm unknown; the plan's refusals give its reason.
+
+  Attributes:
+    reason: why, a clause.
+  """
+
+  reason: str
+
+  def __call__(self, bound: Bound) -> Bound:
+    """Returns the bound that says nothing."""
+    del bound
+    return Bound()
+
+
+def size(shapes: Shapes) -> int:
+  """Returns D, the number of values in all leaves."""
+  return sum(math.prod(shape) for shape in shapes)
+
+
+def split(x: jax.Array, shapes: Shapes) -> list[jax.Array]:
+  """Returns the flat vectors of the leaves."""
+  ends = np.cumsum([math.prod(shape) for shape in shapes])
+  return [x[end - math.prod(shape) : end] for shape, end in zip(shapes, ends, strict=True)]
+
+
+def flat(payload: Tree) -> tuple[jax.Array, Shapes]:
+  """Returns (all values [D] float32, shapes of the leaves)."""
+  leaves = jax.tree.leaves(payload)
+  whole = [x.astype(jnp.float32).reshape(-1) for x in leaves]
+  return jnp.concatenate(whole), tuple(x.shape for x in leaves)
+
+
+def unflat(x: jax.Array, like: Tree) -> Tree:
+  """Returns the values [D] as a tree of the shapes and dtypes of `like`."""
+  leaves, structure = jax.tree.flatten(like)
+  parts = split(x, tuple(leaf.shape for leaf in leaves))
+  made = [p.reshape(s.shape).astype(s.dtype) for p, s in zip(parts, leaves, strict=True)]
+  return jax.tree.unflatten(structure, made)
+
+
+def parts_of(code: Code) -> list[wire.Part]:
+  """Returns the parts of the code's message, what is left as the last."""
+  parts = jax.tree.leaves(code.parts, is_leaf=lambda x: isinstance(x, wire.Part))
+  return [*parts, wire.Floats(code.rest)] if code.rest.size else parts
+
+
+def nbytes(parts: list[wire.Part], aux: Tree = ()) -> jax.Array:
+  """Returns the bytes of a message, int32, computed from the data where they depend on it."""
+  total = jnp.int32(wire.OVERHEAD)
+  for part in parts:
+    total += jnp.int32(wire.fixed_size(part))
+    if isinstance(part, wire.Indices):
+      total += _indices_size(part)
+  beside = tree.size(aux)
+  return total + jnp.int32(wire.PART + 4 * beside if beside else 0)
+
+
+def _indices_size(part: wire.Indices) -> jax.Array:
+  """Returns the bytes of indices in their shorter form."""
+  before = jnp.concatenate([jnp.full(1, -1, jnp.int32), part.values[:-1]])
+  gaps = part.values - before - 1
+  more = sum((jnp.sum(gaps >= step, dtype=jnp.int32) for step in wire.STEPS), jnp.int32(gaps.size))
+  return jnp.minimum(more, jnp.int32(wire.bitmap_size(part.size)))
+
+
+def dense_size(payload: Tree, aux: Tree = ()) -> int:
+  """Returns the bytes of a message that is not encoded: its arrays in their own dtypes."""
+  beside = tree.size(aux)
+  return wire.OVERHEAD + wire.PART + tree.nbytes(payload) + (wire.PART + 4 * beside) * bool(beside)
+
+
+def to_bytes(code: Code, weight: float, aux: Tree = ()) -> bytes:
+  """Returns a client's message as the wire carries it (NumPy, outside of what is compiled)."""
+  parts = parts_of(jax.tree.map(np.asarray, code))
+  beside = [np.asarray(x, np.float32).reshape(-1) for x in jax.tree.leaves(aux)]
+  return wire.encode(weight, [*parts, wire.Floats(np.concatenate(beside))] if beside else parts)
+
+
+def from_bytes(codec: Codec, data: bytes, shapes: Shapes) -> tuple[Code, float]:
+  """Returns (code, weight) of a message without aux.
+
+  Raises:
+    ValueError: it is damaged, or not what this codec writes for these shapes.
+  """
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  x = jax.ShapeDtypeStruct((size(shapes),), jnp.float32)
+  like = jax.eval_shape(lambda own, x: codec.encode(Draws(own, own), x, shapes), key, x)
+  packet = wire.decode(data, [wire.spec(part) for part in parts_of(like)])
+  leaves, structure = jax.tree.flatten(like)
+  values = [part.values for part in packet.parts]
+  values += [np.zeros(0, np.float32)] * (len(leaves) - len(values))
+  cast = [jnp.asarray(v, x.dtype) for v, x in zip(values, leaves, strict=True)]
+  return jax.tree.unflatten(structure, cast), packet.weight
+
+
+def sent(name: str, value: jax.Array, count: jax.Array) -> dict[str, Total]:
+  """Returns the metrics of `count` messages of `value` bytes each; see `total_bytes`."""
+  high, low = value // _UNIT, value % _UNIT
+  count = count.astype(jnp.int32)
+  return {f'{name}_high': Total(count * high), f'{name}_low': Total(count * low)}
+
+
+def total_bytes(metrics: Mapping[str, Any], name: str) -> Any:
+  """Returns the exact bytes in the metrics of a round (or of many), summed over layers.
+
+  Args:
+    metrics: 'layer/metric' -> numbers, as a simulation returns them.
+    name: 'bytes_up', 'bytes_down' or 'bytes_more_down'.
+
+  Returns:
+    Integers of the metrics' shape, or None if no layer reports them.
+  """
+  total = None
+  for key, high in metrics.items():
+    if key.endswith(f'/{name}_high'):
+      low = metrics[f'{key.removesuffix("high")}low']
+      here = np.asarray(high, np.int64) * _UNIT + np.asarray(low, np.int64)
+      total = here if total is None else total + here
+  return total
+
+
+def reported(payload: Tree, aux: Tree, value: jax.Array, on: jax.Array) -> dict[str, Any]:
+  """Returns the metrics of one client's message of `value` bytes, if it is `on`."""
+  takes = on.astype(jnp.float32)
+  dense = jnp.float32(dense_size(payload, aux))
+  return {
+    **sent('bytes_up', value, on),
+    'ratio': Mean(takes * dense, takes * value.astype(jnp.float32)),
+  }
+
+
+def check_floats(name: str, ctx: Context) -> Shapes:
+  """Returns the shapes of the leaves of what a layer receives, all floats.
+
+  Raises:
+    IncompatibleStages: a leaf is not.
+  """
+  leaves = jax.tree.leaves(ctx.like.payload)
+  other = [x for x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
+  if other or not leaves:
+    found = f'{other[0].dtype}{list(other[0].shape)}' if other else 'nothing'
+    raise IncompatibleStages(
+      f'{name!r} encodes arrays of floats, and its payload holds {found}: leave such arrays out of '
+      'the parameters.'
+    )
+  return tuple(x.shape for x in leaves)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """The client half of a codec's layer.
+
+  Attributes:
+    codec: the codec.
+  """
+
+  codec: Codec
+
+  @property
+  def encodes(self) -> str:
+    """Name of the method, for the plan: of such layers a round has one."""
+    return self.codec.name
+
+  def __call__(self, ctx: Context, message: Message, state: Tree):
+    """Returns (message, state, metrics), as every half of a layer."""
+    codec, draws = self.codec, Draws(ctx.key, ctx.common)
+    x, shapes = flat(message.payload)
+    code = codec.encode(draws, x, shapes)
+    values = code.rest if codec.linear else codec.decode(draws, code, shapes)
+    values = jnp.where(jnp.isfinite(x).all(), values, jnp.float32(jnp.nan))
+    on = message.weight > 0
+    values = tree.keep(on, values)
+    payload = values if codec.linear else unflat(values, message.payload)
+    value = nbytes(parts_of(code), message.aux)
+    metrics = reported(message.payload, message.aux, value, on)
+    return message._replace(payload=payload), state, metrics
+
+  def init(self, ctx: Context) -> Tree:
+    """Returns the state of a client, which is empty.
+
+    Raises:
+      ValueError: the codec cannot encode what the layer receives.
+    """
+    self.codec.check(check_floats(self.codec.name, ctx))
+    return ()
+
+
+def layer_of(codec: Codec) -> Layer:
+  """Returns the layer of a codec."""
+
+  def server(ctx: Context, message: Message, state: Tree):
+    if not codec.linear:
+      return message, state, {}
+    shapes = tuple(x.shape for x in jax.tree.leaves(ctx.like.payload))
+    draws = Draws(ctx.common, ctx.common)
+    whole = codec.decode(draws, Code((), message.payload), shapes)
+    return message._replace(payload=unflat(whole, ctx.like.payload)), state, {}
+
+  encoder = Encoder(codec)
+  return Layer(
+    codec.name,
+    Stage(encoder, encoder.init),
+    Stage(server),
+    sensitivity=codec.sensitivity,
+    traits=Traits(adds=codec.linear),
+  )
+
+
+def codec_of(**named: Any) -> Codec:
+  """Returns the codec of a layer made by one of the factories here.
+
+  Raises:
+    ValueError: it is another layer.
+  """
+  ((name, layer),) = named.items()
+  found = getattr(getattr(layer, 'client', None), 'apply', None)
+  if not isinstance(found, Encoder):
+    raise ValueError(
+      f'{name} must be a codec such as top_k or quantize, without error feedback or a state, '
+      f'got {getattr(layer, "name", layer)!r}.'
+    )
+  return found.codec

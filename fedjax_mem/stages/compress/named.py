@@ -1,0 +1,39 @@
+"""A codec where another takes one: a layer, its name, or a table with its options."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from fedjax_mem.core import Layer, validate
+
+
+def layer(**given: Any) -> Layer:
+  """Returns the layer that is given, or that a name or a table {use = name, …} describes.
+
+  Raises:
+    ValueError: neither of these, or an unknown name or option.
+  """
+  ((argument, codec),) = given.items()
+  if isinstance(codec, Layer):
+    return codec
+  # Not above: the factories that take codecs are in this registry too.
+  from fedjax_mem.stages.compress import COMPRESSION
+
+  options = dict(codec) if isinstance(codec, Mapping) else {'use': codec}
+  name = options.pop('use', None)
+  if not isinstance(name, str):
+    raise ValueError(
+      f'{argument} must be a codec, its name, or a table with the name as `use`, got {codec!r}.'
+    )
+  make = COMPRESSION[validate.one_of(COMPRESSION, **{argument: name})]
+  parameters = inspect.signature(make).parameters
+  for option in options:
+    if option not in parameters:
+      raise ValueError(
+        f'{argument}.{option} must be among {list(parameters)!r}, got an unknown option of '
+        f'{name!r}.{validate.nearest(option, parameters)}'
+      )
+  missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
+  if missing:
+    raise ValueError(f'{argument}.{missing[0]} must be given for {name!r}, got none.')
+  return make(**options)
