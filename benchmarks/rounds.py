@@ -1,7 +1,8 @@
 """How fast is a round? One JSON line for a work.
 
 python -m benchmarks.rounds --work W1 [--execution loop|vmap|chunk:K] [--cohort C] [--population N]
-    [--against torch-loop [--peer-python PYTHON] [--peer-processes 2] [--peer-threads 1]]
+    [--against torch-loop|fedjax|pfl [--peer-python PYTHON] [--peer-processes P]
+    [--peer-threads T] [--peer-devices D]]
 
 Segments of rounds are timed, fenced, without compilation or evaluation, as a run does them: a
 segment lasts about half a second, or one round. `mfu` is the model's
@@ -33,8 +34,16 @@ def execution(text: str, count: int | str, pool: bool) -> Execution:
   return Execution(mode=mode, chunk=int(chunk) if chunk else None, devices=count, pool=pool)
 
 
-class TorchLoop:
-  """The peer in its own process, asked for rounds in turn with ours."""
+# The module of each peer, and the options it has; those not given are the best seen for the work.
+PEERS = {
+  'torch-loop': ('torch_loop', ('processes', 'threads')),
+  'fedjax': ('fedjax_runner', ('devices',)),
+  'pfl': ('pfl_runner', ('processes', 'threads')),
+}
+
+
+class Peer:
+  """Another simulator in its own process, asked for rounds in turn with ours."""
 
   def __init__(self, work: works.Work, data: Any, args: argparse.Namespace):
     self._folder = tempfile.TemporaryDirectory()
@@ -43,21 +52,25 @@ class TorchLoop:
     for prefix, arrays in (('', data.arrays), ('test_', data.test)):
       for name, x in arrays.items():
         np.save(folder / f'{prefix}{name}.npy', x)
-    script = pathlib.Path(__file__).parent / 'peers' / 'torch_loop.py'
-    how = ['--processes', str(args.peer_processes), '--threads', str(args.peer_threads)]
+    self._module, known = PEERS[args.against]
+    given = {name: getattr(args, f'peer_{name}') for name in known}
     self._process = subprocess.Popen(
-      [args.peer_python, str(script), str(folder), *how],
+      [args.peer_python, '-m', f'benchmarks.peers.{self._module}', str(folder)]
+      + [f'--{name}={value}' for name, value in given.items() if value is not None],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
+      cwd=pathlib.Path(__file__).parents[1],
     )
-    self.version = self._read()['torch']
+    self.versions = ', '.join(f'{name} {version}' for name, version in self._read().items())
     self.seconds: list[float] = []
 
   def _read(self) -> dict[str, Any]:
     line = self._process.stdout.readline()
     if not line:
-      raise SystemExit('the peer ended: is torch installed? pip install -e ".[bench]"')
+      raise SystemExit(
+        f'the peer ended: has --peer-python what benchmarks/peers/{self._module}.py asks for?'
+      )
     return json.loads(line)
 
   def ask(self, line: str) -> dict[str, Any]:
@@ -74,7 +87,7 @@ class TorchLoop:
     """Returns the peer's figures and the ratio of the medians, > 1 where we are faster."""
     median = float(np.median(self.seconds))
     facts = {
-      'peer': f'torch {self.version}',
+      'peer': self.versions,
       'peer_rounds_per_s': round(1 / median, 4),
       'peer_median_s': round(median, 4),
       'peer_accuracy': round(self.ask('accuracy')['accuracy'], 4),
@@ -97,10 +110,11 @@ def main() -> None:
   parser.add_argument('--population', type=int, help='clients, if not those of the work')
   parser.add_argument('--rounds', type=int, default=10, help='rounds that are timed')
   parser.add_argument('--data-dir')
-  parser.add_argument('--against', choices=['torch-loop'])
-  parser.add_argument('--peer-python', default=sys.executable, help='an interpreter with torch')
-  parser.add_argument('--peer-processes', type=int, default=2)
-  parser.add_argument('--peer-threads', type=int, default=1)
+  parser.add_argument('--against', choices=list(PEERS))
+  parser.add_argument('--peer-python', default=sys.executable, help="the peer's interpreter")
+  parser.add_argument('--peer-processes', type=int, help='of torch-loop and pfl')
+  parser.add_argument('--peer-threads', type=int, help='of each process of torch-loop and pfl')
+  parser.add_argument('--peer-devices', type=int, help='of fedjax: 1 is jit, more is pmap')
   args = parser.parse_args()
   began = time.perf_counter()
   count = args.devices if args.devices == 'auto' else int(args.devices)
@@ -130,7 +144,7 @@ def main() -> None:
   before = time.perf_counter()
   state, _ = sim.run(state, 1)
   segment = int(np.clip(0.5 / (time.perf_counter() - before), 1, min(64, args.rounds)))
-  peer = TorchLoop(work, data, args) if args.against else None
+  peer = Peer(work, data, args) if args.against else None
   times = []
   if peer:
     peer.run(1)  # warm up, as we did

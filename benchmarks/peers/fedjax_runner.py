@@ -8,7 +8,7 @@ FedJAX needs an older JAX, so an environment of its own, with Python 3.10 (Tenso
 FOLDER and the lines on standard input are those of `benchmarks/peers/torch_loop.py`. One program
 a local step, one client after another on all cores, is FedJAX's jit backend, the best seen for W3.
 Its pmap backend, on one host device a core, is 1.6 times as fast for the CNN of W1 and W2 (a
-cohort in blocks of one client a device), but a third as fast for W3.
+cohort in blocks of one client a device), but a third as fast for W3: those are the defaults.
 FedJAX has no noise: W2 is the same client training with FedJAX's clip by global norm, and a
 Gaussian on the sum.
 """
@@ -120,7 +120,7 @@ def private_averaging(grad_fn, client_optimizer, server_optimizer, hparams, work
   def apply(state, clients):
     batches = [(name, data.shuffle_repeat_batch(hparams), key) for name, data, key in clients]
     total = fedjax.tree_util.tree_sum(update for _, update in train(state.params, batches))
-    # No client's key, but drawn from the round's keys: any of them may seed it.
+    # Folded from a client's key, which is otherwise only ever split.
     mean = private_mean(total, jax.random.fold_in(clients[0][2], work['cohort']))
     opt_state, params = server_optimizer.apply(mean, state.opt_state, state.params)
     return fed_avg.ServerState(params, opt_state), {}
@@ -162,7 +162,7 @@ def main() -> None:
   if work['model'] not in MODELS:
     raise SystemExit(f'the works of this peer are W1 to W3, got the model {work["model"]!r}.')
   devices = args.devices or DEVICES[work['model']]
-  # Read when jax first looks for devices, which is below.
+  # Read when jax first looks for devices, below; flags of a newer XLA would end an older one.
   os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
   fedjax.set_for_each_client_backend('jit' if devices == 1 else 'pmap')
   model = make_model(work['model'])

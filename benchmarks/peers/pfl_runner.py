@@ -3,10 +3,12 @@
 It needs an older dp-accounting, so an environment of its own (Python 3.11):
 
     pip install pfl==0.6.0 torch==2.13.0 'dp-accounting<0.6'
-    python -m benchmarks.peers.pfl_runner FOLDER [--processes 2 --threads 1]
+    python -m benchmarks.peers.pfl_runner FOLDER
 
 FOLDER and the lines on standard input are those of `benchmarks/peers/torch_loop.py`, and so is the
 model. Images are scaled once, ahead, and W2 is pfl's own Gaussian mechanism, applied centrally.
+The best setting seen for W3 was 2 processes with 1 thread each, by pfl's own distribution over
+workers; one process with 2 threads falls behind tenfold as soon as another program takes a core.
 """
 
 import argparse
@@ -166,6 +168,7 @@ def relay(processes: int) -> None:
     )
     for rank in range(processes)
   ]
+  sys.stdout.close()  # only rank 0 answers, and its end is seen
   pipes = [rank.stdin for rank in ranks if rank.stdin]
   for line in sys.stdin:
     for pipe in pipes:
@@ -181,16 +184,16 @@ def main() -> None:
   """Serves rounds on standard input and output."""
   parser = argparse.ArgumentParser()
   parser.add_argument('folder', type=pathlib.Path)
-  parser.add_argument('--processes', type=int, default=1)
-  parser.add_argument('--threads', type=int, default=2)
+  parser.add_argument('--processes', type=int, default=2)
+  parser.add_argument('--threads', type=int, default=1)
   args = parser.parse_args()
+  work = json.loads((args.folder / 'work.json').read_text())
+  if work['model'] not in ('cnn', 'logistic'):
+    raise SystemExit(f'the works of this peer are W1 to W3, got the model {work["model"]!r}.')
   if args.processes > 1 and 'PFL_WORKER_RANK' not in os.environ:
     relay(args.processes)
     return
   torch.set_num_threads(args.threads)
-  work = json.loads((args.folder / 'work.json').read_text())
-  if work['model'] not in ('cnn', 'logistic'):
-    raise SystemExit(f'the works of this peer are W1 to W3, got the model {work["model"]!r}.')
   simulation = Simulation(work, args.folder)
   test = Dataset(load(args.folder, 'test_'))
   print(json.dumps({'pfl': __version__, 'torch': torch.__version__}), flush=True)

@@ -31,8 +31,11 @@ class _Question:
 
   def _answer(self, command: str, **given: Any) -> list[dict[str, Any]]:
     from fedjax_mem.account import privacy_table
+    from fedjax_mem.core import validate
     from fedjax_mem.report.tables import format_table
 
+    if given.get('target_epsilon') is not None:
+      validate.positive(target_epsilon=given['target_epsilon'])
     rows = privacy_table(
       command,
       population=self.population,

@@ -146,7 +146,7 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
   """Returns the lines of the table: sizes, how many times fewer bytes, accuracies in per cent."""
   plain = next(x for x in entries if x.label == PLAIN)
   mean = lambda x: 100 * statistics.fmean(x.accuracies)
-  spread = lambda x: 100 * statistics.stdev(x.accuracies) if len(x.accuracies) > 1 else None
+  several = lambda x: len(x.accuracies) > 1
   return [
     {
       'codec': x.label,
@@ -154,7 +154,7 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
       'fewer': round(plain.size / x.size, 2),
       'bytes down': round(x.down),
       'accuracy': round(mean(x), 2),
-      'deviation': None if spread(x) is None else round(spread(x), 2),
+      'deviation': round(100 * statistics.stdev(x.accuracies), 2) if several(x) else None,
       'points lost': round(mean(plain) - mean(x), 2),
       'seeds': len(x.accuracies),
     }

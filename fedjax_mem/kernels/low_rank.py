@@ -10,7 +10,7 @@ pieces of it.
 Edge cases:
 
 - M = 0, or of a rank below r: columns of P that nothing is left for are zero, as are those of Q'
-- NaN or infinity: the affected columns are NaN
+- NaN or infinity in M: P and Q' hold NaN
 
 Reference: Vogels, Karimireddy, Jaggi (2019), arXiv 1905.13727, Algorithm 1.
 """
@@ -31,30 +31,39 @@ def start(key: jax.Array, columns: int, rank: int) -> jax.Array:
   return jax.random.normal(key, (columns, rank), jnp.float32)
 
 
+@jax.jit
 def orthonormal(p: jax.Array) -> jax.Array:
   """Returns p [A, R] with orthonormal columns of the same span, by Gram-Schmidt done twice.
 
   Columns that depend on those before them become zero. The columns' scale does not matter.
   """
   p = p.astype(jnp.float32)
-  done: list[jax.Array] = []
-  for i in range(p.shape[1]):
-    largest = jnp.max(jnp.abs(p[:, i]), initial=0)
-    column = p[:, i] / jnp.where(largest == 0, jnp.float32(1), largest)
+
+  def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision='highest')
+
+  def step(i: jax.Array, basis: jax.Array) -> jax.Array:
+    column = basis[:, i]
+    basis = basis.at[:, i].set(0)
+    largest = jnp.max(jnp.abs(column), initial=0)
+    column = column / jnp.where(largest == 0, jnp.float32(1), largest)
     before = jnp.sqrt(jnp.sum(jnp.square(column)))
+    # The columns from i on are in the way of the product: their coefficients are dropped.
+    done = jnp.arange(p.shape[1]) < i
     for _ in range(2):
-      for other in done:
-        column = column - jnp.sum(other * column) * other
+      parts = jnp.where(done, product(basis.T, column), jnp.float32(0))
+      column = column - product(basis, parts)
     norm = jnp.sqrt(jnp.sum(jnp.square(column)))
     gone = norm <= DEPENDENT * before
     unit = column / jnp.where(gone, jnp.float32(1), norm)
-    done.append(jnp.where(gone, jnp.float32(0), unit))
-  return jnp.stack(done, axis=1)
+    return basis.at[:, i].set(jnp.where(gone, jnp.float32(0), unit))
+
+  return jax.lax.fori_loop(0, p.shape[1], step, p)
 
 
 def project(m: jax.Array, q: jax.Array) -> jax.Array:
   """Returns M Q [A, R], float32, of m [A, B] and q [B, R]."""
-  return jnp.matmul(m.astype(jnp.float32), q.astype(jnp.float32))
+  return jnp.matmul(m.astype(jnp.float32), q.astype(jnp.float32), precision='highest')
 
 
 def encode(m: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -76,7 +85,7 @@ def encode(m: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def decode(p: jax.Array, q: jax.Array) -> jax.Array:
   """Returns P Qᵀ [A, B], float32."""
-  return jnp.matmul(p, q.T)
+  return jnp.matmul(p, q.T, precision='highest')
 
 
 def warm(q: jax.Array, last: jax.Array) -> jax.Array:

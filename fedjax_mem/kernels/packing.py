@@ -7,6 +7,8 @@ and a vector [D] becomes m = ceil(D / n) bytes: byte j holds the parts of the co
 long runs. The last byte positions without a code are zero.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -34,6 +36,7 @@ def nbytes(size: int, bits: int) -> int:
   return sum(-(-size * width // 8) for _, width in _parts(bits))
 
 
+@functools.partial(jax.jit, static_argnames=('bits',))
 def pack(codes: jax.Array, bits: int) -> jax.Array:
   """Returns the codes as bytes, uint8 [nbytes(D, bits)].
 
@@ -58,6 +61,7 @@ def pack(codes: jax.Array, bits: int) -> jax.Array:
   return jnp.concatenate(packed)
 
 
+@functools.partial(jax.jit, static_argnames=('bits', 'size'))
 def unpack(packed: jax.Array, bits: int, size: int) -> jax.Array:
   """Returns the codes [size] uint8 that were packed.
 
@@ -75,15 +79,14 @@ def unpack(packed: jax.Array, bits: int, size: int) -> jax.Array:
       f'packed must be {nbytes(size, bits)} bytes for {size} codes of {bits} bits, '
       f'got {packed.size!r}.'
     )
-  codes, begin = None, 0
+  parts, begin = [], 0
   for start, width in _parts(bits):
     end = begin + -(-size * width // 8)
     shifts = jnp.arange(0, 8, width, dtype=jnp.uint8)[:, None]
     rows = (packed[begin:end][None] >> shifts) & jnp.uint8(2**width - 1)
-    part = rows.reshape(-1)[:size] << jnp.uint8(start)
-    codes = part if codes is None else codes | part
+    parts.append(rows.reshape(-1)[:size] << jnp.uint8(start))
     begin = end
-  return codes
+  return functools.reduce(jnp.bitwise_or, parts)
 
 
 def _bytes_only(**named: jax.Array) -> None:

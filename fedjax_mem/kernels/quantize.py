@@ -11,11 +11,11 @@ vector or of each block of it; it travels beside the codes. With s the largest m
 | `ternary` | as stochastic | < s | <= s² / 4 |
 | `sign` | no | <= max(s, |x| - s) | |x|² - s², s the mean magnitude |
 
-The bounds hold up to float32's rounding (2 ** -23 s).
+The bounds hold up to float32's rounding (2 ** -22 s).
 
 Edge cases:
 
-- all zeros, or magnitudes below 2 ** -126: zeros
+- all zeros, or no magnitude above 2 ** -118: zeros
 - infinity or NaN: the values of that block are all NaN
 - values beyond a scale that was given: clipped to it
 
@@ -23,7 +23,7 @@ Reference: Alistarh et al. (2017), arXiv 1610.02132, for `stochastic` with scale
 (2017), arXiv 1705.07878, for `ternary`; Karimireddy et al. (2019), arXiv 1901.09847, for `sign`.
 """
 
-from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -52,12 +52,12 @@ def _checked(x: jax.Array, block: int | None) -> None:
     validate.integer(block=block)
 
 
-def _scales(rows: jax.Array, scale: str | jax.Array) -> jax.Array:
+def _scales(rows: jax.Array, given: jax.Array | None, scale: str | None) -> jax.Array:
   """Returns the scale of each of rows [S, block], float32 [S]; NaN where a value is not finite."""
   rows = rows.astype(jnp.float32)
   largest = jnp.max(jnp.abs(rows), axis=1)
-  if not isinstance(scale, str):
-    scales = jnp.broadcast_to(jnp.asarray(scale, jnp.float32).reshape(-1), rows.shape[:1])
+  if given is not None:
+    scales = given
   elif scale == 'l2':
     safe = jnp.where(largest > 0, largest, jnp.float32(1))[:, None]
     scales = largest * jnp.sqrt(jnp.sum(jnp.square(rows / safe), axis=1))
@@ -66,46 +66,65 @@ def _scales(rows: jax.Array, scale: str | jax.Array) -> jax.Array:
   return jnp.where(jnp.isfinite(largest), scales, jnp.float32(jnp.nan))
 
 
-def _grid(rows: jax.Array, scales: jax.Array, bits: int) -> jax.Array:
-  """Returns rows [S, block] in steps above the lowest level, in [0, L - 1]; 0 for NaN."""
+def _steps(ratio: jax.Array, bits: int) -> jax.Array:
+  """Returns x / s in steps: |x / s| in [0, (L - 1) / 2], or of 1 bit from -s up in [0, 1].
+
+  NaN gives 0. No sum follows a product, here or in the rounding: fused into one operation, which a
+  compiler may or may not do, it would round otherwise.
+  """
   half = jnp.float32((levels(bits) - 1) / 2)
-  safe = jnp.where(scales > 0, scales, jnp.float32(1))[:, None]
-  grid = rows.astype(jnp.float32) / safe * half + half
-  return jnp.where(grid > 0, jnp.minimum(grid, 2 * half), jnp.float32(0))
+  steps = (ratio + 1) * half if bits == 1 else jnp.abs(ratio) * half
+  return jnp.where(steps > 0, jnp.minimum(steps, jnp.float32(levels(bits) // 2)), jnp.float32(0))
 
 
 def _encode(
-  x: jax.Array,
-  bits: int,
-  scale: str | jax.Array,
-  block: int | None,
-  rounded: Callable[[jax.Array, jax.Array], jax.Array],
+  key: jax.Array | None, x: jax.Array, bits: int, scale: str | jax.Array, block: int | None
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns (codes [D] uint8, scale [S]); `rounded` is (grid of a part, its number) -> codes."""
+  """Returns (codes [D] uint8, scale [S]): rounded at random with a key, else to the nearest."""
   validate.integer(bits=bits, at_most=8)
-  if isinstance(scale, str):
-    validate.one_of(SCALES, scale=scale)
   _checked(x, block)
-  whole = _scales(x[None], scale) if block is None else None
+  if isinstance(scale, str):
+    return _coded(key, x, None, bits, validate.one_of(SCALES, scale=scale), block)
+  count = 1 if block is None else -(-x.size // block)
+  given = jnp.broadcast_to(jnp.asarray(scale, jnp.float32).reshape(-1), (count,))
+  return _coded(key, x, given, bits, None, block)
+
+
+@functools.partial(jax.jit, static_argnames=('bits', 'scale', 'block'))
+def _coded(
+  key: jax.Array | None,
+  x: jax.Array,
+  given: jax.Array | None,
+  bits: int,
+  scale: str | None,
+  block: int | None,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns what `_encode` does, with scales that are `given` or of the kind `scale`."""
   size = parts.PART if block is None else parts.length(block)
-  if whole is None and not isinstance(scale, str):
-    count = -(-x.size // block)
-    given = jnp.broadcast_to(jnp.asarray(scale, jnp.float32).reshape(-1), (count,))
 
-  def encode(start: jax.Array, length: int) -> tuple[jax.Array, ...]:
-    piece = parts.take(x, start, length)
-    if block is None:
-      rows, scales = piece[None], whole
-    else:
-      rows = _rows(piece, block)
-      known = scale if isinstance(scale, str) else parts.take(given, start // block, len(rows))
-      scales = _scales(rows, known)
-    grid = _grid(rows, scales, bits).reshape(-1)[:length]
-    codes = rounded(grid, start // size).astype(jnp.uint8)
-    return (codes,) if block is None else (codes, scales)
+  half = jnp.float32(levels(bits) // 2)
 
-  out = parts.stream(encode, x.size, size)
-  return (out[0], whole) if block is None else out
+  def codes(rows: jax.Array, scales: jax.Array, start: jax.Array, length: int) -> jax.Array:
+    safe = jnp.where(scales > 0, scales, jnp.float32(1))[:, None]
+    ratio = (rows.astype(jnp.float32) / safe).reshape(-1)[:length]
+    steps = _steps(ratio, bits)
+    whole = jnp.round(steps) if key is None else _rounded(key, steps, start // size)
+    if bits > 1:
+      whole = jnp.where(ratio < 0, half - whole, half + whole)
+    return whole.astype(jnp.uint8)
+
+  if block is None:
+    scales = _scales(x[None], given, scale)
+    whole = lambda start, length: codes(parts.take(x, start, length)[None], scales, start, length)
+    return parts.stream(whole, x.size, size), scales
+
+  def blocks(start: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    rows = _rows(parts.take(x, start, length), block)
+    known = None if given is None else parts.take(given, start // block, len(rows))
+    scales = _scales(rows, known, scale)
+    return codes(rows, scales, start, length), scales
+
+  return parts.stream(blocks, x.size, size)
 
 
 def stochastic(
@@ -117,8 +136,9 @@ def stochastic(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (codes [D] uint8, scale [S] float32): x rounded to a level next to it, at random.
 
-  The expectation of the decoded value is x, up to 2 ** -17 of a step: the chance of rounding up
-  is a multiple of 2 ** -16, since 16 random bits a value are drawn.
+  The expectation of the decoded value is x, up to 2 ** -17 of a step and what float32 rounds of x
+  (2 ** -22 |x|): the chance of rounding up is a multiple of 2 ** -16, since 16 random bits a value
+  are drawn.
 
   Args:
     key: of this use alone.
@@ -131,20 +151,24 @@ def stochastic(
   Raises:
     ValueError: an argument is out of range.
   """
+  return _encode(key, x, bits, scale, block)
 
-  def rounded(grid: jax.Array, part: jax.Array) -> jax.Array:
-    drawn = _sixteen_bits(jax.random.fold_in(key, part), grid.size).astype(jnp.float32)
-    # (r + 1/2) / 2**16 is never 0 or 1: a value on a level stays there.
-    return jnp.floor(grid + (drawn + jnp.float32(0.5)) * jnp.float32(2**-16))
 
-  return _encode(x, bits, scale, block, rounded)
+def _rounded(key: jax.Array, steps: jax.Array, part: jax.Array) -> jax.Array:
+  """Returns the steps of a part, rounded down or up at random."""
+  drawn = _sixteen_bits(jax.random.fold_in(key, part), steps.size).astype(jnp.float32)
+  whole = jnp.floor(steps)
+  # (r + 1/2) / 2**16 is never 0: a value on a level stays there.
+  up = steps - whole > (drawn + jnp.float32(0.5)) * jnp.float32(2**-16)
+  return whole + up.astype(jnp.float32)
 
 
 def _sixteen_bits(key: jax.Array, size: int) -> jax.Array:
   """Returns uint32 [size] below 2 ** 16: of each word drawn, the lower half, then the upper."""
   words = jax.random.bits(key, (-(-size // 2),), jnp.uint32)
-  shifts = jnp.array([0, 16], jnp.uint32)[:, None]
-  return ((words[None] >> shifts) & jnp.uint32(0xFFFF)).reshape(-1)[:size]
+  halves = jnp.concatenate([words & jnp.uint32(0xFFFF), words >> 16])[:size]
+  # What uses them must not be fused with the generator: it would run twice, half by half.
+  return jax.lax.optimization_barrier(halves)
 
 
 def deterministic(
@@ -157,9 +181,10 @@ def deterministic(
   Raises:
     ValueError: an argument is out of range.
   """
-  return _encode(x, bits, scale, block, lambda grid, _: jnp.round(grid))
+  return _encode(None, x, bits, scale, block)
 
 
+@functools.partial(jax.jit, static_argnames=('bits', 'block'))
 def decode(codes: jax.Array, scale: jax.Array, bits: int, block: int | None = None) -> jax.Array:
   """Returns the levels [D] float32 that the codes [D] stand for.
 

@@ -10,6 +10,8 @@ al. (2017) and Stich et al. (2018) on sparsification.
 
 import math
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -37,6 +39,7 @@ def _network(x: jax.Array, seeds: jax.Array, side: int) -> jax.Array:
   return left * wide + right
 
 
+@functools.partial(jax.jit, static_argnames=('size', 'k'))
 def indices(key: jax.Array, size: int, k: int) -> jax.Array:
   """Returns k distinct coordinates out of 0 … size - 1, int32 [k], in random order; O(k).
 
@@ -70,6 +73,7 @@ def pick(x: jax.Array, idx: jax.Array) -> jax.Array:
   return x.at[idx].get(mode='clip', unique_indices=True)
 
 
+@functools.partial(jax.jit, static_argnames=('size',))
 def spread(values: jax.Array, idx: jax.Array, size: int) -> jax.Array:
   """Returns [size], `values` [k] at their coordinates `idx` [k] and zero elsewhere."""
   empty = jnp.zeros(size, values.dtype)

@@ -17,6 +17,7 @@ Reference: Vargaftik et al. (2021), arXiv 2105.08339 (DRIVE); Vargaftik et al. (
 2108.08842 (EDEN); Max (1960) for the centroids.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,7 @@ def _checked(block: int) -> int:
   return block
 
 
+@jax.jit
 def hadamard(x: jax.Array) -> jax.Array:
   """Returns the rows of x [N, B] times the Hadamard matrix over the root of B, a power of two.
 
@@ -106,12 +108,15 @@ def _sylvester(size: int) -> np.ndarray:
   return matrix
 
 
-def _signs(key: jax.Array, part: jax.Array, rows: int, block: int) -> jax.Array:
-  """Returns the random signs of a part, float32 [rows, block]: one drawn bit each."""
-  words = jax.random.bits(jax.random.fold_in(key, part), (-(-rows * block // 32),), jnp.uint32)
-  shifts = jax.lax.iota(jnp.uint32, 32)[:, None]
-  bits = ((words[None] >> shifts) & jnp.uint32(1)).reshape(-1)[: rows * block]
-  return jnp.where(bits == 1, jnp.float32(-1), jnp.float32(1)).reshape(rows, block)
+def _flip(key: jax.Array, part: jax.Array, rows: jax.Array) -> jax.Array:
+  """Returns the rows [N, block] of a part with signs flipped at random: one drawn bit each."""
+  words = jax.random.bits(jax.random.fold_in(key, part), (-(-rows.size // 32),), jnp.uint32)
+  # Fused with the generator, each of the 32 bits would run it again.
+  words = jax.lax.optimization_barrier(words)
+  bits = words[None] << jax.lax.iota(jnp.uint32, 32)[:, None]
+  signs = (bits & jnp.uint32(1 << 31)).reshape(-1)[: rows.size].reshape(rows.shape)
+  flipped = jax.lax.bitcast_convert_type(rows, jnp.uint32) ^ signs
+  return jax.lax.bitcast_convert_type(flipped, jnp.float32)
 
 
 def _encode(
@@ -126,7 +131,7 @@ def _encode(
   def encode(start: jax.Array, length: int) -> Tree:
     piece = parts.take(x, start, length).astype(jnp.float32)
     rows = jnp.pad(piece, (0, -length % block)).reshape(-1, block)
-    return code(hadamard(rows * _signs(key, start // part, *rows.shape)))
+    return code(hadamard(_flip(key, start // part, rows)))
 
   return parts.stream(encode, x.size, part)
 
@@ -143,12 +148,13 @@ def _decode(
 
   def decode(start: jax.Array, length: int) -> jax.Array:
     rows = rows_of(start, padded_size(length, block), block)
-    back = hadamard(rows) * _signs(key, start // part, *rows.shape)
+    back = _flip(key, start // part, hadamard(rows))
     return back.reshape(-1)[:length]
 
   return parts.stream(decode, size, part)
 
 
+@functools.partial(jax.jit, static_argnames=('block',))
 def rotate(key: jax.Array, x: jax.Array, block: int | None = None) -> jax.Array:
   """Returns x rotated at random, float32 [padded_size(D, block)], of the same norm.
 
@@ -163,6 +169,7 @@ def rotate(key: jax.Array, x: jax.Array, block: int | None = None) -> jax.Array:
   return _encode(key, x, block, lambda y: y.reshape(-1))
 
 
+@functools.partial(jax.jit, static_argnames=('size', 'block'))
 def unrotate(key: jax.Array, y: jax.Array, size: int, block: int | None = None) -> jax.Array:
   """Returns the vector [size] that `rotate` made y of.
 
@@ -189,15 +196,24 @@ def centroids(bits: int) -> np.ndarray:
   return np.concatenate([-upper[::-1], upper])
 
 
+def _by_rank(ranks: jax.Array, values: np.ndarray) -> jax.Array:
+  """Returns values[ranks], by a chain of selections: unlike a gather, it is vectorised."""
+  out = jnp.full(ranks.shape, values[0])
+  for i in range(1, len(values)):
+    out = jnp.where(ranks >= i, values[i], out)
+  return out
+
+
 def _value(codes: jax.Array, bits: int) -> jax.Array:
-  """Returns the centroids of the codes; a chain of selections, which fuses where a gather not."""
-  table = centroids(bits)
-  value = jnp.full(codes.shape, table[0])
-  for i in range(1, len(table)):
-    value = jnp.where(codes >= jnp.uint8(i), jnp.float32(table[i]), value)
-  return value
+  """Returns the centroids of the codes."""
+  half = 2 ** (bits - 1)
+  codes = codes.astype(jnp.int32)
+  above = codes >= half
+  size = _by_rank(jnp.where(above, codes - half, half - 1 - codes), centroids(bits)[half:])
+  return jnp.where(above, size, -size)
 
 
+@functools.partial(jax.jit, static_argnames=('bits', 'block'))
 def eden_encode(
   key: jax.Array, x: jax.Array, bits: int, block: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -213,25 +229,28 @@ def eden_encode(
   Raises:
     ValueError: an argument is out of range.
   """
-  table = centroids(bits)
+  half = 2 ** (validate.integer(bits=bits, at_most=4) - 1)
+  upper = centroids(bits)[half:]
 
   def code(y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    largest = jnp.max(jnp.abs(y), axis=1, keepdims=True)
+    size = jnp.abs(y)
+    largest = jnp.max(size, axis=1, keepdims=True)
     # In units of the largest value first: squares must neither overflow nor vanish.
-    unit = y / jnp.where(largest > 0, largest, jnp.float32(1))
-    squares = jnp.sum(jnp.square(unit), axis=1, keepdims=True)
+    size = size / jnp.where(largest > 0, largest, jnp.float32(1))
+    squares = jnp.sum(jnp.square(size), axis=1, keepdims=True)
     root = jnp.sqrt(squares / y.shape[1])
-    z = unit / jnp.where(root > 0, root, jnp.float32(1))
-    codes = jnp.zeros(y.shape, jnp.uint8)
-    for edge in (table[1:] + table[:-1]) / 2:
-      codes += (z >= jnp.float32(edge)).astype(jnp.uint8)
-    inner = jnp.sum(unit * _value(codes, bits), axis=1, keepdims=True)
+    ranks = jnp.zeros(y.shape, jnp.int32)
+    for edge in (upper[1:] + upper[:-1]) / 2:
+      ranks += (size >= root * edge).astype(jnp.int32)
+    inner = jnp.sum(size * _by_rank(ranks, upper), axis=1, keepdims=True)
+    codes = jnp.where(y >= 0, half + ranks, half - 1 - ranks).astype(jnp.uint8)
     scale = largest * squares / jnp.where(squares > 0, inner, jnp.float32(1))
     return codes.reshape(-1), scale[:, 0]
 
   return _encode(key, x, block, code)
 
 
+@functools.partial(jax.jit, static_argnames=('bits', 'size', 'block'))
 def eden_decode(
   key: jax.Array,
   codes: jax.Array,
@@ -251,6 +270,7 @@ def eden_decode(
   return _decode(key, size, block, rows_of)
 
 
+@functools.partial(jax.jit, static_argnames=('block', 'unbiased'))
 def drive_encode(
   key: jax.Array, x: jax.Array, block: int | None = None, unbiased: bool = True
 ) -> tuple[jax.Array, jax.Array]:
@@ -280,6 +300,7 @@ def drive_encode(
   return _encode(key, x, block, code)
 
 
+@functools.partial(jax.jit, static_argnames=('size', 'block'))
 def drive_decode(
   key: jax.Array, codes: jax.Array, scale: jax.Array, size: int, block: int | None = None
 ) -> jax.Array:

@@ -11,6 +11,7 @@ Edge cases:
 - all zeros: the first k
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -117,6 +118,7 @@ def _checked(x: jax.Array, k: int) -> None:
   validate.integer(k=k, at_most=x.size)
 
 
+@functools.partial(jax.jit, static_argnames=('k',))
 def threshold(x: jax.Array, k: int) -> jax.Array:
   """Returns the key (see `keys`) of the k-th largest magnitude of x [D], a uint32 scalar.
 
@@ -131,6 +133,7 @@ def threshold(x: jax.Array, k: int) -> jax.Array:
   return _kth(x, k)[0]
 
 
+@functools.partial(jax.jit, static_argnames=('k',))
 def mask(x: jax.Array, k: int) -> jax.Array:
   """Returns booleans [D], true at the k values of largest magnitude, exactly k of them.
 
@@ -147,6 +150,7 @@ def mask(x: jax.Array, k: int) -> jax.Array:
   return (bits == 1).reshape(-1)[: x.size]
 
 
+@functools.partial(jax.jit, static_argnames=('k',))
 def pack(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   """Returns (values [k] in the dtype of x, indices [k] int32, ascending) of the largest magnitudes.
 
@@ -181,6 +185,7 @@ def _nth_bit(words: jax.Array, rank: jax.Array) -> jax.Array:
   return place
 
 
+@functools.partial(jax.jit, static_argnames=('size',))
 def unpack(values: jax.Array, indices: jax.Array, size: int) -> jax.Array:
   """Returns [size], `values` [k] at their `indices` [k] and zero elsewhere."""
   empty = jnp.zeros(size, values.dtype)

@@ -79,6 +79,19 @@ def test_parameters_that_are_not_finite_stop_the_segment_at_that_round():
   assert int(state.round) == 3 and not np.isfinite(tiny.vec(state.params)).any()
 
 
+def test_a_cohort_without_a_finite_update_stops_the_segment_and_changes_nothing(plain):
+  broken = plain.population
+  for client in range(tiny.C, tiny.N):  # the cohort of round 1: clients 6 … 9, 0 and 1
+    broken = tiny.with_client(broken, client, x=jnp.nan)
+  for client in (0, 1):
+    broken = tiny.with_client(broken, client, x=jnp.inf)
+  one, _ = tiny.execute(plain, 1, pop=broken)
+  state, metrics = tiny.execute(plain, 4, pop=broken)
+  assert metrics['finite'].tolist() == [True, True] and metrics['clients'].tolist() == [3, 0]
+  assert int(state.round) == 2
+  tiny.assert_same_bits(state.params, one.params)
+
+
 @pytest.mark.parametrize('weigh', (equal(), by_examples()), ids=lambda x: x.traits.weighs)
 def test_a_cohort_of_which_nobody_arrives_keeps_parameters_and_optimizer(weigh):
   import optax
@@ -215,6 +228,17 @@ def test_streamed_segments_do_not_compile_again_on_several_devices():
   state = sim.init(tiny.initial())
   for _ in range(3):
     state, _ = sim.run(state, 1, population=tiny.population())
+  assert sim.segment._cache_size() == 1
+
+
+def test_tables_on_several_devices_do_not_compile_again():
+  sim = tiny.build(tiny.layers(stages.top_k(0.3)), 'chunk on 4')
+  state = sim.init(tiny.initial())
+  placed = lambda s: [x.sharding for x in jax.tree.leaves(s)]
+  before = placed(state)
+  for _ in range(3):
+    state, _ = sim.run(state, 1)
+    assert placed(state) == before
   assert sim.segment._cache_size() == 1
 
 

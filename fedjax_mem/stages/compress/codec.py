@@ -70,8 +70,7 @@ class Code(NamedTuple):
 
   Attributes:
     parts: of the message, nested as the codec likes.
-    rest: [n] float32 (integers where they are on a shared grid), sent as they are unless another
-      codec encodes them; [0] if nothing is left.
+    rest: [n] float32, sent as they are unless another codec encodes them; [0] if nothing is left.
   """
 
   parts: tuple[Any, ...]

@@ -94,8 +94,8 @@ def quantize(
   def encode(draws: Draws, x, shapes: Shapes) -> Code:
     pairs = []
     for i, vector in enumerate(_vectors(x, shapes, block)):
-      key = jax.random.fold_in(draws.own, i)
       if stochastic:
+        key = jax.random.fold_in(draws.own, i)
         pairs.append(kernel.stochastic(key, vector, bits, scale, block))
       else:
         pairs.append(kernel.deterministic(vector, bits, scale, block))

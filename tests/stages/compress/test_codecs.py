@@ -44,6 +44,16 @@ MAKE = {
   'random_k, eden': lambda: compress.chain({'use': 'random_k', 'k': 128}, 'eden'),
 }
 NAMES = list(MAKE)
+QUICK = ('top_k', 'random_k', 'quantize', 'rounded', 'sign', 'ternary', 'top_k, quantize')
+
+
+# Every kind of part on the wire.
+MORE = ('eden 3', 'drive', 'rotate', 'sign per leaf', 'random_k, eden', 'k per leaf')
+
+
+def slowly(names, more=()):
+  """Returns the names, those that are like others marked slow."""
+  return [n if n in (*QUICK, *more) else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 @functools.cache
@@ -91,7 +101,7 @@ def decoded(name, x, seed=0, own=None):
   return np.asarray(compiled(name)(draws(seed, own), x)[1])
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', slowly(NAMES, MORE))
 def test_bytes_are_those_of_the_wire_and_survive_it(name):
   decode = jax.jit(lambda d, c: codec(name).decode(d, c, SHAPES))
   for seed in range(3):
@@ -191,7 +201,7 @@ def test_random_k_keeps_the_same_places_for_everyone_and_scales_them():
   assert (kept != (decoded('random_k', x, seed=5) != 0)).any()
   # Codes add: the decoded sum is the sum of what is decoded.
   c, d = codec('random_k'), draws(4)
-  total = codecs.Code((), c.encode(d, x, SHAPES).rest + c.encode(d, y, SHAPES).rest)
+  total = codecs.Code((), sum(c.encode(d, jnp.asarray(v), SHAPES).rest for v in (x, y)))
   np.testing.assert_allclose(c.decode(d, total, SHAPES), a + b, rtol=1e-6, atol=1e-5)
 
 
@@ -225,7 +235,7 @@ def test_rounding_at_random_only_goes_to_the_levels_next_to_a_value():
 # What is stated of them.
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', slowly(NAMES))
 def test_the_error_is_within_the_stated_bound(name):
   stated = codec(name).error(SHAPES)
   if stated is None:
@@ -242,7 +252,7 @@ def test_the_error_is_within_the_stated_bound(name):
 EXACTLY = [n for n in NAMES if n not in ('drive', 'eden 1', 'eden 3', 'random_k, eden')]
 
 
-@pytest.mark.parametrize('name', EXACTLY)
+@pytest.mark.parametrize('name', slowly(EXACTLY))
 def test_unbiased_where_claimed_and_only_there(name):
   """z-test of every coordinate over draws: |mean - x| in units of its standard error."""
   x, n = vector(2), 3000
@@ -281,14 +291,14 @@ def test_encoding_what_was_decoded_changes_nothing(name):
   np.testing.assert_allclose(decoded(name, once, seed=9), once, rtol=tolerance)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', slowly(NAMES, MORE))
 def test_zeros_are_decoded_to_zeros(name):
   code, out, size = compiled(name)(draws(), np.zeros(D, np.float32))
   assert (np.asarray(out) == 0).all()
   assert len(codecs.to_bytes(code, 1.0)) == int(size)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', slowly(NAMES, MORE))
 def test_no_stated_norm_grows(name):
   bound = codec(name).sensitivity(Bound(1.0, 1.0, 1.0))
   orders = {'l1': 1, 'l2': 2, 'linf': np.inf}

@@ -176,7 +176,7 @@ def test_a_forged_message_is_told_what_is_wrong(body, told):
 def test_other_than_expected_and_too_long():
   data = wire.encode(2.0, [wire.Levels(np.array([1, 3]), 2)])
   assert wire.decode(data, [wire.Spec('levels', 2, 2)]).weight == 2.0
-  with pytest.raises(ValueError, match='a part must be .*count=3.*, got .*count=2'):
+  with pytest.raises(ValueError, match=r'a part must be .*count=3.*, got .*count=2'):
     wire.decode(data, [wire.Spec('levels', 3, 2)])
   with pytest.raises(ValueError, match='must have 2 parts, got 1'):
     wire.decode(data, [wire.Spec('levels', 2, 2)] * 2)
