@@ -1,4 +1,4 @@
-"""The works W1 to W3 in FedJAX 0.0.17, by its federated averaging and its jit backend.
+"""The works W1 to W3 in FedJAX 0.0.17, by its federated averaging and `for_each_client`.
 
 FedJAX needs an older JAX, so an environment of its own, with Python 3.10 (TensorFlow is not used):
 

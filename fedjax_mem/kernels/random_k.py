@@ -8,9 +8,8 @@ as independent as the network mixes. Reference: Luby, Rackoff (1988) on Feistel 
 al. (2017) and Stich et al. (2018) on sparsification.
 """
 
-import math
-
 import functools
+import math
 
 import jax
 import jax.numpy as jnp

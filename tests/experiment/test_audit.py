@@ -15,7 +15,7 @@ from fedjax_mem.experiment.config import load_config
 from fedjax_mem.experiment.privacy import open_books, settled
 from fedjax_mem.stages import privacy
 
-C, DELTA, TRIALS = 0.3, 1e-3, 12_000
+C, DELTA, TRIALS = 0.3, 1e-3, 10_000
 PARAMS = {'b': jnp.zeros(3), 'w': jnp.zeros((5, 3))}
 # name -> (multiplier z -> layer, the z that is claimed)
 RELEASES = {

@@ -14,7 +14,7 @@ from jax import monitoring
 
 from fedjax_mem.engine import evaluator
 from fedjax_mem.engine.mesh import make_mesh
-from fedjax_mem.experiment import loop
+from fedjax_mem.experiment import devices, loop
 from fedjax_mem.experiment.checkpoint import Checkpoints
 from fedjax_mem.experiment.config import config_hash, load_config
 from fedjax_mem.experiment.loop import Interrupted, RunFailed, resume, run
@@ -207,7 +207,7 @@ def test_bad_input_is_refused_before_there_is_a_folder(make, out, override, word
     if override.startswith('execution.devices'):
       # Only a process in which jax has not started can be told how many devices there are.
       with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.devices, 'prepare', lambda devices: None)
+        patch.setattr(devices, 'prepare', lambda devices: None)
         run(make(override), out)
     else:
       run(make(override), out)
@@ -315,7 +315,7 @@ def test_a_killed_run_is_resumed_bit_for_bit(whole, out, stop_at, round):
 
 def test_a_run_killed_before_its_first_round_is_resumed(whole, out, monkeypatch):
   with monkeypatch.context() as patch, pytest.raises(Killed):
-    patch.setattr(loop, '_facts', lambda ready: die())
+    patch.setattr(loop, 'facts', lambda ready: die())
     run(whole[0], out)
   (folder,) = out.iterdir()
   same(resume(folder), whole[1])
@@ -542,7 +542,7 @@ def test_a_model_that_is_not_finite_stops_at_the_last_good_checkpoint(
 
 
 def test_where_jax_has_started_its_devices_are_used_and_that_is_said(make, out, monkeypatch):
-  monkeypatch.setattr(loop.devices, 'cores', lambda: 3)
+  monkeypatch.setattr(devices, 'cores', lambda: 3)
   result = run(make('execution.devices=auto', 'rounds=1'), out)
   said = manifest(result.folder)
   assert said['execution']['devices'] == 4  # of 8: as many as clients in a cohort

@@ -321,7 +321,10 @@ APART = ('selection.name=min_separation', 'selection.options={separation=4}')
   'overrides',
   [
     (POISSON, stage('central', l2_clip_norm=0.5)),
-    (POISSON, stage('central', l2_clip_norm=0.5), 'privacy.accountant=pld'),
+    pytest.param(
+      (POISSON, stage('central', l2_clip_norm=0.5), 'privacy.accountant=pld'),
+      marks=pytest.mark.slow,
+    ),
     (POISSON, stage('central', l2_clip_norm=0.5, per_layer=True)),
     (POISSON, stage('central', l2_clip_norm=0.5, mechanism='discrete_gaussian')),
     (POISSON, stage('laplace', l1_clip_norm=0.5)),
@@ -718,7 +721,6 @@ def test_noise_by_example_that_does_not_say_its_releases_is_refused(make):
 
 ROUNDS = 4
 MECHANISMS = {
-  'given': (POISSON, stage('central', l2_clip_norm=0.5, noise_multiplier=2.0)),
   'calibrated': (POISSON, stage('central', l2_clip_norm=0.5), 'privacy.target_epsilon=4'),
   'per layer': (
     POISSON, stage('central', l2_clip_norm=0.5, noise_multiplier=2.0, per_layer=True)
@@ -743,8 +745,11 @@ MECHANISMS = {
 }  # fmt: skip
 
 
+SLOW = ('per layer', 'discrete', 'laplace', 'blt')  # together; the others show what is special
+
+
 @pytest.mark.parametrize(
-  'name', [pytest.param(x, marks=pytest.mark.slow) if x == 'blt' else x for x in MECHANISMS]
+  'name', [pytest.param(x, marks=pytest.mark.slow) if x in SLOW else x for x in MECHANISMS]
 )
 def test_every_mechanism_runs_is_accounted_and_resumes_bit_for_bit(make, out, tmp_path, name):
   config = make(
