@@ -46,7 +46,7 @@ def test_finished_runs_stay_and_the_next_goes_beside_them(make, out):
 
 def test_an_unfinished_run_is_refused_with_the_command_that_resumes_it(make, out):
   first = create(make(), out)
-  for status in ('running', 'interrupted', 'failed'):
+  for status in ('running', 'interrupted'):
     first.note(status=status)
     with pytest.raises(
       ValueError, match=f'not finished: go on with `fedjax-mem resume {first.path}`'
@@ -57,6 +57,13 @@ def test_an_unfinished_run_is_refused_with_the_command_that_resumes_it(make, out
   with pytest.raises(ValueError, match=f'fedjax-mem resume {second.path}'):
     create(make(), out)
   assert sorted(x.name for x in out.iterdir()) == [first.path.name, second.path.name]
+
+
+def test_a_failed_run_is_left_as_it_is_beside_a_new_one(make, out):
+  first = create(make(), out)
+  first.note(status='failed')  # resumed, it would fail again
+  assert create(make(), out).path.name == f'{first.path.name}-2'
+  assert first.manifest['status'] == 'failed'
 
 
 def test_a_run_that_is_in_use_is_refused(make, out):
