@@ -1,59 +1,66 @@
 """Going through a long vector part by part, so that what is derived from it stays in the cache.
 
-On a CPU a temporary array as long as the vector costs more than the arithmetic: its memory is
-fresh, and XLA writes out whatever goes into a reduction or a scatter. A loop over parts of 2**16
-values reuses the same few hundred kilobytes.
+On a CPU a temporary array as long as a long vector costs more than the arithmetic: its memory is
+fresh, and XLA writes out whatever goes into a reduction or a scatter. A loop over parts uses the
+same memory again and again. `SMALL` parts stay in a core's own cache; `LARGE` ones are worth
+dividing among cores, for work that XLA divides (draws, products, what goes value by value).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-PART = 1 << 16
+SMALL = 1 << 16
+LARGE = 1 << 20
 Tree = Any
 
 
-def length(block: int) -> int:
-  """Returns the length of a part that is whole blocks of an even number of them, near 2**16."""
-  unit = block if block % 2 == 0 else 2 * block
-  return max(1, PART // unit) * unit
+def split(size: int, block: int = 1, part: int = LARGE) -> tuple[int, int]:
+  """Returns (number, length) of the equal parts of 0 … size - 1, each of whole blocks.
+
+  At least two if there are two blocks: what a loop has written is in memory, and not computed again
+  in the middle of what uses it. What is left over is shorter than a part.
+  """
+  length = size // max(2, round(size / part)) // block * block
+  return (size // length, length) if length else (0, 0)
 
 
-def stream(f: Callable[..., Tree], size: int, part: int = PART) -> Tree:
+def stream(f: Callable[..., Tree], size: int, block: int = 1, part: int = LARGE) -> Tree:
   """Returns f(start, length) of each part of 0 … size - 1, one after another.
+
+  What does not fill a block is a part of its own, so that no other has to be padded.
 
   Args:
     f: (start, int32 scalar; length, a static integer) -> tree of vectors whose lengths are
-      determined by the static one; those of the parts follow each other in the result. Called with
-      `part` and with what is left over.
+      determined by the static one; those of the parts follow each other in the result.
     size: D.
-    part: values of a part.
+    block: parts begin at multiples of it.
+    part: values of a part, about.
   """
-  full, rest = divmod(size, part)
-  if full == 0 or (full == 1 and rest == 0):
+  count, length = split(size, block, part)
+  if not count:
     return f(jnp.int32(0), size)
-  shapes = jax.eval_shape(lambda: f(jnp.int32(0), part))
-  last = f(jnp.int32(full * part), rest) if rest else None
+  begin, end = count * length, size // block * block
+  last = [f(jnp.int32(i), j - i) for i, j in ((begin, end), (end, size)) if j > i]
+  each = jax.eval_shape(lambda: f(jnp.int32(0), length))
 
-  def room(x: jax.ShapeDtypeStruct, y: jax.Array | None = None) -> jax.Array:
-    return jnp.zeros(full * math.prod(x.shape) + (0 if y is None else y.size), x.dtype)
+  def put(out: jax.Array, x: jax.Array, at: jax.Array | int) -> jax.Array:
+    return jax.lax.dynamic_update_slice(out, x, (at,))
 
-  out = jax.tree.map(room, shapes) if last is None else jax.tree.map(room, shapes, last)
-
-  def put(out: jax.Array, x: jax.Array, i: jax.Array | int) -> jax.Array:
-    return jax.lax.dynamic_update_slice(out, x, (i,))
+  def room(x: jax.ShapeDtypeStruct, *rest: jax.Array) -> jax.Array:
+    return jnp.zeros(count * x.size + sum(y.size for y in rest), x.dtype)
 
   def step(i: jax.Array, out: Tree) -> Tree:
-    done = f(i * part, part)
-    return jax.tree.map(lambda o, x: put(o, x, i * x.size), out, done)
+    return jax.tree.map(lambda o, x: put(o, x, i * x.size), out, f(i * length, length))
 
-  out = jax.lax.fori_loop(0, full, step, out)
-  if last is None:
-    return out
-  return jax.tree.map(lambda o, x: put(o, x, o.size - x.size), out, last)
+  out = jax.lax.fori_loop(0, count, step, jax.tree.map(room, each, *last))
+  filled = jax.tree.map(lambda x: count * x.size, each)
+  for x in last:
+    out = jax.tree.map(put, out, x, filled)
+    filled = jax.tree.map(lambda at, y: at + y.size, filled, x)
+  return out
 
 
 def take(x: jax.Array, start: jax.Array, length: int) -> jax.Array:
@@ -61,7 +68,9 @@ def take(x: jax.Array, start: jax.Array, length: int) -> jax.Array:
   return x if length == x.size else jax.lax.dynamic_slice(x, (start,), (length,))
 
 
-def fold(f: Callable[[Tree, jax.Array], Tree], carry: Tree, x: jax.Array, part: int = PART) -> Tree:
+def fold(
+  f: Callable[[Tree, jax.Array], Tree], carry: Tree, x: jax.Array, part: int = SMALL
+) -> Tree:
   """Returns the carry after f(carry, values of a part of x [D]) -> carry for one part and another.
 
   Args:

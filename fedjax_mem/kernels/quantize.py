@@ -52,6 +52,14 @@ def _checked(x: jax.Array, block: int | None) -> None:
     validate.integer(block=block)
 
 
+def relative(rows: jax.Array, scales: jax.Array) -> jax.Array:
+  """Returns rows [S, block] over their scales [S]; over 1 where a scale is not above 0."""
+  # By the inverse, as a compiler may choose to anyway; that of a large scale would be flushed to 0.
+  shrink = jnp.where(scales > 1e30, jnp.float32(2**-30), jnp.float32(1))
+  inverse = 1 / jnp.where(scales > 0, scales * shrink, jnp.float32(1))
+  return (rows * shrink[:, None]) * inverse[:, None]
+
+
 def _scales(rows: jax.Array, given: jax.Array | None, scale: str | None) -> jax.Array:
   """Returns the scale of each of rows [S, block], float32 [S]; NaN where a value is not finite."""
   rows = rows.astype(jnp.float32)
@@ -59,8 +67,7 @@ def _scales(rows: jax.Array, given: jax.Array | None, scale: str | None) -> jax.
   if given is not None:
     scales = given
   elif scale == 'l2':
-    safe = jnp.where(largest > 0, largest, jnp.float32(1))[:, None]
-    scales = largest * jnp.sqrt(jnp.sum(jnp.square(rows / safe), axis=1))
+    scales = largest * jnp.sqrt(jnp.sum(jnp.square(relative(rows, largest)), axis=1))
   else:
     scales = largest
   return jnp.where(jnp.isfinite(largest), scales, jnp.float32(jnp.nan))
@@ -100,23 +107,22 @@ def _coded(
   block: int | None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns what `_encode` does, with scales that are `given` or of the kind `scale`."""
-  size = parts.PART if block is None else parts.length(block)
 
   half = jnp.float32(levels(bits) // 2)
 
   def codes(rows: jax.Array, scales: jax.Array, start: jax.Array, length: int) -> jax.Array:
-    safe = jnp.where(scales > 0, scales, jnp.float32(1))[:, None]
-    ratio = (rows.astype(jnp.float32) / safe).reshape(-1)[:length]
+    # In rows up to the end: the index of a scale by division would not be vectorised.
+    ratio = relative(rows.astype(jnp.float32), scales)
     steps = _steps(ratio, bits)
-    whole = jnp.round(steps) if key is None else _rounded(key, steps, start // size)
+    whole = jnp.round(steps) if key is None else _rounded(key, steps, start)
     if bits > 1:
       whole = jnp.where(ratio < 0, half - whole, half + whole)
-    return whole.astype(jnp.uint8)
+    return whole.astype(jnp.uint8).reshape(-1)[:length]
 
   if block is None:
     scales = _scales(x[None], given, scale)
     whole = lambda start, length: codes(parts.take(x, start, length)[None], scales, start, length)
-    return parts.stream(whole, x.size, size), scales
+    return parts.stream(whole, x.size), scales
 
   def blocks(start: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
     rows = _rows(parts.take(x, start, length), block)
@@ -124,7 +130,7 @@ def _coded(
     scales = _scales(rows, known, scale)
     return codes(rows, scales, start, length), scales
 
-  return parts.stream(blocks, x.size, size)
+  return parts.stream(blocks, x.size, block)
 
 
 def stochastic(
@@ -154,21 +160,20 @@ def stochastic(
   return _encode(key, x, bits, scale, block)
 
 
-def _rounded(key: jax.Array, steps: jax.Array, part: jax.Array) -> jax.Array:
-  """Returns the steps of a part, rounded down or up at random."""
-  drawn = _sixteen_bits(jax.random.fold_in(key, part), steps.size).astype(jnp.float32)
+def _rounded(key: jax.Array, steps: jax.Array, start: jax.Array) -> jax.Array:
+  """Returns the steps of the part that begins at `start`, rounded down or up at random."""
+  drawn = _sixteen_bits(jax.random.fold_in(key, start), *steps.shape).astype(jnp.float32)
   whole = jnp.floor(steps)
   # (r + 1/2) / 2**16 is never 0: a value on a level stays there.
   up = steps - whole > (drawn + jnp.float32(0.5)) * jnp.float32(2**-16)
   return whole + up.astype(jnp.float32)
 
 
-def _sixteen_bits(key: jax.Array, size: int) -> jax.Array:
-  """Returns uint32 [size] below 2 ** 16: of each word drawn, the lower half, then the upper."""
-  words = jax.random.bits(key, (-(-size // 2),), jnp.uint32)
-  halves = jnp.concatenate([words & jnp.uint32(0xFFFF), words >> 16])[:size]
-  # What uses them must not be fused with the generator: it would run twice, half by half.
-  return jax.lax.optimization_barrier(halves)
+def _sixteen_bits(key: jax.Array, rows: int, block: int) -> jax.Array:
+  """Returns uint32 [rows, block] below 2 ** 16: the lower halves of words, then the upper."""
+  words = jax.random.bits(key, (rows, -(-block // 2)), jnp.uint32)
+  # Side by side within a row: of all ways to arrange them, the one that stays vectorised.
+  return jnp.concatenate([words & jnp.uint32(0xFFFF), words >> 16], axis=1)[:, :block]
 
 
 def deterministic(
@@ -204,7 +209,7 @@ def decode(codes: jax.Array, scale: jax.Array, bits: int, block: int | None = No
     steps = parts.take(scale, start // block, len(rows)) / half
     return (rows * steps[:, None]).reshape(-1)[:length]
 
-  return parts.stream(values, codes.size, parts.length(block))
+  return parts.stream(values, codes.size, block)
 
 
 def sign(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -245,7 +250,6 @@ def ternary(
   _checked(x, block)
   rows = _rows(x.astype(jnp.float32), x.size if block is None else block)
   largest = jnp.max(jnp.abs(rows), axis=1)
-  safe = jnp.where(largest > 0, largest, jnp.float32(1))
   # The zeros that fill the last block up count towards its mean.
-  root = safe * jnp.sqrt(jnp.mean(jnp.square(rows / safe[:, None]), axis=1))
+  root = largest * jnp.sqrt(jnp.mean(jnp.square(relative(rows, largest)), axis=1))
   return stochastic(key, x, 2, jnp.minimum(jnp.float32(clip) * root, largest), block)

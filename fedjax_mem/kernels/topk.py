@@ -94,7 +94,7 @@ def _chosen(x: jax.Array, k: int) -> jax.Array:
     key = keys(jnp.pad(parts.take(x, start, length), (0, -length % 32)))
     return _bits(key > least), _bits(key == least)
 
-  above, ties = parts.stream(words, x.size)
+  above, ties = parts.stream(words, x.size, 32, parts.SMALL)
   sizes, ends = _ends(ties)
   # Of the word in which the ties run out, the lowest bits.
   left = room - (ends - sizes)

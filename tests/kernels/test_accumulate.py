@@ -98,12 +98,12 @@ def test_vmap_equals_loop_and_one_compilation():
 
 
 def test_noise_has_its_scale_and_no_part_repeats():
-  size = 2 * parts.PART + 1000
+  size = 2 * parts.LARGE + 1000
   noise = np.asarray(accumulate.with_noise(jax.random.key(0), jnp.full(size, 5.0), 2.0)) - 5
   z = abs(noise.mean()) / (2 / np.sqrt(size)), abs(noise.std() / 2 - 1) * np.sqrt(2 * size)
   assert max(z) < 4
-  first, second = noise[: parts.PART], noise[parts.PART : 2 * parts.PART]
-  assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(parts.PART)
+  first, second = noise[: parts.LARGE], noise[parts.LARGE : 2 * parts.LARGE]
+  assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(parts.LARGE)
   np.testing.assert_array_equal(accumulate.with_noise(jax.random.key(0), jnp.ones(3), 0.0), 1)
 
 

@@ -50,7 +50,7 @@ def test_rotation_keeps_norms_and_is_undone(size, block):
 
 
 def test_signs_are_fair_and_no_part_repeats():
-  size = 2 * parts.PART
+  size = 2 * parts.LARGE
   signs = np.asarray(rotate.rotate(KEY, jnp.ones(size), 1))
   assert set(np.unique(signs)) == {-1.0, 1.0}
   assert abs(signs.mean()) < 4 / math.sqrt(size)
@@ -86,7 +86,7 @@ def test_centroids_are_those_of_lloyd_and_max(bits):
 
 @pytest.mark.parametrize('bits', [1, 2, 3, 4])
 def test_eden_reproduces_the_theoretical_error(bits):
-  size = 300_000
+  size = 2_000_000
   x = _vector(size)
   codes, scale = rotate.eden_encode(KEY, x, bits)
   assert codes.dtype == jnp.uint8 and int(codes.max()) == 2**bits - 1

@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_mem.kernels import parts, topk
 
-SIZES = (1, 33, 1000, parts.PART, 2 * parts.PART + 5)
+SIZES = (1, 33, 1000, parts.SMALL, 3 * parts.SMALL + 5)
 
 
 def _keys(x):
@@ -90,7 +90,7 @@ def test_error_bound():
 
 
 def test_vmap_equals_loop_and_jit_equals_eager():
-  stack = jnp.stack([_vector(kind, parts.PART + 7) for kind in ('normal', 'ties', 'special')])
+  stack = jnp.stack([_vector(kind, parts.SMALL + 7) for kind in ('normal', 'ties', 'special')])
   values, indices = jax.vmap(lambda x: topk.pack(x, 99))(stack)
   masks = jax.jit(jax.vmap(lambda x: topk.mask(x, 99)))(stack)
   for i, x in enumerate(stack):

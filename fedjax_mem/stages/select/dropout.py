@@ -1,5 +1,7 @@
 """Clients that drop out after their work, before their message arrives."""
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 
@@ -26,7 +28,9 @@ def dropout(layer: Layer, rate: float) -> Layer:
 
   def apply(ctx: Context, table, state):
     cohort, state, metrics = inner.apply(ctx, table, state)
-    keys = jax.vmap(lambda id: jax.random.fold_in(ctx.common, id))(cohort.id)
+    # A name of its own first: whoever splits the common key gets the children with the bare ids.
+    parent = jax.random.fold_in(ctx.common, zlib.crc32(b'dropout'))
+    keys = jax.vmap(lambda id: jax.random.fold_in(parent, id))(cohort.id)
     stays = jax.vmap(jax.random.uniform)(keys) >= rate
     arrived = cohort.arrived & stays
     lost = (cohort.real & ~arrived).sum(dtype=jnp.int32)
