@@ -42,3 +42,10 @@ def _dtype_promotion(request):
   strict = room in STRICT and request.node.get_closest_marker('standard_promotion') is None
   with jax.numpy_dtype_promotion('strict' if strict else 'standard'):
     yield
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _forget_programs():
+  """Frees the programs that a file's tests compiled: over the whole suite they are gigabytes."""
+  yield
+  jax.clear_caches()

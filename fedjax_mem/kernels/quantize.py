@@ -201,15 +201,10 @@ def decode(codes: jax.Array, scale: jax.Array, bits: int, block: int | None = No
   count = 1 if block is None else -(-codes.size // block)
   if scale.shape != (count,):
     raise ValueError(f'scale must be [{count}], one a block, got shape {scale.shape!r}.')
-  if block is None:
-    return (codes.astype(jnp.float32) - half) * (scale / half)
-
-  def values(start: jax.Array, length: int) -> jax.Array:
-    rows = _rows(parts.take(codes, start, length), block).astype(jnp.float32) - half
-    steps = parts.take(scale, start // block, len(rows)) / half
-    return (rows * steps[:, None]).reshape(-1)[:length]
-
-  return parts.stream(values, codes.size, block)
+  steps = scale / half
+  if block is not None:
+    steps = jnp.broadcast_to(steps[:, None], (count, block)).reshape(-1)[: codes.size]
+  return (codes.astype(jnp.float32) - half) * steps
 
 
 def sign(x: jax.Array) -> tuple[jax.Array, jax.Array]:
