@@ -223,9 +223,9 @@ class Layer(NamedTuple):
       cohort. This is how a layer sees individual updates.
     sensitivity: `Bound` of what enters the client half -> `Bound` of what leaves it.
     traits: what the layer declares about itself.
-    pooled: of an algorithm whose update may be a sum over examples: (`Shape`, shapes of the
-      parameters, shapes of a batch) -> how to sum it over all examples of many clients at once, or
-      None if it is not such a sum.
+    pooled: of an algorithm whose update may be a sum over examples: (the client half it stands for,
+      `Shape`, shapes of the parameters, shapes of a batch) -> how to sum it over all examples of
+      many clients at once, or None if it is not such a sum, or the client half was replaced.
   """
 
   name: str
@@ -235,7 +235,7 @@ class Layer(NamedTuple):
   stacked: bool = False
   sensitivity: Callable[[Bound], Bound] = _keep_bound
   traits: Traits = Traits()
-  pooled: Callable[[Shape, Tree, dict[str, Any]], Pool | None] | None = None
+  pooled: Callable[[Stage, Shape, Tree, dict[str, Any]], Pool | None] | None = None
 
 
 class State(NamedTuple):

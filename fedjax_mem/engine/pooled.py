@@ -39,7 +39,7 @@ def find(layers: tuple[Layer, ...], setting: Any, params: Tree, population: Popu
   batch = jax.eval_shape(
     lambda d: _gathered(d.arrays, d.index, jnp.zeros(1, jnp.int32), setting), population
   )
-  pool = algorithm.pooled(setting.shape, params, batch)
+  pool = algorithm.pooled(algorithm.client, setting.shape, params, batch)
   return None if pool is None else (algorithm, weighing, pool)
 
 

@@ -21,8 +21,11 @@ def split(size: int, block: int = 1, part: int = LARGE) -> tuple[int, int]:
   """Returns (number, length) of the equal parts of 0 … size - 1, each of whole blocks.
 
   At least two if there are two blocks: what a loop has written is in memory, and not computed again
-  in the middle of what uses it. What is left over is shorter than a part.
+  in the middle of what uses it. What is left over is shorter than a part. (0, 0): a vector too
+  short to be worth a loop.
   """
+  if size <= part // 16:
+    return 0, 0
   length = size // max(2, round(size / part)) // block * block
   return (size // length, length) if length else (0, 0)
 

@@ -112,8 +112,6 @@ def _sylvester(size: int) -> np.ndarray:
 def _flip(key: jax.Array, start: jax.Array, rows: jax.Array) -> jax.Array:
   """Returns the rows [N, block] from `start` on, signs flipped at random: one drawn bit each."""
   words = jax.random.bits(jax.random.fold_in(key, start), (-(-rows.size // 32),), jnp.uint32)
-  # Fused with the generator, each of the 32 bits would run it again.
-  words = jax.lax.optimization_barrier(words)
   bits = words[None] << jax.lax.iota(jnp.uint32, 32)[:, None]
   signs = (bits & jnp.uint32(1 << 31)).reshape(-1)[: rows.size].reshape(rows.shape)
   flipped = jax.lax.bitcast_convert_type(rows, jnp.uint32) ^ signs

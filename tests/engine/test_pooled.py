@@ -142,6 +142,13 @@ def noisy_loss(params, batch, key):
   return losses * jax.random.bernoulli(key, 0.5, losses.shape).astype(jnp.float32)
 
 
+def replaced():
+  """FedAvg with another client half around its own."""
+  layer = one_step()
+  twice = lambda ctx, task, state: layer.client.apply(ctx, task, state)
+  return layer._replace(client=Stage(twice))
+
+
 def momentum(rate):
   return optax.sgd(rate, momentum=0.9)
 
@@ -168,6 +175,7 @@ SINGLE = {
   'a partial of sgd': lambda: (
     one_step(optimizer=functools.partial(optax.sgd, nesterov=True, momentum=0.5)), UNIFORM, EQUAL
   ),
+  'a client half of the user': lambda: (replaced(), UNIFORM, EQUAL),
   'adam': lambda: (one_step(optimizer=optax.adam), UNIFORM, EQUAL),
   'a weighing that does not say how': lambda: (
     one_step(), UNIFORM, EQUAL._replace(traits=EQUAL.traits._replace(weight=None))

@@ -21,7 +21,7 @@ def _vector(size=1001, scale=1.0, dtype=jnp.float32, seed=0):
 def _random(key, size, block):
   """Returns the 16 bits of each value: part after part, row after row."""
   count, length = parts.split(size, block or 1)
-  whole = size // (block or 1) * (block or 1)
+  whole = size // (block or 1) * (block or 1) if count else 0
   edges = sorted({0, *range(0, count * length + 1, length or 1), whole, size})
   drawn = []
   for start, end in itertools.pairwise(edges):
@@ -57,7 +57,7 @@ def _twin(x, bits, block, draws=None):
 )
 def test_numpy_twin(block, dtype):
   x = _vector(dtype=dtype)
-  for bits in (1, 2, 5, 8):
+  for bits in (1, 3, 8):
     codes, scales = quantize.stochastic(KEY, x, bits, block=block)
     expected = _twin(x, bits, block, _random(KEY, x.size, block))
     assert codes.dtype == jnp.uint8 and scales.dtype == jnp.float32

@@ -52,10 +52,11 @@ def fedavg(
     update = tree.sub(task.params, done.params)
     return Message(update, task.data.count.astype(jnp.float32), {}), state, done.metrics
 
-  def pooled(shape: Shape, params, batch):
+  def pooled(half: Stage, shape: Shape, params, batch):
     sgd = training.Sgd() if optimizer is optax.sgd else optimizer
     one_step = epochs == 1 and shape.capacity <= batch_size
-    if not (one_step and isinstance(sgd, training.Sgd)) or training.uses_key(loss, params, batch):
+    linear = one_step and isinstance(sgd, training.Sgd)
+    if half.apply is not client or not linear or training.uses_key(loss, params, batch):
       return None
 
     def pool(ctx: Context, batch, weights, mask, clients):

@@ -69,9 +69,9 @@ def fedsgd(
     metrics = {'train_loss': seen, 'steps': Total(jnp.int32(1))}
     return Message(payload, count, {}), state, metrics
 
-  def pooled(shape: Shape, params, batch):
+  def pooled(half: Stage, shape: Shape, params, batch):
     del shape
-    if training.uses_key(loss, params, batch):
+    if half.apply is not client or training.uses_key(loss, params, batch):
       return None
 
     def pool(ctx: Context, batch, weights, mask, clients):
