@@ -61,7 +61,7 @@ def trajectories() -> None:
   """Measures epsilon after every round of runs of several lengths."""
   for count in (300, 3_000, 30_000):
     delta, expected, population = 1e-5, 100, 10_000
-    rows = poisson.capacity(population, expected, count, delta)
+    rows = poisson.capacity(population, expected, count, delta, epsilon=100.0)
     sampling = Sampling('poisson', population, expected, rows)
     for accountant in ('rdp', 'pld'):
       began = time.perf_counter()

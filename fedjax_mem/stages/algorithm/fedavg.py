@@ -55,8 +55,9 @@ def fedavg(
   def pooled(half: Stage, shape: Shape, params, batch):
     sgd = training.Sgd() if optimizer is optax.sgd else optimizer
     one_step = epochs == 1 and shape.capacity <= batch_size
-    linear = one_step and isinstance(sgd, training.Sgd)
-    if half.apply is not client or not linear or training.uses_key(loss, params, batch):
+    if half.apply is not client or not one_step or not isinstance(sgd, training.Sgd):
+      return None
+    if training.uses_key(loss, params, batch):
       return None
 
     def pool(ctx: Context, batch, weights, mask, clients):
