@@ -49,7 +49,14 @@ def keep(on: jax.Array, tree: Tree) -> Tree:
 
 def total(tree: Tree) -> Tree:
   """Returns the sum over the leading axis of every leaf, in the leaf's own dtype."""
-  return jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), tree)
+
+  def one(x: jax.Array) -> jax.Array:
+    if x.dtype != jnp.float32 or x.ndim < 2:
+      return x.sum(0, dtype=x.dtype)
+    # XLA's CPU back end adds rows a column at a time: as a product it is some 50 times faster.
+    return jnp.einsum('c...,c->...', x, jnp.ones(len(x), x.dtype), precision='highest')
+
+  return jax.tree.map(one, tree)
 
 
 def squared_norm(tree: Tree) -> jax.Array:

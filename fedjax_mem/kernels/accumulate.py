@@ -29,7 +29,7 @@ def _norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
   def again(state: Normed) -> Normed:
     # The 1 it is multiplied by is carried: what does not vary would be moved out of the loop.
-    scale, norm = clip._scaled_norm(x * state[1])
+    scale, norm = clip.scaled_norm(x * state[1])
     return jnp.bool_(True), scale, norm
 
   # A loop, not a branch: under `vmap` both sides of a branch are computed.

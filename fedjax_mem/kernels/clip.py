@@ -21,7 +21,7 @@ from fedjax_mem.core import validate
 Tree = Any
 
 
-def _scaled_norm(tree: Tree) -> tuple[jax.Array, jax.Array]:
+def scaled_norm(tree: Tree) -> tuple[jax.Array, jax.Array]:
   """Returns (s, norm of s * tree) for s a power of two near 1 / the largest magnitude."""
   leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(tree) if x.size]
   largest = jnp.float32(0)
@@ -42,7 +42,7 @@ def global_norm(tree: Tree) -> jax.Array:
 
   Infinite if a value is or if the norm itself is beyond float32; NaN if a value is NaN.
   """
-  scale, scaled = _scaled_norm(tree)
+  scale, scaled = scaled_norm(tree)
   return scaled / scale
 
 
@@ -62,7 +62,7 @@ def clip_by_global_norm(tree: Tree, bound: jax.typing.ArrayLike) -> tuple[Tree, 
   if isinstance(bound, int | float):
     validate.non_negative(bound=bound)
   bound = jnp.asarray(bound, jnp.float32)
-  scale, scaled = _scaled_norm(tree)
+  scale, scaled = scaled_norm(tree)
   norm = scaled / scale
   inside = norm <= bound
   factor = jnp.where(jnp.isfinite(scaled), bound / scaled, jnp.float32(jnp.nan))
