@@ -72,7 +72,7 @@ class LocalLedger:
         sampler keeps clients apart).
       delta: target, in (0, 1).
       steps: noised releases a participation (local steps of DP-SGD).
-      batches: noise by example: how a client draws its batches, of the client with the fewest
+      batches: noise by example: how a client draws its batches, of the client with the most
         examples; None: nothing is claimed of the draw.
       budget: the epsilon no client may exceed, or None.
       adjacency: as in `accountant.claim`.

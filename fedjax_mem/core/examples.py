@@ -90,8 +90,18 @@ class Examples:
 
 
 def shape_of(population: Population) -> Shape:
-  """Returns the static facts about a population whose arrays are concrete."""
+  """Returns the static facts about a population whose arrays are concrete.
+
+  Raises:
+    ValueError: no client, or a client without examples.
+  """
   count = jax.device_get(population.count)
+  if not count.size or count.min() < 1:
+    empty = (count < 1).nonzero()[0][:5].tolist()
+    raise ValueError(
+      f'population.count must be examples >= 1 of at least one client, got {count.size} clients, '
+      f'of which {empty!r} are without.'
+    )
   return Shape(len(count), int(count.max()), bool((count == count[0]).all()))
 
 

@@ -75,3 +75,10 @@ def test_bad_clients_are_refused_by_number(clients, message):
 def test_a_population_is_a_tree_of_arrays():
   leaves = jax.tree.leaves(tiny.population())
   assert len(leaves) == 5 and all(isinstance(x, jax.Array) for x in leaves)
+
+
+def test_a_client_without_examples_is_refused_by_number():
+  whole = stack_clients([{'y': np.zeros(3)}] * 3)
+  empty = dataclasses.replace(whole, count=jnp.asarray([3, 0, 3], jnp.int32))
+  with pytest.raises(ValueError, match=r'population\.count .* 3 clients, of which \[1\]'):
+    shape_of(empty)
