@@ -2,12 +2,14 @@
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fedjax_mem.engine import Simulation
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> np.ndarray:
@@ -49,3 +51,33 @@ def gemm_peak_gflops(size: int = 2048, repeats: int = 8) -> float:
 def peak_rss_mb() -> float:
   """Returns the peak resident memory of this process, in 10**6 bytes."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def in_turn(
+  simulations: Mapping[str, tuple[Simulation, Any]], rounds: int
+) -> dict[str, np.ndarray]:
+  """Returns the seconds [rounds] of each simulation's rounds, run one after the other in turns.
+
+  Args:
+    simulations: name -> (simulation, initial parameters).
+    rounds: how many of each are timed; one more comes before, to warm up.
+  """
+  states = {name: sim.compile(sim.init(params)) for name, (sim, params) in simulations.items()}
+  seconds: dict[str, list[float]] = {name: [] for name in simulations}
+  for number in range(rounds + 1):
+    for name, (sim, _) in simulations.items():
+      began = time.perf_counter()
+      states[name], _ = sim.run(states[name], 1)
+      jax.block_until_ready(states[name])
+      if number:
+        seconds[name].append(time.perf_counter() - began)
+  return {name: np.array(times) for name, times in seconds.items()}
+
+
+def overhead(plain: np.ndarray, more: np.ndarray) -> dict[str, Any]:
+  """Returns what `more` seconds [R] cost over `plain` ones [R], rounds run in turns."""
+  return {
+    **spread(more),
+    'overhead': round(float(np.median(more) / np.median(plain)) - 1, 3),
+    'overhead_of_paired_rounds': round(float(np.median(more / plain)) - 1, 3),
+  }

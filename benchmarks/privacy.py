@@ -11,50 +11,23 @@ import argparse
 import json
 import time
 
-import jax
-import numpy as np
-
 from benchmarks import measure, works
 from fedjax_mem import account
 from fedjax_mem.account import poisson
 from fedjax_mem.core import Mechanism, Sampling
-from fedjax_mem.engine import simulate
 from fedjax_mem.experiment import devices
 
 
 def rounds(count: int, data_dir: str | None) -> None:
   """Measures W1 and the same with clip and noise, in turn."""
-  plain = works.WORKS['W1']
-  runs = {}
-  for name, work in (('plain', plain), ('private', works.WORKS['W2'])):
-    data, model, params = works.parts(work, data_dir)
-    sim = simulate(
-      works.layers(work, model),
-      params,
-      data.population(),
-      max_rounds=1,
-      transforms=(data.preprocess,),
-    )
-    runs[name] = [sim, sim.compile(sim.init(params)), []]
-  for number in range(count + 1):
-    for run in runs.values():
-      began = time.perf_counter()
-      run[1], _ = run[0].run(run[1], 1)
-      jax.block_until_ready(run[1])
-      if number:  # the first is to warm up
-        run[2].append(time.perf_counter() - began)
-  without, with_ = (np.array(run[2]) for run in runs.values())
-  print(
-    json.dumps(
-      {
-        'what': 'round',
-        'plain': measure.spread(without),
-        'private': measure.spread(with_),
-        'overhead': round(float(np.median(with_) / np.median(without)) - 1, 3),
-        'overhead_of_paired_rounds': round(float(np.median(with_ / without)) - 1, 3),
-      }
-    )
-  )
+  runs = {
+    'plain': works.simulation(works.WORKS['W1'], data_dir),
+    'private': works.simulation(works.WORKS['W2'], data_dir),
+  }
+  times = measure.in_turn(runs, count)
+  plain = measure.spread(times['plain'])
+  private = measure.overhead(times['plain'], times['private'])
+  print(json.dumps({'what': 'round', 'plain': plain, 'private': private}))
 
 
 def trajectories() -> None:

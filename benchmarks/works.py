@@ -12,6 +12,7 @@ import jax
 
 from fedjax_mem import data, models
 from fedjax_mem.core import Layer, onion
+from fedjax_mem.engine import Simulation, simulate
 from fedjax_mem.stages.algorithm import fedavg
 from fedjax_mem.stages.algorithm.training import Sgd
 from fedjax_mem.stages.privacy import central
@@ -86,8 +87,8 @@ def load(work: Work, data_dir: str | None = None) -> data.FederatedData:
   )
 
 
-def layers(work: Work, model: models.Model) -> tuple[Layer, ...]:
-  """Returns the onion of a work."""
+def layers(work: Work, model: models.Model, *more: Layer) -> tuple[Layer, ...]:
+  """Returns the onion of a work, with `more` layers of messages after its own."""
   if work.privacy is None:
     outer: tuple[Layer, ...] = (by_examples(),)
   else:
@@ -102,6 +103,7 @@ def layers(work: Work, model: models.Model) -> tuple[Layer, ...]:
     ),
     uniform(work.num_clients, work.cohort),
     *outer,
+    *more,
   )
 
 
@@ -110,3 +112,16 @@ def parts(work: Work, data_dir: str | None = None) -> tuple[Any, models.Model, A
   population = load(work, data_dir)
   model = models.build(work.model, population.input_shape, population.num_classes)
   return population, model, jax.jit(model.init)(jax.random.key(0))
+
+
+def simulation(work: Work, data_dir: str | None, *more: Layer) -> tuple[Simulation, Any]:
+  """Returns (the simulation of a work, a round a segment; its initial parameters)."""
+  population, model, params = parts(work, data_dir)
+  sim = simulate(
+    layers(work, model, *more),
+    params,
+    population.population(),
+    max_rounds=1,
+    transforms=(population.preprocess,),
+  )
+  return sim, params

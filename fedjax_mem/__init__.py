@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fedjax_mem._version import __version__
 
 if TYPE_CHECKING:
+  from fedjax_mem import federated
   from fedjax_mem.core import onion
   from fedjax_mem.engine import Execution, Simulation, simulate
   from fedjax_mem.experiment.config import Config, load_config
@@ -30,6 +31,7 @@ __all__ = (
   'RunFailed',
   'Simulation',
   '__version__',
+  'federated',
   'load_config',
   'onion',
   'resume',
@@ -54,10 +56,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+  if name == 'federated':
+    return importlib.import_module(f'{__name__}.federated')
   if name not in _HOMES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *_HOMES})
+  return sorted({*globals(), *_HOMES, 'federated'})

@@ -189,13 +189,17 @@ class Traits(NamedTuple):
   """What a layer declares about itself; what can be derived from its parts is not repeated.
 
   Attributes:
-    kind: 'select', 'task' (Task -> Task), 'algorithm' (Task -> Message) or 'message'.
+    kind: 'select', 'task' (Task -> Task), 'algorithm' (Task -> Message) or 'message'. A layer that
+      selects and whose client half looks at tasks or at weighted messages is of that kind.
     payload: 'float' or 'integer', of what leaves the client half.
     weighs: None, or how a weighing layer weighs: 'examples', 'equal' or 'capped'.
     weight: of a weighing layer: the message's weight -> the weight used, both float32.
     divisor: of a weighing layer: None (the realised weight) or the fixed expected cohort.
     mechanism: None, or plain data about the noise, for the accountant.
     adds: whether decode(sum of messages) = sum of decode(message).
+    bits: of integers that are summed modulo 2 ** bits, else None.
+    clients: of such integers: the most clients whose sum has room.
+    masks: whether messages are hidden from here on until they are summed.
   """
 
   kind: str = 'message'
@@ -205,6 +209,9 @@ class Traits(NamedTuple):
   divisor: float | None = None
   mechanism: Any = None
   adds: bool = True
+  bits: int | None = None
+  clients: int | None = None
+  masks: bool = False
 
 
 def _keep_bound(bound: Bound) -> Bound:

@@ -16,7 +16,7 @@ from fedjax_mem.data.digits import load_digits
 from fedjax_mem.data.partition import options_of
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.data.synthetic import load_synthetic
-from fedjax_mem.data.table import Table, distribute
+from fedjax_mem.data.table import Table, distribute, hold_out
 
 LOADERS: dict[str, Callable[..., Table]] = {
   'digits': load_digits,
@@ -60,6 +60,7 @@ def load(
   num_clients: int | None = None,
   seed: int = 0,
   data_dir: tfds.Folder = None,
+  validation: float = 0.0,
   **options: Any,
 ) -> FederatedData:
   """Returns a data set in the hands of clients.
@@ -72,6 +73,7 @@ def load(
     num_clients: N; None only for 'natural' (all of them) and 'synthetic' (30).
     seed: of the partition, and of data that are drawn.
     data_dir: where prepared data are; None: as `places` says.
+    validation: share of the training examples that no client gets: the server's, in [0, 1).
     **options: of the data set if its loader knows them, else of the partition.
 
   Raises:
@@ -79,7 +81,7 @@ def load(
   """
   loader = LOADERS.get(name) or (_import(name) if ':' in name else None)
   if loader is None:
-    table = _prepared(name, data_dir)
+    table = hold_out(_prepared(name, data_dir), validation, seed)
     return distribute(table, partition, num_clients, seed, **options)
   known = inspect.signature(loader).parameters
   # What is drawn for its clients is drawn for as many as are asked for.
@@ -87,6 +89,11 @@ def load(
   mine = {k: v for k, v in given.items() if k in known and v is not None}
   loaded = loader(**mine)
   if isinstance(loaded, FederatedData):
+    if validation:
+      raise ValueError(
+        f'validation must be 0 for {name!r}, which says itself who holds what, got {validation!r}: '
+        'let it give a FederatedData with a validation split.'
+      )
     return loaded
   rest = {k: v for k, v in options.items() if k not in known}
   choices = (set(known) | set(options_of(partition))) - _OURS
@@ -96,7 +103,8 @@ def load(
         f'options of data {name!r} must be among {sorted(choices)!r}, got {option!r}.'
         f'{validate.nearest(option, choices)}'
       )
-  return distribute(loaded, partition, num_clients, seed, **rest)
+  table = hold_out(loaded, validation, seed)
+  return distribute(table, partition, num_clients, seed, **rest)
 
 
 def _import(name: str) -> Callable[..., Any]:

@@ -37,6 +37,8 @@ class FederatedData:
     unused_labels: labels of which no example belongs to a client.
     test_clients: [test examples] int32, the client to whom a test example belongs, -1 for none of
       them; None where the test set is nobody's.
+    validation: 'x' and 'y' of the server's validation split, stored like `arrays`: examples that
+      no client holds and that are not in the test set; None: there is none.
   """
 
   name: str
@@ -50,10 +52,14 @@ class FederatedData:
   clients: tuple[str, ...] | None = None
   unused_labels: tuple[int, ...] = ()
   test_clients: np.ndarray | None = None
+  validation: Arrays | None = None
 
   def __post_init__(self):
     validate.integer(num_classes=self.num_classes)
-    for part, arrays in (('arrays', self.arrays), ('test', self.test)):
+    parts = [('arrays', self.arrays), ('test', self.test)]
+    if self.validation is not None:
+      parts.append(('validation', self.validation))
+    for part, arrays in parts:
       check_arrays(part, arrays, self.num_classes)
     check_lists(self.index, self.offsets, len(self.arrays['y']))
     if self.clients is not None and len(self.clients) != self.num_clients:

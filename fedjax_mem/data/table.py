@@ -12,6 +12,7 @@ from fedjax_mem.data.source import Arrays, FederatedData
 
 # Keeps the noise apart from the partition's own draws from the same seed.
 _NOISE = 0x6E6F6973
+_VALIDATION = 0x76616C69
 _CHUNK = 8192
 
 
@@ -28,6 +29,7 @@ class Table(NamedTuple):
     client_ids: [T] int32, each example's own client, or None.
     clients: their names, or None.
     test_client_ids: [test examples] int32, -1 for a client without training examples, or None.
+    held: [V] int32, rows of `arrays` held out for validation, which no client gets, or None.
   """
 
   name: str
@@ -39,6 +41,34 @@ class Table(NamedTuple):
   client_ids: np.ndarray | None = None
   clients: tuple[str, ...] | None = None
   test_client_ids: np.ndarray | None = None
+  held: np.ndarray | None = None
+
+
+def hold_out(table: Table, share: float, seed: int) -> Table:
+  """Returns the table with a share of its training examples held out for validation.
+
+  They are drawn uniformly, before any partition, as a function of the seed alone. Under a natural
+  partition a client all of whose examples are held out is not there.
+
+  Args:
+    table: the examples.
+    share: of the training examples, in [0, 1); 0: none. At least one is held out, one left.
+    seed: of the draw.
+
+  Raises:
+    ValueError: the share is not in [0, 1), or there are too few examples.
+  """
+  validate.fraction(validation=share)
+  validate.integer(0, seed=seed)
+  if not share:
+    return table
+  total = len(table.arrays['y'])
+  number = max(1, round(share * total))
+  if number >= total:
+    raise ValueError(f'validation must leave some of {total} examples to train on, got {share!r}.')
+  rng = np.random.default_rng([seed, _VALIDATION])
+  held = np.sort(rng.choice(total, number, replace=False)).astype(np.int32)
+  return table._replace(held=held)
 
 
 def distribute(
@@ -61,14 +91,19 @@ def distribute(
     ValueError: as `partition.partition`; 'natural' without clients.
   """
   name = name or ('iid' if table.client_ids is None else 'natural')
+  kept: Any = slice(None)
+  if table.held is not None:
+    kept = np.delete(np.arange(len(table.arrays['y']), dtype=np.int32), table.held)
   if name == 'natural':
     if table.client_ids is None:
       raise ValueError(
         f"partition must be another than 'natural' for {table.name!r}, whose examples have no "
         "client of their own, got 'natural'."
       )
-    options['client_ids'] = table.client_ids
-  parts = partition(name, table.arrays['y'], num_clients, seed=seed, **options)
+    options['client_ids'] = table.client_ids[kept]
+  parts = partition(name, table.arrays['y'][kept], num_clients, seed=seed, **options)
+  if table.held is not None:
+    parts = parts._replace(index=kept[parts.index])
   data = FederatedData(
     table.name,
     table.arrays,
@@ -81,6 +116,7 @@ def distribute(
     _names(table, parts),
     parts.unused_labels,
     _test_clients(table, parts),
+    _validation(table),
   )
   return data if parts.noise is None else add_noise(data, parts.noise, seed)
 
@@ -89,6 +125,12 @@ def _names(table: Table, parts: Partition) -> tuple[str, ...] | None:
   if parts.clients is None or table.clients is None:
     return None
   return tuple(table.clients[i] for i in parts.clients)
+
+
+def _validation(table: Table) -> Arrays | None:
+  if table.held is None:
+    return None
+  return {name: np.asarray(x[table.held]) for name, x in table.arrays.items()}
 
 
 def _test_clients(table: Table, parts: Partition) -> np.ndarray | None:
@@ -128,6 +170,7 @@ def add_noise(data: FederatedData, stddev: np.ndarray, seed: int) -> FederatedDa
     data.clients,
     data.unused_labels,
     data.test_clients,
+    None if data.validation is None else _preprocessed(data, data.validation),
   )
 
 

@@ -91,6 +91,24 @@ def _check_order(layers: tuple[Layer, ...]) -> None:
     raise IncompatibleStages(
       f'exactly one layer must weigh the clients, such as by_examples(), got {weighing!r}.'
     )
+  _check_feedback(layers, weighing[0])
+
+
+def _check_feedback(layers: tuple[Layer, ...], weighing: str) -> None:
+  """Raises `IncompatibleStages` where a layer that selects cannot see what it selects by."""
+  names = [x.name for x in layers]
+  chooser = next(x for x in layers if x.select is not None)
+  if chooser.traits.kind == 'message' and names.index(chooser.name) < names.index(weighing):
+    raise IncompatibleStages(
+      f'{chooser.name!r} selects by weighted messages: it must come after {weighing!r}.'
+    )
+  hidden = [x.name for x in layers if x.traits.payload == 'integer' or x.traits.masks]
+  if chooser.stacked and hidden:
+    raise IncompatibleStages(
+      f"{chooser.name!r} selects by each client's own update, and {hidden[0]!r} leaves integers "
+      'that are seen only as a sum: select by another rule, such as uniform, or remove '
+      f'{hidden[0]!r}.'
+    )
 
 
 def initial_state(setting: Setting, params: Tree, population: Population, seed: jax.Array) -> State:

@@ -14,7 +14,8 @@ from fedjax_mem.experiment.config import ClientConfig, Config, DataConfig, Serve
 from fedjax_mem.models.base import Model
 from fedjax_mem.optim import SERVER_OPTIMIZERS
 from fedjax_mem.stages.algorithm.training import Sgd
-from fedjax_mem.stages.select import dropout
+from fedjax_mem.stages.select import draw_durations, dropout, stragglers
+from fedjax_mem.stages.select.availability import TRACES
 
 
 class Parts(NamedTuple):
@@ -52,7 +53,7 @@ def build(config: Config, data_dir: str | None = None) -> Parts:
   model = build_model(config, data)
   key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
   params = jax.jit(model.init)(key)
-  return Parts(data, model, params, build_layers(config, model, data.num_clients))
+  return Parts(data, model, params, build_layers(config, model, data.num_clients, data))
 
 
 def load_data(config: Config, data_dir: str | None = None) -> FederatedData:
@@ -70,6 +71,7 @@ def load_data(config: Config, data_dir: str | None = None) -> FederatedData:
     num_clients=section.num_clients,
     seed=seed,
     data_dir=data_dir,
+    validation=section.validation,
     **given,
     **section.options,
   )
@@ -93,19 +95,34 @@ def build_model(config: Config, data: FederatedData) -> Model:
   return model
 
 
-def build_layers(config: Config, model: Model, num_clients: int) -> tuple[Layer, ...]:
-  """Returns the onion: algorithm, selection, weighing, and the stages in their places."""
-  chooser = _selection(config, num_clients)
-  config = privacy.settled(config, chooser)
+def build_layers(
+  config: Config, model: Model, num_clients: int, data: FederatedData | None = None
+) -> tuple[Layer, ...]:
+  """Returns the onion: algorithm, selection, weighing, and the stages in their places.
+
+  A sampler that learns from tasks stands just before the algorithm, one that learns from weighted
+  messages just after the weighing.
+
+  Args:
+    config: the experiment.
+    model: what is trained.
+    num_clients: N.
+    data: for samplers that know sizes or need a validation split; None: they have neither.
+  """
+  chosen = _selection(config, model, num_clients, data)
+  config = privacy.settled(config, next(x for x in chosen if x.select is not None))
+  of = lambda kind: [x for x in chosen if x.traits.kind == kind]
   stage = lambda number: _stage(config, number)
   before = [stage(i) for i, s in enumerate(config.stages) if s.before_algorithm]
   after = [stage(i) for i, s in enumerate(config.stages) if not s.before_algorithm]
   weighting = registry.factory('weighting.name', config.weighting.name, registry.WEIGHINGS)
   return onion(
     *before,
+    *of('task'),
     _algorithm(config, model),
-    chooser,
+    *of('select'),
     registry.call('weighting', weighting, config.weighting.options),
+    *of('message'),
     *after,
   )
 
@@ -132,19 +149,63 @@ def _algorithm(config: Config, model: Model) -> Layer:
   )
 
 
-def _selection(config: Config, num_clients: int) -> Layer:
+def _selection(
+  config: Config, model: Model, num_clients: int, data: FederatedData | None
+) -> tuple[Layer, ...]:
+  """Returns the sampler's layers, with clients that are away, drop out and are slow."""
   section = config.selection
   make = registry.factory('selection.name', section.name, registry.SAMPLERS)
   given = {
     'num_clients': num_clients,
     'cohort_size': section.cohort_size,
     'rate': section.cohort_size / num_clients,
+    'loss': model.loss,
+    'sizes': None if data is None else data.counts,
+    'validation': _validation(data),
   }
+  if config.server.optimizer == 'sgd':
+    given['step'] = config.server.learning_rate
+  seconds = _durations(config, num_clients, data)
+  if seconds is not None:
+    given['durations'] = seconds
   rows = privacy.capacity(config, num_clients)
   if rows is not None and 'capacity' not in section.options:
     given['capacity'] = rows
-  layer = registry.call('selection', make, section.options, **given)
-  return dropout(layer, section.dropout) if section.dropout else layer
+  made = registry.call('selection', make, section.options, **given)
+  layers = (made,) if isinstance(made, Layer) else tuple(made)
+  return tuple(x if x.select is None else _worldly(config, x, seconds) for x in layers)
+
+
+def _worldly(config: Config, layer: Layer, seconds: Any) -> Layer:
+  """Returns the selecting layer with what happens to clients: away, dropped out, late."""
+  section = config.selection
+  if section.availability:
+    options = dict(section.availability)
+    trace = registry.factory('selection.availability.use', options.pop('use', ''), TRACES)
+    layer = registry.call('selection.availability', trace, options, layer=layer)
+  if section.dropout:
+    layer = dropout(layer, section.dropout)
+  if seconds is not None:
+    rest = {k: x for k, x in section.clock.items() if k not in ('median_seconds', 'spread')}
+    layer = registry.call('selection.clock', stragglers, rest, layer=layer, durations=seconds)
+  return layer
+
+
+def _durations(config: Config, num_clients: int, data: FederatedData | None) -> Any:
+  """Returns the virtual seconds of each client in a round, or None without a clock."""
+  if not config.selection.clock:
+    return None
+  drawn = {k: x for k, x in config.selection.clock.items() if k in ('median_seconds', 'spread')}
+  given = {'num_clients': num_clients, 'seed': config.seed}
+  given['sizes'] = None if data is None else data.counts
+  return registry.call('selection.clock', draw_durations, drawn, **given)
+
+
+def _validation(data: FederatedData | None) -> Any:
+  """Returns the server's validation split as the model takes it, or None."""
+  if data is None or data.validation is None:
+    return None
+  return jax.device_get(data.preprocess(data.validation))
 
 
 def learning_rate(client: ClientConfig, rounds: int) -> Any:

@@ -171,7 +171,7 @@ def to_dict(config: Any) -> dict[str, Any]:
       value = to_dict(value)
     elif field.name == 'stages':
       value = [to_dict(stage) for stage in value]
-    if value is not None and (value != {} or field.name != 'options'):
+    if value is not None and value != {}:
       items[field.name] = value
   return items
 

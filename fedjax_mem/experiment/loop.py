@@ -14,7 +14,7 @@ import numpy as np
 from fedjax_mem.core import State, tree
 from fedjax_mem.engine import describe
 from fedjax_mem.engine.mesh import replicated
-from fedjax_mem.experiment import privacy
+from fedjax_mem.experiment import contributions, privacy
 from fedjax_mem.experiment.checkpoint import Checkpoints
 from fedjax_mem.experiment.config import Config, config_hash
 from fedjax_mem.experiment.folder import RunFolder, create
@@ -306,6 +306,7 @@ class _Loop:
       self.folder.path / 'partition.png',
     )
     plots.save(plots.learning_curves(self.folder.path), self.folder.path / 'learning_curve.png')
+    contributions.write(self.folder.path, state, self.ready.parts.data.clients)
     write_report(self.folder.path, self.folder.path / 'report.html')
     return Result(jax.device_get(state.params), records, self.folder.path)
 

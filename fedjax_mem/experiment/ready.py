@@ -92,12 +92,27 @@ def work(config: Config, parts: Parts) -> str:
   )
 
 
+def _estimator(ready: Ready) -> list[str]:
+  """Returns which average inverse chances make, where they make one that is not unbiased."""
+  weighing = next(x for x in ready.parts.layers if x.traits.weighs is not None)
+  if ready.config.selection.name != 'importance' or weighing.traits.divisor is not None:
+    return []
+  counts = ready.parts.data.counts
+  whole = {'examples': counts.sum(), 'equal': len(counts)}.get(str(weighing.traits.weighs))
+  value = 'the weight of all clients' if whole is None else int(whole)
+  return [
+    'updates are divided by the sum of the weights that arrived, each over its chance (a '
+    f'self-normalised mean, biased); weighting.options.divisor = {value} makes it unbiased'
+  ]
+
+
 def facts(ready: Ready) -> dict[str, Any]:
   """Returns what the manifest says before the first round."""
   parts, sim, layout = ready.parts, ready.sim, ready.sim.setting.layout
   notes = list(ready.notes)
   if parts.data.unused_labels:
     notes.append(f'no client holds examples of the labels {list(parts.data.unused_labels)}')
+  notes += _estimator(ready)
   notes += traffic.notes(sim, ready.config.rounds)
   return {
     'devices': [str(d.device_kind) for d in layout.mesh.devices.flat],

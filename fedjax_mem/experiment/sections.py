@@ -118,6 +118,8 @@ class DataConfig(Section):
     examples_per_client: examples of a client under 'blocks'; None = as many as there are.
     min_examples: examples of every client at the least, where the partition draws their number.
     partition_seed: seed of the partition; None = the experiment's seed.
+    validation: share of the training examples that the server holds for itself, in [0, 1): drawn
+      before the partition, by the partition's seed; what `contribution` scores clients on.
     options: what else the data set or the partition takes.
   """
 
@@ -130,6 +132,7 @@ class DataConfig(Section):
   examples_per_client: int | None = None
   min_examples: int | None = None
   partition_seed: int | None = None
+  validation: float = 0.0
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def _check(self) -> None:
@@ -137,6 +140,7 @@ class DataConfig(Section):
     self._each(validate.integer, 'min_examples')
     self._each(validate.integer, 'partition_seed', at_least=0, at_most=2**32 - 1)
     self._each(validate.non_negative, 'alpha')
+    self._each(_below_one, 'validation')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,9 +250,14 @@ class SelectionConfig(Section):
   """Which clients take part in a round.
 
   Attributes:
-    name: 'uniform', 'poisson', 'round_robin' or 'package.module:factory'.
-    cohort_size: C, clients of a round; the expected number under 'poisson'.
+    name: 'uniform', 'poisson', 'round_robin', 'min_separation', 'importance', 'power_of_choice',
+      'oort', 'contribution' or 'package.module:factory'.
+    cohort_size: C, clients of a round; the expected number under 'poisson' and 'importance'.
     dropout: probability that a selected client drops out after its work, in [0, 1).
+    availability: which clients are there: `use` = 'diurnal' or 'markov', and its arguments; empty =
+      all of them, always.
+    clock: of the slow clients: `median_seconds` of a client in a round, `spread` of their speeds,
+      `jitter` from round to round, `deadline` in seconds; empty = no clock.
     options: further keyword arguments of the sampler's factory.
   """
 
@@ -256,6 +265,8 @@ class SelectionConfig(Section):
   name: str = 'uniform'
   cohort_size: int
   dropout: float = 0.0
+  availability: dict[str, Any] = dataclasses.field(default_factory=dict)
+  clock: dict[str, Any] = dataclasses.field(default_factory=dict)
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def _check(self) -> None:

@@ -1,4 +1,4 @@
-"""Noise on a pytree from one key: Gaussian, Laplace, and the discrete Gaussian.
+"""Noise on a pytree from one key: Gaussian, Laplace, and on integers discrete Gaussian and Skellam.
 
 All values of a tree come from one flat draw, so no two arrays can share a stream. JAX's generators
 are not cryptographic and floating point is not the real line (Mironov 2012): this noise simulates a
@@ -18,7 +18,7 @@ from fedjax_mem.core import validate
 
 Tree = Any
 
-# The largest parameter of a discrete Gaussian: its table holds ten times as many entries.
+# The largest parameter of noise on integers: its table holds ten times as many entries.
 LARGEST_SIGMA = 100_000.0
 
 
@@ -64,7 +64,7 @@ def laplace(key: jax.Array, like: Tree, scale: jax.typing.ArrayLike) -> Tree:
 
 
 class DiscreteTable(NamedTuple):
-  """Distribution function of |X| for a discrete Gaussian X, on the host.
+  """Distribution function of |X| for an integer X as likely as -X, on the host.
 
   Attributes:
     high: [K] uint32, upper halves of floor(2**64 P(|X| <= k)) for k = 0 … K - 1.
@@ -84,11 +84,45 @@ def discrete_table(sigma: float) -> DiscreteTable:
   Raises:
     ValueError: sigma is out of range.
   """
-  if validate.positive(sigma=sigma) > LARGEST_SIGMA:
-    raise ValueError(f'sigma must be at most {LARGEST_SIGMA:g} steps of the grid, got {sigma!r}.')
+  _check_sigma(sigma)
   # Beyond 10 sigma lies less than 2**-64.
   k = np.arange(math.ceil(10 * sigma) + 10, dtype=np.float64)
-  mass = np.exp(-((k / sigma) ** 2) / 2) * np.where(k > 0, 2.0, 1.0)
+  return _table(np.exp(-((k / sigma) ** 2) / 2))
+
+
+def skellam_table(sigma: float) -> DiscreteTable:
+  """Returns the table of the difference of two Poisson variables of mean sigma ** 2 / 2 each.
+
+  P(X = k) = exp(-v) I_k(v) with v = sigma ** 2; sums of such variables are of the same kind.
+
+  Args:
+    sigma: its standard deviation in steps of the grid, in (0, 100000].
+
+  Raises:
+    ValueError: sigma is out of range.
+  """
+  _check_sigma(sigma)
+  variance = float(sigma) ** 2
+  # Beyond this lies less than 2**-64, also where the tail is that of a Poisson variable.
+  size = math.ceil(10 * sigma) + 40
+  # I_k / I_(k-1) by its continued fraction from far out, where an approximation does.
+  start = size + 50
+  ratio = variance / (start + math.hypot(start, variance))
+  ratios = np.empty(start)
+  for k in range(start - 1, 0, -1):
+    ratio = 1 / (2 * k / variance + ratio)
+    ratios[k] = ratio
+  return _table(np.exp(np.concatenate([[0.0], np.cumsum(np.log(ratios[1:size]))])))
+
+
+def _check_sigma(sigma: float) -> None:
+  if validate.positive(sigma=sigma) > LARGEST_SIGMA:
+    raise ValueError(f'sigma must be at most {LARGEST_SIGMA:g} steps of the grid, got {sigma!r}.')
+
+
+def _table(mass: np.ndarray) -> DiscreteTable:
+  """Returns the table of a law whose P(X = k) = P(X = -k) are in proportion to mass [K]."""
+  mass = mass * np.where(np.arange(mass.size) > 0, 2.0, 1.0)
   above = np.append(np.cumsum(mass[:0:-1])[::-1], 0.0) / mass[::-1].sum()
   exact = [max(0, min(2**64 - 1, 2**64 - int(t * 2.0**64))) for t in above]
   return DiscreteTable(
@@ -98,17 +132,30 @@ def discrete_table(sigma: float) -> DiscreteTable:
 
 
 def discrete_gaussian(key: jax.Array, like: Tree, table: DiscreteTable) -> Tree:
-  """Returns int32 discrete Gaussian noise of the shapes of `like`.
+  """Returns int32 discrete Gaussian noise of the shapes of `like`, as `tabled` draws it.
 
-  Drawn by the inverse of the distribution function from 64 random bits and a sign: a probability is
-  off by at most 2**-64, or a rounding of float64 (1e-16 of it, from the tail). It is the law of the
-  exact sampler of Canonne, Kamath, Steinke (2020), arXiv 2004.00010, Algorithm 3, up to that; but
-  the bits are JAX's, and how long a draw takes is not hidden.
+  It is the law of the exact sampler of Canonne, Kamath, Steinke (2020), arXiv 2004.00010,
+  Algorithm 3, up to what is said there.
 
   Args:
     key: of this use alone.
     like: arrays or shapes.
     table: from `discrete_table`.
+  """
+  return tabled(key, like, table)
+
+
+def tabled(key: jax.Array, like: Tree, table: DiscreteTable) -> Tree:
+  """Returns int32 noise of the shapes of `like`, of the law in a table.
+
+  Drawn by the inverse of the distribution function from 64 random bits and a sign: a probability is
+  off by at most 2**-64, or a rounding of float64 (1e-16 of it, from the tail; for Skellam some
+  roundings). But the bits are JAX's, and how long a draw takes is not hidden.
+
+  Args:
+    key: of this use alone.
+    like: arrays or shapes.
+    table: from `discrete_table` or `skellam_table`.
   """
   high, low = jnp.asarray(table.high), jnp.asarray(table.low)
   count = table.high.size

@@ -26,7 +26,7 @@ _BATCH_NORM = (
 _SWITCHES = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
 
 
-def _switch(call: Callable[..., Any]) -> tuple[str, bool] | None:
+def switch(call: Callable[..., Any]) -> tuple[str, bool] | None:
   """Returns the name of the argument that switches training on, and the value that does."""
   for name in inspect.signature(call).parameters:
     if name in _SWITCHES:
@@ -63,10 +63,10 @@ def from_linen(
   if not isinstance(module, nn.Module):
     raise ValueError(f'module must be a flax.linen.Module, got {module!r}.')
   name = name or type(module).__name__
-  switch = _switch(type(module).__call__)
+  known = switch(type(module).__call__)
 
   def settings(training: bool) -> dict[str, Any]:
-    return {} if switch is None else {switch[0]: switch[1] == training}
+    return {} if known is None else {known[0]: known[1] == training}
 
   def init(key: jax.Array) -> base.Params:
     state = module.init(key, jnp.zeros((1, *input_shape), input_dtype), **settings(False))

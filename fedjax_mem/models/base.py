@@ -36,6 +36,10 @@ class Model(NamedTuple):
   num_classes: int
   name: str
 
+  def copy(self) -> 'Model':
+    """Returns the model itself: functions have nothing that could be changed."""
+    return self
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Returns -log softmax(logits)[label] in nats, [...] float32, for logits [..., K]."""

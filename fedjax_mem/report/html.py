@@ -242,7 +242,10 @@ def _pictures(runs: Sequence[Run]) -> str:
   if len(runs) > 1 or folder is None:
     return ''
   found = []
-  for name, head in (('partition.png', 'Partition of the data'),):
+  for name, head in (
+    ('partition.png', 'Partition of the data'),
+    ('contributions.png', 'Contribution of each client'),
+  ):
     if (folder / name).is_file():
       image = _data((folder / name).read_bytes())
       found.append(f'<h2>{head}</h2>\n<img src="{image}" alt="{head}">')

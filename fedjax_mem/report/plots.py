@@ -275,6 +275,39 @@ def _heat(figure: Figure, ax: Axes, counts: np.ndarray, step: int, dark: bool) -
   figure.colorbar(image, ax=ax, label='examples', pad=0.01)
 
 
+def contributions(
+  scores: Sequence[float] | np.ndarray,
+  rounds: Sequence[int] | np.ndarray,
+  title: str | None = None,
+  dark: bool = False,
+) -> Figure:
+  """Returns a bar for each client that has a score, clients in the order of their ids.
+
+  Args:
+    scores: [N], mean of a client's values over its rounds.
+    rounds: [N], how many these were; 0: no score.
+    title: above the plot.
+    dark: colours for a dark page.
+  """
+  scores, rounds = np.asarray(scores, float), np.asarray(rounds)
+  known = np.flatnonzero(rounds > 0)
+  colours = _DARK_COLOURS if dark else _COLOURS
+  with matplotlib.rc_context(_style(dark)):
+    figure = Figure(figsize=(8.5, 4), layout='constrained')
+    ax = figure.add_subplot()
+    shown = [colours[0] if x >= 0 else colours[1] for x in scores[known]]
+    ax.bar(known, scores[known], color=shown, width=0.8)
+    ax.axhline(0, linewidth=1, color='grey')
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(
+      xlabel=f'client ({len(known)} of {len(scores)} have a score)',
+      ylabel='fall of the validation loss, mean',
+      xlim=(-0.6, len(scores) - 0.4),
+    )
+    ax.set_title(title or 'Contribution of each client')
+  return figure
+
+
 def epsilon(
   curves: Mapping[str, Sequence[float]], title: str | None = None, dark: bool = False
 ) -> Figure:

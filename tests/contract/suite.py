@@ -54,6 +54,10 @@ IN_TREE: dict[str, dict[str, dict[str, Any]]] = {
     'poisson': {'capacity': 8},
     'round_robin': {},
     'min_separation': {},
+    'importance': {'capacity': 8},
+    'power_of_choice': {},
+    'oort': {},
+    'contribution': {'validation': tiny.DATA[0], 'method': 'leave_one_out'},
   },
   'ALGORITHMS': {
     'fedavg': {'epochs': 2, 'optimizer': functools.partial(optax.sgd, momentum=0.9)},
@@ -66,6 +70,7 @@ IN_TREE: dict[str, dict[str, dict[str, Any]]] = {
     'adaptive_clip': {},
     'local': {},
     'local_laplace': {},
+    'local_discrete': {},
     'tree': {},
     'matrix_factorization': {},
   },
@@ -198,7 +203,9 @@ def dress(made: Any) -> tuple[Layer, ...]:
   if any(x.traits.weighs is not None for x in own):
     return onion(*before, tiny.algorithm(), tiny.rota(), *after)
   if any(x.select is not None for x in own):
-    return onion(*before, tiny.algorithm(), *after, by_examples())
+    early = [x for x in after if x.traits.kind == 'select']  # the others want weighted messages
+    late = [x for x in after if x.traits.kind != 'select']
+    return onion(*before, tiny.algorithm(), *early, by_examples(), *late)
   return onion(*before, tiny.algorithm(), tiny.rota(), weigh, *after)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from fedjax_mem.core import Layer
 from fedjax_mem.stages.privacy.adaptive_clip import adaptive_clip
 from fedjax_mem.stages.privacy.central import central, laplace
-from fedjax_mem.stages.privacy.local import local, local_laplace
+from fedjax_mem.stages.privacy.local import local, local_discrete, local_laplace
 from fedjax_mem.stages.privacy.matrix_factorization import matrix_factorization
 from fedjax_mem.stages.privacy.tree import tree
 
@@ -15,6 +15,7 @@ PRIVACY: dict[str, Callable[..., Layer]] = {
   'adaptive_clip': adaptive_clip,
   'local': local,
   'local_laplace': local_laplace,
+  'local_discrete': local_discrete,
   'tree': tree,
   'matrix_factorization': matrix_factorization,
 }
@@ -25,6 +26,7 @@ __all__ = (
   'central',
   'laplace',
   'local',
+  'local_discrete',
   'local_laplace',
   'matrix_factorization',
   'tree',

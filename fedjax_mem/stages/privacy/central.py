@@ -11,7 +11,6 @@ Metrics named `uncovered_…` come from updates without noise: epsilon does not 
 Reference: McMahan et al. (2018), arXiv 1710.06963, Algorithm 1.
 """
 
-import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Bound, Context, Layer, Message, Stage, Traits, tree, validate
@@ -118,11 +117,7 @@ def _layer(
 
 
 def _discrete(clip_norm: float, multiplier: float, clip: clipping.Clip, levels: int) -> Layer:
-  """Returns the layer whose updates are int32 on a grid of `levels` steps in the clip norm.
-
-  Rounded to the nearest point, or towards zero where that would leave the ball: the bound on the
-  grid is `levels`, rounding included, and the norm of a point is computed in exact integers.
-  """
+  """Returns the layer whose updates are int32 on a grid of `levels` steps in the clip norm."""
   step = clip_norm / levels
   # Drawn against this table; the size of the grid in the noise was checked with it.
   table = noise.discrete_table(multiplier * levels) if multiplier else None
@@ -130,14 +125,9 @@ def _discrete(clip_norm: float, multiplier: float, clip: clipping.Clip, levels: 
   def client(ctx: Context, message: Message, state):
     del ctx
     message, _, metrics = clipping.clipped(clip, message, clip_norm)
-    scaled = tree.scale(jnp.float32(1 / step), message.payload)
-    nearest = jax.tree.map(lambda x: jnp.round(x).astype(jnp.int32), scaled)
-    squares = [jnp.sum(x * x, dtype=jnp.int32) for x in jax.tree.leaves(nearest)]
-    inside = sum(squares, jnp.int32(0)) <= levels**2
-    inward = jax.tree.map(lambda x: jnp.trunc(x).astype(jnp.int32), scaled)
     # A value that is not finite would become some integer or other: such a client takes no part.
-    ok = tree.finite(scaled)
-    payload = tree.keep(ok, tree.select(inside, nearest, inward))
+    points, ok = clipping.on_grid(message.payload, clip_norm, levels)
+    payload = tree.keep(ok, points)
     return message._replace(payload=payload), state, metrics
 
   def server(ctx: Context, message: Message, state):

@@ -103,3 +103,22 @@ def restored(ctx: Context, message: Message, payload: Tree) -> Message:
   """Returns the message with `payload` in the dtypes that the client half received."""
   cast = lambda x, wanted: x.astype(wanted.dtype)
   return message._replace(payload=jax.tree.map(cast, payload, ctx.like.payload))
+
+
+def on_grid(payload: Tree, clip_norm: float, levels: int) -> tuple[Tree, jax.Array]:
+  """Returns (int32 points of a grid of `levels` steps in the clip norm, whether all are finite).
+
+  Rounded to the nearest point, or towards zero where that would leave the ball: the L2 norm on the
+  grid is at most `levels`, rounding included, and is computed in exact integers.
+
+  Args:
+    payload: float32 arrays of an L2 norm of at most `clip_norm`.
+    clip_norm: bound of the L2 norm.
+    levels: steps of the grid in it, at most 16384.
+  """
+  scaled = tree.scale(jnp.float32(1 / (clip_norm / levels)), payload)
+  nearest = jax.tree.map(lambda x: jnp.round(x).astype(jnp.int32), scaled)
+  squares = [jnp.sum(x * x, dtype=jnp.int32) for x in jax.tree.leaves(nearest)]
+  inside = sum(squares, jnp.int32(0)) <= levels**2
+  inward = jax.tree.map(lambda x: jnp.trunc(x).astype(jnp.int32), scaled)
+  return tree.select(inside, nearest, inward), tree.finite(scaled)

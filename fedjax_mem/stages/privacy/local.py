@@ -1,8 +1,8 @@
 """Local differential privacy: each client clips and noises its own update before it leaves.
 
-Formal guarantee: what the server sees of a client in one participation is a Gaussian (Laplace)
-mechanism on its clipped update, whoever else takes part. Nothing is gained by sampling: the ledger
-follows the client that took part most often.
+Formal guarantee: what the server sees of a client in one participation is a Gaussian, Laplace or
+discrete Gaussian mechanism on its clipped update, whoever else takes part. Nothing is gained by
+sampling: the ledger follows the client that took part most often.
 
 Reference: Duchi, Jordan, Wainwright (2013), arXiv 1302.3203; Kasiviswanathan et al. (2011),
 arXiv 0803.0924.
@@ -12,11 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_mem.core import Bound, Context, Layer, Message, Stage, Traits, tree, validate
 from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.kernels import noise
 from fedjax_mem.stages.privacy import clipping
+
+Tree = Any
 
 
 def local(l2_clip_norm: float, noise_multiplier: float, *, per_layer: bool = False) -> Layer:
@@ -32,7 +35,14 @@ def local(l2_clip_norm: float, noise_multiplier: float, *, per_layer: bool = Fal
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
   clip = clipping.choose(per_layer)
-  return _layer('local', clip, l2_clip_norm, noise_multiplier, noise.gaussian, 'gaussian')
+  clipping.check_multiplier(noise_multiplier)
+
+  def noisy(key: jax.Array, payload: Tree) -> Tree:
+    return tree.add(payload, noise.gaussian(key, payload, noise_multiplier * l2_clip_norm))
+
+  made = Mechanism('gaussian', noise_multiplier, trust='local') if noise_multiplier else None
+  own = Bound(None, float(l2_clip_norm), float(l2_clip_norm))
+  return _layer('local', clip, l2_clip_norm, noisy, made, own)
 
 
 def local_laplace(l1_clip_norm: float, noise_multiplier: float) -> Layer:
@@ -46,37 +56,80 @@ def local_laplace(l1_clip_norm: float, noise_multiplier: float) -> Layer:
     ValueError: an argument is out of range.
   """
   validate.positive(l1_clip_norm=l1_clip_norm)
-  return _layer(
-    'local_laplace', clipping.l1, l1_clip_norm, noise_multiplier, noise.laplace, 'laplace'
-  )
+  clipping.check_multiplier(noise_multiplier)
+
+  def noisy(key: jax.Array, payload: Tree) -> Tree:
+    return tree.add(payload, noise.laplace(key, payload, noise_multiplier * l1_clip_norm))
+
+  made = Mechanism('laplace', noise_multiplier, trust='local') if noise_multiplier else None
+  bound = float(l1_clip_norm)
+  own = Bound(bound, bound, bound)
+  return _layer('local_laplace', clipping.l1, l1_clip_norm, noisy, made, own)
+
+
+def local_discrete(l2_clip_norm: float, noise_multiplier: float, *, levels: int = 1024) -> Layer:
+  """Returns the layer in which each client rounds its update to a grid and adds discrete noise.
+
+  Clipped in L2, rounded to `levels` steps in the clip norm, noised there by a discrete Gaussian,
+  and sent as floats: a float32 holds every such integer.
+
+  Reference: Canonne, Kamath, Steinke (2020), arXiv 2004.00010.
+
+  Args:
+    l2_clip_norm: bound on the L2 norm of a client's whole update, > 0.
+    noise_multiplier: parameter sigma of each client's noise over the bound; 0 clips only.
+    levels: steps of the grid in the clip norm, 1 to 16384.
+
+  Raises:
+    ValueError: an argument is out of range, or noise_multiplier * levels is over 100000.
+  """
+  validate.positive(l2_clip_norm=l2_clip_norm)
+  clipping.check_multiplier(noise_multiplier)
+  validate.integer(at_most=2**14, levels=levels)
+  # The table of the least noise there is stands in where none is drawn.
+  table = noise.discrete_table(noise_multiplier * levels or 1.0)
+
+  def noisy(key: jax.Array, payload: Tree) -> Tree:
+    points, ok = clipping.on_grid(payload, l2_clip_norm, levels)
+    points = tree.add(points, noise.discrete_gaussian(key, points, table))
+    sent = tree.scale(jnp.float32(l2_clip_norm / levels), clipping.floats(points))
+    # What is not finite must stay so, for the engine to leave the client out.
+    return jax.tree.map(lambda x: jnp.where(ok, x, jnp.float32(jnp.nan)), sent)
+
+  made = None
+  if noise_multiplier:
+    made = Mechanism('discrete_gaussian', noise_multiplier, trust='local', l2=float(levels))
+  own = Bound(None, float(l2_clip_norm), float(l2_clip_norm))
+  return _layer('local_discrete', clipping.l2, l2_clip_norm, noisy, made, own)
 
 
 def _layer(
   name: str,
   clip: clipping.Clip,
   clip_norm: float,
-  noise_multiplier: float,
-  draw: Callable[[jax.Array, Any, Any], Any],
-  mechanism: str,
+  noisy: Callable[[jax.Array, Tree], Tree],
+  made: Mechanism | None,
+  bound: Bound,
 ) -> Layer:
-  """Returns the layer whose client half clips, then draws noise from the client's own key."""
-  clipping.check_multiplier(noise_multiplier)
+  """Returns the layer whose client half clips, then noises with the client's own key."""
 
   def client(ctx: Context, message: Message, state):
     message, _, metrics = clipping.clipped(clip, message, clip_norm)
-    if noise_multiplier:
-      own = draw(ctx.key, message.payload, noise_multiplier * clip_norm)
-      # A client of weight 0 takes no part: it sends nothing.
-      noisy = tree.keep(message.weight > 0, tree.add(message.payload, own))
-      message = message._replace(payload=noisy)
+    # A client of weight 0 takes no part: it sends nothing.
+    sent = tree.keep(message.weight > 0, noisy(ctx.key, message.payload))
+    return message._replace(payload=sent), state, metrics
+
+  def quiet(ctx: Context, message: Message, state):
+    del ctx
+    message, _, metrics = clipping.clipped(clip, message, clip_norm)
     return message, state, metrics
 
   def server(ctx: Context, message: Message, state):
     return clipping.restored(ctx, message, message.payload), state, {}
 
-  made = Mechanism(mechanism, noise_multiplier, trust='local') if noise_multiplier else None
   # Noise has no bound; without it the clip's holds.
-  l1 = float(clip_norm) if mechanism == 'laplace' else None
-  own = Bound() if noise_multiplier else Bound(l1, float(clip_norm), float(clip_norm))
+  own = Bound() if made else bound
   traits = Traits(mechanism=made)
-  return Layer(name, Stage(client), Stage(server), sensitivity=lambda bound: own, traits=traits)
+  return Layer(
+    name, Stage(client if made else quiet), Stage(server), sensitivity=lambda _: own, traits=traits
+  )

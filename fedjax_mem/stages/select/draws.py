@@ -1,7 +1,10 @@
 """What the samplers share: ordered draws without replacement, and cohorts made of ids."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_mem.core import Member, validate
 
@@ -14,6 +17,29 @@ def check_cohort(num_clients: int, cohort_size: int) -> None:
     raise ValueError(
       f'cohort_size must be at most the number of clients ({num_clients}), got {cohort_size!r}.'
     )
+
+
+def per_client(num_clients: int, **named: Any) -> np.ndarray:
+  """Returns the value, N finite numbers > 0, as float32 [N] (ones for None), or raises."""
+  ((name, value),) = named.items()
+  if value is None:
+    return np.ones(num_clients, np.float32)
+  try:
+    array = np.asarray(value, np.float32)
+  except (TypeError, ValueError):
+    array = np.zeros(0, np.float32)
+  if array.shape != (num_clients,) or not (np.isfinite(array) & (array > 0)).all():
+    raise ValueError(
+      f'{name} must be {num_clients} finite numbers > 0, one a client, got {value!r}.'
+    )
+  return array
+
+
+def highest(score: jax.Array, key: jax.Array, size: int) -> jax.Array:
+  """Returns the ids of the `size` largest of the scores [N], ties in random order, [size] int32."""
+  bits = jax.random.bits(key, score.shape, jnp.uint32)
+  ids = jnp.arange(score.shape[0], dtype=jnp.int32)
+  return jax.lax.sort((-score, bits, ids), num_keys=2)[2][:size]
 
 
 def ordered_sample(key: jax.Array, population: int, size: int) -> jax.Array:

@@ -4,11 +4,18 @@ from fedjax_mem.core import Bound, Layer
 from fedjax_mem.stages.weigh.weighing import weighing
 
 
-def by_examples() -> Layer:
+def by_examples(divisor: float | None = None) -> Layer:
   """Returns the layer that averages by examples, sum n_k d_k / sum n_k over those that arrived.
 
   The number of examples is private and unbounded, so no sensitivity survives it.
 
   Reference: McMahan et al. (2017), arXiv 1602.05629, Algorithm 1.
+
+  Args:
+    divisor: None to divide by the examples that arrived, or a fixed number > 0: all examples of the
+      population, where clients are selected with known chances (Horvitz and Thompson 1952).
+
+  Raises:
+    ValueError: the divisor is not > 0.
   """
-  return weighing(lambda n: n, 'examples', lambda bound: Bound())
+  return weighing(lambda n: n, 'examples', lambda bound: Bound(), divisor)

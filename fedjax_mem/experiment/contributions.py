@@ -1,0 +1,30 @@
+"""Scores of the clients at the end of a run, in a file and a picture."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from fedjax_mem.core import State
+from fedjax_mem.report import plots
+from fedjax_mem.stages.select.contribution import Score
+
+
+def write(folder: pathlib.Path, state: State, names: tuple[str, ...] | None) -> None:
+  """Writes `contributions.json` and `contributions.png`, where a layer scores the clients.
+
+  Args:
+    folder: of the run.
+    state: after its last round.
+    names: of the clients, or None: their positions.
+  """
+  tables = [x for x in state.clients.values() if isinstance(x, Score)]
+  if not tables:
+    return
+  scores, rounds = (np.asarray(x) for x in tables[0])
+  rows = [
+    {'client': names[i] if names else i, 'score': float(score), 'rounds': int(count)}
+    for i, (score, count) in enumerate(zip(scores, rounds, strict=True))
+  ]
+  (folder / 'contributions.json').write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+  plots.save(plots.contributions(scores, rounds), folder / 'contributions.png')

@@ -1,0 +1,51 @@
+"""Federated learning as objects: servers, clients, privacy and compression.
+
+A thin front without mathematics of its own: every object calls the halves of the layers that the
+engine compiles into whole rounds, and `simulate` hands the objects to the engine.
+"""
+
+from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Metadata
+from fedjax_mem.federated.compression import Compressed, ModelCompressor
+from fedjax_mem.federated.config import (
+  AggregationStrategy,
+  ClientConfig,
+  CompressionConfig,
+  PrivacyConfig,
+  ServerConfig,
+)
+from fedjax_mem.federated.identity import SigningKey, Unauthentic
+from fedjax_mem.federated.model import FederatedModel, as_model
+from fedjax_mem.federated.privacy import (
+  DifferentialPrivacy,
+  PrivacyAccountant,
+  PrivacyBudgetExceeded,
+)
+from fedjax_mem.federated.secure import SecureAggregator
+from fedjax_mem.federated.server import FederatedServer, NotEnoughClients, RoundReport
+from fedjax_mem.federated.simulate import SimulationResult, simulate
+
+__all__ = (
+  'AggregationStrategy',
+  'ClientConfig',
+  'Compressed',
+  'CompressionConfig',
+  'DifferentialPrivacy',
+  'FederatedClient',
+  'FederatedModel',
+  'FederatedServer',
+  'FederatedUpdate',
+  'Metadata',
+  'ModelCompressor',
+  'NotEnoughClients',
+  'PrivacyAccountant',
+  'PrivacyBudgetExceeded',
+  'PrivacyConfig',
+  'RoundReport',
+  'SecureAggregator',
+  'ServerConfig',
+  'SigningKey',
+  'SimulationResult',
+  'Unauthentic',
+  'as_model',
+  'simulate',
+)

@@ -1,0 +1,139 @@
+"""Compression as an object: updates to bytes and back, by the codecs of the compiled rounds."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import Layer, keys, tree
+from fedjax_mem.federated.config import CompressionConfig
+from fedjax_mem.stages.compress import codec as codecs
+from fedjax_mem.stages.compress import quantize, random_k, top_k, wire
+from fedjax_mem.stages.compress.codec import Code, Codec, Draws
+
+
+@functools.lru_cache(maxsize=64)
+def layer(config: CompressionConfig) -> Layer:
+  """Returns the layer of the round that encodes as a config says."""
+  if config.method == 'top_k':
+    return top_k(config.compression_ratio)
+  if config.method == 'random_k':
+    return random_k(config.compression_ratio)
+  return quantize(config.quantization_bits)
+
+
+@functools.lru_cache(maxsize=64)
+def codec(config: CompressionConfig) -> Codec:
+  """Returns the codec of a config."""
+  return codecs.codec_of(config=layer(config))
+
+
+def dense(payload: Any, weight: float) -> bytes:
+  """Returns the bytes of a message that is not compressed: all values in float32."""
+  return wire.encode(weight, [wire.Floats(codecs.flat(payload)[0])])
+
+
+def from_dense(data: bytes, size: int) -> tuple[jax.Array, float]:
+  """Returns (values [D], weight); `ValueError` if the bytes are damaged or of another size."""
+  packet = wire.decode(data, [wire.Spec('floats', size, 0)])
+  return jnp.asarray(packet.parts[0].values), packet.weight
+
+
+@functools.lru_cache(maxsize=256)
+def decoder(config: CompressionConfig, shapes: codecs.Shapes) -> Callable[[Draws, Code], Any]:
+  """Returns the compiled (draws, code) -> values [D]."""
+  made = codec(config)
+  return jax.jit(lambda draws, code: made.decode(draws, code, shapes))
+
+
+@functools.lru_cache(maxsize=256)
+def _encoder(config: CompressionConfig) -> Callable[..., Any]:
+  made = codec(config)
+
+  def encode(draws: Draws, payload: Any) -> Any:
+    x, shapes = codecs.flat(payload)
+    return made.encode(draws, x, shapes)
+
+  return jax.jit(encode)
+
+
+class Compressed(NamedTuple):
+  """A compressed pytree.
+
+  Attributes:
+    data: as it goes on the wire.
+    like: shapes and dtypes of the pytree.
+    number: which draw of the compressor's seed was used.
+  """
+
+  data: bytes
+  like: Any
+  number: int
+
+
+class ModelCompressor:
+  """Pytrees of floats to bytes and back.
+
+  Args:
+    config: the method.
+    seed: of random coordinates and roundings; sender and receiver have the same.
+
+  >>> compressor = ModelCompressor(CompressionConfig(method='top_k', compression_ratio=0.5))
+  >>> sent = compressor.compress({'w': jnp.array([1.0, -4.0, 3.0, 0.5])})
+  >>> compressor.decompress(sent)['w'].tolist()
+  [0.0, -4.0, 3.0, 0.0]
+  """
+
+  def __init__(self, config: CompressionConfig, *, seed: int = 0):
+    if not isinstance(config, CompressionConfig):
+      raise ValueError(f'config must be a CompressionConfig, got {config!r}.')
+    self.config = config
+    self._seed = seed
+    self._number = 0
+    self._ratio: float | None = None
+
+  def _draws(self, number: int) -> Draws:
+    base = keys.layer_key(keys.seed_key(self._seed), number, layer(self.config).name)
+    return Draws(keys.role_key(base, 'client', 0), keys.role_key(base, 'common'))
+
+  def compress(self, gradients: Any) -> Compressed:
+    """Returns the pytree compressed.
+
+    Raises:
+      ValueError: leaves that are no finite floats, or none.
+    """
+    gradients = jax.tree.map(jnp.asarray, gradients)
+    leaves = jax.tree.leaves(gradients)
+    if not leaves or any(not jnp.issubdtype(x.dtype, jnp.floating) for x in leaves):
+      raise ValueError('gradients must be a pytree of arrays of floats, at least one.')
+    if not bool(tree.finite(gradients)):
+      raise ValueError('gradients must be finite, got NaN or infinity in them.')
+    number, self._number = self._number, self._number + 1
+    code = _encoder(self.config)(self._draws(number), gradients)
+    data = codecs.to_bytes(code, 1.0)
+    self._ratio = len(data) / codecs.dense_size(gradients)
+    return Compressed(data, tree.shapes(gradients), number)
+
+  def decompress(self, compressed: Compressed) -> Any:
+    """Returns the pytree that was compressed, as far as it was kept.
+
+    Raises:
+      ValueError: the bytes are damaged, or of another method.
+    """
+    shapes = tuple(x.shape for x in jax.tree.leaves(compressed.like))
+    made = codec(self.config)
+    code, _ = codecs.from_bytes(made, compressed.data, shapes)
+    values = decoder(self.config, shapes)(self._draws(compressed.number), code)
+    return codecs.unflat(values, compressed.like)
+
+  def get_ratio(self) -> float:
+    """Returns bytes on the wire over dense bytes of what was compressed last, indices included.
+
+    Raises:
+      ValueError: nothing was compressed yet.
+    """
+    if self._ratio is None:
+      raise ValueError('compress must be called before there is a ratio, got no call yet.')
+    return self._ratio

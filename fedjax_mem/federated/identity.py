@@ -1,0 +1,77 @@
+"""Who sent an update: Ed25519 signatures over all that it claims, and the server's register."""
+
+import struct
+from typing import Any
+
+PUBLIC_BYTES = 32
+_DOMAIN = b'fedjax_mem.federated update 1'
+
+
+class Unauthentic(ValueError):
+  """An update that is unsigned, replayed, stale, tampered with or of an unknown client."""
+
+
+class SigningKey:
+  """A client's Ed25519 key pair, fresh; the private half never leaves the object."""
+
+  def __init__(self):
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    self._key = ed25519.Ed25519PrivateKey.generate()
+
+  @property
+  def public(self) -> bytes:
+    """The public key, 32 bytes."""
+    return self._key.public_key().public_bytes_raw()
+
+  def sign(self, said: bytes) -> bytes:
+    """Returns the signature, 64 bytes."""
+    return self._key.sign(said)
+
+  def __repr__(self) -> str:
+    """Says the public half only."""
+    return f'SigningKey(public={self.public.hex()})'
+
+
+def statement(run_id: str, client_id: str, round: int, model_hash: bytes, data: bytes) -> bytes:
+  """Returns what is signed: every field with its length, so that no two sets of fields agree."""
+  fields = (_DOMAIN, run_id.encode(), client_id.encode(), struct.pack('<q', round))
+  return b''.join(struct.pack('<Q', len(x)) + x for x in (*fields, model_hash, data))
+
+
+class Register:
+  """Public keys by client id; an id keeps its key."""
+
+  def __init__(self):
+    self._keys: dict[str, bytes] = {}
+
+  def __contains__(self, client_id: object) -> bool:
+    return client_id in self._keys
+
+  def enrol(self, client_id: str, public_key: bytes) -> None:
+    """Takes a key in.
+
+    Raises:
+      ValueError: no key of 32 bytes, or the id has another key already.
+    """
+    if not isinstance(public_key, bytes) or len(public_key) != PUBLIC_BYTES:
+      raise ValueError(f'public_key must be {PUBLIC_BYTES} bytes, got {public_key!r}.')
+    if self._keys.setdefault(client_id, public_key) != public_key:
+      raise ValueError(
+        f'client_id must be distinct, got {client_id!r}, which is enrolled with another key.'
+      )
+
+  def check(self, client_id: str, said: bytes, signature: Any) -> None:
+    """Raises `Unauthentic` unless the client is enrolled and its key signed `said`."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    if client_id not in self._keys:
+      raise Unauthentic('unknown client: it must be enrolled first')
+    if not signature:
+      raise Unauthentic('unsigned')
+    key = ed25519.Ed25519PublicKey.from_public_bytes(self._keys[client_id])
+    try:
+      key.verify(signature, said)
+    except (InvalidSignature, TypeError) as error:
+      raise Unauthentic('tampered with: the signature does not match') from error

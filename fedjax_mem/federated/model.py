@@ -1,0 +1,204 @@
+"""A model and its parameters, made of whatever the user calls a model."""
+
+import functools
+import hashlib
+import inspect
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fedjax_mem.core import keys, tree
+from fedjax_mem.models import adapters
+from fedjax_mem.models.base import Model
+
+Tree = Any
+# Of the parameters of a model that brings none: the server and every client start from the same.
+SEED = 0
+
+
+class FederatedModel:
+  """A model and its parameters; calling it gives logits [B, K].
+
+  Attributes:
+    model: the functions.
+    params: the parameters, a pytree of arrays; never changed in place.
+
+  >>> import fedjax_mem as fm
+  >>> from fedjax_mem import models
+  >>> model = fm.federated.as_model(models.build('logistic', (4,), 3))
+  >>> model([[0.0, 1.0, 2.0, 3.0]]).shape
+  (1, 3)
+  """
+
+  def __init__(self, model: Model, params: Tree):
+    self.model = model
+    self.params = params
+
+  def __call__(self, x: Any) -> jax.Array:
+    """Returns the logits [B, K] of inputs [B, ...]."""
+    return self.model.apply(self.params, jnp.asarray(x), None)
+
+  def copy(self) -> 'FederatedModel':
+    """Returns the same model with arrays of its own."""
+    return FederatedModel(self.model, tree.copy(self.params))
+
+  def evaluate(self, x: Any, y: Any) -> dict[str, float]:
+    """Returns the mean 'loss' (nats) and 'accuracy' on inputs [B, ...] and labels [B]."""
+    batch = {'x': jnp.asarray(x), 'y': jnp.asarray(y, jnp.int32)}
+    values = _metrics(self.model)(self.params, batch)
+    return {name: float(value.mean()) for name, value in values.items()}
+
+  @functools.cached_property
+  def digest(self) -> bytes:
+    """SHA-256 of the parameters: their names, shapes, dtypes and values."""
+    return digest(self.params)
+
+
+@functools.lru_cache(maxsize=64)
+def _metrics(model: Model) -> Callable[..., dict[str, jax.Array]]:
+  return jax.jit(model.metrics)
+
+
+def digest(params: Tree) -> bytes:
+  """Returns the SHA-256 of a tree of arrays: names, shapes, dtypes and values, 32 bytes."""
+  said = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    x = np.ascontiguousarray(leaf)
+    head = f'{jax.tree_util.keystr(path)}|{x.dtype}|{x.shape}'.encode()
+    said.update(struct.pack('<Q', len(head)) + head + x.tobytes())
+  return said.digest()
+
+
+def as_model(
+  model: Any, input_shape: tuple[int, ...] | None = None, dtype: Any = jnp.float32
+) -> FederatedModel:
+  """Returns what a user calls a model with its parameters.
+
+  Args:
+    model: a `FederatedModel`; one of `fedjax_mem.models`; a pair `(init, apply)` of functions, or
+      `(linen module, its parameters)`; a `flax.nnx` module; a `flax.linen` module, bound to its
+      parameters or not. What brings no parameters gets them from one fixed seed.
+    input_shape: of one example; needed for all but the first two.
+    dtype: of the inputs.
+
+  Raises:
+    ValueError: it is none of these, it does not take such inputs, or the shape is missing.
+  """
+  if isinstance(model, FederatedModel):
+    found = model
+  elif isinstance(model, Model):
+    found = FederatedModel(model, _initial(model))
+  elif input_shape is None:
+    raise ValueError(f'input_shape must be given for {_named(model)}, got None.')
+  else:
+    found = _from_user(model, tuple(input_shape), np.dtype(dtype).name)
+  if input_shape is not None and tuple(input_shape) != tuple(found.model.input_shape):
+    raise ValueError(
+      f'the examples must be of the shape {found.model.input_shape!r} that the model '
+      f'{found.model.name!r} takes, got {tuple(input_shape)!r}.'
+    )
+  return found
+
+
+def needs_shape(model: Any) -> bool:
+  """Returns whether `as_model` needs to know the examples' shape first.
+
+  Raises:
+    ValueError: it is no model at all.
+  """
+  if isinstance(model, FederatedModel | Model):
+    return False
+  _check(model)
+  return True
+
+
+def _check(model: Any) -> None:
+  """Raises `ValueError` unless it is a module or a pair that `as_model` knows."""
+  pair = isinstance(model, tuple) and len(model) == 2 and callable(model[1])
+  with_params = isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module)
+  if isinstance(model, nn.Module | nnx.Module) or with_params or (pair and callable(model[0])):
+    return
+  raise ValueError(
+    'model must be a FederatedModel, a fedjax_mem.models.Model, a flax module or a pair (init, '
+    f'apply) of functions, got {_named(model)}.'
+  )
+
+
+def _named(model: Any) -> str:
+  return f'an object of {type(model).__name__}'
+
+
+def _from_user(model: Any, shape: tuple[int, ...], dtype: str) -> FederatedModel:
+  _check(model)
+  if isinstance(model, nnx.Module):
+    made = _nnx(model, shape, dtype)
+    return FederatedModel(made, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+  if isinstance(model, nn.Module):
+    if model.scope is None:
+      made = _linen(model, shape, dtype)
+      return FederatedModel(made, _initial(made))
+    bare, variables = model.unbind()
+    return FederatedModel(_linen(bare, shape, dtype), variables['params'])
+  first, second = model
+  if isinstance(first, nn.Module):
+    bare = first if first.scope is None else first.unbind()[0]
+    params = second.get('params', second)
+    return FederatedModel(_linen(bare, shape, dtype), params)
+  made = _functions(first, second, shape, dtype)
+  return FederatedModel(made, _initial(made))
+
+
+@functools.lru_cache(maxsize=64)
+def _initial(model: Model) -> Tree:
+  key = keys.role_key(keys.layer_key(keys.seed_key(SEED), 0, 'model'), 'init')
+  return jax.jit(model.init)(key)
+
+
+def _classes(logits: Any) -> int:
+  shape = getattr(logits, 'shape', ())
+  if not shape:
+    raise ValueError(f'the model must return logits [B, K], got shape {shape!r}.')
+  return int(shape[-1])
+
+
+# Kept, so that copies of a module share one set of functions, hence one compiled program.
+@functools.lru_cache(maxsize=64)
+def _linen(module: nn.Module, shape: tuple[int, ...], dtype: str) -> Model:
+  x = jax.ShapeDtypeStruct((1, *shape), dtype)
+  switch = adapters.switch(type(module).__call__)
+  settings: dict[str, Any] = {} if switch is None else {switch[0]: not switch[1]}
+  init = functools.partial(module.init_with_output, **settings)
+  logits = jax.eval_shape(init, jax.random.key(0), x)[0]
+  return adapters.from_linen(module, shape, _classes(logits), input_dtype=jnp.dtype(dtype))
+
+
+@functools.lru_cache(maxsize=64)
+def _functions(init: Callable, apply: Callable, shape: tuple[int, ...], dtype: str) -> Model:
+  x = jax.ShapeDtypeStruct((1, *shape), dtype)
+  params = jax.eval_shape(init, jax.random.key(0))
+  more = [None] * (len(inspect.signature(apply).parameters) > 2)
+  logits = jax.eval_shape(lambda p, x: apply(p, x, *more), params, x)
+  kind = jnp.dtype(dtype)
+  return adapters.from_functions(init, apply, shape, _classes(logits), input_dtype=kind)
+
+
+# By identity: of nnx modules, only copies made by `FederatedModel.copy` share their functions.
+@functools.lru_cache(maxsize=64)
+def _nnx(module: nnx.Module, shape: tuple[int, ...], dtype: str) -> Model:
+  graph, state = nnx.split(module)
+  x = jax.ShapeDtypeStruct((1, *shape), dtype)
+
+  def rebuilt(rngs: nnx.Rngs) -> nnx.Module:
+    made = nnx.merge(graph, state, copy=True)
+    nnx.reseed(made, default=rngs.default(), dropout=rngs.default())
+    return made
+
+  logits = nnx.eval_shape(lambda x: rebuilt(nnx.Rngs(0))(x), x)
+  name, kind = type(module).__name__, jnp.dtype(dtype)
+  return adapters.from_nnx(rebuilt, shape, _classes(logits), name=name, input_dtype=kind)

@@ -1,0 +1,261 @@
+"""Differential privacy as objects: noise on one update, and what has been spent."""
+
+import functools
+import secrets
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem import account
+from fedjax_mem.account import Guarantee, calibrate
+from fedjax_mem.core import Context, Layer, Message, Sampling, keys, scalar_member, tree, validate
+from fedjax_mem.core.mechanism import Mechanism
+from fedjax_mem.federated.config import PrivacyConfig
+from fedjax_mem.kernels.noise import LARGEST_SIGMA
+from fedjax_mem.stages.privacy import local, local_discrete, local_laplace
+
+# A client always knows that it takes part: nothing is claimed of the draw.
+_ALWAYS = Sampling('cyclic', population=1, expected=1, capacity=1)
+_LEVELS = 1024
+_POPULATION = 10**9  # in which a sampling rate is expressed for the accountant
+
+
+class PrivacyBudgetExceeded(RuntimeError):
+  """A release that the budget does not cover; nothing was released."""
+
+
+@functools.lru_cache(maxsize=256)
+def multiplier(config: PrivacyConfig, releases: int) -> float:
+  """Returns the noise multiplier: the one given, or the least that covers so many releases."""
+  if config.noise_multiplier is not None:
+    return float(config.noise_multiplier)
+  how = _mechanism(config, 1.0)
+  found = calibrate.noise_multiplier(config.epsilon, config.delta, _ALWAYS, releases, how)
+  return float(found.mechanism.noise_multiplier)
+
+
+def _levels(noise: float) -> int:
+  """Returns the steps of the discrete grid in the clip norm: fewer where the noise is large."""
+  return max(1, min(_LEVELS, int(LARGEST_SIGMA / noise)))
+
+
+def _mechanism(config: PrivacyConfig, noise: float) -> Mechanism:
+  l2 = float(_levels(noise)) if config.mechanism == 'discrete_gaussian' else None
+  return Mechanism(config.mechanism, noise, trust='local', l2=l2)
+
+
+def layer(config: PrivacyConfig, noise: float) -> Layer:
+  """Returns the layer of the round that clips and noises as a config says."""
+  if config.mechanism == 'laplace':
+    return local_laplace(config.max_grad_norm, noise)
+  if config.mechanism == 'discrete_gaussian':
+    return local_discrete(config.max_grad_norm, noise, levels=_levels(noise))
+  return local(config.max_grad_norm, noise)
+
+
+@functools.lru_cache(maxsize=256)
+def _guarantee(config: PrivacyConfig, noise: float, releases: int) -> Guarantee:
+  made = account.claim(
+    _ALWAYS, _mechanism(config, noise), rounds=max(1, releases), delta=config.delta
+  )
+  return made.guarantee(releases, config.delta)
+
+
+@functools.lru_cache(maxsize=64)
+def _applier(config: PrivacyConfig, noise: float) -> Callable[..., Any]:
+  """Returns the compiled client half of the layer: (key, gradients) -> private gradients."""
+  half = layer(config, noise).client.apply
+
+  def apply(key: jax.Array, gradients: Any) -> Any:
+    ctx = Context(key, key, jnp.int32(0), scalar_member(0), None, None, (), None)
+    sent, _, _ = half(ctx, Message(gradients, jnp.float32(1), {}), ())
+    return sent.payload
+
+  return jax.jit(apply)
+
+
+class DifferentialPrivacy:
+  """Clip and noise on whole updates, and what they cost.
+
+  Local privacy at rate 1: one update is protected against being replaced by any other. The level of
+  `get_privacy_spent()` is that of the usual table: Strong, Moderate, Weak or Minimal.
+
+  Args:
+    config: the budget and the mechanism.
+    releases: for how many releases the noise is computed, where the config gives none.
+    seed: of the noise; by default drawn from the operating system. JAX's generator is not
+      cryptographic: this simulates the mechanism.
+
+  >>> dp = DifferentialPrivacy(PrivacyConfig(epsilon=1.0, delta=1e-5), seed=0)
+  >>> sorted(dp.apply({'w': jnp.ones(3), 'b': jnp.zeros(2)}))
+  ['b', 'w']
+  >>> spent = dp.get_privacy_spent()
+  >>> spent.epsilon <= 1.0, spent.delta, spent.level
+  (True, 1e-05, 'Strong')
+  """
+
+  def __init__(self, config: PrivacyConfig, *, releases: int = 1, seed: int | None = None):
+    if not isinstance(config, PrivacyConfig):
+      raise ValueError(f'config must be a PrivacyConfig, got {config!r}.')
+    self.config = config
+    self._planned = validate.integer(releases=releases)
+    self._seed = secrets.randbits(32) if seed is None else seed
+    self._done = 0
+    self._lock = threading.Lock()
+
+  @property
+  def noise_multiplier(self) -> float:
+    """Standard deviation (Laplace: scale) of the noise over the clipping threshold."""
+    return multiplier(self.config, self._planned)
+
+  @property
+  def releases(self) -> int:
+    """Releases so far."""
+    return self._done
+
+  def plan(self, releases: int) -> None:
+    """Computes the noise for so many releases; nothing changes after the first release."""
+    with self._lock:
+      if self._done == 0:
+        self._planned = validate.integer(releases=releases)
+
+  def check(self) -> None:
+    """Raises `PrivacyBudgetExceeded` if another release would exceed the budget."""
+    after = _guarantee(self.config, self.noise_multiplier, self._done + 1).epsilon
+    if after > self.config.epsilon:
+      raise PrivacyBudgetExceeded(
+        f'epsilon must be at most {self.config.epsilon:g} after every release, got {after:.4g} '
+        f'after release {self._done + 1}: nothing was released.'
+      )
+
+  def charge(self) -> int:
+    """Counts a release before it is made, and returns how many there were before.
+
+    Raises:
+      PrivacyBudgetExceeded: the budget does not cover it.
+    """
+    with self._lock:
+      self.check()
+      self._done += 1
+      return self._done - 1
+
+  def apply(self, gradients: Any) -> Any:
+    """Returns the gradients clipped as a whole and noised, a pytree of the same shapes, float32.
+
+    Raises:
+      ValueError: values that are not finite floats; nothing is spent.
+      PrivacyBudgetExceeded: the budget does not cover another release.
+    """
+    gradients = jax.tree.map(jnp.asarray, gradients)
+    leaves = jax.tree.leaves(gradients)
+    if not leaves or any(not jnp.issubdtype(x.dtype, jnp.floating) for x in leaves):
+      raise ValueError('gradients must be a pytree of arrays of floats, at least one.')
+    if not bool(tree.finite(gradients)):
+      raise ValueError('gradients must be finite, got NaN or infinity in them.')
+    number = self.charge()
+    base = keys.layer_key(keys.seed_key(self._seed), number, 'local')
+    key = keys.role_key(base, 'client', 0)
+    return _applier(self.config, self.noise_multiplier)(key, gradients)
+
+  def get_privacy_spent(self) -> Guarantee:
+    """Returns the statement so far: `.epsilon`, `.delta`, `.level` and what they depend on."""
+    return _guarantee(self.config, self.noise_multiplier, self._done)
+
+
+class PrivacyAccountant:
+  """Epsilon of steps of Gaussian noise on Poisson samples, whatever their noise and rate.
+
+  Steps that are alike are composed by Renyi differential privacy; neighbours differ by one client
+  more or less.
+
+  Args:
+    target_epsilon: the budget, > 0.
+    target_delta: in (0, 1).
+
+  >>> accountant = PrivacyAccountant(target_epsilon=5.0, target_delta=1e-5)
+  >>> for _ in range(100):
+  ...   accountant.step(1.2, 120 / 3383)
+  >>> f'{accountant.epsilon:.2f}', accountant.is_budget_exhausted()
+  ('1.99', False)
+  """
+
+  def __init__(self, target_epsilon: float, target_delta: float):
+    self.target_epsilon = validate.positive(target_epsilon=target_epsilon)
+    self.target_delta = validate.open_fraction(target_delta=target_delta)
+    self._steps: dict[tuple[float, float], int] = {}
+
+  def step(self, noise_multiplier: float, sample_rate: float) -> None:
+    """Counts one step.
+
+    Args:
+      noise_multiplier: standard deviation of the noise on the sum, over the clip norm, > 0.
+      sample_rate: probability of a client to be in the step, in (0, 1].
+    """
+    validate.positive(noise_multiplier=noise_multiplier)
+    validate.probability(sample_rate=sample_rate)
+    step = (float(noise_multiplier), float(sample_rate))
+    self._steps[step] = self._steps.get(step, 0) + 1
+
+  @property
+  def epsilon(self) -> float:
+    """Of all steps so far, at `target_delta`."""
+    if not self._steps:
+      return 0.0
+    if len(self._steps) == 1:
+      (((noise, rate), count),) = self._steps.items()
+      sampling = Sampling('poisson', _POPULATION, rate * _POPULATION, _POPULATION)
+      made = account.accountant.Claim(
+        sampling, Mechanism('gaussian', noise), 'add_or_remove_one', 'rdp'
+      )
+      return made.epsilon(count, self.target_delta)
+    return self._composed()
+
+  def _composed(self) -> float:
+    """Returns epsilon of steps of several kinds."""
+    import dp_accounting
+    from dp_accounting import rdp
+
+    accountant = rdp.RdpAccountant()
+    for (noise, rate), count in self._steps.items():
+      gaussian = dp_accounting.GaussianDpEvent(noise)
+      accountant.compose(dp_accounting.PoissonSampledDpEvent(rate, gaussian), count)
+    return float(accountant.get_epsilon(self.target_delta))
+
+  @property
+  def delta(self) -> float:
+    """The target."""
+    return self.target_delta
+
+  def is_budget_exhausted(self) -> bool:
+    """Returns whether epsilon has reached the budget."""
+    return self.epsilon >= self.target_epsilon
+
+
+class ClientsAccountant:
+  """The server's view of its clients' own privacy: the one that has spent most counts."""
+
+  def __init__(self, spenders: Callable[[], Iterable[DifferentialPrivacy]]):
+    self._spenders = spenders
+
+  def get_privacy_spent(self) -> Guarantee | None:
+    """Returns the statement of the client that has spent most; None if no client adds noise."""
+    spent = [x.get_privacy_spent() for x in self._spenders()]
+    return max(spent, key=lambda x: x.epsilon) if spent else None
+
+  @property
+  def epsilon(self) -> float:
+    """The largest over the clients; infinite if a client adds no noise or there is none."""
+    spent = self.get_privacy_spent()
+    return float('inf') if spent is None else spent.epsilon
+
+  def is_budget_exhausted(self) -> bool:
+    """Returns whether some client can make no further release."""
+    for x in self._spenders():
+      try:
+        x.check()
+      except PrivacyBudgetExceeded:
+        return True
+    return False

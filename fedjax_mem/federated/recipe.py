@@ -1,0 +1,251 @@
+"""From settings to the layers of a round, and the compiled halves of one client and of the server.
+
+The objects compute nothing themselves: they call the halves of the same layers that the engine
+compiles into whole rounds. A recipe is hashable, and its halves are kept: clients of equal settings
+and alike sizes share one program.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_mem.core import (
+  Examples,
+  IncompatibleStages,
+  Layer,
+  Mean,
+  Message,
+  Population,
+  Shape,
+  Task,
+  onion,
+  scalar_member,
+  tree,
+)
+from fedjax_mem.engine import mesh as meshes
+from fedjax_mem.engine import plan
+from fedjax_mem.engine.clients import Layout
+from fedjax_mem.engine.context import Broadcast, context
+from fedjax_mem.engine.round import Setting
+from fedjax_mem.federated import compression, privacy
+from fedjax_mem.federated.config import CompressionConfig, PrivacyConfig
+from fedjax_mem.models.base import Model
+from fedjax_mem.stages import algorithm, select, weigh
+from fedjax_mem.stages.compress import codec as codecs
+
+Tree = Any
+
+
+class Recipe(NamedTuple):
+  """What decides how a client computes its message, and the server a step.
+
+  Attributes:
+    model: the functions.
+    epochs: passes over the client's examples.
+    batch_size: examples a step.
+    learning_rate: of the local steps; under FedSGD of the server's.
+    sgd: whether gradients are sent instead of trained updates.
+    equal: whether all clients count the same.
+    privacy: of the clients' noise, or None.
+    noise: its multiplier.
+    compression: or None.
+    secure: whether messages are masked.
+    transform: batch -> batch, or None.
+  """
+
+  model: Model
+  epochs: int
+  batch_size: int
+  learning_rate: float
+  sgd: bool
+  equal: bool
+  privacy: PrivacyConfig | None
+  noise: float
+  compression: CompressionConfig | None
+  secure: bool
+  transform: Any
+
+  def inner(self) -> tuple[Layer, ...]:
+    """Returns the layers after the weighing."""
+    noisy = (privacy.layer(self.privacy, self.noise),) if self.privacy else ()
+    coded = (compression.layer(self.compression),) if self.compression else ()
+    return noisy + coded
+
+  def algorithm(self) -> Layer:
+    """Returns the layer of the algorithm."""
+    if self.sgd:
+      step = optax.sgd(self.learning_rate)
+      return algorithm.fedsgd(self.model.loss, batch_size=self.batch_size, server_optimizer=step)
+    return algorithm.fedavg(
+      self.model.loss,
+      learning_rate=self.learning_rate,
+      batch_size=self.batch_size,
+      epochs=self.epochs,
+    )
+
+  def layers(self, population: int, cohort: int) -> tuple[Layer, ...]:
+    """Returns the onion of a round of `cohort` out of `population` clients."""
+    weighing = weigh.equal() if self.equal else weigh.by_examples()
+    chooser = select.uniform(population, cohort)
+    return onion(self.algorithm(), chooser, weighing, *self.inner())
+
+
+class Sent(NamedTuple):
+  """What one client computes.
+
+  Attributes:
+    code: parts on the wire, or None where values are sent as they are.
+    message: what the server decodes it to.
+    before: mean loss at the parameters received.
+    after: mean loss after training.
+    norm: of the update, before it is weighted and clipped.
+    clipped: whether it was, 0 or 1.
+    finite: whether all of it is.
+  """
+
+  code: Any
+  message: Message
+  before: jax.Array
+  after: jax.Array
+  norm: jax.Array
+  clipped: jax.Array
+  finite: jax.Array
+
+
+class Halves(NamedTuple):
+  """The two compiled sides of a recipe, for one shape of a client's data.
+
+  Attributes:
+    setting: the planned round.
+    client: (params, arrays, count, seed, round, id) -> `Sent`.
+    server: (params, sum of messages, server states, seed, round) -> (params, states).
+    states: params -> server states before the first round.
+  """
+
+  setting: Setting
+  client: Any
+  server: Any
+  states: Any
+
+
+def capacity(count: int, batch_size: int) -> int:
+  """Returns the rows that a client's data are padded to: few sizes, hence few programs."""
+  steps = -(-count // batch_size)
+  return batch_size * (1 << max(0, (steps - 1).bit_length()))
+
+
+def rows(arrays: dict[str, Any], count: Any) -> Population:
+  """Returns a population of one client."""
+  number = arrays['y'].shape[0]
+  one = jnp.ones(1, jnp.int32)
+  return Population(arrays, jnp.arange(number, dtype=jnp.int32), 0 * one, count * one)
+
+
+@functools.lru_cache(maxsize=256)
+def halves(recipe: Recipe, shapes: tuple) -> Halves:
+  """Returns the halves of a recipe, planned and checked.
+
+  Args:
+    recipe: the settings.
+    shapes: (name, shape, dtype) of each of a client's arrays, padded.
+
+  Raises:
+    IncompatibleStages: settings that do not go together.
+  """
+  if recipe.secure and recipe.compression and recipe.compression.method != 'random_k':
+    raise IncompatibleStages(
+      f"the code of {recipe.compression.method!r} does not add, so 'secure_aggregation' cannot sum "
+      "it under masks: use method='random_k', or no compression."
+    )
+  arrays = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in shapes}
+  number = arrays['y'].shape[0]
+  layers = recipe.layers(1, 1)
+  layout = Layout(1, True, meshes.make_mesh(1))
+  population = jax.eval_shape(lambda a: rows(a, number), arrays)
+  params = jax.eval_shape(recipe.model.init, jax.random.key(0))
+  transforms = (recipe.transform,) if recipe.transform else ()
+  setting = plan.make_setting(
+    layers, params, population, Shape(1, number, True), layout, transforms, pool=False
+  )
+  options = meshes.compiler_options(jax.default_backend()) or None
+  compiled = functools.partial(jax.jit, compiler_options=options)
+
+  def states(params: Tree) -> dict[str, Tree]:
+    cast = Broadcast(jnp.uint32(0), jnp.int32(0), params, None, {}, {}, jnp.zeros(0))
+    return {x.name: x.server.init(context(x, 'init', cast, setting.like)) for x in setting.layers}
+
+  return Halves(
+    setting,
+    compiled(functools.partial(_client, recipe, setting)),
+    compiled(functools.partial(_server, setting)),
+    jax.jit(states),
+  )
+
+
+def _client(recipe, setting, params, arrays, count, seed, round, id) -> Sent:
+  """Runs all client halves, and notes on the way what the metadata say."""
+  me = scalar_member(id)
+  alone = jax.tree.map(lambda x: x[None], me)
+  data = Examples(
+    arrays,
+    jnp.arange(arrays['y'].shape[0], dtype=jnp.int32),
+    jnp.int32(0),
+    count,
+    count,
+    arrays['y'].shape[0],
+    False,
+    setting.transforms,
+  )
+  # No layer of a recipe keeps a state of its clients or is told one by the server.
+  cast = Broadcast(seed, round, params, alone, {}, arrays, data.index)
+  value: Any = Task(params, data)
+  trained, code = params, None
+  norm, clipped, ok = jnp.float32(0), jnp.float32(0), jnp.bool_(True)
+  coded = codecs.codec_of(config=setting.layers[-1]) if recipe.compression else None
+  for layer in setting.layers:
+    ctx = context(layer, 'client', cast, setting.like, me)
+    if coded is not None and layer is setting.layers[-1]:
+      x, shapes = codecs.flat(value.payload)
+      code = coded.encode(codecs.Draws(ctx.key, ctx.common), x, shapes)
+    value, _, noted = layer.client.apply(ctx, value, layer.client.init(ctx))
+    if 'uncovered_clipped' in noted:
+      clipped = noted['uncovered_clipped'].total
+    if layer.traits.kind == 'algorithm':
+      ok &= tree.finite(value)
+      rate = recipe.learning_rate if recipe.sgd else 1.0
+      trained = tree.sub(params, tree.scale(rate, value.payload))
+      norm = tree.norm(value.payload)
+  ok &= tree.finite(value)
+  before, after = (_loss(recipe, Task(p, data)) for p in (params, trained))
+  return Sent(code, value, before, after, norm, clipped, ok)
+
+
+def _loss(recipe: Recipe, task: Task) -> jax.Array:
+  """Returns the mean loss over a client's examples."""
+  data, size = task.data, recipe.batch_size
+  no_key: Any = None  # evaluation
+
+  def part(number: jax.Array, seen: Mean) -> Mean:
+    positions = number * size + jnp.arange(size, dtype=jnp.int32)
+    mask, batch = positions < data.count, data.take(positions)
+    return tree.add(
+      seen,
+      algorithm.training.masked_mean_loss(recipe.model.loss, task.params, batch, mask, no_key)[1],
+    )
+
+  zero = Mean(jnp.float32(0), jnp.float32(0))
+  seen = jax.lax.fori_loop(0, -(-data.count // size), part, zero)
+  return seen.total / seen.count
+
+
+def _server(setting, params, message, states, seed, round):
+  """Runs all server halves, last layer first."""
+  cast = Broadcast(seed, round, params, None, states, {}, jnp.zeros(0))
+  value, new = message, dict(states)
+  for layer in reversed(setting.layers):
+    ctx = context(layer, 'server', cast, setting.like)
+    value, new[layer.name], _ = layer.server.apply(ctx, value, states[layer.name])
+  return value, new

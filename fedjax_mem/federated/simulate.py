@@ -1,0 +1,160 @@
+"""The same objects, handed to the compiled engine."""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_mem import engine
+from fedjax_mem.account import Guarantee, calibrate
+from fedjax_mem.account.ledger import Ledger
+from fedjax_mem.core import Layer, onion, selector, stack_clients, validate
+from fedjax_mem.engine import Execution
+from fedjax_mem.federated import compression, rules
+from fedjax_mem.federated import recipe as recipes
+from fedjax_mem.federated.config import AggregationStrategy, PrivacyConfig
+from fedjax_mem.federated.model import FederatedModel
+from fedjax_mem.federated.privacy import multiplier
+from fedjax_mem.stages import privacy as layers_of_privacy
+from fedjax_mem.stages import select, weigh
+
+_MECHANISMS = ('gaussian', 'discrete_gaussian')
+
+
+class SimulationResult(NamedTuple):
+  """What a simulated run gave.
+
+  Attributes:
+    model: the global model at its end.
+    metrics: name -> [rounds, ...], as the engine reports them.
+    guarantee: of privacy, with its level; None without noise.
+    seconds: that the rounds took, compilation apart.
+  """
+
+  model: FederatedModel
+  metrics: dict[str, np.ndarray]
+  guarantee: Guarantee | None
+  seconds: float
+
+
+def simulate(
+  server: Any,
+  clients: Any,
+  *,
+  privacy: str = 'local',
+  rounds: int | None = None,
+  execution: Execution | None = None,
+) -> SimulationResult:
+  """Returns the run of a server over clients, compiled; the objects themselves stay as they are.
+
+  The same result as the loop over the objects, to float tolerance.
+
+  Args:
+    server: with the parameters to start from, the seed, the rounds and the strategy.
+    clients: of one model and one config, ids apart; data of any sizes.
+    privacy: 'local' (each client noises its own update, if its config says so) or 'central' (the
+      same budget, by clip and noise on the sum: far less noise, and the server is trusted).
+    rounds: by default those of the server's config.
+    execution: how the cohort is run.
+
+  Raises:
+    ValueError: clients that differ, a strategy that needs objects, or no budget for 'central'.
+    IncompatibleStages: settings that do not go together.
+  """
+  validate.one_of(('local', 'central'), privacy=privacy)
+  clients, config = list(clients), server.config
+  rounds = validate.integer(rounds=config.rounds if rounds is None else rounds)
+  recipe = _common(clients)
+  server._enough(len(clients), 'clients')
+  kind = config.aggregation
+  if config.selection_strategy != 'random' or kind is AggregationStrategy.SECURE_AGGREGATION:
+    raise ValueError(
+      "simulate takes selection_strategy 'random' and sums in the clear, got "
+      f'{config.selection_strategy!r} and {kind.value!r}.'
+    )
+  recipe = recipe._replace(sgd=kind is AggregationStrategy.FEDERATED_SGD)
+  start = server._model or clients[0].model
+  number, cohort = len(clients), min(config.max_clients, len(clients))
+  guarantee: Guarantee | None
+  if privacy == 'central':
+    layers, guarantee = _central(recipe, number, cohort, rounds)
+  else:
+    layers, guarantee = _local(recipe, clients[0], number, cohort, rounds)
+  extra: tuple[Layer, ...] = (rules.layer(config),) if kind.robust else ()
+  population = stack_clients([{'x': x.data.x, 'y': x.data.y} for x in clients])
+  transforms = (recipe.transform,) if recipe.transform else ()
+  sim = engine.simulate(
+    onion(*layers, *extra),
+    start.params,
+    population,
+    seed=config.seed,
+    execution=execution,
+    max_rounds=rounds,
+    transforms=transforms,
+  )
+  state = sim.compile(sim.init(start.params))
+  jax.block_until_ready(state)
+  began = time.perf_counter()
+  state, metrics = sim.run(state, rounds)
+  seconds = time.perf_counter() - began
+  params = jax.device_put(jax.device_get(state.params))
+  return SimulationResult(FederatedModel(start.model, params), metrics, guarantee, seconds)
+
+
+def _common(clients: list[Any]) -> recipes.Recipe:
+  """Returns the recipe that all clients share."""
+  if not clients:
+    raise ValueError('clients must be at least one, got none.')
+  # What depends on the server or on what was released before is settled by the simulation.
+  plain = [
+    x.recipe()._replace(noise=0.0, secure=False, sgd=False, equal=bool(x.config.privacy_config))
+    for x in clients
+  ]
+  for client, found in zip(clients, plain, strict=True):
+    if found != plain[0]:
+      wrong = [n for n, a, b in zip(found._fields, found, plain[0], strict=True) if a != b]
+      raise ValueError(
+        f'clients must share one model and one config, got {client.client_id!r} with another '
+        f'{wrong[0]}.'
+      )
+  return plain[0]
+
+
+def _local(recipe, client, number, cohort, rounds) -> tuple[tuple[Layer, ...], Guarantee | None]:
+  """Returns the layers of clients that noise their own updates."""
+  config: PrivacyConfig | None = recipe.privacy
+  if config is None:
+    return recipe.layers(number, cohort), None
+  from fedjax_mem.federated.privacy import DifferentialPrivacy
+
+  spent = DifferentialPrivacy(config, releases=rounds)
+  for _ in range(rounds):
+    spent.charge()
+  recipe = recipe._replace(noise=multiplier(config, rounds))
+  return recipe.layers(number, cohort), spent.get_privacy_spent()
+
+
+def _central(recipe, number, cohort, rounds) -> tuple[tuple[Layer, ...], Guarantee]:
+  """Returns the layers of a server that noises the sum."""
+  config: PrivacyConfig | None = recipe.privacy
+  if config is None or config.mechanism not in _MECHANISMS:
+    raise ValueError(
+      f"privacy must be 'local' unless clients have a privacy_config with one of {_MECHANISMS!r}, "
+      f'got {config!r}.'
+    )
+  chooser = select.uniform(number, cohort)
+  sampling = selector((chooser,))[1].sampling
+  noise = config.noise_multiplier
+  make = lambda z: layers_of_privacy.central(config.max_grad_norm, z, mechanism=config.mechanism)
+  if noise is None:
+    like = make(1.0).traits.mechanism
+    found = calibrate.noise_multiplier(config.epsilon, config.delta, sampling, rounds, like)
+    noise = float(found.mechanism.noise_multiplier)
+  noisy = make(noise)
+  book = Ledger.plan(
+    sampling, {'central': noisy.traits.mechanism}, rounds=rounds, delta=config.delta
+  )
+  coded = (compression.layer(recipe.compression),) if recipe.compression else ()
+  layers = onion(recipe.algorithm(), chooser, weigh.equal(float(cohort)), *coded, noisy)
+  return layers, book.guarantee(rounds)

@@ -1,0 +1,109 @@
+"""A client's message as integers, on public scales: payload times weight, weight, aux."""
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fedjax_mem.core import validate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedPoint:
+  """How floats become integers whose sum over all clients cannot overflow.
+
+  Each part has a public limit and a step that is a power of two, the smallest for which all n
+  clients at the limit fit b bits: at most 2 * limit / `bound`. Values are rounded
+  to the nearest step (an error of at most half a step for each client); multiples of the step are
+  summed exactly.
+
+  Attributes:
+    num_clients: n.
+    payload: D, the values of the payload.
+    aux: A, the values of aux, which is summed beside it.
+    payload_limit: the largest |payload * weight|.
+    weight_limit: the largest weight; weights are not negative.
+    aux_limit: the largest |aux|.
+    bits: b of the protocol: 16, 32 or 64.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+
+  num_clients: int
+  payload: int
+  aux: int = 0
+  payload_limit: float
+  weight_limit: float
+  aux_limit: float = 1.0
+  bits: int = 32
+
+  def __post_init__(self):
+    """Checks the numbers."""
+    validate.integer(num_clients=self.num_clients)
+    validate.integer(at_least=0, payload=self.payload)
+    validate.integer(at_least=0, aux=self.aux)
+    validate.positive(payload_limit=self.payload_limit)
+    validate.positive(weight_limit=self.weight_limit)
+    validate.positive(aux_limit=self.aux_limit)
+    if self.bits not in (16, 32, 64):
+      raise ValueError(f'bits must be 16, 32 or 64, got {self.bits!r}.')
+    if self.bound < 1:
+      raise ValueError(f'bits must be more for {self.num_clients} clients, got {self.bits!r}.')
+
+  @property
+  def size(self) -> int:
+    """The integers of a message: D + 1 + A."""
+    return self.payload + 1 + self.aux
+
+  @property
+  def bound(self) -> int:
+    """The largest magnitude of an integer of one client."""
+    return (2 ** (self.bits - 1) - 1) // self.num_clients
+
+  def step(self, limit: float) -> float:
+    """Returns the step of values up to that limit, a power of two."""
+    exponent = math.ceil(math.log2(limit) - math.log2(self.bound))
+    while round(limit / 2.0**exponent) > self.bound:
+      exponent += 1
+    return 2.0**exponent
+
+  def encode(self, payload: ArrayLike, weight: float, aux: ArrayLike = ()) -> np.ndarray:
+    """Returns the integers of a message, int64 [D + 1 + A].
+
+    Args:
+      payload: floats [D], not yet times the weight.
+      weight: in [0, weight_limit].
+      aux: floats [A].
+
+    Raises:
+      ValueError: a shape is another, or a value is not finite or above its limit.
+    """
+    payload, aux = np.asarray(payload, np.float64), np.asarray(aux, np.float64)
+    if payload.shape != (self.payload,) or aux.shape != (self.aux,):
+      got = f'{list(payload.shape)} and {list(aux.shape)}'
+      raise ValueError(f'payload and aux must be [{self.payload}] and [{self.aux}], got {got}.')
+    if validate.non_negative(weight=weight) > self.weight_limit:
+      raise ValueError(f'weight must be at most {self.weight_limit!r}, got {weight!r}.')
+    return np.concatenate(
+      [
+        self._integers('payload * weight', payload * weight, self.payload_limit),
+        self._integers('weight', np.array([weight], np.float64), self.weight_limit),
+        self._integers('aux', aux, self.aux_limit),
+      ]
+    )
+
+  def decode(self, total: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """Returns the sums of payload * weight [D], of the weights, and of aux [A], as float64."""
+    if total.shape != (self.size,):
+      raise ValueError(f'total must be [{self.size}], got {list(total.shape)}.')
+    payload = total[: self.payload] * self.step(self.payload_limit)
+    weight = float(total[self.payload] * self.step(self.weight_limit))
+    return payload, weight, total[self.payload + 1 :] * self.step(self.aux_limit)
+
+  def _integers(self, name: str, values: np.ndarray, limit: float) -> np.ndarray:
+    largest = float(np.abs(values).max(initial=0.0))
+    if not largest <= limit:  # NaN is not
+      raise ValueError(f'{name} must be finite and at most {limit!r}, got {largest!r}.')
+    return np.rint(values / self.step(limit)).astype(np.int64)

@@ -1,0 +1,191 @@
+"""Selection by contribution: clients whose updates made the model better on a validation split."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_mem.core import (
+  Context,
+  IncompatibleStages,
+  Layer,
+  Message,
+  Sampler,
+  Sampling,
+  Stage,
+  Traits,
+  tree,
+  validate,
+)
+from fedjax_mem.stages.select import draws, shapley
+
+Tree = Any
+METHODS = ('shapley', 'gtg', 'leave_one_out')
+
+
+class Score(NamedTuple):
+  """A client's row of the table.
+
+  Attributes:
+    score: float32, mean of its values over the rounds in which it took part.
+    rounds: int32, how many they were.
+  """
+
+  score: jax.Array
+  rounds: jax.Array
+
+
+def contribution(
+  num_clients: int,
+  cohort_size: int,
+  loss: Callable[..., Any],
+  validation: dict[str, Any] | None = None,
+  method: str = 'shapley',
+  explore: float = 0.3,
+  sweeps: int = 2,
+  truncation: float = 1e-3,
+  step: float = 1.0,
+  subsets: int = 16,
+  batch_size: int = 64,
+) -> Layer:
+  """Returns the layer that selects the clients of highest score, and some at random.
+
+  A client's score is the mean, over the rounds in which it took part, of its value in the cohort's
+  game: v(S) is minus the mean loss, on a validation split that the server holds, of the model
+  params - step x (sum of the messages of S) / (sum of their weights); v(no one) is that of the
+  params as they are. The values are Shapley values, exact for cohorts of up to 8 and by GTG-Shapley
+  above ('shapley'), always by GTG-Shapley ('gtg'), or v(all) - v(all without i) ('leave_one_out').
+
+  Of the C places, round(explore x C) go to clients drawn uniformly from those left, the others to
+  the highest scores; who has none yet stands last, and ties are broken at random. The selection is
+  biased on purpose: `chance` is not known and stands at 1, and no weight is changed.
+
+  The server has to see each client's update: it is a stacked layer, which holds the cohort's
+  messages [C, D] and the models of `subsets` subsets at a time, [subsets, D] and their activations
+  for `batch_size` examples. The plan refuses it with integer or masked messages, and under
+  differential privacy. It comes after the weighing. Subsets evaluated in a round: 2^C exactly,
+  C + 1 to leave one out, at most 2 + sweeps x C x (C - 1) by permutations; and two for the gain.
+
+  References: Liu et al. (2022), arXiv 2109.02053 (GTG-Shapley); Wang et al. (2020), arXiv
+  2009.06192, definition 2 (the game of one round).
+
+  Args:
+    num_clients: N, clients of the population.
+    cohort_size: C, clients a round, 1 <= C <= N.
+    loss: (params, batch, key) -> [B] losses, one an example.
+    validation: name -> [V, ...], examples as the loss takes them, neither training nor test.
+    method: 'shapley', 'gtg' or 'leave_one_out'.
+    explore: share of the cohort that is drawn uniformly, in [0, 1].
+    sweeps: permutations led by each client, for GTG-Shapley.
+    truncation: difference of mean losses that does not count, >= 0, for GTG-Shapley.
+    step: learning rate of the server, > 0; other server optimizers are taken as this plain step.
+    subsets: subsets evaluated at a time.
+    batch_size: validation examples at a time.
+
+  Raises:
+    ValueError: an argument is out of range, or there is no validation split.
+  """
+  draws.check_cohort(num_clients, cohort_size)
+  validate.function(loss=loss)
+  validate.one_of(METHODS, method=method)
+  validate.fraction(explore=explore)
+  validate.integer(sweeps=sweeps)
+  validate.non_negative(truncation=truncation)
+  validate.positive(step=step)
+  validate.integer(subsets=subsets)
+  validate.integer(batch_size=batch_size)
+  held, mask = _batches(validation, batch_size)
+  places = round(explore * cohort_size)
+  all_exact = method == 'shapley' and cohort_size <= shapley.EXACT_AT_MOST
+
+  def draw(ctx: Context, table: Score, state):
+    first, second = (jax.random.fold_in(ctx.key, i) for i in range(2))
+    score = jnp.where(table.rounds > 0, table.score, -jnp.inf)
+    best = draws.highest(score, first, cohort_size - places)
+    others = jnp.zeros(num_clients).at[best].set(-jnp.inf)
+    ids = jnp.concatenate([best, draws.highest(others, second, places)])
+    cohort = draws.members(ids, jnp.ones(cohort_size, bool), 1.0, num_clients)
+    return cohort, state, {'unscored': (table.rounds == 0).sum(dtype=jnp.int32)}
+
+  def judge(ctx: Context, stack: Message, rows: Score):
+    if not tree.same(jax.tree.map(lambda x: x[0], stack.payload), ctx.params):
+      raise IncompatibleStages(
+        "'select' (contribution) builds models from updates, and the algorithm sends something "
+        'else beside them: use one that sends its update alone, such as fedavg.'
+      )
+    on = ctx.me.arrived & (stack.weight > 0)
+    # The engine pads cohorts: of its rows at most `cohort_size` are on, and these go first.
+    chosen = jnp.argsort(~on, stable=True)[:cohort_size]
+    few = jax.tree.map(lambda x: x[chosen], tree.keep(on, stack))
+    value = _value(loss, ctx.params, few, step, (held, mask), subsets)
+    ends = value(jnp.stack([jnp.zeros(cohort_size, bool), jnp.ones(cohort_size, bool)]))
+    evaluations: Any = jnp.int32(2**cohort_size if all_exact else cohort_size + 1)
+    if all_exact:
+      found = shapley.exact(value, cohort_size)
+    elif method == 'leave_one_out':
+      found = shapley.leave_one_out(value, cohort_size)
+    else:
+      found, evaluations = shapley.gtg(value, cohort_size, ctx.key, sweeps, truncation)
+    each = jnp.zeros(on.shape).at[chosen].set(found)
+    rounds = rows.rounds + 1
+    new = Score(rows.score + (each - rows.score) / rounds.astype(jnp.float32), rounds)
+    metrics = {
+      'gain': ends[1] - ends[0],
+      'highest': jnp.where(on, each, -jnp.inf).max(),
+      'lowest': jnp.where(on, each, jnp.inf).min(),
+      'subsets': evaluations + 2,  # of the gain
+    }
+    return stack, tree.select(on, new, rows), metrics
+
+  return Layer(
+    'select',
+    Stage(judge, lambda ctx: Score(jnp.float32(0), jnp.int32(0))),
+    select=Sampler(draw, Sampling('data_dependent', num_clients, cohort_size, cohort_size)),
+    stacked=True,
+    traits=Traits(kind='message'),
+  )
+
+
+def _batches(validation: Any, batch_size: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """Returns the examples in batches, name -> [K, B, ...], and which of them are real, [K, B]."""
+  if not isinstance(validation, dict) or not validation or not len(next(iter(validation.values()))):
+    raise ValueError(
+      'validation must be at least one example that is neither training nor test, got '
+      f'{validation!r}: in a configuration, set data.validation to a share of the training '
+      'examples, such as 0.1.'
+    )
+  total = len(next(iter(validation.values())))
+  size = min(batch_size, total)
+  count = -(-total // size)
+
+  def cut(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    padded = np.concatenate([x, np.broadcast_to(x[:1], (count * size - total, *x.shape[1:]))])
+    return padded.reshape(count, size, *x.shape[1:])
+
+  mask = (np.arange(count * size) < total).reshape(count, size)
+  return {name: cut(x) for name, x in validation.items()}, mask
+
+
+def _value(
+  loss: Any, params: Tree, stack: Message, step: float, held: tuple, subsets: int
+) -> shapley.Value:
+  """Returns masks [S, C] -> minus the mean validation losses [S] of the subsets' models."""
+  total = float(held[1].sum())
+
+  def one(mask: jax.Array) -> jax.Array:
+    on = mask.astype(jnp.float32)
+    # Nobody's payloads add up to zeros, so the model is the params whatever divides them.
+    by = step / jnp.maximum((on * stack.weight).sum(), 1e-30)
+    move = lambda p, x: p - (by * jnp.tensordot(on, x.astype(jnp.float32), 1)).astype(p.dtype)
+    model = jax.tree.map(move, params, stack.payload)
+
+    def part(carry: jax.Array, row: tuple) -> tuple[jax.Array, None]:
+      batch, real = row
+      return carry + jnp.where(real, loss(model, batch, None), 0.0).sum(), None
+
+    return -jax.lax.scan(part, jnp.float32(0), held)[0] / total
+
+  return lambda masks: jax.lax.map(one, masks, batch_size=min(subsets, masks.shape[0]))

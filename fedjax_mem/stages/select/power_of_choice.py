@@ -1,0 +1,86 @@
+"""Power of choice: of a few candidates, those with the highest loss."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import Context, Layer, Sampler, Sampling, Stage, Task, Traits, tree, validate
+from fedjax_mem.stages.select import draws, losses
+
+
+class LastLoss(NamedTuple):
+  """A client's row of the table.
+
+  Attributes:
+    loss: float32, mean over its examples when it last took part.
+    seen: whether it has taken part yet.
+  """
+
+  loss: jax.Array
+  seen: jax.Array
+
+
+def power_of_choice(
+  num_clients: int,
+  cohort_size: int,
+  loss: Callable[..., Any],
+  candidates: int | None = None,
+  sizes: Sequence[float] | None = None,
+  batch_size: int = 64,
+) -> Layer:
+  """Returns the layer that selects, of `candidates` drawn by size, those of highest loss.
+
+  Candidates are drawn without replacement, one after another, in proportion to size. Of these the
+  `cohort_size` with the highest loss take part, those never seen before all others, ties at random.
+  The loss is the one at the model that the client got when it last took part (one more pass over
+  its examples), not this round's: nobody outside the cohort has to compute or send anything. So
+  this is the paper's communication-saving variant, rpow-d, but for the moment of the loss, which
+  there is the average over the local steps.
+
+  The method is biased on purpose: `chance` is not known and stands at 1, and no weight is changed.
+
+  Reference: Cho, Wang and Joshi (2020), arXiv 2010.01243, section 3 (pow-d, rpow-d).
+
+  Args:
+    num_clients: N, clients of the population.
+    cohort_size: C, clients a round, 1 <= C <= N.
+    loss: (params, batch, key) -> [B] losses, one an example.
+    candidates: d, C <= d <= N; None: 2 C, or N if that is less. d = C is sampling by size.
+    sizes: examples of each client [N]; None: all alike.
+    batch_size: examples at a time while losses are measured.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  draws.check_cohort(num_clients, cohort_size)
+  validate.function(loss=loss)
+  validate.integer(batch_size=batch_size)
+  if candidates is None:
+    candidates = min(2 * cohort_size, num_clients)
+  validate.integer(cohort_size, num_clients, candidates=candidates)
+  share = draws.per_client(num_clients, sizes=sizes)
+
+  def draw(ctx: Context, table: LastLoss, state):
+    keys = [jax.random.fold_in(ctx.key, i) for i in range(3)]
+    # The largest of log p + Gumbel noise, in order: draws one after another, in proportion to p.
+    noisy = jnp.log(jnp.asarray(share)) + jax.random.gumbel(keys[0], (num_clients,))
+    asked = draws.highest(noisy, keys[1], candidates)
+    last = jnp.where(table.seen, table.loss, jnp.inf)[asked]
+    ids = asked[draws.highest(last, keys[2], cohort_size)]
+    cohort = draws.members(ids, jnp.ones(cohort_size, bool), 1.0, num_clients)
+    return cohort, state, {'unseen': (~table.seen).sum(dtype=jnp.int32)}
+
+  def measure(ctx: Context, task: Task, row: LastLoss):
+    del ctx
+    found = losses.measured(loss, task, batch_size)
+    new = LastLoss(found.mean, jnp.bool_(True))
+    return task, tree.select(found.count > 0, new, row), {}
+
+  return Layer(
+    'select',
+    Stage(measure, lambda ctx: LastLoss(jnp.float32(0), jnp.bool_(False))),
+    select=Sampler(draw, Sampling('data_dependent', num_clients, cohort_size, cohort_size)),
+    traits=Traits(kind='task'),
+  )
