@@ -74,3 +74,14 @@ def test_copies_are_fresh_and_strongly_typed():
 def test_size_and_bytes():
   shapes = tree.shapes({'x': jnp.zeros((3, 4)), 'n': jnp.zeros(5, jnp.int8)})
   assert tree.size(shapes) == 17 and tree.nbytes(shapes) == 53
+
+
+def test_ravel_is_the_leaves_one_after_another():
+  leaves = {
+    'a': jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3),
+    'b': jnp.float32(7),
+    'c': [jnp.zeros(0)],
+  }
+  flat = tree.ravel(leaves)
+  assert flat.dtype == jnp.float32
+  np.testing.assert_array_equal(flat, np.arange(8)[[0, 1, 2, 3, 4, 5, 7]])

@@ -147,9 +147,7 @@ def split(x: jax.Array, shapes: Shapes) -> list[jax.Array]:
 
 def flat(payload: Tree) -> tuple[jax.Array, Shapes]:
   """Returns (all values [D] float32, shapes of the leaves)."""
-  leaves = jax.tree.leaves(payload)
-  whole = [x.astype(jnp.float32).reshape(-1) for x in leaves]
-  return jnp.concatenate(whole), tuple(x.shape for x in leaves)
+  return tree.ravel(payload), tuple(x.shape for x in jax.tree.leaves(payload))
 
 
 def unflat(x: jax.Array, like: Tree) -> Tree:
