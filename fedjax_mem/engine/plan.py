@@ -18,7 +18,7 @@ from fedjax_mem.core import (
   selector,
   tree,
 )
-from fedjax_mem.engine import guarantees, pooled, stacks
+from fedjax_mem.engine import guarantees, pooled, rules, stacks
 from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.cohort import pad
 from fedjax_mem.engine.context import Broadcast, Row, context, examples
@@ -53,6 +53,7 @@ def make_setting(
   """
   _check_order(layers)
   stacks.check(layers)
+  rules.check(layers)
   layers = guarantees.bind(layers)
   sampling = selector(layers)[1].sampling
   if sampling.population != shape.num_clients:

@@ -21,7 +21,7 @@ from fedjax_mem.core import (
   tree,
 )
 from fedjax_mem.engine import cohort as cohorts
-from fedjax_mem.engine import pooled
+from fedjax_mem.engine import pooled, rules
 from fedjax_mem.engine.clients import Layout, side_by_side, spread, summing
 from fedjax_mem.engine.context import Broadcast, Row, context, examples
 
@@ -131,7 +131,8 @@ def _clients(setting: Setting, cast: Broadcast, row: Row, old: dict[str, Tree]):
       cast = _left_out(cast, ok)
       for layer in group:
         ctx = context(layer, 'cohort', cast, setting.like, cast.cohort)
-        value, new[layer.name], noted = layer.client.apply(ctx, value, old[layer.name])
+        half = rules.stacked_half(layer, setting.layout.mesh)
+        value, new[layer.name], noted = half(ctx, value, old[layer.name])
         metrics |= _scalars(layer, noted)
       if last:
         ok &= tree.finite(value, 1)

@@ -64,11 +64,15 @@ class Simulation:
       compiler_options=options or None,
     )
 
-  def init(self, params: Tree) -> State:
+  def init(
+    self, params: Tree, population: Population | None = None, seed: int | None = None
+  ) -> State:
     """Returns the state before the first round.
 
     Args:
       params: the initial parameters; they are copied.
+      population: other examples than those planned for, of the same shapes.
+      seed: another seed; nothing is compiled anew.
 
     Raises:
       ValueError: parameters of another structure or shape than those planned for.
@@ -77,7 +81,8 @@ class Simulation:
       raise ValueError(
         f'params must be of the shapes {self.params!r}, got {tree.shapes(params)!r}.'
       )
-    return self._init(params, self.population, np.uint32(self.seed))
+    population = self.population if population is None else population
+    return self._init(params, population, np.uint32(self.seed if seed is None else seed))
 
   def compile(self, state: State, population: Population | None = None) -> State:
     """Returns the state as it is, donated and given back, with the segment compiled.
@@ -90,7 +95,11 @@ class Simulation:
     return self.segment(state, population, np.uint32(self.seed), np.int32(0))[0]
 
   def run(
-    self, state: State, rounds: int, population: Population | None = None
+    self,
+    state: State,
+    rounds: int,
+    population: Population | None = None,
+    seed: int | None = None,
   ) -> tuple[State, dict[str, np.ndarray]]:
     """Returns the state after up to `rounds` more rounds, and their metrics [rounds, ...].
 
@@ -102,13 +111,15 @@ class Simulation:
       state: from `init` or an earlier `run`.
       rounds: how many, 1 … `max_rounds`.
       population: the examples of these rounds' cohorts, if they are streamed.
+      seed: that of `init`, if it was another one.
 
     Raises:
       ValueError: rounds out of range.
     """
     validate.integer(at_most=self.max_rounds, rounds=rounds)
     population = self.population if population is None else population
-    state, metrics, done = self.segment(state, population, np.uint32(self.seed), np.int32(rounds))
+    used = np.uint32(self.seed if seed is None else seed)
+    state, metrics, done = self.segment(state, population, used, np.int32(rounds))
     metrics, done = jax.device_get((metrics, done))
     return state, {name: x[:done] for name, x in metrics.items()}
 

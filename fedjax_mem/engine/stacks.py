@@ -3,9 +3,16 @@
 A layer that encodes says so by an attribute `encodes` of its client half, the name of its method.
 Where its code adds, the server decodes the sum, and a mask may cover it; where it does not, what is
 summed is what the client has decoded itself, and nothing may change it on the way.
+
+A layer that leaves integers to be summed modulo a power of two states the modulus, and how many
+clients there is room for. A layer that masks comes last, on such integers, and nobody looks at
+single messages in the name of the server: a stacked layer may stand before the weighing alone,
+where clients that attack do.
 """
 
-from fedjax_mem.core import IncompatibleStages, Layer
+from fedjax_mem.core import IncompatibleStages, Layer, Stage, selector
+
+_WHOLE = 32  # bits of the sum of integers whose layer states no modulus
 
 
 def encodes(layer: Layer) -> str | None:
@@ -30,6 +37,53 @@ def check(layers: tuple[Layer, ...]) -> None:
         )
     for later in layers[i + 1 :]:
       _check_after(layer, later)
+  for i, layer in enumerate(layers):
+    if layer.traits.bits is not None:
+      _check_room(layers, layer)
+    if layer.traits.masks:
+      _check_masked(layers, i)
+
+
+def _check_room(layers: tuple[Layer, ...], layer: Layer) -> None:
+  """Raises where a cohort may have more clients than an integer sum has room for."""
+  name, sampler = selector(layers)
+  most, capacity = layer.traits.clients, sampler.sampling.capacity
+  if most is not None and capacity > most:
+    raise IncompatibleStages(
+      f'{layer.name!r} has room for the sum of {most} clients in {layer.traits.bits} bits, and '
+      f'{name!r} selects up to {capacity}: give it clients = {capacity}.'
+    )
+
+
+def _check_masked(layers: tuple[Layer, ...], place: int) -> None:
+  """Raises where a mask hides nothing, hides what the sum needs, or is looked under."""
+  mask = layers[place]
+  whole = [x for x in layers[:place] if x.traits.payload == 'integer']
+  if not whole:
+    raise IncompatibleStages(
+      f'{mask.name!r} masks integers, and {layers[place - 1].name!r} before it leaves floats, on '
+      'which masks do not cancel: put integers or distributed between them.'
+    )
+  source = next((x for x in reversed(whole) if x.traits.bits is not None), whole[-1])
+  modulus = source.traits.bits or _WHOLE
+  if modulus != mask.traits.bits:
+    raise IncompatibleStages(
+      f'{mask.name!r} masks modulo 2 ** {mask.traits.bits}, and {source.name!r} sums modulo '
+      f'2 ** {modulus}: give both the same bits.'
+    )
+  for later in layers[place + 1 :]:
+    if later.client != Stage() and later.traits.kind == 'message':
+      raise IncompatibleStages(
+        f'{later.name!r} comes after {mask.name!r} and would work on masks: put {later.name!r} '
+        f'before {mask.name!r}.'
+      )
+  weighing = next(i for i, x in enumerate(layers) if x.traits.weighs is not None)
+  for i, x in enumerate(layers):
+    if x.stacked and i > weighing and not hasattr(x.client.apply, 'attacks'):
+      raise IncompatibleStages(
+        f'{x.name!r} looks at single messages, and {mask.name!r} leaves the server nothing but '
+        'their sum: remove one of them.'
+      )
 
 
 def _check_after(layer: Layer, later: Layer) -> None:

@@ -41,7 +41,7 @@ from fedjax_mem.core import (
 )
 from fedjax_mem.engine import Execution, simulate
 from fedjax_mem.experiment import devices
-from fedjax_mem.experiment.build import Parts, build, build_layers
+from fedjax_mem.experiment.build import Parts, build, build_layers, stage_arguments
 from fedjax_mem.experiment.config import Config
 from fedjax_mem.experiment.privacy import open_books, settled
 from fedjax_mem.stages.select import round_robin
@@ -192,7 +192,8 @@ def one_run(
   delta, rounds = ledger.entry.target_delta, ledger.allowed
   if layers is None:  # the noise as it is, not calibrated anew
     chooser = next(x for x in parts.layers if x.select is not None)
-    larger = enlarged(settled(config, chooser), number, canaries)
+    given = stage_arguments(parts.model, chooser)
+    larger = enlarged(settled(config, chooser, given), number, canaries)
     layers = build_layers(larger, parts.model, number + canaries)
   key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'audit'), 'init')
   inside = np.asarray(jax.random.bernoulli(key, 0.5, (canaries,)))
@@ -323,7 +324,7 @@ def audit(
   parts = build(config, data_dir)
   entry = _ledger(config, parts).entry
   claimed, found = entry.claim.mechanism, []
-  if claimed.name not in ('tree', 'matrix'):
+  if claimed.name not in ('tree', 'matrix', 'skellam') and claimed.shares == 1:
     noisy = tuple(x for x in parts.layers if x.name in entry.parts)
     found.append(release(noisy, claimed, parts.params, delta=entry.target_delta, trials=trials))
   return [*found, one_run(config, parts, canaries=canaries)]

@@ -7,8 +7,9 @@ import optax
 
 from fedjax_mem import data as datasets
 from fedjax_mem import models
-from fedjax_mem.core import Layer, keys, onion
+from fedjax_mem.core import Layer, keys, onion, selector, tree
 from fedjax_mem.data.source import FederatedData
+from fedjax_mem.engine import rules
 from fedjax_mem.experiment import privacy, registry
 from fedjax_mem.experiment.config import ClientConfig, Config, DataConfig, ServerConfig
 from fedjax_mem.models.base import Model
@@ -44,7 +45,11 @@ def build(config: Config, data_dir: str | None = None) -> Parts:
   Raises:
     ValueError: parts that do not fit each other, or options that a part does not take.
   """
-  data = load_data(config, data_dir)
+  return assemble(config, load_data(config, data_dir))
+
+
+def assemble(config: Config, data: FederatedData) -> Parts:
+  """Returns the parts of an experiment on data that are loaded, as `build`."""
   if config.selection.cohort_size > data.num_clients:
     raise ValueError(
       f'selection.cohort_size must be at most the {data.num_clients} clients of the data, '
@@ -101,7 +106,7 @@ def build_layers(
   """Returns the onion: algorithm, selection, weighing, and the stages in their places.
 
   A sampler that learns from tasks stands just before the algorithm, one that learns from weighted
-  messages just after the weighing.
+  messages just after the weighing, or after the last attack on them: it is told what arrives.
 
   Args:
     config: the experiment.
@@ -110,9 +115,11 @@ def build_layers(
     data: for samplers that know sizes or need a validation split; None: they have neither.
   """
   chosen = _selection(config, model, num_clients, data)
-  config = privacy.settled(config, next(x for x in chosen if x.select is not None))
+  chooser = next(x for x in chosen if x.select is not None)
+  given = stage_arguments(model, chooser)
+  config = privacy.settled(config, chooser, given)
   of = lambda kind: [x for x in chosen if x.traits.kind == kind]
-  stage = lambda number: _stage(config, number)
+  stage = lambda number: _stage(config, number, given)
   before = [stage(i) for i, s in enumerate(config.stages) if s.before_algorithm]
   after = [stage(i) for i, s in enumerate(config.stages) if not s.before_algorithm]
   weighting = registry.factory('weighting.name', config.weighting.name, registry.WEIGHINGS)
@@ -122,15 +129,39 @@ def build_layers(
     _algorithm(config, model),
     *of('select'),
     registry.call('weighting', weighting, config.weighting.options),
+    *after[: _attacked(after)],
     *of('message'),
-    *after,
+    *after[_attacked(after) :],
   )
 
 
-def _stage(config: Config, number: int) -> Layer | tuple[Layer, ...]:
+def _attacked(stages: list[Any]) -> int:
+  """Returns how many stages there are up to the last attack on messages, 0 without one."""
+  parts = [x if isinstance(x, tuple) and not isinstance(x, Layer) else (x,) for x in stages]
+  attacks = lambda part: any(isinstance(x, Layer) and rules.is_attack(x) for x in part)
+  return max((i for i, part in enumerate(parts, 1) if attacks(part)), default=0)
+
+
+def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
+  """Returns what stages may ask for by name and an experiment knows, unless their options say it.
+
+  `dimension` is the number of the model's parameters, `clients` the most clients of a round,
+  `num_clients` those of the population, `num_classes` the labels.
+  """
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  sampling = selector((chooser,))[1].sampling
+  return {
+    'dimension': tree.size(params),
+    'clients': sampling.capacity,
+    'num_clients': sampling.population,
+    'num_classes': model.num_classes,
+  }
+
+
+def _stage(config: Config, number: int, given: dict[str, int]) -> Layer | tuple[Layer, ...]:
   section, key = config.stages[number], f'stages[{number}]'
   make = registry.factory(f'{key}.use', section.use, registry.LAYERS)
-  return registry.call(key, make, section.options)
+  return registry.call(key, make, section.options, **privacy.unsaid(given, section.options))
 
 
 def _algorithm(config: Config, model: Model) -> Layer:
@@ -172,7 +203,9 @@ def _selection(
   if rows is not None and 'capacity' not in section.options:
     given['capacity'] = rows
   made = registry.call('selection', make, section.options, **given)
-  layers = (made,) if isinstance(made, Layer) else tuple(made)
+  layers = made if isinstance(made, tuple) and not isinstance(made, Layer) else (made,)
+  if sum(isinstance(x, Layer) and x.select is not None for x in layers) != 1:
+    raise ValueError(f'selection.name must be a factory of a layer that selects, got {made!r}.')
   return tuple(x if x.select is None else _worldly(config, x, seconds) for x in layers)
 
 
@@ -196,7 +229,7 @@ def _durations(config: Config, num_clients: int, data: FederatedData | None) -> 
   if not config.selection.clock:
     return None
   drawn = {k: x for k, x in config.selection.clock.items() if k in ('median_seconds', 'spread')}
-  given = {'num_clients': num_clients, 'seed': config.seed}
+  given: dict[str, Any] = {'num_clients': num_clients, 'seed': config.seed}
   given['sizes'] = None if data is None else data.counts
   return registry.call('selection.clock', draw_durations, drawn, **given)
 

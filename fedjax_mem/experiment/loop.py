@@ -230,6 +230,9 @@ class _Loop:
   def _show(self, bar: Progress, record: dict[str, Any]) -> None:
     self.sent += sent(record)
     bar.update({**record, 'bytes': self.sent})
+    for name in [x for x in record if x.endswith('/skipped') and record[x]]:
+      layer = name.removesuffix('/skipped')
+      bar.note(f'round {record["round"]}: skipped, too few clients were left for {layer!r}')
     if 'not_finite' in record:
       names = self.ready.parts.data.clients
       who = [str(names[x] if names else x) for x in record['not_finite']]

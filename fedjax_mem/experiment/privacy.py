@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from fedjax_mem.stages.algorithm.dp_sgd import ExampleNoise
 _UNBOUNDED = 10.0  # epsilon that a cohort's capacity leaves room for, where no budget says less
 _WANTED = 'noise_multiplier'
 _PROBE = 1e-3  # small: a stage may bound its multiplier from above
+_MARGIN = 1 + 1e-6  # so that noise which the bounds hardly depend on is soon enough
 
 
 def capacity(config: Config, num_clients: int) -> int | None:
@@ -38,7 +40,12 @@ def capacity(config: Config, num_clients: int) -> int | None:
   return poisson.capacity(num_clients, size, config.rounds, config.privacy.delta, budget)
 
 
-def settled(config: Config, chooser: Layer) -> Config:
+def unsaid(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the arguments that an experiment gives to a stage whose options do not say them."""
+  return {name: value for name, value in given.items() if name not in options}
+
+
+def settled(config: Config, chooser: Layer, given: Mapping[str, Any] | None = None) -> Config:
   """Returns the experiment with the noise multipliers that its budget asks for written out.
 
   Nothing is changed for a stage without one, or with one given.
@@ -46,6 +53,7 @@ def settled(config: Config, chooser: Layer) -> Config:
   Args:
     config: the experiment; `privacy.target_epsilon` and `privacy.delta` are the budget.
     chooser: the layer that selects.
+    given: arguments that the experiment gives to stages which take them.
 
   Raises:
     ValueError: no noise multiplier and no budget, or noise that cannot be calibrated.
@@ -56,23 +64,51 @@ def settled(config: Config, chooser: Layer) -> Config:
     key = f'stages[{number}]'
     make = registry.factory(f'{key}.use', stage.use, registry.LAYERS)
     if _WANTED not in stage.options and _WANTED in inspect.signature(make).parameters:
-      multiplier = _calibrated(config, key, make, stage.options, chooser)
+      known = unsaid(given or {}, stage.options)
+      remade = functools.partial(registry.call, key, make, stage.options, **known)
+      multiplier = _calibrated(config, key, remade, chooser)
       stage = dataclasses.replace(stage, options={**stage.options, _WANTED: multiplier})
     stages.append(stage)
   return dataclasses.replace(config, stages=tuple(stages))
 
 
 def _calibrated(
-  config: Config, key: str, make: Callable[..., Any], options: dict[str, Any], chooser: Layer
+  config: Config, key: str, make: Callable[..., Layer | tuple[Layer, ...]], chooser: Layer
 ) -> float:
-  """Returns the least noise multiplier of a stage that keeps the budget."""
+  """Returns the least noise multiplier of a stage that keeps the budget.
+
+  Where the bounds of a stage depend on its noise, such as those of a grid, the noise is calibrated
+  again until it keeps the budget with the bounds that it makes.
+  """
   privacy = config.privacy
   if privacy.target_epsilon is None or privacy.delta is None:
     raise ValueError(
       f'{key}.options.{_WANTED} must be given, or privacy.target_epsilon and privacy.delta to '
       'calibrate it, got neither.'
     )
-  made = registry.call(key, make, options, noise_multiplier=_PROBE)
+  multiplier = _PROBE
+  while True:
+    name, mechanism = _mechanism(key, make(noise_multiplier=multiplier))
+    with _named(name, chooser):
+      found = calibrate.noise_multiplier(
+        privacy.target_epsilon,
+        privacy.delta,
+        selector((chooser,))[1].sampling,
+        config.rounds,
+        mechanism,
+        **_how(config),
+      )
+    least = float(found.mechanism.noise_multiplier)
+    if multiplier != _PROBE and least <= multiplier:
+      return multiplier
+    again = _mechanism(key, make(noise_multiplier=least))[1]
+    if dataclasses.replace(again, noise_multiplier=_PROBE) == mechanism:
+      return least
+    multiplier = least * _MARGIN
+
+
+def _mechanism(key: str, made: Layer | tuple[Layer, ...]) -> tuple[str, Mechanism]:
+  """Returns the name and the mechanism of the one layer of a stage whose noise is calibrated."""
   parts = (made,) if isinstance(made, Layer) else made
   noisy = [(x.name, x.traits.mechanism) for x in parts if x.traits.mechanism is not None]
   if [(m.trust, m.unit) for _, m in noisy] != [('central', 'client')]:
@@ -80,17 +116,7 @@ def _calibrated(
       f'{key}.options.{_WANTED} must be given, got none: only central noise by client is '
       'calibrated.'
     )
-  ((name, mechanism),) = noisy
-  with _named(name, chooser):
-    found = calibrate.noise_multiplier(
-      privacy.target_epsilon,
-      privacy.delta,
-      selector((chooser,))[1].sampling,
-      config.rounds,
-      mechanism,
-      **_how(config),
-    )
-  return float(found.mechanism.noise_multiplier)
+  return noisy[0]
 
 
 @contextlib.contextmanager

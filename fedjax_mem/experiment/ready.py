@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedjax_mem.engine import Execution, Simulation, describe, evaluator, simulate, table_bytes
-from fedjax_mem.experiment import devices, examples, privacy, traffic, tuning
+from fedjax_mem.engine import Execution, Simulation, describe, simulate, table_bytes
+from fedjax_mem.experiment import devices, examples, privacy, scores, traffic, tuning
 from fedjax_mem.experiment.build import Parts, build
 from fedjax_mem.experiment.config import Config
 
@@ -73,12 +73,7 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
   books = privacy.open_books(config, parts.layers, parts.data.counts)
   chosen, picked = tuning.choose(chosen, make, parts.params, work(config, parts))
   sim = make(chosen)
-  evaluate = evaluator(
-    lambda params, batch: parts.model.metrics(params, parts.data.preprocess(batch)),
-    parts.data.test,
-    batch_size=config.evaluation.batch_size,
-    mesh=sim.setting.layout.mesh,
-  )
+  evaluate = scores.scorer(parts, config.evaluation.batch_size, sim.setting.layout.mesh)
   notes = [note] if note else []
   return Ready(config, parts, sim, source, evaluate, books, picked, notes)
 

@@ -6,14 +6,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedjax_mem.core import validate
+from fedjax_mem.stages.aggregate import AGGREGATION
 from fedjax_mem.stages.algorithm import ALGORITHMS
+from fedjax_mem.stages.attack import ATTACKS
 from fedjax_mem.stages.compress import COMPRESSION
 from fedjax_mem.stages.privacy import PRIVACY
+from fedjax_mem.stages.secure import SECURE
 from fedjax_mem.stages.select import SAMPLERS
 from fedjax_mem.stages.weigh import WEIGHINGS
 
 # Layers that a `[[stages]]` table may name; every room of layers adds its registry here.
-LAYERS: dict[str, Callable[..., Any]] = {**PRIVACY, **COMPRESSION}
+LAYERS: dict[str, Callable[..., Any]] = {
+  **ATTACKS,
+  **PRIVACY,
+  **COMPRESSION,
+  **SECURE,
+  **AGGREGATION,
+}
 
 __all__ = ('ALGORITHMS', 'LAYERS', 'SAMPLERS', 'WEIGHINGS', 'call', 'factory')
 

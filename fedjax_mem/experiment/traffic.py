@@ -3,17 +3,21 @@
 Layers that encode report their own bytes; where none does, each client that arrives sends its
 update, and each client that is selected is sent the parameters, as they are. Headers and checksums
 are counted (`stages/compress/wire.py`). An update that was left out since it was not finite is not.
+Integers that are summed modulo 2 ** b take b bits a value, whatever encoded before them. What the
+parties of secure aggregation send besides (keys, shares) is not counted.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import selector
+from fedjax_mem.core import selector, tree
 from fedjax_mem.engine import Simulation, table_bytes
 from fedjax_mem.engine.stacks import encodes
-from fedjax_mem.stages.compress import dense_size, total_bytes
+from fedjax_mem.stages.compress import dense_size, total_bytes, wire
 
 _NAMES = ('bytes_up', 'bytes_down', 'bytes_more_down')
 _HALVES = tuple(f'/{name}_{half}' for name in _NAMES for half in ('high', 'low'))
@@ -27,6 +31,13 @@ class Traffic:
     """Looks up how large the messages of a simulation are."""
     last = list(sim.setting.like.values())[-1]
     self._up, self._down = dense_size(last.payload, last.aux), dense_size(sim.params)
+    bits = [x.traits.bits for x in sim.setting.layers if x.traits.bits is not None]
+    self._modular = bool(bits)
+    if bits:
+      values, beside = tree.size(last.payload), tree.size(last.aux)
+      part = jax.ShapeDtypeStruct((values,), jnp.int32)
+      size = wire.OVERHEAD + wire.fixed_size(wire.Levels(part, bits[-1]))
+      self._up = size + (wire.PART + 4 * beside if beside else 0)
 
   @staticmethod
   def counts(name: str) -> bool:
@@ -37,7 +48,8 @@ class Traffic:
     """Returns `bytes_up` and `bytes_down` of each round, exactly, from stacked metrics."""
     up, down = total_bytes(rows, 'bytes_up'), total_bytes(rows, 'bytes_down')
     more = total_bytes(rows, 'bytes_more_down')
-    up = self._up * rows['clients'].astype(np.int64) if up is None else up
+    if up is None or self._modular:
+      up = self._up * rows['clients'].astype(np.int64)
     down = self._down * rows['selected'].astype(np.int64) if down is None else down
     down = down if more is None else down + more
     return [{'bytes_up': int(u), 'bytes_down': int(d)} for u, d in zip(up, down, strict=True)]

@@ -298,6 +298,7 @@ def contributions(
     shown = [colours[0] if x >= 0 else colours[1] for x in scores[known]]
     ax.bar(known, scores[known], color=shown, width=0.8)
     ax.axhline(0, linewidth=1, color='grey')
+    ax.set_axisbelow(True)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(
       xlabel=f'client ({len(known)} of {len(scores)} have a score)',

@@ -16,6 +16,7 @@ import fedjax_mem.optim
 import fedjax_mem.stages
 from fedjax_mem.core import Layer, onion
 from fedjax_mem.stages.algorithm import fedsgd
+from fedjax_mem.stages.secure import integers
 from fedjax_mem.stages.weigh import by_examples, equal
 
 # What the suite hands to the arguments of these names that have no default.
@@ -45,6 +46,10 @@ ARGUMENTS: dict[str, Any] = {
   'restart': 1,
   'separation': 1,
   'rounds': 8,
+  'clients': tiny.C,
+  'dimension': (tiny.FEATURES + 1) * tiny.CLASSES,
+  'shares': 2,
+  'value_range': 4.0,
 }
 
 # Every name in a registry of a room needs a line here: what is handed to it besides `ARGUMENTS`.
@@ -71,6 +76,7 @@ IN_TREE: dict[str, dict[str, dict[str, Any]]] = {
     'local': {},
     'local_laplace': {},
     'local_discrete': {},
+    'distributed': {},
     'tree': {},
     'matrix_factorization': {},
   },
@@ -89,6 +95,33 @@ IN_TREE: dict[str, dict[str, dict[str, Any]]] = {
     'chain': {'first': {'use': 'random_k', 'fraction': 0.5}, 'second': 'quantize'},
     'downlink': {},
   },
+  'AGGREGATION': {
+    'median': {},
+    'trimmed_mean': {'byzantine': 1},
+    'krum': {'byzantine': 1},
+    'multi_krum': {},
+    'bulyan': {},
+    'geometric_median': {},
+    'centered_clipping': {'radius': 0.2},
+    'norm_bounding': {},
+    'dnc': {'byzantine': 1, 'sample': 9},
+    'signguard': {'fraction': 0.5},
+    'bucketing': {'size': 2},
+    'nnm': {'byzantine': 1},
+  },
+  'ATTACKS': {
+    'label_flip': {},
+    'backdoor': {},
+    'sign_flip': {},
+    'gaussian': {},
+    'scaling': {},
+    'alie': {'z': 1.5},
+    'ipm': {},
+    'min_max': {},
+    'min_sum': {},
+    'mimic': {'seed': 3, 'num_clients': 10},
+  },
+  'SECURE': {'integers': {'dimension': 18}, 'mask': {'weight_range': 64.0}},
   'WEIGHINGS': {'examples': {}, 'equal': {}, 'capped': {}},
   'SERVER_OPTIMIZERS': {'sgd': {}, 'fedavgm': {}, 'fedadagrad': {}, 'fedadam': {}, 'fedyogi': {}},
 }
@@ -194,6 +227,8 @@ def dress(made: Any) -> tuple[Layer, ...]:
   if is_optimizer(made):
     return onion(fedsgd(tiny.loss, batch_size=16, server_optimizer=made), tiny.rota(), equal())
   own = (made,) if isinstance(made, Layer) else tuple(made)
+  if own[0].traits.masks:
+    own = (integers(4.0, clients=tiny.C), *own)
   noisy = any(x.traits.mechanism is not None for x in own)
   weigh = equal(float(tiny.C)) if noisy else equal()  # what is private has a public divisor
   if any(x.traits.kind == 'algorithm' for x in own):

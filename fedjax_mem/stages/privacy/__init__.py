@@ -5,17 +5,19 @@ from collections.abc import Callable
 from fedjax_mem.core import Layer
 from fedjax_mem.stages.privacy.adaptive_clip import adaptive_clip
 from fedjax_mem.stages.privacy.central import central, laplace
+from fedjax_mem.stages.privacy.distributed import distributed
 from fedjax_mem.stages.privacy.local import local, local_discrete, local_laplace
 from fedjax_mem.stages.privacy.matrix_factorization import matrix_factorization
 from fedjax_mem.stages.privacy.tree import tree
 
-PRIVACY: dict[str, Callable[..., Layer]] = {
+PRIVACY: dict[str, Callable[..., Layer | tuple[Layer, ...]]] = {
   'central': central,
   'laplace': laplace,
   'adaptive_clip': adaptive_clip,
   'local': local,
   'local_laplace': local_laplace,
   'local_discrete': local_discrete,
+  'distributed': distributed,
   'tree': tree,
   'matrix_factorization': matrix_factorization,
 }
@@ -24,6 +26,7 @@ __all__ = (
   'PRIVACY',
   'adaptive_clip',
   'central',
+  'distributed',
   'laplace',
   'local',
   'local_discrete',

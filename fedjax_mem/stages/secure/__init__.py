@@ -6,9 +6,9 @@
 from collections.abc import Callable
 
 from fedjax_mem.core import Layer
-from fedjax_mem.stages.secure.grid import fixed_point
+from fedjax_mem.stages.secure.grid import integers
 from fedjax_mem.stages.secure.mask import mask
 
-SECURE: dict[str, Callable[..., Layer]] = {'fixed_point': fixed_point, 'mask': mask}
+SECURE: dict[str, Callable[..., Layer]] = {'integers': integers, 'mask': mask}
 
-__all__ = ('SECURE', 'fixed_point', 'mask')
+__all__ = ('SECURE', 'integers', 'mask')

@@ -56,7 +56,7 @@ class _Grown:
     )
 
 
-def fixed_point(
+def integers(
   value_range: float, *, clients: int, bits: int = 32, dimension: int | None = None
 ) -> Layer:
   """Returns the layer that sends values as integers, whose sum is taken modulo 2 ** bits.
@@ -93,7 +93,7 @@ def fixed_point(
     other = [x.dtype for x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
     if other:
       raise IncompatibleStages(
-        f"'fixed_point' encodes floats, and its payload holds {other[0]}: remove it, or put it "
+        f"'integers' encodes floats, and its payload holds {other[0]}: remove it, or put it "
         'before the layer that leaves integers.'
       )
     if dimension is not None and tree.size(ctx.like.payload) > dimension:
@@ -112,7 +112,7 @@ def fixed_point(
     inside = [jnp.clip(x, -top, top) for x in scaled]
     keys = jax.random.split(ctx.key, len(leaves))
     rounded = [modular.stochastic_round(k, x) for k, x in zip(keys, inside, strict=True)]
-    payload = tree.keep(ok, structure.unflatten(rounded))
+    payload = tree.keep(ok, jax.tree.unflatten(structure, rounded))
     on = (message.weight > 0).astype(jnp.float32)
     beyond = sum((jnp.sum(jnp.abs(x) > top * (1 + 1e-6)) for x in scaled), jnp.int32(0))
     number = jnp.float32(tree.size(payload))
@@ -126,7 +126,7 @@ def fixed_point(
     return message._replace(payload=payload), state, {'filled': modular.filled(whole, bits)}
 
   return Layer(
-    'fixed_point',
+    'integers',
     Stage(client, init),
     Stage(server),
     sensitivity=_Grown(step, float(value_range), dimension),

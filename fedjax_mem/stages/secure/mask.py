@@ -6,7 +6,7 @@ hides is `fedjax_mem.stages.secure.protocol`. What is the same as there: integer
 mask for each pair of neighbours in a random regular graph of the cohort, drop-outs after the
 masks were added, and the recovery of what they leave behind.
 
-Every leaf of the message is masked. The payload has to be integers already (`fixed_point`, or
+Every leaf of the message is masked. The payload has to be integers already (`integers`, or
 `distributed` noise); the weight and aux become integers of 32 bits here, on a public scale.
 
 Clients stand in a ring, in a random order of their own for every round. The mask of a pair at
@@ -54,12 +54,12 @@ class _Ring(NamedTuple):
   Attributes:
     ids: [C] int32; padding is last.
     arrived: [C] bool.
-    count: int32, clients in the ring.
+    size: int32, clients in the ring.
   """
 
   ids: jax.Array
   arrived: jax.Array
-  count: jax.Array
+  size: jax.Array
 
 
 def _ring(ctx: Context) -> _Ring:
@@ -79,7 +79,7 @@ def _mask(ctx: Context, first: jax.Array, distance: jax.Array, like: Tree) -> Tr
   leaves, structure = jax.tree.flatten(like)
   keys = jax.random.split(jax.random.fold_in(key, distance), len(leaves))
   drawn = [modular.uniform(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-  return structure.unflatten(drawn)
+  return jax.tree.unflatten(structure, drawn)
 
 
 def _own(ctx: Context, like: Tree, reach: int) -> Tree:
@@ -89,7 +89,7 @@ def _own(ctx: Context, like: Tree, reach: int) -> Tree:
 
   # A vmap over pairs inside the clients' vmap would hold [C, degree, D].
   def pair(total: Tree, distance: jax.Array) -> tuple[Tree, None]:
-    before = ring.ids[(place - distance) % ring.count]
+    before = ring.ids[(place - distance) % ring.size]
     ahead = _mask(ctx, ctx.me.id, distance, like)
     return tree.sub(tree.add(total, ahead), _mask(ctx, before, distance, like)), None
 
@@ -103,18 +103,16 @@ def _left_behind(ctx: Context, like: Tree, reach: int) -> Tree:
 
   def pair(total: Tree, number: jax.Array) -> tuple[Tree, None]:
     place, distance = number // reach, number % reach + 1
-    other = (place + distance) % ring.count
+    other = (place + distance) % ring.size
     sign = ring.arrived[place].astype(jnp.int32) - ring.arrived[other].astype(jnp.int32)
-    sign = jnp.where(place < ring.count, sign, 0)
+    sign = jnp.where(place < ring.size, sign, 0)
     more = lambda: tree.add(total, tree.scale(sign, _mask(ctx, ring.ids[place], distance, like)))
     return jax.lax.cond(sign != 0, more, lambda: total), None
 
   return jax.lax.scan(pair, tree.zeros(like), jnp.arange(rows * reach, dtype=jnp.int32))[0]
 
 
-def mask(
-  *, clients: int, bits: int = 32, degree: int = 8, weight_range: float = 4096.0
-) -> Layer:
+def mask(*, clients: int, bits: int = 32, degree: int = 8, weight_range: float = 4096.0) -> Layer:
   """Returns the layer that masks messages, and takes off the sum what drop-outs left on it.
 
   Place it last. A message whose weight, or a value of whose aux, is beyond `weight_range` takes no
@@ -177,7 +175,7 @@ def _check_payload(like: Message) -> None:
   if other:
     raise IncompatibleStages(
       f"'mask' covers int32, and what reaches it holds {other[0]}: masks on floats do not cancel; "
-      'put fixed_point, or distributed noise, right before it.'
+      'put integers, or distributed noise, right before it.'
     )
   whole = [x.dtype for x in jax.tree.leaves(like.aux) if not jnp.issubdtype(x.dtype, jnp.floating)]
   if whole:

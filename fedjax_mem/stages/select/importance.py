@@ -106,8 +106,8 @@ def importance(
 
   def measure(ctx: Context, task: Task, row: Seen):
     found = losses.measured(loss, task, batch_size)
-    new = Seen(found.count * found.mean, jnp.bool_(True))
-    return task, tree.select(found.count > 0, new, row), {}
+    new = Seen(found.examples * found.mean, jnp.bool_(True))
+    return task, tree.select(found.examples > 0, new, row), {}
 
   first = lambda ctx: Seen(jnp.float32(0), jnp.bool_(False))
   sampling = Sampling('data_dependent', num_clients, cohort_size, capacity)

@@ -14,12 +14,12 @@ class Losses(NamedTuple):
   Attributes:
     mean: their mean, float32.
     square: mean of their squares, float32.
-    count: how many they are, float32.
+    examples: how many they are, float32.
   """
 
   mean: jax.Array
   square: jax.Array
-  count: jax.Array
+  examples: jax.Array
 
 
 def measured(loss: Any, task: Task, batch_size: int) -> Losses:

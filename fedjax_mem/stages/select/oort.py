@@ -95,8 +95,8 @@ def oort(
 
   def measure(ctx: Context, task: Task, row: Utility):
     found = losses.measured(loss, task, batch_size)
-    new = Utility(found.count * jnp.sqrt(found.square), ctx.round + 1)
-    return task, tree.select(found.count > 0, new, row), {}
+    new = Utility(found.examples * jnp.sqrt(found.square), ctx.round + 1)
+    return task, tree.select(found.examples > 0, new, row), {}
 
   return Layer(
     'select',

@@ -76,7 +76,7 @@ def power_of_choice(
     del ctx
     found = losses.measured(loss, task, batch_size)
     new = LastLoss(found.mean, jnp.bool_(True))
-    return task, tree.select(found.count > 0, new, row), {}
+    return task, tree.select(found.examples > 0, new, row), {}
 
   return Layer(
     'select',

@@ -1,0 +1,47 @@
+"""Scores of a model on the test set: those of the model, and those that layers of the round add.
+
+A layer that wants something measured has a method `measure` on its client half's `apply`: (model,
+parameters, preprocessed batch) -> (hits [B], tries [B]); hits over tries is the score
+'<name>_success'.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from jax.sharding import Mesh
+
+from fedjax_mem.engine import evaluator
+from fedjax_mem.experiment.build import Parts
+
+Tree = Any
+
+
+def scorer(parts: Parts, batch_size: int, mesh: Mesh) -> Callable[[Tree], dict[str, float]]:
+  """Returns parameters -> scores on the test set, compiled once.
+
+  Args:
+    parts: of the experiment.
+    batch_size: test examples at a time on a device.
+    mesh: the devices.
+  """
+  measures = {
+    x.name: x.client.apply.measure for x in parts.layers if hasattr(x.client.apply, 'measure')
+  }
+
+  def metrics(params: Tree, batch: dict[str, Any]) -> dict[str, Any]:
+    batch = parts.data.preprocess(batch)
+    values = dict(parts.model.metrics(params, batch))
+    for name, measure in measures.items():
+      values[f'{name}_success'], values[f'{name}_tries'] = measure(parts.model, params, batch)
+    return values
+
+  evaluate = evaluator(metrics, parts.data.test, batch_size=batch_size, mesh=mesh)
+
+  def scores(params: Tree) -> dict[str, float]:
+    values = evaluate(params)
+    for name in measures:
+      tries = values.pop(f'{name}_tries')
+      values[f'{name}_success'] /= tries or 1.0
+    return values
+
+  return scores

@@ -1,0 +1,50 @@
+"""Heat maps of scores: what is tried by what it is tried against."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+# (row, column) -> scores of several seeds, in [0, 1]
+Cells = Mapping[tuple[str, str], Sequence[float]]
+
+
+def heatmap(panels: Mapping[str, Cells], title: str, label: str = 'test accuracy, %') -> Figure:
+  """Returns one map a panel, rows by columns, with the mean of every cell written into it.
+
+  Rows and columns are those of the first panel, in the order of first appearance.
+
+  Args:
+    panels: title -> cells; a cell that is missing is left blank.
+    title: above all panels.
+    label: of the colours.
+  """
+  first = next(iter(panels.values()), {})
+  rows, columns = (list(dict.fromkeys(key[i] for key in first)) for i in (0, 1))
+  style: Any = {'font.size': 9, 'text.parse_math': False}
+  with matplotlib.rc_context(style):
+    figure = Figure(
+      figsize=(3.2 + 0.62 * len(columns) * len(panels), 1.9 + 0.36 * len(rows)),
+      layout='constrained',
+    )
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    image = None
+    for ax, (name, cells) in zip(axes, panels.items(), strict=True):
+      values = np.full((len(rows), len(columns)), np.nan)
+      for (row, column), scores in cells.items():
+        values[rows.index(row), columns.index(column)] = 100 * float(np.mean(scores))
+      image = ax.imshow(values, vmin=0, vmax=100, cmap='viridis', aspect='auto')
+      for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+          ink = 'black' if value > 55 else 'white'
+          ax.text(j, i, f'{value:.0f}', ha='center', va='center', color=ink, fontsize=8)
+      ax.set_title(name, fontsize=10)
+      ax.set_xticks(range(len(columns)), columns, rotation=45, ha='right')
+      ax.set_yticks(range(len(rows)), rows)
+      ax.tick_params(length=0)
+    if image is not None:
+      figure.colorbar(image, ax=axes, label=label, pad=0.01)
+    figure.suptitle(title, fontweight='bold')
+  return figure

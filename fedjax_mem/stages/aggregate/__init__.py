@@ -1,0 +1,43 @@
+"""Robust aggregation: what the server makes of updates some of which are hostile."""
+
+from collections.abc import Callable
+
+from fedjax_mem.core import Layer
+from fedjax_mem.stages.aggregate.clipping import centered_clipping, norm_bounding
+from fedjax_mem.stages.aggregate.coordinates import median, trimmed_mean
+from fedjax_mem.stages.aggregate.dnc import dnc
+from fedjax_mem.stages.aggregate.geometric_median import geometric_median
+from fedjax_mem.stages.aggregate.krum import bulyan, krum, multi_krum
+from fedjax_mem.stages.aggregate.mixing import bucketing, nnm
+from fedjax_mem.stages.aggregate.signguard import signguard
+
+AGGREGATION: dict[str, Callable[..., Layer]] = {
+  'median': median,
+  'trimmed_mean': trimmed_mean,
+  'krum': krum,
+  'multi_krum': multi_krum,
+  'bulyan': bulyan,
+  'geometric_median': geometric_median,
+  'centered_clipping': centered_clipping,
+  'norm_bounding': norm_bounding,
+  'dnc': dnc,
+  'signguard': signguard,
+  'bucketing': bucketing,
+  'nnm': nnm,
+}
+
+__all__ = (
+  'AGGREGATION',
+  'bucketing',
+  'bulyan',
+  'centered_clipping',
+  'dnc',
+  'geometric_median',
+  'krum',
+  'median',
+  'multi_krum',
+  'nnm',
+  'norm_bounding',
+  'signguard',
+  'trimmed_mean',
+)

@@ -1,0 +1,44 @@
+"""Rules that go coordinate by coordinate: the median and the trimmed mean.
+
+Robust to f hostile clients of C if C > 2f: every coordinate of the result lies between values of
+honest clients. On several devices the coordinates are divided among them.
+
+Reference: Yin et al. (2018), arXiv 1803.01498, Definitions 1 and 2.
+"""
+
+from fedjax_mem.core import Layer
+from fedjax_mem.kernels import columns
+from fedjax_mem.stages.aggregate import rule
+from fedjax_mem.stages.aggregate.rule import Rule
+
+
+def median() -> Layer:
+  """Returns the layer that takes the median of every coordinate (of an even number, the mean of
+  the two in the middle).
+  """
+
+  def compute(ctx, x, on, weights):
+    del ctx, weights
+    return columns.median(x, on), {}
+
+  return rule.layer('median', Rule(compute, by_coordinate=True))
+
+
+def trimmed_mean(byzantine: int) -> Layer:
+  """Returns the layer that averages every coordinate without its f smallest and f largest values.
+
+  Args:
+    byzantine: f, hostile clients in a cohort, >= 0; it needs C > 2f clients.
+
+  Raises:
+    ValueError: f is not an integer >= 0.
+  """
+  f = rule.check_byzantine(byzantine)
+
+  def compute(ctx, x, on, weights):
+    del ctx, weights
+    return columns.trimmed_mean(x, on, f), {}
+
+  return rule.layer(
+    'trimmed_mean', Rule(compute, 2 * f + 1, f'C >= 2f + 1 with f = {f}', by_coordinate=True)
+  )

@@ -1,0 +1,84 @@
+"""What is done to the updates before a rule sees them: bucketing and nearest-neighbour mixing.
+
+Both bring honest clients nearer to each other, which a rule needs where their data differ.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import Context, Layer, Message, validate
+from fedjax_mem.kernels import columns, gram
+from fedjax_mem.stages.aggregate import rule
+from fedjax_mem.stages.aggregate.rule import Rule
+
+
+def nnm(byzantine: int) -> Layer:
+  """Returns the layer that replaces every update by the mean of the n - f nearest to it.
+
+  Neighbours that are tied for the last places share them.
+
+  Args:
+    byzantine: f, hostile clients in a cohort, >= 0; it needs C >= 2f + 1 clients.
+
+  Reference: Allouah et al. (2023), arXiv 2302.01772, Algorithm 2.
+
+  Raises:
+    ValueError: f is not an integer >= 0.
+  """
+  f = rule.check_byzantine(byzantine)
+
+  def compute(ctx, x, on, weights):
+    del ctx, weights
+    distances, _ = gram.squared_distances(x, on)
+    near = jnp.maximum(on.sum(dtype=jnp.int32) - f, 1)
+    shares = columns.smallest(distances, on, near).T
+    return gram.combine(shares / near.astype(jnp.float32), x), {}
+
+  return rule.layer('nnm', Rule(compute, 2 * f + 1, f'C >= 2f + 1 with f = {f}'))
+
+
+class _Buckets(Rule):
+  """The client half of bucketing: a bucket's mean stands in the row of one of its clients."""
+
+  def __call__(self, ctx: Context, stack: Message, state):
+    """Returns (stack, state, metrics), as every half of a layer."""
+    x, on, weights = rule.flat(ctx, stack)
+    means, found = self.compute(ctx, x, on, weights)
+    heads = found['heads']
+    count = heads.sum(dtype=jnp.int32)
+    # Buckets count the same, and all together as much as before.
+    each = weights.sum() / jnp.maximum(count, 1).astype(jnp.float32)
+    stack = rule.put(stack, means, jnp.where(heads, each, 0), heads)
+    return stack, state, {'rows': count}
+
+
+def bucketing(size: int) -> Layer:
+  """Returns the layer that replaces the updates by the means of random groups of them.
+
+  A rule after it sees ceil(C / size) rows, of which f may be hostile: its condition on C is one on
+  those.
+
+  Args:
+    size: s, clients of a bucket (the last may have fewer), >= 1.
+
+  Reference: Karimireddy et al. (2022), arXiv 2006.09365, Algorithm 1.
+
+  Raises:
+    ValueError: the size is not an integer >= 1.
+  """
+  validate.integer(size=size)
+
+  def compute(ctx, x, on, weights):
+    del weights
+    draw = lambda id: jax.random.bits(jax.random.fold_in(ctx.common, id), (), jnp.uint32)
+    # By a client's own draw, not by its row: rows are in another order on other devices.
+    order = jnp.lexsort((ctx.me.id, jax.vmap(draw)(ctx.me.id), ~on))
+    place = jnp.zeros(len(on), jnp.int32).at[order].set(jnp.arange(len(on), dtype=jnp.int32))
+    bucket = place // size
+    together = (bucket[:, None] == bucket[None]) & on[:, None] & on[None]
+    heads = on & (place % size == 0)
+    shares = (together & heads[:, None]).astype(jnp.float32)
+    return gram.combine(shares / jnp.maximum(shares.sum(1), 1)[:, None], x), {'heads': heads}
+
+  made = _Buckets(compute, rows=lambda clients: -(-clients // size))
+  return rule.layer('bucketing', made)

@@ -1,0 +1,130 @@
+"""What the robust rules share: from weighted messages to plain rows [C, D], and back.
+
+A rule is defined for updates that count the same. Messages come after the weighing, so a client's
+row is its payload over its weight. What is returned makes the sum and the division that follow give
+the rule's value: it stands in every row, times the row's weight, and weights stay as they are. A
+client that is padding, has not arrived, has weight 0 or sends a value that is not finite is no row.
+
+Where fewer clients are left than the rule needs, or it leaves none, the round is skipped: every
+weight is 0, so that the server leaves its parameters and its optimizer as they are. Metrics:
+`skipped`, 1 for such a round, and `rows` that the rule has seen.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import Context, IncompatibleStages, Layer, Message, Stage, tree, validate
+
+Tree = Any
+# (ctx, rows [C, D] with zeros for those that do not count, which count [C], weights [C])
+# -> (value [D], or new rows [C, D]; metrics)
+Compute = Callable[..., tuple[jax.Array, dict[str, Any]]]
+
+
+def _same(clients: int) -> int:
+  return clients
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """The client half of a rule: stack -> stack. The plan reads what it needs from it.
+
+  Attributes:
+    compute: the rule on rows; `ctx.me` is the cohort.
+    least: clients that it needs at the least.
+    why: that condition in words, for messages.
+    rows: clients that enter -> rows that leave.
+    by_coordinate: whether a coordinate of the result depends on that coordinate alone.
+  """
+
+  compute: Compute
+  least: int = 1
+  why: str = 'C >= 1'
+  rows: Callable[[int], int] = _same
+  by_coordinate: bool = False
+
+  def __call__(self, ctx: Context, stack: Message, state: Tree):
+    """Returns (stack, state, metrics), as every half of a layer."""
+    x, on, weights = flat(ctx, stack)
+    count = on.sum(dtype=jnp.int32)
+    holds = count >= self.least
+    value, metrics = self.compute(ctx, x, on, weights)
+    holds &= metrics.get('left', count) > 0
+    stack = put(stack, value, jnp.where(holds, weights, 0), on & holds)
+    skipped = jnp.where(holds, jnp.int32(0), jnp.int32(1))
+    return stack, state, {'skipped': skipped, 'rows': count, **metrics}
+
+
+def flat(ctx: Context, stack: Message) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns (rows [C, D], which count [C], weights [C]): payloads over weights, in float32."""
+  on = ctx.me.arrived & (stack.weight > 0) & tree.finite(stack.payload, 1)
+  weights = jnp.where(on, stack.weight, 0)
+  by = 1 / jnp.where(on, weights, 1)
+  leaves = [x.reshape(len(on), -1).astype(jnp.float32) for x in jax.tree.leaves(stack.payload)]
+  rows = [jnp.where(on[:, None], x * by[:, None], jnp.float32(0)) for x in leaves]
+  x = rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
+  return x, on, weights
+
+
+def put(stack: Message, value: jax.Array, weights: jax.Array, on: jax.Array) -> Message:
+  """Returns the stack with `value`, [D] or rows [C, D], times the weights [C] in rows that are on.
+
+  Args:
+    stack: as it came, for shapes and dtypes.
+    value: float32.
+    weights: [C] float32, those of the new stack; 0 where a row is not on.
+    on: [C] booleans.
+  """
+  leaves, structure = jax.tree.flatten(stack.payload)
+  placed, start = [], 0
+  for leaf in leaves:
+    size = leaf[0].size
+    part = value[..., start : start + size]
+    part = part if value.ndim == 2 else part[None]
+    rows = jnp.where(on[:, None], part * weights[:, None], jnp.float32(0))
+    placed.append(rows.reshape(leaf.shape).astype(leaf.dtype))
+    start += size
+  return stack._replace(payload=jax.tree.unflatten(structure, placed), weight=weights)
+
+
+def layer(name: str, rule: Rule, server: Stage | None = None) -> Layer:
+  """Returns the layer of a rule, which checks what it works on when the round is planned.
+
+  Args:
+    name: of the layer.
+    rule: its client half.
+    server: its server half; None: it passes the sum on.
+  """
+  server = Stage() if server is None else server
+
+  def init(ctx: Context):
+    check_floats(name, ctx.like)
+    return server.init(ctx)
+
+  return Layer(name, Stage(rule), Stage(server.apply, init), stacked=True)
+
+
+def check_floats(name: str, like: Message) -> None:
+  """Raises `IncompatibleStages` unless a message is nothing but floats that a rule can see."""
+  other = [
+    x.dtype for x in jax.tree.leaves(like.payload) if not jnp.issubdtype(x.dtype, jnp.floating)
+  ]
+  if other:
+    raise IncompatibleStages(
+      f'{name!r} works on updates of floats, and what it receives holds {other[0]}: put it before '
+      'the layer that encodes, or remove one of the two.'
+    )
+  if like.aux:
+    raise IncompatibleStages(
+      f'{name!r} protects the payload only, and {sorted(like.aux)!r} is summed beside it as it '
+      f'comes: use an algorithm that sends its update alone, or remove {name!r}.'
+    )
+
+
+def check_byzantine(byzantine: int) -> int:
+  """Returns f, the hostile clients that a rule is to withstand, an integer >= 0."""
+  return validate.integer(at_least=0, byzantine=byzantine)

@@ -1,0 +1,89 @@
+"""SignGuard: updates of unusual length, or with unusual shares of signs, are left out.
+
+Reference: Xu et al. (2022), SignGuard: Byzantine-robust federated learning through collaborative
+malicious gradient filtering, arXiv 2109.05872, Algorithm 2.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import Layer, validate
+from fedjax_mem.kernels import columns, gram
+from fedjax_mem.stages.aggregate import rule
+from fedjax_mem.stages.aggregate.rule import Rule
+
+_STEPS = 30  # of mean shift, which ends when nothing moves
+
+
+def signguard(lower: float = 0.1, upper: float = 3.0, fraction: float = 0.1) -> Layer:
+  """Returns the layer that averages the clients which pass both filters, clipped to a median norm.
+
+  The filters: a norm between `lower` and `upper` times the median norm; and, by the shares of
+  positive, zero and negative values among random coordinates, a place in the largest cluster that
+  mean shift finds. Its bandwidth is the mean distance of a client to the middle of its neighbours,
+  by distance. If nobody passes both, those that pass the first are taken.
+
+  Args:
+    lower: least norm over the median, >= 0.
+    upper: largest norm over the median, > 0.
+    fraction: of the coordinates whose signs are looked at, in (0, 1].
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  validate.non_negative(lower=lower)
+  validate.positive(upper=upper)
+  validate.probability(fraction=fraction)
+
+  def compute(ctx, x, on, weights):
+    del weights
+    norms = gram.norms(x)
+    middle = columns.median(norms[:, None], on)[0]
+    usual = on & (norms >= lower * middle) & (norms <= upper * middle)
+    size = x.shape[1]
+    count = max(1, round(fraction * size))
+    drawn = x
+    if count < size:
+      drawn = x[:, jax.random.randint(ctx.common, (count,), 0, size)]
+    good = usual & cluster(sign_shares(drawn), on)
+    good = jnp.where(good.any(), good, usual)
+    factor = jnp.minimum(1, middle / jnp.maximum(norms, 1e-30))
+    number = jnp.maximum(good.sum(), 1).astype(jnp.float32)
+    value = gram.combine(jnp.where(good, factor, 0) / number, x)
+    return value, {'left': good.sum(dtype=jnp.int32)}
+
+  return rule.layer('signguard', Rule(compute))
+
+
+def sign_shares(x: jax.Array) -> jax.Array:
+  """Returns the shares of positive, zero and negative values in every row of x [C, B], [C, 3]."""
+  shares = [(s.astype(jnp.float32)).mean(1) for s in (x > 0, x == 0, x < 0)]
+  return jnp.stack(shares, axis=1)
+
+
+def cluster(features: jax.Array, on: jax.Array) -> jax.Array:
+  """Returns which rows [C] are in the largest cluster of mean shift with a flat kernel.
+
+  Every row moves to the mean of the rows within the bandwidth until nothing moves; rows that end
+  within half a bandwidth of each other are together. Of clusters of one size all are taken.
+
+  Args:
+    features: [C, F] float32.
+    on: [C] booleans, the rows that count.
+  """
+  apart = lambda a, b: jnp.sqrt(jnp.square(a[:, None] - b[None]).sum(-1))
+  pairs = jnp.where(on[:, None] & on[None], apart(features, features), 0)
+  count = jnp.maximum(on.sum(), 1).astype(jnp.float32)
+  middles = columns.median(pairs, on)
+  # Shares of signs are rounded: what differs by that alone is together.
+  bandwidth = jnp.maximum(jnp.where(on, middles, 0).sum() / count, 1e-6)
+
+  def shift(_, points: jax.Array) -> jax.Array:
+    near = ((apart(points, features) <= bandwidth) & on[None]).astype(jnp.float32)
+    total = jnp.matmul(near, features, precision=jax.lax.Precision.HIGHEST)
+    return total / jnp.maximum(near.sum(1), 1)[:, None]
+
+  points = jax.lax.fori_loop(0, _STEPS, shift, features)
+  together = (apart(points, points) <= bandwidth / 2) & on[:, None] & on[None]
+  sizes = together.sum(1)
+  return on & (sizes == sizes.max())

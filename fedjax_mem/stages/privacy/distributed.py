@@ -1,0 +1,260 @@
+"""Distributed differential privacy: each client adds a share of the noise, in integers, for a mask.
+
+A client clips its update in L2, rotates it (so that its values are flat), scales it to a grid,
+rounds it at random until it is within a stated bound, and adds integer noise. The server sees the
+sum modulo 2 ** b alone, when a mask follows; then nobody but the sum has to be trusted, and with
+noise that only the sum has enough of. Without a mask the same numbers are released, but the server
+sees messages whose own noise is small: it is then to be trusted with them.
+
+Formal guarantee: one client moves the integer sum by at most `l2` in L2, where
+l2² = min(L² + d / 4 + sqrt(2 log(1 / beta)) (L + sqrt(d) / 2), (L + sqrt(d))²)
+for L steps of the grid in the clip norm and d values after the rotation: conditional rounding keeps
+it with certainty, checked in exact integers. To the sum is added the noise of all that arrived, at
+least `shares` of them: where fewer do, zeros are released and `withheld` is 1. Each share has the
+variance (noise_multiplier l2)² / shares, so that the noise of `shares` clients is accounted; more
+of it is post-processing. Neither wrapping around nor anything else after the sum costs privacy.
+Nothing is gained by sampling.
+
+Noise is Skellam, whose sums are Skellam, or discrete Gaussian, whose sums are nearly so.
+
+The modulus: a coordinate of the sum, in steps of the grid, is sub-Gaussian with
+s² = (n L)² / B + n / 4 + the noise of n shares, for n clients that all send the same at the
+clip norm, and the rotation's blocks of B. The grid is the finest for which 4 s has room.
+
+Reference: Kairouz, Liu, Steinke (2021), arXiv 2102.06387, Algorithms 1 and 2, Proposition 22
+(rounding), Proposition 14 (sums of discrete Gaussians); Agarwal, Kairouz, Liu (2021), arXiv
+2110.04995, Theorem 3.5 and Algorithm 1 (Skellam).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import Context, Layer, Message, Stage, Traits, tree, validate
+from fedjax_mem.core.mechanism import Mechanism
+from fedjax_mem.kernels import modular, noise, rotate
+from fedjax_mem.stages.privacy import clipping, noising
+
+TABLES: dict[str, Callable[[float], noise.DiscreteTable]] = {
+  'skellam': noise.skellam_table,
+  'discrete_gaussian': noise.discrete_table,
+}
+SPREADS = 4  # standard deviations of a coordinate of the sum that the modulus has room for
+FINEST = 2**14  # levels: squares of norms on the grid are then exact in int32
+_LARGEST = 2**29  # values of an update, for the same reason
+_TRIES = 32
+
+
+class Grid(NamedTuple):
+  """A public grid and what it bounds, in its steps.
+
+  Attributes:
+    levels: L, steps in the clip norm.
+    squared: the bound on the squared L2 norm of a rounded update, a whole number.
+    spread: s, of a coordinate of the sum.
+  """
+
+  levels: int
+  squared: int
+  spread: float
+
+  @property
+  def l2(self) -> float:
+    """The bound on the L2 norm of a rounded update."""
+    return math.sqrt(self.squared)
+
+
+class Setting(NamedTuple):
+  """What decides a grid: see the arguments of `distributed`; `size` is d, `block` is B."""
+
+  noise_multiplier: float
+  clients: int
+  shares: int
+  size: int
+  block: int
+  beta: float
+
+
+def grid(setting: Setting, levels: int) -> Grid:
+  """Returns the grid of so many levels."""
+  root, n = math.sqrt(setting.size), setting.clients
+  slack = math.sqrt(2 * math.log(1 / setting.beta)) * (levels + root / 2)
+  squared = math.floor(min(levels**2 + setting.size / 4 + slack, (levels + root) ** 2))
+  variance = setting.noise_multiplier**2 * squared / setting.shares
+  signal = (n * levels) ** 2 / min(setting.block, setting.size)
+  return Grid(levels, squared, math.sqrt(signal + n / 4 + n * variance))
+
+
+def finest(setting: Setting, bits: int) -> Grid:
+  """Returns the finest grid of which a sum has room in so many bits.
+
+  Raises:
+    ValueError: there is none.
+  """
+  room = 2 ** (bits - 1) - 1
+  fits = lambda levels: SPREADS * grid(setting, levels).spread <= room
+  if not fits(1):
+    least = math.ceil(math.log2(SPREADS * grid(setting, 1).spread + 1)) + 1
+    raise ValueError(
+      f'bits must be at least {least} for the noise and the sum of {setting.clients} clients with '
+      f'{setting.size} values each, got {bits!r}.'
+    )
+  low, high = 1, FINEST + 1
+  while high - low > 1:
+    middle = (low + high) // 2
+    low, high = (middle, high) if fits(middle) else (low, middle)
+  return grid(setting, low)
+
+
+def distributed(
+  l2_clip_norm: float,
+  noise_multiplier: float,
+  *,
+  shares: int,
+  clients: int,
+  dimension: int,
+  bits: int = 20,
+  mechanism: str = 'skellam',
+  beta: float = math.exp(-0.5),
+) -> tuple[Layer, ...]:
+  """Returns three layers: clip and rotate, round to the grid, add a share of integer noise.
+
+  Place them after the weighing, and `mask` of the same `bits` after them. The first is named
+  'distributed' and stands in the ledger for all three.
+
+  Args:
+    l2_clip_norm: bound on the L2 norm of a client's whole update, > 0.
+    noise_multiplier: standard deviation of the noise of `shares` clients over the bound of a
+      rounded update, > 0.
+    shares: the fewest clients that may arrive, in [1, clients]; the noise is accounted for as many.
+    clients: n, the most clients of a round; an experiment fills it in.
+    dimension: values of an update; an experiment fills it in.
+    bits: b of a value of the sum, 2 to 32.
+    mechanism: 'skellam' or 'discrete_gaussian'.
+    beta: bounds the probability that a rounding has to be drawn again, in (0, 1): the larger it is,
+      the smaller the bound that noise is scaled to.
+
+  Raises:
+    ValueError: an argument is out of range, or so few bits have no room for the sum.
+  """
+  validate.positive(l2_clip_norm=l2_clip_norm)
+  validate.positive(noise_multiplier=noise_multiplier)
+  validate.integer(clients=clients)
+  validate.integer(at_most=clients, shares=shares)
+  validate.integer(at_most=_LARGEST, dimension=dimension)
+  validate.integer(at_least=2, at_most=modular.LARGEST, bits=bits)
+  validate.one_of(TABLES, mechanism=mechanism)
+  validate.open_fraction(beta=beta)
+  block = rotate.block_size(dimension)
+  size = rotate.padded_size(dimension, block)
+  found = finest(Setting(noise_multiplier, clients, shares, size, block, beta), bits)
+  step = l2_clip_norm / found.levels
+  made = Mechanism(mechanism, noise_multiplier, l2=found.l2, dimension=size, shares=shares)
+  table = TABLES[mechanism](noise_multiplier * found.l2 / math.sqrt(shares))
+  summed = Traits(payload='integer', bits=bits, clients=clients)
+  return (
+    _bound(l2_clip_norm, dimension, block, found.l2 * step, made),
+    Layer('grid', Stage(_Rounding(found, step)), Stage(_decoding(step, bits)), traits=summed),
+    Layer('integer_noise', Stage(_share(table)), Stage(_withholding(shares)), traits=summed),
+  )
+
+
+def _bound(clip_norm: float, dimension: int, block: int, grown: float, made: Mechanism) -> Layer:
+  """Returns the layer that clips and rotates on the client, and rotates back on the server.
+
+  Its bound is that of the rounded update, to which the noise of the last layer is scaled.
+  """
+
+  def init(ctx: Context):
+    found = tree.size(ctx.like.payload)
+    if found != dimension:
+      raise ValueError(f'dimension must be the {found} values of an update, got {dimension!r}.')
+    return ()
+
+  def client(ctx: Context, message: Message, state):
+    message, _, metrics = clipping.clipped(clipping.l2, message, clip_norm)
+    flat = jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(message.payload)])
+    return message._replace(payload=rotate.rotate(ctx.common, flat, block)), state, metrics
+
+  def server(ctx: Context, message: Message, state):
+    flat = rotate.unrotate(ctx.common, message.payload, dimension, block)
+    leaves, structure = jax.tree.flatten(ctx.like.payload)
+    parts, start = [], 0
+    for x in leaves:
+      parts.append(flat[start : start + x.size].reshape(x.shape))
+      start += x.size
+    return clipping.restored(ctx, message, jax.tree.unflatten(structure, parts)), state, {}
+
+  own = noising.within(grown)
+  return Layer(
+    'distributed',
+    Stage(client, init),
+    Stage(server),
+    sensitivity=lambda bound: own,
+    traits=Traits(mechanism=made),
+  )
+
+
+class _Rounding:
+  """The client half that rounds at random, again and again until the bound is kept."""
+
+  def __init__(self, found: Grid, step: float):
+    self._found, self._step = found, step
+
+  def __call__(self, ctx: Context, message: Message, state: Any):
+    """Returns (message, state, metrics), as every half of a layer."""
+    scaled = message.payload * jnp.float32(1 / self._step)
+    # A value that is not finite would become some integer or other: such an update is zeros.
+    scaled = jnp.where(jnp.isfinite(scaled).all(), scaled, jnp.float32(0))
+
+    def draw(number: jax.Array) -> jax.Array:
+      return modular.stochastic_round(jax.random.fold_in(ctx.key, number), scaled)
+
+    def again(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+      number, drawn = carry
+      return ~self._inside(drawn) & (number < _TRIES)
+
+    def once_more(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+      return carry[0] + 1, draw(carry[0])
+
+    first = jnp.int32(1), draw(jnp.int32(0))
+    tries, drawn = jax.lax.while_loop(again, once_more, first)
+    # Towards zero no norm grows.
+    inward = jnp.trunc(scaled).astype(jnp.int32)
+    payload = jnp.where(self._inside(drawn), drawn, inward)
+    payload = jnp.where(self._inside(payload), payload, jnp.int32(0))
+    return message._replace(payload=payload), state, {'uncovered_tries': tries.astype(jnp.float32)}
+
+  def _inside(self, drawn: jax.Array) -> jax.Array:
+    return jnp.sum(drawn * drawn, dtype=jnp.int32) <= self._found.squared
+
+
+def _decoding(step: float, bits: int) -> Callable:
+  def server(ctx: Context, message: Message, state):
+    del ctx
+    whole = modular.centered(message.payload, bits)
+    payload = whole.astype(jnp.float32) * jnp.float32(step)
+    return message._replace(payload=payload), state, {'filled': modular.filled(whole, bits)}
+
+  return server
+
+
+def _share(table: noise.DiscreteTable) -> Callable:
+  def client(ctx: Context, message: Message, state):
+    # Of every client that arrives, also of one without examples: shares are counted by arrival.
+    more = noise.tabled(ctx.key, message.payload, table)
+    return message._replace(payload=tree.add(message.payload, more)), state, {}
+
+  return client
+
+
+def _withholding(shares: int) -> Callable:
+  def server(ctx: Context, message: Message, state):
+    enough = ctx.cohort.arrived.sum(dtype=jnp.int32) >= shares
+    payload = tree.keep(enough, message.payload)
+    return message._replace(payload=payload), state, {'withheld': (~enough).astype(jnp.int32)}
+
+  return server

@@ -1,0 +1,177 @@
+"""Plain NumPy twins of the robust rules, in float64; and a stack to try them on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_mem.core import Context, Member, Message
+
+
+def distances(x):
+  """Returns squared distances [n, n], pair by pair."""
+  return np.array([[((a - b) ** 2).sum() for b in x] for a in x])
+
+
+def scores(x, f):
+  """Returns Krum's score of every row."""
+  d, n = distances(x), len(x)
+  return np.array([np.sort(np.delete(d[i], i))[: max(n - f - 2, 0)].sum() for i in range(n)])
+
+
+def median(x, w):
+  """Returns the median of every coordinate."""
+  return np.median(x, 0)
+
+
+def trimmed_mean(f):
+  """Returns the twin of `trimmed_mean`."""
+  return lambda x, w: np.sort(x, 0)[f : len(x) - f].mean(0)
+
+
+def krum(f):
+  """Returns the twin of `krum`; rows are in the order of their ids."""
+  return lambda x, w: x[np.argmin(scores(x, f))]
+
+
+def multi_krum(f):
+  """Returns the twin of `multi_krum`."""
+
+  def rule(x, w):
+    s, m = scores(x, f), len(x) - f
+    last = np.sort(s)[m - 1]
+    inside, tied = s < last, s == last
+    share = inside + tied * (m - inside.sum()) / tied.sum()
+    return share @ x / m
+
+  return rule
+
+
+def bulyan(f):
+  """Returns the twin of `bulyan`."""
+
+  def rule(x, w):
+    left, taken, n = list(range(len(x))), [], len(x)
+    for _ in range(n - 2 * f):
+      best = left[int(np.argmin(scores(x[left], f)))]
+      left.remove(best)
+      taken.append(best)
+    x = x[taken]
+    out = []
+    for column in x.T:
+      near = np.abs(column - np.median(column))
+      count = n - 4 * f
+      last = np.sort(near)[count - 1]
+      inside, tied = near < last, near == last
+      total = column[inside].sum() + (count - inside.sum()) * column[tied].mean()
+      out.append(total / count)
+    return np.array(out)
+
+  return rule
+
+
+def geometric_median(iterations, smoothing):
+  """Returns the twin of `geometric_median`."""
+
+  def rule(x, w):
+    z = np.zeros(x.shape[1])
+    for _ in range(iterations):
+      b = w / np.maximum(np.linalg.norm(x - z, axis=1), smoothing)
+      z = (b[:, None] * x).sum(0) / b.sum()
+    return z
+
+  return rule
+
+
+def centered_clipping(radius, iterations, center):
+  """Returns the twin of `centered_clipping` from a center."""
+
+  def rule(x, w):
+    v = center.astype(np.float64)
+    for _ in range(iterations):
+      far = np.linalg.norm(x - v, axis=1)
+      v = v + ((x - v) * np.minimum(1, radius / np.maximum(far, 1e-30))[:, None]).mean(0)
+    return v
+
+  return rule
+
+
+def norm_bounding(bound):
+  """Returns the twin of `norm_bounding`: a weighted mean."""
+
+  def rule(x, w):
+    factor = np.minimum(1, bound / np.maximum(np.linalg.norm(x, axis=1), 1e-30))
+    return (w[:, None] * factor[:, None] * x).sum(0) / w.sum()
+
+  return rule
+
+
+def dnc(f):
+  """Returns the twin of `dnc` on all coordinates, by a singular value decomposition."""
+
+  def rule(x, w):
+    v = np.linalg.svd(x - x.mean(0), full_matrices=False)[2][0]
+    far = ((x - x.mean(0)) @ v) ** 2
+    return x[np.argsort(far, kind='stable')[: len(x) - f]].mean(0)
+
+  return rule
+
+
+def signguard(lower, upper):
+  """Returns the twin of `signguard` on all coordinates."""
+
+  def rule(x, w):
+    norms = np.linalg.norm(x, axis=1)
+    middle = np.median(norms)
+    usual = (norms >= lower * middle) & (norms <= upper * middle)
+    signs = np.stack([(x > 0).mean(1), (x == 0).mean(1), (x < 0).mean(1)], 1)
+    apart = np.sqrt(distances(signs))
+    bandwidth = max(np.median(apart, 0).mean(), 1e-6)
+    points = signs.copy()
+    for _ in range(30):
+      near = [np.linalg.norm(signs - p, axis=1) <= bandwidth for p in points]
+      points = np.array([signs[k].mean(0) for k in near])
+    sizes = (np.sqrt(distances(points)) <= bandwidth / 2).sum(1)
+    good = usual & (sizes == sizes.max())
+    good = good if good.any() else usual
+    factor = np.minimum(1, middle / np.maximum(norms, 1e-30))
+    return (x * factor[:, None])[good].mean(0)
+
+  return rule
+
+
+def nnm(f):
+  """Returns the twin of `nnm`, rows mixed, then the weighted mean that follows."""
+
+  def rule(x, w):
+    d, near = distances(x), len(x) - f
+    mixed = []
+    for row in d:
+      last = np.sort(row)[near - 1]
+      inside, tied = row < last, row == last
+      share = inside + tied * (near - inside.sum()) / tied.sum()
+      mixed.append(share @ x / near)
+    return (w[:, None] * np.array(mixed)).sum(0) / w.sum()
+
+  return rule
+
+
+def context(ids, arrived, shared=(), key=0) -> Context:
+  """Returns the context of a stacked half for a cohort of the given ids [C]."""
+  arrived = jnp.asarray(arrived)
+  cohort = Member(jnp.asarray(ids, jnp.int32), arrived, arrived, jnp.ones(len(arrived)))
+  key = jax.random.key(key)
+  return Context(key, key, jnp.int32(0), cohort, cohort, None, shared, None)
+
+
+def stack(x, weights) -> Message:
+  """Returns the messages of updates x [C, D], weighted, their payload cut into two arrays."""
+  x, w = jnp.asarray(x, jnp.float32), jnp.asarray(weights, jnp.float32)
+  x = x * w[:, None]
+  payload = {'a': x[:, :4].reshape(-1, 2, 2), 'b': x[:, 4:]}
+  return Message(payload, w, {})
+
+
+def unstack(message: Message):
+  """Returns rows [C, D] of the payloads."""
+  a, b = message.payload['a'], message.payload['b']
+  return np.concatenate([np.asarray(a).reshape(len(a), -1), np.asarray(b)], axis=1)
