@@ -37,6 +37,10 @@ def _name(annotation: Any) -> str:
   return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
+class NotEnoughClients(ValueError):
+  """Fewer clients or sound updates than `min_clients`; nothing has changed."""
+
+
 class AggregationStrategy(enum.Enum):
   """How the server combines the clients' updates.
 
@@ -53,8 +57,10 @@ class AggregationStrategy(enum.Enum):
   KRUM = 'krum'
   MULTI_KRUM = 'multi_krum'
   BULYAN = 'bulyan'
-  CENTERED_CLIP = 'centered_clip'
-  NORM_BOUND = 'norm_bound'
+  CENTERED_CLIPPING = 'centered_clipping'
+  NORM_BOUNDING = 'norm_bounding'
+  DNC = 'dnc'
+  SIGNGUARD = 'signguard'
 
   @property
   def robust(self) -> bool:

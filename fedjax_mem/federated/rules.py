@@ -1,36 +1,27 @@
 """Robust rules on the server's stack of updates: the stacked layers of `stages.aggregate`."""
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Member, Message, tree, validate
+from fedjax_mem.core import Layer, Member, Message, tree
 from fedjax_mem.engine.context import Broadcast, context
-from fedjax_mem.federated.config import ServerConfig
+from fedjax_mem.federated.config import NotEnoughClients, ServerConfig
+from fedjax_mem.stages.aggregate import AGGREGATION
 
 # (messages, params, seed, round) -> their sum after the rule
 Rule = Callable[[list[Message], Any, int, int], Message]
 
 
-def known() -> dict[str, Callable[..., Any]]:
-  """Returns the factories of the robust rules by name."""
-  if importlib.util.find_spec('fedjax_mem.stages.aggregate') is None:
-    return {}
-  return importlib.import_module('fedjax_mem.stages.aggregate').AGGREGATION
-
-
-def layer(config: ServerConfig) -> Any:
+def layer(config: ServerConfig) -> Layer:
   """Returns the stacked layer of a rule with the options of a config.
 
   Raises:
-    ValueError: an unknown rule or option.
+    ValueError: an unknown option, or one that the rule refuses.
   """
-  rules = known()
-  make = rules[validate.one_of(rules, aggregation=config.aggregation.value)]
+  make = AGGREGATION[config.aggregation.value]
   try:
     return make(**(config.options or {}))
   except TypeError as error:
@@ -50,24 +41,35 @@ def rule_of(config: ServerConfig) -> Rule | None:
   made = layer(config)
 
   @jax.jit
-  def apply(stack: Message, params: Any, seed: jax.Array, round: jax.Array) -> Message:
+  def apply(stack: Message, params: Any, shared: Any, seed: jax.Array, round: jax.Array) -> Any:
     number = stack.weight.shape[0]
     on = jnp.ones(number, bool)
     ids = jnp.arange(number, dtype=jnp.int32)
     cohort = Member(ids, on, on, jnp.ones(number, jnp.float32))
     cast = Broadcast(seed, round, params, cohort, {}, {}, jnp.zeros(0))
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
-    shared = made.server.init(context(made, 'init', cast, {made.name: like}))
+    if shared is None:
+      shared = made.server.init(context(made, 'init', cast, {made.name: like}))
     cast = cast._replace(servers={made.name: shared})
     ctx = context(made, 'cohort', cast, {made.name: like}, cohort)
     state = jax.vmap(lambda _: made.client.init(ctx))(ids)
     value, _, _ = made.client.apply(ctx, stack, state)
     total = tree.total(value)
     ctx = context(made, 'server', cast, {made.name: like})
-    return made.server.apply(ctx, total, shared)[0]
+    return made.server.apply(ctx, total, shared)[:2]
+
+  kept: list[Any] = [None]  # what the rule's server half remembers of earlier rounds
 
   def rule(messages: list[Message], params: Any, seed: int, round: int) -> Message:
     stack = jax.tree.map(lambda *x: jnp.stack(x), *messages)
-    return apply(stack, params, jnp.uint32(seed), jnp.int32(round))
+    total, state = apply(stack, params, kept[0], jnp.uint32(seed), jnp.int32(round))
+    if not total.weight > 0:
+      half: Any = made.client.apply
+      raise NotEnoughClients(
+        f'updates must be as many as {made.name!r} needs, {half.why}, got {len(messages)}: the '
+        'round is skipped, and the model stays as it is.'
+      )
+    kept[0] = state
+    return total
 
   return rule

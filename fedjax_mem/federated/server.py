@@ -18,7 +18,7 @@ from fedjax_mem.core import Message, keys, tree
 from fedjax_mem.federated import compression, identity, workers
 from fedjax_mem.federated import model as models
 from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Place
-from fedjax_mem.federated.config import AggregationStrategy, ServerConfig
+from fedjax_mem.federated.config import AggregationStrategy, NotEnoughClients, ServerConfig
 from fedjax_mem.federated.model import FederatedModel
 from fedjax_mem.federated.privacy import ClientsAccountant
 from fedjax_mem.federated.rules import Rule, rule_of
@@ -27,10 +27,6 @@ from fedjax_mem.federated.selection import Chooser
 from fedjax_mem.stages.compress import codec as codecs
 
 _log = logging.getLogger('fedjax_mem.federated')
-
-
-class NotEnoughClients(ValueError):
-  """Fewer clients or sound updates than `min_clients`; nothing has changed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,6 +302,10 @@ class FederatedServer:
     else:
       messages = [self._chooser.weighted(x.client, x.message) for x in read]
       if self._rule:
+        # Ties go to the lowest id, whatever the order in which clients were drawn.
+        number = {name: i for i, name in enumerate(self._members)}
+        order = sorted(range(len(read)), key=lambda i: number[read[i].client.client_id])
+        messages = [messages[i] for i in order]
         total = self._rule(messages, params, self.config.seed, self.round)
       else:
         total = tree.zeros(messages[0])
