@@ -252,8 +252,8 @@ def _write(cells: Sequence[Cell], base: Config, attackers: float, out: pathlib.P
       'rule': x.rule,
       'accuracy': statistics.fmean(x.accuracies),
       'deviation': statistics.stdev(x.accuracies) if len(x.accuracies) > 1 else None,
-      'backdoor success': statistics.fmean(x.successes) if x.successes else None,
       'seeds': len(x.accuracies),
+      'backdoor success': statistics.fmean(x.successes) if x.successes else None,
     }
     for x in cells
   ]

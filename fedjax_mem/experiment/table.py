@@ -98,7 +98,7 @@ def compression(
   entries, out = [], pathlib.Path(out)
   for label in labels:
     configs = [_config(base, label, seed, rounds) for seed in dict.fromkeys(seeds)]
-    runs = [load_run(_done(config, out, data_dir, tell)) for config in configs]
+    runs = [load_run(done(config, out, data_dir, tell)) for config in configs]
     entries.append(_entry(label, runs))
   _write(entries, base, out)
   return entries
@@ -116,7 +116,7 @@ def _config(base: Config, label: str, seed: int, rounds: int | None) -> Config:
   )
 
 
-def _done(
+def done(
   config: Config, out: pathlib.Path, data_dir: str | None, tell: Callable[[str], None]
 ) -> pathlib.Path:
   """Returns the folder of the finished run of an experiment, which is run if it is not there."""

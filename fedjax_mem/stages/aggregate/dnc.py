@@ -13,6 +13,8 @@ from fedjax_mem.kernels import gram
 from fedjax_mem.stages.aggregate import rule
 from fedjax_mem.stages.aggregate.rule import Rule
 
+_SQUARINGS = 12  # so that directions that differ by a thousandth in strength are told apart
+
 
 def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float = 1.0) -> Layer:
   """Returns the layer that averages the clients which were removed in no iteration.
@@ -64,7 +66,8 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
 def projections(x: jax.Array, on: jax.Array) -> jax.Array:
   """Returns the squared projections [C] of the rows, less their mean, on their main direction.
 
-  By the eigenvectors of a matrix [C, C], in units that do not matter to a comparison.
+  In units that do not matter to a comparison. The direction comes from powers of a matrix [C, C],
+  which matrix products square again and again; an eigendecomposition takes many times as long.
 
   Args:
     x: [C, B] floats.
@@ -75,7 +78,12 @@ def projections(x: jax.Array, on: jax.Array) -> jax.Array:
   x = jnp.clip(x * scale, -1e12, 1e12)
   share = on.astype(jnp.float32) / jnp.maximum(on.sum(), 1).astype(jnp.float32)
   x = jnp.where(on[:, None], x - gram.combine(share, x)[None], 0)
-  square = jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
-  largest = jnp.maximum(jnp.abs(square).max(), 1e-30)
-  values, vectors = jnp.linalg.eigh((square + square.T) / (2 * largest))
-  return jnp.where(on, jnp.square(vectors[:, -1]) * values[-1], 0)
+  product = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+  unit = lambda a: a / jnp.maximum(jnp.abs(a).max(), 1e-30)
+
+  def squared(_, power: jax.Array) -> jax.Array:
+    power = product(power, power)
+    return unit((power + power.T) / 2)
+
+  power = jax.lax.fori_loop(0, _SQUARINGS, squared, unit(product(x, x.T)))
+  return jnp.where(on, jnp.square(power[:, jnp.argmax(jnp.diagonal(power))]), 0)

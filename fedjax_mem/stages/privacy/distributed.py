@@ -21,9 +21,9 @@ The modulus: a coordinate of the sum, in steps of the grid, is sub-Gaussian with
 s² = (n L)² / B + n / 4 + the noise of n shares, for n clients that all send the same at the
 clip norm, and the rotation's blocks of B. The grid is the finest for which 4 s has room.
 
-Reference: Kairouz, Liu, Steinke (2021), arXiv 2102.06387, Algorithms 1 and 2, Proposition 22
-(rounding), Proposition 14 (sums of discrete Gaussians); Agarwal, Kairouz, Liu (2021), arXiv
-2110.04995, Theorem 3.5 and Algorithm 1 (Skellam).
+Reference: Kairouz, Liu, Steinke (2021), arXiv 2102.06387, Algorithms 1 and 2 (clip, rotate, round
+conditionally, sum modulo), sums of discrete Gaussians; Agarwal, Kairouz, Liu (2021), arXiv
+2110.04995 (Skellam). The bounds that are accounted are stated in `fedjax_mem.account.events`.
 """
 
 import math
@@ -46,6 +46,10 @@ SPREADS = 4  # standard deviations of a coordinate of the sum that the modulus h
 FINEST = 2**14  # levels: squares of norms on the grid are then exact in int32
 _LARGEST = 2**29  # values of an update, for the same reason
 _TRIES = 32
+
+
+class NoRoom(ValueError):
+  """So few bits that the noise and the sum of all clients have no room."""
 
 
 class Grid(NamedTuple):
@@ -92,13 +96,13 @@ def finest(setting: Setting, bits: int) -> Grid:
   """Returns the finest grid of which a sum has room in so many bits.
 
   Raises:
-    ValueError: there is none.
+    NoRoom: there is none.
   """
   room = 2 ** (bits - 1) - 1
   fits = lambda levels: SPREADS * grid(setting, levels).spread <= room
   if not fits(1):
     least = math.ceil(math.log2(SPREADS * grid(setting, 1).spread + 1)) + 1
-    raise ValueError(
+    raise NoRoom(
       f'bits must be at least {least} for the noise and the sum of {setting.clients} clients with '
       f'{setting.size} values each, got {bits!r}.'
     )
@@ -138,7 +142,7 @@ def distributed(
       the smaller the bound that noise is scaled to.
 
   Raises:
-    ValueError: an argument is out of range, or so few bits have no room for the sum.
+    ValueError: an argument is out of range; `NoRoom`, so few bits have no room for the sum.
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
   validate.positive(noise_multiplier=noise_multiplier)

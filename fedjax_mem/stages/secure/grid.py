@@ -10,7 +10,7 @@ allow for the sum of all clients at the limit: the sum cannot overflow.
   the largest by a step: noise on the sum is scaled to that
 
 Reference: Bonawitz et al. (2017), section 4.1 (vectors modulo R); Kairouz, Liu, Steinke (2021),
-arXiv 2102.06387, Definition 17 (randomised rounding).
+arXiv 2102.06387, Algorithm 1 (randomised rounding).
 """
 
 import jax

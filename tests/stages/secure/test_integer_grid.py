@@ -1,5 +1,8 @@
 """The codec that adds: integers on a public grid whose sum cannot overflow."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from reference import given
@@ -125,3 +128,11 @@ def test_too_few_bits_for_the_clients_are_refused():
 def test_more_values_than_stated_are_refused():
   with pytest.raises(ValueError, match='dimension must be at least the 2007 values'):
     given.build(UPDATES, integers(RANGE, clients=CLIENTS, dimension=2000))
+
+
+def test_the_layers_need_no_cryptography():
+  code = (
+    "import sys, fedjax_mem.stages.secure as s; sys.exit('cryptography' in sys.modules or "
+    "set(s.SECURE) != {'integers', 'mask'})"
+  )
+  assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
