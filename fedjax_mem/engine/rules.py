@@ -74,7 +74,8 @@ def _check_visible(layer: Layer, layers: tuple[Layer, ...]) -> None:
   """Raises where updates are hidden, or are integers, when a layer has to see them."""
   place = layers.index(layer)
   for i, x in enumerate(layers):
-    if x.traits.masks or (x.traits.payload == 'integer' and i < place):
+    hidden = x.traits.masks and is_rule(layer)  # an attack may come before the mask
+    if hidden or (x.traits.payload == 'integer' and i < place):
       raise IncompatibleStages(
         f"{layer.name!r} looks at each client's own update, and {x.name!r} leaves integers that "
         f'are seen only as a sum: remove one of the two.'

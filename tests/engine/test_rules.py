@@ -13,6 +13,7 @@ from fedjax_mem.optim import fedavgm
 from fedjax_mem.stages import aggregate as rules
 from fedjax_mem.stages import attack as attacks
 from fedjax_mem.stages.algorithm import fedsgd
+from fedjax_mem.stages.secure import integers, mask
 from fedjax_mem.stages.select import poisson, round_robin
 from fedjax_mem.stages.weigh import by_examples, equal
 
@@ -39,6 +40,16 @@ RNG = np.random.default_rng(3)
 def test_what_does_not_fit_is_refused(round, words):
   with pytest.raises(IncompatibleStages, match=words):
     tiny.build(tiny.layers(*round))
+
+
+def test_masks_hide_what_a_rule_has_to_see_but_not_what_an_attack_does():
+  hidden = (integers(4.0, clients=tiny.C), mask(clients=tiny.C))
+  for round in ([rules.median(), *hidden], [*hidden, rules.median()]):
+    with pytest.raises(IncompatibleStages, match=r"'median'.*'(mask|integers)'"):
+      tiny.build(tiny.layers(*round))
+  sim = tiny.build(tiny.layers(attacks.ipm(4, factor=2.0), *hidden))
+  plain = tiny.build(tiny.layers(attacks.ipm(4, factor=2.0)))
+  tiny.assert_close(tiny.execute(sim)[0].params, tiny.execute(plain)[0].params, atol=1e-4)
 
 
 def test_the_place_and_the_divisor_of_the_weighing_matter():
