@@ -24,7 +24,8 @@ import jax
 import numpy as np
 
 from benchmarks import measure, works
-from fedjax_mem.engine import Execution, describe, evaluator, simulate
+from fedjax_mem.core import State
+from fedjax_mem.engine import Execution, Simulation, describe, evaluator, simulate
 from fedjax_mem.experiment import devices
 
 
@@ -98,8 +99,7 @@ class Peer:
     return facts
 
 
-def main() -> None:
-  """Measures one work and prints its line."""
+def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--work', choices=sorted(works.WORKS), default='W1')
   parser.add_argument('--execution', default='auto')
@@ -115,7 +115,49 @@ def main() -> None:
   parser.add_argument('--peer-processes', type=int, help='of torch-loop and pfl')
   parser.add_argument('--peer-threads', type=int, help='of each process of torch-loop and pfl')
   parser.add_argument('--peer-devices', type=int, help='of fedjax: 1 is jit, more is pmap')
-  args = parser.parse_args()
+  return parser.parse_args()
+
+
+def _timed(sim: Simulation, state: State, rounds: int, peer: Peer | None) -> tuple[State, list]:
+  """Returns the state and the seconds of a round, segment after segment, in turn with the peer."""
+  before = time.perf_counter()
+  state, _ = sim.run(state, 1)
+  segment = int(np.clip(0.5 / (time.perf_counter() - before), 1, min(64, rounds)))
+  times = []
+  if peer:
+    peer.run(1)  # warm up, as we did
+    peer.seconds.clear()
+  for _ in range(-(-rounds // segment)):
+    if peer:
+      peer.run(segment)
+    before = time.perf_counter()
+    state, _ = sim.run(state, segment)
+    jax.block_until_ready(state)
+    times.append((time.perf_counter() - before) / segment)
+  return state, times
+
+
+def _facts(work: works.Work, times: list[float]) -> dict[str, Any]:
+  """Returns what follows from the seconds of a round, and the limits of this process."""
+  rss, median, peak = measure.peak_rss_mb(), float(np.median(times)), measure.gemm_peak_gflops()
+  return {
+    'cohort': work.cohort,
+    'population': work.num_clients,
+    'epochs': work.epochs,
+    'rounds_per_s': round(1 / median, 4),
+    **measure.spread(np.array(times)),
+    'samples_per_s': round(work.cohort * work.epochs * work.examples / median),
+    'model_gflop_a_round': round(work.gflop, 1),
+    'model_gflops': round(work.gflop / median, 1),
+    'gemm_peak_gflops': round(peak, 1),
+    'mfu': round(work.gflop / median / peak, 3),
+    'peak_rss_mb': round(rss),
+  }
+
+
+def main() -> None:
+  """Measures one work and prints its line."""
+  args = _arguments()
   began = time.perf_counter()
   count = args.devices if args.devices == 'auto' else int(args.devices)
   devices.prepare(count)
@@ -141,55 +183,22 @@ def main() -> None:
   compile_s = time.perf_counter() - before
   state, _ = sim.run(state, 1)
   first_s = time.perf_counter() - began
-  before = time.perf_counter()
-  state, _ = sim.run(state, 1)
-  segment = int(np.clip(0.5 / (time.perf_counter() - before), 1, min(64, args.rounds)))
   peer = Peer(work, data, args) if args.against else None
-  times = []
-  if peer:
-    peer.run(1)  # warm up, as we did
-    peer.seconds.clear()
-  for _ in range(-(-args.rounds // segment)):
-    if peer:
-      peer.run(segment)
-    before = time.perf_counter()
-    state, _ = sim.run(state, segment)
-    jax.block_until_ready(state)
-    times.append((time.perf_counter() - before) / segment)
-  test = evaluator(
-    lambda p, batch: model.metrics(p, data.preprocess(batch)),
-    data.test,
-    batch_size=500,
-    mesh=sim.setting.layout.mesh,
-  )
-  rss, median = measure.peak_rss_mb(), float(np.median(times))
-  peak = measure.gemm_peak_gflops()
-  print(
-    json.dumps(
-      {
-        'work': args.work,
-        'cohort': work.cohort,
-        'population': work.num_clients,
-        'epochs': work.epochs,
-        'execution': describe(sim.setting.layout),
-        'rounds_per_s': round(1 / median, 4),
-        **measure.spread(np.array(times)),
-        'samples_per_s': round(work.cohort * work.epochs * work.examples / median),
-        'compile_s': round(compile_s, 2),
-        'first_round_s': round(first_s, 2),
-        'model_gflop_a_round': round(work.gflop, 1),
-        'model_gflops': round(work.gflop / median, 1),
-        'gemm_peak_gflops': round(peak, 1),
-        'mfu': round(work.gflop / median / peak, 3),
-        'peak_rss_mb': round(rss),
-        'segment': segment,
-        'rounds_done': int(state.round),
-        'accuracy': round(test(state.params)['accuracy'], 4),
-        'jax': jax.__version__,
-        **(peer.facts(median) if peer else {}),
-      }
-    )
-  )
+  state, times = _timed(sim, state, args.rounds, peer)
+  score = lambda p, batch: model.metrics(p, data.preprocess(batch))
+  test = evaluator(score, data.test, batch_size=500, mesh=sim.setting.layout.mesh)
+  facts = {
+    'work': args.work,
+    'execution': describe(sim.setting.layout),
+    **_facts(work, times),
+    'compile_s': round(compile_s, 2),
+    'first_round_s': round(first_s, 2),
+    'rounds_done': int(state.round),
+    'accuracy': round(test(state.params)['accuracy'], 4),
+    'jax': jax.__version__,
+    **(peer.facts(float(np.median(times))) if peer else {}),
+  }
+  print(json.dumps(facts))
 
 
 if __name__ == '__main__':

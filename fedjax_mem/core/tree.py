@@ -1,5 +1,6 @@
 """Arithmetic on pytrees of arrays: short names for what the stages write again and again."""
 
+import math
 from typing import Any
 
 import jax
@@ -59,16 +60,41 @@ def total(tree: Tree) -> Tree:
   return jax.tree.map(one, tree)
 
 
-def ravel(tree: Tree) -> jax.Array:
-  """Returns all values as one float32 vector [D], leaf after leaf."""
-  whole, start = jnp.zeros(size(tree), jnp.float32), 0
+def ravel(tree: Tree, axes: int = 0) -> jax.Array:
+  """Returns all values in float32, leaf after leaf: [D], or [..., D] behind `axes` leading axes."""
+  leaves = jax.tree.leaves(tree)
+  lead = leaves[0].shape[:axes] if leaves else (0,) * axes
+  sizes = [math.prod(x.shape[axes:]) for x in leaves]
+  whole, start = jnp.zeros((*lead, sum(sizes)), jnp.float32), 0
   # Not `jnp.concatenate`: XLA's CPU back end fuses it with what follows, and then searches each
   # value's leaf one by one, which takes five times as long as copying the leaves.
-  for x in jax.tree.leaves(tree):
-    flat = x.astype(jnp.float32).reshape(-1)
-    whole = jax.lax.dynamic_update_slice(whole, flat, (start,))
-    start += x.size
+  for x, size in zip(leaves, sizes, strict=True):
+    flat = x.astype(jnp.float32).reshape((*lead, size))
+    whole = jax.lax.dynamic_update_slice(whole, flat, (0,) * axes + (start,))
+    start += size
   return whole
+
+
+def unravel(flat: jax.Array, like: Tree, axes: int = 0) -> Tree:
+  """Returns the values [D], or [..., D], as a tree of the shapes and dtypes of `like`.
+
+  Args:
+    flat: what `ravel` gives.
+    like: arrays or `ShapeDtypeStruct`s, with as many leading axes.
+    axes: how many these are.
+  """
+  leaves, structure = jax.tree.flatten(like)
+  parts, start = [], 0
+  for x in leaves:
+    end = start + math.prod(x.shape[axes:])
+    parts.append(flat[..., start:end].reshape(x.shape).astype(x.dtype))
+    start = end
+  return jax.tree.unflatten(structure, parts)
+
+
+def not_floats(tree: Tree) -> list[Any]:
+  """Returns the dtypes of the leaves that are not floats."""
+  return [x.dtype for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jnp.floating)]
 
 
 def squared_norm(tree: Tree) -> jax.Array:

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fedjax_mem.core import (
   Bound,
@@ -27,6 +26,7 @@ from fedjax_mem.core import (
   Stage,
   selector,
   sensitivity,
+  tree,
 )
 
 Tree = Any
@@ -248,8 +248,7 @@ def _outside(after: tuple[Layer, ...]) -> Callable[[Bound], Bound]:
 
 def _check_entering(layers: tuple[Layer, ...], layer: Layer, like: dict[str, Tree]) -> None:
   """Raises where what enters the clip is not made of floats."""
-  leaves = jax.tree.leaves(like[layer.name].payload)
-  whole = [x.dtype for x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
+  whole = tree.not_floats(like[layer.name].payload)
   if whole:
     raise IncompatibleStages(
       f'{layer.name!r} clips arrays of floats, and {_before(layers, layer)[-1].name!r} before it '

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from fedjax_mem.core import Context, IncompatibleStages, Layer, Message, selector
+from fedjax_mem.core import Context, IncompatibleStages, Layer, Message, selector, tree
 from fedjax_mem.engine.mesh import AXIS
 
 Tree = Any
@@ -107,11 +107,8 @@ def stacked_half(layer: Layer, mesh: Mesh) -> Callable[[Context, Message, Tree],
     return apply
 
   def divided(ctx: Context, stack: Message, state: Tree) -> tuple[Message, Tree, dict[str, Any]]:
-    leaves, structure = jax.tree.flatten(stack.payload)
-    rows = len(stack.weight)
-    flat = jnp.concatenate([x.reshape(rows, -1).astype(jnp.float32) for x in leaves], axis=1)
-    size = flat.shape[1]
-    flat = jnp.pad(flat, ((0, 0), (0, -size % mesh.size)))
+    flat = tree.ravel(stack.payload, 1)
+    flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % mesh.size)))
     # Whether a row counts must not depend on the part of it that a device sees.
     fine = jnp.isfinite(flat).all(1)
     weight = jnp.where(fine, stack.weight, 0)
@@ -129,14 +126,7 @@ def stacked_half(layer: Layer, mesh: Mesh) -> Callable[[Context, Message, Tree],
       out_specs=(split, everywhere),
       check_vma=False,
     )((ctx._replace(like=None), weight, state), flat)
-    parts, start = [], 0
-    for x in leaves:
-      parts.append(flat[:, start : start + x[0].size].reshape(x.shape).astype(x.dtype))
-      start += x[0].size
-    return (
-      stack._replace(payload=jax.tree.unflatten(structure, parts), weight=weight),
-      state,
-      metrics,
-    )
+    payload = tree.unravel(flat, stack.payload, 1)
+    return stack._replace(payload=payload, weight=weight), state, metrics
 
   return divided

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Layer, keys, tree
 from fedjax_mem.federated.config import CompressionConfig
+from fedjax_mem.federated.model import floats
 from fedjax_mem.stages.compress import codec as codecs
 from fedjax_mem.stages.compress import quantize, random_k, top_k, wire
 from fedjax_mem.stages.compress.codec import Code, Codec, Draws
@@ -104,12 +105,7 @@ class ModelCompressor:
     Raises:
       ValueError: leaves that are no finite floats, or none.
     """
-    gradients = jax.tree.map(jnp.asarray, gradients)
-    leaves = jax.tree.leaves(gradients)
-    if not leaves or any(not jnp.issubdtype(x.dtype, jnp.floating) for x in leaves):
-      raise ValueError('gradients must be a pytree of arrays of floats, at least one.')
-    if not bool(tree.finite(gradients)):
-      raise ValueError('gradients must be finite, got NaN or infinity in them.')
+    gradients = floats(gradients=gradients)
     number, self._number = self._number, self._number + 1
     code = _encoder(self.config)(self._draws(number), gradients)
     data = codecs.to_bytes(code, 1.0)

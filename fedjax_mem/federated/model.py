@@ -75,6 +75,17 @@ def digest(params: Tree) -> bytes:
   return said.digest()
 
 
+def floats(**named: Tree) -> Tree:
+  """Returns a pytree of finite floats as arrays, or raises `ValueError`."""
+  ((name, values),) = named.items()
+  values = jax.tree.map(jnp.asarray, values)
+  if not jax.tree.leaves(values) or tree.not_floats(values):
+    raise ValueError(f'{name} must be a pytree of arrays of floats, at least one.')
+  if not bool(tree.finite(values)):
+    raise ValueError(f'{name} must be finite, got NaN or infinity in them.')
+  return values
+
+
 def as_model(
   model: Any, input_shape: tuple[int, ...] | None = None, dtype: Any = jnp.float32
 ) -> FederatedModel:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from fedjax_mem import account
 from fedjax_mem.account import Guarantee, calibrate
-from fedjax_mem.core import Context, Layer, Message, Sampling, keys, scalar_member, tree, validate
+from fedjax_mem.core import Context, Layer, Message, Sampling, keys, scalar_member, validate
 from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.federated.config import PrivacyConfig
+from fedjax_mem.federated.model import floats
 from fedjax_mem.kernels.noise import LARGEST_SIGMA
 from fedjax_mem.stages.privacy import local, local_discrete, local_laplace
 
@@ -149,12 +150,7 @@ class DifferentialPrivacy:
       ValueError: values that are not finite floats; nothing is spent.
       PrivacyBudgetExceeded: the budget does not cover another release.
     """
-    gradients = jax.tree.map(jnp.asarray, gradients)
-    leaves = jax.tree.leaves(gradients)
-    if not leaves or any(not jnp.issubdtype(x.dtype, jnp.floating) for x in leaves):
-      raise ValueError('gradients must be a pytree of arrays of floats, at least one.')
-    if not bool(tree.finite(gradients)):
-      raise ValueError('gradients must be finite, got NaN or infinity in them.')
+    gradients = floats(gradients=gradients)
     number = self.charge()
     base = keys.layer_key(keys.seed_key(self._seed), number, 'local')
     key = keys.role_key(base, 'client', 0)

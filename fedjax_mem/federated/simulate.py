@@ -93,13 +93,20 @@ def simulate(
     max_rounds=rounds,
     transforms=transforms,
   )
-  state = sim.compile(sim.init(start.params))
+  params, metrics, seconds = _timed(sim, start.params, rounds)
+  return SimulationResult(FederatedModel(start.model, params), metrics, guarantee, seconds)
+
+
+def _timed(
+  sim: engine.Simulation, params: Any, rounds: int
+) -> tuple[Any, dict[str, np.ndarray], float]:
+  """Returns (parameters, metrics, seconds without compilation) of a run."""
+  state = sim.compile(sim.init(params))
   jax.block_until_ready(state)
   began = time.perf_counter()
   state, metrics = sim.run(state, rounds)
   seconds = time.perf_counter() - began
-  params = jax.device_put(jax.device_get(state.params))
-  return SimulationResult(FederatedModel(start.model, params), metrics, guarantee, seconds)
+  return jax.device_put(jax.device_get(state.params)), metrics, seconds
 
 
 def _common(clients: list[Any]) -> recipes.Recipe:

@@ -64,10 +64,7 @@ def flat(ctx: Context, stack: Message) -> tuple[jax.Array, jax.Array, jax.Array]
   on = ctx.me.arrived & (stack.weight > 0) & tree.finite(stack.payload, 1)
   weights = jnp.where(on, stack.weight, 0)
   by = 1 / jnp.where(on, weights, 1)
-  leaves = [x.reshape(len(on), -1).astype(jnp.float32) for x in jax.tree.leaves(stack.payload)]
-  rows = [jnp.where(on[:, None], x * by[:, None], jnp.float32(0)) for x in leaves]
-  x = rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
-  return x, on, weights
+  return tree.keep(on, tree.ravel(stack.payload, 1) * by[:, None]), on, weights
 
 
 def put(stack: Message, value: jax.Array, weights: jax.Array, on: jax.Array) -> Message:
@@ -79,16 +76,9 @@ def put(stack: Message, value: jax.Array, weights: jax.Array, on: jax.Array) -> 
     weights: [C] float32, those of the new stack; 0 where a row is not on.
     on: [C] booleans.
   """
-  leaves, structure = jax.tree.flatten(stack.payload)
-  placed, start = [], 0
-  for leaf in leaves:
-    size = leaf[0].size
-    part = value[..., start : start + size]
-    part = part if value.ndim == 2 else part[None]
-    rows = jnp.where(on[:, None], part * weights[:, None], jnp.float32(0))
-    placed.append(rows.reshape(leaf.shape).astype(leaf.dtype))
-    start += size
-  return stack._replace(payload=jax.tree.unflatten(structure, placed), weight=weights)
+  value = value if value.ndim == 2 else value[None]
+  rows = tree.keep(on, value * weights[:, None])
+  return stack._replace(payload=tree.unravel(rows, stack.payload, 1), weight=weights)
 
 
 def layer(name: str, rule: Rule, server: Stage | None = None) -> Layer:
@@ -110,9 +100,7 @@ def layer(name: str, rule: Rule, server: Stage | None = None) -> Layer:
 
 def check_floats(name: str, like: Message) -> None:
   """Raises `IncompatibleStages` unless a message is nothing but floats that a rule can see."""
-  other = [
-    x.dtype for x in jax.tree.leaves(like.payload) if not jnp.issubdtype(x.dtype, jnp.floating)
-  ]
+  other = tree.not_floats(like.payload)
   if other:
     raise IncompatibleStages(
       f'{name!r} works on updates of floats, and what it receives holds {other[0]}: put it before '

@@ -126,35 +126,88 @@ def dp_sgd(
   """
   training.check_loss(loss)
   training.check_rate(learning_rate=learning_rate)
-  validate.integer(batch_size=batch_size)
-  validate.integer(steps=steps)
-  if validate.probability(rate=rate) < 2.0**-32:
-    raise ValueError(f'rate must be at least 2**-32, the finest that is drawn, got {rate!r}.')
-  validate.positive(l2_clip_norm=l2_clip_norm)
-  validate.non_negative(noise_multiplier=noise_multiplier)
-  if capacity is not None:
-    validate.integer(capacity=capacity)
-  validate.integer(microbatch=microbatch)
   validate.function(optimizer=optimizer)
-  server_optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
-  training.check_server_optimizer(server_optimizer)
+  steps_of = Steps(
+    loss,
+    batch_size=batch_size,
+    steps=steps,
+    rate=rate,
+    l2_clip_norm=l2_clip_norm,
+    noise_multiplier=noise_multiplier,
+    capacity=capacity,
+    microbatch=microbatch,
+  )
+  server = training.server_step(training.server_optimizer_of(server_optimizer))
 
   def client(ctx: Context, task: Task, state):
-    data = task.data
-    rows = batch_rows(rate, data.capacity, capacity)
     local = optimizer(training.rate_at(learning_rate, ctx.round))
+    params, metrics = steps_of.run(ctx.key, task, local)
+    update = tree.sub(task.params, params)
+    return Message(update, task.data.count.astype(jnp.float32), {}), state, metrics
+
+  traits = Traits(kind='algorithm', mechanism=steps_of.mechanism())
+  return Layer('algorithm', Stage(client), server, traits=traits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+  """The local steps of DP-SGD; the attributes are the arguments of `dp_sgd`."""
+
+  loss: training.LossFn
+  _: dataclasses.KW_ONLY
+  batch_size: int
+  steps: int
+  rate: float
+  l2_clip_norm: float
+  noise_multiplier: float
+  capacity: int | None
+  microbatch: int
+
+  def __post_init__(self):
+    """Raises `ValueError` for what is out of range."""
+    validate.integer(batch_size=self.batch_size)
+    validate.integer(steps=self.steps)
+    if validate.probability(rate=self.rate) < 2.0**-32:
+      raise ValueError(
+        f'rate must be at least 2**-32, the finest that is drawn, got {self.rate!r}.'
+      )
+    validate.positive(l2_clip_norm=self.l2_clip_norm)
+    validate.non_negative(noise_multiplier=self.noise_multiplier)
+    if self.capacity is not None:
+      validate.integer(capacity=self.capacity)
+    validate.integer(microbatch=self.microbatch)
+
+  def mechanism(self) -> ExampleNoise | None:
+    """Returns what the accountant has to know, None without noise."""
+    if not self.noise_multiplier:
+      return None
+    return ExampleNoise(
+      name='gaussian',
+      noise_multiplier=self.noise_multiplier,
+      trust='local',
+      unit='example',
+      steps=self.steps,
+      rate=self.rate,
+      capacity=self.capacity,
+    )
+
+  def run(
+    self, key: jax.Array, task: Task, local: optax.GradientTransformation
+  ) -> tuple[Any, dict[str, Any]]:
+    """Returns (parameters after all steps, metrics)."""
+    rows = batch_rows(self.rate, task.data.capacity, self.capacity)
 
     def step(number: jax.Array, carry: tuple) -> tuple:
       params, opt, metrics = carry
-      draw, drop, add = jax.random.split(jax.random.fold_in(ctx.key, number), 3)
-      positions, mask, cut = poisson_batch(draw, data, rate, rows)
+      draw, drop, add = jax.random.split(jax.random.fold_in(key, number), 3)
+      positions, mask, cut = poisson_batch(draw, task.data, self.rate, rows)
       summed, seen = _clipped_sum(
-        loss, params, data, positions, mask, drop, l2_clip_norm, microbatch
+        self.loss, params, task.data, positions, mask, drop, self.l2_clip_norm, self.microbatch
       )
-      if noise_multiplier:
-        stddev = noise_multiplier * l2_clip_norm
+      if self.noise_multiplier:
+        stddev = self.noise_multiplier * self.l2_clip_norm
         summed = tree.add(summed, noise.gaussian(add, summed, stddev))
-      grads = jax.tree.map(lambda g, p: (g / batch_size).astype(p.dtype), summed, params)
+      grads = jax.tree.map(lambda g, p: (g / self.batch_size).astype(p.dtype), summed, params)
       updates, opt = local.update(grads, opt, params)
       seen = {**seen, 'overflow': cut}
       return optax.apply_updates(params, updates), opt, tree.add(metrics, seen)
@@ -162,24 +215,8 @@ def dp_sgd(
     zero = {name: jnp.float32(0) for name in ('loss', 'clipped', 'used')}
     zero |= {'not_finite': jnp.int32(0), 'overflow': jnp.int32(0)}
     start = (task.params, local.init(task.params), zero)
-    params, _, seen = jax.lax.fori_loop(0, steps, step, start)
-    update = tree.sub(task.params, params)
-    return Message(update, data.count.astype(jnp.float32), {}), state, _metrics(seen, steps)
-
-  server = training.server_step(server_optimizer)
-  mechanism = None
-  if noise_multiplier:
-    mechanism = ExampleNoise(
-      name='gaussian',
-      noise_multiplier=noise_multiplier,
-      trust='local',
-      unit='example',
-      steps=steps,
-      rate=rate,
-      capacity=capacity,
-    )
-  traits = Traits(kind='algorithm', mechanism=mechanism)
-  return Layer('algorithm', Stage(client), server, traits=traits)
+    params, _, seen = jax.lax.fori_loop(0, self.steps, step, start)
+    return params, _metrics(seen, self.steps)
 
 
 def _metrics(seen: dict[str, jax.Array], steps: int) -> dict[str, Any]:

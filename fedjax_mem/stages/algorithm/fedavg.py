@@ -5,7 +5,18 @@ from functools import partial
 import jax.numpy as jnp
 import optax
 
-from fedjax_mem.core import Context, Layer, Message, Shape, Stage, Task, Traits, tree, validate
+from fedjax_mem.core import (
+  Context,
+  Layer,
+  Message,
+  Pool,
+  Shape,
+  Stage,
+  Task,
+  Traits,
+  tree,
+  validate,
+)
 from fedjax_mem.stages.algorithm import training
 
 
@@ -42,8 +53,7 @@ def fedavg(
   validate.integer(epochs=epochs)
   validate.integer(batch_size=batch_size)
   validate.function(optimizer=optimizer)
-  server_optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
-  training.check_server_optimizer(server_optimizer)
+  server = training.server_step(training.server_optimizer_of(server_optimizer))
   train = partial(training.local_steps, loss, epochs=epochs, batch_size=batch_size)
 
   def client(ctx: Context, task: Task, state):
@@ -53,24 +63,30 @@ def fedavg(
     return Message(update, task.data.count.astype(jnp.float32), {}), state, done.metrics
 
   def pooled(half: Stage, shape: Shape, params, batch):
-    sgd = training.Sgd() if optimizer is optax.sgd else optimizer
     one_step = epochs == 1 and shape.capacity <= batch_size
-    if half.apply is not client or not one_step or not isinstance(sgd, training.Sgd):
+    if half.apply is not client or not one_step or training.uses_key(loss, params, batch):
       return None
-    if training.uses_key(loss, params, batch):
-      return None
+    return _pool(loss, learning_rate, optimizer)
 
-    def pool(ctx: Context, batch, weights, mask, clients):
-      grads, seen = training.pooled_gradient(loss, ctx.params, batch, weights, mask)
-      if sgd.weight_decay:
-        decay = sgd.weight_decay * weights.sum()
-        grads = tree.add(grads, tree.scale(decay, ctx.params))
-      # The first step of momentum is a plain one.
-      update = tree.scale(training.rate_at(learning_rate, ctx.round), grads)
-      return update, training.step_metrics(seen, clients, clients)
-
-    return pool
-
-  server = training.server_step(server_optimizer)
   traits = Traits(kind='algorithm')
   return Layer('algorithm', Stage(client), server, traits=traits, pooled=pooled)
+
+
+def _pool(
+  loss: training.LossFn, learning_rate: training.Rate, optimizer: training.OptimizerFn
+) -> Pool | None:
+  """Returns one local step of all clients at once, or None for an optimizer that does not add."""
+  sgd = training.Sgd() if optimizer is optax.sgd else optimizer
+  if not isinstance(sgd, training.Sgd):
+    return None
+
+  def pool(ctx: Context, batch, weights, mask, clients):
+    grads, seen = training.pooled_gradient(loss, ctx.params, batch, weights, mask)
+    if sgd.weight_decay:
+      decay = sgd.weight_decay * weights.sum()
+      grads = tree.add(grads, tree.scale(decay, ctx.params))
+    # The first step of momentum is a plain one.
+    update = tree.scale(training.rate_at(learning_rate, ctx.round), grads)
+    return update, training.step_metrics(seen, clients, clients)
+
+  return pool

@@ -9,6 +9,7 @@ from fedjax_mem.core import (
   Layer,
   Mean,
   Message,
+  Pool,
   Shape,
   Stage,
   Task,
@@ -44,7 +45,7 @@ def fedsgd(
   """
   training.check_loss(loss)
   validate.integer(batch_size=batch_size)
-  training.check_server_optimizer(server_optimizer)
+  server = training.server_step(training.server_optimizer_of(server_optimizer))
 
   def client(ctx: Context, task: Task, state):
     data = task.data
@@ -73,13 +74,17 @@ def fedsgd(
     del shape
     if half.apply is not client or training.uses_key(loss, params, batch):
       return None
+    return _pool(loss)
 
-    def pool(ctx: Context, batch, weights, mask, clients):
-      grads, seen = training.pooled_gradient(loss, ctx.params, batch, weights, mask)
-      return grads, {'train_loss': seen, 'steps': Total(clients)}
-
-    return pool
-
-  server = training.server_step(server_optimizer)
   traits = Traits(kind='algorithm')
   return Layer('algorithm', Stage(client), server, traits=traits, pooled=pooled)
+
+
+def _pool(loss: training.LossFn) -> Pool:
+  """Returns the sum of all clients' gradients at once."""
+
+  def pool(ctx: Context, batch, weights, mask, clients):
+    grads, seen = training.pooled_gradient(loss, ctx.params, batch, weights, mask)
+    return grads, {'train_loss': seen, 'steps': Total(clients)}
+
+  return pool

@@ -60,13 +60,22 @@ def check_rate(**named: Rate) -> None:
     validate.positive(**named)
 
 
-def check_server_optimizer(server_optimizer: optax.GradientTransformation) -> None:
-  """Raises `ValueError` unless it is an optax transformation (and not, say, its factory)."""
+def server_optimizer_of(
+  server_optimizer: optax.GradientTransformation | None,
+) -> optax.GradientTransformation:
+  """Returns the server's optimizer, by default x <- x - update.
+
+  Raises:
+    ValueError: not an optax transformation (but, say, its factory).
+  """
+  if server_optimizer is None:
+    return optax.sgd(1.0)
   if not isinstance(server_optimizer, optax.GradientTransformation):
     raise ValueError(
       f'server_optimizer must be an optax transformation such as optax.sgd(1.0), '
       f'got {server_optimizer!r}.'
     )
+  return server_optimizer
 
 
 def rate_at(rate: Rate, round: jax.Array) -> Any:

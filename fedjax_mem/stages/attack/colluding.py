@@ -174,16 +174,11 @@ def _geometry(seen: Seen, direction: str):
     |mean - x_i|^2 [C], <p, mean - x_i> [C], |p|^2, and the squared distances [C, C].
   """
   mean = seen.mean()
-  rows = lambda t: jnp.concatenate([x.reshape(len(seen.good), -1) for x in jax.tree.leaves(t)], 1)
-  x = rows(jax.tree.map(lambda u, m: u - m[None], seen.updates, mean))
-  x = jnp.where(seen.good[:, None], x, 0)
-  p = _vector(_direction(seen, direction, mean))
+  x = tree.ravel(jax.tree.map(lambda u, m: u - m[None], seen.updates, mean), 1)
+  x = tree.keep(seen.good, x)
+  p = tree.ravel(_direction(seen, direction, mean))
   product = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
   square, squared = product(x, x.T), jnp.square(p).sum()
   away = jnp.diagonal(square)
   distances = jnp.maximum(away[:, None] + away[None] - (square + square.T), 0)
   return away, -product(x, p), squared, distances
-
-
-def _vector(values) -> jax.Array:
-  return jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(values)])

@@ -151,8 +151,7 @@ def layer(name: str, attack: Attack) -> Layer:
   """Returns the layer of an attack on messages."""
 
   def init(ctx: Context):
-    leaves = jax.tree.leaves(ctx.like.payload)
-    other = [x.dtype for x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
+    other = tree.not_floats(ctx.like.payload)
     if other:
       raise IncompatibleStages(
         f'{name!r} works on updates of floats, and what it receives holds {other[0]}: put it '

@@ -152,10 +152,7 @@ def flat(payload: Tree) -> tuple[jax.Array, Shapes]:
 
 def unflat(x: jax.Array, like: Tree) -> Tree:
   """Returns the values [D] as a tree of the shapes and dtypes of `like`."""
-  leaves, structure = jax.tree.flatten(like)
-  parts = split(x, tuple(leaf.shape for leaf in leaves))
-  made = [p.reshape(s.shape).astype(s.dtype) for p, s in zip(parts, leaves, strict=True)]
-  return jax.tree.unflatten(structure, made)
+  return tree.unravel(x, like)
 
 
 def parts_of(code: Code) -> list[wire.Part]:

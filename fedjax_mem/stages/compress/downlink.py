@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, IncompatibleStages, Layer, Stage, Task, Traits
+from fedjax_mem.core import Context, IncompatibleStages, Layer, Stage, Task, Traits, tree
 from fedjax_mem.stages.compress import named
 from fedjax_mem.stages.compress.codec import (
   Draws,
@@ -43,8 +43,7 @@ def downlink(codec: Layer | str | Mapping[str, Any] = 'quantize') -> Layer:
   method = codec_of(codec=named.layer(codec=codec))
 
   def init(ctx: Context):
-    leaves = jax.tree.leaves(ctx.params)
-    other = [x.dtype for x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
+    leaves, other = jax.tree.leaves(ctx.params), tree.not_floats(ctx.params)
     if other:
       raise IncompatibleStages(
         f"'downlink' encodes arrays of floats, and the parameters hold {other[0]}."

@@ -46,25 +46,12 @@ def adaptive_clip(
     ValueError: an argument is out of range, or noise_multiplier >= 2 bit_noise: the count alone
       would spend more than everything.
   """
-  clipping.check_multiplier(noise_multiplier)
   validate.positive(expected=expected)
   validate.positive(initial_l2_clip_norm=initial_l2_clip_norm)
   validate.fraction(quantile=quantile)
   validate.positive(learning_rate=learning_rate)
   sigma_b = expected / 20 if bit_noise is None else validate.positive(bit_noise=bit_noise)
-  if noise_multiplier >= 2 * sigma_b:
-    raise ValueError(
-      f'noise_multiplier must be below 2 bit_noise = {2 * sigma_b:g}, or the count alone spends '
-      f'more than the budget, got {noise_multiplier!r}.'
-    )
-  on_sum = (noise_multiplier**-2 - (2 * sigma_b) ** -2) ** -0.5 if noise_multiplier else 0.0
-  on_count = sigma_b if noise_multiplier else 0.0
-
-  def client(ctx: Context, message: Message, state):
-    message, norm, metrics = clipping.clipped(clipping.l2, message, ctx.shared)
-    below = jnp.where(norm <= ctx.shared, jnp.float32(0.5), jnp.float32(-0.5))
-    below = jnp.where(message.weight > 0, below, jnp.float32(0))
-    return message._replace(aux={**message.aux, 'below': below}), state, metrics
+  on_sum, on_count = _shared_out(noise_multiplier, sigma_b)
 
   def release(ctx: Context, message: Message, bound, outside: noising.Outside):
     sum_key, count_key = jax.random.split(ctx.key)
@@ -84,9 +71,34 @@ def adaptive_clip(
   mechanism = Mechanism('gaussian', noise_multiplier) if noise_multiplier else None
   return Layer(
     'adaptive_clip',
-    Stage(client),
+    Stage(_clip_and_tell),
     Stage(noising.NoiseOnSum(release), lambda ctx: jnp.float32(initial_l2_clip_norm)),
     # Bounded in every round, by a number known only then; and by what enters, if that is.
     sensitivity=lambda bound: noising.within(float('inf') if bound.l2 is None else bound.l2),
     traits=Traits(mechanism=mechanism),
   )
+
+
+def _shared_out(noise_multiplier: float, sigma_b: float) -> tuple[float, float]:
+  """Returns the noise (on the sum over its bound, on the count) that together cost the multiplier.
+
+  Raises:
+    ValueError: the count alone would cost more.
+  """
+  clipping.check_multiplier(noise_multiplier)
+  if not noise_multiplier:
+    return 0.0, 0.0
+  if noise_multiplier >= 2 * sigma_b:
+    raise ValueError(
+      f'noise_multiplier must be below 2 bit_noise = {2 * sigma_b:g}, or the count alone spends '
+      f'more than the budget, got {noise_multiplier!r}.'
+    )
+  return (noise_multiplier**-2 - (2 * sigma_b) ** -2) ** -0.5, sigma_b
+
+
+def _clip_and_tell(ctx: Context, message: Message, state):
+  """The client half: clips to the tracked bound, and adds whether the norm was within it."""
+  message, norm, metrics = clipping.clipped(clipping.l2, message, ctx.shared)
+  below = jnp.where(norm <= ctx.shared, jnp.float32(0.5), jnp.float32(-0.5))
+  below = jnp.where(message.weight > 0, below, jnp.float32(0))
+  return message._replace(aux={**message.aux, 'below': below}), state, metrics

@@ -180,17 +180,12 @@ def _bound(clip_norm: float, dimension: int, block: int, grown: float, made: Mec
 
   def client(ctx: Context, message: Message, state):
     message, _, metrics = clipping.clipped(clipping.l2, message, clip_norm)
-    flat = jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(message.payload)])
-    return message._replace(payload=rotate.rotate(ctx.common, flat, block)), state, metrics
+    flat = rotate.rotate(ctx.common, tree.ravel(message.payload), block)
+    return message._replace(payload=flat), state, metrics
 
   def server(ctx: Context, message: Message, state):
     flat = rotate.unrotate(ctx.common, message.payload, dimension, block)
-    leaves, structure = jax.tree.flatten(ctx.like.payload)
-    parts, start = [], 0
-    for x in leaves:
-      parts.append(flat[start : start + x.size].reshape(x.shape))
-      start += x.size
-    return clipping.restored(ctx, message, jax.tree.unflatten(structure, parts)), state, {}
+    return clipping.restored(ctx, message, tree.unravel(flat, ctx.like.payload)), state, {}
 
   own = noising.within(grown)
   return Layer(

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Context, Layer, Message, Stage, Traits, validate
+from fedjax_mem.core import Context, Layer, Message, Stage, Traits, tree, validate
 from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.kernels import noise
 from fedjax_mem.stages.privacy import clipping, noising
@@ -75,15 +75,7 @@ def matrix_factorization(
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
   validate.positive(noise_multiplier=noise_multiplier)
-  validate.integer(rounds=rounds)
-  validate.integer(separation=separation)
-  validate.one_of(STRATEGIES, strategy=strategy)
-  most = min(separation, rounds)
-  width = min(most, 32) if bands is None else validate.integer(at_most=most, bands=bands)
-  validate.integer(at_most=10, buffers=buffers)
-  chosen = (
-    banded(rounds, width, separation) if strategy == 'banded' else blt(rounds, separation, buffers)
-  )
+  chosen = _chosen(rounds, separation, strategy, bands, buffers)
   own = noising.within(float(l2_clip_norm))
 
   def client(ctx: Context, message: Message, state):
@@ -91,43 +83,42 @@ def matrix_factorization(
     return message, state, metrics
 
   def init(ctx: Context):
-    flat = jax.ShapeDtypeStruct((_size(ctx.like.payload),), jnp.float32)
+    flat = jax.ShapeDtypeStruct((tree.size(ctx.like.payload),), jnp.float32)
     return {'done': jnp.int32(0), 'matrix': chosen.inverse.init_multiply(flat)}
 
   def release(ctx: Context, message: Message, state, outside: noising.Outside):
-    size = jax.ShapeDtypeStruct((_size(message.payload),), jnp.float32)
+    size = jax.ShapeDtypeStruct((tree.size(message.payload),), jnp.float32)
     row = noise.gaussian(ctx.key, size, noise_multiplier * outside(own).l2)
     with _ordinary(), jax.default_matmul_precision('highest'):
       row, matrix = chosen.inverse.multiply_next(row, state['matrix'])
     row = jnp.where(state['done'] < rounds, row, jnp.float32(jnp.nan))
-    made = noising.added(ctx, message, _cut(row, message.payload))
-    return made, {'done': state['done'] + 1, 'matrix': matrix}, {}
+    message = noising.added(ctx, message, tree.unravel(row, message.payload))
+    return message, {'done': state['done'] + 1, 'matrix': matrix}, {}
 
-  mechanism = Mechanism(
-    'matrix',
-    noise_multiplier,
-    sensitivities=tuple(chosen.sensitivities.tolist()),
-    separation=separation,
-  )
+  known = tuple(chosen.sensitivities.tolist())
+  made = Mechanism('matrix', noise_multiplier, sensitivities=known, separation=separation)
   return Layer(
     'matrix_factorization',
     Stage(client),
     Stage(noising.NoiseOnSum(release), init),
     sensitivity=lambda bound: own,
-    traits=Traits(mechanism=mechanism),
+    traits=Traits(mechanism=made),
   )
 
 
-def _size(payload: Any) -> int:
-  return sum(x.size for x in jax.tree.leaves(payload))
-
-
-def _cut(flat: jax.Array, like: Any) -> Any:
-  """Returns the vector [D] in the shapes of `like`."""
-  leaves, structure = jax.tree.flatten(like)
-  ends = np.cumsum([x.size for x in leaves])
-  parts = [flat[e - x.size : e].reshape(x.shape) for e, x in zip(ends, leaves, strict=True)]
-  return jax.tree.unflatten(structure, parts)
+def _chosen(
+  rounds: int, separation: int, strategy: str, bands: int | None, buffers: int
+) -> Strategy:
+  """Returns the strategy that the arguments of the factory describe, or raises `ValueError`."""
+  validate.integer(rounds=rounds)
+  validate.integer(separation=separation)
+  validate.one_of(STRATEGIES, strategy=strategy)
+  most = min(separation, rounds)
+  width = min(most, 32) if bands is None else validate.integer(at_most=most, bands=bands)
+  validate.integer(at_most=10, buffers=buffers)
+  if strategy == 'banded':
+    return banded(rounds, width, separation)
+  return blt(rounds, separation, buffers)
 
 
 def _library():

@@ -13,6 +13,8 @@ Reference: Bonawitz et al. (2017), section 4.1 (vectors modulo R); Kairouz, Liu,
 arXiv 2102.06387, Algorithm 1 (randomised rounding).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -88,21 +90,6 @@ def integers(
     )
   step = value_range / levels
 
-  def init(ctx: Context):
-    leaves = jax.tree.leaves(ctx.like.payload)
-    other = [x.dtype for x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
-    if other:
-      raise IncompatibleStages(
-        f"'integers' encodes floats, and its payload holds {other[0]}: remove it, or put it "
-        'before the layer that leaves integers.'
-      )
-    if dimension is not None and tree.size(ctx.like.payload) > dimension:
-      raise ValueError(
-        f'dimension must be at least the {tree.size(ctx.like.payload)} values of an update, '
-        f'got {dimension!r}.'
-      )
-    return ()
-
   def client(ctx: Context, message: Message, state):
     leaves, structure = jax.tree.flatten(message.payload)
     scaled = [x.astype(jnp.float32) * jnp.float32(1 / step) for x in leaves]
@@ -115,8 +102,7 @@ def integers(
     payload = tree.keep(ok, jax.tree.unflatten(structure, rounded))
     on = (message.weight > 0).astype(jnp.float32)
     beyond = sum((jnp.sum(jnp.abs(x) > top * (1 + 1e-6)) for x in scaled), jnp.int32(0))
-    number = jnp.float32(tree.size(payload))
-    metrics = {'outside': Mean(on * beyond.astype(jnp.float32), on * number)}
+    metrics = {'outside': Mean(on * beyond.astype(jnp.float32), on * tree.size(payload))}
     return message._replace(payload=payload), state, metrics
 
   def server(ctx: Context, message: Message, state):
@@ -127,8 +113,23 @@ def integers(
 
   return Layer(
     'integers',
-    Stage(client, init),
+    Stage(client, lambda ctx: _check_payload(ctx.like.payload, dimension)),
     Stage(server),
     sensitivity=_Grown(step, float(value_range), dimension),
     traits=Traits(payload='integer', bits=bits, clients=clients),
   )
+
+
+def _check_payload(payload: Any, dimension: int | None) -> tuple[()]:
+  """Returns the state of a client, which is empty, or raises for what cannot be encoded."""
+  other = tree.not_floats(payload)
+  if other:
+    raise IncompatibleStages(
+      f"'integers' encodes floats, and its payload holds {other[0]}: remove it, or put it "
+      'before the layer that leaves integers.'
+    )
+  if dimension is not None and tree.size(payload) > dimension:
+    raise ValueError(
+      f'dimension must be at least the {tree.size(payload)} values of an update, got {dimension!r}.'
+    )
+  return ()

@@ -177,7 +177,7 @@ def _check_payload(like: Message) -> None:
       f"'mask' covers int32, and what reaches it holds {other[0]}: masks on floats do not cancel; "
       'put integers, or distributed noise, right before it.'
     )
-  whole = [x.dtype for x in jax.tree.leaves(like.aux) if not jnp.issubdtype(x.dtype, jnp.floating)]
+  whole = tree.not_floats(like.aux)
   if whole:
     raise IncompatibleStages(
       f"'mask' encodes aux from floats, and what reaches it holds {whole[0]}: send such sums as "

@@ -106,7 +106,9 @@ def unpack(session: Session, kind: Kind, sender: int, receiver: int, message: by
   if magic != _MAGIC:
     raise ProtocolError('message must be one of this protocol.')
   if digest != session.digest:
-    raise ProtocolError('message must be of this session, got one of another.')
+    raise ProtocolError(
+      'message must be of the session that both have agreed on, got one of another.'
+    )
   if found != kind:
     raise ProtocolError(f'message must be of this round ({kind.name}), got kind {found}.')
   if (source, target) != (sender, receiver):

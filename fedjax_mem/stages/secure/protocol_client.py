@@ -69,7 +69,7 @@ class Client:
     return f'Client(id={self.id}, next={self._next.name})'
 
   def advertise_keys(self) -> bytes:
-    """Returns the two public keys of this session (round 0)."""
+    """Returns the two public keys, fresh for this one sum (round 0)."""
     self._expect(Kind.ADVERTISE)
     return self._send(Kind.ADVERTISE, self._box_pair.public + self._mask_pair.public)
 

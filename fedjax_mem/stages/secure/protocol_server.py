@@ -58,7 +58,9 @@ class Server:
     """
     kind = self._open()
     if not isinstance(sender, int) or not 0 <= sender < self.session.num_clients:
-      raise ProtocolError(f'sender must be a client of this session, got {sender!r}.')
+      raise ProtocolError(
+        f'sender must be one of the {self.session.num_clients} clients, got {sender!r}.'
+      )
     body = messages.unpack(self.session, kind, sender, SERVER, message)
     if sender in self._bodies:
       raise ProtocolError(f'client {sender} must send one {kind.name} message, got another.')

@@ -1,4 +1,24 @@
-"""Selection by contribution: clients whose updates made the model better on a validation split."""
+"""Selection by contribution: clients whose updates made the model better on a validation split.
+
+A client's score is the mean, over the rounds in which it took part, of its value in the cohort's
+game: v(S) is minus the mean loss, on a validation split that the server holds, of the model
+params - step x (sum of the messages of S) / (sum of their weights); v(no one) is that of the
+params as they are. The values are Shapley values, exact for cohorts of up to 8 and by GTG-Shapley
+above ('shapley'), always by GTG-Shapley ('gtg'), or v(all) - v(all without i) ('leave_one_out').
+
+Of the C places, round(explore x C) go to clients drawn uniformly from those left, the others to
+the highest scores; who has none yet stands last, and ties are broken at random. The selection is
+biased on purpose: `chance` is not known and stands at 1, and no weight is changed.
+
+The server has to see each client's update: it is a stacked layer, which holds the cohort's
+messages [C, D] and the models of `subsets` subsets at a time, [subsets, D] and their activations
+for `batch_size` examples. The plan refuses it with integer or masked messages, and under
+differential privacy. It comes after the weighing. Subsets evaluated in a round: 2^C exactly,
+C + 1 to leave one out, at most 2 + sweeps x C x (C - 1) by permutations; and two for the gain.
+
+References: Liu et al. (2022), arXiv 2109.02053 (GTG-Shapley); Wang et al. (2020), arXiv
+2009.06192, definition 2 (the game of one round).
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -52,24 +72,7 @@ def contribution(
 ) -> Layer:
   """Returns the layer that selects the clients of highest score, and some at random.
 
-  A client's score is the mean, over the rounds in which it took part, of its value in the cohort's
-  game: v(S) is minus the mean loss, on a validation split that the server holds, of the model
-  params - step x (sum of the messages of S) / (sum of their weights); v(no one) is that of the
-  params as they are. The values are Shapley values, exact for cohorts of up to 8 and by GTG-Shapley
-  above ('shapley'), always by GTG-Shapley ('gtg'), or v(all) - v(all without i) ('leave_one_out').
-
-  Of the C places, round(explore x C) go to clients drawn uniformly from those left, the others to
-  the highest scores; who has none yet stands last, and ties are broken at random. The selection is
-  biased on purpose: `chance` is not known and stands at 1, and no weight is changed.
-
-  The server has to see each client's update: it is a stacked layer, which holds the cohort's
-  messages [C, D] and the models of `subsets` subsets at a time, [subsets, D] and their activations
-  for `batch_size` examples. The plan refuses it with integer or masked messages, and under
-  differential privacy. It comes after the weighing. Subsets evaluated in a round: 2^C exactly,
-  C + 1 to leave one out, at most 2 + sweeps x C x (C - 1) by permutations; and two for the gain.
-
-  References: Liu et al. (2022), arXiv 2109.02053 (GTG-Shapley); Wang et al. (2020), arXiv
-  2009.06192, definition 2 (the game of one round).
+  See the module for what a score is, and what it costs.
 
   Args:
     num_clients: N, clients of the population.
@@ -88,17 +91,10 @@ def contribution(
     ValueError: an argument is out of range, or there is no validation split.
   """
   draws.check_cohort(num_clients, cohort_size)
-  validate.function(loss=loss)
-  validate.one_of(METHODS, method=method)
   validate.fraction(explore=explore)
-  validate.integer(sweeps=sweeps)
-  validate.non_negative(truncation=truncation)
-  validate.positive(step=step)
-  validate.integer(subsets=subsets)
-  validate.integer(batch_size=batch_size)
-  held, mask = _batches(validation, batch_size)
   places = round(explore * cohort_size)
-  all_exact = method == 'shapley' and cohort_size <= shapley.EXACT_AT_MOST
+  game = Game(loss, validation, step, subsets, batch_size)
+  judge = _Judge(game, cohort_size, method, sweeps, truncation)
 
   def draw(ctx: Context, table: Score, state):
     first, second = (jax.random.fold_in(ctx.key, i) for i in range(2))
@@ -108,36 +104,6 @@ def contribution(
     ids = jnp.concatenate([best, draws.highest(others, second, places)])
     cohort = draws.members(ids, jnp.ones(cohort_size, bool), 1.0, num_clients)
     return cohort, state, {'unscored': (table.rounds == 0).sum(dtype=jnp.int32)}
-
-  def judge(ctx: Context, stack: Message, rows: Score):
-    if not tree.same(jax.tree.map(lambda x: x[0], stack.payload), ctx.params):
-      raise IncompatibleStages(
-        "'select' (contribution) builds models from updates, and the algorithm sends something "
-        'else beside them: use one that sends its update alone, such as fedavg.'
-      )
-    on = ctx.me.arrived & (stack.weight > 0)
-    # The engine pads cohorts: of its rows at most `cohort_size` are on, and these go first.
-    chosen = jnp.argsort(~on, stable=True)[:cohort_size]
-    few = jax.tree.map(lambda x: x[chosen], tree.keep(on, stack))
-    value = _value(loss, ctx.params, few, step, (held, mask), subsets)
-    ends = value(jnp.stack([jnp.zeros(cohort_size, bool), jnp.ones(cohort_size, bool)]))
-    evaluations: Any = jnp.int32(2**cohort_size if all_exact else cohort_size + 1)
-    if all_exact:
-      found = shapley.exact(value, cohort_size)
-    elif method == 'leave_one_out':
-      found = shapley.leave_one_out(value, cohort_size)
-    else:
-      found, evaluations = shapley.gtg(value, cohort_size, ctx.key, sweeps, truncation)
-    each = jnp.zeros(on.shape).at[chosen].set(found)
-    rounds = rows.rounds + 1
-    new = Score(rows.score + (each - rows.score) / rounds.astype(jnp.float32), rounds)
-    metrics = {
-      'gain': ends[1] - ends[0],
-      'highest': jnp.where(on, each, -jnp.inf).max(),
-      'lowest': jnp.where(on, each, jnp.inf).min(),
-      'subsets': evaluations + 2,  # of the gain
-    }
-    return stack, tree.select(on, new, rows), metrics
 
   return Layer(
     'select',
@@ -169,23 +135,79 @@ def _batches(validation: Any, batch_size: int) -> tuple[dict[str, np.ndarray], n
   return {name: cut(x) for name, x in validation.items()}, mask
 
 
-def _value(
-  loss: Any, params: Tree, stack: Message, step: float, held: tuple, subsets: int
-) -> shapley.Value:
-  """Returns masks [S, C] -> minus the mean validation losses [S] of the subsets' models."""
-  total = float(held[1].sum())
+class Game:
+  """The game of one round: the worth of every subset of the cohort."""
 
-  def one(mask: jax.Array) -> jax.Array:
-    on = mask.astype(jnp.float32)
-    # Nobody's payloads add up to zeros, so the model is the params whatever divides them.
-    by = step / jnp.maximum((on * stack.weight).sum(), 1e-30)
-    move = lambda p, x: p - (by * jnp.tensordot(on, x.astype(jnp.float32), 1)).astype(p.dtype)
-    model = jax.tree.map(move, params, stack.payload)
+  def __init__(
+    self, loss: Callable[..., Any], validation: Any, step: float, subsets: int, batch_size: int
+  ):
+    """Raises `ValueError` for what is out of range; the arguments are those of `contribution`."""
+    self._loss = validate.function(loss=loss)
+    self._step = validate.positive(step=step)
+    self._subsets = validate.integer(subsets=subsets)
+    validate.integer(batch_size=batch_size)
+    self._held = _batches(validation, batch_size)
 
-    def part(carry: jax.Array, row: tuple) -> tuple[jax.Array, None]:
-      batch, real = row
-      return carry + jnp.where(real, loss(model, batch, None), 0.0).sum(), None
+  def value(self, params: Tree, stack: Message) -> shapley.Value:
+    """Returns masks [S, C] -> minus the mean validation losses [S] of the subsets' models."""
+    total = float(self._held[1].sum())
 
-    return -jax.lax.scan(part, jnp.float32(0), held)[0] / total
+    def one(mask: jax.Array) -> jax.Array:
+      on = mask.astype(jnp.float32)
+      # Nobody's payloads add up to zeros, so the model is the params whatever divides them.
+      by = self._step / jnp.maximum((on * stack.weight).sum(), 1e-30)
+      move = lambda p, x: p - (by * jnp.tensordot(on, x.astype(jnp.float32), 1)).astype(p.dtype)
+      model = jax.tree.map(move, params, stack.payload)
 
-  return lambda masks: jax.lax.map(one, masks, batch_size=min(subsets, masks.shape[0]))
+      def part(carry: jax.Array, row: tuple) -> tuple[jax.Array, None]:
+        batch, real = row
+        return carry + jnp.where(real, self._loss(model, batch, None), 0.0).sum(), None
+
+      return -jax.lax.scan(part, jnp.float32(0), self._held)[0] / total
+
+    return lambda masks: jax.lax.map(one, masks, batch_size=min(self._subsets, masks.shape[0]))
+
+
+class _Judge:
+  """The client half, called on the whole cohort: scores everyone, and changes no message."""
+
+  def __init__(self, game: Game, cohort_size: int, method: str, sweeps: int, truncation: float):
+    """Raises `ValueError` for what is out of range; the arguments are those of `contribution`."""
+    self._game, self._size = game, cohort_size
+    self._method = validate.one_of(METHODS, method=method)
+    self._sweeps = validate.integer(sweeps=sweeps)
+    self._truncation = validate.non_negative(truncation=truncation)
+
+  def _values(self, value: shapley.Value, key: jax.Array) -> tuple[jax.Array, Any]:
+    """Returns (values [C] of the clients, subsets that were evaluated)."""
+    size = self._size
+    if self._method == 'shapley' and size <= shapley.EXACT_AT_MOST:
+      return shapley.exact(value, size), jnp.int32(2**size)
+    if self._method == 'leave_one_out':
+      return shapley.leave_one_out(value, size), jnp.int32(size + 1)
+    return shapley.gtg(value, size, key, self._sweeps, self._truncation)
+
+  def __call__(self, ctx: Context, stack: Message, rows: Score):
+    """Returns (stack, state, metrics), as every half of a layer."""
+    if not tree.same(jax.tree.map(lambda x: x[0], stack.payload), ctx.params):
+      raise IncompatibleStages(
+        "'select' (contribution) builds models from updates, and the algorithm sends something "
+        'else beside them: use one that sends its update alone, such as fedavg.'
+      )
+    size, on = self._size, ctx.me.arrived & (stack.weight > 0)
+    # The engine pads cohorts: of its rows at most `cohort_size` are on, and these go first.
+    chosen = jnp.argsort(~on, stable=True)[:size]
+    few = jax.tree.map(lambda x: x[chosen], tree.keep(on, stack))
+    value = self._game.value(ctx.params, few)
+    ends = value(jnp.stack([jnp.zeros(size, bool), jnp.ones(size, bool)]))
+    found, evaluations = self._values(value, ctx.key)
+    each = jnp.zeros(on.shape).at[chosen].set(found)
+    rounds = rows.rounds + 1
+    new = Score(rows.score + (each - rows.score) / rounds.astype(jnp.float32), rounds)
+    metrics = {
+      'gain': ends[1] - ends[0],
+      'highest': jnp.where(on, each, -jnp.inf).max(),
+      'lowest': jnp.where(on, each, jnp.inf).min(),
+      'subsets': evaluations + 2,  # of the gain
+    }
+    return stack, tree.select(on, new, rows), metrics

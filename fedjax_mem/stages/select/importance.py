@@ -1,4 +1,25 @@
-"""Importance sampling: clients that change the model more take part more often, and count less."""
+"""Importance sampling: clients that change the model more take part more often, and count less.
+
+Each client takes part independently with its own probability (Poisson sampling), so none twice:
+p_i = min(1, c s_i), with c such that the p_i add up to `cohort_size`, where
+s_i = (1 - explore) u_i / sum u + explore / N and u_i is what was last seen of the client. One
+that was not seen yet stands at the mean over those that were, in proportion to its size. So no
+p_i is below min(1, explore cohort_size / N). Every arriving message is multiplied by 1 / p_i.
+
+What is averaged depends on the divisor of the weighing. With a fixed one, the weight of the whole
+population (all examples under 'examples', N under 'equal'), the step is the Horvitz-Thompson
+estimator: unbiased for the step in which all clients take part, whatever the scores. Without one
+the sum is divided by the sum of the weights that arrived: the self-normalised (Hajek) mean, of
+less variance and biased, less so with larger cohorts. Drop-out is not in p_i: clients that are
+lost regardless of their updates scale the fixed-divisor step down, and leave the other as it is.
+
+The layer is 'message' by kind: it comes after the weighing, so that what it sees is weighted.
+`by='loss'` measures the losses at the model that the client got, one more pass over its examples.
+The server is told each client's norm or loss, so privacy and masks do not cover it.
+
+References: Horvitz and Thompson (1952); Chen, Horvath and Richtarik (2020), arXiv 2010.13723,
+equation 7 (the probabilities of least variance, there from this round's norms, here the last).
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -45,26 +66,6 @@ def importance(
 ) -> tuple[Layer, ...]:
   """Returns the layers that select clients in proportion to size x their last norm or loss.
 
-  Each client takes part independently with its own probability (Poisson sampling), so none twice:
-  p_i = min(1, c s_i), with c such that the p_i add up to `cohort_size`, where
-  s_i = (1 - explore) u_i / sum u + explore / N and u_i is what was last seen of the client. One
-  that was not seen yet stands at the mean over those that were, in proportion to its size. So no
-  p_i is below min(1, explore cohort_size / N). Every arriving message is multiplied by 1 / p_i.
-
-  What is averaged depends on the divisor of the weighing. With a fixed one, the weight of the whole
-  population (all examples under 'examples', N under 'equal'), the step is the Horvitz-Thompson
-  estimator: unbiased for the step in which all clients take part, whatever the scores. Without one
-  the sum is divided by the sum of the weights that arrived: the self-normalised (Hajek) mean, of
-  less variance and biased, less so with larger cohorts. Drop-out is not in p_i: clients that are
-  lost regardless of their updates scale the fixed-divisor step down, and leave the other as it is.
-
-  The layer is 'message' by kind: it comes after the weighing, so that what it sees is weighted.
-  `by='loss'` measures the losses at the model that the client got, one more pass over its examples.
-  The server is told each client's norm or loss, so privacy and masks do not cover it.
-
-  References: Horvitz and Thompson (1952); Chen, Horvath and Richtarik (2020), arXiv 2010.13723,
-  equation 7 (the probabilities of least variance, there from this round's norms, here the last).
-
   Args:
     num_clients: N, clients of the population.
     cohort_size: clients expected in a round, 1 <= cohort_size <= N.
@@ -86,8 +87,7 @@ def importance(
   if loss is not None or by == 'loss':
     validate.function(loss=loss)
   prior = draws.per_client(num_clients, sizes=sizes)
-  if capacity is None:
-    capacity = _capacity(num_clients, cohort_size)
+  capacity = _capacity(num_clients, cohort_size) if capacity is None else capacity
   validate.integer(at_most=num_clients, capacity=capacity)
 
   def draw(ctx: Context, table: Seen, state):
@@ -99,11 +99,6 @@ def importance(
     over = (taken.sum(dtype=jnp.int32) > capacity).astype(jnp.int32)
     return cohort, state, {'overflow': over, 'least_chance': chance.min()}
 
-  def norms(ctx: Context, message: Message, row: Seen):
-    new = Seen(tree.norm(message.payload), jnp.bool_(True))
-    scaled, _, _ = _inverse(ctx, message, ())
-    return scaled, tree.select(message.weight > 0, new, row), {}
-
   def measure(ctx: Context, task: Task, row: Seen):
     found = losses.measured(loss, task, batch_size)
     new = Seen(found.examples * found.mean, jnp.bool_(True))
@@ -113,9 +108,16 @@ def importance(
   sampling = Sampling('data_dependent', num_clients, cohort_size, capacity)
   chooser = Layer('select', select=Sampler(draw, sampling))
   if by == 'norm':
-    return (chooser._replace(client=Stage(norms, first), traits=Traits(kind='message')),)
+    return (chooser._replace(client=Stage(_norms, first), traits=Traits(kind='message')),)
   chooser = chooser._replace(client=Stage(measure, first), traits=Traits(kind='task'))
   return chooser, Layer('inverse_chance', Stage(_inverse))
+
+
+def _norms(ctx: Context, message: Message, row: Seen):
+  """Multiplies the message by 1 / chance, and remembers its norm before."""
+  new = Seen(tree.norm(message.payload), jnp.bool_(True))
+  scaled, _, _ = _inverse(ctx, message, ())
+  return scaled, tree.select(message.weight > 0, new, row), {}
 
 
 def _inverse(ctx: Context, message: Message, state):

@@ -1,10 +1,27 @@
-"""Oort: clients whose examples are hard and who answer soon, and some that nobody knows yet."""
+"""Oort: clients whose examples are hard and who answer soon, and some that nobody knows yet.
+
+A share e = max(least_explore, explore decay^round) of the cohort goes to clients never seen, in
+proportion to 1 / duration. The others are drawn without replacement, in proportion to utility, of
+those with at least 95% of the utility of the last that would be taken. The utility of client i,
+
+    |B_i| sqrt(mean of loss^2) + sqrt(0.1 log(round) / last round of i),
+
+its first part clipped at the 95% quantile, is multiplied by (T / t_i)^penalty if it is slower
+than T. The losses are those at the model that it got when it last took part.
+
+Left out of the paper's method: the pacer (T is fixed), the removal of clients that were taken too
+often, the fairness knob, noise on utilities, and measured durations (they are given). `chance` is
+not known and stands at 1.
+
+Reference: Lai, Zhu, Madhyastha and Chowdhury (2021), arXiv 2010.06081, equation 2, Algorithm 1.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_mem.core import Context, Layer, Sampler, Sampling, Stage, Task, Traits, tree, validate
 from fedjax_mem.stages.select import draws, losses
@@ -39,21 +56,6 @@ def oort(
 ) -> Layer:
   """Returns the layer that selects clients by statistical and system utility.
 
-  A share e = max(least_explore, explore decay^round) of the cohort goes to clients never seen, in
-  proportion to 1 / duration. The others are drawn without replacement, in proportion to utility, of
-  those with at least 95% of the utility of the last that would be taken. The utility of client i,
-
-      |B_i| sqrt(mean of loss^2) + sqrt(0.1 log(round) / last round of i),
-
-  its first part clipped at the 95% quantile, is multiplied by (T / t_i)^penalty if it is slower
-  than T. The losses are those at the model that it got when it last took part.
-
-  Left out of the paper's method: the pacer (T is fixed), the removal of clients that were taken too
-  often, the fairness knob, noise on utilities, and measured durations (they are given). `chance` is
-  not known and stands at 1.
-
-  Reference: Lai, Zhu, Madhyastha and Chowdhury (2021), arXiv 2010.06081, equation 2, Algorithm 1.
-
   Args:
     num_clients: N, clients of the population.
     cohort_size: C, clients a round, 1 <= C <= N.
@@ -74,20 +76,15 @@ def oort(
   validate.fraction(explore=explore)
   validate.probability(decay=decay)
   validate.fraction(least_explore=least_explore)
-  validate.non_negative(penalty=penalty)
   validate.integer(batch_size=batch_size)
   seconds = draws.per_client(num_clients, durations=durations)
-  if preferred_seconds is not None:
-    validate.positive(preferred_seconds=preferred_seconds)
+  system = _system(seconds, preferred_seconds, penalty)
 
   def draw(ctx: Context, table: Utility, state):
     seen = table.last > 0
     share = jnp.maximum(explore * decay ** ctx.round.astype(jnp.float32), least_explore)
     places = jnp.round(share * cohort_size).astype(jnp.int32)
     known = cohort_size - jnp.minimum(places, (~seen).sum(dtype=jnp.int32))
-    system = jnp.ones(num_clients)
-    if preferred_seconds is not None:
-      system = jnp.minimum(1.0, preferred_seconds / jnp.asarray(seconds)) ** penalty
     use = jnp.where(seen, utilities(table, ctx.round) * system, -1.0)
     ids = _choose(ctx.key, use, -jnp.log(jnp.asarray(seconds)), known, cohort_size)
     cohort = draws.members(ids, jnp.ones(cohort_size, bool), 1.0, num_clients)
@@ -104,6 +101,15 @@ def oort(
     select=Sampler(draw, Sampling('data_dependent', num_clients, cohort_size, cohort_size)),
     traits=Traits(kind='task'),
   )
+
+
+def _system(seconds: np.ndarray, preferred_seconds: float | None, penalty: float) -> np.ndarray:
+  """Returns the factors [N] of the utilities of slow clients, 1 for the others."""
+  validate.non_negative(penalty=penalty)
+  if preferred_seconds is None:
+    return np.ones_like(seconds)
+  validate.positive(preferred_seconds=preferred_seconds)
+  return np.minimum(np.float32(1), np.float32(preferred_seconds) / seconds) ** np.float32(penalty)
 
 
 def utilities(table: Utility, round: jax.Array) -> jax.Array:

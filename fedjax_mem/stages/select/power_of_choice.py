@@ -1,4 +1,14 @@
-"""Power of choice: of a few candidates, those with the highest loss."""
+"""Power of choice: of a few candidates, those with the highest loss.
+
+Candidates are drawn without replacement, one after another, in proportion to size. Of these the
+`cohort_size` with the highest loss take part, those never seen before all others, ties at random.
+The loss is the one at the model that the client got when it last took part (one more pass over
+its examples), not this round's: nobody outside the cohort has to compute or send anything. So
+this is the paper's communication-saving variant, rpow-d, but for the moment of the loss, which
+there is the average over the local steps.
+
+The method is biased on purpose: `chance` is not known and stands at 1, and no weight is changed.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -31,15 +41,6 @@ def power_of_choice(
   batch_size: int = 64,
 ) -> Layer:
   """Returns the layer that selects, of `candidates` drawn by size, those of highest loss.
-
-  Candidates are drawn without replacement, one after another, in proportion to size. Of these the
-  `cohort_size` with the highest loss take part, those never seen before all others, ties at random.
-  The loss is the one at the model that the client got when it last took part (one more pass over
-  its examples), not this round's: nobody outside the cohort has to compute or send anything. So
-  this is the paper's communication-saving variant, rpow-d, but for the moment of the loss, which
-  there is the average over the local steps.
-
-  The method is biased on purpose: `chance` is not known and stands at 1, and no weight is changed.
 
   Reference: Cho, Wang and Joshi (2020), arXiv 2010.01243, section 3 (pow-d, rpow-d).
 
