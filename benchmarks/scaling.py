@@ -84,6 +84,9 @@ def draw(ax: Any, what: str, rows: list[tuple[float, dict[str, Any]]]) -> None:
   if what == 'cohort':
     ax.plot(x, middle[-1] * x / x[-1], '--', color='grey', label='in proportion')
   ax.set(xlabel=label, ylabel=ylabel, xscale='log', yscale='log', title=what)
+  ax.set_xticks(x, [f'{value:,.0f}' for value in x], fontsize='x-small')
+  ax.set_xticks([], minor=True)
+  ax.margins(y=0.3)
   ax.legend(frameon=False, fontsize='small')
   ax.grid(alpha=0.3)
 
