@@ -85,3 +85,21 @@ def test_ravel_is_the_leaves_one_after_another():
   flat = tree.ravel(leaves)
   assert flat.dtype == jnp.float32
   np.testing.assert_array_equal(flat, np.arange(8)[[0, 1, 2, 3, 4, 5, 7]])
+
+
+@pytest.mark.parametrize('axes', [0, 1])
+def test_unravel_gives_back_shapes_and_dtypes(axes):
+  lead = (5,) * axes
+  x = np.arange(5**axes * 7).reshape((*lead, 7))
+  made = {'a': x[..., :6].reshape((*lead, 2, 3)), 'b': x[..., 6]}
+  made = {'a': jnp.asarray(made['a'], jnp.bfloat16), 'b': jnp.asarray(made['b'], jnp.float32)}
+  flat = tree.ravel(made, axes)
+  np.testing.assert_array_equal(flat, x)
+  back = tree.unravel(flat, made, axes)
+  assert tree.same(back, made)
+  jax.tree.map(np.testing.assert_array_equal, back, made)
+
+
+def test_not_floats_names_the_dtypes():
+  mixed = {'a': jnp.zeros(2), 'b': jnp.zeros(2, jnp.int8), 'c': jnp.zeros(1, jnp.bfloat16)}
+  assert tree.not_floats(mixed) == [jnp.int8]

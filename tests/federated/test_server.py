@@ -235,7 +235,7 @@ RULES = {
   'KRUM': {'byzantine': 1},
   'MULTI_KRUM': {'byzantine': 1},
   'BULYAN': {'byzantine': 1},
-  'CENTERED_CLIPPING': {'radius': 0.5},
+  'CENTERED_CLIPPING': {'radius': 0.01},
   'NORM_BOUNDING': {'l2_clip_norm': 0.5},
   'DNC': {'byzantine': 1},
   'SIGNGUARD': {},
