@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Tree = Any
 
@@ -65,13 +66,22 @@ def ravel(tree: Tree, axes: int = 0) -> jax.Array:
   leaves = jax.tree.leaves(tree)
   lead = leaves[0].shape[:axes] if leaves else (0,) * axes
   sizes = [math.prod(x.shape[axes:]) for x in leaves]
-  whole, start = jnp.zeros((*lead, sum(sizes)), jnp.float32), 0
+  *starts, size = np.cumsum([0, *sizes]).tolist()
+  parts = [
+    (start, x.astype(jnp.float32).reshape((*lead, n)))
+    for x, start, n in zip(leaves, starts, sizes, strict=True)
+  ]
+  if not parts:
+    return jnp.zeros((*lead, 0), jnp.float32)
   # Not `jnp.concatenate`: XLA's CPU back end fuses it with what follows, and then searches each
-  # value's leaf one by one, which takes five times as long as copying the leaves.
-  for x, size in zip(leaves, sizes, strict=True):
-    flat = x.astype(jnp.float32).reshape((*lead, size))
-    whole = jax.lax.dynamic_update_slice(whole, flat, (0,) * axes + (start,))
-    start += size
+  # value's leaf one by one, which takes five times as long as copying the leaves. The largest is
+  # padded to the whole, so that its values are written once.
+  parts.sort(key=lambda part: -part[1].size)
+  start, largest = parts[0]
+  around = (start, size - start - largest.shape[-1])
+  whole = jnp.pad(largest, (*((0, 0),) * axes, around))
+  for start, x in parts[1:]:
+    whole = jax.lax.dynamic_update_slice(whole, x, (0,) * axes + (start,))
   return whole
 
 
@@ -116,7 +126,9 @@ def finite(tree: Tree, axes: int = 0) -> jax.Array:
   ok = jnp.bool_(True)
   for x in jax.tree.leaves(tree):
     if jnp.issubdtype(x.dtype, jnp.inexact):
-      ok = ok & jnp.isfinite(x).reshape((*x.shape[:axes], -1)).all(-1)
+      # By the largest magnitude, which NaN is: half the time of an `all` over booleans.
+      rows = jnp.abs(x).reshape((*x.shape[:axes], -1))
+      ok = ok & (jnp.max(rows, axis=-1, initial=0) < jnp.inf)
   return ok
 
 

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import validate
-from fedjax_mem.kernels import packing, parts
+from fedjax_mem.kernels import parts
 
 SCALES = ('max', 'l2')
 
@@ -74,14 +74,16 @@ def _scales(rows: jax.Array, given: jax.Array | None, scale: str | None) -> jax.
 
 
 def _steps(ratio: jax.Array, bits: int) -> jax.Array:
-  """Returns x / s in steps: |x / s| in [0, (L - 1) / 2], or of 1 bit from -s up in [0, 1].
+  """Returns x / s in steps, from the middle level: in [-(L - 1) / 2, (L - 1) / 2]; 1 bit: [0, 1].
 
-  NaN gives 0. No sum follows a product, here or in the rounding: fused into one operation, which a
-  compiler may or may not do, it would round otherwise.
+  NaN gives the lowest. No sum follows a product, here or in the rounding: fused into one operation,
+  which a compiler may or may not do, it would round otherwise.
   """
   half = jnp.float32((levels(bits) - 1) / 2)
-  steps = (ratio + 1) * half if bits == 1 else jnp.abs(ratio) * half
-  return jnp.where(steps > 0, jnp.minimum(steps, jnp.float32(levels(bits) // 2)), jnp.float32(0))
+  steps, low, high = (ratio + 1) * half, jnp.float32(0), jnp.float32(1)
+  if bits > 1:
+    steps, low, high = ratio * half, -half, half
+  return jnp.where(steps >= low, jnp.minimum(steps, high), low)
 
 
 def _encode(
@@ -115,9 +117,8 @@ def _coded(
     ratio = relative(rows.astype(jnp.float32), scales)
     steps = _steps(ratio, bits)
     whole = jnp.round(steps) if key is None else _rounded(key, steps, start)
-    if bits > 1:
-      whole = jnp.where(ratio < 0, half - whole, half + whole)
-    return whole.astype(jnp.uint8).reshape(-1)[:length]
+    whole = whole if bits == 1 else whole + half
+    return _bytes(whole).reshape(-1)[:length]
 
   if block is None:
     scales = _scales(x[None], given, scale)
@@ -130,7 +131,7 @@ def _coded(
     scales = _scales(rows, known, scale)
     return codes(rows, scales, start, length), scales
 
-  return parts.stream(blocks, x.size, block)
+  return parts.stream(blocks, x.size, block, parts.SMALL)
 
 
 def stochastic(
@@ -162,11 +163,19 @@ def stochastic(
 
 def _rounded(key: jax.Array, steps: jax.Array, start: jax.Array) -> jax.Array:
   """Returns the steps of the part that begins at `start`, rounded down or up at random."""
-  drawn = _sixteen_bits(jax.random.fold_in(key, start), *steps.shape).astype(jnp.float32)
+  drawn = _sixteen_bits(jax.random.fold_in(key, start), *steps.shape)
+  # As the fraction of a number in [1, 2): r / 2**16 without a conversion.
+  uniform = jax.lax.bitcast_convert_type((drawn << 7) | jnp.uint32(0x3F800000), jnp.float32) - 1
   whole = jnp.floor(steps)
   # (r + 1/2) / 2**16 is never 0: a value on a level stays there.
-  up = steps - whole > (drawn + jnp.float32(0.5)) * jnp.float32(2**-16)
+  up = steps - whole > uniform + jnp.float32(2**-17)
   return whole + up.astype(jnp.float32)
+
+
+def _bytes(whole: jax.Array) -> jax.Array:
+  """Returns whole numbers in [0, 256) as uint8."""
+  # The lowest bits of the sum with 2**23: a conversion, which saturates, takes twice as long.
+  return jax.lax.bitcast_convert_type(whole + jnp.float32(2**23), jnp.uint32).astype(jnp.uint8)
 
 
 def _sixteen_bits(key: jax.Array, rows: int, block: int) -> jax.Array:
@@ -208,18 +217,13 @@ def decode(codes: jax.Array, scale: jax.Array, bits: int, block: int | None = No
 
 
 def sign(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns (signs packed as bits, uint8 [ceil(D / 8)], scale [1] float32 = mean magnitude).
+  """Returns (codes [D] uint8, 1 for x >= 0, else 0; scale [1] float32 = mean magnitude).
 
-  The sign of zero is +. Biased: E is not x; the squared error is ||x||² - D scale², so it needs
-  error feedback.
+  `decode` with 1 bit restores scale or -scale. Biased: E is not x; the squared error is
+  ||x||² - D scale², so it needs error feedback.
   """
   x = x.astype(jnp.float32)
-  return packing.pack((x >= 0).astype(jnp.uint8), 1), jnp.mean(jnp.abs(x))[None]
-
-
-def decode_sign(packed: jax.Array, scale: jax.Array, size: int) -> jax.Array:
-  """Returns [size] float32, scale or -scale."""
-  return jnp.where(packing.unpack(packed, 1, size) == 1, scale, -scale)
+  return (x >= 0).astype(jnp.uint8), jnp.mean(jnp.abs(x))[None]
 
 
 def ternary(

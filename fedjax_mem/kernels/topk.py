@@ -88,20 +88,23 @@ def _ends(words: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _chosen(x: jax.Array, k: int) -> jax.Array:
   """Returns the mask of x [D] as uint32 words [ceil(D / 32)]."""
   least, room = _kth(x, k)
+  # The zeros that fill up the end come after all other ties: they are never among the k.
+  key = jnp.pad(keys(x), (0, -x.size % 32))
+  words = _bits(key >= least)
+  count = jnp.sum(jax.lax.population_count(words), dtype=jnp.uint32)
 
-  def words(start: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    # The zeros that fill up the end come after all other ties: they are never among the k.
-    key = keys(jnp.pad(parts.take(x, start, length), (0, -length % 32)))
-    return _bits(key > least), _bits(key == least)
+  def without_the_last(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    ties = _bits(key == least)
+    sizes, ends = _ends(ties)
+    # Of the word in which the ties run out, the lowest bits.
+    left = room - (ends - sizes)
+    cut = jnp.sum(ends < room, dtype=jnp.int32)
+    some = _lowest(ties[cut], left[cut])
+    kept = jnp.where(left >= sizes, ties, jnp.where(left > 0, some, jnp.uint32(0)))
+    return (state[0] & ~ties) | kept, jnp.bool_(False)
 
-  above, ties = parts.stream(words, x.size, 32, parts.SMALL)
-  sizes, ends = _ends(ties)
-  # Of the word in which the ties run out, the lowest bits.
-  left = room - (ends - sizes)
-  cut = jnp.sum(ends < room, dtype=jnp.int32)
-  some = _lowest(ties[cut], left[cut])
-  kept = jnp.where(left >= sizes, ties, jnp.where(left > 0, some, jnp.uint32(0)))
-  return above | kept
+  # Mostly there are no ties too many. A loop of at most one turn: under vmap a `cond` does both.
+  return jax.lax.while_loop(lambda state: state[1], without_the_last, (words, count > k))[0]
 
 
 def _lowest(word: jax.Array, count: jax.Array) -> jax.Array:
@@ -164,10 +167,8 @@ def pack(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   _checked(x, k)
   words = _chosen(x, k)
   sizes, ends = _ends(words)
-  # Each output's word: every word marks where it begins (an empty one is overwritten by the next).
-  begins = jnp.where(sizes > 0, ends - sizes, k)
-  marks = jnp.zeros(k, jnp.int32).at[begins].set(jax.lax.iota(jnp.int32, words.size), mode='drop')
-  word = jax.lax.cummax(marks)
+  # Each output's word: as many as have ended before it. (Sums are scanned faster than maxima.)
+  word = jnp.cumsum(jnp.zeros(k, jnp.int32).at[ends].add(1, mode='drop'))
   rank = jax.lax.iota(jnp.int32, k) - (ends - sizes)[word]
   indices = word * 32 + _nth_bit(words[word], rank)
   return x[indices], indices

@@ -284,7 +284,7 @@ class Encoder:
     x, shapes = flat(message.payload)
     code = codec.encode(draws, x, shapes)
     values = code.rest if codec.linear else codec.decode(draws, code, shapes)
-    values = jnp.where(jnp.isfinite(x).all(), values, jnp.float32(jnp.nan))
+    values = jnp.where(tree.finite(x), values, jnp.float32(jnp.nan))
     on = message.weight > 0
     values = tree.keep(on, values)
     payload = values if codec.linear else unflat(values, message.payload)

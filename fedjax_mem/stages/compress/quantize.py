@@ -131,28 +131,18 @@ def sign(*, per_leaf: bool = False) -> Layer:
   Reference: Karimireddy et al. (2019), arXiv 1901.09847, Algorithm 1.
   """
 
-  def vectors(x: jax.Array, shapes: Shapes) -> list[jax.Array]:
-    return _vectors(x, shapes, None if per_leaf else 1)
+  def block(shapes: Shapes) -> int | None:
+    return None if per_leaf else size(shapes)
 
   def encode(draws: Draws, x, shapes: Shapes) -> Code:
     del draws
-    pairs = [kernel.sign(v) for v in vectors(x, shapes)]
-    parts = (
-      tuple(wire.Raw(packed) for packed, _ in pairs),
-      wire.Floats(jnp.concatenate([mean for _, mean in pairs])),
-    )
-    return Code(parts, jnp.zeros(0, jnp.float32))
+    return _code([kernel.sign(v) for v in _vectors(x, shapes, block(shapes))], 1)
 
-  def decode(draws: Draws, code: Code, shapes: Shapes):
-    del draws
-    packed, scales = code.parts
-    sizes = [n for n in map(size, ((s,) for s in shapes)) if n] if per_leaf else [size(shapes)]
-    return jnp.concatenate(
-      [kernel.decode_sign(p.values, scales.values[i], sizes[i]) for i, p in enumerate(packed)]
-    )
+  def decode(draws: Draws, code: Code, shapes: Shapes) -> jax.Array:
+    return _decode(1, block(shapes))(draws, code, shapes)
 
-  share = lambda shapes: _share(shapes, None if per_leaf else size(shapes))
-  return layer_of(Codec('sign', encode, decode, error=lambda shapes: 1 - 1 / share(shapes)))
+  error = lambda shapes: 1 - 1 / _share(shapes, block(shapes))
+  return layer_of(Codec('sign', encode, decode, error=error))
 
 
 def ternary(*, clip: float | None = None, block: int | None = None) -> Layer:
