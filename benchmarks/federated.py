@@ -1,4 +1,4 @@
-"""How much faster the compiled engine is than the loop over objects: 50 clients, same result.
+"""How much faster `simulate` is than the loop over the objects: 50 clients, the same result.
 
 python -m benchmarks.federated
 """
@@ -23,7 +23,7 @@ CLIENTS, ROUNDS = 50, 20
 
 
 def main() -> None:
-  """Runs both twice and prints the second: nothing is compiled then."""
+  """Runs both twice and prints the second: the loop compiles nothing then."""
   digits = data.load('digits', partition='iid', num_clients=CLIENTS, seed=0)
   model = models.build('logistic', digits.input_shape, digits.num_classes)
   arrays = digits.preprocess(digits.arrays)
@@ -56,19 +56,21 @@ def main() -> None:
     jax.tree.leaves(server.get_global_model().params),
     strict=True,
   )
+  said = {
+    'clients': CLIENTS,
+    'rounds': ROUNDS,
+    'loop_over_objects_s': round(slow, 2),
+    'compiled_engine_s': round(found.seconds, 3),
+    'compiled_engine_and_its_compilation_s': round(fast, 2),
+    'loop_over_engine': round(slow / found.seconds, 1),
+    'largest_difference': float(max(np.abs(a - b).max() for a, b in pairs)),
+  }
   print(
-    json.dumps(
-      {
-        'clients': CLIENTS,
-        'rounds': ROUNDS,
-        'objects_s': round(slow, 2),
-        'engine_with_compilation_s': round(fast, 2),
-        'engine_s': round(found.seconds, 3),
-        'ratio': round(slow / found.seconds, 1),
-        'largest_difference': float(max(np.abs(a - b).max() for a, b in pairs)),
-      }
-    )
+    f'{CLIENTS} clients, {ROUNDS} rounds: {slow:.2f} s by the loop over objects (compiled before), '
+    f'{found.seconds:.3f} s by the compiled engine, after {fast - found.seconds:.2f} s of its own '
+    f'compilation; the same parameters up to {said["largest_difference"]:.1g}'
   )
+  print(json.dumps(said))
 
 
 if __name__ == '__main__':

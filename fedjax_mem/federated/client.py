@@ -1,6 +1,7 @@
 """The client: trains on its own examples, and sends a signed update."""
 
 import dataclasses
+import struct
 import threading
 import time
 import zlib
@@ -13,9 +14,11 @@ from fedjax_mem.core import tree
 from fedjax_mem.federated import compression, data, identity, workers
 from fedjax_mem.federated import recipe as recipes
 from fedjax_mem.federated.config import ClientConfig
-from fedjax_mem.federated.model import FederatedModel, as_model
+from fedjax_mem.federated.model import FederatedModel, as_model, check_labels
 from fedjax_mem.federated.privacy import DifferentialPrivacy
 from fedjax_mem.stages.compress import codec as codecs
+
+_METADATA = struct.Struct('<qddd?qqd')  # the one form in which they are signed
 
 
 class Metadata(NamedTuple):
@@ -44,7 +47,7 @@ class Metadata(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FederatedUpdate:
-  """A client's signed update. Transports carry these fields; the server reads `data` alone.
+  """A client's signed update. Transports carry all but `values`, which the server never reads.
 
   Attributes:
     run_id: of the server's run.
@@ -52,8 +55,8 @@ class FederatedUpdate:
     round: which it is for, from 0.
     model_hash: SHA-256 of the parameters it started from.
     data: the message as it goes on the wire: compressed, or masked.
-    signature: Ed25519, over all of the above; 64 bytes.
     metadata: what the client reports.
+    signature: Ed25519, over all of the above; 64 bytes.
     values: what the server decodes: the privacy-preserved update, server - client times the
       client's weight; None if it is masked.
   """
@@ -63,14 +66,24 @@ class FederatedUpdate:
   round: int
   model_hash: bytes
   data: bytes
-  signature: bytes
   metadata: Metadata
+  signature: bytes
   values: Any
 
   @property
   def statement(self) -> bytes:
-    """What is signed."""
-    return identity.statement(self.run_id, self.client_id, self.round, self.model_hash, self.data)
+    """What is signed.
+
+    Raises:
+      Unauthentic: a field is of another kind, so that nobody can have signed it.
+    """
+    try:
+      said = _METADATA.pack(*self.metadata)
+      return identity.statement(
+        self.run_id, self.client_id, self.round, self.model_hash, self.data, said
+      )
+    except (AttributeError, TypeError, ValueError, struct.error) as error:
+      raise identity.Unauthentic(f'malformed: {error}') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +107,24 @@ class Place:
   secure: Any = None
 
 
+class _Done(NamedTuple):
+  """What a client last computed, and how it was sent.
+
+  Attributes:
+    about: run id, round, hash of the parameters it started from.
+    place: what the client knew when `update` was made.
+    update: as it was sent.
+    sent: as it was computed.
+    seconds: that it took.
+  """
+
+  about: tuple[str, int, bytes]
+  place: Place | None
+  update: Any
+  sent: recipes.Sent
+  seconds: float
+
+
 class FederatedClient:
   """One client with its examples, its key and its privacy budget.
 
@@ -113,22 +144,15 @@ class FederatedClient:
     self.config = config
     self.data = data.read(data_loader, config.local_epochs)
     self.model = as_model(model, self.data.input_shape, self.data.input_dtype)
-    self._check_labels()
+    check_labels(self.model, self.data.y, self.data.input_dtype)
     self.privacy = DifferentialPrivacy(config.privacy_config) if config.privacy_config else None
-    self._key: identity.SigningKey | None = None
+    self._key = identity.SigningKey()
     self._place = Place(number=zlib.crc32(config.client_id.encode()) >> 1)
     self._round = 0
-    self._last: FederatedUpdate | None = None
+    self._received = False
+    self._done: _Done | None = None
     self._lock = threading.Lock()
     self._padded = self._pad()
-
-  def _check_labels(self) -> None:
-    most = int(self.data.y.max())
-    if most >= self.model.model.num_classes:
-      raise ValueError(
-        f'labels must be in [0, {self.model.model.num_classes}), the classes of the model, '
-        f'got {most}.'
-      )
 
   def _pad(self) -> dict[str, np.ndarray]:
     """Returns the arrays, their last example repeated up to a size that others have too."""
@@ -143,25 +167,26 @@ class FederatedClient:
 
   @property
   def signing_key(self) -> identity.SigningKey:
-    """The client's key pair, made when it is first needed."""
-    with self._lock:
-      self._key = self._key or identity.SigningKey()
-      return self._key
+    """The client's key pair."""
+    return self._key
 
   @property
   def public_key(self) -> bytes:
     """What a server enrols, 32 bytes."""
     return self.signing_key.public
 
-  def join(self, place: Place, round: int, rounds: int) -> None:
+  def join(self, place: Place, round: int, rounds: int, model: FederatedModel) -> None:
     """Takes part in a server's run; the server calls it.
 
     Args:
       place: what the client is to know.
       round: the server's.
       rounds: of the run: the noise is computed for so many releases, if none was made yet.
+      model: the server's; a client that never received one starts from it.
     """
     self._place, self._round = place, round
+    if not self._received:
+      self.receive_global_model(model)
     if self.privacy is not None:
       self.privacy.plan(rounds)
 
@@ -175,6 +200,7 @@ class FederatedClient:
     if not tree.same(given.params, self.model.params):
       raise ValueError(f"model must be of {self.client_id!r}'s own structure, got another.")
     self.model = FederatedModel(self.model.model, given.params).copy()
+    self._received = True
     if round is not None:
       self._round = round
 
@@ -195,10 +221,10 @@ class FederatedClient:
       self.data.transform,
     )
 
-  def halves(self) -> recipes.Halves:
-    """Returns the compiled halves of the client's recipe."""
+  def halves(self, **changed: Any) -> recipes.Halves:
+    """Returns the compiled halves of the client's recipe, with some of its fields changed."""
     shapes = tuple((name, x.shape, x.dtype.name) for name, x in sorted(self._padded.items()))
-    return recipes.halves(self.recipe(), shapes)
+    return recipes.halves(self.recipe()._replace(**changed), shapes)
 
   async def train_round(self) -> FederatedUpdate:
     """Returns a signed update after local training, done in a worker thread.
@@ -212,24 +238,28 @@ class FederatedClient:
     return await workers.run(self._train)
 
   def _train(self) -> FederatedUpdate:
-    key = self.signing_key
     with self._lock:
-      start, place, round, last = self.model, self._place, self._round, self._last
-      if last is not None and (last.run_id, last.round) == (place.run_id, round):
-        if place.run_id and last.model_hash == start.digest:
-          return last
-        if place.run_id and self.privacy is not None:
+      start, place, round = self.model, self._place, self._round
+      now = (place.run_id, round, start.digest)
+      done = self._done
+      if done is None or not place.run_id or done.about[:2] != now[:2]:
+        done = _Done(now, None, None, *self._computed(start, place, round))
+      elif done.about != now:
+        if self.privacy is not None:
           # The same noise on two updates would cancel in their difference.
           raise ValueError(
             f'client {self.client_id!r} must train once in round {round}, got other parameters.'
           )
-      update = self._computed(key, start, place, round)
-      self._last = update
+        done = _Done(now, None, None, *self._computed(start, place, round))
+      if done.place is not place:  # selected anew: masks hide one update only
+        done = done._replace(place=place, update=self._signed(done, place))
+      self._done = done
       if not place.run_id:
         self._round += 1
-      return update
+      return done.update
 
-  def _computed(self, key, start, place: Place, round: int) -> FederatedUpdate:
+  def _computed(self, start: FederatedModel, place: Place, round: int) -> tuple[Any, float]:
+    """Returns (what was computed, seconds); the privacy of its release is paid for."""
     began = time.perf_counter()
     if self.privacy is not None:
       self.privacy.check()
@@ -248,6 +278,10 @@ class FederatedClient:
       )
     if self.privacy is not None:
       self.privacy.charge()
+    return sent, time.perf_counter() - began
+
+  def _signed(self, done: '_Done', place: Place) -> FederatedUpdate:
+    sent, about = done.sent, done.about
     wire = self._bytes(sent, place)
     metadata = Metadata(
       self.data.num_examples,
@@ -256,21 +290,21 @@ class FederatedClient:
       float(sent.norm),
       bool(sent.clipped > 0),
       len(wire),
-      codecs.dense_size(start.params),
-      time.perf_counter() - began,
+      codecs.dense_size(self.model.params),
+      done.seconds,
     )
-    said = identity.statement(place.run_id, self.client_id, round, start.digest, wire)
-    values = sent.message.payload if place.secure is None else None
-    return FederatedUpdate(
-      place.run_id,
-      self.client_id,
-      round,
-      start.digest,
-      wire,
-      key.sign(said),
-      metadata,
-      values,
-    )
+    values = self._values(sent, place, about[1]) if place.secure is None else None
+    run_id, round, digest = about
+    update = FederatedUpdate(run_id, self.client_id, round, digest, wire, metadata, b'', values)
+    return dataclasses.replace(update, signature=self._key.sign(update.statement))
+
+  def _values(self, sent: recipes.Sent, place: Place, round: int) -> Any:
+    """Returns what the server decodes, all of it where codes add and are decoded in the sum."""
+    config, params = self.config.compression_config, self.model.params
+    if config is None or not compression.codec(config).linear:
+      return sent.message.payload
+    draws = compression.draws(config, place.seed, round, place.number)
+    return compression.whole(config, draws, codecs.Code((), sent.message.payload), params)
 
   def _bytes(self, sent: recipes.Sent, place: Place) -> bytes:
     """Returns the message as it goes on the wire."""

@@ -49,6 +49,18 @@ def decoder(config: CompressionConfig, shapes: codecs.Shapes) -> Callable[[Draws
   return jax.jit(lambda draws, code: made.decode(draws, code, shapes))
 
 
+def draws(config: CompressionConfig, seed: int, round: int, number: int) -> Draws:
+  """Returns the draws of client `number` in a round."""
+  base = keys.layer_key(keys.seed_key(seed), round, layer(config).name)
+  return Draws(keys.role_key(base, 'client', number), keys.role_key(base, 'common'))
+
+
+def whole(config: CompressionConfig, draws: Draws, code: Code, like: Any) -> Any:
+  """Returns what a code decodes to, a tree of the shapes of `like`."""
+  shapes = tuple(x.shape for x in jax.tree.leaves(like))
+  return codecs.unflat(decoder(config, shapes)(draws, code), like)
+
+
 @functools.lru_cache(maxsize=256)
 def _encoder(config: CompressionConfig) -> Callable[..., Any]:
   made = codec(config)
@@ -96,8 +108,7 @@ class ModelCompressor:
     self._ratio: float | None = None
 
   def _draws(self, number: int) -> Draws:
-    base = keys.layer_key(keys.seed_key(self._seed), number, layer(self.config).name)
-    return Draws(keys.role_key(base, 'client', 0), keys.role_key(base, 'common'))
+    return draws(self.config, self._seed, number, 0)
 
   def compress(self, gradients: Any) -> Compressed:
     """Returns the pytree compressed.
@@ -119,10 +130,8 @@ class ModelCompressor:
       ValueError: the bytes are damaged, or of another method.
     """
     shapes = tuple(x.shape for x in jax.tree.leaves(compressed.like))
-    made = codec(self.config)
-    code, _ = codecs.from_bytes(made, compressed.data, shapes)
-    values = decoder(self.config, shapes)(self._draws(compressed.number), code)
-    return codecs.unflat(values, compressed.like)
+    code, _ = codecs.from_bytes(codec(self.config), compressed.data, shapes)
+    return whole(self.config, self._draws(compressed.number), code, compressed.like)
 
   def get_ratio(self) -> float:
     """Returns bytes on the wire over dense bytes of what was compressed last, indices included.

@@ -159,6 +159,8 @@ class ClientConfig:
   def __post_init__(self):
     if not isinstance(self.client_id, str) or not self.client_id:
       raise ValueError(f'client_id must be a text of at least one letter, got {self.client_id!r}.')
+    if self.client_id.encode(errors='replace').decode() != self.client_id:
+      raise ValueError(f'client_id must be a text that UTF-8 can say, got {self.client_id!r}.')
     validate.integer(local_epochs=self.local_epochs)
     validate.integer(batch_size=self.batch_size)
     validate.positive(learning_rate=self.learning_rate)
@@ -175,10 +177,16 @@ class ServerConfig:
     max_clients: the most clients selected for a round, >= min_clients.
     rounds: of the run, >= 1; clients' noise is computed for so many.
     aggregation: an `AggregationStrategy`, or its value.
-    selection_strategy: 'random', 'importance' or 'contribution'.
+    selection_strategy: 'random'; 'importance', by the norms of updates; or 'contribution', by what
+      updates do to the loss on the server's validation examples.
     require_enrolled: only keys that were enrolled beforehand are let in.
     client_timeout: seconds after which a client of `run_round` is left out, or None.
     options: of the aggregation rule, such as {'byzantine': 1}.
+    selection_options: of the selection strategy. 'importance': 'explore', the share of the chances
+      that is spread evenly (0.1). 'contribution': 'explore', the share of the places that is drawn
+      uniformly (0.3); 'method', one of 'shapley' (the default: exact for up to 8 clients a round,
+      GTG-Shapley above), 'gtg' and 'leave_one_out'; 'sweeps', 'truncation', 'subsets' and
+      'batch_size', see `stages.select.contribution`.
     seed: all that is random in the run follows from it; in [0, 2**32).
 
   Raises:
@@ -195,6 +203,7 @@ class ServerConfig:
   require_enrolled: bool = _said(False, 'Whether only keys enrolled beforehand are let in')
   client_timeout: float | None = _said(600.0, 'Seconds a client may take, None: any')
   options: Mapping[str, Any] | None = _said(None, 'Options of the aggregation method')
+  selection_options: Mapping[str, Any] | None = _said(None, 'Options of the selection method')
   seed: int = _said(0, 'Seed of everything random')
 
   def __post_init__(self):
@@ -211,6 +220,13 @@ class ServerConfig:
     if self.client_timeout is not None:
       validate.positive(client_timeout=self.client_timeout)
     _check_kind(Mapping, options=self.options)
+    _check_kind(Mapping, selection_options=self.selection_options)
+    secure = self.aggregation is AggregationStrategy.SECURE_AGGREGATION
+    if secure and self.selection_strategy != 'random':
+      raise ValueError(
+        "selection_strategy must be 'random' under secure aggregation, got "
+        f'{self.selection_strategy!r}, which looks at single updates.'
+      )
     validate.integer(at_least=0, at_most=2**32 - 1, seed=self.seed)
 
 

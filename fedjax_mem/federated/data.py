@@ -39,6 +39,11 @@ class LocalData(NamedTuple):
     """Of an example, as the model gets it."""
     return np.dtype(np.float32) if self.transform else self.x.dtype
 
+  def batch(self) -> dict[str, Any]:
+    """Returns all examples as the model gets them: 'x' and 'y'."""
+    batch = {'x': self.x, 'y': self.y}
+    return self.transform(batch) if self.transform else batch
+
 
 def read(loader: Any, local_epochs: int) -> LocalData:
   """Returns the examples of a client. They are read once and kept; the client shuffles them itself.
@@ -48,7 +53,8 @@ def read(loader: Any, local_epochs: int) -> LocalData:
 
   Args:
     loader: arrays `(x, y)` or a mapping with 'x' and 'y' (or 'image' and 'label'); a TFDS data
-      source; or an iterable of such batches, for instance a torch `DataLoader`.
+      source, or another with random access to such examples, as a torch `Dataset` has; or an
+      iterable of such batches or examples, for instance a torch `DataLoader`.
     local_epochs: passes that will be made over it.
 
   Raises:
@@ -72,7 +78,10 @@ def _is_pair(loader: Any) -> bool:
 
 
 def _is_source(loader: Any) -> bool:
-  return hasattr(loader, '__getitems__') and hasattr(loader, '__len__')
+  """Whether it gives single examples by their numbers."""
+  kind = type(loader)
+  plain = hasattr(kind, '__getitem__') and not hasattr(kind, '__iter__')
+  return hasattr(kind, '__len__') and (hasattr(kind, '__getitems__') or plain)
 
 
 def _pair(batch: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -99,8 +108,9 @@ def _from_source(source: Any) -> tuple[np.ndarray, np.ndarray]:
   """Returns all examples of a data source with random access."""
   rows = []
   for start in range(0, len(source), _BLOCK):
-    block = source.__getitems__(range(start, min(start + _BLOCK, len(source))))
-    rows += [_pair(example) for example in block]
+    block = list(range(start, min(start + _BLOCK, len(source))))
+    many = getattr(source, '__getitems__', lambda block: [source[i] for i in block])
+    rows += [_pair(example) for example in many(block)]
   if not rows:
     raise ValueError('data_loader must hold at least one example, got none.')
   return np.stack([x for x, _ in rows]), np.stack([y for _, y in rows])
@@ -123,8 +133,9 @@ def _from_batches(loader: Any, local_epochs: int) -> tuple[np.ndarray, np.ndarra
   pairs = [_pair(batch) for batch in batches]
   if not pairs:
     raise ValueError('data_loader must hold at least one batch, got none.')
+  join = np.stack if all(y.ndim == 0 for _, y in pairs) else np.concatenate  # examples, or batches
   try:
-    return np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
+    return join([x for x, _ in pairs]), join([y for _, y in pairs])
   except ValueError as error:
     raise ValueError(f'the batches of data_loader must be of one shape: {error}') from error
 

@@ -33,10 +33,12 @@ class SigningKey:
     return f'SigningKey(public={self.public.hex()})'
 
 
-def statement(run_id: str, client_id: str, round: int, model_hash: bytes, data: bytes) -> bytes:
+def statement(
+  run_id: str, client_id: str, round: int, model_hash: bytes, data: bytes, metadata: bytes
+) -> bytes:
   """Returns what is signed: every field with its length, so that no two sets of fields agree."""
   fields = (_DOMAIN, run_id.encode(), client_id.encode(), struct.pack('<q', round))
-  return b''.join(struct.pack('<Q', len(x)) + x for x in (*fields, model_hash, data))
+  return b''.join(struct.pack('<Q', len(x)) + x for x in (*fields, model_hash, data, metadata))
 
 
 class Register:

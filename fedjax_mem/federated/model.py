@@ -1,5 +1,6 @@
 """A model and its parameters, made of whatever the user calls a model."""
 
+import collections
 import functools
 import hashlib
 import inspect
@@ -80,7 +81,8 @@ def floats(**named: Tree) -> Tree:
   ((name, values),) = named.items()
   values = jax.tree.map(jnp.asarray, values)
   if not jax.tree.leaves(values) or tree.not_floats(values):
-    raise ValueError(f'{name} must be a pytree of arrays of floats, at least one.')
+    kinds = sorted({x.dtype.name for x in jax.tree.leaves(values)})
+    raise ValueError(f'{name} must be a pytree of arrays of floats, at least one, got {kinds!r}.')
   if not bool(tree.finite(values)):
     raise ValueError(f'{name} must be finite, got NaN or infinity in them.')
   return values
@@ -115,6 +117,34 @@ def as_model(
       f'{found.model.name!r} takes, got {tuple(input_shape)!r}.'
     )
   return found
+
+
+@functools.lru_cache(maxsize=64)
+def _label_shape(model: Model, dtype: str) -> tuple[int, ...]:
+  """Returns the shape of one example's label: () or, for sequences, (T,)."""
+  x = jax.ShapeDtypeStruct((1, *model.input_shape), dtype)
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  return jax.eval_shape(lambda p, x: model.apply(p, x, None), params, x).shape[1:-1]
+
+
+def check_labels(model: FederatedModel, y: np.ndarray, dtype: Any) -> None:
+  """Raises `ValueError` unless the labels [n, ...] are such as the model gives logits for.
+
+  Args:
+    model: the model.
+    y: integers.
+    dtype: of its inputs.
+  """
+  wanted, num_classes = _label_shape(model.model, np.dtype(dtype).name), model.model.num_classes
+  if y.shape[1:] != wanted:
+    raise ValueError(
+      f'labels must be class numbers of shape [n{"".join(f", {n}" for n in wanted)}], got shape '
+      f'{y.shape!r}.'
+    )
+  if int(y.max()) >= num_classes:
+    raise ValueError(
+      f'labels must be in [0, {num_classes}), the classes of the model, got {int(y.max())}.'
+    )
 
 
 def needs_shape(model: Any) -> bool:
@@ -178,9 +208,29 @@ def _classes(logits: Any) -> int:
   return int(shape[-1])
 
 
-# Kept, so that copies of a module share one set of functions, hence one compiled program.
-@functools.lru_cache(maxsize=64)
+# Kept, so that copies of a module share one set of functions, hence one compiled program. By
+# equality, since a module with a list among its fields, such as `nn.Sequential`, has no hash.
+_KNOWN: collections.deque = collections.deque(maxlen=64)
+
+
 def _linen(module: nn.Module, shape: tuple[int, ...], dtype: str) -> Model:
+  module = module.copy()  # which makes tuples of lists
+  for known, *inputs, made in tuple(_KNOWN):
+    if inputs == [shape, dtype] and type(known) is type(module) and _equal(known, module):
+      return made
+  made = _from_linen(module, shape, dtype)
+  _KNOWN.append((module, shape, dtype, made))
+  return made
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+  try:
+    return bool(a == b)
+  except ValueError:  # arrays among their fields
+    return False
+
+
+def _from_linen(module: nn.Module, shape: tuple[int, ...], dtype: str) -> Model:
   x = jax.ShapeDtypeStruct((1, *shape), dtype)
   switch = adapters.switch(type(module).__call__)
   settings: dict[str, Any] = {} if switch is None else {switch[0]: not switch[1]}

@@ -86,10 +86,16 @@ class Recipe(NamedTuple):
       epochs=self.epochs,
     )
 
-  def layers(self, population: int, cohort: int) -> tuple[Layer, ...]:
-    """Returns the onion of a round of `cohort` out of `population` clients."""
+  @property
+  def server_rate(self) -> float:
+    """Learning rate of the server's step."""
+    return self.learning_rate if self.sgd else 1.0
+
+  def layers(self, chooser: Layer) -> tuple[Layer, ...]:
+    """Returns the onion of a round of the clients that a layer selects."""
     weighing = weigh.equal() if self.equal else weigh.by_examples()
-    chooser = select.uniform(population, cohort)
+    if chooser.stacked:  # it looks at the messages as the server gets them
+      return onion(self.algorithm(), weighing, *self.inner(), chooser)
     return onion(self.algorithm(), chooser, weighing, *self.inner())
 
 
@@ -162,7 +168,7 @@ def halves(recipe: Recipe, shapes: tuple) -> Halves:
     )
   arrays = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in shapes}
   number = arrays['y'].shape[0]
-  layers = recipe.layers(1, 1)
+  layers = recipe.layers(select.uniform(1, 1))
   layout = Layout(1, True, meshes.make_mesh(1))
   population = jax.eval_shape(lambda a: rows(a, number), arrays)
   params = jax.eval_shape(recipe.model.init, jax.random.key(0))
@@ -215,8 +221,7 @@ def _client(recipe, setting, params, arrays, count, seed, round, id) -> Sent:
       clipped = noted['uncovered_clipped'].total
     if layer.traits.kind == 'algorithm':
       ok &= tree.finite(value)
-      rate = recipe.learning_rate if recipe.sgd else 1.0
-      trained = tree.sub(params, tree.scale(rate, value.payload))
+      trained = tree.sub(params, tree.scale(recipe.server_rate, value.payload))
       norm = tree.norm(value.payload)
   ok &= tree.finite(value)
   before, after = (_loss(recipe, Task(p, data)) for p in (params, trained))

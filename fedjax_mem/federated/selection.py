@@ -1,46 +1,99 @@
 """Who takes part: the samplers of the compiled rounds, over clients in this process."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, Message, selector, tree
+from fedjax_mem.core import Layer, Member, Message, selector, tree
 from fedjax_mem.engine.context import Broadcast, context
 from fedjax_mem.federated.config import ServerConfig
+from fedjax_mem.federated.data import LocalData
 from fedjax_mem.stages import select
-from fedjax_mem.stages.select.importance import Seen, importance
+from fedjax_mem.stages.select.contribution import Score
+from fedjax_mem.stages.select.importance import Seen
 
 _ATTEMPTS = 100
+_OPTIONS = {
+  'random': (),
+  'importance': ('explore',),
+  'contribution': ('method', 'explore', 'sweeps', 'truncation', 'subsets', 'batch_size'),
+}
+Loss = Callable[..., Any]
 
 
 class Chooser:
-  """Draws cohorts; what clients report is remembered for 'importance' and 'contribution'.
+  """Draws cohorts, and remembers what was seen of the clients.
 
-  'random': every set of clients is equally likely. The others draw clients in proportion to their
-  weight times what was last seen of them: the norm of the update ('importance'), or by how much
-  training lowered the loss ('contribution'); an update then counts by the inverse of its chance.
+  'random': every set of clients is equally likely. 'importance': clients are drawn in proportion to
+  the norm of their last weighted update, which they report, and an update counts by the inverse of
+  its chance. 'contribution': those go first whose updates made the model better on the server's
+  validation examples; see `stages.select.contribution`.
+
+  Raises:
+    ValueError: options that the strategy does not have, or no validation examples.
   """
 
-  def __init__(self, config: ServerConfig):
+  def __init__(self, config: ServerConfig, validation: LocalData | None):
     self._config = config
-    self._values: dict[str, float] = {}
+    self._kind = config.selection_strategy
+    self._options = dict(config.selection_options or {})
+    self._validation = validation
+    self._norms: dict[str, float] = {}
     self._chances: dict[str, float] = {}
+    self._scores: dict[str, Score] = {}
+    self._layers: dict[Any, tuple[Layer, ...]] = {}
+    self._judged: Layer | None = None
+    self._judge: Any = None
+    self._size = 0
+    if not set(self._options) <= set(_OPTIONS[self._kind]):
+      raise ValueError(
+        f'selection_options must be of {_OPTIONS[self._kind]!r} for {self._kind!r}, got '
+        f'{config.selection_options!r}.'
+      )
+    if self._kind == 'contribution' and validation is None:
+      raise ValueError(
+        "validation_data must be given for selection_strategy='contribution', got None: examples "
+        'that no client has, such as FederatedServer(config, model, validation_data=(x, y)).'
+      )
+    self._made(1, 1, lambda params, batch, key: params, 1.0)  # refuses values out of range
 
-  def choose(self, clients: list[Any], params: Any, round: int) -> list[Any]:
-    """Returns the clients of a round, at most `max_clients`, in the order drawn."""
+  def layers(self, number: int, size: int, loss: Loss, step: float) -> tuple[Layer, ...]:
+    """Returns the layers that select `size` of `number` clients.
+
+    Args:
+      number: N.
+      size: C.
+      loss: of the model, (params, batch, key) -> [B].
+      step: learning rate of the server.
+    """
+    key = (number, size, loss, step)
+    if key not in self._layers:
+      self._layers[key] = self._made(number, size, loss, step)
+    return self._layers[key]
+
+  def _made(self, number: int, size: int, loss: Loss, step: float) -> tuple[Layer, ...]:
+    if self._kind == 'random':
+      return (select.uniform(number, size),)
+    if self._kind == 'importance':
+      return select.importance(number, size, capacity=size, **self._options)
+    held = None if self._validation is None else self._validation.batch()
+    return (select.contribution(number, size, loss, held, step=step, **self._options),)
+
+  def choose(self, clients: list[Any], params: Any, round: int, step: float) -> list[Any]:
+    """Returns the clients of a round, at most `max_clients`, in the order drawn.
+
+    Args:
+      clients: N of one model.
+      params: of the server.
+      round: from 0.
+      step: learning rate of the server.
+    """
     number = len(clients)
     size = min(self._config.max_clients, number)
-    if self._config.selection_strategy == 'random':
-      layers: tuple[Layer, ...] = (select.uniform(number, size),)
-      table: Any = ()
-    else:
-      layers = importance(number, size, capacity=size)
-      values = [self._values.get(x.client_id) for x in clients]
-      table = Seen(
-        jnp.asarray([v or 0.0 for v in values], jnp.float32),
-        jnp.asarray([v is not None for v in values]),
-      )
+    layers = self.layers(number, size, clients[0].model.model.loss, step)
+    table = self._table([x.client_id for x in clients])
     name, sampler = selector(layers)
     for attempt in range(_ATTEMPTS):
       seed = jnp.uint32(self._config.seed)
@@ -54,19 +107,70 @@ class Chooser:
         break
     chances = {int(i): float(c) for i, c in zip(cohort.id, cohort.chance, strict=True)}
     self._chances = {clients[i].client_id: chances[i] for i in ids}
+    if self._kind == 'contribution' and self._judged != layers[0]:
+      self._judged, self._judge = layers[0], _judge(layers[0])
+    self._size = size
     return [clients[i] for i in ids]
+
+  def _table(self, names: list[str]) -> Any:
+    """Returns what the sampler knows of each client, as the engine keeps it."""
+    if self._kind == 'importance':
+      values = [self._norms.get(x) for x in names]
+      norms = jnp.asarray([v or 0.0 for v in values], jnp.float32)
+      return Seen(norms, jnp.asarray([v is not None for v in values]))
+    if self._kind == 'contribution':
+      return self._rows(names)
+    return ()
+
+  def _rows(self, names: list[str]) -> Score:
+    unscored = Score(jnp.float32(0), jnp.int32(0))
+    rows = [self._scores.get(x, unscored) for x in names]
+    return jax.tree.map(lambda *x: jnp.stack(x), *rows)
+
+  @property
+  def scores(self) -> dict[str, float]:
+    """Client id -> mean of its contributions over the rounds in which it took part."""
+    return {name: float(x.score) for name, x in self._scores.items()}
 
   def weighted(self, client: Any, message: Message) -> Message:
     """Returns the message times the inverse of its client's chance, where chances differ."""
-    if self._config.selection_strategy == 'random':
+    if self._kind != 'importance':
       return message
     return tree.scale(1 / self._chances.get(client.client_id, 1.0), message)
 
-  def learn(self, reports: list[tuple[Any, Any]]) -> None:
-    """Remembers what (client, metadata) of a round say."""
-    if self._config.selection_strategy == 'random':
+  def learn(self, seen: list[tuple[Any, Any, Message]], params: Any, round: int) -> None:
+    """Remembers what (client, metadata, message before `weighted`) of a round say.
+
+    Args:
+      seen: of the sound updates, their payloads like `params`.
+      params: from which the clients started.
+      round: from 0.
+    """
+    if self._kind == 'importance':
+      for client, said, _ in seen:
+        self._norms[client.client_id] = said.num_examples * said.norm
+    if self._kind != 'contribution':
       return
-    for client, said in reports:
-      lowered = max(0.0, said.loss_before - said.loss_after)
-      by_norm = self._config.selection_strategy == 'importance'
-      self._values[client.client_id] = said.num_examples * (said.norm if by_norm else lowered)
+    names, messages = [x.client_id for x, _, _ in seen], [x for _, _, x in seen]
+    # Cohorts of one size for one program: who is not there has weight 0 and is no player.
+    messages += [tree.zeros(messages[0])] * (self._size - len(messages))
+    rows = self._rows(names + [''] * (self._size - len(names)))
+    stack = jax.tree.map(lambda *x: jnp.stack(x), *messages)
+    seed = jnp.uint32(self._config.seed)
+    found = self._judge(stack, params, rows, seed, jnp.int32(round))
+    for i, name in enumerate(names):
+      self._scores[name] = Score(found.score[i], found.rounds[i])
+
+
+def _judge(layer: Layer) -> Any:
+  """Returns (stack of messages [C, ...], params, rows [C], seed, round) -> new rows, compiled."""
+
+  def judge(stack: Message, params: Any, rows: Score, seed: jax.Array, round: jax.Array) -> Score:
+    number = stack.weight.shape[0]
+    on = stack.weight > 0
+    cohort = Member(jnp.arange(number, dtype=jnp.int32), on, on, jnp.ones(number, jnp.float32))
+    cast = Broadcast(seed, round, params, cohort, {}, {}, jnp.zeros(0))
+    like = {layer.name: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)}
+    return layer.client.apply(context(layer, 'cohort', cast, like, cohort), stack, rows)[1]
+
+  return jax.jit(judge)

@@ -2,29 +2,29 @@
 
 import asyncio
 import dataclasses
+import functools
 import logging
-import math
 import os
 import secrets
 import threading
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Message, keys, tree
-from fedjax_mem.federated import compression, identity, workers
+from fedjax_mem.core import Message, tree
+from fedjax_mem.federated import data, identity, intake, workers
 from fedjax_mem.federated import model as models
-from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Place
+from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Metadata, Place
 from fedjax_mem.federated.config import AggregationStrategy, NotEnoughClients, ServerConfig
-from fedjax_mem.federated.model import FederatedModel
+from fedjax_mem.federated.model import FederatedModel, check_labels
 from fedjax_mem.federated.privacy import ClientsAccountant
 from fedjax_mem.federated.rules import Rule, rule_of
-from fedjax_mem.federated.secure import EncryptedUpdate, SecureAggregator
+from fedjax_mem.federated.secure import SecureAggregator
 from fedjax_mem.federated.selection import Chooser
-from fedjax_mem.stages.compress import codec as codecs
+from fedjax_mem.stages.secure.errors import BelowThreshold
 
 _log = logging.getLogger('fedjax_mem.federated')
 
@@ -40,6 +40,7 @@ class RoundReport:
     loss: mean over the participants' examples before training, in nats; no ε covers it.
     bytes: that the participants sent.
     epsilon: the largest over the clients; infinite where a client adds no noise.
+    contributions: with selection by 'contribution', participant -> its score after the round.
   """
 
   round: int
@@ -48,14 +49,7 @@ class RoundReport:
   loss: float
   bytes: int
   epsilon: float
-
-
-class _Read(NamedTuple):
-  """A sound update: who sent it, and what it decodes to."""
-
-  client: FederatedClient
-  update: FederatedUpdate
-  message: Message
+  contributions: dict[str, float]
 
 
 class FederatedServer:
@@ -65,12 +59,14 @@ class FederatedServer:
     config: the run.
     global_model: what clients start from; see `as_model`. A module without parameters gets them
       when the first client is known, from one fixed seed.
+    validation_data: examples of the server that no client has, in any form that a client's
+      `data_loader` may have; selection by 'contribution' needs them.
 
   Raises:
-    ValueError: no config or no model.
+    ValueError: no config or no model, examples that do not fit it, or none where they are needed.
   """
 
-  def __init__(self, config: ServerConfig, global_model: Any):
+  def __init__(self, config: ServerConfig, global_model: Any, validation_data: Any = None):
     if not isinstance(config, ServerConfig):
       raise ValueError(f'config must be a ServerConfig, got {config!r}.')
     self.config = config
@@ -79,15 +75,22 @@ class FederatedServer:
     self.reports: list[RoundReport] = []
     self._given = global_model
     self._model: FederatedModel | None = None
-    if not models.needs_shape(global_model):
+    held = None if validation_data is None else data.read(validation_data, 1)
+    if held is not None:
+      self._model = models.as_model(global_model, held.input_shape, held.input_dtype).copy()
+      check_labels(self._model, held.y, held.input_dtype)
+    elif not models.needs_shape(global_model):
       self._model = models.as_model(global_model).copy()
     self._register = identity.Register()
     self._clients: dict[str, FederatedClient] = {}  # that run_round runs over
     self._members: dict[str, FederatedClient] = {}  # in the order they came
     self._states: dict[str, Any] | None = None
-    self._chooser = Chooser(config)
+    self._chooser = Chooser(config, held)
+    self._chosen: frozenset[str] = frozenset()
     self._rule: Rule | None = rule_of(config)
     self._masks: SecureAggregator | None = None
+    self._sealed: dict[str, bytes] = {}  # what each client got from the masks of this selection
+    self._equal = False  # whether all clients count the same
     self._lock = threading.Lock()
 
   @property
@@ -95,6 +98,16 @@ class FederatedServer:
     """What the clients have spent: the largest counts."""
     spenders = lambda: [x.privacy for x in self._members.values() if x.privacy is not None]
     return ClientsAccountant(lambda: spenders() if len(spenders()) == len(self._members) else ())
+
+  @property
+  def contributions(self) -> dict[str, float]:
+    """Client id -> its score: the mean of its contributions to the rounds that it took part in.
+
+    Contributions are in nats of the loss on the server's validation examples: Shapley values of the
+    round's sound updates, averaged as FedAvg does, or what leaving the client out would cost. Empty
+    unless `selection_strategy` is 'contribution'.
+    """
+    return self._chooser.scores
 
   def enrol(self, client_id: str, public_key: bytes) -> None:
     """Lets a client in by its Ed25519 public key.
@@ -143,12 +156,18 @@ class FederatedServer:
     self._register.enrol(name, client.public_key)
     self._members[name] = client
 
-  def _place(self, client: FederatedClient, private: bool) -> Place:
-    number = list(self._members).index(client.client_id)
-    kind = self.config.aggregation
-    secure = self._masked if kind is AggregationStrategy.SECURE_AGGREGATION else None
-    sgd = kind is AggregationStrategy.FEDERATED_SGD
-    return Place(self.run_id, number, self.config.seed, sgd, private, secure)
+  def _number(self, client: FederatedClient) -> int:
+    return list(self._members).index(client.client_id)
+
+  def _place(self, client: FederatedClient) -> Place:
+    secure = None if self._masks is None else functools.partial(self._masked, self._masks)
+    return Place(
+      self.run_id, self._number(client), self.config.seed, self._sgd, self._equal, secure
+    )
+
+  @property
+  def _sgd(self) -> bool:
+    return self.config.aggregation is AggregationStrategy.FEDERATED_SGD
 
   def select_clients(self, clients: Iterable[FederatedClient]) -> list[FederatedClient]:
     """Returns the clients of this round, at most `max_clients`; all are told of the run.
@@ -166,13 +185,16 @@ class FederatedServer:
     self._enough(len(clients), 'clients')
     for client in clients:
       self._admit(client)
-    private = any(x.config.privacy_config is not None for x in self._members.values())
-    for client in clients:
-      client.join(self._place(client, private), self.round, self.config.rounds)
-    chosen = self._chooser.choose(clients, self._params(), self.round)
+    rate = clients[0].config.learning_rate if self._sgd else 1.0
+    chosen = self._chooser.choose(clients, self._params(), self.round, rate)
+    self._chosen = frozenset(x.client_id for x in chosen)
     if self.config.aggregation is AggregationStrategy.SECURE_AGGREGATION:
       threshold = max(self.config.min_clients, len(chosen) // 2 + 1)
-      self._masks = SecureAggregator(len(chosen), threshold)
+      self._masks, self._sealed = SecureAggregator(len(chosen), threshold), {}
+    self._equal = any(x.config.privacy_config is not None for x in self._members.values())
+    for client in clients:
+      place = self._place(client)
+      client.join(place, self.round, self.config.rounds, self._current())
     return chosen
 
   def _enough(self, count: int, what: str) -> None:
@@ -190,63 +212,75 @@ class FederatedServer:
   def _params(self) -> Any:
     return self._current().params
 
-  def _masked(self, payload: Any, client_id: str, weight: float) -> bytes:
-    """Returns a client's update under its masks; called by the client."""
+  def _masked(self, masks: SecureAggregator, payload: Any, client_id: str, weight: float) -> bytes:
+    """Returns a client's update under the masks of one selection; called by the client."""
     with self._lock:
-      if self._masks is None:
-        raise ValueError('a round must begin with select_clients, got none.')
-      sent = self._masks.encrypt(payload, client_id, weight)
-    return sent.slot.to_bytes(4, 'little') + sent.message
+      if client_id not in self._chosen:
+        raise ValueError(f'client_id must be selected in round {self.round}, got {client_id!r}.')
+      sent = masks.encrypt(payload, client_id, weight)
+      data = sent.slot.to_bytes(4, 'little') + sent.message
+      if masks is self._masks:
+        self._sealed[client_id] = data
+    return data
 
   async def aggregate(self, updates: Iterable[FederatedUpdate]) -> RoundReport:
     """Takes the updates of this round in, changes the global model, and says what happened.
 
-    Updates that are unsigned, replayed, stale, tampered with, of unknown clients or no sound
-    messages are left out, logged and reported; who sent what is checked before it is decoded.
+    Updates that are unsigned, replayed, stale, tampered with, of clients that are unknown or were
+    not selected, or no sound messages are left out, logged and reported; who sent what is checked
+    before it is decoded.
 
     Raises:
-      NotEnoughClients: fewer than `min_clients` sound ones; nothing has changed.
+      NotEnoughClients: fewer than `min_clients` sound ones, or than a robust rule or the masks of
+        secure aggregation need; nothing has changed.
     """
-    return self._aggregate(list(updates), {})
+    named = [(str(getattr(x, 'client_id', '?')), x) for x in updates]
+    return self._aggregate(named, {})
 
-  def _aggregate(self, updates: list[Any], left_out: dict[str, str]) -> RoundReport:
+  def _aggregate(self, updates: list[tuple[str, Any]], left_out: dict[str, str]) -> RoundReport:
+    """Does what `aggregate` does, given (who sent it, update) and who is left out already."""
     params = self._params()
-    found: dict[str, _Read] = {}
-    for update in updates:
-      name = str(getattr(update, 'client_id', '?'))
+    found: dict[str, intake.Read] = {}
+    for name, update in updates:
       try:
+        if str(getattr(update, 'client_id', name)) != name:
+          raise identity.Unauthentic(f'of another client, {update.client_id!r}')
         found[name] = self._read(update, found)
       except ValueError as error:
         _log.warning('update of client %r left out: %s', name, error)
         left_out = {**left_out, name: str(error)}
     self._enough(len(found), f'sound updates (left out: {left_out!r})')
     # As the engine adds clients of unequal sizes: the largest first.
-    read = sorted(found.values(), key=lambda x: -x.client.data.num_examples)
-    new, states = self._step(params, read)
+    reads = sorted(found.values(), key=lambda x: -x.client.data.num_examples)
+    new, states = self._step(params, reads)
     if not bool(tree.finite(new)):
       raise ValueError('the new parameters must be finite, got NaN or infinity: nothing changed.')
+    self._learn(reads, params)
     self._model = FederatedModel(self._current().model, new)
     self._states = states
-    self._chooser.learn([(x.client, x.update.metadata) for x in read])
-    counts = [x.update.metadata.num_examples for x in read]
-    losses = [x.update.metadata.loss_before for x in read]
+    counts = [x.update.metadata.num_examples for x in reads]
+    losses = [x.update.metadata.loss_before for x in reads]
+    scores = self.contributions
     report = RoundReport(
       self.round,
       tuple(found),
       left_out,
       float(np.average(losses, weights=counts)),
-      sum(len(x.update.data) for x in read),
+      sum(len(x.update.data) for x in reads),
       self.privacy_accountant.epsilon,
+      {name: scores[name] for name in found if name in scores},
     )
     self.reports.append(report)
     self.round += 1
     self._masks = None
     return report
 
-  def _read(self, update: Any, found: dict[str, _Read]) -> _Read:
+  def _read(self, update: Any, found: dict[str, intake.Read]) -> intake.Read:
     """Returns an update checked and decoded; `ValueError` says why not."""
     if not isinstance(update, FederatedUpdate):
-      raise ValueError(f'an update must be a FederatedUpdate, got {type(update).__name__}')
+      raise ValueError(f'garbage: not a FederatedUpdate but an object of {type(update).__name__}')
+    if not isinstance(update.client_id, str) or not isinstance(update.metadata, Metadata):
+      raise identity.Unauthentic('malformed: client_id is no text, or metadata are no Metadata')
     self._register.check(update.client_id, update.statement, update.signature)
     if update.run_id != self.run_id or update.round > self.round:
       raise identity.Unauthentic('of another run or round')
@@ -254,65 +288,56 @@ class FederatedServer:
       raise identity.Unauthentic('replayed: this round has an update of the client already')
     if update.round < self.round or update.model_hash != self._current().digest:
       raise identity.Unauthentic('stale: of an earlier round or another model')
-    client = self._members.get(update.client_id)
-    if client is None:
-      raise identity.Unauthentic('unknown client: it must be selected or registered')
-    message = self._decode(client, update)
-    if self._masks is None:
-      sound = math.isfinite(float(message.weight)) and float(message.weight) > 0
-      if not sound or not bool(tree.finite(message.payload)):
-        raise ValueError('garbage: values that are not finite, or a weight that is not above 0')
-    return _Read(client, update, message)
-
-  def _decode(self, client: FederatedClient, update: FederatedUpdate) -> Message:
-    """Returns the message as it enters the sum; masked ones stay bytes."""
+    if update.client_id not in self._chosen:
+      raise identity.Unauthentic('of a client that was not selected for this round')
+    client = self._members[update.client_id]
     if self._masks is not None:
-      slot = int.from_bytes(update.data[:4], 'little')
-      return Message(EncryptedUpdate(slot, update.data[4:]), jnp.float32(1), {})
-    params, config = self._params(), client.config.compression_config
-    shapes = tuple(x.shape for x in jax.tree.leaves(params))
-    if config is None:
-      values, weight = compression.from_dense(update.data, codecs.size(shapes))
-      return Message(codecs.unflat(values, params), jnp.float32(weight), {})
-    made = compression.codec(config)
-    code, weight = codecs.from_bytes(made, update.data, shapes)
-    if made.linear:
-      return Message(code.rest, jnp.float32(weight), {})
-    values = compression.decoder(config, shapes)(self._draws(client, made.name), code)
-    return Message(codecs.unflat(values, params), jnp.float32(weight), {})
+      return intake.masked(client, update, self._sealed.get(update.client_id))
+    place = self._place(client)
+    return intake.decoded(client, update, self._params(), place)
 
-  def _draws(self, client: FederatedClient, name: str) -> codecs.Draws:
-    base = keys.layer_key(keys.seed_key(self.config.seed), self.round, name)
-    number = list(self._members).index(client.client_id)
-    return codecs.Draws(keys.role_key(base, 'client', number), keys.role_key(base, 'common'))
+  def _learn(self, reads: list[intake.Read], params: Any) -> None:
+    """Tells the chooser of a round's updates."""
+    if self.config.selection_strategy != 'random':
+      seen = [(x.client, x.update.metadata, x.whole(params)) for x in reads]
+      self._chooser.learn(seen, params, self.round)
 
-  def _step(self, params: Any, read: list[_Read]) -> tuple[Any, Any]:
+  def _step(self, params: Any, reads: list[intake.Read]) -> tuple[Any, Any]:
     """Returns (parameters, server states) after the server halves on the sum."""
-    halves = read[0].client.halves()
-    recipes = {x.client.recipe()._replace(transform=None, noise=0.0, privacy=None) for x in read}
-    if len({(x.compression, x.sgd and x.learning_rate) for x in recipes}) > 1:
+    if self._sgd and len({x.client.config.learning_rate for x in reads}) > 1:
       raise ValueError(
-        'compression_config (and under FedSGD learning_rate) must be the same for all clients of a '
-        'round, got several.'
+        'learning_rate must be the same for all clients under FedSGD, where it is the step of the '
+        'server, got several.'
       )
-    states = halves.states(params) if self._states is None else self._states
-    if self._masks is not None:
-      mean = self._masks.secure_aggregate([x.message.payload for x in read])
-      total = Message(jax.tree.map(jnp.asarray, mean), jnp.float32(1), {})
-    else:
-      messages = [self._chooser.weighted(x.client, x.message) for x in read]
-      if self._rule:
-        # Ties go to the lowest id, whatever the order in which clients were drawn.
-        number = {name: i for i, name in enumerate(self._members)}
-        order = sorted(range(len(read)), key=lambda i: number[read[i].client.client_id])
-        messages = [messages[i] for i in order]
-        total = self._rule(messages, params, self.config.seed, self.round)
-      else:
-        total = tree.zeros(messages[0])
-        for message in messages:
-          total = tree.add(total, message)
+    alike = len({x.client.config.compression_config for x in reads}) == 1
+    first = reads[0].client
+    halves = first.halves() if alike else first.halves(compression=None)
+    states = {**halves.states(params), **(self._states or {})}
     seed, round = np.uint32(self.config.seed), np.int32(self.round)
-    return halves.server(params, total, states, seed, round)
+    total = self._total(params, reads, alike)
+    new, states = halves.server(params, total, states, seed, round)
+    return new, states
+
+  def _total(self, params: Any, reads: list[intake.Read], alike: bool) -> Message:
+    """Returns the sum that enters the server halves."""
+    if self._masks is not None:
+      try:
+        mean = self._masks.secure_aggregate([x.message.payload for x in reads])
+      except BelowThreshold as error:
+        raise NotEnoughClients(f'{error} The round is not done and nothing has changed.') from error
+      return Message(jax.tree.map(jnp.asarray, mean), jnp.float32(1), {})
+    if self._rule:
+      # Ties go to the lowest id, whatever the order in which clients were drawn.
+      reads = sorted(reads, key=lambda x: self._number(x.client))
+    messages = [
+      self._chooser.weighted(x.client, x.message if alike else x.whole(params)) for x in reads
+    ]
+    if self._rule:
+      return self._rule(messages, params, self.config.seed, self.round)
+    total = tree.zeros(messages[0])
+    for message in messages:
+      total = tree.add(total, message)
+    return total
 
   async def run_round(self) -> RoundReport:
     """Runs a round over the registered clients: select, train side by side, aggregate, broadcast.
@@ -340,11 +365,11 @@ class FederatedServer:
     updates, left_out = [], {}
     for client, answer in zip(chosen, answers, strict=True):
       if isinstance(answer, BaseException):
-        late = f'no answer within {self.config.client_timeout} seconds'
-        left_out[client.client_id] = late if isinstance(answer, TimeoutError) else repr(answer)
-        _log.warning('client %r left out: %s', client.client_id, left_out[client.client_id])
+        why = str(answer) if isinstance(answer, workers.Late) else repr(answer)
+        left_out[client.client_id] = why
+        _log.warning('client %r left out: %s', client.client_id, why)
       else:
-        updates.append(answer)
+        updates.append((client.client_id, answer))
     report = self._aggregate(updates, left_out)
     for client in self._clients.values():
       client.receive_global_model(self.get_global_model(), self.round)

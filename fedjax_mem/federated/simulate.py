@@ -9,15 +9,16 @@ import numpy as np
 from fedjax_mem import engine
 from fedjax_mem.account import Guarantee, calibrate
 from fedjax_mem.account.ledger import Ledger
-from fedjax_mem.core import Layer, onion, selector, stack_clients, validate
+from fedjax_mem.core import Layer, State, onion, selector, stack_clients, validate
 from fedjax_mem.engine import Execution
 from fedjax_mem.federated import compression, rules
 from fedjax_mem.federated import recipe as recipes
-from fedjax_mem.federated.config import AggregationStrategy, PrivacyConfig
+from fedjax_mem.federated.config import AggregationStrategy, PrivacyConfig, ServerConfig
 from fedjax_mem.federated.model import FederatedModel
-from fedjax_mem.federated.privacy import multiplier
+from fedjax_mem.federated.privacy import DifferentialPrivacy, multiplier
 from fedjax_mem.stages import privacy as layers_of_privacy
 from fedjax_mem.stages import select, weigh
+from fedjax_mem.stages.select.contribution import Score
 
 _MECHANISMS = ('gaussian', 'discrete_gaussian')
 
@@ -30,12 +31,15 @@ class SimulationResult(NamedTuple):
     metrics: name -> [rounds, ...], as the engine reports them.
     guarantee: of privacy, with its level; None without noise.
     seconds: that the rounds took, compilation apart.
+    contributions: client id -> its score, of those that took part; empty unless the server selects
+      by 'contribution'.
   """
 
   model: FederatedModel
   metrics: dict[str, np.ndarray]
   guarantee: Guarantee | None
   seconds: float
+  contributions: dict[str, float]
 
 
 def simulate(
@@ -51,7 +55,8 @@ def simulate(
   The same result as the loop over the objects, to float tolerance.
 
   Args:
-    server: with the parameters to start from, the seed, the rounds and the strategy.
+    server: with the parameters to start from, the seed, the rounds and the strategy; clients are
+      selected at 'random' or by 'contribution', and scores begin anew.
     clients: of one model and one config, ids apart; data of any sizes.
     privacy: 'local' (each client noises its own update, if its config says so) or 'central' (the
       same budget, by clip and noise on the sum: far less noise, and the server is trusted).
@@ -68,11 +73,7 @@ def simulate(
   recipe = _common(clients)
   server._enough(len(clients), 'clients')
   kind = config.aggregation
-  if config.selection_strategy != 'random' or kind is AggregationStrategy.SECURE_AGGREGATION:
-    raise ValueError(
-      "simulate takes selection_strategy 'random' and sums in the clear, got "
-      f'{config.selection_strategy!r} and {kind.value!r}.'
-    )
+  _check(config, recipe)
   recipe = recipe._replace(sgd=kind is AggregationStrategy.FEDERATED_SGD)
   start = server._model or clients[0].model
   number, cohort = len(clients), min(config.max_clients, len(clients))
@@ -80,7 +81,8 @@ def simulate(
   if privacy == 'central':
     layers, guarantee = _central(recipe, number, cohort, rounds)
   else:
-    layers, guarantee = _local(recipe, clients[0], number, cohort, rounds)
+    (chooser,) = server._chooser.layers(number, cohort, recipe.model.loss, recipe.server_rate)
+    layers, guarantee = _local(recipe, chooser, rounds)
   extra: tuple[Layer, ...] = (rules.layer(config),) if kind.robust else ()
   population = stack_clients([{'x': x.data.x, 'y': x.data.y} for x in clients])
   transforms = (recipe.transform,) if recipe.transform else ()
@@ -93,20 +95,49 @@ def simulate(
     max_rounds=rounds,
     transforms=transforms,
   )
-  params, metrics, seconds = _timed(sim, start.params, rounds)
-  return SimulationResult(FederatedModel(start.model, params), metrics, guarantee, seconds)
+  state, metrics, seconds = _timed(sim, start.params, rounds)
+  model = FederatedModel(start.model, jax.device_put(jax.device_get(state.params)))
+  return SimulationResult(model, metrics, guarantee, seconds, _scores(state, clients))
+
+
+def _check(config: ServerConfig, recipe: recipes.Recipe) -> None:
+  """Raises `ValueError` for strategies that the engine does not run over objects."""
+  kind, selection = config.aggregation, config.selection_strategy
+  if kind is AggregationStrategy.SECURE_AGGREGATION or selection == 'importance':
+    raise ValueError(
+      "simulate takes selection_strategy 'random' or 'contribution' and sums in the clear, got "
+      f'{selection!r} and {kind.value!r}.'
+    )
+  if selection != 'random' and recipe.compression and recipe.compression.method == 'random_k':
+    raise ValueError(
+      "compression_config must be of another method where simulate selects by 'contribution', got "
+      "'random_k', which is decoded in the sum alone."
+    )
+  if selection != 'random' and recipe.privacy is not None:
+    raise ValueError(
+      f"selection_strategy must be 'random' for clients with privacy, got {selection!r}."
+    )
+
+
+def _scores(state: State, clients: list[Any]) -> dict[str, float]:
+  """Returns the scores of the clients that have one."""
+  table = state.clients.get('select')
+  if not isinstance(table, Score):
+    return {}
+  rows = zip(clients, np.asarray(table.score), np.asarray(table.rounds), strict=True)
+  return {x.client_id: float(score) for x, score, rounds in rows if rounds}
 
 
 def _timed(
   sim: engine.Simulation, params: Any, rounds: int
-) -> tuple[Any, dict[str, np.ndarray], float]:
-  """Returns (parameters, metrics, seconds without compilation) of a run."""
+) -> tuple[State, dict[str, np.ndarray], float]:
+  """Returns (state at the end, metrics, seconds without compilation) of a run."""
   state = sim.compile(sim.init(params))
   jax.block_until_ready(state)
   began = time.perf_counter()
   state, metrics = sim.run(state, rounds)
   seconds = time.perf_counter() - began
-  return jax.device_put(jax.device_get(state.params)), metrics, seconds
+  return state, metrics, seconds
 
 
 def _common(clients: list[Any]) -> recipes.Recipe:
@@ -128,18 +159,16 @@ def _common(clients: list[Any]) -> recipes.Recipe:
   return plain[0]
 
 
-def _local(recipe, client, number, cohort, rounds) -> tuple[tuple[Layer, ...], Guarantee | None]:
+def _local(recipe, chooser, rounds) -> tuple[tuple[Layer, ...], Guarantee | None]:
   """Returns the layers of clients that noise their own updates."""
   config: PrivacyConfig | None = recipe.privacy
   if config is None:
-    return recipe.layers(number, cohort), None
-  from fedjax_mem.federated.privacy import DifferentialPrivacy
-
+    return recipe.layers(chooser), None
   spent = DifferentialPrivacy(config, releases=rounds)
   for _ in range(rounds):
     spent.charge()
   recipe = recipe._replace(noise=multiplier(config, rounds))
-  return recipe.layers(number, cohort), spent.get_privacy_spent()
+  return recipe.layers(chooser), spent.get_privacy_spent()
 
 
 def _central(recipe, number, cohort, rounds) -> tuple[tuple[Layer, ...], Guarantee]:

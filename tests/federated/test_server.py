@@ -80,6 +80,15 @@ def test_the_loop_gives_what_the_engine_gives(case):
       np.testing.assert_array_equal(a, b)
 
 
+def test_clients_of_unequal_sizes_give_what_the_engine_gives():
+  clients = [client(i, count=n) for i, n in enumerate((3, 14, 6, 9, 1))]
+  made = server()
+  found = simulate(made, clients, execution=Execution(mode='loop', devices=1, pool=False))
+  params = loop(made, clients)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+  jax.tree.map(close, params, found.model.params)
+
+
 def test_central_privacy_needs_less_noise():
   clients = [client(i, privacy_config=PrivacyConfig(epsilon=2.0)) for i in range(4)]
   central = simulate(server(), clients, privacy='central')
@@ -212,7 +221,7 @@ def test_the_budget_of_a_client():
   assert 0.99 < made.privacy_accountant.epsilon <= 1.0
 
 
-@pytest.mark.parametrize('strategy', ['importance', 'contribution'])
+@pytest.mark.parametrize('strategy', ['importance'])
 def test_selection_by_what_clients_report(strategy):
   made = server(selection_strategy=strategy, max_clients=3, rounds=4)
   clients = [client(i) for i in range(5)]
@@ -226,42 +235,3 @@ def test_a_one_shot_generator_is_refused():
   batches = ((np.zeros((2, 4), np.float32), np.zeros(2, int)) for _ in range(2))
   with pytest.raises(ValueError, match='one-shot'):
     FederatedClient(ClientConfig(client_id='a'), MODEL, batches)
-
-
-RULES = {
-  'MEDIAN': {},
-  'TRIMMED_MEAN': {'byzantine': 1},
-  'GEOMETRIC_MEDIAN': {},
-  'KRUM': {'byzantine': 1},
-  'MULTI_KRUM': {'byzantine': 1},
-  'BULYAN': {'byzantine': 1},
-  'CENTERED_CLIPPING': {'radius': 0.01},
-  'NORM_BOUNDING': {'l2_clip_norm': 0.5},
-  'DNC': {'byzantine': 1},
-  'SIGNGUARD': {},
-}
-
-
-def test_every_robust_strategy_is_tried():
-  assert {x.name for x in AggregationStrategy if x.robust} == set(RULES)
-
-
-@pytest.mark.parametrize('name', sorted(RULES))
-def test_robust_rules_give_what_the_engine_gives(name):
-  made = server(aggregation=AggregationStrategy[name], options=RULES[name], max_clients=7)
-  clients = [client(i) for i in range(7)]
-  result = simulate(made, clients, rounds=2)
-  by_loop = loop(made, clients, rounds=2)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5),
-    result.model.params,
-    by_loop,
-  )
-
-
-def test_a_rule_without_enough_clients_skips_the_round():
-  made = server(aggregation=AggregationStrategy.KRUM, options={'byzantine': 1})
-  before = jax.tree.map(np.array, made.get_global_model().params)
-  with pytest.raises(NotEnoughClients, match=r'krum.*C >= 2f \+ 3 with f = 1, got 3'):
-    loop(made, [client(i) for i in range(3)], rounds=1)
-  jax.tree.map(np.testing.assert_array_equal, made.get_global_model().params, before)
