@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from fedjax_mem.stages.secure import protocol
 
 def session(clients: int, params: int, args: argparse.Namespace) -> protocol.Session:
   """Returns the session of one measurement."""
-  sparse = {}
+  sparse: dict[str, Any] = {}
   threshold = clients // 2 + 1
   if not args.complete:
     found = protocol.degree(clients, corrupt=args.corrupt, dropout=args.dropout)
@@ -75,25 +76,37 @@ def once(clients: int, params: int, args: argparse.Namespace) -> dict:
 
 
 def plot(lines: list[dict], path: str) -> None:
-  """Draws seconds, and bytes beyond the values themselves, against the number of clients."""
+  """Draws seconds and bytes, of a client and of the server, against the number of clients."""
   import matplotlib.pyplot as plt  # of the plot alone
 
-  figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
-  for params in sorted({line['params'] for line in lines}):
+  figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout='constrained')
+  for number, params in enumerate(sorted({line['params'] for line in lines})):
     rows = sorted((x for x in lines if x['params'] == params), key=lambda x: x['clients'])
-    n = [x['clients'] for x in rows]
-    for what, style in (('client_s', 'o-'), ('server_s', 's--')):
-      left.plot(n, [x[what] for x in rows], style, label=f'{what[:-2]}, D = {params:,}')
-  # What is sent beside the values does not depend on D: the last one's rows are all rows.
-  beyond = [x['client_sent_bytes'] - x['masked_bytes'] for x in rows]
-  right.plot(n, beyond, 'o-', label='sent, beside 4 D of values')
-  right.plot(n, [x['client_received_bytes'] for x in rows], 's--', label='received')
-  left.set(ylabel='seconds of work in one sum')
-  right.set(ylabel='bytes of one client')
-  for axes in (left, right):
-    axes.set(xscale='log', yscale='log', xlabel='clients n')
+    n, color, size = [x['clients'] for x in rows], f'C{number}', f'D = {params:,}'
+    series = (
+      (0, 'client_s', 'o-', f'a client, {size}', 1),
+      (0, 'server_s', 's--', f'server, {size}', 1),
+      (1, 'client_sent_bytes', 'o-', f'sent, {size}', 1e3),
+      (2, 'server_received_bytes', 's--', f'received, {size}', 1e6),
+    )
+    for panel, what, style, label, unit in series:
+      panels[panel].plot(n, [x[what] / unit for x in rows], style, color=color, label=label)
+  # Beside the values nothing depends on D: the last one's rows are all rows.
+  beside = [(x['client_sent_bytes'] - x['masked_bytes']) / 1e3 for x in rows]
+  received = [x['client_received_bytes'] / 1e3 for x in rows]
+  panels[1].plot(n, beside, 'o:', color='black', label='sent beside the values, any D')
+  panels[1].plot(n, received, 'v:', color='grey', label='received, any D')
+  sent = [x['server_sent_bytes'] / 1e6 for x in rows]
+  panels[2].plot(n, sent, 'v:', color='grey', label='sent, any D')
+  titles = ('seconds of work in one sum', 'kB of one client', 'MB of the server')
+  for axes, title in zip(panels, titles, strict=True):
+    axes.set(xscale='log', yscale='log', xlabel='clients n', title=title)
+    axes.set_xticks(n, [f'{x:,}' for x in n])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter(lambda value, _: f'{value:,.10g}')
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.set_ylim(top=axes.get_ylim()[1] * 6)  # room for the legend
+    axes.legend(fontsize=7, loc='upper left', ncols=2)
   figure.savefig(path, dpi=150)
 
 

@@ -20,7 +20,7 @@ def page() -> str:
   for name in federated.__all__:
     item = getattr(federated, name)
     said += ['', f'## {name}', '', '```text', inspect.getdoc(item) or '', '```']
-    if dataclasses.is_dataclass(item) and name.endswith('Config'):
+    if isinstance(item, type) and dataclasses.is_dataclass(item) and name.endswith('Config'):
       said += ['', '| Parameter | Type | Default | Description |', '|---|---|---|---|']
       said += [
         f'| `{n}` | `{t}` | {d} | {doc} |'.replace(' | None`', ' or None`')

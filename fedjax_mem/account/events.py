@@ -29,8 +29,10 @@ SCHEMES = ('poisson', 'without_replacement', 'cyclic')
 
 # Noise whose amplification by Poisson sampling is known.
 _SAMPLED = ('gaussian', 'laplace')
-# Order at which the better of two bounds that are lines in the order is chosen.
+# Order at which the best of several bounds that are lines in the order is chosen.
 _TYPICAL_ORDER = 16
+# Of a discrete Gaussian, in steps of the grid: from there on sums of them are accounted as such.
+_LEAST_VARIANCE = 0.25
 
 
 def refuse(sampling: Sampling, mechanism: Mechanism, reason: str) -> IncompatibleStages:
@@ -103,6 +105,8 @@ def check_adjacency(sampling: Sampling, mechanism: Mechanism, adjacency: str) ->
     return
   if mechanism.trust == 'local' and mechanism.unit == 'client':
     reason = 'a client cannot hide that it took part, only what it holds'
+  elif mechanism.carried:
+    reason = 'a client less is a share of the noise less'
   elif sampling.scheme == 'without_replacement':
     reason = 'a cohort of fixed size without a client holds another in its place'
   elif _keeps_apart(sampling):
@@ -252,8 +256,9 @@ def _truncated(sampling: Sampling, multiplier: float) -> Any:
 def concentrated(mechanism: Mechanism, sensitivity: float = 1.0) -> tuple[float, float]:
   """Returns (rho, xi): the Renyi divergence of order a of discrete noise is at most xi + rho a.
 
-  Of two bounds that hold, the one that is lower at a typical order. Skellam's holds for whole
-  orders only.
+  Of the bounds that hold, the one that is lowest at a typical order. Skellam's hold for whole
+  orders only. Of a sum of discrete Gaussians, that of one share alone always holds: the others are
+  post-processing.
 
   Args:
     mechanism: 'discrete_gaussian' or 'skellam'.
@@ -265,32 +270,36 @@ def concentrated(mechanism: Mechanism, sensitivity: float = 1.0) -> tuple[float,
   """
   ratio = sensitivity / mechanism.noise_multiplier
   if mechanism.name == 'discrete_gaussian':
-    tau = _sum_penalty(mechanism)
-    if tau == 0:
-      return ratio**2 / 2, 0.0
-    dimension = mechanism.dimension or 1
-    lines = (
-      (ratio**2 / 2, tau * dimension),
-      ((ratio + math.sqrt(dimension) * tau) ** 2 / 2, 0.0),
-    )
+    tau, dimension = _sum_penalty(mechanism), mechanism.dimension or 1
+    lines = [(mechanism.shares * ratio**2 / 2, 0.0)]
+    if tau is not None:
+      lines += [
+        (ratio**2 / 2, tau * dimension),
+        ((ratio + math.sqrt(dimension) * tau) ** 2 / 2, 0.0),
+      ]
   else:
     base, dimension = mechanism.l2 or 1.0, mechanism.dimension or 1
     one = mechanism.l1 or min(math.sqrt(dimension) * base, base**2)
     variance = (mechanism.noise_multiplier * base) ** 2
     l1, l2 = sensitivity * one, sensitivity * base
     rho = l2**2 / (2 * variance)
-    lines = (
+    lines = [
       (rho * (1 + 1 / variance), max(0.0, (6 * l1 - l2**2) / (4 * variance**2))),
       (rho, 3 * l1 / (2 * variance)),
-    )
+    ]
   return min(lines, key=lambda line: line[0] * _TYPICAL_ORDER + line[1])
 
 
-def _sum_penalty(mechanism: Mechanism) -> float:
-  """Returns tau: how far a sum of discrete Gaussians is from one (0 for a single share)."""
+def _sum_penalty(mechanism: Mechanism) -> float | None:
+  """Returns tau: how far a sum of discrete Gaussians is from one (0 for a single share).
+
+  None where a share is too small, sigma < 1/2 in steps of the grid, for what is proved.
+  """
   if mechanism.shares == 1:
     return 0.0
   variance = (mechanism.noise_multiplier * (mechanism.l2 or 1.0)) ** 2 / mechanism.shares
+  if variance < _LEAST_VARIANCE:
+    return None
   return 10 * sum(
     math.exp(-2 * math.pi**2 * variance * k / (k + 1)) for k in range(1, mechanism.shares)
   )

@@ -36,6 +36,7 @@ class Mechanism:
     dimension: discrete noise: number of coordinates.
     shares: discrete noise: parties whose independent noise was summed (the fewest that may
       survive). A sum of discrete Gaussians is not one, which costs a little; a sum of Skellams is.
+    carried: whether clients bring the noise: where one is missing, its share is missing too.
     restart: tree: rounds between two fresh trees; None: one tree for the whole run.
     sensitivities: matrix: L2 sensitivity of the encoded contributions of one client of bound 1, in
       the rounds up to the r-th, for each r (never decreasing). One round more is not covered.
@@ -51,6 +52,7 @@ class Mechanism:
   l1: float | None = None
   dimension: int | None = None
   shares: int = 1
+  carried: bool = False
   restart: int | None = None
   sensitivities: tuple[float, ...] = ()
   separation: int = 1

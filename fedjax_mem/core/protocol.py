@@ -80,7 +80,7 @@ class Message(NamedTuple):
   Attributes:
     payload: the update, server - client (or a tree that contains it).
     weight: float32 scalar; 0 means "takes no part". On the server, after the division, the divisor
-      that was used.
+      that was used. Negative, from a server half whose layer `withholds`: nothing is released.
     aux: dict of what is summed beside the payload and neither clipped nor compressed. The layer
       that adds an entry removes it.
   """
@@ -200,6 +200,8 @@ class Traits(NamedTuple):
     bits: of integers that are summed modulo 2 ** bits, else None.
     clients: of such integers: the most clients whose sum has room.
     masks: whether messages are hidden from here on until they are summed.
+    withholds: whether the server half may return a negative weight: the round is then as if nobody
+      had been heard; parameters, client states and those of server halves stay as they were.
   """
 
   kind: str = 'message'
@@ -212,6 +214,7 @@ class Traits(NamedTuple):
   bits: int | None = None
   clients: int | None = None
   masks: bool = False
+  withholds: bool = False
 
 
 def _keep_bound(bound: Bound) -> Bound:

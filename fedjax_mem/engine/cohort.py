@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Member, Population, tree
+from fedjax_mem.core import Member, Population
 from fedjax_mem.engine.context import Row
 
 Tree = Any
@@ -45,11 +45,15 @@ def arrange(row: Row, chunk: int, devices: int) -> Row:
 
 
 def gather(tables: Tree, ids: jax.Array) -> Tree:
-  """Returns the rows `ids` [C] of tables [N, ...]; a padding id gives some row or other."""
+  """Returns the rows `ids` ([C], or one) of tables [N, ...]; a padding id gives some row."""
   return jax.tree.map(lambda x: x.at[ids].get(mode='clip'), tables)
 
 
-def commit(tables: Tree, ids: jax.Array, ok: jax.Array, new: Tree, old: Tree) -> Tree:
+def commit(tables: Tree, ids: jax.Array, ok: jax.Array, new: Tree) -> Tree:
   """Returns the tables [N, ...] with the rows of the clients that are `ok` [C] replaced."""
-  written = tree.select(ok, new, old)
-  return jax.tree.map(lambda t, x: t.at[ids].set(x, mode='drop'), tables, written)
+
+  def written(table: jax.Array, rows: jax.Array) -> jax.Array:
+    # Out of the table, a row is dropped.
+    return table.at[jnp.where(ok, ids, len(table))].set(rows, mode='drop')
+
+  return jax.tree.map(written, tables, new)

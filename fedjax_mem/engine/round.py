@@ -65,15 +65,14 @@ def make_round(setting: Setting) -> RoundFn:
     if not setting.shape.equal:
       row = cohorts.arrange(row, setting.layout.chunk, setting.layout.devices)
       cast = cast._replace(cohort=row.me)
-    old = cohorts.gather(state.clients, cast.cohort.id)
-    message, new, ok, noted = _messages(setting, cast, row, old)
+    message, new, ok, sound, noted = _messages(setting, cast, row, state.clients)
     metrics |= noted
     not_finite = jnp.where(cast.cohort.arrived & ~ok, cast.cohort.id, -1)
     cast = _left_out(cast, ok)
-    params, servers, noted = _server(setting, cast, message)
+    params, servers, noted, released = _server(setting, cast, message)
     metrics |= noted
     arrived = cast.cohort.arrived
-    clients = cohorts.commit(state.clients, cast.cohort.id, arrived & tree.finite(new, 1), new, old)
+    clients = cohorts.commit(state.clients, cast.cohort.id, arrived & sound & released, new)
     metrics |= {
       'selected': cast.cohort.real.sum(dtype=jnp.int32),
       'clients': arrived.sum(dtype=jnp.int32),
@@ -104,62 +103,79 @@ def _select(
   return cast._replace(cohort=cohort, servers=servers), _scalars(layer, metrics)
 
 
-def _messages(setting: Setting, cast: Broadcast, row: Row, old: dict[str, Tree]):
+def _messages(setting: Setting, cast: Broadcast, row: Row, tables: dict[str, Tree]):
   """Returns what `_clients` does, from all examples at once where the plan found that they pool.
 
   A sum that is not finite cannot tell whose fault it is: then the clients run one by one.
   """
-  each = lambda: _clients(setting, cast, row, old)
+  each = lambda: _clients(setting, cast, row, tables)
   if setting.pool is None:
     return each()
   message, metrics = pooled.run(setting.pool, setting, cast, row)
   everyone = jnp.ones(setting.capacity, bool)
-  return jax.lax.cond(tree.finite(message), lambda: (message, old, everyone, metrics), each)
+  old = cohorts.gather(tables, cast.cohort.id)
+  pooled_ones = lambda: (message, old, everyone, everyone, metrics)
+  return jax.lax.cond(tree.finite(message), pooled_ones, each)
 
 
-def _clients(setting: Setting, cast: Broadcast, row: Row, old: dict[str, Tree]):
-  """Returns (sum of messages, new client states [C, ...], ok [C], metrics): all client halves."""
+def _clients(setting: Setting, cast: Broadcast, row: Row, tables: dict[str, Tree]):
+  """Runs all client halves.
+
+  Returns:
+    The sum of messages, new client states [C, ...], whether clients [C] are ok, whether their new
+    states [C] are finite, and metrics.
+  """
   layers = setting.layers
   value: Any = None
   new: dict[str, Tree] = {}
   metrics: dict[str, Any] = {}
-  ok = jnp.ones(setting.capacity, bool)
+  ok = sound = jnp.ones(setting.capacity, bool)
   for stacked, members in groupby(layers, key=lambda x: x.stacked):
     group = list(members)
     last = group[-1] is layers[-1]
     if stacked:
-      cast = _left_out(cast, ok)
       for layer in group:
+        if layer is not group[0]:
+          # What an attack sends is named, too, before a rule leaves it out.
+          ok &= tree.finite(value, 1)
+        cast = _left_out(cast, ok)
         ctx = context(layer, 'cohort', cast, setting.like, cast.cohort)
         half = rules.stacked_half(layer, setting.layout.mesh)
-        value, new[layer.name], noted = half(ctx, value, old[layer.name])
+        old = cohorts.gather(tables[layer.name], cast.cohort.id)
+        value, new[layer.name], noted = half(ctx, value, old)
         metrics |= _scalars(layer, noted)
+        sound &= tree.finite(new[layer.name], 1)
       if last:
         ok &= tree.finite(value, 1)
         value = tree.total(tree.keep(cast.cohort.arrived & ok, value))
       continue
     chain = _chain(setting, group, first=group[0] is layers[0], last=last)
-    packed = (row, value, {x.name: old[x.name] for x in group})
     step = side_by_side(chain, lambda packed: packed[0].count, setting.layout)
-    value, (states, noted, fine) = spread(
+    value, (states, noted, fine, kept) = spread(
       step if setting.layout.looped or not last else summing(step),
-      cast,
-      packed,
+      (cast, {x.name: tables[x.name] for x in group}),
+      (row, value),
       chunk=None if setting.layout.looped else setting.layout.chunk,
       mesh=setting.layout.mesh,
       summed=last,
     )
     new |= states
     ok &= fine
+    sound &= kept
     metrics |= _over_cohort(noted, cast.cohort.arrived & ok)
-  for layer in layers:
+  _check_states(new, jax.eval_shape(cohorts.gather, tables, cast.cohort.id))
+  return value, new, ok, sound, metrics
+
+
+def _check_states(new: dict[str, Tree], old: dict[str, Tree]) -> None:
+  """Raises unless all client states keep their structure, shapes and dtypes."""
+  for name, state in new.items():
     # Writing the rows into the table would cast them to its dtypes, silently.
-    if not tree.same(new[layer.name], old[layer.name]):
+    if not tree.same(state, old[name]):
       raise ValueError(
-        f'the client state of {layer.name!r} must keep its structure, shapes and dtypes, '
-        f'{tree.shapes(old[layer.name])!r}, got {tree.shapes(new[layer.name])!r}.'
+        f'the client state of {name!r} must keep its structure, shapes and dtypes, '
+        f'{tree.shapes(old[name])!r}, got {tree.shapes(state)!r}.'
       )
-  return value, new, ok, metrics
 
 
 def _left_out(cast: Broadcast, ok: jax.Array) -> Broadcast:
@@ -175,8 +191,11 @@ def _chain(setting: Setting, group: list[Layer], first: bool, last: bool):
   """Returns what one client does in these layers, none of them stacked."""
   ragged = not (setting.layout.looped or setting.shape.equal)
 
-  def one(cast: Broadcast, longest: jax.Array, packed: tuple) -> tuple[Tree, Tree]:
-    row, value, states = packed
+  def one(everyone: tuple, longest: jax.Array, packed: tuple) -> tuple[Tree, Tree]:
+    cast, tables = everyone
+    row, value = packed
+    # Here and not for the whole cohort at once: a row is read when it is needed, and only then.
+    states = cohorts.gather(tables, row.me.id)
     new: dict[str, Tree] = {}
     metrics: dict[str, Any] = {}
     ok = jnp.bool_(True)
@@ -197,16 +216,20 @@ def _chain(setting: Setting, group: list[Layer], first: bool, last: bool):
       value = tree.keep(row.me.arrived & ok, value)
     else:
       value = tree.keep(row.me.real, value)
-    return value, (new, metrics, ok)
+    return value, (new, metrics, ok, tree.finite(new))
 
   return one
 
 
 def _server(setting: Setting, cast: Broadcast, message: Message):
-  """Returns (new parameters, server states, metrics): all server halves, last layer first."""
+  """Returns (new parameters, server states, metrics, released): all server halves, last first.
+
+  Where a layer withholds the sum, parameters and states are those from before.
+  """
   value: Any = message
   servers = dict(cast.servers)
   metrics: dict[str, Any] = {}
+  released = jnp.bool_(True)
   for layer in reversed(setting.layers):
     ctx = context(layer, 'server', cast, setting.like)
     value, servers[layer.name], noted = layer.server.apply(ctx, value, servers[layer.name])
@@ -218,7 +241,11 @@ def _server(setting: Setting, cast: Broadcast, message: Message):
         f'the server half of {layer.name!r} must return what its client half receives, '
         f'{wanted!r}, got {tree.shapes(value)!r}.'
       )
-  return value, servers, metrics
+    if layer.traits.withholds:
+      released &= value.weight >= 0
+  if any(x.traits.withholds for x in setting.layers):
+    value, servers = tree.select(released, (value, servers), (cast.params, dict(cast.servers)))
+  return value, servers, metrics, released
 
 
 def _named(layer: Layer, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ proves nothing.
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -42,13 +43,14 @@ from fedjax_mem.core import (
 from fedjax_mem.engine import Execution, simulate
 from fedjax_mem.experiment import devices
 from fedjax_mem.experiment.build import Parts, build, build_layers, stage_arguments
-from fedjax_mem.experiment.config import Config
+from fedjax_mem.experiment.config import Config, StageConfig
 from fedjax_mem.experiment.privacy import open_books, settled
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
 
 SIGNIFICANCE = 0.05
 _HUGE = 1e6  # before the clip: the canary's update is then exactly the bound
+_INTEGERS = ('integers', 'distributed', 'mask')  # stages with room for so many clients
 _CLIENTS = 4  # of the game on one release: the canary and some that send zeros
 
 
@@ -247,7 +249,7 @@ def enlarged(config: Config, number: int, canaries: int) -> Config:
   )
   stages = tuple(
     dataclasses.replace(x, options=_grown(x.options, 'expected', more / number))
-    for x in config.stages
+    for x in _shared(config.stages, more / number)
   )
   return dataclasses.replace(
     config, data=data, selection=selection, weighting=weighting, stages=stages
@@ -257,6 +259,28 @@ def enlarged(config: Config, number: int, canaries: int) -> Config:
 def _grown(options: dict[str, Any], name: str, factor: float) -> dict[str, Any]:
   """Returns the options with an expected cohort among them for the larger population."""
   return {**options, name: options[name] * factor} if name in options else options
+
+
+def _shared(stages: tuple[StageConfig, ...], factor: float) -> tuple[StageConfig, ...]:
+  """Returns the stages with integers that more clients sum, noise that as many more bring.
+
+  With the shares of the experiment, the larger cohort would bring more noise than it has; with its
+  bits, the grid would be coarser. Rounding shares down changes nothing of what is claimed.
+  """
+  found = [x for x in stages if x.use in _INTEGERS]
+  more = math.ceil(math.log2(factor)) if all('bits' in x.options for x in found) else 0
+
+  def one(stage: StageConfig) -> StageConfig:
+    options = dict(stage.options)
+    change = {
+      'shares': lambda value: math.floor(value * factor),
+      'clients': lambda value: math.ceil(value * factor),
+      'bits': lambda value: min(value + more, 32),
+    }
+    options |= {name: change[name](options[name]) for name in change if name in options}
+    return dataclasses.replace(stage, options=options)
+
+  return tuple(one(x) if x in found else x for x in stages)
 
 
 def _with_canaries(people: Population, canaries: int) -> Population:
@@ -324,7 +348,7 @@ def audit(
   parts = build(config, data_dir)
   entry = _ledger(config, parts).entry
   claimed, found = entry.claim.mechanism, []
-  if claimed.name not in ('tree', 'matrix', 'skellam') and claimed.shares == 1:
+  if claimed.name not in ('tree', 'matrix') and not claimed.carried:
     noisy = tuple(x for x in parts.layers if x.name in entry.parts)
     found.append(release(noisy, claimed, parts.params, delta=entry.target_delta, trials=trials))
   return [*found, one_run(config, parts, canaries=canaries)]

@@ -132,6 +132,7 @@ def test_a_matrix_is_one_release_of_its_sensitivity():
     (FIXED, GAUSSIAN, ADD, 'fixed size'),
     (TURNS, GAUSSIAN, ADD, 'turns of all others'),
     (POISSON, Mechanism('gaussian', 1.0, trust='local'), ADD, 'hide that it took part'),
+    (POISSON, dataclasses.replace(SKELLAM, carried=True), ADD, 'a share of the noise less'),
     (POISSON, TREE, None, 'once in a tree'),
     (TURNS, TREE, None, 'restart the tree every 20 rounds'),
     (TURNS, dataclasses.replace(TREE, restart=21), None, 'restart the tree every 20 rounds'),
@@ -202,12 +203,83 @@ def test_a_sum_of_discrete_gaussians_costs_at_least_as_much_as_one():
   assert totals[2] > totals[0] * 1.01
 
 
-def test_the_sum_of_discrete_gaussians_is_bounded():
-  x = np.arange(-200, 201)
-  share = np.exp(-(x**2) / (2 * 0.7**2))
-  share /= share.sum()
-  total = np.convolve(share, share, mode='same')
-  mechanism = Mechanism('discrete_gaussian', 0.7 * math.sqrt(2), shares=2, l2=1.0, dimension=1)
-  rho, xi = events.concentrated(mechanism)
-  for order in (2, 4, 8):
-    assert renyi(order, total[1:], total[:-1]) <= rho * order + xi + 1e-9
+def convolved(a, b):
+  """The logarithms of the masses of a sum, from those of two summands, centred."""
+  rows = np.full((len(a), len(a) + len(b) - 1), -np.inf)
+  for i, x in enumerate(a):
+    rows[i, i : i + len(b)] = x + b
+  return special.logsumexp(rows, axis=0)
+
+
+def exact(order, logs, shift):
+  """Renyi divergence of noise from noise that is moved, from the logarithms of its masses."""
+  terms = order * logs[shift:] + (1 - order) * logs[: len(logs) - shift]
+  return special.logsumexp(terms) / (order - 1)
+
+
+@pytest.mark.parametrize('sigma', [0.3, 0.5, 0.6, 0.7, 1.0, 2.0])
+@pytest.mark.parametrize('shares', [2, 3, 6])
+def test_the_sum_of_discrete_gaussians_is_bounded(sigma, shares):
+  """By brute force, on grids that are coarse and fine for a share."""
+  x = np.arange(-30, 31)
+  share = -(x**2) / (2 * sigma**2)
+  share -= special.logsumexp(share)
+  total = share
+  for _ in range(shares - 1):
+    total = convolved(total, share)
+  for shift in (1, 2, 3):
+    z = sigma * math.sqrt(shares) / shift
+    made = Mechanism('discrete_gaussian', z, shares=shares, l2=float(shift), dimension=1)
+    rho, xi = events.concentrated(made)
+    for order in (2, 4, 8):
+      found = exact(order, total, shift)
+      assert found <= (rho * order + xi) * (1 + 1e-9)
+      if sigma == 2.0:  # fine: nothing is given away
+        assert found == pytest.approx(rho * order + xi, rel=1e-6)
+
+
+def test_a_share_too_small_for_the_sum_is_accounted_alone():
+  """Proposition 14 is for sigma >= 1/2 of a share; below, one share hides what it can."""
+  made = lambda sigma: Mechanism('discrete_gaussian', sigma * 3.0, shares=9, l2=1.0, dimension=10)
+  assert events.concentrated(made(0.49)) == pytest.approx((1 / (2 * 0.49**2), 0.0))
+  assert events._sum_penalty(made(0.5)) == pytest.approx(
+    10 * sum(math.exp(-2 * math.pi**2 * 0.25 * k / (k + 1)) for k in range(1, 9))
+  )
+  assert events._sum_penalty(made(0.49)) is None
+
+
+@pytest.mark.parametrize('stddev', [0.5, 1.0, 3.0])
+@pytest.mark.parametrize('moved', [(1,), (3,), (1, 1, 1, 1), (2, -1, 0, 1), (5, 1, 1)])
+def test_skellam_in_several_dimensions_is_bounded(stddev, moved):
+  """Divergences of coordinates add up; the bound knows norms and the dimension alone."""
+  k = np.arange(-120, 121)
+  with np.errstate(divide='ignore'):
+    logs = np.log(special.ive(np.abs(k), stddev**2))
+  logs = logs[np.isfinite(logs)]
+  l2 = math.sqrt(sum(m * m for m in moved))
+  rho, xi = events.concentrated(Mechanism('skellam', stddev / l2, l2=l2, dimension=len(moved)))
+  for order in (2, 3, 6, 12):
+    assert sum(exact(order, logs, abs(m)) for m in moved if m) <= rho * order + xi
+
+
+@pytest.mark.parametrize('sensitivity', [1.0, 2.0])
+@pytest.mark.parametrize('l2, dimension', [(1.5, 4), (40.0, 100), (300.0, 25_000)])
+@pytest.mark.parametrize('z', [0.3, 2.0])
+def test_the_lines_are_the_published_bounds_at_a_typical_order(z, l2, dimension, sensitivity):
+  """Agarwal, Kairouz, Liu (2021), Corollary 4.1; Kairouz, Liu, Steinke (2021), Proposition 14."""
+  a, mu = 16, (z * l2) ** 2
+  two, one = sensitivity * l2, sensitivity * min(math.sqrt(dimension) * l2, l2**2)
+  more = min(((2 * a - 1) * two**2 + 6 * one) / (4 * mu**2), 3 * one / (2 * mu))
+  rho, xi = events.concentrated(Mechanism('skellam', z, l2=l2, dimension=dimension), sensitivity)
+  published = a * two**2 / (2 * mu) + more
+  assert published * (1 - 1e-9) <= rho * a + xi <= published * (1 + 1e-4)  # xi is not negative
+  n = 12
+  made = Mechanism('discrete_gaussian', z, shares=n, l2=l2, dimension=dimension)
+  rho, xi = events.concentrated(made, sensitivity)
+  share = mu / n
+  tau = 10 * sum(math.exp(-2 * math.pi**2 * share * k / (k + 1)) for k in range(1, n))
+  lines = [a * two**2 / (2 * share)]  # the noise of one alone
+  if share >= 0.25:
+    lines += [a * two**2 / (2 * mu) + tau * dimension]
+    lines += [a / 2 * (two / math.sqrt(mu) + math.sqrt(dimension) * tau) ** 2]
+  assert rho * a + xi == pytest.approx(min(lines), rel=1e-9)

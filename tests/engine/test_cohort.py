@@ -64,6 +64,6 @@ def test_rows_are_gathered_and_committed_by_id():
   old = cohorts.gather(table, ids)
   assert old['a'].shape == (3,) and old['a'][0] == 4 and old['a'][2] == 0
   new = {'a': jnp.array([40.0, jnp.nan, 99.0]), 'b': jnp.ones((3, 2), jnp.int32)}
-  out = cohorts.commit(table, ids, jnp.array([True, True, False]), new, old)
+  out = cohorts.commit(table, ids, jnp.array([True, True, False]), new)
   assert out['a'].tolist() == [0, 1, 2, 3, 40, 5, 6, 7, 8, 9]
   assert out['b'].sum() == 2 and out['b'][4].tolist() == [1, 1]

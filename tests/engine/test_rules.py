@@ -117,7 +117,7 @@ def test_devices_that_share_the_coordinates_agree_with_one(layers):
 
 
 def test_a_value_that_is_not_finite_counts_for_no_device():
-  """A NaN that an attack leaves in one coordinate takes the client out of all parts."""
+  """A NaN that an attack leaves in one coordinate takes the client out of all parts, by name."""
   updates = _updates()
 
   def poisoned(execution):
@@ -130,6 +130,7 @@ def test_a_value_that_is_not_finite_counts_for_no_device():
   rows = np.concatenate([updates['a'].reshape(16, -1), updates['b']], 1)
   np.testing.assert_allclose(one, np.median(rows[1:], 0), atol=1e-6)
   assert metrics['median/rows'] == 15 and metrics['median/skipped'] == 0
+  assert metrics['clients'] == 15 and sorted(metrics['not_finite'].tolist()) == [-1] * 15 + [0]
 
 
 def _nan():

@@ -228,6 +228,42 @@ def test_an_expected_cohort_grows_with_the_population(make):
   assert larger.stages[0].options == {'noise_multiplier': 0.5, 'expected': 20}
 
 
+def test_shares_of_noise_and_room_grow_with_the_cohort(make):
+  """So that the larger cohort brings the noise of the experiment's, on a grid that is as fine."""
+  stages = (
+    'stages=[{use="distributed", options={l2_clip_norm=0.5, noise_multiplier=1.0, shares=7, '
+    'bits=16}}, {use="mask", options={bits=16, clients=10, degree=2}}]'
+  )
+  config = make('selection.name=round_robin', stages)
+  parts = build(config)
+  larger = audit.enlarged(config, 20, 43)
+  shares, bits = ({x.use: x.options.get(k) for x in larger.stages} for k in ('shares', 'bits'))
+  assert shares == {'distributed': 22, 'mask': None}  # 7 * 63 / 20 = 22.05
+  assert bits == {'distributed': 18, 'mask': 18}
+  assert larger.stages[1].options['clients'] == 32
+  layers = {x.name: x for x in build_layers(larger, parts.model, 63)}
+  new, old = (
+    next(x.traits.mechanism for x in y if x.traits.mechanism)
+    for y in (layers.values(), parts.layers)
+  )
+  assert new.noise_multiplier == old.noise_multiplier and new.shares == 22
+  assert new.l2 >= old.l2 and layers['grid'].traits.clients == 31
+
+
+def test_one_run_with_distributed_noise_is_not_refuted(make):
+  """And with noise that hardly is there, it is."""
+  stage = (
+    'stages=[{{use="distributed", options={{l2_clip_norm=0.5, noise_multiplier={}, shares=8, '
+    'bits=18}}}}, {{use="mask", options={{bits=18, degree=2}}}}]'
+  )
+  config, other = (make('selection.name=round_robin', stage.format(z)) for z in (1.5, 1e-3))
+  parts = build(config)
+  found = audit.one_run(config, parts, canaries=100)
+  assert not found.broken
+  weak = build_layers(audit.enlarged(other, 20, 100), parts.model, 120)
+  assert audit.one_run(config, parts, canaries=100, layers=weak).found > found.found
+
+
 def test_separation_survives_the_enlargement(make):
   overrides = ('selection.name=min_separation', 'selection.options={separation=2}', 'stages=[]')
   larger = audit.enlarged(make(*overrides), 20, 33)  # 26.5 clients a cohort, rounded down

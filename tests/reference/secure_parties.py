@@ -17,11 +17,9 @@ def identities(count, mode):
 
 def session(mode='semi_honest', n=4, t=3, known=(), **other):
   """Returns a session of n clients and five integers of 16 bits."""
-  given = {'size': SIZE, 'bound': 1000, 'bits': 16, **other}
+  given = {'name': os.urandom(16), 'size': SIZE, 'bound': 1000, 'bits': 16, **other}
   public = tuple(identity.public for identity in known)
-  return protocol.Session(
-    name=os.urandom(16), num_clients=n, threshold=t, mode=mode, identities=public, **given
-  )
+  return protocol.Session(num_clients=n, threshold=t, mode=mode, identities=public, **given)
 
 
 class Parties:

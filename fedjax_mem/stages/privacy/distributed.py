@@ -10,10 +10,18 @@ Formal guarantee: one client moves the integer sum by at most `l2` in L2, where
 l2² = min(L² + d / 4 + sqrt(2 log(1 / beta)) (L + sqrt(d) / 2), (L + sqrt(d))²)
 for L steps of the grid in the clip norm and d values after the rotation: conditional rounding keeps
 it with certainty, checked in exact integers. To the sum is added the noise of all that arrived, at
-least `shares` of them: where fewer do, zeros are released and `withheld` is 1. Each share has the
+least `shares` of them: where fewer do, nothing is released, `withheld` is 1, and the round changes
+neither parameters nor any state; it is accounted all the same, an upper bound. Each share has the
 variance (noise_multiplier l2)² / shares, so that the noise of `shares` clients is accounted; more
 of it is post-processing. Neither wrapping around nor anything else after the sum costs privacy.
 Nothing is gained by sampling.
+
+It is protected what a client sends, not whether it arrives: with a client its noise is gone, so a
+client more or less ('add_or_remove_one') is not covered, and who drops out must not depend on data.
+An update that is not finite counts as dropped; that it is so is not covered either. Whoever sees
+the sum and learns the noise of k clients has shares - k left to hide the others. Weights are not
+sent: their sum would be released without noise. The withheld sum is seen by nobody only if the
+protocol, too, needs `shares` clients to unmask one (its threshold).
 
 Noise is Skellam, whose sums are Skellam, or discrete Gaussian, whose sums are nearly so.
 
@@ -156,13 +164,16 @@ def distributed(
   size = rotate.padded_size(dimension, block)
   found = finest(Setting(noise_multiplier, clients, shares, size, block, beta), bits)
   step = l2_clip_norm / found.levels
-  made = Mechanism(mechanism, noise_multiplier, l2=found.l2, dimension=size, shares=shares)
+  made = Mechanism(
+    mechanism, noise_multiplier, l2=found.l2, dimension=size, shares=shares, carried=True
+  )
   table = TABLES[mechanism](noise_multiplier * found.l2 / math.sqrt(shares))
   summed = Traits(payload='integer', bits=bits, clients=clients)
+  share, last = Stage(_share(table)), Stage(_withholding(shares))
   return (
     _bound(l2_clip_norm, dimension, block, found.l2 * step, made),
     Layer('grid', Stage(_Rounding(found, step)), Stage(_decoding(step, bits)), traits=summed),
-    Layer('integer_noise', Stage(_share(table)), Stage(_withholding(shares)), traits=summed),
+    Layer('integer_noise', share, last, traits=summed._replace(withholds=True)),
   )
 
 
@@ -245,7 +256,9 @@ def _share(table: noise.DiscreteTable) -> Callable:
   def client(ctx: Context, message: Message, state):
     # Of every client that arrives, also of one without examples: shares are counted by arrival.
     more = noise.tabled(ctx.key, message.payload, table)
-    return message._replace(payload=tree.add(message.payload, more)), state, {}
+    # The sum of weights would be released without noise, and the divisor is fixed: all count one.
+    weight = jnp.ones_like(message.weight)
+    return message._replace(payload=tree.add(message.payload, more), weight=weight), state, {}
 
   return client
 
@@ -254,6 +267,9 @@ def _withholding(shares: int) -> Callable:
   def server(ctx: Context, message: Message, state):
     enough = ctx.cohort.arrived.sum(dtype=jnp.int32) >= shares
     payload = tree.keep(enough, message.payload)
-    return message._replace(payload=payload), state, {'withheld': (~enough).astype(jnp.int32)}
+    # A fixed divisor would make a step of zeros: momentum, or the noise of others, would move on.
+    weight = jnp.where(enough, message.weight, jnp.float32(-1))
+    withheld = (~enough).astype(jnp.int32)
+    return Message(payload, weight, message.aux), state, {'withheld': withheld}
 
   return server

@@ -82,11 +82,19 @@ def test_what_is_out_of_range_is_refused(payload, weight, aux, problem):
     code().encode(payload, weight, aux)
 
 
+def test_a_sum_of_another_size_is_refused():
+  for size in (52, 54):
+    with pytest.raises(ValueError, match='total must be'):
+      code().decode(np.zeros(size, np.int64))
+
+
 @pytest.mark.parametrize(
   'wrong',
   [
     {'num_clients': 0},
     {'payload': -1},
+    {'aux': -1},
+    {'aux_limit': 0.0},
     {'payload_limit': 0.0},
     {'weight_limit': float('inf')},
     {'bits': 24},

@@ -4,17 +4,19 @@ import collections
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from reference.secure_parties import Parties, body
+from reference.secure_parties import Parties, body, session
 
-from fedjax_mem.stages.secure import messages
+from fedjax_mem.stages.secure import messages, protocol
 from fedjax_mem.stages.secure.errors import BelowThreshold, ProtocolError
 from fedjax_mem.stages.secure.protocol import Kind
 
 N, T = 4, 3
 ENDS = collections.Counter()
+SPARSE = session(n=8, t=2, neighbours=2, graph_seed=bytes(16))
+SPARSE_ENDS = collections.Counter()
 CLIENTS = st.integers(0, N - 1)
 
 
@@ -222,3 +224,38 @@ def test_both_ends_were_reached():
     machine('runTest').runTest()
   assert ENDS[None, False] > 3
   assert ENDS[None, True] > 3
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(
+  neighbours=st.sampled_from([2, 4, 6]),
+  seed=st.binary(min_size=16, max_size=16),
+  silent=st.lists(st.sampled_from([None, *protocol.rounds(SPARSE)]), min_size=8, max_size=8),
+)
+def test_a_sparse_graph_gives_the_sum_or_nothing(neighbours, seed, silent):
+  """Whoever is silent from whichever round on; a client with too few neighbours gives up."""
+  parties = Parties(n=8, t=neighbours // 2 + 1, neighbours=neighbours, graph_seed=seed)
+  server = parties.server
+  try:
+    while server.round is not None:
+      for i in list(parties.inbox):
+        if silent[i] is not None and silent[i] <= server.round:
+          continue
+        try:
+          message = parties.answer(i)
+        except BelowThreshold:
+          continue
+        server.receive(i, message)
+      parties.inbox = server.close_round()
+  except BelowThreshold:
+    SPARSE_ENDS['nothing'] += 1
+    with pytest.raises(ProtocolError, match='finished'):
+      server.total()
+    return
+  SPARSE_ENDS['sum'] += 1
+  np.testing.assert_array_equal(server.total(), parties.expected())
+
+
+def test_both_ends_of_the_sparse_graph_were_reached():
+  test_a_sparse_graph_gives_the_sum_or_nothing()
+  assert min(SPARSE_ENDS['sum'], SPARSE_ENDS['nothing']) > 3

@@ -123,17 +123,19 @@ def test_the_bounds_are_not_vacuous():
 
 
 @pytest.mark.parametrize(
-  'wrong',
+  ('wrong', 'problem'),
   [
-    {'num_clients': 2},
-    {'corrupt': 1.0},
-    {'dropout': -0.1},
-    {'corrupt': 0.5, 'dropout': 0.5},
-    {'sigma': 0},
-    {'num_clients': 8, 'corrupt': 0.4, 'dropout': 0.4},
+    ({'num_clients': 2}, 'num_clients must be'),
+    ({'corrupt': 1.0, 'dropout': 0.0}, 'corrupt must be below 1'),
+    ({'dropout': 1.0, 'corrupt': 0.0}, 'dropout must be below 1'),
+    ({'dropout': -0.1}, 'dropout must be'),
+    ({'corrupt': 0.5, 'dropout': 0.5}, r'corrupt \+ dropout must be below 1'),
+    ({'sigma': 0}, 'sigma must be'),
+    ({'eta': 0}, 'eta must be'),
+    ({'num_clients': 8, 'corrupt': 0.4, 'dropout': 0.4}, 'num_clients must be larger'),
   ],
 )
-def test_what_no_graph_can_do_is_refused(wrong):
+def test_what_no_graph_can_do_is_refused(wrong, problem):
   given = {'num_clients': 100, 'corrupt': 0.1, 'dropout': 0.1, **wrong}
-  with pytest.raises(ValueError, match='must be'):
+  with pytest.raises(ValueError, match=problem):
     graph.degree(given.pop('num_clients'), **given)

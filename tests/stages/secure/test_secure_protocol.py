@@ -126,7 +126,10 @@ def test_values_out_of_range_are_refused(values):
     ('semi_honest', {'bound': 8192}, 'bound'),
     ('semi_honest', {'bound': 0}, 'bound'),
     ('semi_honest', {'bits': 8}, 'bits'),
+    ('semi_honest', {'n': 40_000, 't': 20_001, 'bound': 1}, 'bits must be more'),
     ('semi_honest', {'size': 0}, 'size'),
+    ('semi_honest', {'name': b'1' * 15}, 'name'),
+    ('semi_honest', {'name': 'sixteen letters!'}, 'name'),
     ('other', {}, 'mode'),
     ('semi_honest', {'n': 8, 'neighbours': 3, 'graph_seed': bytes(16)}, 'even'),
     ('semi_honest', {'n': 8, 'neighbours': 8, 'graph_seed': bytes(16)}, 'neighbours'),
@@ -153,6 +156,17 @@ def test_identities_go_with_the_mode():
   ):
     with pytest.raises(ValueError, match='identities'):
       session(mode, known=listed)
+  for key in (known[3].public[:-1], known[3].public.hex()):
+    with pytest.raises(ValueError, match='identities must be public keys'):
+      protocol.Session(
+        name=bytes(16),
+        num_clients=4,
+        threshold=3,
+        size=5,
+        bound=9,
+        mode='active',
+        identities=(*(i.public for i in known[:3]), key),
+      )
   agreed = session('active', known=known)
   for client, identity in ((0, known[1]), (0, None)):
     with pytest.raises(ValueError, match='identity'):

@@ -94,7 +94,8 @@ def test_a_client_answers_once_and_in_order(mode):
     message = parties.inbox[1]
     for other, call in calls.items():
       if other != kind:
-        with pytest.raises(ProtocolError, match=r'turn|active'):
+        wrong = 'active' if other == Kind.CHECK and mode != 'active' else 'turn'
+        with pytest.raises(ProtocolError, match=wrong):
           call(message)
     parties.step()
     with pytest.raises(ProtocolError, match='turn'):
@@ -165,6 +166,24 @@ def test_survivors_must_be_those_that_t_clients_signed():
     message = parties.from_server(Kind.REQUEST, 1, messages.request(survivors, dropped, signatures))
     with pytest.raises(ProtocolError, match=problem):
       parties.clients[1].unmask(message)
+  parties.until(None)
+
+
+@pytest.mark.parametrize(
+  ('survivors', 'problem'),
+  [
+    ([0, 2, 3], 'include the client'),
+    ([0, 1], 'survivors must be 3'),
+    ([0, 1, 9], 'known'),
+    ([1, 0, 2], 'ascending'),
+    ([0, 1, 1, 2], 'ascending'),
+  ],
+)
+def test_a_client_signs_no_survivors_that_cannot_be(survivors, problem):
+  parties = Parties('active', 4, 3).until(Kind.CHECK)
+  message = parties.from_server(Kind.SURVIVORS, 1, messages.id_list(survivors))
+  with pytest.raises(ProtocolError, match=problem):
+    parties.clients[1].check(message)
   parties.until(None)
 
 
@@ -325,3 +344,61 @@ def test_the_server_takes_signatures_of_the_survivors_it_named_only():
     with pytest.raises(ProtocolError):
       parties.server.receive(1, message)
   parties.until(None)
+
+
+def test_a_message_of_another_protocol_is_refused(monkeypatch):
+  """Well sealed, of this session: only its first bytes are others."""
+  parties = Parties('semi_honest', 4, 3)
+  text = body(parties.answer(0), parties.session, True)
+  with monkeypatch.context() as patch:
+    patch.setattr(messages, '_MAGIC', b'FMS2')
+    foreign = parties.from_client(Kind.ADVERTISE, 0, text)
+  with pytest.raises(ProtocolError, match='of this protocol'):
+    parties.server.receive(0, foreign)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_a_request_that_is_cut_is_refused(mode):
+  """Before its counts are whole, and before the clients that they announce."""
+  parties = Parties(mode, 4, 3).until(Kind.UNMASK)
+  good = messages.request([0, 1, 2], [3], b'')
+  for text in (b'', good[:7], good[:8], good[:12], good[:-1], b'\xff' * 8):
+    with pytest.raises(ProtocolError, match='request must'):
+      parties.clients[1].unmask(parties.from_server(Kind.REQUEST, 1, text))
+  parties.until(None)
+
+
+@pytest.mark.parametrize(('mode', 'kind'), EACH_ROUND)
+def test_a_client_that_nobody_knows_is_refused_whatever_it_says(mode, kind):
+  """Well sealed under an id beyond the session's, as the channel says too."""
+  parties = Parties(mode, 4, 3).until(kind)
+  text = body(parties.answer(1), parties.session, True)
+  for stranger in (4, 2**32 - 1):
+    with pytest.raises(ProtocolError, match='sender must be one of the 4 clients'):
+      parties.server.receive(stranger, parties.from_client(kind, 1, text, claims=stranger))
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_bodies_of_another_length_are_refused_though_they_are_well_sealed(mode):
+  """One value alone would be added to all."""
+  parties = Parties(mode, 4, 3)
+  with pytest.raises(ProtocolError, match='keys must be 64 bytes'):
+    parties.server.receive(1, parties.from_client(Kind.ADVERTISE, 1, bytes(63)))
+  parties.until(Kind.MASKED)
+  text = body(parties.answer(1), parties.session, True)
+  for short in (b'', text[:2], text[:-2], text[:-1]):
+    with pytest.raises(ProtocolError, match='values of client 1'):
+      parties.server.receive(1, parties.from_client(Kind.MASKED, 1, short))
+  for i in (0, 2, 3):
+    parties.server.receive(i, parties.answer(i))
+  parties.inbox = parties.server.close_round()
+  parties.until(None)
+  np.testing.assert_array_equal(parties.server.total(), parties.expected())
+
+
+def test_signatures_have_no_place_where_nothing_is_signed():
+  parties = Parties('semi_honest', 4, 3).until(Kind.UNMASK)
+  record = bytes(messages.SIGNATURE_RECORD.itemsize)
+  text = body(parties.inbox[1], parties.session, False) + record
+  with pytest.raises(ProtocolError, match='no signatures'):
+    parties.clients[1].unmask(parties.from_server(Kind.REQUEST, 1, text))
