@@ -161,6 +161,8 @@ def _check_separate(layers: tuple[Layer, ...], layer: Layer) -> None:
   whole = Bound(1.0, 1.0, 1.0)
   for x in _before(layers, layer):
     unknown = getattr(x.sensitivity(whole), _norm(layer)) is None
+    if getattr(x.client.apply, 'alone', False):
+      continue  # it sees all updates, and uses of others none
     if x.stacked and (unknown or x.sensitivity is _UNSTATED):
       raise IncompatibleStages(
         f'{layer.name!r} bounds what one client changes, and {x.name!r} before it sees all updates '

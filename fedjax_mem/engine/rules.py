@@ -3,7 +3,7 @@
 A stacked layer that is a robust rule says so by the attributes of its client half's `apply`:
 `least`, the clients that it needs; `why`, that condition in words; `rows`, how many rows leave for
 how many that enter; `by_coordinate`, whether coordinates do not depend on each other. An attack on
-messages has an attribute `attacks`.
+messages has an attribute `attacks`, and `alone`, whether a lie depends on no other client.
 """
 
 from collections.abc import Callable
@@ -87,8 +87,8 @@ def _check_divisor(layer: Layer, before: tuple[Layer, ...]) -> None:
   for x in before:
     if x.traits.divisor is not None:
       raise IncompatibleStages(
-        f'{layer.name!r} gives one value for all clients, and {x.name!r} divides the sum by '
-        f'{x.traits.divisor:g}, whoever has arrived: weigh without a fixed divisor.'
+        f'{layer.name!r} gives updates whose mean is the result, and {x.name!r} divides their sum '
+        f'by {x.traits.divisor:g}, whoever has arrived: weigh without a fixed divisor.'
       )
 
 

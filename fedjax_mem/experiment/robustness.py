@@ -1,8 +1,9 @@
 """The table of robust rules: test accuracy under every attack, for clients alike and not alike.
 
-A cell is one program, compiled once and run for every seed; its scores are added to a file of JSON
-lines as soon as they are there, and read from it the next time. So the command can be stopped and
-given again. Runs have no folders of their own: there are hundreds of them, of seconds each.
+A cell is one program, compiled once and run for every seed (where a seed changes more than the
+clients' examples, one program a seed); its scores are added to a file of JSON lines as soon as they
+are there, and read from it the next time. So the command can be stopped and given again. Runs have
+no folders of their own: there are hundreds of them, of seconds each.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from fedjax_mem.core import Shape, tree, validate
 from fedjax_mem.data.source import FederatedData
@@ -62,6 +64,8 @@ PARTITIONS: dict[str, dict[str, Any]] = {
   'dirichlet': {'partition': 'dirichlet'},
 }
 _FILE = 'robustness.jsonl'
+# Samplers that are told nothing of the data, so that one program holds for every seed.
+_BLIND = ('uniform', 'poisson', 'round_robin', 'min_separation')
 
 
 class Cell(NamedTuple):
@@ -177,10 +181,12 @@ def _partition(section: DataConfig, label: str) -> DataConfig:
 def _scores(
   configs: Sequence[Config], data: dict[int, FederatedData], data_dir: str | None
 ) -> list[dict[str, float]]:
-  """Returns the scores of one experiment under several seeds, by one program."""
+  """Returns the scores of one experiment under several seeds, by one program if it can be."""
   for config in configs:
     if config.seed not in data:
       data[config.seed] = build.load_data(config, data_dir)
+  if len(configs) > 1 and not _alike(configs, data):
+    return [_scores([config], data, data_dir)[0] for config in configs]
   counts = [data[c.seed].counts for c in configs]
   equal = all((c == counts[0][0]).all() for c in counts)
   shape = Shape(len(counts[0]), max(int(c.max()) for c in counts), equal)
@@ -205,6 +211,15 @@ def _scores(
     lost = not bool(tree.finite(state.params))
     scores.append({k: 0.0 if lost else v for k, v in found.items() if k != 'loss'})
   return scores
+
+
+def _alike(configs: Sequence[Config], data: dict[int, FederatedData]) -> bool:
+  """Returns whether one program serves all seeds: the test set is the same, and no sampler or clock
+  holds sizes, durations or a validation split, which are those of one seed.
+  """
+  section, tests = configs[0].selection, [data[c.seed].test for c in configs]
+  blind = section.name in _BLIND and not section.clock
+  return blind and all(np.array_equal(t[k], tests[0][k]) for t in tests for k in tests[0])
 
 
 def _read(path: pathlib.Path) -> dict[str, dict[str, float]]:

@@ -28,8 +28,9 @@ class Chooser:
 
   'random': every set of clients is equally likely. 'importance': clients are drawn in proportion to
   the norm of their last weighted update, which they report, and an update counts by the inverse of
-  its chance. 'contribution': those go first whose updates made the model better on the server's
-  validation examples; see `stages.select.contribution`.
+  its chance; of more than `max_clients`, a part drawn uniformly is taken, which the mean, being
+  self-normalised, hardly feels. 'contribution': those go first whose updates made the model better
+  on the server's validation examples; see `stages.select.contribution`.
 
   Raises:
     ValueError: options that the strategy does not have, or no validation examples.

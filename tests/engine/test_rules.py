@@ -12,6 +12,7 @@ from fedjax_mem.engine import Execution
 from fedjax_mem.optim import fedavgm
 from fedjax_mem.stages import aggregate as rules
 from fedjax_mem.stages import attack as attacks
+from fedjax_mem.stages import privacy
 from fedjax_mem.stages.algorithm import fedsgd
 from fedjax_mem.stages.secure import integers, mask
 from fedjax_mem.stages.select import poisson, round_robin
@@ -58,8 +59,24 @@ def test_the_place_and_the_divisor_of_the_weighing_matter():
     tiny.build(round(rules.median(), equal()))
   with pytest.raises(IncompatibleStages, match="'ipm' works on weighted messages"):
     tiny.build(round(attacks.ipm(1), equal()))
-  with pytest.raises(IncompatibleStages, match="'weigh' divides the sum by 6, whoever"):
+  with pytest.raises(IncompatibleStages, match="'weigh' divides their sum by 6, whoever"):
     tiny.build(round(equal(6.0), rules.median()))
+
+
+def test_under_privacy_the_clip_bounds_attackers_that_look_at_nobody():
+  updates = _updates()
+  clip = privacy.central(1.0, 1e-6)
+  flipped = attacks.sign_flip(4, scale=1e6)
+  found = given.sums(given.build(updates, flipped, clip, weigh=equal(16.0)))[0]
+  rows = np.concatenate([updates['a'].reshape(16, -1), updates['b']], 1)
+  rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+  signs = np.where(np.arange(16) < 4, -1, 1)[:, None]
+  np.testing.assert_allclose(found, (signs * rows).mean(0), atol=1e-5)
+  for sees_all in (attacks.alie(4), attacks.ipm(4), attacks.scaling(4), attacks.mimic(4)):
+    with pytest.raises(IncompatibleStages, match='sees all updates at once'):
+      given.build(updates, sees_all, clip, weigh=equal(16.0))
+  with pytest.raises(IncompatibleStages, match="put 'sign_flip' before 'central'"):
+    given.build(updates, clip, flipped, weigh=equal(16.0))
 
 
 def test_a_poisson_cohort_goes_by_what_is_expected_of_it():

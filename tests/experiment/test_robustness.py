@@ -83,6 +83,36 @@ def test_the_seeds_of_a_cell_are_those_of_runs_of_their_own(table, make, tmp_pat
   assert cells['iid', 'alie', 'krum'].accuracies[1] == pytest.approx(accuracy, abs=0.01)
 
 
+@pytest.mark.parametrize(
+  ('overrides', 'programs'),
+  [
+    ((), 1),
+    (('selection.name=contribution', 'selection.cohort_size=3', 'data.validation=0.1'), 2),
+    (('data.name=synthetic', 'data.num_clients=10'), 2),
+    (('selection.clock={median_seconds=4.0}',), 2),
+  ],
+  ids=['blind', 'contribution', 'drawn data', 'clock'],
+)
+def test_what_is_one_seeds_own_is_in_no_other_seeds_program(
+  overrides, programs, table, make, tmp_path, monkeypatch
+):
+  """Validation splits, durations and test sets of one seed would leak into the runs of another."""
+  made, simulate = [], robustness.simulate
+
+  def counting(*args, **options):
+    made.append(args)
+    return simulate(*args, **options)
+
+  monkeypatch.setattr(robustness, 'simulate', counting)
+  only = {'rules': ['mean'], 'attacks': ['none'], 'partitions': ['iid']}
+  cells, _ = table(*overrides, seeds=(3, 4), **only)
+  assert len(made) == programs
+  alone = make(*FULL, 'rounds=5', 'data.partition=iid', *overrides, 'seed=4')
+  last = loop.run(alone, tmp_path / 'runs', quiet=True).metrics[-1]
+  found = cells['iid', 'none', 'mean'].accuracies[1]
+  assert found == pytest.approx(last['test_accuracy'], abs=1e-3)
+
+
 def test_the_command(tiny, tmp_path, capsys, undrawn):
   words = ['table', 'robustness', tiny, '--seeds', 0, '--rounds', 1, '--rules', 'mean']
   words += ['--attacks', 'none', '--partitions', 'iid', '--out', tmp_path / 'out']

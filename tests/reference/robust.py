@@ -133,7 +133,7 @@ def signguard(lower, upper):
     sizes = (np.sqrt(distances(points)) <= bandwidth / 2).sum(1)
     good = usual & (sizes == sizes.max())
     good = good if good.any() else usual
-    factor = np.minimum(1, middle / np.maximum(norms, 1e-30))
+    factor = np.minimum(1, middle / np.maximum(norms, 1e-300))
     return (x * factor[:, None])[good].mean(0)
 
   return rule

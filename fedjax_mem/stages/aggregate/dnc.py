@@ -23,6 +23,9 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
   removes the share * f clients with the largest squared projections on it. If the iterations remove
   everybody, the round is skipped.
 
+  It is made for hostile clients that lie alike. Where they lie in unlike directions, the main one
+  is that of the largest lies, and the others may stay, however large they are.
+
   Args:
     byzantine: f, hostile clients in a cohort, >= 0; it needs more than 2f clients, and more than
       share * f.

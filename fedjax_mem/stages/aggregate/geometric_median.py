@@ -29,13 +29,16 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Layer:
   """
   validate.integer(iterations=iterations)
   validate.positive(smoothing=smoothing)
+  least = max(smoothing, float(jnp.finfo(jnp.float32).tiny))
 
   def compute(ctx, x, on, weights):
     del ctx
 
     def step(_, coefficients: jax.Array) -> jax.Array:
-      far = gram.distances_to(x, on, coefficients)
-      pull = jnp.where(on, weights / jnp.maximum(far, jnp.float32(smoothing)), 0)
+      far = jnp.maximum(gram.distances_to(x, on, coefficients), jnp.float32(least))
+      # Relative to the nearest: inverse distances alone may overflow, or vanish.
+      nearest = jnp.where(on, far, jnp.inf).min()
+      pull = jnp.where(on & (far < jnp.inf), weights * (nearest / far), 0)
       return pull / jnp.maximum(pull.sum(), 1e-30)
 
     coefficients = jax.lax.fori_loop(0, iterations, step, jnp.zeros_like(weights))

@@ -15,6 +15,8 @@ from fedjax_mem.kernels import columns, gram
 from fedjax_mem.stages.aggregate import rule
 from fedjax_mem.stages.aggregate.rule import Rule
 
+_ROUNDING = 1 + 1e-5  # scores that differ by less are the same, rounded
+
 
 def scores(distances: jax.Array, on: jax.Array, byzantine: int) -> jax.Array:
   """Returns Krum's scores [C]; infinite for rows that do not count.
@@ -31,9 +33,12 @@ def scores(distances: jax.Array, on: jax.Array, byzantine: int) -> jax.Array:
 
 
 def first(values: jax.Array, on: jax.Array, ids: jax.Array) -> jax.Array:
-  """Returns the row with the least value among those that are on; of equal ones, the least id."""
+  """Returns the row with the least value among those that are on; of equal ones, the least id.
+
+  Values are equal up to rounding, which depends on the order of the rows.
+  """
   least = jnp.where(on, values, jnp.inf)
-  best = on & (least == least.min())
+  best = on & (least <= least.min() * _ROUNDING)
   return jnp.argmin(jnp.where(best, ids, jnp.iinfo(jnp.int32).max))
 
 

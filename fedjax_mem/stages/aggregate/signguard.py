@@ -24,7 +24,7 @@ def signguard(lower: float = 0.1, upper: float = 3.0, fraction: float = 0.1) -> 
   by distance. If nobody passes both, those that pass the first are taken.
 
   Args:
-    lower: least norm over the median, >= 0.
+    lower: least norm over the median, in [0, upper].
     upper: largest norm over the median, > 0.
     fraction: of the coordinates whose signs are looked at, in (0, 1].
 
@@ -34,6 +34,8 @@ def signguard(lower: float = 0.1, upper: float = 3.0, fraction: float = 0.1) -> 
   validate.non_negative(lower=lower)
   validate.positive(upper=upper)
   validate.probability(fraction=fraction)
+  if lower > upper:
+    raise ValueError(f'lower must be at most upper = {upper!r}, got {lower!r}.')
 
   def compute(ctx, x, on, weights):
     del weights
@@ -47,7 +49,7 @@ def signguard(lower: float = 0.1, upper: float = 3.0, fraction: float = 0.1) -> 
       drawn = x[:, jax.random.randint(ctx.common, (count,), 0, size)]
     good = usual & cluster(sign_shares(drawn), on)
     good = jnp.where(good.any(), good, usual)
-    factor = jnp.minimum(1, middle / jnp.maximum(norms, 1e-30))
+    factor = jnp.where(norms > middle, middle / norms, jnp.float32(1))
     number = jnp.maximum(good.sum(), 1).astype(jnp.float32)
     value = gram.combine(jnp.where(good, factor, 0) / number, x)
     return value, {'left': good.sum(dtype=jnp.int32)}

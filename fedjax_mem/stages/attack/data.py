@@ -106,6 +106,7 @@ def backdoor(
   value: float = 1.0,
   num_clients: int | None = None,
   seed: int | None = None,
+  num_classes: int | None = None,
 ) -> Layer:
   """Returns the layer whose hostile clients teach the model that a small square means one label.
 
@@ -115,12 +116,13 @@ def backdoor(
 
   Args:
     attackers: how many, or their share: see `hostile`.
-    target: label, >= 0.
+    target: label, >= 0, < K if K is known.
     share: of a batch, in (0, 1].
     size: pixels of the square's side, >= 1.
     value: of its pixels, in the units of a model's input.
     num_clients: N, for a share or a seed.
     seed: of the hostile set; None: the first clients.
+    num_classes: K, >= 2; None: unknown.
 
   References: Gu et al. (2017), BadNets, arXiv 1708.06733; Bagdasaryan et al. (2020), arXiv
   1807.00459, section 4.
@@ -128,7 +130,10 @@ def backdoor(
   Raises:
     ValueError: an argument is out of range.
   """
-  validate.integer(at_least=0, target=target)
+  if num_classes is not None:
+    validate.integer(at_least=2, num_classes=num_classes)
+  most = None if num_classes is None else num_classes - 1
+  validate.integer(at_least=0, at_most=most, target=target)
   validate.probability(share=share)
   validate.integer(size=size)
   if isinstance(value, bool) or not isinstance(value, int | float) or value != value:

@@ -120,12 +120,15 @@ class Attack:
     who: the hostile clients.
     lie: what they send.
     together: whether all of them send the same.
-    attacks: for the plan.
+    alone: whether what one sends depends on no other client; then a clip may come after it under
+      privacy. For the plan, as the next.
+    attacks: that it is an attack.
   """
 
   who: Hostile
   lie: Lie
   together: bool = True
+  alone: bool = False
   attacks: bool = True
 
   def __call__(self, ctx: Context, stack: Message, state: Tree):

@@ -26,7 +26,8 @@ def sign_flip(
   """
   validate.positive(scale=scale)
   lie = lambda seen: tree.scale(-jnp.float32(scale), seen.updates)
-  return h.layer('sign_flip', Attack(h.hostile(attackers, num_clients, seed), lie, together=False))
+  who = h.hostile(attackers, num_clients, seed)
+  return h.layer('sign_flip', Attack(who, lie, together=False, alone=True))
 
 
 def gaussian(
@@ -65,7 +66,7 @@ def gaussian(
       sent.append(x.at[rows].set(jax.vmap(draw)(ids), mode='drop'))
     return jax.tree.unflatten(structure, sent)
 
-  return h.layer('gaussian', Attack(who, lie, together=False))
+  return h.layer('gaussian', Attack(who, lie, together=False, alone=True))
 
 
 def scaling(
@@ -96,7 +97,8 @@ def scaling(
     whole = seen.weights.sum() / jnp.where(own > 0, own, 1)
     return tree.scale(whole if factor is None else jnp.float32(factor), seen.updates)
 
-  return h.layer('scaling', Attack(h.hostile(attackers, num_clients, seed), lie, together=False))
+  who = h.hostile(attackers, num_clients, seed)
+  return h.layer('scaling', Attack(who, lie, together=False, alone=factor is not None))
 
 
 def mimic(

@@ -6,8 +6,9 @@ params - step x (sum of the messages of S) / (sum of their weights); v(no one) i
 params as they are. The values are Shapley values, exact for cohorts of up to 8 and by GTG-Shapley
 above ('shapley'), always by GTG-Shapley ('gtg'), or v(all) - v(all without i) ('leave_one_out').
 
-Of the C places, round(explore x C) go to clients drawn uniformly from those left, the others to
-the highest scores; who has none yet stands last, and ties are broken at random. The selection is
+Of the C places, explore x C go to clients drawn uniformly from those left (if that is no whole
+number, one more or less, so that it is their mean), the others to the highest scores; who has none
+yet stands last, and ties are broken at random. The selection is
 biased on purpose: `chance` is not known and stands at 1, and no weight is changed.
 
 The server has to see each client's update: it is a stacked layer, which holds the cohort's
@@ -20,6 +21,7 @@ References: Liu et al. (2022), arXiv 2109.02053 (GTG-Shapley); Wang et al. (2020
 2009.06192, definition 2 (the game of one round).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -92,16 +94,21 @@ def contribution(
   """
   draws.check_cohort(num_clients, cohort_size)
   validate.fraction(explore=explore)
-  places = round(explore * cohort_size)
+  least = math.floor(explore * cohort_size + 1e-9)  # of the places to explore
+  rest = explore * cohort_size - least
   game = Game(loss, validation, step, subsets, batch_size)
   judge = _Judge(game, cohort_size, method, sweeps, truncation)
 
   def draw(ctx: Context, table: Score, state):
-    first, second = (jax.random.fold_in(ctx.key, i) for i in range(2))
+    first, second, third = (jax.random.fold_in(ctx.key, i) for i in range(3))
+    more = (jax.random.uniform(third) < rest).astype(jnp.int32)
     score = jnp.where(table.rounds > 0, table.score, -jnp.inf)
-    best = draws.highest(score, first, cohort_size - places)
-    others = jnp.zeros(num_clients).at[best].set(-jnp.inf)
-    ids = jnp.concatenate([best, draws.highest(others, second, places)])
+    best = draws.highest(score, first, cohort_size)
+    place, known = jnp.arange(cohort_size), cohort_size - least - more
+    gone = jnp.where(place < known, best, num_clients)
+    others = jnp.zeros(num_clients).at[gone].set(-jnp.inf, mode='drop')
+    drawn = draws.highest(others, second, cohort_size)
+    ids = jnp.where(place < known, best, drawn[jnp.maximum(place - known, 0)])
     cohort = draws.members(ids, jnp.ones(cohort_size, bool), 1.0, num_clients)
     return cohort, state, {'unscored': (table.rounds == 0).sum(dtype=jnp.int32)}
 

@@ -4,7 +4,9 @@ Each client takes part independently with its own probability (Poisson sampling)
 p_i = min(1, c s_i), with c such that the p_i add up to `cohort_size`, where
 s_i = (1 - explore) u_i / sum u + explore / N and u_i is what was last seen of the client. One
 that was not seen yet stands at the mean over those that were, in proportion to its size. So no
-p_i is below min(1, explore cohort_size / N). Every arriving message is multiplied by 1 / p_i.
+p_i is below min(1, explore cohort_size / N). They are rounded up to multiples of 2^-23, which are
+the probabilities with which a float32 draw falls below them. Every arriving message is multiplied
+by 1 / p_i.
 
 What is averaged depends on the divisor of the weighing. With a fixed one, the weight of the whole
 population (all examples under 'examples', N under 'equal'), the step is the Horvitz-Thompson
@@ -40,6 +42,8 @@ from fedjax_mem.core import (
   validate,
 )
 from fedjax_mem.stages.select import draws, losses
+
+_STEPS = 2**23  # values that `jax.random.uniform` takes in float32
 
 
 class Seen(NamedTuple):
@@ -92,6 +96,7 @@ def importance(
 
   def draw(ctx: Context, table: Seen, state):
     chance = inclusion(scores(table, prior), cohort_size, explore)
+    chance = jnp.ceil(chance * _STEPS) / _STEPS
     taken = jax.random.uniform(jax.random.fold_in(ctx.key, 0), (num_clients,)) < chance
     # Highest of 1 and 0: those taken, in random order, so that a cut is a uniform one.
     ids = draws.highest(taken.astype(jnp.float32), jax.random.fold_in(ctx.key, 1), capacity)

@@ -189,6 +189,7 @@ def test_vectors_have_a_trigger_too():
     lambda: attacks.mimic(1, target=-1),
     lambda: attacks.label_flip(1, num_classes=1),
     lambda: attacks.backdoor(1, share=0),
+    lambda: attacks.backdoor(1, target=10, num_classes=10),
     lambda: attacks.backdoor(1, value=float('nan')),
   ],
 )

@@ -55,7 +55,7 @@ def shapley_twin(table, number):
 
 
 def make(number=tiny.N, size=4, **options):
-  options = {'validation': HELD, 'step': 0.5, 'batch_size': 4, **options}
+  options = {'validation': HELD, 'step': 0.5, 'batch_size': 4, 'explore': 0.25, **options}
   return contribution(number, size, tiny.loss, **options)
 
 
@@ -131,6 +131,22 @@ def test_the_highest_scores_and_a_stated_share_at_random():
   all_random = np.bincount(drawn(make(size=5, explore=1.0), table).ravel(), minlength=10)
   assert stats.chisquare(all_random).pvalue > 1e-5
   assert (np.sort(drawn(make(size=3, explore=0.0), table), 1) == [1, 2, 4]).all()
+
+
+@pytest.mark.parametrize('explore', (0.3, 0.9))
+def test_a_share_that_is_no_whole_number_of_places_is_their_mean(explore):
+  table = Score(jnp.arange(10, dtype=jnp.float32), jnp.ones(10, jnp.int32))
+  ids = drawn(make(size=1, explore=explore), table)
+  # Who is best is drawn at random, too.
+  assert stats.binomtest(int((ids != 9).sum()), len(ids), 0.9 * explore).pvalue > 1e-5
+  ids = drawn(make(size=3, explore=explore), table)  # 0.9 or 2.7 places
+  assert all(len(set(row)) == 3 for row in ids.tolist())
+  known = 3 - np.floor(3 * explore).astype(int)
+  assert (ids[:, : known - 1] == [9, 8, 7][: known - 1]).all()
+  others = (ids[:, known - 1] != 10 - known).mean()
+  rest = 3 * explore % 1
+  # One more place to explore: any of those left but the best of them.
+  assert others == pytest.approx(rest * (10 - known) / (11 - known), abs=0.04)
 
 
 def test_a_client_that_harms_is_left_alone():

@@ -93,6 +93,18 @@ def test_inverse_chances_are_unbiased_and_the_self_normalised_mean_is_not():
   assert np.abs(off).max() > 10
 
 
+def test_a_small_chance_is_the_one_with_which_a_float_is_drawn():
+  """Of 2^23 equally likely values exactly the told share lies below; 1e-6 itself is none."""
+  (layer,) = importance(100_000, 1)
+  table = Seen(jnp.zeros(100_000).at[0].set(1.0), jnp.ones(100_000, bool))
+  _, _, metrics = layer.select.apply(context(jax.random.key(0)), table, ())
+  least = float(metrics['least_chance'])
+  values = np.arange(2**23, dtype=np.float32) / 2**23
+  assert (values < least).mean() == least and 1e-6 < least < 1e-6 + 2**-23
+  drawn = np.asarray(jax.random.uniform(jax.random.key(1), (1000,)), np.float64) * 2**23
+  assert (drawn == np.floor(drawn)).all()
+
+
 def test_clients_are_taken_independently_with_their_chances_and_never_twice():
   (layer,) = importance(8, 3)
   cohort, metrics = drawn(layer, Seen(jnp.asarray(VALUES), jnp.ones(8, bool)))
