@@ -19,10 +19,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_mem.kernels import parts
 
 _TOP = 0x7FFFFFFF
+_LEAST, _MOST = np.int16(-(2**15)), np.int16(2**15 - 1)
 _CACHE = 12_800  # values of a block: about the first level of a core's cache
 _Block = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -38,24 +40,39 @@ def _floats(keys: jax.Array) -> jax.Array:
   return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _counts(flags: jax.Array) -> jax.Array:
-  return flags.astype(jnp.int32).sum(0, dtype=jnp.int32)
+def _counts(flags: jax.Array, dtype: jax.typing.DTypeLike = jnp.int32) -> jax.Array:
+  return flags.astype(dtype).sum(0, dtype=dtype)
+
+
+def _halved(keys: jax.Array, rank: jax.Array) -> jax.Array:
+  """Returns the keys [B] of a rank, from 0, of every column of int16 keys [C, B]."""
+  dtype = jnp.int16 if len(keys) < 2**15 else jnp.int32
+
+  def halve(_, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    low, high = ends
+    middle = (low & high) + ((low ^ high) >> 1)
+    enough = _counts(keys <= middle[None], dtype) > rank.astype(dtype)
+    return jnp.where(enough, low, middle + jnp.int16(1)), jnp.where(enough, middle, high)
+
+  ends = jnp.full(keys.shape[1], _LEAST), jnp.full(keys.shape[1], _MOST)
+  return jax.lax.fori_loop(0, 16, halve, ends)[1]
 
 
 def _kth(keys: jax.Array, ranks: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-  """Returns the keys [B] of the given ranks, from 0, of every column of keys [C, B]."""
+  """Returns the keys [B] of the given ranks, from 0, of every column of keys [C, B].
 
-  def halve(_, ends: tuple) -> tuple:
-    def one(rank: jax.Array, low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
-      middle = (low & high) + ((low ^ high) >> 1)
-      enough = _counts(keys <= middle[None]) > rank
-      return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
-
-    return tuple(one(rank, *pair) for rank, pair in zip(ranks, ends, strict=True))
-
-  pair = (keys.min(0), keys.max(0))
-  found = jax.lax.fori_loop(0, 32, halve, tuple(pair for _ in ranks))
-  return tuple(high for _, high in found)
+  First the upper halves of the bits, then, of those whose upper half is the one found, the lower:
+  twice as many integers of 16 bits fit a vector register.
+  """
+  upper = (keys >> 16).astype(jnp.int16)
+  lower = ((keys & 0xFFFF) - 2**15).astype(jnp.int16)
+  found = []
+  for rank in ranks:
+    top = _halved(upper, rank)
+    beyond = jnp.where(upper > top[None], _MOST, lower)
+    bottom = _halved(jnp.where(upper < top[None], _LEAST, beyond), rank)
+    found.append((top.astype(jnp.int32) << 16) | (bottom.astype(jnp.int32) + 2**15))
+  return tuple(found)
 
 
 def _blocks(f: _Block, x: jax.Array, on: jax.Array) -> jax.Array:
