@@ -1,47 +1,15 @@
 """Robust rules over objects: what the engine gives, and rounds that are skipped."""
 
-import asyncio
-
 import jax
 import numpy as np
 import pytest
+from reference.objects import client, loop, server
 
-from fedjax_mem import models
 from fedjax_mem.federated import (
   AggregationStrategy,
-  ClientConfig,
-  FederatedClient,
-  FederatedServer,
   NotEnoughClients,
-  ServerConfig,
   simulate,
 )
-
-MODEL = models.build('logistic', (4,), 3)
-
-
-def client(i, cls=FederatedClient, count=8, **options):
-  rng = np.random.default_rng(i)
-  x, y = rng.normal(size=(count, 4)).astype(np.float32), rng.integers(0, 3, count)
-  given = {'local_epochs': 2, 'batch_size': 4, 'learning_rate': 0.1, **options}
-  return cls(ClientConfig(client_id=f'c{i}', **given), MODEL.copy(), (x, y))
-
-
-def server(**options):
-  return FederatedServer(ServerConfig(**{'min_clients': 2, 'rounds': 3, **options}), MODEL)
-
-
-def loop(made, clients, rounds=3):
-  async def run():
-    for _ in range(rounds):
-      updates = [await x.train_round() for x in made.select_clients(clients)]
-      await made.aggregate(updates)
-      for x in clients:
-        x.receive_global_model(made.get_global_model())
-
-  asyncio.run(run())
-  return made.get_global_model().params
-
 
 RULES = {
   'MEDIAN': {},
