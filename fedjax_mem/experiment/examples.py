@@ -32,7 +32,7 @@ class Source:
     return None
 
   def close(self) -> None:
-    """Releases what works in the background."""
+    """Releases what works in the background: here nothing does."""
 
 
 class Streamed(Source):

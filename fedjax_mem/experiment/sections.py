@@ -84,7 +84,10 @@ class Section:
     return f'{self.section}.{field}' if self.section else field
 
   def _check(self) -> None:
-    """Raises `ValueError` where a field, or a combination of them, is out of range."""
+    """Raises `ValueError` where a field, or a combination of them, is out of range.
+
+    Types are all that is checked here; a section that has limits overrides it.
+    """
 
   def _each(self, check: Any, *fields: str, **limits: Any) -> None:
     """Runs a check of `core.validate` on the fields that are set."""

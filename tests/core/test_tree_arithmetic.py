@@ -61,6 +61,8 @@ def test_finite_by_row_and_over_empty_or_integer_trees():
   assert tree.finite(stack, 1).tolist() == [True, False, False]
   assert not bool(tree.finite(stack)) and bool(tree.finite({})) and bool(tree.finite(jnp.arange(2)))
   assert tree.finite({'none': jnp.zeros((3, 0))}, 1).tolist() == [True] * 3
+  below = jnp.array([[-1.0, -jnp.inf], [-jnp.nan, 5.0], [-3e38, 3e38]])
+  assert tree.finite(below, 1).tolist() == [False, False, True]
 
 
 def test_copies_are_fresh_and_strongly_typed():

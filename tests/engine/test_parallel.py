@@ -174,6 +174,21 @@ def test_a_neighbour_whose_examples_are_not_finite_does_no_harm():
   assert metrics['clients'].tolist() == [9, 9]
 
 
+@pytest.mark.parametrize('mode', ['vmap', 'loop', 'chunk', 'stacked'])
+def test_a_row_that_is_not_finite_stays_as_it_was_and_its_message_counts(mode):
+  def client(ctx, message, state):
+    bad = (ctx.me.id == 3) & (ctx.round == 1)
+    return message, state + jnp.where(bad, jnp.nan, 1.0), {}
+
+  stacked = mode == 'stacked'
+  layer = Layer('memory', Stage(client, lambda ctx: jnp.float32(0)), stacked=stacked)
+  layers = onion(tiny.algorithm(), uniform(tiny.N, tiny.N), equal(), layer)
+  sim = tiny.build(layers, 'vmap' if stacked else mode)
+  state, metrics = tiny.execute(sim, 3)
+  assert state.clients['memory'].tolist() == [2.0 if i == 3 else 3.0 for i in range(tiny.N)]
+  assert metrics['clients'].tolist() == [tiny.N] * 3 and (metrics['not_finite'] == -1).all()
+
+
 def test_clients_of_equal_size_need_no_masks_and_give_the_same():
   data = tiny.client_data([6] * tiny.N)
   layers = onion(

@@ -113,3 +113,12 @@ def test_blocks_and_the_order_of_rows_change_nothing():
   whole = np.asarray(columns.median(jnp.asarray(x), on))
   np.testing.assert_array_equal(whole, np.median(x, 0))
   np.testing.assert_array_equal(whole, columns.median(jnp.asarray(x[order]), on))
+
+
+def test_more_rows_than_sixteen_bits_count():
+  """Counts up to C must not wrap round: 40,000 rows, all small but for the largest third."""
+  x = np.concatenate([np.zeros(26_000), np.ones(14_000)]).astype(np.float32)[:, None]
+  on = jnp.ones(len(x), bool)
+  assert columns.median(jnp.asarray(x), on).tolist() == [0.0]
+  assert columns.median(jnp.asarray(1 - x), on).tolist() == [1.0]
+  np.testing.assert_allclose(columns.trimmed_mean(jnp.asarray(x), on, 10_000), [0.2], rtol=1e-6)

@@ -347,7 +347,7 @@ def test_the_server_takes_signatures_of_the_survivors_it_named_only():
 
 
 def test_a_message_of_another_protocol_is_refused(monkeypatch):
-  """Well sealed, of this session: only its first bytes are others."""
+  """Well sealed, and of these parties: only its first bytes are others."""
   parties = Parties('semi_honest', 4, 3)
   text = body(parties.answer(0), parties.session, True)
   with monkeypatch.context() as patch:
