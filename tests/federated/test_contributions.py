@@ -178,8 +178,9 @@ def test_what_is_refused():
       server(selection_options=options)
   with pytest.raises(ValueError, match='explore must be'):
     server(selection_options={'explore': 2.0})
-  with pytest.raises(ValueError, match='secure aggregation'):
-    server(aggregation=AggregationStrategy.SECURE_AGGREGATION)
+  for strategy in ('contribution', 'importance'):
+    with pytest.raises(ValueError, match='secure aggregation'):
+      server(aggregation=AggregationStrategy.SECURE_AGGREGATION, selection_strategy=strategy)
   private = client(0, privacy_config=PrivacyConfig())
   with pytest.raises(ValueError, match="must be 'random'"):
     server().register(private)
