@@ -21,9 +21,11 @@ def split(size: int, block: int = 1, part: int = LARGE) -> tuple[int, int]:
   """Returns (number, length) of the equal parts of 0 … size - 1, each of whole blocks.
 
   At least two if there are two blocks: what a loop has written is in memory, and not computed again
-  in the middle of what uses it. What is left over is shorter than a part. (0, 0): a vector too
-  short to be worth a loop.
+  in the middle of what uses it. What is left over is shorter than a part. Blocks as long as a part
+  are the parts. (0, 0): a vector too short to be worth a loop.
   """
+  if block >= part:
+    return (size // block, block) if size > block else (0, 0)
   if size <= part // 16:
     return 0, 0
   length = size // max(2, round(size / part)) // block * block
@@ -64,6 +66,29 @@ def stream(f: Callable[..., Tree], size: int, block: int = 1, part: int = LARGE)
     out = jax.tree.map(put, out, x, filled)
     filled = jax.tree.map(lambda at, y: at + y.size, filled, x)
   return out
+
+
+def replace(
+  f: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, part: int = SMALL
+) -> jax.Array:
+  """Returns x [D] with every part of it replaced by f(start, values) of as many, in its own memory.
+
+  Args:
+    f: of any length of a part; what is left over comes last.
+    x: [D].
+    part: values of a part.
+  """
+  full, rest = divmod(x.size, part)
+
+  def step(i: jax.Array, x: jax.Array) -> jax.Array:
+    new = f(i * part, take(x, i * part, part))
+    return jax.lax.dynamic_update_slice(x, new, (i * part,))
+
+  x = jax.lax.fori_loop(0, full, step, x) if full else x
+  if rest:
+    at = full * part
+    x = jax.lax.dynamic_update_slice(x, f(jnp.int32(at), x[at:]), (at,))
+  return x
 
 
 def take(x: jax.Array, start: jax.Array, length: int) -> jax.Array:

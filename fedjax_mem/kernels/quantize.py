@@ -53,11 +53,11 @@ def _checked(x: jax.Array, block: int | None) -> None:
 
 
 def relative(rows: jax.Array, scales: jax.Array) -> jax.Array:
-  """Returns rows [S, block] over their scales [S]; over 1 where a scale is not above 0."""
+  """Returns rows over scales that broadcast against them; over 1 where a scale is not above 0."""
   # By the inverse, as a compiler may choose to anyway; that of a large scale would be flushed to 0.
   shrink = jnp.where(scales > 1e30, jnp.float32(2**-30), jnp.float32(1))
   inverse = 1 / jnp.where(scales > 0, scales * shrink, jnp.float32(1))
-  return (rows * shrink[:, None]) * inverse[:, None]
+  return (rows * shrink) * inverse
 
 
 def _scales(rows: jax.Array, given: jax.Array | None, scale: str | None) -> jax.Array:
@@ -67,7 +67,7 @@ def _scales(rows: jax.Array, given: jax.Array | None, scale: str | None) -> jax.
   if given is not None:
     scales = given
   elif scale == 'l2':
-    scales = largest * jnp.sqrt(jnp.sum(jnp.square(relative(rows, largest)), axis=1))
+    scales = largest * jnp.sqrt(jnp.sum(jnp.square(relative(rows, largest[:, None])), axis=1))
   else:
     scales = largest
   return jnp.where(jnp.isfinite(largest), scales, jnp.float32(jnp.nan))
@@ -114,7 +114,7 @@ def _coded(
 
   def codes(rows: jax.Array, scales: jax.Array, start: jax.Array, length: int) -> jax.Array:
     # In rows up to the end: the index of a scale by division would not be vectorised.
-    ratio = relative(rows.astype(jnp.float32), scales)
+    ratio = relative(rows.astype(jnp.float32), scales[:, None])
     steps = _steps(ratio, bits)
     whole = jnp.round(steps) if key is None else _rounded(key, steps, start)
     whole = whole if bits == 1 else whole + half
@@ -250,5 +250,5 @@ def ternary(
   rows = _rows(x.astype(jnp.float32), x.size if block is None else block)
   largest = jnp.max(jnp.abs(rows), axis=1)
   # The zeros that fill the last block up count towards its mean.
-  root = largest * jnp.sqrt(jnp.mean(jnp.square(relative(rows, largest)), axis=1))
+  root = largest * jnp.sqrt(jnp.mean(jnp.square(relative(rows, largest[:, None])), axis=1))
   return stochastic(key, x, 2, jnp.minimum(jnp.float32(clip) * root, largest), block)

@@ -1,7 +1,10 @@
 """Randomised Walsh-Hadamard rotation, and DRIVE and EDEN: few bits a value on a rotated vector.
 
-A vector is cut into blocks of a power of two; each is multiplied by random signs and by the
-Hadamard matrix over the root of its size: an orthogonal map after which values look normal. Then
+A vector is cut into tiles [B, G], G blocks of a power of two B, which are the columns. Each block
+is multiplied by random signs and by the Hadamard matrix over the root of its size: an orthogonal
+map after which values look normal. A whole tile fits a core's cache and is rotated there, by passes
+over its rows; the last tile has the columns that are left, the end filled with zeros.
+
 EDEN rounds each value, in units of its block's root mean square, to the nearest of 2 ** b centroids
 (Lloyd-Max for the standard normal) and sends one scale a block, ||x||² / <Rx, Q(Rx)>, that makes
 the estimate unbiased for a uniform rotation; for this one only nearly so (with one bit, blocks of
@@ -18,6 +21,7 @@ Reference: Vargaftik et al. (2021), arXiv 2105.08339 (DRIVE); Vargaftik et al. (
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,8 +35,11 @@ from fedjax_mem.kernels.quantize import relative
 
 Tree = Any
 
-RADIX = 16
-LARGEST_BLOCK = 4096
+# Rows that one pass of the transform combines.
+RADIX = 4
+# Blocks that a tile has at least: their columns are the lanes of vector instructions.
+LANES = 32
+LARGEST_BLOCK = 1024
 SMALLEST_BLOCK = 64
 # Padding that is accepted for a larger block, as a share of the vector.
 PADDING = 0.02
@@ -54,14 +61,18 @@ CENTROIDS = {
 }
 
 
-def block_size(size: int) -> int:
+def block_size(size: int, largest: int = LARGEST_BLOCK) -> int:
   """Returns a block for vectors of `size`: a power of two.
 
-  The largest up to 4096 that pads by less than 2%, which exists from 6,400 values on (so always
-  for 10**5 and more); for smaller vectors, the one of at least 64 that pads least.
+  The largest up to `largest` that pads by less than 2%, which exists from 6,400 values on (so
+  always for 10**5 and more); for smaller vectors, the one of at least 64 that pads least.
+
+  Args:
+    size: D, at least 1.
+    largest: a power of two, at least 64.
   """
   validate.integer(size=size)
-  block = LARGEST_BLOCK
+  block = largest
   candidates = []
   while block >= SMALLEST_BLOCK:
     padding = -size % block
@@ -86,19 +97,30 @@ def _checked(block: int) -> int:
 
 @jax.jit
 def hadamard(x: jax.Array) -> jax.Array:
-  """Returns the rows of x [N, B] times the Hadamard matrix over the root of B, a power of two.
+  """Returns the Hadamard matrix over the root of B, a power of two, times the columns of x [B, G].
 
   It is its own inverse.
   """
-  block = _checked(x.shape[-1])
-  y, width = x, 1
-  while width < block:
-    # Sixteen at a time, as a product with a small matrix: fewer passes than sums of pairs.
-    radix = min(RADIX, block // width)
-    small = jnp.asarray(_sylvester(radix) * np.float32(radix**-0.5))
-    y = jnp.einsum('ij,njw->niw', small, y.reshape(-1, radix, width), precision='highest')
-    width *= radix
-  return y.reshape(x.shape)
+  passes, odd = divmod(_checked(x.shape[0]).bit_length() - 1, 2)
+  four, two = (functools.partial(_pass, radix=radix) for radix in (RADIX, 2))
+
+  def step(i: jax.Array, y: jax.Array) -> jax.Array:
+    return jax.lax.cond(i == 0, two, four, y) if odd else four(y)
+
+  # A loop, since what it has written is in memory: the next pass does not compute it again, and
+  # nobody's product becomes part of a sum here, which would round it otherwise.
+  return jax.lax.fori_loop(0, passes + odd, step, x) if passes else (two(x) if odd else x)
+
+
+def _pass(x: jax.Array, radix: int) -> jax.Array:
+  """Returns x [B, G] after the transform of the digit that leads the rows' numbers, base `radix`.
+
+  The digit comes out last, so that the same pass does the next one, and all are back in the end.
+  """
+  signs = jnp.asarray(_sylvester(radix))
+  slices = x.reshape(radix, -1, x.shape[1])
+  terms = [signs[None, :, i, None] * slices[i][:, None] for i in range(radix)]
+  return (functools.reduce(jnp.add, terms) * np.float32(radix**-0.5)).reshape(x.shape)
 
 
 def _sylvester(size: int) -> np.ndarray:
@@ -109,46 +131,74 @@ def _sylvester(size: int) -> np.ndarray:
   return matrix
 
 
-def _flip(key: jax.Array, start: jax.Array, rows: jax.Array) -> jax.Array:
-  """Returns the rows [N, block] from `start` on, signs flipped at random: one drawn bit each."""
-  words = jax.random.bits(jax.random.fold_in(key, start), (-(-rows.size // 32),), jnp.uint32)
-  bits = words[None] << jax.lax.iota(jnp.uint32, 32)[:, None]
-  signs = (bits & jnp.uint32(1 << 31)).reshape(-1)[: rows.size].reshape(rows.shape)
-  flipped = jax.lax.bitcast_convert_type(rows, jnp.uint32) ^ signs
+def _tile(block: int) -> int:
+  """Returns the number of values in a whole tile: small enough for a core's own cache."""
+  return max(parts.SMALL, LANES * block)
+
+
+def _words(key: jax.Array, size: int, block: int) -> jax.Array:
+  """Returns the random bits, uint32, of which each value of a vector of `size` has one."""
+  return jax.random.bits(key, (-(-padded_size(size, block) // 32),), jnp.uint32)
+
+
+def _signs(words: jax.Array, start: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Returns the sign bits, as uint32 of `shape`, of the tile that begins at value `start`."""
+  size = math.prod(shape)
+  bits = parts.take(words, start // 32, -(-size // 32))
+  bits = bits[None] << jax.lax.iota(jnp.uint32, 32)[:, None]
+  return (bits & jnp.uint32(1 << 31)).reshape(-1)[:size].reshape(shape)
+
+
+def _flip(tile: jax.Array, signs: jax.Array) -> jax.Array:
+  flipped = jax.lax.bitcast_convert_type(tile, jnp.uint32) ^ signs
   return jax.lax.bitcast_convert_type(flipped, jnp.float32)
+
+
+def _vector(x: jax.Array, block: int | None) -> int:
+  """Returns the block for x [D].
+
+  Raises:
+    ValueError: x is not a vector, or the block no power of two.
+  """
+  if x.ndim != 1 or x.size == 0:
+    raise ValueError(f'x must be one flat vector [D], D >= 1, got shape {x.shape!r}.')
+  return block_size(x.size) if block is None else _checked(block)
+
+
+def _columns(piece: jax.Array, block: int) -> jax.Array:
+  """Returns a piece of a vector as a tile [block, G], float32."""
+  return jnp.pad(piece.astype(jnp.float32), (0, -piece.size % block)).reshape(block, -1)
 
 
 def _encode(
   key: jax.Array, x: jax.Array, block: int | None, code: Callable[[jax.Array], Tree]
 ) -> Tree:
-  """Returns code(rows [N, block]) of the rotated x, part by part; code gives vectors."""
-  if x.ndim != 1 or x.size == 0:
-    raise ValueError(f'x must be one flat vector [D], D >= 1, got shape {x.shape!r}.')
-  block = block_size(x.size) if block is None else _checked(block)
+  """Returns code(tile [block, G]) of the rotated x, tile by tile; code gives vectors."""
+  block = _vector(x, block)
+  words = _words(key, x.size, block)
 
   def encode(start: jax.Array, length: int) -> Tree:
-    piece = parts.take(x, start, length).astype(jnp.float32)
-    rows = jnp.pad(piece, (0, -length % block)).reshape(-1, block)
-    return code(hadamard(_flip(key, start, rows)))
+    tile = _columns(parts.take(x, start, length), block)
+    return code(hadamard(_flip(tile, _signs(words, start, tile.shape))))
 
-  return parts.stream(encode, x.size, block)
+  return parts.stream(encode, x.size, _tile(block), _tile(block))
 
 
 def _decode(
   key: jax.Array,
   size: int,
   block: int | None,
-  rows_of: Callable[[jax.Array, int, int], jax.Array],
+  tile_of: Callable[[jax.Array, int, int], jax.Array],
 ) -> jax.Array:
-  """Returns [size], rotated back; rows_of is (start, values, block) -> rows [N, block]."""
+  """Returns [size], rotated back; tile_of is (start, values, block) -> tile [block, G]."""
   block = block_size(size) if block is None else _checked(block)
+  words = _words(key, size, block)
 
   def decode(start: jax.Array, length: int) -> jax.Array:
-    rows = rows_of(start, padded_size(length, block), block)
-    back = _flip(key, start, hadamard(rows))
-    return back.reshape(-1)[:length]
+    tile = hadamard(tile_of(start, padded_size(length, block), block))
+    return _flip(tile, _signs(words, start, tile.shape)).reshape(-1)[:length]
 
-  return parts.stream(decode, size, block)
+  return parts.stream(decode, size, _tile(block), _tile(block))
 
 
 @functools.partial(jax.jit, static_argnames=('block',))
@@ -175,7 +225,7 @@ def unrotate(key: jax.Array, y: jax.Array, size: int, block: int | None = None) 
   """
   block = block_size(size) if block is None else block
   _fits(y, size, block, 'y')
-  return _decode(key, size, block, lambda at, n, b: parts.take(y, at, n).reshape(-1, b))
+  return _decode(key, size, block, lambda at, n, b: parts.take(y, at, n).reshape(b, -1))
 
 
 def _fits(y: jax.Array, size: int, block: int, name: str) -> None:
@@ -227,24 +277,59 @@ def eden_encode(
     ValueError: an argument is out of range.
   """
   half = 2 ** (validate.integer(bits=bits, at_most=4) - 1)
-  upper = centroids(bits)[half:]
 
   def code(y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    size = jnp.abs(y)
-    largest = jnp.max(size, axis=1)
-    # In units of the largest value first: squares must neither overflow nor vanish.
-    size = relative(size, largest)
-    squares = jnp.sum(jnp.square(size), axis=1)
-    root = jnp.sqrt(squares / y.shape[1])[:, None]
-    ranks = jnp.zeros(y.shape, jnp.int32)
-    for edge in (upper[1:] + upper[:-1]) / 2:
-      ranks += (size >= root * edge).astype(jnp.int32)
-    inner = jnp.sum(size * _by_rank(ranks, upper), axis=1)
+    ranks, scale = _ranks(y, bits)
     codes = jnp.where(y >= 0, half + ranks, half - 1 - ranks).astype(jnp.uint8)
-    scale = largest * (squares / jnp.where(squares > 0, inner, jnp.float32(1)))
-    return codes.reshape(-1), scale
+    return codes.reshape(-1), scale.reshape(-1)
 
   return _encode(key, x, block, code)
+
+
+def _ranks(y: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+  """Returns (the nearest of the upper centroids to |y|, int32 [B, G]; scale of columns [1, G])."""
+  upper = centroids(bits)[2 ** (bits - 1) :]
+  largest = jnp.max(jnp.abs(y), axis=0, keepdims=True)
+  # In units of the largest value first: squares must neither overflow nor vanish.
+  size = relative(jnp.abs(y), largest)
+  squares = jnp.sum(jnp.square(size), axis=0, keepdims=True)
+  root = jnp.sqrt(squares / len(y))
+  ranks = jnp.zeros(y.shape, jnp.int32)
+  for edge in (upper[1:] + upper[:-1]) / 2:
+    ranks += (size >= root * edge).astype(jnp.int32)
+  inner = jnp.sum(size * _by_rank(ranks, upper), axis=0, keepdims=True)
+  return ranks, largest * (squares / jnp.where(squares > 0, inner, jnp.float32(1)))
+
+
+@functools.partial(jax.jit, static_argnames=('bits', 'block'))
+def eden(key: jax.Array, x: jax.Array, bits: int, block: int | None = None) -> jax.Array:
+  """Returns what `eden_decode` makes of what `eden_encode` gives, [D] float32, in one go.
+
+  A tile is rotated, rounded and rotated back while it is in the cache.
+
+  Args:
+    key: of this client and use.
+    x: [D] floats.
+    bits: of a code, in [1, 4].
+    block: a power of two; by default `block_size(D)`.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  upper = centroids(bits)[2 ** (bits - 1) :]
+  block = _vector(x, block)
+  words = _words(key, x.size, block)
+
+  def there_and_back(start: jax.Array, piece: jax.Array) -> jax.Array:
+    tile = _columns(piece, block)
+    signs = _signs(words, start, tile.shape)
+    y = hadamard(_flip(tile, signs))
+    ranks, scale = _ranks(y, bits)
+    size = _by_rank(ranks, upper)
+    back = hadamard(jnp.where(y >= 0, size, -size) * scale)
+    return _flip(back, signs).reshape(-1)[: piece.size]
+
+  return parts.replace(there_and_back, x.astype(jnp.float32), _tile(block))
 
 
 @functools.partial(jax.jit, static_argnames=('bits', 'size', 'block'))
@@ -260,11 +345,11 @@ def eden_decode(
   block = block_size(size) if block is None else block
   _fits(codes, size, block, 'codes')
 
-  def rows_of(start: jax.Array, count: int, block: int) -> jax.Array:
-    rows = _value(parts.take(codes, start, count), bits).reshape(-1, block)
-    return rows * parts.take(scale, start // block, len(rows))[:, None]
+  def tile_of(start: jax.Array, count: int, block: int) -> jax.Array:
+    tile = _value(parts.take(codes, start, count), bits).reshape(block, -1)
+    return tile * parts.take(scale, start // block, count // block)[None]
 
-  return _decode(key, size, block, rows_of)
+  return _decode(key, size, block, tile_of)
 
 
 @functools.partial(jax.jit, static_argnames=('block', 'unbiased'))
@@ -285,13 +370,13 @@ def drive_encode(
   """
 
   def code(y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    largest = jnp.max(jnp.abs(y), axis=1)
-    unit = relative(y, largest)
-    total = jnp.sum(jnp.abs(unit), axis=1)
+    largest = jnp.max(jnp.abs(y), axis=0)
+    unit = relative(y, largest[None])
+    total = jnp.sum(jnp.abs(unit), axis=0)
     if unbiased:
-      ratio = jnp.sum(jnp.square(unit), axis=1) / jnp.where(total > 0, total, jnp.float32(1))
+      ratio = jnp.sum(jnp.square(unit), axis=0) / jnp.where(total > 0, total, jnp.float32(1))
     else:
-      ratio = total / y.shape[1]
+      ratio = total / len(y)
     return (y >= 0).astype(jnp.uint8).reshape(-1), largest * ratio
 
   return _encode(key, x, block, code)
@@ -305,8 +390,8 @@ def drive_decode(
   block = block_size(size) if block is None else block
   _fits(codes, size, block, 'codes')
 
-  def rows_of(start: jax.Array, count: int, block: int) -> jax.Array:
+  def tile_of(start: jax.Array, count: int, block: int) -> jax.Array:
     signs = 2 * parts.take(codes, start, count).astype(jnp.float32) - 1
-    return signs.reshape(-1, block) * parts.take(scale, start // block, count // block)[:, None]
+    return signs.reshape(block, -1) * parts.take(scale, start // block, count // block)[None]
 
-  return _decode(key, size, block, rows_of)
+  return _decode(key, size, block, tile_of)

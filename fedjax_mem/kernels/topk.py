@@ -85,8 +85,11 @@ def _ends(words: jax.Array) -> tuple[jax.Array, jax.Array]:
   return sizes, jnp.cumsum(sizes)
 
 
-def _chosen(x: jax.Array, k: int) -> jax.Array:
-  """Returns the mask of x [D] as uint32 words [ceil(D / 32)]."""
+def _chosen(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns (mask of x [D] as uint32 words [ceil(D / 32)], the least key, whether ties are left).
+
+  They are where not all keys that equal the least one are chosen.
+  """
   least, room = _kth(x, k)
   # The zeros that fill up the end come after all other ties: they are never among the k.
   key = jnp.pad(keys(x), (0, -x.size % 32))
@@ -104,7 +107,9 @@ def _chosen(x: jax.Array, k: int) -> jax.Array:
     return (state[0] & ~ties) | kept, jnp.bool_(False)
 
   # Mostly there are no ties too many. A loop of at most one turn: under vmap a `cond` does both.
-  return jax.lax.while_loop(lambda state: state[1], without_the_last, (words, count > k))[0]
+  left_out = count > k
+  words, _ = jax.lax.while_loop(lambda state: state[1], without_the_last, (words, left_out))
+  return words, least, left_out
 
 
 def _lowest(word: jax.Array, count: jax.Array) -> jax.Array:
@@ -148,9 +153,38 @@ def mask(x: jax.Array, k: int) -> jax.Array:
     ValueError: x is not a vector, or k is out of range.
   """
   _checked(x, k)
+  return _flags(_chosen(x, k)[0], x.size)
+
+
+def _flags(words: jax.Array, size: int) -> jax.Array:
+  """Returns the first `size` bits of words as booleans."""
   lanes = jax.lax.iota(jnp.uint32, 32)[None]
-  bits = (_chosen(x, k)[:, None] >> lanes) & jnp.uint32(1)
-  return (bits == 1).reshape(-1)[: x.size]
+  bits = (words[:, None] >> lanes) & jnp.uint32(1)
+  return (bits == 1).reshape(-1)[:size]
+
+
+@functools.partial(jax.jit, static_argnames=('k',))
+def kept(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+  """Returns (x where it is chosen and else zero, the mask as words uint32 [ceil(D / 32)]).
+
+  The first is `unpack` of `pack`, without the detour.
+
+  Args:
+    x: [D] floats.
+    k: values to choose, in [1, D].
+
+  Raises:
+    ValueError: x is not a vector, or k is out of range.
+  """
+  _checked(x, k)
+  words, least, left_out = _chosen(x, k)
+  zero = jnp.zeros((), x.dtype)
+
+  def by_mask(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return jnp.where(_flags(words, x.size), x, zero), jnp.bool_(False)
+
+  values = jnp.where(keys(x) >= least, x, zero)
+  return jax.lax.while_loop(lambda state: state[1], by_mask, (values, left_out))[0], words
 
 
 @functools.partial(jax.jit, static_argnames=('k',))
@@ -165,7 +199,7 @@ def pack(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     ValueError: x is not a vector, or k is out of range.
   """
   _checked(x, k)
-  words = _chosen(x, k)
+  words, _, _ = _chosen(x, k)
   sizes, ends = _ends(words)
   # Each output's word: as many as have ended before it. (Sums are scanned faster than maxima.)
   word = jnp.cumsum(jnp.zeros(k, jnp.int32).at[ends].add(1, mode='drop'))

@@ -34,3 +34,17 @@ def test_fold(size):
   x = jnp.arange(size, dtype=jnp.int32)
   total = parts.fold(lambda total, part: total + part.sum(dtype=jnp.int32), jnp.int32(0), x, 10)
   assert int(total) == size * (size - 1) // 2
+
+
+@pytest.mark.parametrize('size', [1, 10, 20, 25])
+def test_replace(size):
+  x = jnp.arange(1, size + 1, dtype=jnp.float32)
+  new = parts.replace(lambda start, piece: piece * 2 + start.astype(jnp.float32), x, 10)
+  starts = np.arange(size) // 10 * 10
+  np.testing.assert_array_equal(new, 2 * np.arange(1, size + 1) + starts)
+
+
+@pytest.mark.parametrize('size, expected', [(1, 0), (16, 0), (17, 1), (32, 2), (47, 2), (48, 3)])
+def test_long_blocks_are_the_parts(size, expected):
+  # Also where rounding the number of parts up would leave none of a whole block.
+  assert parts.split(size, 16, 16) == ((expected, 16) if expected else (0, 0))

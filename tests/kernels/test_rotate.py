@@ -33,8 +33,8 @@ def _error(estimate, x):
 
 @pytest.mark.parametrize('block', [1, 2, 8, 16, 32, 512, 4096])
 def test_hadamard_matrix(block):
-  x = jnp.asarray(np.random.default_rng(0).normal(size=(3, block)), jnp.float32)
-  expected = np.asarray(x, np.float64) @ linalg.hadamard(block) / math.sqrt(block)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(block, 3)), jnp.float32)
+  expected = linalg.hadamard(block) @ np.asarray(x, np.float64) / math.sqrt(block)
   np.testing.assert_allclose(rotate.hadamard(x), expected, atol=2e-6)
   np.testing.assert_allclose(rotate.hadamard(rotate.hadamard(x)), x, atol=2e-6)
 
@@ -111,13 +111,14 @@ def test_drive_is_eden_of_one_bit_and_has_a_biased_form_of_less_error():
 @pytest.mark.parametrize('bits', [1, 2, 4])
 def test_eden_twin(bits):
   x, block = _vector(1000), 128
-  y = np.asarray(rotate.rotate(KEY, x, block), np.float64).reshape(-1, block)
+  # One tile, its blocks the columns.
+  y = np.asarray(rotate.rotate(KEY, x, block), np.float64).reshape(block, -1)
   table = rotate.centroids(bits).astype(np.float64)
-  z = y / np.sqrt((y**2).mean(1, keepdims=True))
+  z = y / np.sqrt((y**2).mean(0))
   nearest = np.abs(z[..., None] - table).argmin(-1)
   codes, scale = rotate.eden_encode(KEY, x, bits, block)
-  np.testing.assert_array_equal(np.asarray(codes).reshape(-1, block), nearest)
-  expected = (y**2).sum(1) / (y * table[nearest]).sum(1)
+  np.testing.assert_array_equal(np.asarray(codes).reshape(block, -1), nearest)
+  expected = (y**2).sum(0) / (y * table[nearest]).sum(0)
   np.testing.assert_allclose(scale, expected, rtol=1e-5)
 
 
@@ -144,6 +145,7 @@ def test_zeros_tiny_large_and_not_finite():
       decoded = rotate.eden_decode(KEY, *rotate.eden_encode(KEY, x, bits, 64), bits, 128, 64)
       assert _error(np.asarray(decoded, np.float64) / factor, np.asarray(x) / factor) < 0.9
     for bad in (np.nan, np.inf):
+      # Value 3 is in the second of the two blocks, which take turns.
       x = jnp.ones(128).at[3].set(bad)
       for encode, decode in (
         (lambda x, b=bits: rotate.eden_encode(KEY, x, b, 64), None),
@@ -154,7 +156,7 @@ def test_zeros_tiny_large_and_not_finite():
           out = rotate.eden_decode(KEY, codes, scale, bits, 128, 64)
         else:
           out = decode(KEY, codes, scale, 128, 64)
-        assert np.isnan(out[:64]).all() and np.isfinite(out[64:]).all()
+        assert np.isnan(out[1::2]).all() and np.isfinite(out[::2]).all()
 
 
 def test_vmap_equals_loop_bfloat16_and_one_compilation():

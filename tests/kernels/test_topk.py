@@ -62,6 +62,19 @@ def test_numpy_twin(size):
       assert int(least) == np.sort(_keys(x))[-k]
 
 
+@pytest.mark.parametrize('kind', ['normal', 'ties', 'zeros', 'few', 'subnormal', 'special'])
+@pytest.mark.parametrize('size', SIZES)
+def test_kept_is_what_is_unpacked(size, kind):
+  x = _vector(kind, size)
+  for k in {1, max(1, size // 20), max(1, size // 2), size}:
+    values, words = topk.kept(x, k)
+    expected = topk.unpack(*topk.pack(x, k), size)
+    np.testing.assert_array_equal(np.asarray(values).view('u4'), np.asarray(expected).view('u4'))
+    bits = np.unpackbits(np.asarray(words).view(np.uint8), bitorder='little')
+    np.testing.assert_array_equal(bits[:size], topk.mask(x, k))
+    assert not bits[size:].any()
+
+
 def test_bfloat16_keeps_its_dtype():
   x = _vector('normal', 5000, jnp.bfloat16)  # Seven bits of mantissa: many ties.
   values, indices = topk.pack(x, 700)

@@ -7,7 +7,8 @@ Any other code is decoded in the client half, which reports what it would have t
 
 What holds of every codec here:
 
-- an update that is not finite is sent as NaN, so that the engine drops its client and names it
+- an update that is not finite is decoded to one that is not, so that the engine drops its client
+  and names it
 - a client of weight 0 takes no part: it sends nothing and keeps its state
 - an update of zeros is decoded to zeros, and takes the bytes of any other
 - arithmetic is float32; the leaves get their dtypes back
@@ -104,6 +105,9 @@ class Codec(NamedTuple):
     error: shapes -> what E ||decoded - x||² is at most, over ||x||²; None: not stated.
     sensitivity: bound of x -> bound of what is decoded.
     feedback: why error feedback would diverge, or None.
+    estimate: (draws, x [D] float32, shapes) -> (what `decode` makes of the code of x, the bytes of
+      the code's indices, int32), without making the code; not finite where x is not. None: by
+      `encode` and `decode`. Needed for speed alone, by codecs that do not add.
   """
 
   name: str
@@ -116,6 +120,7 @@ class Codec(NamedTuple):
   error: Callable[[Shapes], float | None] = lambda shapes: None
   sensitivity: Callable[[Bound], Bound] = _keep
   feedback: str | None = None
+  estimate: Callable[[Draws, jax.Array, Shapes], tuple[jax.Array, jax.Array]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,13 +168,15 @@ def parts_of(code: Code) -> list[wire.Part]:
 
 def nbytes(parts: list[wire.Part], aux: Tree = ()) -> jax.Array:
   """Returns the bytes of a message, int32, computed from the data where they depend on it."""
-  total = jnp.int32(wire.OVERHEAD)
-  for part in parts:
-    total += jnp.int32(wire.fixed_size(part))
-    if isinstance(part, wire.Indices):
-      total += _indices_size(part)
+  indices = [_indices_size(part) for part in parts if isinstance(part, wire.Indices)]
+  return sum(indices, jnp.int32(fixed_size(parts, aux)))
+
+
+def fixed_size(parts: list[wire.Part], aux: Tree = ()) -> int:
+  """Returns the bytes of a message, indices left out: its values may be shapes."""
   beside = tree.size(aux)
-  return total + jnp.int32(wire.PART + 4 * beside if beside else 0)
+  said = sum(wire.fixed_size(part) for part in parts)
+  return wire.OVERHEAD + said + (wire.PART + 4 * beside if beside else 0)
 
 
 def _indices_size(part: wire.Indices) -> jax.Array:
@@ -178,6 +185,24 @@ def _indices_size(part: wire.Indices) -> jax.Array:
   gaps = part.values - before - 1
   more = sum((jnp.sum(gaps >= step, dtype=jnp.int32) for step in wire.STEPS), jnp.int32(gaps.size))
   return jnp.minimum(more, jnp.int32(wire.bitmap_size(part.size)))
+
+
+def mask_size(words: jax.Array, size: int) -> jax.Array:
+  """Returns the bytes of indices in their shorter form, of a mask as uint32 words [size / 32]."""
+  counts = jax.lax.population_count(words).astype(jnp.int32)
+  ends = jnp.cumsum(counts)
+  before = ends - counts
+  # Gaps in a word are short. Its first bit has a long one if as many bits are set before it as are
+  # before the place that is a step (whole words) earlier: under the same bits, in a word before.
+  under = (words & (~words + 1)) - 1
+  total = ends[-1]
+  for step in wire.STEPS:
+    back = step // 32
+    if back < words.size:
+      earlier = jax.lax.population_count(words[:-back] & under[back:]).astype(jnp.int32)
+      long = (words[back:] != 0) & (before[back:] == before[:-back] + earlier)
+      total += jnp.sum(long, dtype=jnp.int32)
+  return jnp.minimum(total, jnp.int32(wire.bitmap_size(size)))
 
 
 def dense_size(payload: Tree, aux: Tree = ()) -> int:
@@ -282,13 +307,18 @@ class Encoder:
     """Returns (message, state, metrics), as every half of a layer."""
     codec, draws = self.codec, Draws(ctx.key, ctx.common)
     x, shapes = flat(message.payload)
-    code = codec.encode(draws, x, shapes)
-    values = code.rest if codec.linear else codec.decode(draws, code, shapes)
-    values = jnp.where(tree.finite(x), values, jnp.float32(jnp.nan))
+    if codec.estimate:
+      values, indices = codec.estimate(draws, x, shapes)
+      like = jax.eval_shape(lambda x: codec.encode(draws, x, shapes), x)
+      value = indices + fixed_size(parts_of(like), message.aux)
+    else:
+      code = codec.encode(draws, x, shapes)
+      values = code.rest if codec.linear else codec.decode(draws, code, shapes)
+      values = jnp.where(tree.finite(x), values, jnp.float32(jnp.nan))
+      value = nbytes(parts_of(code), message.aux)
     on = message.weight > 0
     values = tree.keep(on, values)
     payload = values if codec.linear else unflat(values, message.payload)
-    value = nbytes(parts_of(code), message.aux)
     metrics = reported(message.payload, message.aux, value, on)
     return message._replace(payload=payload), state, metrics
 

@@ -144,4 +144,9 @@ def eden(bits: int = 2, *, block: int | None = None) -> Layer:
     block_ = _block(shapes, block)
     return kernel.eden_decode(draws.own, codes, scales, bits, size(shapes), block_)
 
-  return layer_of(Codec('eden', encode, decode, unbiased=True, sensitivity=_GROWS))
+  def estimate(draws: Draws, x, shapes: Shapes):
+    return kernel.eden(draws.own, x, bits, _block(shapes, block)), jnp.int32(0)
+
+  return layer_of(
+    Codec('eden', encode, decode, unbiased=True, sensitivity=_GROWS, estimate=estimate)
+  )

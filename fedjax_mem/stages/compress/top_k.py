@@ -12,7 +12,16 @@ import jax.numpy as jnp
 from fedjax_mem.core import Layer
 from fedjax_mem.kernels import topk
 from fedjax_mem.stages.compress import counting, wire
-from fedjax_mem.stages.compress.codec import Code, Codec, Draws, Shapes, layer_of, size, split
+from fedjax_mem.stages.compress.codec import (
+  Code,
+  Codec,
+  Draws,
+  Shapes,
+  layer_of,
+  mask_size,
+  size,
+  split,
+)
 
 
 def top_k(fraction: float | None = None, *, k: int | None = None, per_leaf: bool = False) -> Layer:
@@ -56,9 +65,16 @@ def top_k(fraction: float | None = None, *, k: int | None = None, per_leaf: bool
     (indices,) = code.parts
     return topk.unpack(code.rest, indices.values, size(shapes))
 
+  def estimate(draws: Draws, x, shapes: Shapes):
+    del draws
+    (count,) = counts(shapes)
+    values, mask = topk.kept(x, count)
+    return values, mask_size(mask, x.size)
+
   def error(shapes: Shapes) -> float:
     sizes = [size((shape,)) for shape in shapes] if per_leaf else [size(shapes)]
     return 1 - min(c / n for c, n in zip(counts(shapes), sizes, strict=True) if n)
 
   left = lambda shapes: ((sum(counts(shapes)),),)
-  return layer_of(Codec('top_k', encode, decode, left, check, error=error))
+  whole = None if per_leaf else estimate
+  return layer_of(Codec('top_k', encode, decode, left, check, error=error, estimate=whole))

@@ -54,6 +54,8 @@ SPREADS = 4  # standard deviations of a coordinate of the sum that the modulus h
 FINEST = 2**14  # levels: squares of norms on the grid are then exact in int32
 _LARGEST = 2**29  # values of an update, for the same reason
 _TRIES = 32
+# Values that are rotated together, if the padding allows: the more, the flatter they come out.
+BLOCK = 4096
 
 
 class NoRoom(ValueError):
@@ -160,7 +162,7 @@ def distributed(
   validate.integer(at_least=2, at_most=modular.LARGEST, bits=bits)
   validate.one_of(TABLES, mechanism=mechanism)
   validate.open_fraction(beta=beta)
-  block = rotate.block_size(dimension)
+  block = rotate.block_size(dimension, largest=BLOCK)
   size = rotate.padded_size(dimension, block)
   found = finest(Setting(noise_multiplier, clients, shares, size, block, beta), bits)
   step = l2_clip_norm / found.levels
