@@ -6,10 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Member, Population
+from jax.sharding import Mesh, PartitionSpec
+
+from fedjax_mem.core import Member, Population, tree
 from fedjax_mem.engine.context import Row
+from fedjax_mem.engine.mesh import AXIS
 
 Tree = Any
+# Bytes of rows, of all devices, that are exchanged at once: a small part of a CPU's last cache.
+EXCHANGED = 2**23
 
 
 def pad(cohort: Member, capacity: int, population: int) -> Member:
@@ -49,11 +54,41 @@ def gather(tables: Tree, ids: jax.Array) -> Tree:
   return jax.tree.map(lambda x: x.at[ids].get(mode='clip'), tables)
 
 
-def commit(tables: Tree, ids: jax.Array, ok: jax.Array, new: Tree) -> Tree:
-  """Returns the tables [N, ...] with the rows of the clients that are `ok` [C] replaced."""
+def commit(tables: Tree, ids: jax.Array, ok: jax.Array, new: Tree, mesh: Mesh) -> Tree:
+  """Returns the tables [N, ...] with the rows of the clients that are `ok` [C] replaced.
 
-  def written(table: jax.Array, rows: jax.Array) -> jax.Array:
-    # Out of the table, a row is dropped.
-    return table.at[jnp.where(ok, ids, len(table))].set(rows, mode='drop')
+  Every device has the tables whole. Long rows are exchanged a few at a time, so that what others
+  send is written while it is in the cache, and a device holds no second copy of all new rows.
 
-  return jax.tree.map(written, tables, new)
+  Args:
+    tables: client states.
+    ids: [C] of the cohort.
+    ok: [C], whose rows count.
+    new: rows [C, ...]; C is a multiple of the devices.
+    mesh: the devices.
+  """
+  # Out of the table, a row is dropped.
+  places = jax.tree.map(lambda table: jnp.where(ok, ids, len(table)), tables)
+
+  def write(tables: Tree, places: Tree, new: Tree) -> Tree:
+    put = lambda table, places, rows: table.at[places].set(rows, mode='drop')
+    return jax.tree.map(put, tables, places, new)
+
+  slots = len(ids) // mesh.size
+  several = EXCHANGED // max(1, tree.nbytes(new) // slots)
+  if mesh.size == 1 or several >= slots:
+    return write(tables, places, new)
+  several = max(n for n in range(1, max(1, several) + 1) if slots % n == 0)
+
+  def on_mesh(tables: Tree, places: Tree, new: Tree) -> Tree:
+    def step(i: jax.Array, tables: Tree) -> Tree:
+      some = lambda x: jax.lax.dynamic_slice_in_dim(x, i * several, several)
+      sent = jax.tree.map(some, (places, new))
+      return write(tables, *jax.lax.all_gather(sent, AXIS, tiled=True))
+
+    return jax.lax.fori_loop(0, slots // several, step, tables)
+
+  split, whole = PartitionSpec(AXIS), PartitionSpec()
+  return jax.shard_map(
+    on_mesh, mesh=mesh, in_specs=(whole, split, split), out_specs=whole, check_vma=False
+  )(tables, places, new)

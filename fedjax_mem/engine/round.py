@@ -72,7 +72,8 @@ def make_round(setting: Setting) -> RoundFn:
     params, servers, noted, released = _server(setting, cast, message)
     metrics |= noted
     arrived = cast.cohort.arrived
-    clients = cohorts.commit(state.clients, cast.cohort.id, arrived & sound & released, new)
+    kept = arrived & sound & released
+    clients = cohorts.commit(state.clients, cast.cohort.id, kept, new, setting.layout.mesh)
     metrics |= {
       'selected': cast.cohort.real.sum(dtype=jnp.int32),
       'clients': arrived.sum(dtype=jnp.int32),

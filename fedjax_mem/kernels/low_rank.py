@@ -80,7 +80,15 @@ def encode(m: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
     raise ValueError(f'q must be [B, R] for m [A, B] of shape {m.shape!r}, got {q.shape!r}.')
   validate.integer(rank=q.shape[1], at_most=min(m.shape))
   p = orthonormal(project(m, q))
-  return p, project(m.T, p)
+  return p, back(m, p)
+
+
+def back(m: jax.Array, p: jax.Array) -> jax.Array:
+  """Returns Mᵀ P [..., B, R], float32, of m [..., A, B] and p [A, R]."""
+  # In this order M is read row by row: on a CPU ten times as fast as a product with its transpose,
+  # to which XLA would turn a transpose of the result.
+  rows = jnp.matmul(p.T, m.astype(jnp.float32), precision='highest')
+  return jnp.stack([rows[..., i, :] for i in range(p.shape[1])], axis=-1)
 
 
 def decode(p: jax.Array, q: jax.Array) -> jax.Array:

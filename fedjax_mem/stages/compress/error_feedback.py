@@ -91,10 +91,10 @@ class Feedback:
     sent, new, metrics = self.layer.client.apply(ctx, message._replace(payload=asked), inner)
     # What the server would make of this message alone.
     own, _, _ = self.layer.server.apply(ctx, sent, ctx.shared)
-    left = tree.sub(whole, floats(own.payload))
     on = message.weight > 0
     takes = on.astype(jnp.float32)
-    state = tree.select(on, (left, new), (memory, inner))
+    left = tree.select(on, tree.sub(whole, floats(own.payload)), memory)
+    state = left, tree.select(on, new, inner)
     return sent, state, {**metrics, 'memory': Mean(takes * tree.norm(left), takes)}
 
   def init(self, ctx: Context) -> Tree:

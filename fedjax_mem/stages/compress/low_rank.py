@@ -215,7 +215,7 @@ class _AllReduce:
         continue
       m = x.reshape(-1, *sides)
       p = kernel.orthonormal(kernel.project(m.sum(0), ctx.shared[str(i)]))
-      q = jnp.einsum('cab,ar->cbr', m, p)
+      q = kernel.back(m, p)
       made.append(jnp.einsum('ar,cbr->cab', p, q).reshape(x.shape))
       summed[str(i)] = q
       first.append(p.reshape(-1))
