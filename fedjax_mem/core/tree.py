@@ -74,13 +74,10 @@ def ravel(tree: Tree, axes: int = 0) -> jax.Array:
   if not parts:
     return jnp.zeros((*lead, 0), jnp.float32)
   # Not `jnp.concatenate`: XLA's CPU back end fuses it with what follows, and then searches each
-  # value's leaf one by one, which takes five times as long as copying the leaves. The largest is
-  # padded to the whole, so that its values are written once.
-  parts.sort(key=lambda part: -part[1].size)
-  start, largest = parts[0]
-  around = (start, size - start - largest.shape[-1])
-  whole = jnp.pad(largest, (*((0, 0),) * axes, around))
-  for start, x in parts[1:]:
+  # value's leaf one by one, which takes five times as long as copying the leaves. Nor a padded
+  # leaf: what is fused into a padding is computed value by value.
+  whole = jnp.zeros((*lead, size), jnp.float32)
+  for start, x in parts:
     whole = jax.lax.dynamic_update_slice(whole, x, (0,) * axes + (start,))
   return whole
 

@@ -84,11 +84,11 @@ def replace(
     new = f(i * part, take(x, i * part, part))
     return jax.lax.dynamic_update_slice(x, new, (i * part,))
 
-  x = jax.lax.fori_loop(0, full, step, x) if full else x
   if rest:
+    # First, so that the result is what the loop has written, and whoever reads it reads just that.
     at = full * part
     x = jax.lax.dynamic_update_slice(x, f(jnp.int32(at), x[at:]), (at,))
-  return x
+  return jax.lax.fori_loop(0, full, step, x) if full else x
 
 
 def take(x: jax.Array, start: jax.Array, length: int) -> jax.Array:

@@ -279,26 +279,32 @@ def eden_encode(
   half = 2 ** (validate.integer(bits=bits, at_most=4) - 1)
 
   def code(y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    ranks, scale = _ranks(y, bits)
+    ranks, _, scale = _rounded(y, bits)
     codes = jnp.where(y >= 0, half + ranks, half - 1 - ranks).astype(jnp.uint8)
     return codes.reshape(-1), scale.reshape(-1)
 
   return _encode(key, x, block, code)
 
 
-def _ranks(y: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
-  """Returns (the nearest of the upper centroids to |y|, int32 [B, G]; scale of columns [1, G])."""
+def _rounded(y: jax.Array, bits: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns (ranks, centroids, scales of the columns [1, G]) of a rotated tile y [B, G].
+
+  A value is nearest to the centroid of its sign with that rank among the upper ones, int32.
+  """
   upper = centroids(bits)[2 ** (bits - 1) :]
   largest = jnp.max(jnp.abs(y), axis=0, keepdims=True)
   # In units of the largest value first: squares must neither overflow nor vanish.
-  size = relative(jnp.abs(y), largest)
-  squares = jnp.sum(jnp.square(size), axis=0, keepdims=True)
+  unit = relative(y, largest)
+  squares = jnp.sum(jnp.square(unit), axis=0, keepdims=True)
   root = jnp.sqrt(squares / len(y))
   ranks = jnp.zeros(y.shape, jnp.int32)
   for edge in (upper[1:] + upper[:-1]) / 2:
-    ranks += (size >= root * edge).astype(jnp.int32)
-  inner = jnp.sum(size * _by_rank(ranks, upper), axis=0, keepdims=True)
-  return ranks, largest * (squares / jnp.where(squares > 0, inner, jnp.float32(1)))
+    ranks += (jnp.abs(unit) >= root * edge).astype(jnp.int32)
+  size = _by_rank(ranks, upper)
+  nearest = jnp.where(y >= 0, size, -size)
+  # Of signed values: their magnitudes would be an array of their own on a CPU.
+  inner = jnp.sum(unit * nearest, axis=0, keepdims=True)
+  return ranks, nearest, largest * (squares / jnp.where(squares > 0, inner, jnp.float32(1)))
 
 
 @functools.partial(jax.jit, static_argnames=('bits', 'block'))
@@ -316,7 +322,7 @@ def eden(key: jax.Array, x: jax.Array, bits: int, block: int | None = None) -> j
   Raises:
     ValueError: an argument is out of range.
   """
-  upper = centroids(bits)[2 ** (bits - 1) :]
+  validate.integer(bits=bits, at_most=4)
   block = _vector(x, block)
   words = _words(key, x.size, block)
 
@@ -324,9 +330,8 @@ def eden(key: jax.Array, x: jax.Array, bits: int, block: int | None = None) -> j
     tile = _columns(piece, block)
     signs = _signs(words, start, tile.shape)
     y = hadamard(_flip(tile, signs))
-    ranks, scale = _ranks(y, bits)
-    size = _by_rank(ranks, upper)
-    back = hadamard(jnp.where(y >= 0, size, -size) * scale)
+    _, nearest, scale = _rounded(y, bits)
+    back = hadamard(nearest * scale)
     return _flip(back, signs).reshape(-1)[: piece.size]
 
   return parts.replace(there_and_back, x.astype(jnp.float32), _tile(block))

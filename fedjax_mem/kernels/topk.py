@@ -22,8 +22,9 @@ from fedjax_mem.kernels import parts
 
 # One above the bits of infinity: what every NaN counts as.
 NAN_KEY = 0x7F800001
-# Keys are told apart by their upper bits first, then by these many lower ones.
-LOW = 15
+# Keys are told apart by their upper bits first, then by these many lower ones: the counts of long
+# vectors may take more memory, and those of the second pass stay in a CPU's first cache.
+LOW, LOW_OF_LONG, LONG = 15, 13, 1 << 18
 
 
 def keys(x: jax.Array) -> jax.Array:
@@ -60,23 +61,35 @@ def _histogram(x: jax.Array, bins: Callable, bits: int) -> jax.Array:
 
 def _kth(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   """Returns (the k-th largest key of x [D], how many of the keys equal to it are among the k)."""
+  low = LOW_OF_LONG if x.size >= LONG else LOW
 
   def upper(part: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return part >> LOW, jnp.ones(part.shape, jnp.int32)
+    return part >> low, jnp.ones(part.shape, jnp.int32)
 
-  top, rest = _suffix(_histogram(x, upper, 31 - LOW), jnp.int32(k))
+  top, rest = _suffix(_histogram(x, upper, 31 - low), jnp.int32(k))
 
   def lower(part: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return part & jnp.uint32(2**LOW - 1), (part >> LOW == top).astype(jnp.int32)
+    return part & jnp.uint32(2**low - 1), (part >> low == top).astype(jnp.int32)
 
-  bottom, rest = _suffix(_histogram(x, lower, LOW), rest)
-  return (top << LOW) | bottom, rest
+  bottom, rest = _suffix(_histogram(x, lower, low), rest)
+  return (top << low) | bottom, rest
 
 
 def _bits(flags: jax.Array) -> jax.Array:
   """Returns booleans [32 N] as uint32 words [N], the first in the lowest bit."""
   lanes = jax.lax.iota(jnp.uint32, 32)[None]
   return jnp.sum(flags.reshape(-1, 32).astype(jnp.uint32) << lanes, axis=1, dtype=jnp.uint32)
+
+
+def _words(choose: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+  """Returns which keys of x [D] are chosen, as words [ceil(D / 32)]."""
+  whole = x.size // 32 * 32
+  words = _bits(choose(keys(x[:whole])))
+  if whole == x.size:
+    return words
+  # The end apart: to pad all of the keys would copy them.
+  rest = jnp.pad(choose(keys(x[whole:])), (0, whole + 32 - x.size))
+  return jnp.concatenate([words, _bits(rest)])
 
 
 def _ends(words: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -91,13 +104,11 @@ def _chosen(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   They are where not all keys that equal the least one are chosen.
   """
   least, room = _kth(x, k)
-  # The zeros that fill up the end come after all other ties: they are never among the k.
-  key = jnp.pad(keys(x), (0, -x.size % 32))
-  words = _bits(key >= least)
+  words = _words(lambda key: key >= least, x)
   count = jnp.sum(jax.lax.population_count(words), dtype=jnp.uint32)
 
   def without_the_last(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    ties = _bits(key == least)
+    ties = _words(lambda key: key == least, x)
     sizes, ends = _ends(ties)
     # Of the word in which the ties run out, the lowest bits.
     left = room - (ends - sizes)

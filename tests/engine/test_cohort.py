@@ -9,6 +9,7 @@ from reference import tiny
 from fedjax_mem.core import Member
 from fedjax_mem.engine import cohort as cohorts
 from fedjax_mem.engine.context import Row
+from fedjax_mem.engine.mesh import make_mesh
 
 
 def cohort_of(ids):
@@ -58,12 +59,23 @@ def test_alike_sizes_are_side_by_side():
   assert np.asarray(row.count).reshape(2, 2, 2).tolist() == [[[8, 7], [2, 1]], [[6, 5], [4, 3]]]
 
 
-def test_rows_are_gathered_and_committed_by_id():
+@pytest.mark.parametrize('devices, exchanged', [(1, 2**23), (2, 2**23), (2, 1), (2, 24), (4, 1)])
+def test_rows_are_gathered_and_committed_by_id(devices, exchanged, monkeypatch):
+  """All at once, one row of every device at a time, or as many as there is room for."""
+  monkeypatch.setattr(cohorts, 'EXCHANGED', exchanged)
   table = {'a': jnp.arange(10.0), 'b': jnp.zeros((10, 2), jnp.int32)}
-  ids = jnp.array([4, 10, 0], jnp.int32)  # the second is padding
+  ids = jnp.array([4, 10, 0, 7, 2, 9, 3, 1], jnp.int32)  # the second is padding
+  ok = jnp.array([True, True, False, True, True, True, True, True])
   old = cohorts.gather(table, ids)
-  assert old['a'].shape == (3,) and old['a'][0] == 4 and old['a'][2] == 0
-  new = {'a': jnp.array([40.0, jnp.nan, 99.0]), 'b': jnp.ones((3, 2), jnp.int32)}
-  out = cohorts.commit(table, ids, jnp.array([True, True, False]), new)
-  assert out['a'].tolist() == [0, 1, 2, 3, 40, 5, 6, 7, 8, 9]
-  assert out['b'].sum() == 2 and out['b'][4].tolist() == [1, 1]
+  assert old['a'].shape == (8,) and old['a'][0] == 4 and old['a'][2] == 0
+  rows = jnp.array([40.0, jnp.nan, 99.0, 70.0, 20.0, 90.0, 30.0, 10.0])
+  new = {'a': rows, 'b': jnp.stack([rows, rows + 1], 1).astype(jnp.int32)}
+  mesh = make_mesh(devices)
+  commit = jax.jit(lambda table, ids, ok, new: cohorts.commit(table, ids, ok, new, mesh))
+  out = commit(table, ids, ok, new)
+  assert out['a'].tolist() == [0, 10, 20, 30, 40, 5, 6, 70, 8, 90]
+  assert out['b'][:, 0].tolist() == [0, 10, 20, 30, 40, 0, 0, 70, 0, 90]
+  assert out['b'][:, 1].tolist() == [0, 11, 21, 31, 41, 0, 0, 71, 0, 91]
+  # Every device holds the same.
+  for shard in jax.tree.leaves(out['a'].addressable_shards):
+    np.testing.assert_array_equal(shard.data, out['a'])

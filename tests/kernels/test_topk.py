@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_mem.kernels import parts, topk
 
-SIZES = (1, 33, 1000, parts.SMALL, 3 * parts.SMALL + 5)
+SIZES = (1, 33, 1000, parts.SMALL, 3 * parts.SMALL + 5, topk.LONG + 1)
 
 
 def _keys(x):
