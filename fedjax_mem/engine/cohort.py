@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mem.core import Member, Population, tree
