@@ -54,30 +54,30 @@ def peak_rss_mb() -> float:
 
 
 def in_turn(
-  simulations: Mapping[str, tuple[Simulation, Any]], rounds: int
+  simulations: Mapping[str, tuple[Simulation, Any]], segments: int
 ) -> dict[str, np.ndarray]:
-  """Returns the seconds [rounds] of each simulation's rounds, run one after the other in turns.
+  """Returns the seconds of a round [segments] of each simulation, run segment by segment in turns.
 
   Args:
-    simulations: name -> (simulation, initial parameters).
-    rounds: how many of each are timed; one more comes before, to warm up.
+    simulations: name -> (simulation, initial parameters); its longest segments are run.
+    segments: how many of each are timed; one more comes before, to warm up.
   """
   states = {name: sim.compile(sim.init(params)) for name, (sim, params) in simulations.items()}
   seconds: dict[str, list[float]] = {name: [] for name in simulations}
-  for number in range(rounds + 1):
+  for number in range(segments + 1):
     for name, (sim, _) in simulations.items():
       began = time.perf_counter()
-      states[name], _ = sim.run(states[name], 1)
+      states[name], _ = sim.run(states[name], sim.max_rounds)
       jax.block_until_ready(states[name])
       if number:
-        seconds[name].append(time.perf_counter() - began)
+        seconds[name].append((time.perf_counter() - began) / sim.max_rounds)
   return {name: np.array(times) for name, times in seconds.items()}
 
 
 def overhead(plain: np.ndarray, more: np.ndarray) -> dict[str, Any]:
-  """Returns what `more` seconds [R] cost over `plain` ones [R], rounds run in turns."""
+  """Returns what `more` seconds [S] cost over `plain` ones [S], segments run in turns."""
   return {
     **spread(more),
     'overhead': round(float(np.median(more) / np.median(plain)) - 1, 3),
-    'overhead_of_paired_rounds': round(float(np.median(more / plain)) - 1, 3),
+    'overhead_of_pairs': round(float(np.median(more / plain)) - 1, 3),
   }

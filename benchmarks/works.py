@@ -114,14 +114,16 @@ def parts(work: Work, data_dir: str | None = None) -> tuple[Any, models.Model, A
   return population, model, jax.jit(model.init)(jax.random.key(0))
 
 
-def simulation(work: Work, data_dir: str | None, *more: Layer) -> tuple[Simulation, Any]:
-  """Returns (the simulation of a work, a round a segment; its initial parameters)."""
+def simulation(
+  work: Work, data_dir: str | None, *more: Layer, segment: int = 1
+) -> tuple[Simulation, Any]:
+  """Returns (the simulation of a work, `segment` rounds a segment; its initial parameters)."""
   population, model, params = parts(work, data_dir)
   sim = simulate(
     layers(work, model, *more),
     params,
     population.population(),
-    max_rounds=1,
+    max_rounds=segment,
     transforms=(population.preprocess,),
   )
   return sim, params

@@ -35,8 +35,10 @@ from fedjax_mem.kernels.quantize import relative
 
 Tree = Any
 
-# Rows that one pass of the transform combines.
+# Rows that one pass of the transform combines; radix -> its Hadamard matrix.
 RADIX = 4
+_TWO = np.array([[1, 1], [1, -1]], np.float32)
+_SMALL = {2: _TWO, RADIX: np.kron(_TWO, _TWO)}
 # Blocks that a tile has at least: their columns are the lanes of vector instructions.
 LANES = 32
 LARGEST_BLOCK = 1024
@@ -117,18 +119,10 @@ def _pass(x: jax.Array, radix: int) -> jax.Array:
 
   The digit comes out last, so that the same pass does the next one, and all are back in the end.
   """
-  signs = jnp.asarray(_sylvester(radix))
+  signs = jnp.asarray(_SMALL[radix])
   slices = x.reshape(radix, -1, x.shape[1])
   terms = [signs[None, :, i, None] * slices[i][:, None] for i in range(radix)]
   return (functools.reduce(jnp.add, terms) * np.float32(radix**-0.5)).reshape(x.shape)
-
-
-def _sylvester(size: int) -> np.ndarray:
-  """Returns the Hadamard matrix [size, size] of ones and minus ones."""
-  matrix = np.ones((1, 1), np.float32)
-  while len(matrix) < size:
-    matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-  return matrix
 
 
 def _tile(block: int) -> int:

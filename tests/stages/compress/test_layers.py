@@ -7,6 +7,7 @@ import pytest
 from reference import given, tiny, twins
 
 from fedjax_mem.core import IncompatibleStages, Layer, Stage, keys, onion, tree
+from fedjax_mem.engine import cohort as cohorts
 from fedjax_mem.engine import simulate
 from fedjax_mem.kernels import low_rank as kernel
 from fedjax_mem.stages import compress
@@ -195,6 +196,18 @@ def test_every_execution_gives_the_same(mode):
   tiny.assert_close(after.clients, before.clients)
   for a, b in zip(also, seen, strict=True):
     assert compress.total_bytes(a, 'bytes_up') == compress.total_bytes(b, 'bytes_up')
+
+
+@pytest.mark.parametrize('mode', ['loop on 8', *SLOW(['chunk on 4'])])
+def test_rows_exchanged_a_few_at_a_time_are_those_exchanged_at_once(mode, monkeypatch):
+  build = lambda: given.build(
+    UPDATES, FEEDBACK['top_k'](), select=round_robin(N, 4), execution=mode
+  )
+  _, _, at_once = given.play(build(), 3)
+  monkeypatch.setattr(cohorts, 'EXCHANGED', 1)
+  _, _, in_turn = given.play(build(), 3)
+  assert jax.tree.leaves(at_once.clients)
+  tiny.assert_same_bits(in_turn.clients, at_once.clients)
 
 
 # Edges.
