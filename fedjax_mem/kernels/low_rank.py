@@ -4,8 +4,8 @@ With Q from the last round (warm start), P = orthonormal(M Q), Q' = Mᵀ P, and 
 projection of M on the span of P: biased, but never larger than M, so the error feedback that must
 go with it contracts. The error's norm is at most that of M; over rounds of a fixed M the span
 converges to that of the leading singular vectors. In the paper's all-reduce form the clients'
-M Q and Mᵀ P are summed before each use (both are linear in M); `project` and `orthonormal` are the
-pieces of it.
+M Q and Mᵀ P are summed before each use (both are linear in M); `project`, `orthonormal` and `back`
+are the pieces of it.
 
 Edge cases:
 

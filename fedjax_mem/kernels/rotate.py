@@ -2,8 +2,9 @@
 
 A vector is cut into tiles [B, G], G blocks of a power of two B, which are the columns. Each block
 is multiplied by random signs and by the Hadamard matrix over the root of its size: an orthogonal
-map after which values look normal. A whole tile fits a core's cache and is rotated there, by passes
-over its rows; the last tile has the columns that are left, the end filled with zeros.
+map after which values look normal. A whole tile of blocks of up to 2,048 values fits a core's cache
+and is rotated there, by passes over its rows; the last tile has the columns that are left, the end
+filled with zeros.
 
 EDEN rounds each value, in units of its block's root mean square, to the nearest of 2 ** b centroids
 (Lloyd-Max for the standard normal) and sends one scale a block, ||x||² / <Rx, Q(Rx)>, that makes
@@ -38,7 +39,7 @@ Tree = Any
 # Rows that one pass of the transform combines; radix -> its Hadamard matrix.
 RADIX = 4
 _TWO = np.array([[1, 1], [1, -1]], np.float32)
-_SMALL = {2: _TWO, RADIX: np.kron(_TWO, _TWO)}
+_SMALL = {2: _TWO, 4: np.kron(_TWO, _TWO)}
 # Blocks that a tile has at least: their columns are the lanes of vector instructions.
 LANES = 32
 LARGEST_BLOCK = 1024
@@ -101,7 +102,7 @@ def _checked(block: int) -> int:
 def hadamard(x: jax.Array) -> jax.Array:
   """Returns the Hadamard matrix over the root of B, a power of two, times the columns of x [B, G].
 
-  It is its own inverse.
+  It is its own inverse; x is float32.
   """
   passes, odd = divmod(_checked(x.shape[0]).bit_length() - 1, 2)
   four, two = (functools.partial(_pass, radix=radix) for radix in (RADIX, 2))
@@ -110,7 +111,8 @@ def hadamard(x: jax.Array) -> jax.Array:
     return jax.lax.cond(i == 0, two, four, y) if odd else four(y)
 
   # A loop, since what it has written is in memory: the next pass does not compute it again, and
-  # nobody's product becomes part of a sum here, which would round it otherwise.
+  # nobody's product becomes part of a sum here, which would round it otherwise. (Of blocks of up to
+  # 4 there is one pass, which XLA takes out of the loop.)
   return jax.lax.fori_loop(0, passes + odd, step, x) if passes else (two(x) if odd else x)
 
 
@@ -126,7 +128,7 @@ def _pass(x: jax.Array, radix: int) -> jax.Array:
 
 
 def _tile(block: int) -> int:
-  """Returns the number of values in a whole tile: small enough for a core's own cache."""
+  """Returns the number of values in a whole tile: for a core's cache, unless blocks are long."""
   return max(parts.SMALL, LANES * block)
 
 
@@ -305,7 +307,8 @@ def _rounded(y: jax.Array, bits: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 def eden(key: jax.Array, x: jax.Array, bits: int, block: int | None = None) -> jax.Array:
   """Returns what `eden_decode` makes of what `eden_encode` gives, [D] float32, in one go.
 
-  A tile is rotated, rounded and rotated back while it is in the cache.
+  A tile is rotated, rounded and rotated back while it is in the cache. With blocks of 2 or 4 values
+  the last bits may differ.
 
   Args:
     key: of this client and use.

@@ -59,7 +59,10 @@ def test_alike_sizes_are_side_by_side():
   assert np.asarray(row.count).reshape(2, 2, 2).tolist() == [[[8, 7], [2, 1]], [[6, 5], [4, 3]]]
 
 
-@pytest.mark.parametrize('devices, exchanged', [(1, 2**23), (2, 2**23), (2, 1), (2, 24), (4, 1)])
+# The rows of a slot, one of every device, are 24 bytes a device; of 3 slots' room 2 are used.
+@pytest.mark.parametrize(
+  'devices, exchanged', [(1, 2**23), (2, 2**23), (2, 1), (2, 48), (2, 72), (4, 1), (4, 48)]
+)
 def test_rows_are_gathered_and_committed_by_id(devices, exchanged, monkeypatch):
   """All at once, one row of every device at a time, or as many as there is room for."""
   monkeypatch.setattr(cohorts, 'EXCHANGED', exchanged)

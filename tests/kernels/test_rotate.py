@@ -122,6 +122,19 @@ def test_eden_twin(bits):
   np.testing.assert_allclose(scale, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize('bits, block', [(1, None), (3, 8), (2, 4096)])
+def test_in_one_go_over_several_tiles(bits, block):
+  """A tile of blocks of 4,096 has twice as many values."""
+  size = 2 * max(parts.SMALL, rotate.LANES * (block or 1)) + 31
+  x = _vector(size)
+
+  def both(x):
+    code = rotate.eden_encode(KEY, x, bits, block)
+    return rotate.eden(KEY, x, bits, block), rotate.eden_decode(KEY, *code, bits, size, block)
+
+  np.testing.assert_array_equal(*jax.jit(both)(x))
+
+
 @pytest.mark.parametrize('bits', [1, 3])
 def test_nearly_unbiased(bits):
   x, count = _vector(512, 2), 8000

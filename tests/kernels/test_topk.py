@@ -67,6 +67,8 @@ def test_numpy_twin(size):
 def test_kept_is_what_is_unpacked(size, kind):
   x = _vector(kind, size)
   for k in {1, max(1, size // 20), max(1, size // 2), size}:
+    half = topk.kept(x.astype(jnp.bfloat16), k)[0]
+    assert half.dtype == jnp.bfloat16
     values, words = topk.kept(x, k)
     expected = topk.unpack(*topk.pack(x, k), size)
     np.testing.assert_array_equal(np.asarray(values).view('u4'), np.asarray(expected).view('u4'))

@@ -188,7 +188,7 @@ def _indices_size(part: wire.Indices) -> jax.Array:
 
 
 def mask_size(words: jax.Array, size: int) -> jax.Array:
-  """Returns the bytes of indices in their shorter form, of a mask as uint32 words [size / 32]."""
+  """Returns the bytes of indices in their shorter form; words are a mask, [ceil(size / 32)]."""
   counts = jax.lax.population_count(words).astype(jnp.int32)
   ends = jnp.cumsum(counts)
   before = ends - counts

@@ -216,7 +216,7 @@ class _AllReduce:
       m = x.reshape(-1, *sides)
       p = kernel.orthonormal(kernel.project(m.sum(0), ctx.shared[str(i)]))
       q = kernel.back(m, p)
-      made.append(jnp.einsum('ar,cbr->cab', p, q).reshape(x.shape))
+      made.append(jnp.einsum('ar,cbr->cab', p, q, precision='highest').reshape(x.shape))
       summed[str(i)] = q
       first.append(p.reshape(-1))
       second.append(q[0].reshape(-1))

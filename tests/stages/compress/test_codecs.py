@@ -270,7 +270,7 @@ def _bits(x):
   return np.where(np.isnan(x), np.float32(np.nan), x).view(np.uint32)
 
 
-@pytest.mark.parametrize('size', [1, 31, 128, 129, 5000, 40_000])
+@pytest.mark.parametrize('size', [1, 31, 128, 129, 5000, 40_000, 2**21 + 70_000])
 def test_bytes_of_a_mask_are_those_of_its_indices(size):
   rng = np.random.default_rng(size)
   count = jax.jit(lambda words: codecs.mask_size(words, size))
@@ -278,7 +278,14 @@ def test_bytes_of_a_mask_are_those_of_its_indices(size):
   for share in (0.5, 0.1, 0.01, 0.003, 2 / size):
     chosen = np.flatnonzero(rng.random(size) < share)
     edges = [i for i in (0, 127, 128, 16383 + 129, 16384 + 16514, size - 1) if i < size]
-    for indices in (chosen, edges, [size - 1], *([i] for i in (127, 128, 129) if i < size)):
+    longest = [i for i in (5, 5 + 2**21, 6 + 2**22) if i < size]
+    for indices in (
+      chosen,
+      edges,
+      longest,
+      [size - 1],
+      *([i] for i in (127, 128, 129) if i < size),
+    ):
       flags = np.zeros(-(-size // 32) * 32, bool)
       flags[indices] = True
       if not flags.any():

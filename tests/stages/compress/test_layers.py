@@ -63,6 +63,18 @@ def test_a_round_counts_the_bytes_of_the_wire_and_sums_what_it_carries(name):
   np.testing.assert_allclose(metrics[f'{layer.name}/ratio'], N * dense / size, rtol=1e-6)
 
 
+@pytest.mark.parametrize('name', ['top_k', 'random_k'])
+def test_what_is_sent_beside_the_update_is_counted(name):
+  client = lambda ctx, message, state: (message._replace(aux={'x': jnp.ones(3)}), state, {})
+  server = lambda ctx, message, state: (message._replace(aux={}), state, {})
+  beside = Layer('beside', Stage(client), Stage(server))
+  sizes = []
+  for layers in ((CODECS[name](),), (beside, CODECS[name]())):
+    _, (metrics,), _ = given.play(given.build(UPDATES, *layers))
+    sizes.append(compress.total_bytes(metrics, 'bytes_up'))
+  assert sizes[1] - sizes[0] == N * (wire.PART + 3 * 4)
+
+
 def test_bytes_beyond_32_bits_are_exact():
   rows = {'x/bytes_up_high': np.int32([2**20]), 'x/bytes_up_low': np.int32([7])}
   rows |= {'y/bytes_up_high': np.int32([1]), 'y/bytes_up_low': np.int32([1])}

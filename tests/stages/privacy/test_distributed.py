@@ -95,6 +95,12 @@ def test_who_drops_out_takes_its_share_along():
   assert scale(made, 3, 2) > scale(made, 2, 2)
 
 
+def test_large_updates_are_rotated_in_the_largest_blocks():
+  # Shorter blocks would be flat less often, and the grid would have to be coarser for it.
+  first, *_ = layers(size=205_000)
+  assert first.traits.mechanism.dimension == 51 * 4096
+
+
 def test_fewer_than_the_shares_release_nothing():
   updates = {'a': np.full((4, 300), 0.1, np.float32)}
   made, cover = layers(size=300, clients=4, shares=3), mask(clients=4, bits=20)
