@@ -74,7 +74,7 @@ def replace(
   """Returns x [D] with every part of it replaced by f(start, values) of as many, in its own memory.
 
   Args:
-    f: of any length of a part; what is left over comes last.
+    f: of a whole part, and of what is left over at the end.
     x: [D].
     part: values of a part.
   """

@@ -36,7 +36,7 @@ from fedjax_mem.kernels.quantize import relative
 
 Tree = Any
 
-# Rows that one pass of the transform combines; radix -> its Hadamard matrix.
+# Rows that one pass of the transform combines, two bits of their numbers; radix -> its matrix.
 RADIX = 4
 _TWO = np.array([[1, 1], [1, -1]], np.float32)
 _SMALL = {2: _TWO, 4: np.kron(_TWO, _TWO)}
