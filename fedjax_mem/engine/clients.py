@@ -16,7 +16,10 @@ Tree = Any
 # (everyone's, the largest count side by side, one client's) -> (value, what stays per client)
 OneClient = Callable[[Tree, jax.Array, Tree], tuple[Tree, Tree]]
 # (everyone's, what a chunk of clients has) -> (value, what stays per client)
-Step = Callable[[Tree, Tree], tuple[Tree, Tree]]
+Block = Callable[[Tree, Tree], tuple[Tree, Tree]]
+# (everyone's, what the device hands from step to step, what a chunk of clients has) -> (value, what
+# is handed on, what stays per client)
+Step = Callable[[Tree, Tree, Tree], tuple[Tree, Tree, Tree]]
 
 
 class Layout(NamedTuple):
@@ -43,8 +46,8 @@ class Layout(NamedTuple):
     return self.chunk * self.devices
 
 
-def side_by_side(one: OneClient, counts: Callable[[Tree], jax.Array], layout: Layout) -> Step:
-  """Returns the step that runs `one` on `layout.chunk` clients side by side, or on one alone.
+def side_by_side(one: OneClient, counts: Callable[[Tree], jax.Array], layout: Layout) -> Block:
+  """Returns what runs `one` on `layout.chunk` clients side by side, or on one alone.
 
   Args:
     one: what one client does.
@@ -62,47 +65,55 @@ def side_by_side(one: OneClient, counts: Callable[[Tree], jax.Array], layout: La
   return alone if layout.looped else block
 
 
-def summing(step: Step) -> Step:
-  """Returns the step with its values [k, ...] summed over the clients side by side."""
+def summing(block: Block) -> Block:
+  """Returns the block with its values [k, ...] summed over the clients side by side."""
 
   def summed(everyone: Tree, rows: Tree) -> tuple[Tree, Tree]:
-    value, rest = step(everyone, rows)
+    value, rest = block(everyone, rows)
     return tree.total(value), rest
 
   return summed
 
 
 def spread(
-  step: Step, everyone: Tree, rows: Tree, *, chunk: int | None, mesh: Mesh, summed: bool
-) -> tuple[Tree, Tree]:
-  """Returns (value, rest) of `step` over the cohort, chunk by chunk on every device of the mesh.
+  step: Step,
+  everyone: Tree,
+  carry: Tree,
+  rows: Tree,
+  *,
+  chunk: int | None,
+  mesh: Mesh,
+  summed: bool,
+) -> tuple[Tree, Tree, Tree]:
+  """Returns (value, carry, rest) of `step` over the cohort, chunk by chunk on every device.
 
   Args:
-    step: (everyone, rows of a chunk) -> (value, rest); a value is one sum if `summed`, else
-      stacked; rest is stacked.
+    step: (everyone, carry, rows of a chunk) -> (value, carry, rest); a value is one sum if
+      `summed`, else stacked; rest is stacked.
     everyone: what all clients get.
+    carry: what a device hands from one step to the next; its leading axis is cut into the devices.
     rows: what each client gets, [C, ...]; C is a multiple of devices x chunk.
     chunk: clients that a step takes; None: one client, without an axis.
     mesh: the devices.
     summed: whether the values of all steps are summed, or stay stacked [C, ...].
   """
 
-  def on_device(everyone: Tree, rows: Tree) -> tuple[Tree, Tree]:
+  def on_device(everyone: Tree, carry: Tree, rows: Tree) -> tuple[Tree, Tree, Tree]:
     if chunk is None:
-      return _scan(step, everyone, rows, summed)
+      return _scan(step, everyone, carry, rows, summed)
     if chunk == jax.tree.leaves(rows)[0].shape[0]:
-      return step(everyone, rows)
+      return step(everyone, carry, rows)
     parts = jax.tree.map(lambda x: x.reshape((-1, chunk, *x.shape[1:])), rows)
-    value, rest = _scan(step, everyone, parts, summed)
+    value, carry, rest = _scan(step, everyone, carry, parts, summed)
     join = lambda x: x.reshape((-1, *x.shape[2:]))
-    return (value if summed else jax.tree.map(join, value)), jax.tree.map(join, rest)
+    return (value if summed else jax.tree.map(join, value)), carry, jax.tree.map(join, rest)
 
   if mesh.size == 1:
-    return on_device(everyone, rows)
+    return on_device(everyone, carry, rows)
 
-  def on_mesh(everyone: Tree, rows: Tree) -> tuple[Tree, Tree]:
-    value, rest = on_device(everyone, rows)
-    return (jax.lax.psum(value, AXIS) if summed else value), rest
+  def on_mesh(everyone: Tree, carry: Tree, rows: Tree) -> tuple[Tree, Tree, Tree]:
+    value, carry, rest = on_device(everyone, carry, rows)
+    return (jax.lax.psum(value, AXIS) if summed else value), carry, rest
 
   split, whole = PartitionSpec(AXIS), PartitionSpec()
   # check_vma=True would sum gradients with respect to replicated parameters over the devices,
@@ -110,21 +121,27 @@ def spread(
   return jax.shard_map(
     on_mesh,
     mesh=mesh,
-    in_specs=(whole, split),
-    out_specs=(whole if summed else split, split),
+    in_specs=(whole, split, split),
+    out_specs=(whole if summed else split, split, split),
     check_vma=False,
-  )(everyone, rows)
+  )(everyone, carry, rows)
 
 
-def _scan(step: Step, everyone: Tree, rows: Tree, summed: bool) -> tuple[Tree, Tree]:
-  """Returns (value, rest) of `step` over the leading axis of rows; a running sum if `summed`."""
-  if not summed:
-    return jax.lax.map(lambda row: step(everyone, row), rows)
+def _scan(
+  step: Step, everyone: Tree, carry: Tree, rows: Tree, summed: bool
+) -> tuple[Tree, Tree, Tree]:
+  """Returns (value, carry, rest) of `step` over the leading axis of rows; a sum if `summed`."""
   first = jax.tree.map(lambda x: x[0], rows)
-  like = jax.eval_shape(lambda: step(everyone, first)[0])
+  like = jax.eval_shape(lambda: step(everyone, carry, first)[0])
 
-  def body(total: Tree, row: Tree) -> tuple[Tree, Tree]:
-    value, rest = step(everyone, row)
-    return tree.add(total, value), rest
+  def body(state: tuple[Tree, Tree], row: Tree) -> tuple[tuple[Tree, Tree], Tree]:
+    total, carry = state
+    value, carry, rest = step(everyone, carry, row)
+    if summed:
+      return (tree.add(total, value), carry), rest
+    return (total, carry), (value, rest)
 
-  return jax.lax.scan(body, tree.zeros(like), rows)
+  start = tree.zeros(like) if summed else ()
+  (total, carry), rest = jax.lax.scan(body, (start, carry), rows)
+  value, rest = (total, rest) if summed else rest
+  return value, carry, rest

@@ -18,7 +18,7 @@ from fedjax_mem.core import (
   selector,
   tree,
 )
-from fedjax_mem.engine import guarantees, pooled, rules, stacks
+from fedjax_mem.engine import guarantees, pooled, rules, stacks, tables
 from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.cohort import pad
 from fedjax_mem.engine.context import Broadcast, Row, context, examples
@@ -70,6 +70,8 @@ def make_setting(
     guarantees.check_released(layers, like, sent, jax.eval_shape(init, params, population))
   if pool:
     setting = setting._replace(pool=pooled.find(layers, setting, params, population))
+  divided = setting.pool is None and tables.divides(layers, shape.num_clients, layout.devices)
+  setting = setting._replace(divided=divided)
   _check_fixed_point(setting, make_round(setting), params, population)
   return setting
 
@@ -197,7 +199,7 @@ def table_bytes(setting: Setting, params: Tree, population: Population) -> dict[
   state = jax.eval_shape(
     lambda p, d: initial_state(setting, p, d, jnp.uint32(0)), params, population
   )
-  return {name: tree.nbytes(table) for name, table in state.clients.items()}
+  return {name: tree.nbytes(x) for name, x in state.clients.items()}
 
 
 def peek(setting: Setting, state: State, seed: jax.Array, rounds: int) -> jax.Array:
@@ -205,11 +207,12 @@ def peek(setting: Setting, state: State, seed: jax.Array, rounds: int) -> jax.Ar
   name, sampler = selector(setting.layers)
   layer = next(x for x in setting.layers if x.name == name)
   number = setting.shape.num_clients
+  table = tables.whole(state.clients[name], setting.layout.mesh)
 
   def draw(own: Tree, round: jax.Array) -> tuple[Tree, jax.Array]:
     cast = Broadcast(seed, round, state.params, None, {name: own}, {}, jnp.zeros(0))
     ctx = context(layer, 'select', cast, {})
-    cohort, own, _ = sampler.apply(ctx, state.clients[name], own)
+    cohort, own, _ = sampler.apply(ctx, table, own)
     return own, pad(cohort, setting.capacity, number).id
 
   ahead = state.round + jnp.arange(rounds, dtype=jnp.int32)

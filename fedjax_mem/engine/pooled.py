@@ -56,7 +56,7 @@ def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Broadcast, row: Ro
   ctx = context(algorithm, 'cohort', cast, setting.like, cast.cohort)
   weight: Any = weighing.traits.weight
 
-  def step(everyone: Broadcast, rows: Row) -> tuple[Tree, Tree]:
+  def step(everyone: Broadcast, carry: Tree, rows: Row) -> tuple[Tree, Tree, Tree]:
     on = rows.me.arrived & (rows.count > 0)
     used = tree.keep(on, weight(rows.count.astype(jnp.float32)))
     each = used / jnp.maximum(rows.count, 1).astype(jnp.float32)
@@ -74,14 +74,15 @@ def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Broadcast, row: Ro
       mask.reshape(-1),
       on.sum(dtype=jnp.int32),
     )
-    return (Message(payload, used.sum(), {}), metrics), ()
+    return (Message(payload, used.sum(), {}), metrics), carry, ()
 
   layout: Layout = setting.layout
   # Only what a step reads is spread over the mesh: the context holds the same for everyone.
   everyone = cast._replace(servers={}, cohort=None)
-  (message, metrics), _ = spread(
+  (message, metrics), _, _ = spread(
     step,
     everyone,
+    (),
     row,
     chunk=_chunk(setting.capacity // layout.devices, setting.shape.capacity),
     mesh=layout.mesh,

@@ -21,8 +21,8 @@ from fedjax_mem.core import (
   tree,
 )
 from fedjax_mem.engine import cohort as cohorts
-from fedjax_mem.engine import pooled, rules
-from fedjax_mem.engine.clients import Layout, side_by_side, spread, summing
+from fedjax_mem.engine import pooled, rules, tables
+from fedjax_mem.engine.clients import Layout, Step, side_by_side, spread, summing
 from fedjax_mem.engine.context import Broadcast, Row, context, examples
 
 Tree = Any
@@ -40,6 +40,8 @@ class Setting(NamedTuple):
     like: for each layer after the algorithm, the shapes of what its client half receives.
     transforms: functions batch -> batch, applied to what is gathered (normalisation).
     pool: how to sum over all examples of the cohort at once, or None.
+    divided: whether the tables of client states are divided over the devices, and their rows
+      written in the loop over clients.
   """
 
   layers: tuple[Layer, ...]
@@ -49,6 +51,7 @@ class Setting(NamedTuple):
   like: dict[str, Tree]
   transforms: tuple[Callable[[dict], dict], ...] = ()
   pool: Any = None
+  divided: bool = False
 
 
 def make_round(setting: Setting) -> RoundFn:
@@ -64,7 +67,9 @@ def make_round(setting: Setting) -> RoundFn:
     row = cohorts.rows(population, cast.cohort)
     if not setting.shape.equal:
       row = cohorts.arrange(row, setting.layout.chunk, setting.layout.devices)
-      cast = cast._replace(cohort=row.me)
+    elif setting.divided:
+      row = tables.at_home(row, setting.shape.num_clients, setting.layout.devices)
+    cast = cast._replace(cohort=row.me)
     message, new, ok, sound, noted = _messages(setting, cast, row, state.clients)
     metrics |= noted
     not_finite = jnp.where(cast.cohort.arrived & ~ok, cast.cohort.id, -1)
@@ -72,8 +77,10 @@ def make_round(setting: Setting) -> RoundFn:
     params, servers, noted, released = _server(setting, cast, message)
     metrics |= noted
     arrived = cast.cohort.arrived
-    kept = arrived & sound & released
-    clients = cohorts.commit(state.clients, cast.cohort.id, kept, new, setting.layout.mesh)
+    clients = new
+    if not setting.divided:
+      kept = arrived & sound & released
+      clients = cohorts.commit(state.clients, cast.cohort.id, kept, new, setting.layout.mesh)
     metrics |= {
       'selected': cast.cohort.real.sum(dtype=jnp.int32),
       'clients': arrived.sum(dtype=jnp.int32),
@@ -98,33 +105,34 @@ def _select(
   name, sampler = selector(setting.layers)
   layer = next(x for x in setting.layers if x.name == name)
   ctx = context(layer, 'select', cast, {})
-  drawn, own, metrics = sampler.apply(ctx, state.clients[name], servers[name])
+  table = tables.whole(state.clients[name], setting.layout.mesh)
+  drawn, own, metrics = sampler.apply(ctx, table, servers[name])
   cohort = cohorts.pad(drawn, setting.capacity, setting.shape.num_clients)
   servers[name] = own
   return cast._replace(cohort=cohort, servers=servers), _scalars(layer, metrics)
 
 
-def _messages(setting: Setting, cast: Broadcast, row: Row, tables: dict[str, Tree]):
+def _messages(setting: Setting, cast: Broadcast, row: Row, states: dict[str, Tree]):
   """Returns what `_clients` does, from all examples at once where the plan found that they pool.
 
   A sum that is not finite cannot tell whose fault it is: then the clients run one by one.
   """
-  each = lambda: _clients(setting, cast, row, tables)
+  each = lambda: _clients(setting, cast, row, states)
   if setting.pool is None:
     return each()
   message, metrics = pooled.run(setting.pool, setting, cast, row)
   everyone = jnp.ones(setting.capacity, bool)
-  old = cohorts.gather(tables, cast.cohort.id)
+  old = cohorts.gather(states, cast.cohort.id)
   pooled_ones = lambda: (message, old, everyone, everyone, metrics)
   return jax.lax.cond(tree.finite(message), pooled_ones, each)
 
 
-def _clients(setting: Setting, cast: Broadcast, row: Row, tables: dict[str, Tree]):
+def _clients(setting: Setting, cast: Broadcast, row: Row, states: dict[str, Tree]):
   """Runs all client halves.
 
   Returns:
-    The sum of messages, new client states [C, ...], whether clients [C] are ok, whether their new
-    states [C] are finite, and metrics.
+    The sum of messages, new client states [C, ...] (the tables with them, if divided), whether
+    clients [C] are ok, whether their new states [C] are finite, and metrics.
   """
   layers = setting.layers
   value: Any = None
@@ -142,41 +150,41 @@ def _clients(setting: Setting, cast: Broadcast, row: Row, tables: dict[str, Tree
         cast = _left_out(cast, ok)
         ctx = context(layer, 'cohort', cast, setting.like, cast.cohort)
         half = rules.stacked_half(layer, setting.layout.mesh)
-        old = cohorts.gather(tables[layer.name], cast.cohort.id)
+        old = cohorts.gather(states[layer.name], cast.cohort.id)
         value, new[layer.name], noted = half(ctx, value, old)
+        _check_state(layer, new[layer.name], old)
         metrics |= _scalars(layer, noted)
         sound &= tree.finite(new[layer.name], 1)
       if last:
         ok &= tree.finite(value, 1)
         value = tree.total(tree.keep(cast.cohort.arrived & ok, value))
       continue
-    chain = _chain(setting, group, first=group[0] is layers[0], last=last)
-    step = side_by_side(chain, lambda packed: packed[0].count, setting.layout)
-    value, (states, noted, fine, kept) = spread(
-      step if setting.layout.looped or not last else summing(step),
-      (cast, {x.name: tables[x.name] for x in group}),
-      (row, value),
+    own = {x.name: states[x.name] for x in group}
+    held, given = (own, ()) if setting.divided else ((), own)
+    value, held, (made, noted, fine, kept) = spread(
+      _step(setting, group, first=group[0] is layers[0], last=last),
+      (cast, given),
+      held,
+      (row, value, jnp.arange(setting.capacity, dtype=jnp.int32)),
       chunk=None if setting.layout.looped else setting.layout.chunk,
       mesh=setting.layout.mesh,
       summed=last,
     )
-    new |= states
+    new |= held if setting.divided else made
     ok &= fine
     sound &= kept
     metrics |= _over_cohort(noted, cast.cohort.arrived & ok)
-  _check_states(new, jax.eval_shape(cohorts.gather, tables, cast.cohort.id))
   return value, new, ok, sound, metrics
 
 
-def _check_states(new: dict[str, Tree], old: dict[str, Tree]) -> None:
-  """Raises unless all client states keep their structure, shapes and dtypes."""
-  for name, state in new.items():
-    # Writing the rows into the table would cast them to its dtypes, silently.
-    if not tree.same(state, old[name]):
-      raise ValueError(
-        f'the client state of {name!r} must keep its structure, shapes and dtypes, '
-        f'{tree.shapes(old[name])!r}, got {tree.shapes(state)!r}.'
-      )
+def _check_state(layer: Layer, new: Tree, old: Tree) -> None:
+  """Raises unless a client state keeps its structure, shapes and dtypes."""
+  # Writing the rows into the table would cast them to its dtypes, silently.
+  if not tree.same(new, old):
+    raise ValueError(
+      f'the client state of {layer.name!r} must keep its structure, shapes and dtypes, '
+      f'{tree.shapes(old)!r}, got {tree.shapes(new)!r}.'
+    )
 
 
 def _left_out(cast: Broadcast, ok: jax.Array) -> Broadcast:
@@ -188,15 +196,36 @@ def _left_out(cast: Broadcast, ok: jax.Array) -> Broadcast:
   return cast._replace(cohort=cohort._replace(arrived=cohort.arrived & ok))
 
 
+def _step(setting: Setting, group: list[Layer], first: bool, last: bool) -> Step:
+  """Returns what clients side by side do in these layers, none of them stacked."""
+  layout, population = setting.layout, setting.shape.num_clients
+  chain = _chain(setting, group, first, last)
+  block = side_by_side(chain, lambda packed: packed[0].count, layout)
+  if last and not layout.looped:
+    block = summing(block)
+
+  # Here and not for the whole cohort at once: a row is read when it is needed, and only then.
+  def step(everyone: tuple, held: Tree, packed: tuple) -> tuple[Tree, Tree, Tree]:
+    (cast, given), (row, value, slot) = everyone, packed
+    if not setting.divided:
+      old = cohorts.gather(given, row.me.id)
+      value, rest = block(cast, (row, value, old))
+      return value, held, rest
+    turn = tables.turn(cast.cohort.id, slot, population, layout)
+    old = tables.read(held, turn)
+    value, (new, metrics, ok, sound) = block(cast, (row, value, old))
+    held = tables.write(held, turn, row.me.arrived & ok & sound, new)
+    return value, held, ({}, metrics, ok, sound)
+
+  return step
+
+
 def _chain(setting: Setting, group: list[Layer], first: bool, last: bool):
   """Returns what one client does in these layers, none of them stacked."""
   ragged = not (setting.layout.looped or setting.shape.equal)
 
-  def one(everyone: tuple, longest: jax.Array, packed: tuple) -> tuple[Tree, Tree]:
-    cast, tables = everyone
-    row, value = packed
-    # Here and not for the whole cohort at once: a row is read when it is needed, and only then.
-    states = cohorts.gather(tables, row.me.id)
+  def one(cast: Broadcast, longest: jax.Array, packed: tuple) -> tuple[Tree, Tree]:
+    row, value, old = packed
     new: dict[str, Tree] = {}
     metrics: dict[str, Any] = {}
     ok = jnp.bool_(True)
@@ -206,7 +235,8 @@ def _chain(setting: Setting, group: list[Layer], first: bool, last: bool):
       )
     for layer in group:
       ctx = context(layer, 'client', cast, setting.like, row.me)
-      value, new[layer.name], noted = layer.client.apply(ctx, value, states[layer.name])
+      value, new[layer.name], noted = layer.client.apply(ctx, value, old[layer.name])
+      _check_state(layer, new[layer.name], old[layer.name])
       metrics |= _named(layer, noted)
       if layer.traits.kind == 'algorithm':
         # Before anything is encoded: a NaN would become some integer or other.

@@ -23,7 +23,7 @@ from fedjax_mem.core import (
 )
 from fedjax_mem.engine import execution as executions
 from fedjax_mem.engine import mesh as meshes
-from fedjax_mem.engine import plan
+from fedjax_mem.engine import plan, tables
 from fedjax_mem.engine.execution import Execution
 from fedjax_mem.engine.round import Setting, make_round
 
@@ -48,10 +48,15 @@ class Simulation:
   max_rounds: int
   params: Tree
 
+  @property
+  def shardings(self) -> State:
+    """Where a state is kept, as a prefix of its tree: for `jax.device_put` of a state restored."""
+    return tables.shardings(self.setting.divided, self.setting.layout.mesh)
+
   @functools.cached_property
   def _init(self):
     init = functools.partial(plan.initial_state, self.setting)
-    return jax.jit(init, out_shardings=meshes.replicated(self.setting.layout.mesh))
+    return jax.jit(init, out_shardings=self.shardings)
 
   @functools.cached_property
   def segment(self):
@@ -216,5 +221,6 @@ def _segment(
     go_on, body, (jnp.int32(0), jnp.bool_(True), state, rows)
   )
   # As `init` leaves it, so that the first and the second segment are one program.
-  state = jax.lax.with_sharding_constraint(state, meshes.replicated(setting.layout.mesh))
+  kept = tables.shardings(setting.divided, setting.layout.mesh)
+  state = jax.lax.with_sharding_constraint(state, kept)
   return state, rows, done

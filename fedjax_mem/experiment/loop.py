@@ -13,7 +13,6 @@ import numpy as np
 
 from fedjax_mem.core import State, tree
 from fedjax_mem.engine import describe
-from fedjax_mem.engine.mesh import replicated
 from fedjax_mem.experiment import contributions, privacy
 from fedjax_mem.experiment.checkpoint import Checkpoints
 from fedjax_mem.experiment.config import Config, config_hash
@@ -129,7 +128,7 @@ class _Loop:
     state = self.sim.init(self.ready.parts.params)
     if self.checkpoints.numbers():  # else it was stopped before the first: it starts anew
       state, refused = self.checkpoints.restore(tree.shapes(state))
-      state = jax.device_put(state, replicated(layout.mesh))
+      state = jax.device_put(state, self.sim.shardings)
       notes += refused
     before, now = said['execution']['devices'], layout.devices
     if before != now:
