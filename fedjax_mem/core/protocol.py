@@ -163,7 +163,8 @@ class Sampler(NamedTuple):
   """Draws the cohort of a round.
 
   Attributes:
-    apply: (ctx, own client table [N, ...], own server state) -> (cohort, server state, metrics).
+    apply: (ctx, own client table [N, ...], own server state) -> (cohort, server state, metrics). No
+      client is twice in a cohort.
     sampling: plain data about the draw.
   """
 

@@ -88,7 +88,7 @@ class Turn(NamedTuple):
   rows: int
   me: jax.Array | None
 
-  def places(self, device: jax.Array) -> jax.Array:
+  def places(self, device: Any) -> jax.Array:
     """Returns where this device has the rows of that device's clients; `rows` if it has not."""
     if self.me is None:
       return self.ids[0]
@@ -120,16 +120,18 @@ def turn(ids: jax.Array, slot: jax.Array, population: int, layout: Layout) -> Tu
 
 def read(tables: Tree, turn: Turn) -> Tree:
   """Returns the rows [k, ...] of this device's clients; padding gets some row."""
-  if turn.me is None:
-    return cohorts.gather(tables, turn.ids[0])
-  away, me = turn.away, turn.me
+  me = turn.me
 
   def fetch(device: jax.Array, rows: Tree) -> Tree:
+    if me is None:
+      return tree.keep(device < 0, rows)  # for the sake of the loop
     places = turn.places(device)
     got = _only(places < turn.rows, cohorts.gather(tables, places))
-    return tree.select((device == me) & away[device], got, rows)
+    return tree.select(device == me, got, rows)
 
-  return _each(away, fetch, cohorts.gather(tables, turn.places(me)))
+  # On one device there is nothing to fetch, but what a loop gives is in memory: else the compiler
+  # may read a row again after it has been written, from a copy of the whole table.
+  return _each(turn.away, fetch, cohorts.gather(tables, turn.places(me)))
 
 
 def write(tables: Tree, turn: Turn, ok: jax.Array, new: Tree) -> Tree:
@@ -143,15 +145,16 @@ def write(tables: Tree, turn: Turn, ok: jax.Array, new: Tree) -> Tree:
     at = jnp.where(ok, places, turn.rows)
     return jax.tree.map(lambda table, x: table.at[at].set(x, mode='drop'), tables, rows)
 
-  if turn.me is None:
-    return put(tables, turn.ids[0], ok, new)
   me = turn.me
+  tables = put(tables, turn.places(me), ok, new)
+  if me is None:
+    return tables
 
   def send(device: jax.Array, tables: Tree) -> Tree:
     sound, rows = _only(jnp.broadcast_to(device == me, ok.shape), (ok, new))
     return put(tables, turn.places(device), sound & (device != me), rows)
 
-  return _each(turn.away, send, put(tables, turn.places(me), ok, new))
+  return _each(turn.away, send, tables)
 
 
 def _each(away: jax.Array, f: Any, carry: Tree) -> Tree:
