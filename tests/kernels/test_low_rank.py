@@ -78,9 +78,13 @@ def test_zeros_and_low_rank():
   np.testing.assert_array_equal(low_rank.warm(q * jnp.nan, last), last)
 
 
-def test_nan_stays_visible():
-  p, q = low_rank.encode(_matrix().at[3, 4].set(jnp.nan), _start())
-  assert np.isnan(low_rank.decode(p, q)).any()
+@pytest.mark.parametrize('value', [jnp.nan, jnp.inf, -jnp.inf])
+def test_of_a_matrix_that_is_not_finite_no_factor_is(value):
+  m = _matrix().at[3, 4].set(value)
+  for start in (_start(), _start().at[4].set(0), jnp.zeros_like(_start())):
+    p, q = low_rank.encode(m, start)
+    assert not np.isfinite(p).any() and not np.isfinite(q).any()
+    assert not np.isfinite(low_rank.decode(p, q)).any()
 
 
 def test_bfloat16_vmap_loop_and_one_compilation():

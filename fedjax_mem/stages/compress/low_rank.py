@@ -127,15 +127,12 @@ class _Factors:
       said += [p.reshape(-1), q.reshape(-1)]
       after[str(i)] = q
     on = message.weight > 0
-    value = nbytes(
-      [wire.Floats(jnp.concatenate([v.astype(jnp.float32) for v in said]))], message.aux
-    )
+    sent_values = jnp.concatenate([v.astype(jnp.float32) for v in said])
+    value = nbytes([wire.Floats(sent_values)], message.aux)
     metrics = reported(message.payload, message.aux, value, on)
-    fine = tree.finite(message.payload)
-    payload = jax.tree.map(
-      lambda x: jnp.where(fine, x, jnp.asarray(jnp.nan, x.dtype)),
-      jax.tree.unflatten(structure, made),
-    )
+    # Of a matrix that is not finite no factor is, nor what is decoded.
+    fine = tree.finite(sent_values)
+    payload = jax.tree.unflatten(structure, made)
     aux = message.aux
     if self.own:
       state = {name: kernel.warm(q, before[name]) for name, q in after.items()}

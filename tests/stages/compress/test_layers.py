@@ -258,6 +258,24 @@ def test_a_client_whose_update_is_not_finite_is_left_out_even_if_that_value_is_n
     np.testing.assert_allclose(tiny.vec(released[0]), tiny.vec(alone[0]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('warm', ['client', *SLOW(['shared'])])
+def test_a_matrix_that_is_not_finite_spoils_no_factor_of_others(warm):
+  """Low rank has no check of its own: its factors must tell."""
+
+  def apply(ctx, message, state):
+    b = message.payload['b']
+    spoiled = jnp.where(ctx.me.id == 2, b.at[3, 4].set(jnp.inf), b)
+    return message._replace(payload=message.payload | {'b': spoiled}), state, {}
+
+  layer = compress.low_rank(2, warm=warm)
+  sim = given.build(UPDATES, Layer('spoiled', Stage(apply)), layer)
+  released, metrics, state = given.play(sim, 2)
+  for seen in metrics:
+    assert seen['not_finite'].tolist() == [-1, -1, 2, -1, -1, -1]
+  assert np.isfinite(tiny.vec(released[1])).all()
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.clients, state.servers)))
+
+
 @pytest.mark.slow
 def test_the_leaves_get_their_types_back():
   halves = {k: v.astype(jnp.bfloat16) for k, v in UPDATES.items()}
