@@ -105,9 +105,10 @@ class Codec(NamedTuple):
     error: shapes -> what E ||decoded - x||² is at most, over ||x||²; None: not stated.
     sensitivity: bound of x -> bound of what is decoded.
     feedback: why error feedback would diverge, or None.
-    estimate: (draws, x [D] float32, shapes) -> (what `decode` makes of the code of x, the bytes of
-      the code's indices, int32), without making the code; not finite where x is not. None: by
-      `encode` and `decode`. Needed for speed alone, by codecs that do not add.
+    estimate: (draws, x, shapes) -> (what `decode` makes of the code of x, the bytes of the code's
+      indices, int32), without making the code; x and what is decoded are lists of the arrays' flat
+      vectors [n] float32; not finite where x is not. None: by `encode` and `decode`. Needed for
+      speed alone, by codecs that do not add.
   """
 
   name: str
@@ -120,7 +121,7 @@ class Codec(NamedTuple):
   error: Callable[[Shapes], float | None] = lambda shapes: None
   sensitivity: Callable[[Bound], Bound] = _keep
   feedback: str | None = None
-  estimate: Callable[[Draws, jax.Array, Shapes], tuple[jax.Array, jax.Array]] | None = None
+  estimate: Callable[[Draws, list, Shapes], tuple[list, jax.Array]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,21 +307,31 @@ class Encoder:
   def __call__(self, ctx: Context, message: Message, state: Tree):
     """Returns (message, state, metrics), as every half of a layer."""
     codec, draws = self.codec, Draws(ctx.key, ctx.common)
-    x, shapes = flat(message.payload)
+    shapes = tuple(x.shape for x in jax.tree.leaves(message.payload))
     if codec.estimate:
-      values, indices = codec.estimate(draws, x, shapes)
-      like = jax.eval_shape(lambda x: codec.encode(draws, x, shapes), x)
-      value = indices + fixed_size(parts_of(like), message.aux)
+      payload, value = self._estimated(draws, message, shapes)
     else:
+      x = tree.ravel(message.payload)
       code = codec.encode(draws, x, shapes)
       values = code.rest if codec.linear else codec.decode(draws, code, shapes)
       values = jnp.where(tree.finite(x), values, jnp.float32(jnp.nan))
+      payload = values if codec.linear else tree.unravel(values, message.payload)
       value = nbytes(parts_of(code), message.aux)
     on = message.weight > 0
-    values = tree.keep(on, values)
-    payload = values if codec.linear else unflat(values, message.payload)
     metrics = reported(message.payload, message.aux, value, on)
-    return message._replace(payload=payload), state, metrics
+    return message._replace(payload=tree.keep(on, payload)), state, metrics
+
+  def _estimated(self, draws: Draws, message: Message, shapes: Shapes) -> tuple[Tree, jax.Array]:
+    """Returns (the payload as it is decoded, bytes of the message) by the codec's `estimate`."""
+    codec = self.codec
+    leaves, structure = jax.tree.flatten(message.payload)
+    vectors = [x.astype(jnp.float32).reshape(-1) for x in leaves]
+    values, indices = codec.estimate(draws, vectors, shapes)  # type: ignore[misc]
+    decoded = [v.reshape(x.shape).astype(x.dtype) for v, x in zip(values, leaves, strict=True)]
+    whole = jax.ShapeDtypeStruct((size(shapes),), jnp.float32)
+    like = jax.eval_shape(lambda x: codec.encode(draws, x, shapes), whole)
+    sent = indices + fixed_size(parts_of(like), message.aux)
+    return jax.tree.unflatten(structure, decoded), sent
 
   def init(self, ctx: Context) -> Tree:
     """Returns the state of a client, which is empty.

@@ -21,7 +21,7 @@ Reference: Suresh et al. (2017), arXiv 1611.00429, section 3; Vargaftik et al. (
 
 import jax.numpy as jnp
 
-from fedjax_mem.core import Bound, Layer, validate
+from fedjax_mem.core import Bound, Layer, tree, validate
 from fedjax_mem.kernels import rotate as kernel
 from fedjax_mem.stages.compress import wire
 from fedjax_mem.stages.compress.codec import (
@@ -32,6 +32,7 @@ from fedjax_mem.stages.compress.codec import (
   Unbounded,
   layer_of,
   size,
+  split,
 )
 
 _GROWS = Unbounded('the scale that makes it unbiased may enlarge them')
@@ -145,7 +146,8 @@ def eden(bits: int = 2, *, block: int | None = None) -> Layer:
     return kernel.eden_decode(draws.own, codes, scales, bits, size(shapes), block_)
 
   def estimate(draws: Draws, x, shapes: Shapes):
-    return kernel.eden(draws.own, x, bits, _block(shapes, block)), jnp.int32(0)
+    values = kernel.eden(draws.own, tree.ravel(x), bits, _block(shapes, block))
+    return split(values, shapes), jnp.int32(0)
 
   return layer_of(
     Codec('eden', encode, decode, unbiased=True, sensitivity=_GROWS, estimate=estimate)

@@ -9,7 +9,7 @@ Reference: Aji, Heafield (2017), arXiv 1704.05021; Stich et al. (2018), arXiv 18
 
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer
+from fedjax_mem.core import Layer, tree
 from fedjax_mem.kernels import topk
 from fedjax_mem.stages.compress import counting, wire
 from fedjax_mem.stages.compress.codec import (
@@ -68,8 +68,9 @@ def top_k(fraction: float | None = None, *, k: int | None = None, per_leaf: bool
   def estimate(draws: Draws, x, shapes: Shapes):
     del draws
     (count,) = counts(shapes)
+    x = tree.ravel(x)
     values, mask = topk.kept(x, count)
-    return values, mask_size(mask, x.size)
+    return split(values, shapes), mask_size(mask, x.size)
 
   def error(shapes: Shapes) -> float:
     sizes = [size((shape,)) for shape in shapes] if per_leaf else [size(shapes)]

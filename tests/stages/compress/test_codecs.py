@@ -252,7 +252,12 @@ def test_all_codecs_with_a_short_way_are_tested():
 
 @pytest.mark.parametrize('name', SHORT)
 def test_the_short_way_is_encoding_and_decoding(name):
-  short = jax.jit(lambda d, x: codec(name).estimate(d, x, SHAPES))
+  def estimate(d, x):
+    values, indices = codec(name).estimate(d, codecs.split(x, SHAPES), SHAPES)
+    assert [v.shape for v in values] == [(np.prod(shape),) for shape in SHAPES]
+    return jnp.concatenate(values), indices
+
+  short = jax.jit(estimate)
   for x in _odd_vectors():
     code, expected, size = compiled(name)(draws(3), x)
     values, indices = short(draws(3), x)
