@@ -75,8 +75,9 @@ def ravel(tree: Tree, axes: int = 0) -> jax.Array:
     return jnp.zeros((*lead, 0), jnp.float32)
   # Not `jnp.concatenate`: XLA's CPU back end fuses it with what follows, and then searches each
   # value's leaf one by one, which takes five times as long as copying the leaves. Nor a padded
-  # leaf: what is fused into a padding is computed value by value.
-  whole = jnp.zeros((*lead, size), jnp.float32)
+  # leaf: what is fused into a padding is computed value by value, and updated zeros become one;
+  # so it begins with what is no constant. All of it is replaced.
+  whole = jax.lax.broadcasted_iota(jnp.float32, (*lead, size), len(lead))
   for start, x in parts:
     whole = jax.lax.dynamic_update_slice(whole, x, (0,) * axes + (start,))
   return whole

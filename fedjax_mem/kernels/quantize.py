@@ -6,7 +6,7 @@ vector or of each block of it; it travels beside the codes. With s the largest m
 
 | function | unbiased | error of a value | mean squared error of a value |
 |---|---|---|---|
-| `stochastic` | yes, up to 2 ** -17 step | < step | <= step² / 4 |
+| `stochastic` | yes, up to 2 ** -24 step | < step | <= step² / 4 |
 | `deterministic` | no | <= step / 2 | <= step² / 4 |
 | `ternary` | as stochastic | < s | <= s² / 4 |
 | `sign` | no | <= max(s, |x| - s) | |x|² - s², s the mean magnitude |
@@ -24,14 +24,18 @@ Reference: Alistarh et al. (2017), arXiv 1610.02132, for `stochastic` with scale
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import validate
-from fedjax_mem.kernels import parts
+from fedjax_mem.kernels import parts, threefry
 
 SCALES = ('max', 'l2')
+# Values that a block of random words serves, a byte each; and the step of a sequence in 32 bits
+# that fills an interval evenly: 2**32 over the golden ratio, odd.
+BYTES, GOLDEN = 8, 0x9E3779B1
 
 
 def levels(bits: int) -> int:
@@ -111,19 +115,19 @@ def _coded(
   """Returns what `_encode` does, with scales that are `given` or of the kind `scale`."""
 
   half = jnp.float32(levels(bits) // 2)
+  rounded = _nearest if key is None else _at_random(key, x.size, block)
 
   def codes(rows: jax.Array, scales: jax.Array, start: jax.Array, length: int) -> jax.Array:
     # In rows up to the end: the index of a scale by division would not be vectorised.
     ratio = relative(rows.astype(jnp.float32), scales[:, None])
-    steps = _steps(ratio, bits)
-    whole = jnp.round(steps) if key is None else _rounded(key, steps, start)
+    whole = rounded(_steps(ratio, bits), start)
     whole = whole if bits == 1 else whole + half
     return _bytes(whole).reshape(-1)[:length]
 
   if block is None:
     scales = _scales(x[None], given, scale)
     whole = lambda start, length: codes(parts.take(x, start, length)[None], scales, start, length)
-    return parts.stream(whole, x.size), scales
+    return parts.stream(whole, x.size, BYTES, parts.SMALL), scales
 
   def blocks(start: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
     rows = _rows(parts.take(x, start, length), block)
@@ -143,9 +147,10 @@ def stochastic(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (codes [D] uint8, scale [S] float32): x rounded to a level next to it, at random.
 
-  The expectation of the decoded value is x, up to 2 ** -17 of a step and what float32 rounds of x
-  (2 ** -22 |x|): the chance of rounding up is a multiple of 2 ** -16, since 16 random bits a value
-  are drawn.
+  The expectation of the decoded value is x, up to 2 ** -24 of a step and what float32 rounds of x
+  (2 ** -22 |x|): the chance of rounding up is a multiple of 2 ** -23. Each value has 8 random bits
+  of its own. The finer ones come from an evenly spread sequence with a random start, which all
+  values share: roundings depend on each other by less than 2 ** -8.
 
   Args:
     key: of this use alone.
@@ -161,28 +166,53 @@ def stochastic(
   return _encode(key, x, bits, scale, block)
 
 
-def _rounded(key: jax.Array, steps: jax.Array, start: jax.Array) -> jax.Array:
-  """Returns the steps of the part that begins at `start`, rounded down or up at random."""
-  drawn = _sixteen_bits(jax.random.fold_in(key, start), *steps.shape)
-  # As the fraction of a number in [1, 2): r / 2**16 without a conversion.
-  uniform = jax.lax.bitcast_convert_type((drawn << 7) | jnp.uint32(0x3F800000), jnp.float32) - 1
-  whole = jnp.floor(steps)
-  # (r + 1/2) / 2**16 is never 0: a value on a level stays there.
-  up = steps - whole > uniform + jnp.float32(2**-17)
-  return whole + up.astype(jnp.float32)
+def _nearest(steps: jax.Array, start: jax.Array) -> jax.Array:
+  """Returns the steps, rounded to the nearest."""
+  del start
+  return jnp.round(steps)
+
+
+def _at_random(
+  key: jax.Array, size: int, block: int | None
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """Returns (steps [rows, block], where they begin) -> steps rounded down or up at random.
+
+  Without blocks they are one row, and begin at multiples of BYTES.
+  """
+  of_row = 0 if block is None else -(-block // BYTES)
+  count = -(-size // BYTES) if block is None else -(-size // block) * of_row
+  words = threefry.words(jax.random.fold_in(key, 0), count)
+  shift = jax.random.bits(jax.random.fold_in(key, 1), (), jnp.uint32)
+
+  def rounded(steps: jax.Array, start: jax.Array) -> jax.Array:
+    rows, columns = steps.shape
+    each = -(-columns // BYTES)
+    first = start // BYTES if block is None else start // block * of_row
+    two = [parts.take(w, first, rows * each).reshape(rows, each) for w in words]
+    place = (start + jax.lax.iota(jnp.int32, steps.size)).reshape(rows, columns)
+    finer = place.astype(jnp.uint32) * jnp.uint32(GOLDEN) + shift
+    drawn = (_bytes_of(two)[:, :columns] << 15) | (finer >> 17)
+    # As the fraction of a number in [1, 2): r / 2**23 without a conversion.
+    uniform = jax.lax.bitcast_convert_type(drawn | jnp.uint32(0x3F800000), jnp.float32) - 1
+    whole = jnp.floor(steps)
+    # (r + 1/2) / 2**23 is never 0: a value on a level stays there.
+    up = steps - whole > uniform + jnp.float32(2**-24)
+    return whole + up.astype(jnp.float32)
+
+  return rounded
+
+
+def _bytes_of(words: list[jax.Array]) -> jax.Array:
+  """Returns the bytes of words [rows, n], the lowest first, side by side: uint32 [rows, 8 n]."""
+  # Side by side within a row: of all ways to arrange them, the one that stays vectorised.
+  pieces = [(w >> (8 * i)) & jnp.uint32(0xFF) for w in words for i in range(4)]
+  return jnp.concatenate(pieces, axis=1)
 
 
 def _bytes(whole: jax.Array) -> jax.Array:
   """Returns whole numbers in [0, 256) as uint8."""
   # The lowest bits of the sum with 2**23: a conversion, which saturates, takes twice as long.
   return jax.lax.bitcast_convert_type(whole + jnp.float32(2**23), jnp.uint32).astype(jnp.uint8)
-
-
-def _sixteen_bits(key: jax.Array, rows: int, block: int) -> jax.Array:
-  """Returns uint32 [rows, block] below 2 ** 16: the lower halves of words, then the upper."""
-  words = jax.random.bits(key, (rows, -(-block // 2)), jnp.uint32)
-  # Side by side within a row: of all ways to arrange them, the one that stays vectorised.
-  return jnp.concatenate([words & jnp.uint32(0xFFFF), words >> 16], axis=1)[:, :block]
 
 
 def deterministic(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_mem.kernels import parts, quantize
+from fedjax_mem.kernels import parts, quantize, threefry
 
 KEY = jax.random.key(3)
 
@@ -19,19 +19,23 @@ def _vector(size=1001, scale=1.0, dtype=jnp.float32, seed=0):
 
 
 def _random(key, size, block):
-  """Returns the 16 bits of each value: part after part, row after row."""
-  part = parts.LARGE if block is None else parts.SMALL
-  count, length = parts.split(size, block or 1, part)
-  whole = size // (block or 1) * (block or 1) if count else 0
-  edges = sorted({0, *range(0, count * length + 1, length or 1), whole, size})
-  drawn = []
-  for start, end in itertools.pairwise(edges):
-    columns = block or end - start
-    shape = (-(-(end - start) // columns), -(-columns // 2))
-    words = jax.random.bits(jax.random.fold_in(key, start), shape, jnp.uint32)
-    halves = np.concatenate([words & np.uint32(0xFFFF), words >> np.uint32(16)], axis=1)
-    drawn.append(halves[:, :columns].ravel()[: end - start])
-  return np.concatenate(drawn)
+  """Returns the 23 bits of each value: a byte of its own, and the shared sequence below it."""
+  per_row = -(-(block or size) // 8) if block else -(-size // 8)
+  rows = -(-size // block) if block else 1
+  words = threefry.words(jax.random.fold_in(key, 0), rows * per_row)
+  shift = jax.random.bits(jax.random.fold_in(key, 1), (), jnp.uint32)
+  octets = np.stack(words, 1).view(np.uint8).reshape(-1, 8)
+  if block:
+    rows_of = octets.reshape(rows, per_row, 8).transpose(0, 2, 1).reshape(rows, -1)
+    own = rows_of[:, :block].ravel()[:size]
+  else:
+    count, length = parts.split(size, 8, parts.SMALL)
+    edges = sorted({0, *range(0, count * length + 1, length or 1), size // 8 * 8, size})
+    edges = edges if count else [0, size]
+    own = [octets[a // 8 : -(-b // 8)].T.ravel()[: b - a] for a, b in itertools.pairwise(edges)]
+    own = np.concatenate(own)
+  finer = (np.arange(size, dtype=np.uint64) * 0x9E3779B1 + int(shift)) % 2**32
+  return own.astype(np.uint64) << 15 | finer >> 17
 
 
 def _twin(x, bits, block, draws=None):
@@ -48,7 +52,7 @@ def _twin(x, bits, block, draws=None):
     whole = np.round(steps)
   else:
     whole = np.floor(steps)
-    whole = whole + (steps - whole > (draws + np.float64(0.5)) / 2**16)
+    whole = whole + (steps - whole > (draws + np.float64(0.5)) / 2**23)
   codes = whole if bits == 1 else whole + half
   return codes.astype(np.uint8), scales
 
@@ -117,6 +121,18 @@ def test_unbiased(bits):
   assert np.abs(z[~still]).max() < 4.5 and still.sum() >= 1
   step = 2 * np.abs(x).max() / (quantize.levels(bits) - 1)
   assert ((draws - np.asarray(x)) ** 2).mean() <= step**2 / 4
+
+
+def test_equal_values_are_rounded_as_if_each_by_itself():
+  """The finer bits, which are shared, neither bind the values together nor push them apart."""
+  x = jnp.full(1000, 0.3).at[0].set(1.0)
+  keys = jax.random.split(KEY, 3000)
+  codes = jax.jit(jax.vmap(lambda key: quantize.stochastic(key, x, 2)[0]))(keys)
+  ups = np.asarray(codes[:, 1:] - 1, np.int64).sum(1)
+  chance = float(jnp.float32(0.3))
+  assert abs(ups.mean() - 999 * chance) < 4.5 * ups.std() / math.sqrt(3000)
+  ratio = ups.var() / (999 * chance * (1 - chance))
+  assert abs(ratio - 1) < 4.5 * math.sqrt(2 / 3000)
 
 
 def test_values_on_a_level_stay_there():

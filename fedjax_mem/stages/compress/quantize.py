@@ -11,7 +11,7 @@ bits and float32 scales. B stands for the values that share a scale, L for the l
 | `sign` | no | 1 - 1 / B | no |
 | `ternary` | yes, without `clip` | √B - 1 | yes |
 
-The stochastic ones are unbiased up to 2 ** -17 of a level. `sign` needs error feedback. Under error
+The stochastic ones are unbiased up to 2 ** -24 of a level. `sign` needs error feedback. Under error
 feedback a codec must send less error than it was given: one bit or three values, rounded at random,
 do not, and are refused there.
 """
