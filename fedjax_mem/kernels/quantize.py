@@ -191,7 +191,7 @@ def _at_random(
     two = [parts.take(w, first, rows * each).reshape(rows, each) for w in words]
     place = (start + jax.lax.iota(jnp.int32, steps.size)).reshape(rows, columns)
     finer = place.astype(jnp.uint32) * jnp.uint32(GOLDEN) + shift
-    drawn = (_bytes_of(two)[:, :columns] << 15) | (finer >> 17)
+    drawn = (_octets(two)[:, :columns] << 15) | (finer >> 17)
     # As the fraction of a number in [1, 2): r / 2**23 without a conversion.
     uniform = jax.lax.bitcast_convert_type(drawn | jnp.uint32(0x3F800000), jnp.float32) - 1
     whole = jnp.floor(steps)
@@ -202,7 +202,7 @@ def _at_random(
   return rounded
 
 
-def _bytes_of(words: list[jax.Array]) -> jax.Array:
+def _octets(words: list[jax.Array]) -> jax.Array:
   """Returns the bytes of words [rows, n], the lowest first, side by side: uint32 [rows, 8 n]."""
   # Side by side within a row: of all ways to arrange them, the one that stays vectorised.
   pieces = [(w >> (8 * i)) & jnp.uint32(0xFF) for w in words for i in range(4)]
