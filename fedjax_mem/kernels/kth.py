@@ -222,7 +222,8 @@ def _within(
   higher += jnp.sum(jnp.sum(counts, axis=1, dtype=jnp.int32), dtype=jnp.int32)
 
   def key(word: jax.Array, bit: jax.Array) -> jax.Array:
-    return keys(x[word // LANES * BLOCK + bit * LANES + word % LANES])
+    # The quotient and the rest by LANES, a power of two: division of signed integers takes longer.
+    return keys(x[(word & -LANES) * 32 + bit * LANES + (word & (LANES - 1))])
 
   most, total = each_set(words, jnp.full(room, NONE, jnp.uint32), key)
   return [*found, most], number + total, number + jnp.minimum(total, room), higher

@@ -308,6 +308,10 @@ class Encoder:
     """Returns (message, state, metrics), as every half of a layer."""
     codec, draws = self.codec, Draws(ctx.key, ctx.common)
     shapes = tuple(x.shape for x in jax.tree.leaves(message.payload))
+    on = message.weight > 0
+    # Zeros are decoded to zeros: what is encoded is left out, not what comes of it, which would be
+    # one more pass over memory.
+    message = message._replace(payload=tree.keep(on, message.payload))
     if codec.estimate:
       payload, value = self._estimated(draws, message, shapes)
     else:
@@ -317,9 +321,8 @@ class Encoder:
       values = jnp.where(tree.finite(x), values, jnp.float32(jnp.nan))
       payload = values if codec.linear else tree.unravel(values, message.payload)
       value = nbytes(parts_of(code), message.aux)
-    on = message.weight > 0
     metrics = reported(message.payload, message.aux, value, on)
-    return message._replace(payload=tree.keep(on, payload)), state, metrics
+    return message._replace(payload=payload), state, metrics
 
   def _estimated(self, draws: Draws, message: Message, shapes: Shapes) -> tuple[Tree, jax.Array]:
     """Returns (the payload as it is decoded, bytes of the message) by the codec's `estimate`."""
