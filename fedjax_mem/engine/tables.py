@@ -2,8 +2,9 @@
 
 Where nothing that comes after a client can undo what it leaves behind, its row is written as soon
 as it has run, in place: no round holds a second copy of the cohort's rows. A device then has
-N / devices rows of every table. Clients run where their row is as far as there is room
-(`at_home`); the row of a client that runs elsewhere is fetched before its step and sent back after.
+N / devices rows of every table. The row of a client that runs elsewhere is fetched before its step
+and sent back after. Clients with equally many examples run where their row is as far as there is
+room (`at_home`); others run in the order of their sizes, so that they are padded little.
 """
 
 from typing import Any, NamedTuple
@@ -119,7 +120,7 @@ def turn(ids: jax.Array, slot: jax.Array, population: int, layout: Layout) -> Tu
 
 
 def read(tables: Tree, turn: Turn) -> Tree:
-  """Returns the rows [k, ...] of this device's clients; padding gets some row."""
+  """Returns the rows [k, ...] of this device's clients; padding gets some row, or zeros."""
   me = turn.me
 
   def fetch(device: jax.Array, rows: Tree) -> Tree:
@@ -168,14 +169,16 @@ def _only(on: jax.Array, rows: Tree) -> Tree:
   """Returns the rows [k, ...], to the bit, of the one device on which each is `on` [k]."""
 
   def one(x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+      return jax.lax.complex(one(x.real), one(x.imag))
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      wide = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.int32)
+      return jax.lax.psum(x.astype(wide), AXIS).astype(x.dtype)
     # Summed as integers: a sum of floats would turn -0 into 0.
     bits = jnp.dtype(f'uint{8 * x.dtype.itemsize}')
-    wide = bits if x.dtype.itemsize > 4 else jnp.uint32
-    x = x.astype(bits) if x.dtype == bool else jax.lax.bitcast_convert_type(x, bits)
-    return jax.lax.psum(x.astype(wide), AXIS).astype(bits)
-
-  def back(sent: jax.Array, x: jax.Array) -> jax.Array:
-    return sent.astype(bool) if x.dtype == bool else jax.lax.bitcast_convert_type(sent, x.dtype)
+    wide = bits if x.dtype.itemsize > 4 else jnp.dtype(jnp.uint32)
+    whole = jax.lax.psum(jax.lax.bitcast_convert_type(x, bits).astype(wide), AXIS)
+    return jax.lax.bitcast_convert_type(whole.astype(bits), x.dtype)
 
   kept = tree.keep(on, rows)
-  return jax.tree.map(lambda x: back(one(x), x), kept)
+  return jax.tree.map(one, kept)

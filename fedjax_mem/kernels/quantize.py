@@ -35,7 +35,7 @@ from fedjax_mem.kernels import parts, threefry
 SCALES = ('max', 'l2')
 # Values that a block of random words serves, a byte each; and the step of a sequence in 32 bits
 # that fills an interval evenly: 2**32 over the golden ratio, odd.
-BYTES, GOLDEN = 8, 0x9E3779B1
+BYTES, GOLDEN = 8, 0x9E3779B9
 
 
 def levels(bits: int) -> int:

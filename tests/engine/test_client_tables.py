@@ -54,7 +54,16 @@ def test_clients_at_home_keep_their_order_and_strangers_fill_what_is_free():
 
 # Rows of the tables.
 
-DTYPES = (jnp.float32, jnp.bfloat16, jnp.int32, jnp.int8, jnp.uint32, jnp.bool_)
+DTYPES = (
+  jnp.float32,
+  jnp.bfloat16,
+  jnp.int32,
+  jnp.int8,
+  jnp.uint32,
+  jnp.bool_,
+  jnp.int4,
+  jnp.complex64,
+)
 
 
 def values(rng, rows):

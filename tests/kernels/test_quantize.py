@@ -34,7 +34,7 @@ def _random(key, size, block):
     edges = edges if count else [0, size]
     own = [octets[a // 8 : -(-b // 8)].T.ravel()[: b - a] for a, b in itertools.pairwise(edges)]
     own = np.concatenate(own)
-  finer = (np.arange(size, dtype=np.uint64) * 0x9E3779B1 + int(shift)) % 2**32
+  finer = (np.arange(size, dtype=np.uint64) * 0x9E3779B9 + int(shift)) % 2**32
   return own.astype(np.uint64) << 15 | finer >> 17
 
 
