@@ -2,13 +2,14 @@
 
 import functools
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_mem.core import Bound
+from fedjax_mem.core import Bound, Message
 from fedjax_mem.kernels import rotate as rotation
 from fedjax_mem.stages import compress
 from fedjax_mem.stages.compress import codec as codecs
@@ -388,3 +389,28 @@ def test_which_norms_are_stated():
   } | {'random_k unscaled'}
   assert {n for n, b in states.items() if b == Bound(None, 1.0, None)} == {'rotate', 'drive biased'}
   assert {n for n, b in states.items() if b == Bound()} >= {'quantize', 'random_k', 'eden 3'}
+
+
+@pytest.mark.parametrize('value', [2.5, np.nan])
+def test_whoever_takes_no_part_sends_zeros_and_no_bytes(value):
+  payload = {'a': jnp.full((3, 5), value), 'b': jnp.full(70, -value)}
+  key = jax.random.key(0)
+  ctx = types.SimpleNamespace(key=key, common=jax.random.key(1))
+  for layer in (
+    compress.top_k(0.2),
+    compress.random_k(0.2),
+    compress.quantize(1, block=None),
+    compress.quantize(8),
+    compress.sign(),
+    compress.ternary(),
+    compress.rotate(),
+    compress.drive(),
+    compress.eden(),
+    compress.chain('rotate', 'quantize'),
+  ):
+    for weight in (0.0, 1.0):
+      message = Message(payload, jnp.float32(weight), {})
+      out, _, metrics = layer.client.apply(ctx, message, ())
+      zeros = all((np.asarray(x) == 0).all() for x in jax.tree.leaves(out.payload))
+      assert zeros == (weight == 0), layer.name
+      assert (metrics['bytes_up_low'].value == 0) == (weight == 0), layer.name
