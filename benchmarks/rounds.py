@@ -2,18 +2,24 @@
 
 python -m benchmarks.rounds --work W1 [--execution loop|vmap|chunk:K] [--cohort C] [--population N]
     [--against torch-loop|fedjax|pfl [--peer-python PYTHON] [--peer-processes P]
-    [--peer-threads T] [--peer-devices D]]
+    [--peer-threads T] [--peer-devices D] | --against-commit SHA [--commit-python PYTHON]]
 
 Segments of rounds are timed, fenced, without compilation or evaluation, as a run does them: a
 segment lasts about half a second, or one round. `mfu` is the model's
 operations a second over the machine's best matrix product in the same process. `accuracy` is a
 check that the work is the same for everyone: a fast wrong run fails it.
+
+With `--against-commit` this working tree and another commit are both served in processes of their
+own (`benchmarks.serve`), in turn. The commit lies in a worktree of its own in the cache, where it
+is found again, and runs in a new environment with what its package asks for, or by PYTHON.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,17 +29,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import measure, works
+from benchmarks import measure, serve, works
+from benchmarks.serve import execution as execution  # benchmarks.compile takes it here
 from fedjax_mem.core import State
-from fedjax_mem.engine import Execution, Simulation, describe, evaluator, simulate
-from fedjax_mem.experiment import devices
+from fedjax_mem.engine import Simulation, describe
+from fedjax_mem.experiment.devices import cache_folder
 
-
-def execution(text: str, count: int | str, pool: bool) -> Execution:
-  """Returns the execution that 'auto', 'loop', 'vmap' or 'chunk:K' names."""
-  mode, _, chunk = text.partition(':')
-  return Execution(mode=mode, chunk=int(chunk) if chunk else None, devices=count, pool=pool)
-
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # The module of each peer, and the options it has; those not given are the best seen for the work.
 PEERS = {
@@ -44,34 +46,36 @@ PEERS = {
 
 
 class Peer:
-  """Another simulator in its own process, asked for rounds in turn with ours."""
+  """A simulator in its own process, asked for rounds in turn with others.
 
-  def __init__(self, work: works.Work, data: Any, args: argparse.Namespace):
-    self._folder = tempfile.TemporaryDirectory()
-    folder = pathlib.Path(self._folder.name)
-    (folder / 'work.json').write_text(json.dumps(dataclasses.asdict(work)))
-    for prefix, arrays in (('', data.arrays), ('test_', data.test)):
-      for name, x in arrays.items():
-        np.save(folder / f'{prefix}{name}.npy', x)
-    self._module, known = PEERS[args.against]
-    given = {name: getattr(args, f'peer_{name}') for name in known}
+  Attributes:
+    versions: what it says that it runs, name -> text.
+    seconds: of each round run so far.
+  """
+
+  def __init__(self, command: list[str], root: pathlib.Path, hint: str, **variables: str):
+    """Starts `command` in the folder `root`; `hint` is said if it ends before its time."""
+    self._hint = hint
     self._process = subprocess.Popen(
-      [args.peer_python, '-m', f'benchmarks.peers.{self._module}', str(folder)]
-      + [f'--{name}={value}' for name, value in given.items() if value is not None],
+      command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
-      cwd=pathlib.Path(__file__).parents[1],
+      cwd=root,
+      env={**os.environ, **variables},
     )
-    self.versions = ', '.join(f'{name} {version}' for name, version in self._read().items())
+    self.versions: dict[str, str] = self._read()
     self.seconds: list[float] = []
+
+  @property
+  def name(self) -> str:
+    """What it says that it runs, in one line."""
+    return ', '.join(f'{name} {version}' for name, version in self.versions.items())
 
   def _read(self) -> dict[str, Any]:
     line = self._process.stdout.readline()
     if not line:
-      raise SystemExit(
-        f'the peer ended: has --peer-python what benchmarks/peers/{self._module}.py asks for?'
-      )
+      raise SystemExit(f'{" ".join(self._process.args)} ended: {self._hint}')
     return json.loads(line)
 
   def ask(self, line: str) -> dict[str, Any]:
@@ -80,37 +84,138 @@ class Peer:
     self._process.stdin.flush()
     return self._read()
 
-  def run(self, rounds: int) -> None:
-    """Runs rounds and keeps their seconds."""
-    self.seconds += self.ask(str(rounds))['seconds']
+  def run(self, rounds: int) -> float:
+    """Runs rounds, keeps their seconds and returns the median of them."""
+    seconds = self.ask(str(rounds))['seconds']
+    self.seconds += seconds
+    return float(np.median(seconds))
+
+  def accuracy(self) -> float:
+    """Returns the test accuracy after the rounds so far."""
+    return round(self.ask('accuracy')['accuracy'], 4)
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._process.stdin.close()
+    self._process.wait()
 
   def facts(self, ours: float) -> dict[str, Any]:
     """Returns the peer's figures and the ratio of the medians, > 1 where we are faster."""
     median = float(np.median(self.seconds))
-    facts = {
-      'peer': self.versions,
+    return {
+      'peer': self.name,
       'peer_rounds_per_s': round(1 / median, 4),
       'peer_median_s': round(median, 4),
-      'peer_accuracy': round(self.ask('accuracy')['accuracy'], 4),
-      'ratio': round(median / ours, 2),
+      'peer_accuracy': self.accuracy(),
+      'ratio': round(median / ours, 3),
     }
-    self._process.stdin.close()
-    self._process.wait()
-    return facts
+
+
+def write(folder: pathlib.Path, work: works.Work, data: Any) -> None:
+  """Writes what a peer is given: see `benchmarks/peers/__init__.py`."""
+  (folder / 'work.json').write_text(json.dumps(dataclasses.asdict(work)))
+  for prefix, arrays in (('', data.arrays), ('test_', data.test)):
+    for name, x in arrays.items():
+      np.save(folder / f'{prefix}{name}.npy', x)
+
+
+def _simulator(args: argparse.Namespace, folder: str) -> Peer:
+  """Returns the simulator of `--against`."""
+  module, known = PEERS[args.against]
+  given = {name: getattr(args, f'peer_{name}') for name in known}
+  return Peer(
+    [args.peer_python, '-m', f'benchmarks.peers.{module}', folder]
+    + [f'--{name}={value}' for name, value in given.items() if value is not None],
+    ROOT,
+    f'has --peer-python what benchmarks/peers/{module}.py asks for?',
+  )
+
+
+def _served(
+  args: argparse.Namespace, folder: str, root: pathlib.Path, commit: str, python: str
+) -> Peer:
+  """Returns the package in the folder `root`, a commit's, served by its own `benchmarks.serve`."""
+  peer = Peer(
+    [python, '-m', 'benchmarks.serve', folder]
+    # Those of the protocol, and only if they are given: an earlier commit may lack later ones.
+    + [f'--{name}={x}' for name in ('execution', 'devices') if (x := getattr(args, name)) != 'auto']
+    + ['--no-pool'] * args.no_pool,
+    root,
+    f'has {python} what the package in {root} asks for?',
+    PYTHONPATH=str(root),
+  )
+  if (used := peer.versions.pop('root')) != str(root):
+    raise SystemExit(f'the package that is run must be the one in {root}, got the one in {used}.')
+  peer.versions = {'commit': commit, **peer.versions}
+  return peer
+
+
+def _git(*words: str) -> str | None:
+  """Returns what git prints, None where it fails."""
+  done = subprocess.run(['git', *words], cwd=ROOT, capture_output=True, text=True)
+  return done.stdout.strip() if done.returncode == 0 else None
+
+
+def checkout(name: str) -> tuple[str, pathlib.Path]:
+  """Returns a commit's full name and its worktree, made unless it is there, whole and unchanged."""
+  commit = _git('rev-parse', '--verify', '--quiet', f'{name}^{{commit}}')
+  if commit is None:
+    raise SystemExit(
+      f'--against-commit must be a commit of the repository in {ROOT}, got {name!r}.'
+    )
+  if _git('cat-file', '-e', f'{commit}:benchmarks/serve.py') is None:
+    raise SystemExit(
+      f'--against-commit must be a commit with benchmarks/serve.py, got {name!r}, which is from '
+      'before it: name a later one.'
+    )
+  tree = cache_folder().resolve() / 'commits' / commit / 'tree'
+  head = _git('-C', str(tree), 'rev-parse', 'HEAD')
+  if head != commit or _git('-C', str(tree), 'status', '--porcelain') != '':
+    shutil.rmtree(tree, ignore_errors=True)
+    # By force: git may still know a worktree of that name, whose folder somebody has removed.
+    if _git('worktree', 'add', '--force', '--detach', str(tree), commit) is None:
+      raise SystemExit(f'git could not make a worktree of {commit} in {tree}.')
+  return commit, tree
+
+
+def interpreter(name: str) -> str:
+  """Returns the path of an interpreter, to be started from another folder."""
+  found = shutil.which(name)
+  if found is None:
+    raise SystemExit(f'--commit-python must be an interpreter, got {name!r}.')
+  return os.path.abspath(found)  # links stay: an environment is known by the link in it
+
+
+def environment(tree: pathlib.Path) -> str:
+  """Returns the interpreter of the environment beside a worktree, made unless it is complete."""
+  home = tree.with_name('environment')
+  python, complete = home / 'bin' / 'python', home / 'complete'
+  if not complete.exists():
+    print(f'installing {tree} in {home}', file=sys.stderr)
+    for command in (
+      [sys.executable, '-m', 'venv', '--clear', str(home)],
+      [str(python), '-m', 'pip', 'install', '--quiet', str(tree)],
+    ):
+      # Standard output is for the line of figures.
+      if subprocess.run(command, stdout=sys.stderr).returncode:
+        raise SystemExit(f'{" ".join(command)} failed: mend it, or give --commit-python.')
+    complete.touch()
+  return str(python)
 
 
 def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--work', choices=sorted(works.WORKS), default='W1')
-  parser.add_argument('--execution', default='auto')
-  parser.add_argument('--devices', default='auto', help='a number, or auto: one a core')
-  parser.add_argument('--no-pool', action='store_true', help='no sum over all examples at once')
+  serve.add_options(parser)
   parser.add_argument('--cohort', type=int, help='clients of a round, if not those of the work')
   parser.add_argument('--epochs', type=int, help='local epochs, if not those of the work')
   parser.add_argument('--population', type=int, help='clients, if not those of the work')
   parser.add_argument('--rounds', type=int, default=10, help='rounds that are timed')
   parser.add_argument('--data-dir')
-  parser.add_argument('--against', choices=list(PEERS))
+  against = parser.add_mutually_exclusive_group()
+  against.add_argument('--against', choices=list(PEERS))
+  against.add_argument('--against-commit', metavar='SHA', help='a commit with benchmarks/serve.py')
+  parser.add_argument('--commit-python', help='its interpreter, if no new environment is wanted')
   parser.add_argument('--peer-python', default=sys.executable, help="the peer's interpreter")
   parser.add_argument('--peer-processes', type=int, help='of torch-loop and pfl')
   parser.add_argument('--peer-threads', type=int, help='of each process of torch-loop and pfl')
@@ -118,11 +223,15 @@ def _arguments() -> argparse.Namespace:
   return parser.parse_args()
 
 
+def _length(seconds: float, rounds: int) -> int:
+  """Returns the rounds of a segment, from the seconds of one: half a second, or one round."""
+  return int(np.clip(0.5 / seconds, 1, min(serve.SEGMENT, rounds)))
+
+
 def _timed(sim: Simulation, state: State, rounds: int, peer: Peer | None) -> tuple[State, list]:
   """Returns the state and the seconds of a round, segment after segment, in turn with the peer."""
-  before = time.perf_counter()
-  state, _ = sim.run(state, 1)
-  segment = int(np.clip(0.5 / (time.perf_counter() - before), 1, min(64, rounds)))
+  state, first = serve.timed(sim, state, 1)
+  segment = _length(first, rounds)
   times = []
   if peer:
     peer.run(1)  # warm up, as we did
@@ -130,10 +239,8 @@ def _timed(sim: Simulation, state: State, rounds: int, peer: Peer | None) -> tup
   for _ in range(-(-rounds // segment)):
     if peer:
       peer.run(segment)
-    before = time.perf_counter()
-    state, _ = sim.run(state, segment)
-    jax.block_until_ready(state)
-    times.append((time.perf_counter() - before) / segment)
+    state, each = serve.timed(sim, state, segment)
+    times.append(each)
   return state, times
 
 
@@ -155,12 +262,78 @@ def _facts(work: works.Work, times: list[float]) -> dict[str, Any]:
   }
 
 
+def _here(args: argparse.Namespace, work: works.Work, folder: str) -> dict[str, Any]:
+  """Returns the figures of this process, and those of the simulator that it is measured against."""
+  began = time.perf_counter()
+  how = serve.prepare(args)
+  data = works.load(work, args.data_dir)
+  sim, model, params = serve.build(work, data, how)
+  state = sim.init(params)
+  before = time.perf_counter()
+  state = jax.block_until_ready(sim.compile(state))
+  compile_s = time.perf_counter() - before
+  state, _ = sim.run(state, 1)
+  first_s = time.perf_counter() - began
+  peer = None
+  if args.against:
+    write(pathlib.Path(folder), work, data)
+    peer = _simulator(args, folder)
+  state, times = _timed(sim, state, args.rounds, peer)
+  facts = {
+    'execution': describe(sim.setting.layout),
+    **_facts(work, times),
+    'compile_s': round(compile_s, 2),
+    'first_round_s': round(first_s, 2),
+    'rounds_done': int(state.round),
+    'accuracy': round(serve.accuracy(sim, model, data, state.params), 4),
+    'jax': jax.__version__,
+  }
+  if peer:
+    facts |= peer.facts(float(np.median(times)))
+    peer.close()
+  return facts
+
+
+def _against_commit(args: argparse.Namespace, work: works.Work, folder: str) -> dict[str, Any]:
+  """Returns the figures of this working tree and of a commit, segments of both in turn."""
+  commit, tree = checkout(args.against_commit)
+  python = interpreter(args.commit_python) if args.commit_python else environment(tree)
+  changed = ' with changes' if _git('status', '--porcelain') else ''
+  write(pathlib.Path(folder), work, works.load(work, args.data_dir))
+  theirs = _served(args, folder, tree, commit[:12], python)
+  ours = _served(args, folder, ROOT, f'{_git("rev-parse", "HEAD")[:12]}{changed}', sys.executable)
+  sides = (theirs, ours)
+  for side in sides:
+    side.run(1)
+  first = [side.run(1) for side in sides]
+  segment = _length(first[1], args.rounds)
+  for side in sides:
+    side.seconds.clear()
+  pairs = [theirs.run(segment) / ours.run(segment) for _ in range(-(-args.rounds // segment))]
+  low, high = np.percentile(pairs, [10, 90])
+  median = float(np.median(ours.seconds))
+  facts = {
+    'cohort': work.cohort,
+    'population': work.num_clients,
+    'epochs': work.epochs,
+    'ours': ours.name,
+    'rounds_per_s': round(1 / median, 4),
+    **measure.spread(np.array(ours.seconds)),
+    'rounds_done': 2 + len(ours.seconds),
+    'accuracy': ours.accuracy(),
+    **theirs.facts(median),
+    'ratio_p10': round(low, 3),
+    'ratio_p90': round(high, 3),
+    'segments': len(pairs),
+  }
+  for side in sides:
+    side.close()
+  return facts
+
+
 def main() -> None:
   """Measures one work and prints its line."""
   args = _arguments()
-  began = time.perf_counter()
-  count = args.devices if args.devices == 'auto' else int(args.devices)
-  devices.prepare(count)
   work = works.WORKS[args.work]
   work = dataclasses.replace(
     work,
@@ -168,37 +341,9 @@ def main() -> None:
     num_clients=args.population or work.num_clients,
     epochs=args.epochs or work.epochs,
   )
-  data, model, params = works.parts(work, args.data_dir)
-  sim = simulate(
-    works.layers(work, model),
-    params,
-    data.population(),
-    execution=execution(args.execution, count, not args.no_pool),
-    max_rounds=64,
-    transforms=(data.preprocess,),
-  )
-  state = sim.init(params)
-  before = time.perf_counter()
-  state = jax.block_until_ready(sim.compile(state))
-  compile_s = time.perf_counter() - before
-  state, _ = sim.run(state, 1)
-  first_s = time.perf_counter() - began
-  peer = Peer(work, data, args) if args.against else None
-  state, times = _timed(sim, state, args.rounds, peer)
-  score = lambda p, batch: model.metrics(p, data.preprocess(batch))
-  test = evaluator(score, data.test, batch_size=500, mesh=sim.setting.layout.mesh)
-  facts = {
-    'work': args.work,
-    'execution': describe(sim.setting.layout),
-    **_facts(work, times),
-    'compile_s': round(compile_s, 2),
-    'first_round_s': round(first_s, 2),
-    'rounds_done': int(state.round),
-    'accuracy': round(test(state.params)['accuracy'], 4),
-    'jax': jax.__version__,
-    **(peer.facts(float(np.median(times))) if peer else {}),
-  }
-  print(json.dumps(facts))
+  with tempfile.TemporaryDirectory() as folder:
+    facts = (_against_commit if args.against_commit else _here)(args, work, folder)
+  print(json.dumps({'work': args.work, **facts}))
 
 
 if __name__ == '__main__':
