@@ -1,6 +1,12 @@
-"""What every test runs under: eight host CPU devices and strict promotion of ranks and dtypes."""
+"""What every test runs under: the tiers, the devices, the shared cache and what tests share.
+
+`pytest` alone runs the default tier, which takes a newcomer some minutes; `--all` adds the tests
+that are marked slow and every method in every mode; `--rest` runs only what the default leaves out.
+docs/testing.md says what is where.
+"""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -10,16 +16,21 @@ HERE = Path(__file__).parent
 # `reference` and `contract` hold helpers that tests import; the package need not be installed.
 sys.path[:0] = [p for p in (str(HERE), str(HERE.parent)) if p not in sys.path]
 
-# Before anything starts jax: afterwards the number of devices is settled.
-jax.config.update('jax_platforms', 'cpu')
-jax.config.update('jax_num_cpu_devices', 8)
-jax.config.update('jax_numpy_rank_promotion', 'raise')
+from reference import compiling  # noqa: E402
 
-STRICT = ('core', 'kernels', 'engine', 'stages', 'optim', 'contract', 'reference', 'statistical')
+pytest_plugins = ('reference.experiments',)
+
+# Where a test may mix dtypes: rooms that do not declare theirs, and whole runs.
+STANDARD = ('account', 'data', 'experiment', 'federated', 'models', 'report', 'system')
 
 
 def pytest_addoption(parser):
-  parser.addoption(
+  group = parser.getgroup('fedjax_mem')
+  group.addoption('--all', action='store_true', help='also slow tests, and every mode of a method')
+  group.addoption('--rest', action='store_true', help='only what is left out without --all')
+  group.addoption('--optimized', action='store_true', help='compile as users do; takes longer')
+  group.addoption('--devices', type=int, default=2, metavar='N', help='forced host CPU devices')
+  group.addoption(
     '--stage',
     action='append',
     default=[],
@@ -29,17 +40,73 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-  config.addinivalue_line(
-    'markers', 'standard_promotion: mixed dtypes are allowed, as in optax.adam or a model'
-  )
-  config.addinivalue_line('markers', 'slow: takes more than about ten seconds')
+  for line in (
+    'standard_promotion: mixed dtypes are allowed, as in optax.adam or a model',
+    'slow: left out of the default tier; run with --all',
+    'first(k): the default tier has the first k parameters of this test',
+    'devices(n): layouts on several devices; left out where there are fewer than n',
+  ):
+    config.addinivalue_line('markers', line)
+  # Before anything starts jax: afterwards the number of devices is settled.
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', config.getoption('--devices'))
+  jax.config.update('jax_numpy_rank_promotion', 'raise')
+  if not config.getoption('--optimized'):
+    compiling.quickly()
+  compiling.shared(compiling.cache_folder())
+
+
+def pytest_collection_modifyitems(config, items):
+  """Keeps the tier that is asked for, and what there are devices for."""
+  every, rest = config.getoption('--all'), config.getoption('--rest')
+  seen: Counter[str] = Counter()
+  kept, left = [], []
+  for item in items:
+    if 'on devices' in item.nodeid:
+      item.add_marker(pytest.mark.devices(2))
+    needed = max((m.args[0] for m in item.iter_markers('devices')), default=1)
+    there = needed <= config.getoption('--devices')
+    wanted = every or _slow(item, seen) == rest
+    (kept if wanted and there else left).append(item)
+  if left:
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
+
+
+def _slow(item, seen: Counter[str]) -> bool:
+  """Returns whether the default tier leaves a test out; `seen` counts parameters of a test."""
+  first = item.get_closest_marker('first')
+  if first is None:
+    return item.get_closest_marker('slow') is not None
+  test = item.nodeid.partition('[')[0]
+  seen[test] += 1
+  return seen[test] > first.args[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Keeps the tests of a file in one process, and in the contract suite those of a case.
+
+  They share what they compile. The suite is one file that would keep one process busy alone.
+  """
+  from xdist.scheduler import LoadFileScheduling
+
+  class Scheduling(LoadFileScheduling):
+    def _split_scope(self, nodeid):
+      file, _, test = nodeid.partition('::')
+      if not file.endswith('test_contract.py') or '[' not in test:
+        return file
+      return f'{file}[{"-".join(test.partition("[")[2].rstrip("]").split("-")[:2])}'
+
+  return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
 def _dtype_promotion(request):
   """Refuses mixed dtypes in the rooms that declare theirs; `standard_promotion` opts out."""
-  room = request.path.relative_to(HERE).parts[0] if HERE in request.path.parents else ''
-  strict = room in STRICT and request.node.get_closest_marker('standard_promotion') is None
+  inside = request.path.relative_to(HERE).parts if HERE in request.path.parents else ('system',)
+  room = inside[1] if inside[0] == 'unit' else inside[0]
+  strict = room not in STANDARD and request.node.get_closest_marker('standard_promotion') is None
   with jax.numpy_dtype_promotion('strict' if strict else 'standard'):
     yield
 
@@ -49,3 +116,20 @@ def _forget_programs():
   """Frees the programs that a file's tests compiled: over the whole suite they are gigabytes."""
   yield
   jax.clear_caches()
+
+
+@pytest.fixture(scope='session')
+def _compiled():
+  seen: list[str] = []
+  told = ('backend_compile', 'cache_retrieval')
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, **kwargs: seen.append(event) if any(x in event for x in told) else None
+  )
+  return seen
+
+
+@pytest.fixture
+def compilations(_compiled):
+  """Returns the list that every compilation is appended to."""
+  _compiled.clear()
+  return _compiled

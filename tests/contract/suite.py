@@ -144,6 +144,11 @@ class Case(NamedTuple):
   factory: Callable
   arguments: dict[str, Any]
 
+  @property
+  def marks(self) -> tuple:
+    """Layers that only the tests use are left out of the default tier."""
+    return (pytest.mark.slow,) if self.name.startswith('test-') else ()
+
   def make(self, **changed: Any) -> Any:
     """Returns what the factory makes, with some arguments changed."""
     return self.factory(**(self.arguments | changed))
@@ -244,23 +249,16 @@ def dress(made: Any) -> tuple[Layer, ...]:
   return onion(*before, tiny.algorithm(), tiny.rota(), weigh, *after)
 
 
-def modes(case: Case) -> list:
-  """Returns the execution modes besides `vmap`, the most telling first; the others are slow.
+# Whose rounds can be pooled; they are under contract in those modes as well.
+POOLS = ('ALGORITHMS-fedavg', 'ALGORITHMS-fedsgd', 'WEIGHINGS')
 
-  What the server does once, such as an optimizer, does not depend on how clients are run.
-  """
-  made = case.make()
-  own = () if is_optimizer(made) else (made,) if isinstance(made, Layer) else made
-  every, quick = ['chunk on 4', 'chunk', 'loop on 8', 'vmap on 2', 'loop'], 1
-  if any(x.pooled is not None or x.traits.weighs is not None for x in own):
-    every[1:1] = tiny.POOLED
-  if any(x.traits.kind == 'algorithm' for x in own):
-    quick = 4
-  elif is_optimizer(made):
-    quick = 0
-  elif not case.name.startswith(tuple(IN_TREE)):
-    quick = 2
-  return every[:quick] + [pytest.param(m, marks=pytest.mark.slow) for m in every[quick:]]
+
+def modes(case: Case) -> list:
+  """Returns the execution modes besides `vmap`: one of the default tier, and the others."""
+  others = ['chunk on devices', 'chunk', 'vmap on 2', 'loop']
+  if case.name.startswith(POOLS):
+    others += tiny.POOLED
+  return ['loop on devices', *(pytest.param(m, marks=pytest.mark.slow) for m in others)]
 
 
 _simulations: dict[tuple[str, str], Any] = {}

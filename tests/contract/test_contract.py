@@ -30,23 +30,23 @@ def pytest_generate_tests(metafunc):
     return
   cases = suite.cases(metafunc.config.getoption('--stage'))
   if 'mode' in metafunc.fixturenames:
-    pairs = [
-      pytest.param(c, m.values[0], marks=m.marks, id=f'{c.name}-{m.values[0]}')
-      for c in cases
-      for m in map(_param, suite.modes(c))
-    ]
-    metafunc.parametrize('case, mode', pairs, scope='module')
+    names = ('case', 'mode')
+    sets = [(c, *_unpacked(m)) for c in cases for m in suite.modes(c)]
   elif 'argument' in metafunc.fixturenames:
-    pairs = [(c, a) for c in cases for a in _checkable(c)]
-    metafunc.parametrize(
-      'case, argument', pairs, ids=[f'{c.name}-{a}' for c, a in pairs], scope='module'
-    )
+    names = ('case', 'argument')
+    sets = [(c, a, ()) for c in cases for a in _checkable(c)]
   else:
-    metafunc.parametrize('case', cases, ids=[c.name for c in cases], scope='module')
+    names, sets = ('case',), [(c, ()) for c in cases]
+  pairs = [
+    pytest.param(c, *more, marks=(*c.marks, *marks), id='-'.join((c.name, *more)))
+    for c, *more, marks in sets
+  ]
+  metafunc.parametrize(names, pairs, scope='module')
 
 
-def _param(value):
-  return value if hasattr(value, 'marks') else pytest.param(value)
+def _unpacked(mode):
+  """Returns (mode, marks) of a mode or a `pytest.param` of one."""
+  return (mode, ()) if isinstance(mode, str) else (mode.values[0], mode.marks)
 
 
 def _checkable(case):
@@ -96,6 +96,7 @@ def test_two_seeds_differ_where_it_is_random(case):
     assert (tiny.vec(one) != tiny.vec(two)).any()
 
 
+@pytest.mark.slow
 def test_jit_equals_an_eager_loop_over_clients(case):
   sim = simulation(case)
   state = sim.init(tiny.initial())
@@ -115,6 +116,7 @@ def test_every_execution_gives_the_same(case, mode):
     np.testing.assert_allclose(metrics[name], reported[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_rounds_can_be_scanned_and_keep_the_types_of_the_state(case):
   sim = simulation(case)
   state = sim.init(tiny.initial())

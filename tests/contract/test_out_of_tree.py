@@ -42,7 +42,7 @@ def run(tmp_path):
   def contract(stage):
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(root), str(tmp_path)])}
     env.pop('PYTEST_ADDOPTS', None)
-    words = ['tests/contract', '-q', '-p', 'no:cacheprovider', '-m', 'not slow', '--stage', stage]
+    words = ['tests/contract', '-q', '-p', 'no:cacheprovider', '--stage', stage]
     done = subprocess.run(
       [sys.executable, '-m', 'pytest', *words], cwd=root, env=env, capture_output=True, text=True
     )
@@ -62,7 +62,7 @@ def test_a_stage_that_keeps_the_contract_passes(run):
 def test_one_that_does_not_is_told_where(run):
   code, told = run('theirs:careless')
   assert code == 1
-  assert 'test_every_execution_gives_the_same[theirs:careless-chunk]' in told
+  assert 'test_every_execution_gives_the_same[theirs:careless-chunk on devices]' in told
   assert 'test_a_bad_argument_is_refused_by_name[theirs:careless-factor]' in told
 
 

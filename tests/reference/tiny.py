@@ -16,18 +16,20 @@ from fedjax_mem.stages.weigh import equal
 N, C, FEATURES, CLASSES, ROUNDS, SEED = 10, 6, 5, 3, 4, 11
 COUNTS = (3, 9, 5, 4, 7, 8, 3, 6, 9, 4)
 
-# A cohort of 6 is padded to 8 by chunks of 4, by 4 devices and by 8.
+# As many devices as the tests run on; a cohort of 6 is padded to 8 by chunks of 4, and on each.
+DEVICES = max(1, jax.config.jax_num_cpu_devices)
+SOME = min(4, DEVICES)
 MODES = {
   'vmap': Execution(mode='vmap', devices=1, pool=False),
   'loop': Execution(mode='loop', devices=1, pool=False),
   'chunk': Execution(mode='chunk', chunk=4, devices=1, pool=False),
   'vmap on 2': Execution(mode='vmap', devices=2, pool=False),
-  'chunk on 4': Execution(mode='chunk', chunk=1, devices=4, pool=False),
-  'loop on 8': Execution(mode='loop', devices=8, pool=False),
+  'chunk on devices': Execution(mode='chunk', chunk=4 // SOME, devices=SOME, pool=False),
+  'loop on devices': Execution(mode='loop', devices=DEVICES, pool=False),
 }
 POOLED = {
   'pooled': Execution(mode='vmap', devices=1, pool=True),
-  'pooled on 4': Execution(mode='loop', devices=4, pool=True),
+  'pooled on devices': Execution(mode='loop', devices=SOME, pool=True),
 }
 
 

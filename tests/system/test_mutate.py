@@ -14,6 +14,8 @@ sys.path.append(str(Path(__file__).parents[2] / 'scripts'))
 import mutate
 from mutation import contexts, drawing, runs, sites, table
 
+pytestmark = pytest.mark.slow
+
 UNTOUCHED = '''"""A docstring with 1 + 1."""
 import os
 from typing import TYPE_CHECKING
@@ -162,7 +164,8 @@ def mutant(line=6, at_import=False, **changes):
 
 
 def test_coverage_and_junit_become_contexts(tree, tmp_path):
-  coverage = pytest.importorskip('coverage')
+  import coverage
+
   data = coverage.CoverageData(basename=str(tmp_path / 'data'))
   sums = {'': [1, 5], 'tests/test_sums.py::test_add[a|b]|run': [6, 7]}
   sums |= {'tests/test_sums.py::test_least|setup': [6]}

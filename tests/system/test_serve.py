@@ -19,6 +19,8 @@ from fedjax_mem import models
 from fedjax_mem.data import flat
 from fedjax_mem.engine import Execution, evaluator, simulate
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # 40 clients with 6 of 210 examples each: the last ones hold repeated ones.
 WORK = dataclasses.replace(works.WORKS['W3'], num_clients=40, cohort=8)

@@ -1,0 +1,53 @@
+"""The cache of compiled programs that all processes of all test runs share."""
+
+import os
+import threading
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax._src.lru_cache import LRUCache
+from reference import compiling
+
+SIZE = 1 << 22
+
+
+def test_an_entry_is_there_as_a_whole_or_not_at_all(tmp_path):
+  """Several write, as processes do, and one reads: with jax's own `put` it meets a part."""
+  caches = [LRUCache(str(tmp_path), max_size=-1) for _ in range(3)]
+  keys = [f'program{i}' for i in range(30)]
+
+  def write(cache):
+    for key in keys:
+      cache.put(key, key[-1].encode() * SIZE)
+
+  writers = [threading.Thread(target=write, args=(cache,)) for cache in caches]
+  for writer in writers:
+    writer.start()
+  seen = 0
+  while any(writer.is_alive() for writer in writers):
+    for key in keys:
+      found = caches[0].get(key)
+      seen += found is not None
+      assert found is None or (len(found) == SIZE and set(found) == {ord(key[-1])})
+  assert seen
+  assert sorted(os.listdir(tmp_path)) == sorted(f'{key}-cache' for key in keys)
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+  def full(*args):
+    raise OSError(28, 'No space left on device')
+
+  cache = LRUCache(str(tmp_path), max_size=-1)
+  monkeypatch.setattr(os, 'replace', full)
+  with pytest.raises(OSError, match='No space left'):
+    cache.put('program', b'bytes')
+  assert os.listdir(tmp_path) == [] and cache.get('program') is None
+
+
+def test_the_tests_use_it(compilations):
+  """The second process of a run, and the next run, read what the first has compiled."""
+  assert jax.config.jax_compilation_cache_dir == os.environ['JAX_COMPILATION_CACHE_DIR']
+  assert LRUCache.put is compiling.put_whole
+  jax.jit(lambda x: x + 1)(jnp.float32(1))
+  assert any('backend_compile' in x for x in compilations)

@@ -1,0 +1,43 @@
+"""Where tests are: files of unit tests mirror the package, and what has none is listed."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+UNIT, PACKAGE = ROOT / 'tests' / 'unit', ROOT / 'fedjax_mem'
+
+
+def modules() -> set[str]:
+  files = (p for p in PACKAGE.rglob('*.py') if p.stem not in ('__init__', '_version'))
+  return {p.relative_to(PACKAGE).with_suffix('').as_posix() for p in files}
+
+
+def mirrored() -> set[str]:
+  files = UNIT.rglob('*.py')
+  return {(p.parent / p.stem.removeprefix('test_')).relative_to(UNIT).as_posix() for p in files}
+
+
+def listed() -> list[str]:
+  """Returns the modules that docs/testing.md says have no file of their own."""
+  page = (ROOT / 'docs' / 'testing.md').read_text()
+  section = page.partition('## Modules without a file of their own')[2].partition('\n## ')[0]
+  return [name for row in re.findall(r'^\|(.*?)\|', section, re.M) for name in _names(row)]
+
+
+def _names(cell: str) -> list[str]:
+  return re.findall(r'`([^`]+)`', cell)
+
+
+def test_every_file_of_unit_tests_has_a_module_of_its_path():
+  assert mirrored() - modules() == set()
+
+
+def test_every_module_has_a_file_or_is_listed_with_the_reason():
+  names = listed()
+  assert sorted(names) == sorted(modules() - mirrored())
+
+
+def test_the_tests_that_the_page_names_are_there():
+  page = (ROOT / 'docs' / 'testing.md').read_text().partition('## What moved where')[0]
+  named = re.findall(r'`(tests/[^`*]+)`', page)
+  assert named and [name for name in named if not (ROOT / name).exists()] == []

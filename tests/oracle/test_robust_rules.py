@@ -1,0 +1,296 @@
+"""Every rule against its NumPy twin, whatever the order of clients, up to its breakdown point."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import robust
+
+from fedjax_mem.core import IncompatibleStages
+from fedjax_mem.stages import aggregate as rules
+
+C, D, F = 11, 12, 2  # what Bulyan needs for two hostile clients
+CENTER = np.linspace(-0.5, 0.5, D).astype(np.float32)
+# name -> (layer, twin, whether it withstands F hostile clients without a bound on their size)
+RULES = {
+  'median': (rules.median(), robust.median, True),
+  'trimmed_mean': (rules.trimmed_mean(F), robust.trimmed_mean(F), True),
+  'krum': (rules.krum(F), robust.krum(F), True),
+  'multi_krum': (rules.multi_krum(F), robust.multi_krum(F), True),
+  'bulyan': (rules.bulyan(F), robust.bulyan(F), True),
+  'geometric_median': (rules.geometric_median(8), robust.geometric_median(8, 1e-6), True),
+  'centered_clipping': (
+    rules.centered_clipping(0.7, 3),
+    robust.centered_clipping(0.7, 3, CENTER),
+    False,
+  ),
+  'norm_bounding': (rules.norm_bounding(2.0), robust.norm_bounding(2.0), False),
+  'dnc': (rules.dnc(F, iterations=1), robust.dnc(F), True),
+  'signguard': (rules.signguard(fraction=1.0), robust.signguard(0.1, 3.0), True),
+  'nnm': (rules.nnm(F), robust.nnm(F), False),
+}
+WITHSTAND = [name for name, (_, _, holds) in RULES.items() if holds]
+RNG = np.random.default_rng(5)
+
+
+@functools.cache
+def _compiled(name):
+  layer = RULES[name][0]
+
+  @jax.jit
+  def run(ids, arrived, weights, x):
+    shared = {'a': jnp.asarray(CENTER[:4]).reshape(2, 2), 'b': jnp.asarray(CENTER[4:])}
+    sent = robust.stack(x, weights)
+    message, _, metrics = layer.client.apply(robust.context(ids, arrived, shared), sent, ())
+    return message, metrics
+
+  return run
+
+
+def apply(name, x, weights=None, arrived=None, ids=None):
+  """Returns (what sum and division make of the rule's stack, metrics), with a row of padding."""
+  weights = np.ones(len(x)) if weights is None else weights
+  arrived = np.ones(len(x), bool) if arrived is None else arrived
+  ids = np.arange(len(x)) if ids is None else ids
+  x = np.concatenate([x, np.full((1, D), np.nan)])
+  message, metrics = _compiled(name)(
+    np.append(ids, 99), np.append(arrived, False), np.append(weights, 3.0), x
+  )
+  rows, w = robust.unstack(message), np.asarray(message.weight, np.float64)
+  assert np.isfinite(rows).all() and (rows[w == 0] == 0).all()
+  return rows.astype(np.float64).sum(0) / max(w.sum(), 1e-30), metrics
+
+
+def _updates():
+  normal = RNG.normal(size=(C, D)) + 1
+  few = np.repeat(RNG.normal(size=(3, D)), (5, 4, 2), axis=0)
+  return {
+    'normal': normal,
+    'tied': few[RNG.permutation(C)],
+    'same': np.repeat(normal[:1], C, axis=0),
+    'zeros': np.zeros((C, D)),
+    'huge': 1e25 * normal,
+    'small': 1e-25 * normal,
+    'vast': 1e36 * normal,
+    'minute': 1e-33 * normal,
+    'one dimension': normal[:, :1] * np.ones(D),
+  }
+
+
+UPDATES = _updates()
+
+
+@pytest.mark.first(9)
+@pytest.mark.parametrize('kind', list(UPDATES))
+@pytest.mark.parametrize('name', list(RULES))
+def test_a_rule_equals_its_twin(name, kind):
+  bounds = ('centered_clipping', 'norm_bounding')
+  if name in bounds and kind in ('huge', 'small', 'vast', 'minute'):
+    return  # their bounds are in the units of an update: the kernels have tests of their own
+  if name in ('dnc', 'bulyan', 'signguard') and kind == 'tied':
+    return  # what is tied is left to rounding there: see the test of shared ties
+  x = UPDATES[kind].astype(np.float32)
+  expected = RULES[name][1](x.astype(np.float64), np.ones(C))
+  found, metrics = apply(name, x)
+  unit = np.abs(x).max() or 1.0
+  if name == 'dnc' and kind in ('same', 'zeros'):
+    expected = x[0]
+  np.testing.assert_allclose(found / unit, expected / unit, atol=3e-6)
+  assert metrics['skipped'] == 0 and metrics['rows'] == C
+
+
+@pytest.mark.first(1)
+@pytest.mark.parametrize('name', list(RULES))
+def test_who_takes_no_part_changes_nothing(name):
+  """Lost, weightless and broken clients are left out, exactly; weights count only where defined."""
+  x = np.concatenate([UPDATES['normal'], np.full((4, D), 7.0)]).astype(np.float32)
+  weights = np.append(RNG.integers(1, 9, C), [2.0, 0.0, 5.0, 5.0])
+  arrived = np.append(np.ones(C, bool), [False, True, True, True])
+  x[C + 2, 3], x[C + 3] = np.nan, np.inf
+  order = RNG.permutation(len(x))
+  found, metrics = apply(name, x[order], weights[order], arrived[order], order)
+  expected = RULES[name][1](UPDATES['normal'].astype(np.float32).astype(np.float64), weights[:C])
+  np.testing.assert_allclose(found, expected, atol=3e-6)
+  assert metrics['rows'] == C
+
+
+@pytest.mark.first(2)
+@pytest.mark.parametrize('name', list(RULES))
+def test_the_order_of_clients_changes_nothing(name):
+  for kind in ('normal', 'tied', 'same'):
+    x = UPDATES[kind].astype(np.float32)
+    order = RNG.permutation(C)
+    one, two = apply(name, x)[0], apply(name, x[order], ids=order)[0]
+    if (name, kind) != ('dnc', 'tied'):  # equal projections differ by rounding
+      np.testing.assert_allclose(one, two, atol=3e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['krum', 'bulyan'])
+def test_scores_that_are_tied_up_to_rounding_go_by_id(name):
+  """Updates and their opposites have the same scores, which are rounded by the order of rows."""
+  for seed in range(4):
+    half = np.random.default_rng(seed).normal(size=(6, D)) + 1
+    x = np.concatenate([half, -half]).astype(np.float32)
+    found = apply(name, x)[0]
+    for _ in range(4):
+      order = RNG.permutation(len(x))
+      np.testing.assert_allclose(apply(name, x[order], ids=order)[0], found, atol=3e-6)
+
+
+@pytest.mark.parametrize('name', ['median', 'geometric_median'])
+def test_they_hold_up_to_half(name):
+  for hostile, holds in ((C // 2, True), (C // 2 + 1, False)):
+    honest = (RNG.normal(size=(C - hostile, D)) * 0.1 + 1).astype(np.float32)
+    x = np.concatenate([np.full((hostile, D), -1e5), honest]).astype(np.float32)
+    assert (np.linalg.norm(apply(name, x)[0] - honest.mean(0)) < 2) == holds
+
+
+def test_a_smoothing_that_vanishes_divides_by_no_zero():
+  layer = rules.geometric_median(4, smoothing=1e-42)
+  context = robust.context(np.arange(3), np.ones(3, bool))
+  for x in (np.zeros((3, D)), np.ones((3, D))):
+    sent = robust.stack(x, np.full(3, 9.0))
+    message = jax.jit(lambda s: layer.client.apply(context, s, ())[0])(sent)
+    np.testing.assert_allclose(robust.unstack(message), 9 * x, rtol=1e-6)
+
+
+@pytest.mark.parametrize('size', [10.0, 1e5, 1e15])
+@pytest.mark.parametrize('name', WITHSTAND)
+def test_it_holds_with_f_hostile_clients(name, size):
+  honest = (RNG.normal(size=(C - F, D)) * 0.1 + 1).astype(np.float32)
+  lies = (np.full((F, D), -size), size * RNG.normal(size=(F, D)), np.eye(F, D) * size)
+  for lie in lies[:1] if name == 'dnc' else lies:  # it looks in one direction
+    x = np.concatenate([lie, honest]).astype(np.float32)
+    found, _ = apply(name, x)
+    assert np.linalg.norm(found - honest.mean(0)) < 0.8, lie[0, :3]
+
+
+@pytest.mark.parametrize('name', [*WITHSTAND, 'nnm'])
+def test_it_breaks_down_with_a_majority(name):
+  honest = (RNG.normal(size=(3, D)) * 0.1 + 1).astype(np.float32)
+  x = np.concatenate([np.full((C - 3, D), -1000.0), honest]).astype(np.float32)
+  assert np.linalg.norm(apply(name, x)[0] - honest.mean(0)) > 100
+
+
+def test_trimming_breaks_down_with_one_more():
+  honest = np.ones((C - F - 1, D))
+  x = np.concatenate([np.full((F + 1, D), 1e4), honest]).astype(np.float32)
+  assert apply('trimmed_mean', x)[0].min() > 1e3
+  np.testing.assert_allclose(apply('median', x)[0], 1)
+
+
+@pytest.mark.parametrize(
+  ('name', 'least'),
+  [('trimmed_mean', 5), ('krum', 7), ('multi_krum', 7), ('bulyan', 11), ('dnc', 5), ('nnm', 5)],
+)
+def test_too_few_are_skipped(name, least):
+  x = UPDATES['normal'].astype(np.float32)
+  for count in (0, least - 1, least):
+    arrived = np.arange(C) < count
+    found, metrics = apply(name, x, arrived=arrived)
+    assert int(metrics['skipped']) == (count < least) and metrics['rows'] == count
+    assert (found == 0).all() == (count < least)
+  assert RULES[name][0].client.apply.least == least
+
+
+def test_krum_says_whom_it_chose_and_goes_by_id():
+  x = UPDATES['same'].astype(np.float32)
+  ids = RNG.permutation(C) + 5
+  assert apply('krum', x, ids=ids)[1]['chosen'] == 5
+  x = UPDATES['normal'].astype(np.float32)
+  best = int(np.argmin(robust.scores(x.astype(np.float64), F)))
+  found, metrics = apply('krum', x, ids=ids)
+  assert metrics['chosen'] == ids[best]
+  np.testing.assert_allclose(found, x[best], rtol=1e-6)
+
+
+def test_centered_clipping_remembers_what_it_gave():
+  layer = RULES['centered_clipping'][0]
+  message = robust.stack(np.arange(2 * D).reshape(2, D), [2.0, 3.0])
+  total = jax.tree.map(lambda x: x.sum(0), message)
+  center = jax.tree.map(jnp.zeros_like, total.payload)
+  same, kept, _ = layer.server.apply(robust.context([0], [True]), total, center)
+  assert same is total
+  np.testing.assert_allclose(kept['b'], np.asarray(total.payload['b']) / 5, rtol=1e-6)
+  nobody = total._replace(weight=jnp.float32(0))
+  kept = layer.server.apply(robust.context([0], [True]), nobody, center)[1]
+  assert (np.asarray(kept['b']) == 0).all()
+
+
+def test_bucketing():
+  layer = rules.bucketing(3)
+  x = UPDATES['normal'].astype(np.float32)
+
+  @jax.jit
+  def run(ids, arrived, x, key):
+    sent = robust.stack(x, jnp.full(C, 2.0))
+    ctx = robust.context(ids, arrived)._replace(common=key)
+    return layer.client.apply(ctx, sent, ())
+
+  def buckets(ids, arrived, x, seed=0):
+    message, _, metrics = run(ids, arrived, x, jax.random.key(seed))
+    weight = np.asarray(message.weight)
+    rows = robust.unstack(message)[weight > 0] / weight[weight > 0][:, None]
+    assert metrics['rows'] == len(rows)
+    return rows[np.lexsort(rows.T)], weight
+
+  ids, everyone = np.arange(C), np.ones(C, bool)
+  rows, weight = buckets(ids, everyone, x)
+  assert len(rows) == 4  # of 3, 3, 3 and 2 clients
+  assert weight.sum() == pytest.approx(2 * C) and len(set(weight[weight > 0].tolist())) == 1
+  # Every client is in one bucket: sizes times means give the sum of all.
+  sizes = [np.roll([3, 3, 3, 2], k)[:, None] for k in range(4)]
+  assert min(np.abs((size * rows).sum(0) - x.sum(0)).max() for size in sizes) < 1e-4
+  order = RNG.permutation(C)
+  np.testing.assert_allclose(buckets(order, everyone, x[order])[0], rows, atol=1e-6)
+  assert np.abs(buckets(ids, everyone, x, seed=1)[0] - rows).max() > 1e-3
+  five = np.arange(C) < 5
+  assert len(buckets(ids, five, x)[0]) == 2
+  assert layer.client.apply.rows(C) == 4 and layer.client.apply.rows(12) == 4
+
+
+def test_dnc_leaves_out_those_that_stand_out_and_skips_when_nobody_is_left():
+  x = UPDATES['normal'].astype(np.float32)
+  x[3] += 40
+  assert apply('dnc', x)[1]['left'] == C - F
+  layer = rules.dnc(5, iterations=50, sample=1)
+  sent = robust.stack(x, np.ones(C))
+  message, _, metrics = jax.jit(
+    lambda s: layer.client.apply(robust.context(np.arange(C), np.ones(C, bool)), s, ())
+  )(sent)
+  assert metrics['left'] == 0 and metrics['skipped'] == 1
+  assert (np.asarray(message.weight) == 0).all()
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda: rules.trimmed_mean(-1),
+    lambda: rules.krum(0.5),
+    lambda: rules.multi_krum(1, selected=0),
+    lambda: rules.bulyan(True),
+    lambda: rules.geometric_median(0),
+    lambda: rules.centered_clipping(-1.0),
+    lambda: rules.norm_bounding(0),
+    lambda: rules.dnc(1, share=0),
+    lambda: rules.signguard(upper=0),
+    lambda: rules.signguard(lower=4.0, upper=3.0),
+    lambda: rules.bucketing(0),
+  ],
+)
+def test_bad_arguments(make):
+  with pytest.raises(ValueError, match='must be'):
+    make()
+
+
+def test_what_a_rule_cannot_protect_is_refused():
+  context = robust.context([0], [True])
+  like = robust.stack(np.zeros((1, D)), [1.0])
+  integers = like._replace(payload={'a': jnp.zeros(3, jnp.int32)})
+  with pytest.raises(IncompatibleStages, match="'median' works on updates of floats"):
+    rules.median().server.init(context._replace(like=integers))
+  with pytest.raises(IncompatibleStages, match=r"\['tau'\] is summed beside it"):
+    rules.krum(1).server.init(context._replace(like=like._replace(aux={'tau': jnp.ones(())})))

@@ -1,0 +1,127 @@
+"""The missing number of a private run keeps the budget, and only just."""
+
+import dataclasses
+import math
+
+import pytest
+
+from fedjax_mem.account import accountant, calibrate, poisson
+from fedjax_mem.core import IncompatibleStages, Sampling
+from fedjax_mem.core.mechanism import Mechanism
+
+DELTA = 1e-5
+POISSON = Sampling('poisson', 1000, 50, poisson.capacity(1000, 50, 100, DELTA))
+FIXED = Sampling('without_replacement', 1000, 50, 50)
+TURNS = Sampling('cyclic', 1000, 50, 50, 20)
+GAUSSIAN = Mechanism('gaussian', 1.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('target', [0.3, 2.0, 9.0])
+@pytest.mark.parametrize(
+  'sampling, mechanism',
+  [
+    (POISSON, GAUSSIAN),
+    (TURNS, GAUSSIAN),
+    (TURNS, Mechanism('laplace', 1.0)),
+    (TURNS, Mechanism('tree', 1.0, restart=20)),
+    (POISSON, Mechanism('discrete_gaussian', 1.0)),
+    (TURNS, Mechanism('matrix', 1.0, sensitivities=(1.0,) * 50 + (1.4,) * 50)),
+  ],
+)
+def test_noise_round_trip(sampling, mechanism, target):
+  found = calibrate.noise_multiplier(target, DELTA, sampling, 100, mechanism)
+  stated = accountant.epsilon(found.sampling, found.mechanism, 100, DELTA)
+  assert stated == found.guarantee
+  assert stated.epsilon <= target
+  assert stated.epsilon == pytest.approx(target, abs=1e-4 * max(1, target / 10))
+
+
+@pytest.mark.slow
+def test_noise_round_trip_of_pld_needs_less_noise():
+  by_rdp = calibrate.noise_multiplier(2.0, DELTA, POISSON, 100)
+  by_pld = calibrate.noise_multiplier(2.0, DELTA, POISSON, 100, accountant='pld')
+  assert by_pld.mechanism.noise_multiplier < by_rdp.mechanism.noise_multiplier
+  assert by_pld.guarantee.accountant == 'PLD'
+  assert 2.0 - 1e-4 < by_pld.guarantee.epsilon <= 2.0
+
+
+@pytest.mark.slow
+def test_noise_of_a_fixed_cohort():
+  found = calibrate.noise_multiplier(4.0, DELTA, FIXED, 5)
+  assert found.guarantee.adjacency == 'replace_one'
+  assert 4.0 - 1e-4 < found.guarantee.epsilon <= 4.0
+
+
+@pytest.mark.slow
+def test_noise_of_an_overflowing_cohort_is_that_of_a_truncated_one():
+  cut = POISSON._replace(capacity=68)
+  found = calibrate.noise_multiplier(2.0, DELTA, cut, 3)
+  enough = calibrate.noise_multiplier(2.0, DELTA, POISSON, 3, accountant='pld')
+  assert found.guarantee.accountant == 'PLD' and found.guarantee.delta == DELTA
+  assert found.guarantee.epsilon <= 2.0
+  assert found.mechanism.noise_multiplier > enough.mechanism.noise_multiplier
+
+
+@pytest.mark.parametrize('sampling', [POISSON, TURNS])
+def test_rounds_are_the_most_that_keep_the_budget(sampling):
+  found = calibrate.rounds(3.0, DELTA, sampling, GAUSSIAN)
+  assert found.guarantee.epsilon <= 3.0
+  more = accountant.epsilon(sampling, GAUSSIAN, found.rounds + 1, DELTA)
+  assert more.epsilon > 3.0
+
+
+def test_rounds_end_where_correlated_noise_ends():
+  matrix = Mechanism('matrix', 50.0, sensitivities=(1.0,) * 30)
+  assert calibrate.rounds(5.0, DELTA, TURNS, matrix).rounds == 30
+  assert calibrate.rounds(5.0, DELTA, TURNS, Mechanism('tree', 50.0)).rounds == 20
+  assert calibrate.rounds(5.0, DELTA, TURNS, Mechanism('gaussian', 1e6), most=77).rounds == 77
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sampling, target', [(POISSON, 2.0), (TURNS, 5.0)])
+def test_cohort_is_the_largest_that_keeps_the_budget(sampling, target):
+  found = calibrate.cohort(target, DELTA, sampling, GAUSSIAN, 100)
+  size = int(found.sampling.expected)
+  assert found.guarantee.epsilon <= target
+  larger = calibrate.resize(sampling, size + 1, 100, DELTA, target)
+  assert accountant.epsilon(larger, GAUSSIAN, 100, DELTA).epsilon > target
+  assert poisson.added_delta(found.sampling, 100, target) <= DELTA / 100
+
+
+def test_cohort_may_be_everybody():
+  found = calibrate.cohort(5.0, DELTA, POISSON, Mechanism('gaussian', 1e4), 10)
+  assert found.sampling.expected == found.sampling.capacity == 1000
+
+
+@pytest.mark.parametrize('target', [0.0, -1.0, math.inf, math.nan])
+def test_targets_out_of_range_are_refused(target):
+  for solve in (
+    lambda: calibrate.noise_multiplier(target, DELTA, POISSON, 10),
+    lambda: calibrate.rounds(target, DELTA, POISSON, GAUSSIAN),
+    lambda: calibrate.cohort(target, DELTA, POISSON, GAUSSIAN, 10),
+  ):
+    with pytest.raises(ValueError, match='target_epsilon must be'):
+      solve()
+
+
+@pytest.mark.parametrize('delta', [0.0, 1.0, -1.0])
+def test_deltas_out_of_range_are_refused(delta):
+  with pytest.raises(ValueError, match='delta must be'):
+    calibrate.noise_multiplier(1.0, delta, POISSON, 10)
+
+
+@pytest.mark.slow
+def test_a_budget_below_one_round_is_refused():
+  loud = dataclasses.replace(GAUSSIAN, noise_multiplier=0.5)
+  with pytest.raises(ValueError, match='what one round costs, got 0\\.1'):
+    calibrate.rounds(0.1, DELTA, POISSON, loud)
+  with pytest.raises(ValueError, match='what a cohort of one costs in 9 rounds, got 0\\.01'):
+    calibrate.cohort(0.01, DELTA, POISSON, loud, 9)
+
+
+def test_pairs_without_an_event_and_rates_over_one_are_refused():
+  with pytest.raises(IncompatibleStages, match='reveal data'):
+    calibrate.noise_multiplier(1.0, DELTA, POISSON._replace(scheme='data_dependent'), 10)
+  with pytest.raises(ValueError, match='at most the population'):
+    calibrate.noise_multiplier(1.0, DELTA, POISSON._replace(expected=2000), 10)

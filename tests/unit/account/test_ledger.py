@@ -1,0 +1,197 @@
+"""The ledger of central noise: stops in time, survives a kill, refuses what is not its run."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from fedjax_mem.account import accountant, calibrate, ledger, poisson
+from fedjax_mem.account.ledger import Ledger
+from fedjax_mem.core import IncompatibleStages, Sampling
+from fedjax_mem.core.mechanism import Mechanism
+
+DELTA = 1e-5
+SAMPLING = Sampling('poisson', 1000, 50, poisson.capacity(1000, 50, 60, DELTA))
+NOISE = {'noise': Mechanism('gaussian', 1.5)}
+
+
+def plan(mechanisms=NOISE, sampling=SAMPLING, rounds=60, delta=DELTA, **how):
+  return Ledger.plan(sampling, mechanisms, rounds=rounds, delta=delta, **how)
+
+
+def test_each_round_is_stated_as_the_accountant_states_it():
+  book = plan()
+  assert book.guarantee().epsilon == 0.0 and book.guarantee().rounds == 0
+  for rounds in (1, 17, 60):
+    book.advance(rounds)
+    exact = accountant.epsilon(SAMPLING, NOISE['noise'], rounds, DELTA)
+    stated = book.guarantee()
+    assert stated.epsilon == pytest.approx(exact.epsilon, rel=1e-12)
+    assert stated.delta == pytest.approx(exact.delta, rel=1e-12)
+    assert stated[2:] == exact[2:]
+    assert book.metrics(rounds) == {'epsilon': stated.epsilon, 'delta': stated.delta}
+
+
+def test_a_budget_stops_before_the_round_that_breaks_it():
+  book = plan(budget=1.2)
+  most = calibrate.rounds(1.2, DELTA, SAMPLING, NOISE['noise']).rounds
+  assert book.allowed == most < 60
+  assert not book.stop_before(most) and book.stop_before(most + 1)
+  book.advance(most)
+  assert book.guarantee().epsilon <= 1.2
+  with pytest.raises(ValueError, match='within the budget'):
+    book.advance(most + 1)
+
+
+@pytest.mark.slow
+def test_a_run_calibrated_to_its_budget_runs_to_its_end():
+  for kind in ('rdp', 'pld'):
+    found = calibrate.noise_multiplier(1.0, DELTA, SAMPLING, 60, accountant=kind)
+    book = plan({'noise': found.mechanism}, budget=1.0, accountant=kind)
+    assert book.allowed == 60 and book.entry.claim.accountant == kind
+
+
+def test_saved_and_loaded_is_the_same_to_the_bit(tmp_path):
+  book = plan(budget=2.0)
+  book.advance(7)
+  book.save(tmp_path / 'ledger.json')
+  again = Ledger.load(tmp_path / 'ledger.json')
+  assert again.to_dict() == book.to_dict()
+  assert again.entry == book.entry and again.guarantee() == book.guarantee()
+  data = json.loads((tmp_path / 'ledger.json').read_text())
+  assert data['guarantee']['accountant'] == 'RDP'
+  assert data['guarantee']['adjacency'] == 'add_or_remove_one'
+  assert data['guarantee']['level'] == 'Strong'
+  assert data['logged losses and norms'] == accountant.NOT_COVERED
+  assert [path.name for path in tmp_path.iterdir()] == ['ledger.json']
+
+
+def test_resume_continues_and_counts_a_repeated_round_once(tmp_path):
+  book = plan(budget=2.0)
+  book.advance(12)
+  book.save(tmp_path / 'ledger.json')
+  again = plan(budget=2.0).resume(tmp_path / 'ledger.json')
+  again.advance(10)  # the checkpoint was of an earlier round, which runs again
+  assert again.rounds == 12 and again.entry == book.entry
+  again.advance(13)
+  assert again.rounds == 13
+
+
+def test_resume_with_more_rounds_keeps_what_was_done(tmp_path):
+  book = plan()
+  book.advance(12)
+  book.save(tmp_path / 'ledger.json')
+  longer = plan(rounds=80).resume(tmp_path / 'ledger.json')
+  assert (longer.rounds, longer.planned) == (12, 80)
+  assert longer.guarantee().epsilon == book.guarantee().epsilon
+
+
+@pytest.mark.parametrize(
+  'changed, word',
+  [
+    ({'mechanisms': {'noise': Mechanism('gaussian', 1.4)}}, 'parts'),
+    ({'mechanisms': {'other': Mechanism('gaussian', 1.5)}}, 'parts'),
+    ({'sampling': SAMPLING._replace(expected=49)}, 'claim'),
+    ({'delta': 2e-5}, 'target_delta'),
+    ({'adjacency': 'replace_special'}, 'claim'),
+  ],
+)
+def test_resume_refuses_the_ledger_of_another_run(tmp_path, changed, word):
+  plan().save(tmp_path / 'ledger.json')
+  with pytest.raises(ValueError, match=f'must be the ledger of this run, with {word}'):
+    plan(**changed).resume(tmp_path / 'ledger.json')
+
+
+@pytest.mark.parametrize('text', ['', '{"version": 1', '[]', '{"version": 2, "kind": "central"}',
+                                  '{"version": 1, "kind": "central"}'])  # fmt: skip
+def test_a_broken_or_foreign_file_is_refused(tmp_path, text):
+  (tmp_path / 'ledger.json').write_text(text)
+  with pytest.raises(ValueError, match='must be a whole central ledger'):
+    Ledger.load(tmp_path / 'ledger.json')
+  with pytest.raises(ValueError, match='must be a whole central ledger'):
+    Ledger.load(tmp_path / 'missing.json')
+
+
+def test_a_failed_write_leaves_the_old_ledger(tmp_path, monkeypatch):
+  book = plan()
+  book.advance(3)
+  book.save(tmp_path / 'ledger.json')
+  book.advance(4)
+
+  def full(*args, **kwargs):
+    raise OSError('no space left on device')
+
+  monkeypatch.setattr(ledger.json, 'dump', full)
+  with pytest.raises(OSError):
+    book.save(tmp_path / 'ledger.json')
+  monkeypatch.undo()
+  assert Ledger.load(tmp_path / 'ledger.json').rounds == 3
+
+
+def test_a_save_replaces_the_file_and_does_not_write_into_it(tmp_path):
+  book = plan()
+  book.advance(3)
+  book.save(tmp_path / 'ledger.json')
+  (tmp_path / 'old.json').hardlink_to(tmp_path / 'ledger.json')
+  book.advance(4)
+  book.save(tmp_path / 'ledger.json')
+  assert Ledger.load(tmp_path / 'old.json').rounds == 3
+  assert Ledger.load(tmp_path / 'ledger.json').rounds == 4
+
+
+def test_infinite_epsilon_survives_json():
+  book = plan()
+  entry = book.entry._replace(epsilon=(1.0, math.inf), delta=(DELTA, 1.0))
+  text = json.dumps(Ledger(entry, rounds=2).to_dict(), allow_nan=False)
+  assert Ledger.from_dict(json.loads(text)).entry == entry
+
+
+def test_gaussians_of_one_round_are_one():
+  both = {'noise': Mechanism('gaussian', 3.0), 'clip': Mechanism('gaussian', 4.0)}
+  book = plan(both)
+  assert book.entry.claim.mechanism.noise_multiplier == pytest.approx(12 / 5)
+  assert book.to_dict()['entry']['parts'].keys() == both.keys()
+
+
+def test_gaussians_of_one_round_equal_the_library_composed_under_one_sample():
+  import dp_accounting as dp
+  from dp_accounting import rdp
+
+  book = plan({'noise': Mechanism('gaussian', 3.0), 'clip': Mechanism('gaussian', 4.0)})
+  joint = dp.ComposedDpEvent([dp.GaussianDpEvent(3.0), dp.GaussianDpEvent(4.0)])
+  event = dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.05, joint), 60)
+  exact = rdp.RdpAccountant().compose(event).get_epsilon(DELTA)
+  assert book.entry.epsilon[-1] == pytest.approx(exact, rel=1e-9)
+
+
+def test_other_mechanisms_of_one_round_are_refused():
+  with pytest.raises(IncompatibleStages, match="'noise' \\(gaussian\\), 'other' \\(laplace\\)"):
+    plan({**NOISE, 'other': Mechanism('laplace', 4.0)})
+
+
+@pytest.mark.parametrize('changed', [{'trust': 'local'}, {'unit': 'example'}])
+def test_noise_that_is_not_the_servers_is_refused(changed):
+  with pytest.raises(ValueError, match='LocalLedger'):
+    plan({'noise': dataclasses.replace(NOISE['noise'], **changed)})
+
+
+@pytest.mark.parametrize('budget', [0.0, -1.0, math.nan])
+def test_budgets_out_of_range_are_refused(budget):
+  with pytest.raises(ValueError, match='budget must be'):
+    plan(budget=budget)
+
+
+def test_a_budget_below_one_round_and_unplanned_rounds_are_refused():
+  with pytest.raises(ValueError, match='what one round costs, got 0\\.01'):
+    plan(budget=0.01)
+  with pytest.raises(ValueError, match='round must be'):
+    plan().stop_before(61)
+  with pytest.raises(ValueError, match='round must be'):
+    plan().advance(0)
+
+
+def test_the_trajectory_is_plain_floats():
+  assert all(type(value) is float for value in plan().entry.epsilon)
+  assert np.all(np.diff(plan().entry.epsilon) >= 0)

@@ -1,0 +1,85 @@
+"""A client's view of its examples, and populations made of clients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import tiny
+
+from fedjax_mem.core import Examples, shape_of, stack_clients
+
+
+def view(pop, client, **kwargs):
+  count = pop.count[client]
+  return Examples(pop.arrays, pop.index, pop.start[client], count, count, 9, **kwargs)
+
+
+@pytest.mark.slow
+def test_take_gives_the_clients_own_examples():
+  pop = tiny.population()
+  for client, data in enumerate(tiny.DATA):
+    batch = view(pop, client).take(jnp.arange(len(data['y'])))
+    np.testing.assert_array_equal(batch['x'], data['x'])
+    np.testing.assert_array_equal(batch['y'], data['y'])
+
+
+def test_positions_beyond_the_count_never_show_another_client():
+  pop = tiny.population()
+  for client, data in enumerate(tiny.DATA):
+    batch = view(pop, client).take(jnp.arange(12))
+    beyond = np.broadcast_to(data['x'][-1], (12 - len(data['y']), tiny.FEATURES))
+    np.testing.assert_array_equal(batch['x'][len(data['y']) :], beyond)
+
+
+def test_rows_may_be_shared_and_in_any_order():
+  pop = tiny.population(tiny.DATA[:2])
+  pop = dataclasses.replace(pop, index=jnp.array([2, 2, 0, 5], jnp.int32))
+  pop = dataclasses.replace(pop, start=jnp.array([0, 1]), count=jnp.array([1, 3]))
+  whole = np.concatenate([tiny.DATA[0]['y'], tiny.DATA[1]['y']])
+  np.testing.assert_array_equal(view(pop, 1).take(jnp.arange(3))['y'], whole[[2, 0, 5]])
+
+
+def test_map_applies_transforms_after_the_gather_first_to_last():
+  data = view(tiny.population(), 0)
+  double, add = (lambda b: b | {'y': b['y'] * 2}), (lambda b: b | {'y': b['y'] + 1})
+  both = data.map(double).map(add)
+  np.testing.assert_array_equal(both.take(jnp.arange(3))['y'], tiny.DATA[0]['y'] * 2 + 1)
+  assert data.transforms == () and len(both.transforms) == 2
+
+
+def test_dtypes_stay_as_stored():
+  pop = stack_clients([{'x': np.zeros((2, 4), np.uint8)}, {'x': np.ones((3, 4), np.uint8)}])
+  assert view(pop, 1).take(jnp.arange(2))['x'].dtype == jnp.uint8
+  assert shape_of(pop) == (2, 3, False)
+
+
+def test_equal_clients_are_known_to_be_equal():
+  assert shape_of(stack_clients([{'y': np.zeros(3)}] * 4)) == (4, 3, True)
+
+
+@pytest.mark.parametrize(
+  'clients, message',
+  [
+    ([], 'at least one client'),
+    ([{'x': np.zeros((0, 2))}], r'client 0 must hold .* length >= 1'),
+    ([{'x': np.zeros(2)}, {'y': np.zeros(2)}], 'client 1 must hold'),
+    ([{'x': np.zeros(2), 'y': np.zeros(3)}], "client 0 .*'x': 2, 'y': 3"),
+  ],
+)
+def test_bad_clients_are_refused_by_number(clients, message):
+  with pytest.raises(ValueError, match=message):
+    stack_clients(clients)
+
+
+def test_a_population_is_a_tree_of_arrays():
+  leaves = jax.tree.leaves(tiny.population())
+  assert len(leaves) == 5 and all(isinstance(x, jax.Array) for x in leaves)
+
+
+def test_a_client_without_examples_is_refused_by_number():
+  whole = stack_clients([{'y': np.zeros(3)}] * 3)
+  empty = dataclasses.replace(whole, count=jnp.asarray([3, 0, 3], jnp.int32))
+  with pytest.raises(ValueError, match=r'population\.count .* 3 clients, of which \[1\]'):
+    shape_of(empty)

@@ -1,0 +1,80 @@
+"""Codecs in the wrong company: the plan refuses, naming both stages and the reason."""
+
+import numpy as np
+import pytest
+from reference import given, stages
+
+from fedjax_mem.core import Bound, IncompatibleStages
+from fedjax_mem.stages import compress, privacy
+from fedjax_mem.stages.compress.codec import Unbounded
+
+UPDATES = {'a': np.random.default_rng(0).normal(size=(4, 30)).astype(np.float32)}
+TOP = {'use': 'top_k', 'fraction': 0.2}
+
+
+def refused(*told, layers):
+  with pytest.raises(IncompatibleStages) as caught:
+    given.build(UPDATES, *layers)
+  for words in told:
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'codec', [compress.top_k(0.2), compress.eden(), compress.error_feedback(TOP), compress.low_rank()]
+)
+def test_a_code_that_does_not_add_under_integers_or_masks(codec):
+  refused(repr(codec.name), "'encode'", 'does not add', layers=[codec, *stages.secure_sum()])
+  discrete = privacy.central(1.0, 1.0, mechanism='discrete_gaussian')
+  refused(repr(codec.name), "'central'", 'does not add', layers=[codec, discrete])
+
+
+@pytest.mark.slow
+def test_a_code_that_adds_under_masks_gives_the_sum():
+  kept = compress.random_k(0.5, unbiased=False)
+  plain, masked = (given.sums(given.build(UPDATES, kept, *x)) for x in ((), stages.secure_sum(20)))
+  np.testing.assert_allclose(masked, plain, atol=1e-5)
+  assert 0 < np.count_nonzero(plain) <= 15
+
+
+def test_integers_are_not_encoded():
+  refused("'top_k'", "'encode'", 'integers', layers=[stages.fixed_point(8), compress.top_k(0.2)])
+
+
+def test_two_codecs_are_one_chain():
+  for second in (compress.quantize(), compress.random_k(0.5), compress.low_rank()):
+    refused("'top_k'", repr(second.name), 'chain', layers=[compress.top_k(0.2), second])
+
+
+@pytest.mark.slow
+def test_local_noise_on_what_is_encoded():
+  noise = privacy.local(1.0, 1.0)
+  refused("'top_k'", "'local'", 'put', layers=[compress.top_k(0.2), noise])
+  given.build(UPDATES, noise, compress.top_k(0.2))  # the other way round nothing is lost
+  given.build(UPDATES, noise, compress.error_feedback(TOP))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('clip', [privacy.central(1.0, 1.0), privacy.laplace(1.0, 1.0)])
+def test_what_is_between_clip_and_noise_states_its_bound(clip):
+  feedback = compress.error_feedback(TOP)
+  refused(repr(clip.name), "'error_feedback'", 'remembers has no bound', layers=[clip, feedback])
+  for codec, reason in (
+    (compress.quantize(), 'rounding may enlarge'),
+    (compress.random_k(0.5), 'multiplies what it sends by D / k'),
+    (compress.eden(), 'unbiased may enlarge'),
+    (compress.low_rank(), 'remembers has no bound'),
+  ):
+    refused(repr(clip.name), repr(codec.name), reason, layers=[clip, codec])
+  kept = compress.random_k(k=3, unbiased=False)
+  for codec in (compress.top_k(0.2), compress.sign(), kept, compress.chain(kept, 'sign')):
+    given.build(UPDATES, clip, codec)
+  given.build(UPDATES, feedback, clip)  # before the clip anything goes
+
+
+def test_a_rotation_keeps_the_l2_norm_alone():
+  given.build(UPDATES, privacy.central(1.0, 1.0), compress.rotate())
+  refused("'laplace'", "'rotate'", 'L1', layers=[privacy.laplace(1.0, 1.0), compress.rotate()])
+
+
+def test_a_reason_is_told_where_it_is_known():
+  assert Unbounded('so it is')(Bound(1.0, 1.0, 1.0)) == Bound()

@@ -1,0 +1,126 @@
+"""A user's own module or functions as a model, and what is refused."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fedjax_mem import models
+
+
+class _Linen(nn.Module):
+  batch_norm: bool = False
+  counter: bool = False
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    x = nn.Dense(8)(x.reshape(x.shape[0], -1))
+    if self.batch_norm:
+      x = nn.BatchNorm(use_running_average=not train)(x)
+    if self.counter:
+      self.variable('counts', 'calls', lambda: jnp.zeros(()))
+    x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+    return nn.Dense(3)(x)
+
+
+class _Deterministic(nn.Module):
+  @nn.compact
+  def __call__(self, x, deterministic=True):
+    return nn.Dense(3)(nn.Dropout(0.5, deterministic=deterministic)(x))
+
+
+class _Nnx(nnx.Module):
+  def __init__(self, rngs, batch_norm=False, dropout=0.5):
+    self.first = nnx.Linear(4, 8, rngs=rngs)
+    self.norm = nnx.BatchNorm(8, rngs=rngs) if batch_norm else None
+    self.dropout = nnx.Dropout(dropout, rngs=rngs)
+    self.last = nnx.Linear(8, 3, rngs=rngs)
+
+  def __call__(self, x):
+    x = self.first(x)
+    x = self.norm(x) if self.norm is not None else x
+    return self.last(self.dropout(nnx.relu(x)))
+
+
+def _functions(x_size=4, classes=3):
+  init = lambda key: {'w': jax.random.normal(key, (x_size, classes))}
+  return init, lambda params, x: x @ params['w']
+
+
+MODELS = {
+  'linen': lambda: models.from_linen(_Linen(), (4,), 3),
+  'deterministic': lambda: models.from_linen(_Deterministic(), (4,), 3),
+  'nnx': lambda: models.from_nnx(_Nnx, (4,), 3),
+  'functions': lambda: models.from_functions(*_functions(), (4,), 3),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', MODELS)
+def test_one_contract(kind):
+  model = MODELS[kind]()
+  params = model.init(jax.random.key(0))
+  assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(params))
+  other = model.init(jax.random.key(1))
+  assert jax.tree.structure(params) == jax.tree.structure(other)
+  assert any(
+    (a != b).any() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other), strict=True)
+  )
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
+  batch = {'x': x, 'y': jnp.arange(6) % 3}
+  still = jax.jit(model.apply)(params, x)
+  np.testing.assert_array_equal(still, jax.jit(model.apply)(params, x))
+  assert still.shape == (6, 3)
+  gradient = jax.jit(jax.grad(lambda p, k: model.loss(p, batch, k).sum()))
+  for key in (None, jax.random.key(3)):
+    moved = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient(params, key))
+    assert jax.tree.structure(moved) == jax.tree.structure(params)
+  assert model.metrics(params, batch)['accuracy'].shape == (6,)
+  # Weights of their own for each client, as in a cohort.
+  pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, other)
+  both = jax.vmap(model.apply, (0, None))(pair, x)
+  np.testing.assert_allclose(both[1], model.apply(other, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['linen', 'deterministic', 'nnx'])
+def test_dropout_needs_a_key(kind):
+  model = MODELS[kind]()
+  params, x = model.init(jax.random.key(0)), jnp.ones((6, 4))
+  drawn = [model.apply(params, x, jax.random.key(seed)) for seed in (1, 1, 2)]
+  np.testing.assert_array_equal(drawn[0], drawn[1])
+  assert (drawn[0] != drawn[2]).any()
+  assert (drawn[0] != model.apply(params, x)).any()
+
+
+def test_functions_may_take_a_key():
+  init, apply = _functions()
+  noisy = lambda p, x, key: apply(p, x) + (0 if key is None else jax.random.uniform(key))
+  model = models.from_functions(init, noisy, (4,), 3)
+  params, x = model.init(jax.random.key(0)), jnp.ones((2, 4))
+  assert (model.apply(params, x, jax.random.key(1)) != model.apply(params, x)).all()
+
+
+@pytest.mark.parametrize(
+  'match, call',
+  [
+    (
+      'GroupNorm.*batch_stats',
+      lambda: models.from_linen(_Linen(batch_norm=True), (4,), 3),
+    ),
+    ('GroupNorm', lambda: models.from_nnx(lambda rngs: _Nnx(rngs, batch_norm=True), (4,), 3)),
+    ("nothing but 'params'", lambda: models.from_linen(_Linen(counter=True), (4,), 3)),
+    (r'must be \[B, 5\] to fit the labels', lambda: models.from_linen(_Linen(), (4,), 5)),
+    (r'must be \[B, 5\] to fit the labels', lambda: models.from_nnx(_Nnx, (4,), 5)),
+    ('to fit the labels', lambda: models.from_functions(*_functions(), (4,), 5)),
+    ('input_shape must be one that', lambda: models.from_functions(*_functions(), (7,), 3)),
+    ('module must be a flax.linen', lambda: models.from_linen(nn.relu, (4,), 3)),
+    ('module must be a function', lambda: models.from_nnx(_Nnx(nnx.Rngs(0)), (4,), 3)),
+    ('init must be callable', lambda: models.from_functions({}, lambda p, x: x, (4,), 3)),
+  ],
+)
+def test_refusals(match, call):
+  with pytest.raises(ValueError, match=match):
+    call()

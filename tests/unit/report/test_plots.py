@@ -1,0 +1,164 @@
+"""Pictures: they are PNG files of the right content, whatever was recorded."""
+
+import io
+import math
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib import image
+
+from fedjax_mem.report import Run, learning_curves, partition, png, save
+
+
+def pixels(figure):
+  data = png(figure, dpi=50)
+  assert data.startswith(b'\x89PNG')
+  return image.imread(io.BytesIO(data))
+
+
+def run(accuracies, losses=(), name='x', test_losses=()):
+  records = []
+  for i in range(max(len(accuracies), len(losses), len(test_losses))):
+    record = {'round': i + 1}
+    for key, values in (
+      ('test_accuracy', accuracies), ('train_loss', losses), ('test_loss', test_losses),
+    ):  # fmt: skip
+      if i < len(values):
+        record[key] = values[i]
+    records.append(record)
+  return Run(name=name, records=records)
+
+
+def titles(figure):
+  return [ax.get_title() for ax in figure.axes]
+
+
+def test_both_panels_are_titled_and_labelled():
+  figure = learning_curves(run([0.1, 0.5], [2.0, 1.0], test_losses=[2.1, 1.1]))
+  assert titles(figure) == ['Test accuracy', 'Loss']
+  for ax in figure.axes:
+    assert ax.get_xlabel() == 'round' and ax.get_ylabel()
+  assert figure.get_suptitle() == 'x: learning curves'
+  np.testing.assert_array_equal(figure.axes[0].lines[0].get_xydata(), [[1, 0.1], [2, 0.5]])
+  assert [line.get_label() for line in figure.axes[1].lines] == ['training clients', 'test set']
+  assert pixels(figure).std() > 0
+
+
+def test_a_run_without_tests_has_one_panel():
+  figure = learning_curves(run([], [2.0, 1.0]))
+  assert titles(figure) == ['Loss']
+  pixels(figure)
+
+
+def test_one_record_is_seen():
+  figure = learning_curves([{'round': 1, 'train_loss': 2.0, 'test_accuracy': 0.5}])
+  for ax in figure.axes:
+    line = ax.lines[0]
+    assert line.get_marker() not in ('', 'None', None)
+    assert line.get_markevery() == [0]
+  pixels(figure)
+
+
+def test_nothing_recorded_is_said():
+  figure = learning_curves([[]])
+  assert 'no losses' in figure.axes[0].texts[0].get_text()
+  pixels(figure)
+
+
+def test_a_curve_breaks_where_it_is_not_finite_and_a_cross_says_so():
+  losses = [2.0, 1.5, math.nan, math.inf, 1.0] + [0.9] * 30
+  figure = learning_curves(run([], losses))
+  (ax,) = figure.axes
+  curve, crosses = ax.lines
+  np.testing.assert_array_equal(np.isnan(curve.get_ydata())[:5], [False, False, True, True, False])
+  np.testing.assert_array_equal(crosses.get_xdata(), [3])
+  assert 'not finite' in ax.get_xlabel()
+  pixels(figure)
+
+
+def test_all_nan_is_drawn():
+  pixels(learning_curves(run([math.nan] * 3, [math.nan] * 3)))
+
+
+def test_losses_of_very_different_sizes_are_on_a_log_scale():
+  assert learning_curves(run([], [1000.0, 1.0])).axes[0].get_yscale() == 'log'
+  assert learning_curves(run([], [3.0, 1.0])).axes[0].get_yscale() == 'linear'
+  assert learning_curves(run([], [1000.0, 0.0])).axes[0].get_yscale() == 'linear'
+
+
+def test_runs_are_told_apart_by_more_than_colour():
+  runs = [run([0.1, 0.2 + i / 100], name=f'run-{i}') for i in range(20)]
+  figure = learning_curves(runs)
+  looks = {
+    (line.get_color(), line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines
+  }
+  assert len(looks) == 20
+  (legend,) = figure.legends
+  assert [text.get_text() for text in legend.get_texts()] == [x.name for x in runs]
+  pixels(figure)
+
+
+def test_names_are_not_mathematics():
+  figure = learning_curves([run([0.1], name='$\\frac{$ <script> _x_'), run([0.2], name='_hidden')])
+  pixels(figure)
+
+
+def test_dark_paper_is_dark():
+  x = run([0.1, 0.2], [1.0, 0.5])
+  assert pixels(learning_curves(x, dark=True)).mean() < 0.4 < pixels(learning_curves(x)).mean()
+
+
+def test_the_global_style_stays():
+  before = dict(matplotlib.rcParams)
+  png(learning_curves(run([0.1, 0.2])))
+  assert dict(matplotlib.rcParams) == before
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path):
+  x = run([0.1, 0.2], [1.0, 0.5])
+  path = save(learning_curves(x), tmp_path / 'deep' / 'x.png')
+  assert path.read_bytes() == png(learning_curves(x))
+
+
+def test_the_areas_of_bubbles_are_the_counts():
+  counts = np.array([[4, 0, 1], [0, 2, 0]])
+  figure = partition(counts, labels=['a', 'b', 'c'], title='toy')
+  above, ax = figure.axes
+  bubbles = ax.collections[0]
+  np.testing.assert_array_equal(bubbles.get_offsets(), [[0, 0], [0, 2], [1, 1]])
+  np.testing.assert_allclose(bubbles.get_sizes() / bubbles.get_sizes()[0], [1, 0.25, 0.5])
+  assert [bar.get_height() for bar in above.patches] == [5, 2]
+  assert [text.get_text() for text in ax.get_yticklabels()] == ['a', 'b', 'c']
+  assert figure.get_suptitle() == 'toy: 2 clients, 7 examples'
+  assert (ax.get_xlabel(), ax.get_ylabel()) == ('client', 'label')
+  pixels(figure)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('clients', [61, 300, 4500])
+def test_many_clients_are_a_heat_map_of_the_counts(clients):
+  counts = np.random.default_rng(0).integers(0, 200, (clients, 7))
+  figure = partition(counts)
+  (heat,) = figure.axes[1].images
+  step = -(-clients // 2000)
+  np.testing.assert_array_equal(np.ma.filled(heat.get_array(), 0), counts[::step].T)
+  assert f'{counts.sum():,} examples' in figure.get_suptitle()
+  pixels(figure)
+
+
+def test_edges_of_partitions():
+  pixels(partition([[0]]))
+  pixels(partition(np.zeros((100, 3), int)))
+  pixels(partition(np.ones((3, 100), int), dark=True))
+
+
+@pytest.mark.parametrize('counts', [[1, 2], [[]], [[-1]], np.zeros((0, 3))])
+def test_bad_counts_are_refused(counts):
+  with pytest.raises(ValueError, match='counts must be a table'):
+    partition(counts)
+
+
+def test_labels_that_do_not_fit_are_refused():
+  with pytest.raises(ValueError, match='labels must be 2 names, got 1'):
+    partition([[1, 2]], labels=['a'])

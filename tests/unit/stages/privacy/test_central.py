@@ -1,0 +1,187 @@
+"""Central privacy: NumPy twins, noise off, and the traps met in published systems."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import given, tiny
+
+from fedjax_mem.core import onion, tree
+from fedjax_mem.engine.round import make_round
+from fedjax_mem.kernels import noise
+from fedjax_mem.optim import fedadam
+from fedjax_mem.stages import privacy
+from fedjax_mem.stages.algorithm import fedavg, fedsgd
+from fedjax_mem.stages.weigh import capped, equal
+
+C, Z = 0.5, 1.3
+rng = np.random.default_rng(2)
+UPDATES = {
+  'a': rng.normal(size=(5, 3, 2)).astype(np.float32) * [[[0.1]], [[1]], [[5]], [[0]], [[0.2]]],
+  'b': rng.normal(size=(5, 4)).astype(np.float32),
+}
+UPDATES = {k: v.astype(np.float32) for k, v in UPDATES.items()}
+UPDATES['b'][3] = 0  # client 3 sends zeros: nothing may be divided by its norm
+
+
+def rows():
+  return np.concatenate([UPDATES['a'].reshape(5, -1), UPDATES['b']], 1).astype(np.float64)
+
+
+def like():
+  return {k: jax.ShapeDtypeStruct(v.shape[1:], jnp.float32) for k, v in UPDATES.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'layer, power, draw',
+  [
+    (privacy.central(C, Z), 2, noise.gaussian),
+    (privacy.laplace(C, Z), 1, noise.laplace),
+  ],
+)
+def test_a_round_is_its_numpy_twin(layer, power, draw):
+  norms = np.linalg.norm(rows(), power, axis=1)
+  factor = np.minimum(1, C / np.maximum(norms, 1e-300))
+  (released,), (metrics,), _ = given.play(given.build(UPDATES, layer))
+  added = draw(given.server_key(layer.name), like(), C * Z)
+  expected = (factor[:, None] * rows()).sum(0) + tiny.vec(added)
+  np.testing.assert_allclose(tiny.vec(released), expected, rtol=1e-5, atol=1e-5)
+  name = layer.name
+  assert metrics[f'{name}/uncovered_clipped'] == pytest.approx((norms > C).mean())
+  assert metrics[f'{name}/uncovered_norm'] == pytest.approx(norms.mean(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_discrete_round_lies_on_the_grid_and_is_its_twin():
+  levels = 64
+  layer = privacy.central(C, Z, mechanism='discrete_gaussian', levels=levels)
+  (released,), _, _ = given.play(given.build(UPDATES, layer))
+  grid = tiny.vec(released) / (C / levels)
+  np.testing.assert_allclose(grid, np.round(grid), atol=1e-3)
+  norms = np.linalg.norm(rows(), axis=1)
+  scaled = (
+    rows() * np.minimum(1, C * (1 - 2**-20) / np.maximum(norms, 1e-300))[:, None] / (C / levels)
+  )
+  points = np.round(scaled)
+  outside = (points**2).sum(1) > levels**2
+  points[outside] = np.trunc(scaled[outside])
+  assert outside.any() and not outside.all()
+  table = noise.discrete_table(Z * levels)
+  added = noise.discrete_gaussian(given.server_key('central'), like(), table)
+  np.testing.assert_array_equal(np.round(grid), points.sum(0) + tiny.vec(added))
+
+
+@pytest.mark.slow
+def test_metrics_that_epsilon_does_not_cover_say_so():
+  covered = {'adaptive_clip': {'bound', 'below'}}
+  for layer in (privacy.adaptive_clip(0.4, 6.0), privacy.local(C, Z), privacy.tree(C, Z, 1)):
+    sim = given.build({'a': UPDATES['b']}, layer)
+    state = jax.eval_shape(lambda s=sim: s._init(tree.zeros(s.params), s.population, jnp.uint32(0)))
+    metrics = jax.eval_shape(make_round(sim.setting), state, sim.population, jnp.uint32(0))[1]
+    own = {k.split('/')[1] for k in metrics if k.startswith(f'{layer.name}/')}
+    bare = {k for k in own if not k.startswith('uncovered_')}
+    assert own and bare == covered.get(layer.name, set())
+
+
+QUIET = {
+  'central': lambda: privacy.central(1e6, 0.0),
+  'per layer': lambda: privacy.central(1e6, 0.0, per_layer=True),
+  'laplace': lambda: privacy.laplace(1e6, 0.0),
+  'local': lambda: privacy.local(1e6, 0.0),
+  'adaptive': lambda: privacy.adaptive_clip(0.0, 6.0, initial_l2_clip_norm=1e6),
+}
+
+
+@functools.cache
+def trained(mode, name=None):
+  """Returns the parameters after two rounds of FedAvg, of two epochs so that it is not pooled."""
+  base = fedavg(tiny.loss, learning_rate=0.1, batch_size=4, epochs=2)
+  more = () if name is None else (QUIET[name](),)
+  assert all(x.traits.mechanism is None for x in more)
+  return tiny.execute(tiny.build(onion(base, tiny.rota(), equal(), *more), mode), 2)[0].params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'mode, name',
+  [('loop', 'central'), ('chunk on devices', 'central'), *(('vmap', x) for x in QUIET)],
+)
+def test_without_noise_and_within_the_bound_it_is_the_plain_round_bit_for_bit(mode, name):
+  tiny.assert_same_bits(trained(mode, name), trained(mode))
+
+
+@pytest.mark.slow
+def test_the_noise_goes_into_the_server_optimizer_and_is_not_added_after_it():
+  momentum = optax.sgd(1.0, momentum=0.9)
+  layers = onion(
+    fedsgd(tiny.loss, batch_size=16, server_optimizer=momentum), tiny.rota(), equal(6.0)
+  )
+  state, _ = tiny.execute(tiny.build((*layers, privacy.central(C, 40.0))), 2)
+  plain, _ = tiny.execute(tiny.build((*layers, privacy.central(C, 0.0))), 2)
+  trace = lambda s: tiny.vec(s.servers['algorithm'])
+  assert np.std(trace(state) - trace(plain)) > C * 40 / 6 / 2
+  steps = tiny.vec(tiny.initial()) - tiny.vec(state.params)
+  # w0 - w2 = g1 + (g2 + 0.9 g1), and the trace is g2 + 0.9 g1: g1 has noise of its own.
+  assert np.std(steps - trace(state)) > C * 40 / 6 / 2
+
+
+@pytest.mark.slow
+@pytest.mark.standard_promotion
+def test_the_moments_of_an_adaptive_server_optimizer_come_from_the_noised_sum():
+  layers = onion(
+    fedsgd(tiny.loss, batch_size=16, server_optimizer=fedadam(0.1)), tiny.rota(), equal(6.0)
+  )
+  noisy, quiet = (
+    tiny.execute(tiny.build((*layers, privacy.central(C, z))), 1)[0].servers['algorithm']
+    for z in (40.0, 0.0)
+  )
+  for a, b in zip(jax.tree.leaves(noisy), jax.tree.leaves(quiet), strict=True):
+    if np.size(a) > 1:
+      assert not np.allclose(a, b)
+
+
+@pytest.mark.slow
+def test_a_capped_weight_is_within_the_clip():
+  # 9 examples of a cap of 3 count as 3; the weight cannot enlarge what was clipped.
+  layers = onion(
+    tiny.algorithm(1.0), tiny.rota(), capped(3.0, divisor=1.0), privacy.central(C, 0.0)
+  )
+  start = tiny.build(layers).init(tiny.initial())
+  before = tiny.vec(start.params)
+  state, metrics = tiny.execute(tiny.build(layers), 1)
+  assert np.linalg.norm(tiny.vec(state.params) - before) <= C * metrics['clients'][0]
+
+
+@pytest.mark.slow
+def test_an_empty_cohort_releases_noise_all_the_same():
+  sim = given.build(given.silence(2000), privacy.central(C, Z))
+  pop = given.population(given.silence(2000))
+  nobody = type(pop)(pop.arrays, pop.index, pop.start, pop.count * 0)
+  state = sim._init(
+    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sim.params), nobody, np.uint32(3)
+  )
+  state, _, _ = sim.segment(state, nobody, np.uint32(3), np.int32(1))
+  assert np.std(tiny.vec(state.params)) == pytest.approx(C * Z, rel=0.1)
+
+
+@pytest.mark.parametrize('option', ['mechanism', 'per_layer', 'levels'])
+def test_bad_options_are_refused_by_name(option):
+  for bad in ({'mechanism': 'gausian'}, {'per_layer': 'yes'}, {'levels': 0}, {'levels': 10**6}):
+    if option in bad:
+      with pytest.raises(ValueError, match=option):
+        privacy.central(C, Z, **bad)
+  with pytest.raises(ValueError, match='use laplace'):
+    privacy.central(C, Z, mechanism='laplace')
+
+
+def test_the_mechanism_says_what_ran():
+  assert privacy.central(C, Z).traits.mechanism.noise_multiplier == Z
+  discrete = privacy.central(C, Z, mechanism='discrete_gaussian', levels=100).traits.mechanism
+  assert (discrete.name, discrete.l2, discrete.noise_multiplier) == ('discrete_gaussian', 100.0, Z)
+  assert privacy.laplace(C, Z).traits.mechanism.name == 'laplace'
+  local = privacy.local(C, Z).traits.mechanism
+  assert (local.trust, local.unit) == ('local', 'client')
