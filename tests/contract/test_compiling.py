@@ -12,6 +12,7 @@ from reference import compiling
 SIZE = 1 << 22
 
 
+@pytest.mark.slow
 def test_an_entry_is_there_as_a_whole_or_not_at_all(tmp_path):
   """Several write, as processes do, and one reads: with jax's own `put` it meets a part."""
   caches = [LRUCache(str(tmp_path), max_size=-1) for _ in range(3)]

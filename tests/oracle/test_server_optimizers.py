@@ -44,6 +44,7 @@ def test_adaptive_steps_are_algorithm_2(name):
   np.testing.assert_allclose(made, twin(name, 0.03, tau=0.1, **kwargs), rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_they_are_not_optaxs():
   ours = run(fedadam(0.1, b1=0.9, b2=0.99, tau=1e-3))

@@ -118,6 +118,7 @@ def known(values, last=5):
   return Utility(jnp.asarray([v or 0.0 for v in values], jnp.float32), jnp.asarray(last, jnp.int32))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(('round', 'places'), ((0, 4), (40, 2), (500, 1)))  # of 3.6, 1.6, 0.8
 def test_exploration_falls_to_its_least_share(round, places):
   table = known([5.0, 4, 3, 2, None, None, None, None])

@@ -25,6 +25,7 @@ def test_take_gives_the_clients_own_examples():
     np.testing.assert_array_equal(batch['y'], data['y'])
 
 
+@pytest.mark.slow
 def test_positions_beyond_the_count_never_show_another_client():
   pop = tiny.population()
   for client, data in enumerate(tiny.DATA):

@@ -36,6 +36,7 @@ def bits(found) -> np.ndarray:
   return np.asarray(jax.random.key_data(jnp.stack([key for _, key in found])))
 
 
+@pytest.mark.slow
 def test_no_two_coincide():
   found = handed_out()
   assert len(np.unique(bits(found), axis=0)) == len(found) > 300

@@ -19,6 +19,7 @@ def make(**options):
   return from_arrays(X, Y, LISTS, **options)
 
 
+@pytest.mark.slow
 def test_population_holds_every_client_s_examples():
   data = make(test=(X[:3], Y[:3]))
   population = data.population()

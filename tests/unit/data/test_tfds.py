@@ -65,6 +65,7 @@ def test_damaged_array_record_files_are_named(source, tmp_path):
     prepared.prepare('fashion_mnist', tmp_path)
 
 
+@pytest.mark.slow
 def test_flat_arrays_that_lost_their_source_files_can_be_made_anew(source, tmp_path):
   folder = prepared.prepare('fashion_mnist', tmp_path, source)
   for path in folder.parent.iterdir():

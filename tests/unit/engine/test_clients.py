@@ -165,6 +165,7 @@ def test_what_is_no_sum_over_examples_is_not_pooled(algorithm):
   assert sim.setting.pool is None
 
 
+@pytest.mark.slow
 def test_a_layer_that_looks_at_single_updates_is_not_pooled():
   sim = tiny.build(tiny.layers(Layer('look', Stage(lambda c, m, s: (m, s, {})))), 'pooled')
   assert sim.setting.pool is None

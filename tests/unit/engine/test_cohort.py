@@ -61,6 +61,7 @@ def test_alike_sizes_are_side_by_side():
 
 
 # The rows of a slot, one of every device, are 24 bytes a device; of 3 slots' room 2 are used.
+@pytest.mark.first(1)
 @pytest.mark.devices(2)
 @pytest.mark.parametrize(
   'devices, exchanged',

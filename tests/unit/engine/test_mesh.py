@@ -61,6 +61,7 @@ def test_a_mesh_of_so_many_devices():
     meshes.make_mesh(9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'devices, batch_size', [(1, 100), (1, 7), (tiny.SOME, 3), (tiny.DEVICES, 1)]
 )

@@ -212,6 +212,7 @@ def test_then_asking_for_it_changes_no_bit():
   tiny.assert_same_bits(*states)
 
 
+@pytest.mark.slow
 def test_it_is_not_used_unless_allowed():
   layers = onion(one_step(), UNIFORM, EQUAL)
   assert tiny.build(layers, Execution(mode='vmap', devices=1, pool=False)).setting.pool is None

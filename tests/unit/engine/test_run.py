@@ -267,6 +267,7 @@ def test_the_cohorts_ahead_are_those_that_are_drawn(sampler):
   np.testing.assert_array_equal(np.array(state.clients['note']) - before, drawn)
 
 
+@pytest.mark.slow
 def test_cohorts_ahead_are_refused_for_a_sampler_with_feedback():
   sim = tiny.build(onion(tiny.algorithm(), stages.importance(tiny.N, 5, 8), by_examples()))
   state = sim.init(tiny.initial())

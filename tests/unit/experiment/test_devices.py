@@ -31,23 +31,27 @@ print(len(jax.devices()), '|', note, '|', jax.config.jax_compilation_cache_dir)
 """
 
 
+@pytest.mark.slow
 def test_a_new_process_has_as_many_devices_as_asked_for(tmp_path):
   count, note, cache = fresh(CODE.format(asked=3), FEDJAX_MEM_CACHE=str(tmp_path)).split(' | ')
   assert (count, note) == ('3', 'None')
   assert cache == str(tmp_path / 'compiled')
 
 
+@pytest.mark.slow
 def test_auto_is_one_device_a_core():
   count, note, _ = fresh(CODE.format(asked='auto')).split(' | ')
   assert (int(count), note) == (devices.cores(), 'None')
 
 
+@pytest.mark.slow
 def test_xla_flags_of_the_user_are_left_alone():
   flags = '--xla_force_host_platform_device_count=5'
   count, note, _ = fresh(CODE.format(asked=2), XLA_FLAGS=flags).split(' | ')
   assert count == '5' and 'XLA_FLAGS' in note
 
 
+@pytest.mark.slow
 def test_a_compilation_cache_of_the_user_is_left_alone(tmp_path):
   out = fresh(CODE.format(asked=1), JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'mine'))
   assert out.endswith('mine')

@@ -66,6 +66,7 @@ def test_a_failed_run_is_left_as_it_is_beside_a_new_one(make, out):
   assert first.manifest['status'] == 'failed'
 
 
+@pytest.mark.slow
 def test_a_run_that_is_in_use_is_refused(make, out):
   folder = create(make(), out)
   holder = subprocess.Popen(

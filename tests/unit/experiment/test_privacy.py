@@ -220,6 +220,7 @@ def test_no_segment_reaches_beyond_the_budget(make, accountant, budget):
     books.record(allowed + 1, np.array([[0, 1]]))
 
 
+@pytest.mark.slow
 def test_a_budget_below_one_round_is_refused_before_there_is_a_folder(call, file, out):
   sets = ('--set', 'privacy.target_epsilon=0.01')
   code, _, err = call('run', file, '--out', out, *sets)
@@ -367,6 +368,7 @@ def test_calibrated_noise_is_what_runs(make, out):
   assert again.metrics[-1]['epsilon'] == last
 
 
+@pytest.mark.slow
 def test_settled_writes_the_noise_out_and_leaves_all_else(make):
   config = make(*CALIBRATED)
   chooser = next(x for x in build(config).layers if x.select)

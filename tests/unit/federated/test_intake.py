@@ -221,6 +221,7 @@ def test_one_that_would_spoil_the_sum_does_not_end_the_round(kind):
   assert 'garbage' in report.left_out['c2'] and len(report.participants) == 3
 
 
+@pytest.mark.slow
 def test_masks_are_for_those_that_were_selected():
   made = server(aggregation=AggregationStrategy.SECURE_AGGREGATION, max_clients=2)
   clients = [client(i) for i in range(3)]

@@ -91,6 +91,7 @@ def test_fedsgd_and_secure_aggregation():
   np.testing.assert_allclose(masked['logits']['kernel'], plain['logits']['kernel'], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_alike_clients_compile_once():
   recipe.halves.cache_clear()
   clients = [client(i, count=5 + i % 3, learning_rate=0.07) for i in range(5)]
@@ -112,6 +113,7 @@ def test_values_on_the_wire_are_those_the_server_reads():
     assert update.metadata.loss_after < update.metadata.loss_before
 
 
+@pytest.mark.slow
 def test_refused_before_they_are_decoded(monkeypatch):
   made, clients = server(min_clients=1), [client(i) for i in range(2)]
   good, other = updates_of(made, clients)

@@ -19,6 +19,7 @@ def _twin(x, bound, weight):
   return ((weight * factor)[:, None] * x).sum(0), norms
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize('scale', [1e-30, 1e-19, 1e-3, 1.0, 1e18, 1e30])
 @pytest.mark.parametrize('count', [1, 4, 11])
 def test_numpy_twin(scale, count):
@@ -32,6 +33,7 @@ def test_numpy_twin(scale, count):
     np.testing.assert_allclose(total, expected[0], rtol=1e-5, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_equals_clip_then_add():
   x, weight = _stack(3), jnp.array([1.0, 2.0, 0.5])
   total, norms = accumulate.clipped_sum(x, 20.0, weight)

@@ -37,6 +37,7 @@ def test_what_is_near_is_told_apart_whatever_the_size(scale):
   np.testing.assert_allclose(found[1] / found[0, 1], expected[1] / expected[0, 1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_minority_cannot_spoil_the_others_distances():
   x = RNG.normal(size=(7, 50)).astype(np.float32)
   x[0], x[1], x[2] = 3e38, -1e30, 0
@@ -72,6 +73,7 @@ def test_distances_to_a_point(size, based):
   np.testing.assert_allclose(found, np.linalg.norm(x - point, axis=1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_norms_of_what_overflows_and_vanishes():
   x = np.array([[3e30, 4e30], [3e-30, 4e-30], [0, 0], [3, -4]], np.float32)
   np.testing.assert_allclose(gram.norms(jnp.asarray(x)), [5e30, 5e-30, 0, 5], rtol=1e-6)

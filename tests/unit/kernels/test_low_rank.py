@@ -26,6 +26,7 @@ def _twin(m, q):
   return p, np.asarray(m, np.float64).T @ p
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rank', [1, 3, 20])
 def test_numpy_twin(rank):
   m, q = _matrix(), _start(rank=rank)
@@ -64,6 +65,7 @@ def test_warm_start_converges_to_the_leading_singular_vectors():
   np.testing.assert_allclose(low_rank.decode(p, q), best, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_zeros_and_low_rank():
   p, q = low_rank.encode(jnp.zeros((6, 5)), _start(5, 2))
   np.testing.assert_array_equal(p, np.zeros((6, 2)))

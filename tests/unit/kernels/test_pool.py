@@ -30,6 +30,7 @@ def test_values_and_gradients_with_ties(layout, window):
   np.testing.assert_array_equal(actual_vjp(cotangent)[0], expected_vjp(cotangent)[0])
 
 
+@pytest.mark.slow
 def test_pooling_commutes_with_bias_and_rectifier():
   rng = np.random.default_rng(1)
   x = jnp.asarray(rng.normal(size=(6, 6, 3, 4)), jnp.float32)

@@ -127,6 +127,7 @@ def test_unbiased(bits):
   assert ((draws - np.asarray(x)) ** 2).mean() <= step**2 / 4
 
 
+@pytest.mark.slow
 def test_equal_values_are_rounded_as_if_each_by_itself():
   """The finer bits, which are shared, neither bind the values together nor push them apart."""
   x = jnp.full(1000, 0.3).at[0].set(1.0)
@@ -200,6 +201,7 @@ def test_sign():
     np.testing.assert_allclose(error, (flat**2).sum() - 77 * float(scale[0]) ** 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_ternary():
   x = _vector(1000)
   codes, scales = quantize.ternary(KEY, x)

@@ -87,6 +87,7 @@ def test_unbiased_with_the_stated_error():
   np.testing.assert_allclose(error, (size / k - 1) * float((x**2).sum()), rtol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_pick_and_spread(dtype):
   x = jnp.arange(1, 101).astype(dtype)

@@ -9,6 +9,7 @@ from jax.extend import random as reference
 from fedjax_mem.kernels import parts, threefry
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('count', [1, 7, parts.SMALL // 16 + 1, parts.SMALL + 3])
 def test_words_are_those_of_jax(count):
   key = jax.random.key(5)

@@ -215,6 +215,7 @@ def test_nan_counts_as_larger_than_infinity():
   np.testing.assert_array_equal(topk.pack(x, 3)[1], [0, 1, 3])
 
 
+@pytest.mark.slow
 def test_unpack_restores_what_was_chosen_and_is_idempotent():
   x = _vector('ties', SIZE)
   sent = topk.unpack(*topk.pack(x, K), SIZE)

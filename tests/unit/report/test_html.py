@@ -94,6 +94,7 @@ def test_every_string_is_escaped():
       assert Page(text).text.count('<script>alert("x")</script>') >= 6
 
 
+@pytest.mark.slow
 def test_warnings_are_shown():
   records = [{'round': 1, 'train_loss': math.nan, 'not_finite': [4, -1]}]
   text = Page(render(run(records=records, manifest={'warnings': ['Sums may differ.']}))).text

@@ -81,6 +81,7 @@ def test_without_clip_and_noise_it_is_plain_sgd_on_the_same_batches():
   assert float(metrics['uncovered_clipped'].total) == 0
 
 
+@pytest.mark.slow
 def test_each_gradient_is_clipped_as_a_whole_in_a_numpy_twin():
   data = examples(4)
   got, metrics = train(make(steps=1, rate=1.0, learning_rate=1.0), data)

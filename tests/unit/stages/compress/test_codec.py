@@ -195,6 +195,7 @@ def test_a_codec_without_chance_equals_its_numpy_twin(name):
     np.testing.assert_allclose(decoded(name, x), TWINS[name](x), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_random_k_keeps_the_same_places_for_everyone_and_scales_them():
   x, y = vector(0), vector(1)
   a, b = (decoded('random_k', v, seed=4, own=i) for i, v in enumerate((x, y)))

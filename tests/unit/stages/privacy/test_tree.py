@@ -70,6 +70,7 @@ def test_variances_are_those_of_honakers_estimator():
       assert np.var(prefixes[t - 1]) == pytest.approx(expected, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_state_is_a_few_arrays_and_no_key():
   sim = given.build(given.silence(D, 64), privacy.tree(C, Z, 64), select=min_separation(64, 1, 64))
   _, _, state = given.play(sim, 1)

@@ -136,6 +136,7 @@ def test_more_values_than_stated_are_refused():
     given.build(UPDATES, integers(RANGE, clients=CLIENTS, dimension=2000))
 
 
+@pytest.mark.slow
 def test_the_layers_need_no_cryptography():
   code = (
     "import sys, fedjax_mem.stages.secure as s; sys.exit('cryptography' in sys.modules or "

@@ -60,6 +60,7 @@ def test_a_day_is_a_sine_with_a_phase_of_each_client():
   assert (cohort.chance[away] == 1).all() and cohort.arrived[cohort.real].all()
 
 
+@pytest.mark.slow
 def test_a_markov_trace_has_its_rates_from_the_first_round_on():
   leave, join, rounds = 0.2, 0.1, 3000
   here, _, metrics, _ = traced(markov(uniform(N, N), leave, join), rounds)
@@ -119,6 +120,7 @@ def test_nobody_there_takes_no_time():
   assert not cohort.real.any() and not metrics['virtual_seconds'].any()
 
 
+@pytest.mark.slow
 def test_jitter_is_log_normal_and_of_each_client_and_round():
   _, cohort, metrics, _ = traced(stragglers(uniform(N, 1), SECONDS, jitter=0.3), 3000)
   z = np.log(metrics['virtual_seconds'] / SECONDS[cohort.id[:, 0]]) / 0.3

@@ -122,6 +122,7 @@ def drawn(layer, table, number=3000):
   return np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(3), number)))
 
 
+@pytest.mark.slow
 def test_the_highest_scores_and_a_stated_share_at_random():
   score = np.array([0.1, 5, 3, -2, 4, 0, 1, 2, 9, 8], np.float32)
   table = Score(jnp.asarray(score), jnp.asarray([1] * 8 + [0] * 2, jnp.int32))  # 8, 9 have none

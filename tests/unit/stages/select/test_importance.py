@@ -107,6 +107,7 @@ def test_a_small_chance_is_the_one_with_which_a_float_is_drawn():
   assert (drawn == np.floor(drawn)).all()
 
 
+@pytest.mark.slow
 def test_clients_are_taken_independently_with_their_chances_and_never_twice():
   (layer,) = importance(8, 3)
   cohort, metrics = drawn(layer, Seen(jnp.asarray(VALUES), jnp.ones(8, bool)))

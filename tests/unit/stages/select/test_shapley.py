@@ -55,6 +55,7 @@ def test_eight_clients_are_efficient_symmetric_and_a_null_player_gets_nothing():
   assert got[0] == pytest.approx(got[1], abs=1e-5) and got[7] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_additive_game_gives_each_client_its_own():
   worth = np.array([1.0, -2, 0.5, 3, 0])
   members = (np.arange(32)[:, None] >> np.arange(5)) & 1
@@ -103,6 +104,7 @@ def test_a_line_near_the_whole_gains_nothing_more():
   assert float(got.sum()) == pytest.approx(2 + 2e-4, abs=1e-5)  # not the last 3e-4
 
 
+@pytest.mark.slow
 def test_without_truncation_a_chance_meeting_does_not_end_a_line():
   table = TABLE.copy()
   for i in range(N):
