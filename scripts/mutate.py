@@ -3,9 +3,10 @@
 It compares the tests before and after they are changed; the package stays as it is.
 
   python scripts/mutate.py draw --count 60 --seed 0 --out mutants.json
-  python scripts/mutate.py contexts --out contexts.json -- -n 2 --dist loadfile
+  python scripts/mutate.py contexts --out contexts.json -- --all -n 2
   python scripts/mutate.py contexts --out contexts.json --from .coverage --junit junit.xml
-  python scripts/mutate.py run --mutants mutants.json --contexts contexts.json --out verdicts.jsonl
+  python scripts/mutate.py run --mutants mutants.json --contexts contexts.json
+      --out verdicts.jsonl -- --all
   python scripts/mutate.py everything --mutants mutants.json --verdicts verdicts.jsonl
       --out everything.jsonl -- python -m pytest -q -n 2
   python scripts/mutate.py table --mutants mutants.json --before old.jsonl --after new.jsonl

@@ -1,9 +1,10 @@
 """Runs one stack of methods through the public API, and says what it gives: see `record.py`.
 
-Nothing is used but `fm.load_config`, `fm.run`, `fm.resume` and what they return, so that the same
-stacks run on any commit. The cohorts are what `fm.Simulation.run` returns (`ids`, and how many
-clients and examples arrived in each round): a run's own records leave the ids out, since under
-differential privacy a released cohort, hashed or not, would undo the amplification by sampling.
+Nothing is used but `fm.load_config`, `fm.run`, `fm.resume`, what they return, and the class
+`fm.Simulation`, so that the same stacks run on any commit. The cohorts are what its `run` returns
+(`ids`, and how many clients and examples arrived in each round): a run's own records leave the ids
+out, since under differential privacy a released cohort, hashed or not, would undo the amplification
+by sampling.
 """
 
 import contextlib

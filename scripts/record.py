@@ -269,7 +269,7 @@ def record_pairs(told: argparse.Namespace) -> int:
   facts = {'made_with': made_with(), 'seed': told.seed, 'stacks': records, 'configurations': texts}
   write(told.out, facts)
   print(f'{len(texts)} pairs of {len(drawn)} in {told.out}')
-  return 0
+  return 0 if len(texts) == told.random else 1
 
 
 def chosen(stacks: Iterable[Stack], pattern: str) -> list[Stack]:
@@ -295,10 +295,15 @@ def main(words: list[str] | None = None) -> int:
   parser.add_argument('--out', type=Path, help='file of the pairs that are drawn')
   parser.add_argument('--jobs', type=int, default=2, help='processes')
   told = parser.parse_args(words)
-  if (told.random is None) != (told.out is None) or (told.check and told.random):
-    parser.error('--random and --out go together, and without --check')
+  drawn = told.random is not None
+  if drawn != (told.out is not None) or (drawn and (told.check or told.only != '*')):
+    parser.error('--random and --out go together, without --check and --only')
+  if drawn and told.random < 1:
+    parser.error(f'--random must be >= 1, got {told.random}')
+  if told.against and not told.check:
+    parser.error('--against goes with --check')
   try:
-    return (check if told.check else record_pairs if told.random else record)(told)
+    return (check if told.check else record_pairs if drawn else record)(told)
   except ValueError as error:
     print(f'record.py: {error}', file=sys.stderr)
     return 2

@@ -47,6 +47,8 @@ def pytest_configure(config):
     'devices(n): layouts on several devices; left out where there are fewer than n',
   ):
     config.addinivalue_line('markers', line)
+  if not 2 <= config.getoption('--devices') <= 8:
+    raise pytest.UsageError(f'--devices must be 2 to 8, got {config.getoption("--devices")}')
   # Before anything starts jax: afterwards the number of devices is settled.
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', config.getoption('--devices'))
@@ -58,7 +60,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
   """Keeps the tier that is asked for, and what there are devices for."""
-  every, rest = config.getoption('--all'), config.getoption('--rest')
+  every, rest, stages = (config.getoption(x) for x in ('--all', '--rest', '--stage'))
   seen: Counter[str] = Counter()
   kept, left = [], []
   for item in items:
@@ -67,6 +69,8 @@ def pytest_collection_modifyitems(config, items):
     needed = max((m.args[0] for m in item.iter_markers('devices')), default=1)
     there = needed <= config.getoption('--devices')
     wanted = every or _slow(item, seen) == rest
+    if stages:  # all that the suite asks, and nothing else
+      wanted = item.path.name == 'test_contract.py'
     (kept if wanted and there else left).append(item)
   if left:
     config.hook.pytest_deselected(items=left)
@@ -75,9 +79,11 @@ def pytest_collection_modifyitems(config, items):
 
 def _slow(item, seen: Counter[str]) -> bool:
   """Returns whether the default tier leaves a test out; `seen` counts parameters of a test."""
+  if item.get_closest_marker('slow') is not None:
+    return True
   first = item.get_closest_marker('first')
   if first is None:
-    return item.get_closest_marker('slow') is not None
+    return False
   test = item.nodeid.partition('[')[0]
   seen[test] += 1
   return seen[test] > first.args[0]
@@ -90,6 +96,9 @@ def pytest_xdist_make_scheduler(config, log):
   They share what they compile. The suite is one file that would keep one process busy alone.
   """
   from xdist.scheduler import LoadFileScheduling
+
+  if config.getvalue('dist') != 'load':  # the user wants another
+    return None
 
   class Scheduling(LoadFileScheduling):
     def _split_scope(self, nodeid):

@@ -83,6 +83,8 @@ class Bench:
       self.env = os.environ | {
         'PYTHONPATH': f'{self.folder}{os.pathsep}{plugins}',
         'PYTHONHASHSEED': '0',
+        # What mutants compile is of no use to anybody else.
+        'FEDJAX_MEM_CACHE': str(self._base / 'cache'),
         'PYTEST_DEBUG_TEMPROOT': str(self._base / 'tmp'),
       }
       self._check(package)

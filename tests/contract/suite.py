@@ -255,10 +255,10 @@ POOLS = ('ALGORITHMS-fedavg', 'ALGORITHMS-fedsgd', 'WEIGHINGS')
 
 def modes(case: Case) -> list:
   """Returns the execution modes besides `vmap`: one of the default tier, and the others."""
-  others = ['chunk on devices', 'chunk', 'vmap on 2', 'loop']
+  others = ['loop on devices', 'chunk', 'vmap on 2', 'loop']
   if case.name.startswith(POOLS):
     others += tiny.POOLED
-  return ['loop on devices', *(pytest.param(m, marks=pytest.mark.slow) for m in others)]
+  return ['chunk on devices', *(pytest.param(m, marks=pytest.mark.slow) for m in others)]
 
 
 _simulations: dict[tuple[str, str], Any] = {}

@@ -1,6 +1,7 @@
 """Where tests are: files of unit tests mirror the package, and what has none is listed."""
 
 import re
+import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,18 @@ def test_every_file_of_unit_tests_has_a_module_of_its_path():
 def test_every_module_has_a_file_or_is_listed_with_the_reason():
   names = listed()
   assert sorted(names) == sorted(modules() - mirrored())
+
+
+def test_every_room_of_unit_tests_is_in_a_part_of_the_whole_run():
+  (line,) = re.findall(r'^for room in (.*); do$', (ROOT / '.ci' / 'run').read_text(), re.M)
+  rooms = [word for part in shlex.split(line) for word in part.split()]
+  assert sorted(rooms) == sorted(p.name for p in UNIT.iterdir() if any(p.glob('**/test_*.py')))
+
+
+def test_what_the_page_links_to_is_there():
+  page = (ROOT / 'docs' / 'testing.md').read_text()
+  linked = re.findall(r'\]\(([^)#]+)\)', page)
+  assert linked and [x for x in linked if not (ROOT / 'docs' / x).exists()] == []
 
 
 def test_the_tests_that_the_page_names_are_there():

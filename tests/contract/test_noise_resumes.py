@@ -39,6 +39,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name):
   tiny.assert_same_bits(tiny.host(rest), tiny.host(whole))
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 @pytest.mark.parametrize('name', LAYERS)
 def test_every_execution_draws_the_same_noise(name):

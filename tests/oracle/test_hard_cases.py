@@ -115,6 +115,7 @@ def test_a_masked_message_looks_nothing_like_the_plain_one():
     assert np.abs(tiny.vec(b)).max() > 2**28
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_everything_at_once_is_the_same_in_chunks_on_devices_and_resumed():
   round = onion(

@@ -36,7 +36,6 @@ def _batch(shape, classes, size=3, tokens=False):
   return {'x': x, 'y': jnp.asarray(rng.integers(0, classes, size), jnp.int32)}
 
 
-@pytest.mark.first(2)
 @pytest.mark.parametrize('name, shape, classes, options, count', COUNTS)
 def test_parameter_counts(name, shape, classes, options, count):
   model = models.build(name, shape, classes, **options)

@@ -82,9 +82,9 @@ def _updates():
 UPDATES = _updates()
 
 
-@pytest.mark.first(9)
-@pytest.mark.parametrize('kind', list(UPDATES))
+@pytest.mark.first(len(RULES))  # each on the first kind
 @pytest.mark.parametrize('name', list(RULES))
+@pytest.mark.parametrize('kind', list(UPDATES))
 def test_a_rule_equals_its_twin(name, kind):
   bounds = ('centered_clipping', 'norm_bounding')
   if name in bounds and kind in ('huge', 'small', 'vast', 'minute'):

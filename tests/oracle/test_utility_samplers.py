@@ -158,3 +158,9 @@ def test_unknown_clients_are_drawn_by_speed_and_the_rest_is_filled_up():
   full = oort(N, 4, tiny.loss, explore=1, least_explore=1)
   ids = drawn(full, known([None] + [1.0] * 7))
   assert (ids == 0).any(1).all()  # one is unknown, three places are left for the others
+
+
+def test_a_draw_by_loss_states_no_chance_to_be_divided_by():
+  layer = power_of_choice(N, 3, tiny.loss)
+  cohort, _, _ = layer.select.apply(context(jax.random.key(0)), seen(), ())
+  np.testing.assert_array_equal(cohort.chance, np.ones(3))

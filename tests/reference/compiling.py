@@ -1,6 +1,7 @@
 """How tests compile: without most optimizations, and once for all processes of all runs."""
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -25,7 +26,10 @@ def quickly() -> None:
 def cache_folder() -> Path:
   """Returns where compiled programs are kept from one run of the tests to the next."""
   own = os.environ.get('FEDJAX_MEM_CACHE')
-  return (Path(own) if own else Path.home() / '.cache' / 'fedjax_mem') / 'tests'
+  base = Path(own) if own else Path.home() / '.cache' / 'fedjax_mem'
+  # By the flags: jax does not make them part of an entry's name once they are gone.
+  flags = hashlib.sha256(os.environ.get('XLA_FLAGS', '').encode()).hexdigest()[:8]
+  return base / 'tests' / flags
 
 
 def shared(folder: Path) -> None:
@@ -37,7 +41,6 @@ def shared(folder: Path) -> None:
   }
   for name, value in settings.items():
     jax.config.update(name, value)
-    os.environ[name.upper()] = str(value)  # for the processes that tests start
   LRUCache.put = put_whole
 
 
@@ -54,7 +57,7 @@ def put_whole(cache: LRUCache, key: str, value: bytes) -> None:
     with open(handle, 'wb') as file:
       file.write(value)
     os.replace(name, path)
-  except OSError:
+  except BaseException:
     with contextlib.suppress(FileNotFoundError):
       os.unlink(name)
     raise

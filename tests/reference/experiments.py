@@ -80,6 +80,8 @@ def _apart(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('FEDJAX_MEM_CACHE', str(tmp_path_factory.mktemp('cache')))
     patch.delenv('XLA_FLAGS', raising=False)
+    # Processes of the package's own write as jax does, in place: not into what all tests share.
+    patch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
     yield
 
 

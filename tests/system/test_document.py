@@ -161,7 +161,6 @@ def accuracy(model, digits):
   return model.evaluate(batch['x'], batch['y'])['accuracy']
 
 
-@pytest.mark.slow
 def test_the_complete_example_runs_as_written(given, digits):
   model, said = run_script(EXAMPLE, given)
   assert said.count('Participants: 5') == 5

@@ -271,6 +271,21 @@ def test_overflow_does_not_matter_where_nothing_is_claimed_of_the_draw():
     assert (stated.delta, stated.accountant) == (DELTA, 'RDP')
 
 
+@pytest.mark.parametrize(
+  'mechanism, adjacency, counts',
+  [
+    (Mechanism('gaussian', 2.0), 'add_or_remove_one', True),
+    (Mechanism('gaussian', 2.0), 'replace_one', True),  # the draw amplifies
+    (Mechanism('gaussian', 2.0, trust='local'), 'add_or_remove_one', True),
+    (Mechanism('gaussian', 2.0, trust='local'), 'replace_one', False),
+    (Mechanism('discrete_gaussian', 2.0), 'replace_special', False),
+  ],
+)
+def test_overflow_counts_where_the_draw_amplifies_or_differs(mechanism, adjacency, counts):
+  cut = poisson_sampling(1000, 50, 100)
+  assert accountant.Claim(cut, mechanism, adjacency, 'rdp').overflow_counts is counts
+
+
 def test_levels_and_text():
   bounds = (0.1, 1.0, 1.0001, 5.0, 5.1, 10.0, 10.1, math.inf)
   names = [accountant.level(e) for e in bounds]

@@ -81,6 +81,7 @@ def draws_of(layers, mode, **kwargs):
   return state.clients['draws'], state.servers['draws'], np.asarray(sim.cohorts(state, 1))
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_neither_chunks_nor_devices_nor_other_layers_change_a_draw():
   base = (tiny.algorithm(), uniform(tiny.N, tiny.C), equal())
@@ -121,6 +122,7 @@ POOLED = {
 WEIGHINGS = {'fedsgd': by_examples(), 'fedavg': equal(5.0), 'fedavg, decay': capped(4)}
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 @pytest.mark.parametrize('name', POOLED)
 def test_one_step_pooled_equals_the_clients_one_by_one(name):
@@ -199,6 +201,7 @@ def test_a_row_that_is_not_finite_stays_as_it_was_and_its_message_counts(mode):
   assert metrics['clients'].tolist() == [tiny.N] * 3 and (metrics['not_finite'] == -1).all()
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_clients_of_equal_size_need_no_masks_and_give_the_same():
   data = tiny.client_data([6] * tiny.N)

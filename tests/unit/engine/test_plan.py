@@ -220,6 +220,7 @@ def test_the_size_of_the_tables_is_known_before_they_are_made():
   }
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_layouts_in_words():
   layout = tiny.build(tiny.layers(), 'chunk on devices').setting.layout

@@ -117,6 +117,7 @@ def _updates(n=16):
   }
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'layers',
@@ -137,6 +138,7 @@ def test_devices_that_share_the_coordinates_agree_with_one(layers):
   np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_a_value_that_is_not_finite_counts_for_no_device():
   """A NaN that an attack leaves in one coordinate takes the client out of all parts, by name."""

@@ -230,6 +230,7 @@ def _only(ids, rows):
   )
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_streamed_segments_do_not_compile_again_on_several_devices():
   sim = tiny.build(tiny.layers(), 'chunk on devices')
@@ -239,6 +240,7 @@ def test_streamed_segments_do_not_compile_again_on_several_devices():
   assert sim.segment._cache_size() == 1
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_tables_on_several_devices_do_not_compile_again():
   sim = tiny.build(tiny.layers(stages.top_k(0.3)), 'chunk on devices')

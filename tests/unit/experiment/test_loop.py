@@ -359,6 +359,7 @@ def test_a_changed_configuration_is_not_resumed(whole, out, stop_at):
   same(resume(folder), whole[1])
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_another_number_of_devices_goes_on_and_says_so(whole, out, stop_at):
   folder = killed_run(whole[0], out, stop_at, 4)
@@ -566,6 +567,7 @@ def test_a_model_that_is_not_finite_stops_at_the_last_good_checkpoint(
 # Devices.
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_where_jax_has_started_its_devices_are_used_and_that_is_said(make, out, monkeypatch):
   there = jax.device_count()

@@ -240,6 +240,7 @@ def test_clients_and_rounds_draw_batches_and_noise_of_their_own():
   assert np.abs(np.corrcoef(moves) - np.eye(4)).max() < 0.08
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_every_execution_gives_the_same():
   layer = make(noise_multiplier=0.5, optimizer=functools.partial(optax.sgd, momentum=0.9))

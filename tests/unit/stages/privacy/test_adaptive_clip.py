@@ -1,11 +1,14 @@
 """Adaptive clipping against a NumPy twin of Andrew et al. (2021)."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import given, tiny
 
+from fedjax_mem.core import Message
 from fedjax_mem.kernels import noise
 from fedjax_mem.stages import privacy
 
@@ -100,3 +103,11 @@ def test_count_and_sum_have_noise_of_their_own():
 def test_bad_options_are_refused_by_name(option):
   with pytest.raises(ValueError, match=f'{next(iter(option))} must be'):
     layer(**option)
+
+
+@pytest.mark.parametrize('weight, norm, bit', [(1.0, 0.1, 0.5), (1.0, 3.0, -0.5), (0.0, 0.1, 0.0)])
+def test_a_client_tells_whether_it_is_within_the_bound_if_it_takes_part(weight, norm, bit):
+  message = Message({'a': jnp.array([norm, 0], jnp.float32)}, jnp.float32(weight), {})
+  context = SimpleNamespace(shared=jnp.float32(1.0))
+  told, _, _ = layer().client.apply(context, message, ())
+  assert told.aux['below'] == bit

@@ -140,3 +140,10 @@ def test_bad_bounds_and_multipliers_are_refused(make, bad):
   if bad != 0.0:
     with pytest.raises(ValueError, match='noise_multiplier must be'):
       make(1.0, bad)
+
+
+@pytest.mark.parametrize('options, expected', [({}, 1.0), ({'per_layer': True}, 0.5**0.5)])
+def test_local_noise_clips_the_whole_update_unless_told_otherwise(options, expected):
+  updates = {'a': np.full((1, 1), 3.0, np.float32), 'b': np.zeros((1, 1), np.float32)}
+  sim = given.build(updates, privacy.local(1.0, 0.0, **options))
+  np.testing.assert_allclose(given.sums(sim)[0], [expected, 0.0], rtol=1e-6)

@@ -115,6 +115,7 @@ def test_the_sum_is_that_of_numpy_with_weights_and_aux():
   np.testing.assert_allclose(tiny.vec(state.params), params, rtol=1e-5)
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_cohorts_of_any_number_of_clients_that_take_part():
   """Poisson cohorts with padding, of one client and of none among them."""
@@ -211,3 +212,11 @@ def test_one_client_alone():
   grid = integers(2.0**11 - 1, clients=1, bits=12)
   sim = given.build(updates, grid, mask(clients=1, bits=12), select=round_robin(1, 1))
   assert given.sums(sim).tolist() == [[3.0] * 5]
+
+
+def test_weights_at_their_limit_have_room_for_their_sum():
+  # Eight, a power of two: the sum is at the very end of what there is room for.
+  updates = {'a': np.linspace(-1, 1, 16, dtype=np.float32).reshape(8, 2)}
+  layers = (integers(1.0, clients=8, bits=32), mask(clients=8, weight_range=1.0))
+  found = given.sums(given.build(updates, *layers, weigh=by_examples()))[0]  # one example each
+  np.testing.assert_allclose(found, updates['a'].mean(0), atol=1e-6)

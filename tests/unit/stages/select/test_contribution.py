@@ -94,6 +94,7 @@ def test_scores_are_the_values_of_the_rounds_own_game(method):
       assert metrics['select/lowest'][0] == pytest.approx(found.min(), abs=3e-6)
 
 
+@pytest.mark.devices(2)
 @pytest.mark.slow
 def test_a_padded_cohort_on_several_devices_scores_the_same():
   # Rows of padding would square the number of subsets, and are no players.
