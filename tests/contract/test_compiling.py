@@ -14,7 +14,7 @@ SIZE = 1 << 22
 
 @pytest.mark.slow
 def test_an_entry_is_there_as_a_whole_or_not_at_all(tmp_path):
-  """Several write, as processes do, and one reads: with jax's own `put` it meets a part."""
+  """Several write, as processes do, and one reads."""
   caches = [LRUCache(str(tmp_path), max_size=-1) for _ in range(3)]
   keys = [f'program{i}' for i in range(30)]
 
@@ -33,6 +33,22 @@ def test_an_entry_is_there_as_a_whole_or_not_at_all(tmp_path):
       assert found is None or (len(found) == SIZE and set(found) == {ord(key[-1])})
   assert seen
   assert sorted(os.listdir(tmp_path)) == sorted(f'{key}-cache' for key in keys)
+
+
+def test_an_entry_gets_its_name_once_it_is_written(tmp_path, monkeypatch):
+  """jax's own `put` writes under that name, where a reader or a kill meets a part of it."""
+  seen = []
+  replace = os.replace
+
+  def watching(source, target):
+    seen.append((os.path.exists(target), os.path.getsize(source)))
+    replace(source, target)
+
+  monkeypatch.setattr(os, 'replace', watching)
+  cache = LRUCache(str(tmp_path), max_size=-1)
+  cache.put('program', bytes(SIZE))
+  assert seen == [(False, SIZE)]
+  assert cache.get('program') == bytes(SIZE)
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):

@@ -157,3 +157,16 @@ def state_of():
       return manager.restore(manager.latest_step(), args=args).state
 
   return read
+
+
+def one_line(err):
+  """Returns the one line that a command says of what is wrong."""
+  assert err.startswith('fedjax-mem: ') and err.endswith('\n') and err.count('\n') == 1
+  assert 'Traceback' not in err
+  return err
+
+
+def only(out):
+  """Returns the one run folder in `out`."""
+  (folder,) = out.iterdir()
+  return folder

@@ -7,20 +7,10 @@ import time
 
 import numpy as np
 import pytest
+from reference.experiments import one_line, only
 
 from fedjax_mem.experiment import cli
 from fedjax_mem.report.tracker import read_metrics
-
-
-def one_line(err):
-  assert err.startswith('fedjax-mem: ') and err.endswith('\n') and err.count('\n') == 1
-  assert 'Traceback' not in err
-  return err
-
-
-def only(out):
-  (folder,) = out.iterdir()
-  return folder
 
 
 def test_a_run_from_the_command_line_leaves_its_folder_and_is_reported(start, tiny, tmp_path):

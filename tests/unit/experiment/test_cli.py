@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from reference.experiments import one_line, only
 
 from fedjax_mem.experiment import cli
 from fedjax_mem.report.tracker import read_metrics
@@ -24,17 +25,6 @@ def call(capsys):
     return code, said.out, said.err
 
   return main
-
-
-def one_line(err):
-  assert err.startswith('fedjax-mem: ') and err.endswith('\n') and err.count('\n') == 1
-  assert 'Traceback' not in err
-  return err
-
-
-def only(out):
-  (folder,) = out.iterdir()
-  return folder
 
 
 # Commands.
