@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ LAST = ('train_loss', 'test_loss', 'test_accuracy', 'epsilon', 'delta')
 TOTAL = ('clients', 'examples', 'bytes_up', 'bytes_down')
 
 Record = dict[str, Any]
+
+_finished = itertools.count(1)  # stacks of this process
 
 
 class Stack(NamedTuple):
@@ -158,16 +161,23 @@ def _line(error: Exception) -> str:
 
 
 def _forget() -> None:
+  """Frees programs now and then: those of all stacks together would be gigabytes."""
   import jax
 
-  jax.clear_caches()  # the programs of all stacks together would be gigabytes
+  if next(_finished) % 8 == 0:
+    jax.clear_caches()
 
 
 def prepare() -> None:
-  """Readies a process for stacks: two host devices, and pictures that are not drawn."""
+  """Readies a process for stacks: quick compiling, two host devices, and pictures not drawn."""
   import jax
   from matplotlib.figure import Figure
 
+  from tests.reference import compiling
+
+  # As the tests do: what is recorded is what a stack means, which no optimization may change.
+  compiling.quickly()
+  compiling.shared(compiling.cache_folder())
   jax.config.update('jax_num_cpu_devices', 2)
   jax.devices()  # from now on a run can no longer ask for fewer
   # A run ends with a report, whose pictures take a quarter of the time and are not looked at.

@@ -62,9 +62,8 @@ TOLERANCES = {
 
 
 def pool(jobs: int) -> ProcessPoolExecutor:
-  """Returns processes that run stacks on the CPU, and keep what they compile for next time."""
+  """Returns processes that run stacks on the CPU."""
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
   return ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn'), prepare)
 
 
