@@ -5,6 +5,7 @@ that are marked slow and every method in every mode; `--rest` runs only what the
 docs/testing.md says what is where.
 """
 
+import gc
 import sys
 from collections import Counter
 from pathlib import Path
@@ -56,6 +57,8 @@ def pytest_configure(config):
   if not config.getoption('--optimized'):
     compiling.quickly()
   compiling.shared(compiling.cache_folder())
+  # Tracing makes millions of small objects, nearly none of them in cycles.
+  gc.set_threshold(100_000, 20, 50)
 
 
 def pytest_collection_modifyitems(config, items):

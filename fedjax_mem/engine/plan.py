@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fedjax_mem.core import (
   IncompatibleStages,
   Layer,
+  Member,
   Message,
   Population,
   Shape,
@@ -22,7 +23,8 @@ from fedjax_mem.engine import guarantees, pooled, rules, stacks, tables
 from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.cohort import pad
 from fedjax_mem.engine.context import Broadcast, Row, context, examples
-from fedjax_mem.engine.round import RoundFn, Setting, make_round
+from fedjax_mem.engine.mesh import replicated
+from fedjax_mem.engine.round import Setting, make_round
 
 Tree = Any
 
@@ -72,7 +74,8 @@ def make_setting(
     setting = setting._replace(pool=pooled.find(layers, setting, params, population))
   divided = setting.pool is None and tables.divides(layers, shape.num_clients, layout.devices)
   setting = setting._replace(divided=divided)
-  _check_fixed_point(setting, make_round(setting), params, population)
+  setting = setting._replace(round=jax.jit(make_round(setting)))
+  _check_fixed_point(setting, params, population)
   return setting
 
 
@@ -116,8 +119,11 @@ def _check_feedback(layers: tuple[Layer, ...], weighing: str) -> None:
 
 def initial_state(setting: Setting, params: Tree, population: Population, seed: jax.Array) -> State:
   """Returns the state before the first round: client tables [N, ...] and server values."""
-  states = _walk(setting, params, population, seed, dict(setting.like))
-  cast, ids = states.pop('cast'), jnp.arange(setting.shape.num_clients, dtype=jnp.int32)
+  ids = jnp.arange(setting.shape.num_clients, dtype=jnp.int32)
+  cohort = pad(_rows(scalar_member(0)), setting.capacity, setting.shape.num_clients)
+  cast = Broadcast(seed, jnp.int32(0), params, cohort, {}, population.arrays, population.index)
+  servers = {x.name: x.server.init(context(x, 'init', cast, setting.like)) for x in setting.layers}
+  cast = cast._replace(servers=servers)
   clients = {}
   for layer in setting.layers:
     init = lambda id, layer=layer: layer.client.init(
@@ -135,19 +141,19 @@ def _like(
   the shapes of what leaves the last one.
   """
   like: dict[str, Tree] = {}
-  sent = jax.eval_shape(
-    lambda p, d: _walk(setting, p, d, jnp.uint32(0), like)['value'], params, population
-  )
+  sent = jax.eval_shape(lambda p, d: _walk(setting, p, d, jnp.uint32(0), like), params, population)
   return {name: x for name, x in like.items() if isinstance(x, Message)}, sent
+
+
+def _rows(member: Member) -> Member:
+  return jax.tree.map(lambda x: x[None], member)
 
 
 def _walk(
   setting: Setting, params: Tree, population: Population, seed: jax.Array, like: dict[str, Tree]
-) -> dict[str, Any]:
+) -> Any:
   """Sends one client through all client halves, noting in `like` what each of them receives."""
-  cohort = pad(
-    jax.tree.map(lambda x: x[None], scalar_member(0)), setting.capacity, setting.shape.num_clients
-  )
+  cohort = pad(_rows(scalar_member(0)), setting.capacity, setting.shape.num_clients)
   servers: dict[str, Tree] = {}
   cast = Broadcast(seed, jnp.int32(0), params, cohort, servers, population.arrays, population.index)
   row = Row(scalar_member(0), population.start[0], population.count[0])
@@ -171,16 +177,19 @@ def _walk(
         f'the client half of {layer.name!r} must return a {wanted.__name__}, '
         f'got {type(value).__name__}.'
       )
-  return {'value': value, 'cast': cast}
+  return value
 
 
-def _check_fixed_point(
-  setting: Setting, round: RoundFn, params: Tree, population: Population
-) -> None:
+def _check_fixed_point(setting: Setting, params: Tree, population: Population) -> None:
   """Raises `ValueError` if a state does not keep its structure, shapes and dtypes in a round."""
-  seed = jnp.uint32(0)
-  before = jax.eval_shape(lambda p, d: initial_state(setting, p, d, seed), params, population)
-  after = jax.eval_shape(lambda s, d: round(s, d, seed), before, population)[0]
+  seed = jax.ShapeDtypeStruct((), jnp.uint32)
+  init = lambda p, d, s: initial_state(setting, p, d, s)
+  before = jax.eval_shape(init, params, population, seed)
+  # On the mesh, as the program of many rounds has them: its trace of a round is then this one.
+  where = replicated(setting.layout.mesh)
+  there = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where, weak_type=x.weak_type)
+  placed = jax.tree.map(there, (before, jax.eval_shape(lambda d: d, population)))
+  after = jax.eval_shape(setting.round, *placed, seed)[0]
   describe = lambda t: jax.tree.map(
     lambda x: (x.shape, str(x.dtype), bool(getattr(x, 'weak_type', False))), t
   )

@@ -42,6 +42,8 @@ class Setting(NamedTuple):
     pool: how to sum over all examples of the cohort at once, or None.
     divided: whether the tables of client states are divided over the devices, and their rows
       written in the loop over clients.
+    round: the round of this setting, jitted: traced once for all that asks for its shapes and for
+      the program of many rounds; None until the plan has checked it.
   """
 
   layers: tuple[Layer, ...]
@@ -52,6 +54,7 @@ class Setting(NamedTuple):
   transforms: tuple[Callable[[dict], dict], ...] = ()
   pool: Any = None
   divided: bool = False
+  round: Any = None
 
 
 def make_round(setting: Setting) -> RoundFn:

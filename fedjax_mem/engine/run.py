@@ -25,7 +25,7 @@ from fedjax_mem.engine import execution as executions
 from fedjax_mem.engine import mesh as meshes
 from fedjax_mem.engine import plan, tables
 from fedjax_mem.engine.execution import Execution
-from fedjax_mem.engine.round import Setting, make_round
+from fedjax_mem.engine.round import Setting
 
 Tree = Any
 
@@ -202,7 +202,7 @@ def _segment(
 
   A while loop and not a scan, so that one program serves segments of every length.
   """
-  round = make_round(setting)
+  round = setting.round
   like = jax.eval_shape(round, state, population, seed)[1]
   rows = jax.tree.map(lambda x: jnp.zeros((max_rounds, *x.shape), x.dtype), like)
 

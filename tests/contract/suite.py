@@ -255,10 +255,13 @@ POOLS = ('ALGORITHMS-fedavg', 'ALGORITHMS-fedsgd', 'WEIGHINGS')
 
 def modes(case: Case) -> list:
   """Returns the execution modes besides `vmap`: one of the default tier, and the others."""
-  others = ['loop on devices', 'chunk', 'vmap on 2', 'loop']
+  others = ['chunk', 'vmap on 2', 'loop']
   if case.name.startswith(POOLS):
     others += tiny.POOLED
-  return ['chunk on devices', *(pytest.param(m, marks=pytest.mark.slow) for m in others)]
+  slow = [pytest.param(m, marks=pytest.mark.slow) for m in others]
+  # On two devices it tells nothing that the others do not.
+  many = pytest.param('loop on devices', marks=(pytest.mark.slow, pytest.mark.devices(3)))
+  return ['chunk on devices', *slow, many]
 
 
 _simulations: dict[tuple[str, str], Any] = {}
