@@ -6,6 +6,7 @@ docs/testing.md says what is where.
 """
 
 import gc
+import resource
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,8 @@ sys.path[:0] = [p for p in (str(HERE), str(HERE.parent)) if p not in sys.path]
 from reference import compiling  # noqa: E402
 
 pytest_plugins = ('reference.experiments',)
+
+MOST_MEMORY = 2 * 10**9  # bytes of a test process, beyond which it frees programs
 
 # Where a test may mix dtypes: rooms that do not declare theirs, and whole runs.
 STANDARD = ('account', 'data', 'experiment', 'federated', 'models', 'report', 'system')
@@ -125,9 +128,21 @@ def _dtype_promotion(request):
 
 @pytest.fixture(autouse=True, scope='module')
 def _forget_programs():
-  """Frees the programs that a file's tests compiled: over the whole suite they are gigabytes."""
+  """Frees compiled programs once they are many: over the whole suite they are gigabytes.
+
+  Not after each file: the small ones, of single operations, are the same in most of them.
+  """
   yield
-  jax.clear_caches()
+  if _resident() > MOST_MEMORY:
+    jax.clear_caches()
+
+
+def _resident() -> float:
+  """Returns the bytes that this process has in memory; where nobody tells, infinity."""
+  try:
+    return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
+  except OSError:
+    return float('inf')
 
 
 @pytest.fixture(scope='session')

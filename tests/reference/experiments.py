@@ -80,6 +80,7 @@ def _apart(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('FEDJAX_MEM_CACHE', str(tmp_path_factory.mktemp('cache')))
     patch.delenv('XLA_FLAGS', raising=False)
+    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # nor do those optimize
     # Processes of the package's own write as jax does, in place: not into what all tests share.
     patch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
     yield
