@@ -14,7 +14,7 @@ import time
 from benchmarks import measure, works
 from fedjax_mem import account
 from fedjax_mem.account import poisson
-from fedjax_mem.core import Mechanism, Sampling
+from fedjax_mem.core import Draws, Mechanism
 from fedjax_mem.experiment import devices
 
 
@@ -35,7 +35,7 @@ def trajectories() -> None:
   for count in (300, 3_000, 30_000):
     delta, expected, population = 1e-5, 100, 10_000
     rows = poisson.capacity(population, expected, count, delta, epsilon=100.0)
-    sampling = Sampling('poisson', population, expected, rows)
+    sampling = Draws('poisson', population, expected, rows)
     for accountant in ('rdp', 'pld'):
       began = time.perf_counter()
       path = account.trajectory(

@@ -103,8 +103,8 @@ def ours(name: str, clients: int, size: int) -> Callable[[jax.Array], jax.Array]
   cohort = Member(jnp.arange(clients), on, on, jnp.ones(clients))
   key = jax.random.key(0)
   center = jnp.zeros(size)
-  ctx = Context(key, key, jnp.int32(0), cohort, cohort, None, center, None)
-  compute = layer.client.apply.compute
+  ctx = Context(key, key, jnp.int32(0), None, cohort, None, center, None)
+  compute = layer.cohort.apply.compute
   return jax.jit(lambda x: compute(ctx, x, on, jnp.ones(clients))[0])
 
 

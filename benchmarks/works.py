@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from fedjax_mem import data, models
-from fedjax_mem.core import Layer, onion
+from fedjax_mem.core import Layer, compose
 from fedjax_mem.engine import Simulation, simulate
 from fedjax_mem.stages.algorithm import fedavg
 from fedjax_mem.stages.algorithm.training import Sgd
@@ -88,12 +88,12 @@ def load(work: Work, data_dir: str | None = None) -> data.FederatedData:
 
 
 def layers(work: Work, model: models.Model, *more: Layer) -> tuple[Layer, ...]:
-  """Returns the onion of a work, with `more` layers of messages after its own."""
+  """Returns the layers of a work, with `more` layers of messages after its own."""
   if work.privacy is None:
     outer: tuple[Layer, ...] = (by_examples(),)
   else:
     outer = (equal(divisor=work.cohort), central(*work.privacy))
-  return onion(
+  return compose(
     fedavg(
       model.loss,
       learning_rate=work.learning_rate,

@@ -7,8 +7,9 @@ Thousands of clients are trained at once, whole rounds run inside one compiled p
     result = fm.run(fm.load_config('configs/quickstart.toml'))
     result.metrics[-1]['test_accuracy']
 
-The parts are in the submodules: `core` (the protocol of a round), `stages`, `optim`, `engine`,
-`data`, `models`, `experiment`, `report`.
+The rooms `data`, `models`, `optim`, `stages`, `account` and `federated` are attributes of this
+module, and so is the protocol of a round: `Layer`, `Stage`, `Message`, `Task`, `Context`, `compose`
+and the facts that a side of a layer may state. A method of one's own needs nothing else.
 """
 
 import importlib
@@ -17,29 +18,79 @@ from typing import TYPE_CHECKING, Any
 from fedjax_mem._version import __version__
 
 if TYPE_CHECKING:
-  from fedjax_mem import federated
-  from fedjax_mem.core import onion
+  from fedjax_mem import account, data, federated, models, optim, stages
+  from fedjax_mem.core import (
+    Attacks,
+    Bound,
+    Bounds,
+    Context,
+    Draw,
+    Draws,
+    Fact,
+    IncompatibleStages,
+    Layer,
+    Looks,
+    Mean,
+    Member,
+    Message,
+    Noises,
+    Prepares,
+    Round,
+    Rule,
+    Stage,
+    Task,
+    Total,
+    Trains,
+    compose,
+  )
   from fedjax_mem.engine import Execution, Simulation, simulate
   from fedjax_mem.experiment.config import Config, load_config
   from fedjax_mem.experiment.loop import Interrupted, Result, RunFailed, resume, run
 
 __all__ = (
+  'Attacks',
+  'Bound',
+  'Bounds',
   'Config',
+  'Context',
+  'Draw',
+  'Draws',
   'Execution',
+  'Fact',
+  'IncompatibleStages',
   'Interrupted',
+  'Layer',
+  'Looks',
+  'Mean',
+  'Member',
+  'Message',
+  'Noises',
+  'Prepares',
   'Result',
+  'Round',
+  'Rule',
   'RunFailed',
   'Simulation',
+  'Stage',
+  'Task',
+  'Total',
+  'Trains',
   '__version__',
+  'account',
+  'compose',
+  'data',
   'federated',
   'load_config',
-  'onion',
+  'models',
+  'optim',
   'resume',
   'run',
   'simulate',
+  'stages',
 )
 
 # Imported when they are first asked for, so that `fedjax-mem --help` need not start jax.
+_ROOMS = ('account', 'data', 'federated', 'models', 'optim', 'stages')
 _HOMES = {
   'Config': 'experiment.config',
   'Execution': 'engine',
@@ -48,7 +99,6 @@ _HOMES = {
   'RunFailed': 'experiment.loop',
   'Simulation': 'engine',
   'load_config': 'experiment.config',
-  'onion': 'core',
   'resume': 'experiment.loop',
   'run': 'experiment.loop',
   'simulate': 'engine',
@@ -56,12 +106,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-  if name == 'federated':
-    return importlib.import_module(f'{__name__}.federated')
-  if name not in _HOMES:
+  if name in _ROOMS:
+    return importlib.import_module(f'{__name__}.{name}')
+  if name not in __all__:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)
+  return getattr(importlib.import_module(f'{__name__}.{_HOMES.get(name, "core")}'), name)
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *_HOMES, 'federated'})
+  return sorted({*globals(), *__all__})

@@ -31,7 +31,11 @@ STANDARD = ('account', 'data', 'experiment', 'federated', 'models', 'report', 's
 def pytest_addoption(parser):
   group = parser.getgroup('fedjax_mem')
   group.addoption('--all', action='store_true', help='also slow tests, and every mode of a method')
-  group.addoption('--rest', action='store_true', help='only what is left out without --all')
+  group.addoption(
+    '--rest',
+    action='store_true',
+    help='only what is left out without --all, and with more than 2 devices all layouts on them',
+  )
   group.addoption('--optimized', action='store_true', help='compile as users do; takes longer')
   group.addoption('--devices', type=int, default=2, metavar='N', help='forced host CPU devices')
   group.addoption(
@@ -73,8 +77,11 @@ def pytest_collection_modifyitems(config, items):
     if 'on devices' in item.nodeid:
       item.add_marker(pytest.mark.devices(2))
     needed = max((m.args[0] for m in item.iter_markers('devices')), default=1)
-    there = needed <= config.getoption('--devices')
-    wanted = every or _slow(item, seen) == rest
+    devices = config.getoption('--devices')
+    there = needed <= devices
+    # On more devices than the default tier has, the layouts on devices are others.
+    again = rest and needed > 1 and devices > 2
+    wanted = every or _slow(item, seen) == rest or again
     if stages:  # all that the suite asks, and nothing else
       wanted = item.path.name == 'test_contract.py'
     (kept if wanted and there else left).append(item)

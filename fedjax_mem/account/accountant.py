@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_mem.account import curves, events, poisson
-from fedjax_mem.core import Sampling, validate
+from fedjax_mem.core import Draws, validate
 from fedjax_mem.core.mechanism import Mechanism
 
 # Bounds of epsilon up to which a level holds.
@@ -105,7 +105,7 @@ class Claim:
       to delta.
   """
 
-  sampling: Sampling
+  sampling: Draws
   mechanism: Mechanism
   adjacency: str
   accountant: str
@@ -223,7 +223,7 @@ class Claim:
 
 
 def claim(
-  sampling: Sampling,
+  sampling: Draws,
   mechanism: Mechanism,
   *,
   rounds: int,
@@ -303,14 +303,12 @@ def _fitting(made: Claim, rounds: int, delta: float, accountant: str) -> Claim:
   )
 
 
-def epsilon(
-  sampling: Sampling, mechanism: Mechanism, rounds: int, delta: float, **how
-) -> Guarantee:
+def epsilon(sampling: Draws, mechanism: Mechanism, rounds: int, delta: float, **how) -> Guarantee:
   """Returns the guarantee after `rounds` rounds; `how` as in `claim`.
 
-  >>> from fedjax_mem.core import Sampling
+  >>> from fedjax_mem.core import Draws
   >>> from fedjax_mem.core.mechanism import Mechanism
-  >>> sampling = Sampling('poisson', population=3383, expected=120, capacity=3383)
+  >>> sampling = Draws('poisson', population=3383, expected=120, capacity=3383)
   >>> str(epsilon(sampling, Mechanism('gaussian', 1.2), rounds=100, delta=1e-5))[:27]
   'ε = 1.986 at δ = 1e-05 afte'
   """
@@ -319,7 +317,7 @@ def epsilon(
 
 
 def trajectory(
-  sampling: Sampling, mechanism: Mechanism, rounds: int, delta: float, **how
+  sampling: Draws, mechanism: Mechanism, rounds: int, delta: float, **how
 ) -> Trajectory:
   """Returns epsilon after each round; `how` as in `claim`."""
   made = claim(sampling, mechanism, rounds=rounds, delta=delta, **how)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fedjax_mem.account import events, poisson
 from fedjax_mem.account.accountant import Claim, Guarantee, claim
-from fedjax_mem.core import Sampling, validate
+from fedjax_mem.core import Draws, validate
 from fedjax_mem.core.mechanism import Mechanism
 
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e9
@@ -24,7 +24,7 @@ class Calibrated(NamedTuple):
   """
 
   mechanism: Mechanism
-  sampling: Sampling
+  sampling: Draws
   rounds: int
   guarantee: Guarantee
 
@@ -32,7 +32,7 @@ class Calibrated(NamedTuple):
 def noise_multiplier(
   target_epsilon: float,
   delta: float,
-  sampling: Sampling,
+  sampling: Draws,
   rounds: int,
   mechanism: Mechanism | None = None,
   **how,
@@ -66,7 +66,7 @@ def noise_multiplier(
         guess = solve(by_rdp)
     return _least_noise(epsilon, target_epsilon, guess, 1e-5 if made.accountant == 'pld' else 1e-8)
 
-  def at(noise: float) -> tuple[Sampling, Mechanism, int]:
+  def at(noise: float) -> tuple[Draws, Mechanism, int]:
     return sampling, dataclasses.replace(mechanism, noise_multiplier=noise), rounds
 
   return _settle(solve, at, sampling, mechanism, rounds, delta, how)
@@ -102,7 +102,7 @@ def _least_noise(
 def rounds(
   target_epsilon: float,
   delta: float,
-  sampling: Sampling,
+  sampling: Draws,
   mechanism: Mechanism,
   most: int = 1_000_000,
   **how,
@@ -130,7 +130,7 @@ def rounds(
 def cohort(
   target_epsilon: float,
   delta: float,
-  sampling: Sampling,
+  sampling: Draws,
   mechanism: Mechanism,
   rounds: int,
   **how,
@@ -166,14 +166,14 @@ def cohort(
 
 
 def resize(
-  sampling: Sampling, expected: float, rounds: int, delta: float, epsilon: float = 10.0
-) -> Sampling:
-  """Returns the sampling with another cohort, and the capacity or separation that goes with it."""
+  sampling: Draws, expected: float, rounds: int, delta: float, epsilon: float = 10.0
+) -> Draws:
+  """Returns the sampling with another cohort, and the capacity or `min_sep` that goes with it."""
   if sampling.scheme == 'poisson':
     rows = poisson.capacity(sampling.population, expected, rounds, delta, epsilon)
-    return sampling._replace(expected=expected, capacity=rows)
-  apart = sampling.population // int(expected) if sampling.scheme == 'cyclic' else None
-  return sampling._replace(expected=expected, capacity=int(expected), separation=apart)
+    return dataclasses.replace(sampling, expected=expected, capacity=rows)
+  apart = sampling.population // int(expected) if sampling.scheme == 'cyclic' else 1
+  return dataclasses.replace(sampling, expected=expected, capacity=int(expected), min_sep=apart)
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:
@@ -194,7 +194,7 @@ def _settle(solve, at, sampling, mechanism, first_rounds, delta, how) -> Calibra
   The claim is first made as if no cohort overflowed, so that the accountant does not change while
   the search goes on.
   """
-  roomy = sampling._replace(capacity=sampling.population)
+  roomy = dataclasses.replace(sampling, capacity=sampling.population)
   start = claim(roomy, mechanism, rounds=first_rounds, delta=delta, **how)
   made = dataclasses.replace(start, sampling=sampling)
   found = solve(made)
@@ -207,6 +207,6 @@ def _settle(solve, at, sampling, mechanism, first_rounds, delta, how) -> Calibra
   )
 
 
-def _claim_at(point: tuple[Sampling, Mechanism, int], delta: float, how: dict) -> Claim:
+def _claim_at(point: tuple[Draws, Mechanism, int], delta: float, how: dict) -> Claim:
   sampling, mechanism, number = point
   return claim(sampling, mechanism, rounds=number, delta=delta, **how)

@@ -20,7 +20,7 @@ import functools
 import math
 from typing import Any
 
-from fedjax_mem.core import IncompatibleStages, Sampling, validate
+from fedjax_mem.core import Draws, IncompatibleStages, validate
 from fedjax_mem.core.mechanism import Mechanism
 
 ADJACENCIES = ('add_or_remove_one', 'replace_one', 'replace_special')
@@ -35,7 +35,7 @@ _TYPICAL_ORDER = 16
 _LEAST_VARIANCE = 0.25
 
 
-def refuse(sampling: Sampling, mechanism: Mechanism, reason: str) -> IncompatibleStages:
+def refuse(sampling: Draws, mechanism: Mechanism, reason: str) -> IncompatibleStages:
   """Returns the error that says why a sampler and a mechanism cannot be accounted together."""
   return IncompatibleStages(
     f'sampling {sampling.scheme!r} and mechanism {mechanism.name!r} ({mechanism.trust}, by '
@@ -43,12 +43,12 @@ def refuse(sampling: Sampling, mechanism: Mechanism, reason: str) -> Incompatibl
   )
 
 
-def check(sampling: Sampling, mechanism: Mechanism) -> None:
+def check(sampling: Draws, mechanism: Mechanism) -> None:
   """Raises unless the sampling is sound by itself and may be paired with the mechanism.
 
   Raises:
     ValueError: a size is out of range (a rate over 1, an empty cohort).
-    IncompatibleStages: the draw depends on data, or is of a kind nobody has an event for.
+    IncompatibleStages: the draw depends on data, or correlated noise assumes a rarer one.
   """
   validate.integer(population=sampling.population)
   validate.positive(expected=sampling.expected)
@@ -58,20 +58,17 @@ def check(sampling: Sampling, mechanism: Mechanism) -> None:
       f'most 1), got {sampling.expected!r}.'
     )
   validate.integer(capacity=sampling.capacity)
-  if sampling.separation is not None:
-    validate.integer(separation=sampling.separation)
+  validate.integer(min_sep=sampling.min_sep)
   if sampling.scheme == 'data_dependent':
     raise refuse(sampling, mechanism, 'who is selected would itself reveal data')
-  if sampling.scheme not in SCHEMES:
-    raise refuse(sampling, mechanism, f'no valid event is known; use one of {SCHEMES}')
-  if sampling.scheme != 'poisson' and sampling.expected != int(sampling.expected):
+  if sampling.scheme in SCHEMES[1:] and sampling.expected != int(sampling.expected):
     raise ValueError(f'expected must be a whole number, got {sampling.expected!r}.')
   _check_participation(sampling, mechanism)
 
 
-def _check_participation(sampling: Sampling, mechanism: Mechanism) -> None:
+def _check_participation(sampling: Draws, mechanism: Mechanism) -> None:
   """Raises if correlated noise assumes fewer participations than the sampler allows."""
-  separation = sampling.separation or 1
+  separation = sampling.min_sep
   if mechanism.name == 'matrix' and mechanism.separation > separation:
     raise refuse(
       sampling,
@@ -81,12 +78,12 @@ def _check_participation(sampling: Sampling, mechanism: Mechanism) -> None:
     )
 
 
-def _keeps_apart(sampling: Sampling) -> bool:
+def _keeps_apart(sampling: Draws) -> bool:
   """Whether the draw of a round depends on the rounds before."""
-  return sampling.scheme == 'cyclic' or (sampling.separation or 1) > 1
+  return sampling.scheme == 'cyclic' or sampling.min_sep > 1
 
 
-def default_adjacency(sampling: Sampling, mechanism: Mechanism) -> str:
+def default_adjacency(sampling: Draws, mechanism: Mechanism) -> str:
   """Returns the adjacency that goes with the pair where the user names none."""
   if mechanism.trust == 'local' and mechanism.unit == 'client':
     return 'replace_one'
@@ -98,7 +95,7 @@ def default_adjacency(sampling: Sampling, mechanism: Mechanism) -> str:
   return 'replace_one'
 
 
-def check_adjacency(sampling: Sampling, mechanism: Mechanism, adjacency: str) -> None:
+def check_adjacency(sampling: Draws, mechanism: Mechanism, adjacency: str) -> None:
   """Raises `IncompatibleStages` where a client more or less would change who else is drawn."""
   validate.one_of(ADJACENCIES, adjacency=adjacency)
   if adjacency != 'add_or_remove_one':
@@ -111,6 +108,8 @@ def check_adjacency(sampling: Sampling, mechanism: Mechanism, adjacency: str) ->
     reason = 'a cohort of fixed size without a client holds another in its place'
   elif _keeps_apart(sampling):
     reason = 'a client more or less moves the turns of all others'
+  elif sampling.scheme != 'poisson':
+    reason = 'nobody states what the draw makes of a client more or less'
   else:
     return
   raise refuse(
@@ -121,7 +120,7 @@ def check_adjacency(sampling: Sampling, mechanism: Mechanism, adjacency: str) ->
   )
 
 
-def amplified(sampling: Sampling, mechanism: Mechanism, adjacency: str) -> bool:
+def amplified(sampling: Draws, mechanism: Mechanism, adjacency: str) -> bool:
   """Returns whether the event claims amplification by sampling."""
   if (mechanism.trust == 'local' and mechanism.unit == 'client') or _keeps_apart(sampling):
     return False
@@ -134,22 +133,22 @@ def amplified(sampling: Sampling, mechanism: Mechanism, adjacency: str) -> bool:
   )
 
 
-def horizon(sampling: Sampling, mechanism: Mechanism) -> int | None:
+def horizon(sampling: Draws, mechanism: Mechanism) -> int | None:
   """Returns the most rounds that correlated noise covers, or None where there is no end."""
   if mechanism.name == 'matrix':
     return len(mechanism.sensitivities)
   if mechanism.name == 'tree' and mechanism.restart is None:
-    return sampling.separation or 1
+    return sampling.min_sep
   return None
 
 
-def participations(sampling: Sampling, rounds: int) -> int:
+def participations(sampling: Draws, rounds: int) -> int:
   """Returns in how many of `rounds` rounds one client can take part at the most."""
-  return math.ceil(rounds / (sampling.separation or 1))
+  return math.ceil(rounds / sampling.min_sep)
 
 
 def build(
-  sampling: Sampling,
+  sampling: Draws,
   mechanism: Mechanism,
   adjacency: str,
   accountant: str,
@@ -206,7 +205,7 @@ def _event(name: str, *args: Any) -> Any:
   return kinds[name](*args)
 
 
-def _matrix(sampling: Sampling, mechanism: Mechanism, multiplier: float, rounds: int) -> Any:
+def _matrix(sampling: Draws, mechanism: Mechanism, multiplier: float, rounds: int) -> Any:
   """Returns one Gaussian event for all rounds: the noise is drawn once, for the whole matrix."""
   if rounds > len(mechanism.sensitivities):
     raise refuse(
@@ -217,10 +216,10 @@ def _matrix(sampling: Sampling, mechanism: Mechanism, multiplier: float, rounds:
   return _event('gaussian', multiplier / mechanism.sensitivities[rounds - 1])
 
 
-def _tree(sampling: Sampling, mechanism: Mechanism, multiplier: float, rounds: int) -> Any:
+def _tree(sampling: Draws, mechanism: Mechanism, multiplier: float, rounds: int) -> Any:
   """Returns the event of one tree, in which a client takes part once."""
   steps = min(mechanism.restart or rounds, rounds)
-  separation = sampling.separation or 1
+  separation = sampling.min_sep
   if steps > separation:
     raise refuse(
       sampling,
@@ -231,7 +230,7 @@ def _tree(sampling: Sampling, mechanism: Mechanism, multiplier: float, rounds: i
   return _event('tree', multiplier, steps)
 
 
-def _sampled(sampling: Sampling, event: Any) -> Any:
+def _sampled(sampling: Draws, event: Any) -> Any:
   import dp_accounting
 
   if sampling.scheme == 'poisson':
@@ -242,7 +241,7 @@ def _sampled(sampling: Sampling, event: Any) -> Any:
   )
 
 
-def _truncated(sampling: Sampling, multiplier: float) -> Any:
+def _truncated(sampling: Draws, multiplier: float) -> Any:
   import dp_accounting
 
   return dp_accounting.TruncatedSubsampledGaussianDpEvent(

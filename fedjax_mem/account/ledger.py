@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_mem.account.accountant import NOT_COVERED, Claim, Guarantee, claim
-from fedjax_mem.core import IncompatibleStages, Sampling, validate
+from fedjax_mem.core import Draws, IncompatibleStages, validate
 from fedjax_mem.core.mechanism import Mechanism
 
-VERSION = 1
+VERSION = 2
 
 
 class Entry(NamedTuple):
@@ -89,7 +89,7 @@ class Ledger:
   @classmethod
   def plan(
     cls,
-    sampling: Sampling,
+    sampling: Draws,
     mechanisms: Mapping[str, Mechanism],
     *,
     rounds: int,
@@ -102,7 +102,7 @@ class Ledger:
 
     Args:
       sampling: what the layer that selects does.
-      mechanisms: layer name -> its `Traits.mechanism`; several must be Gaussian.
+      mechanisms: layer name -> its mechanism; several must be Gaussian.
       rounds: R, of the whole run.
       delta: target, in (0, 1).
       budget: the epsilon not to exceed, or None.
@@ -242,7 +242,7 @@ def entry_to_dict(item: Entry) -> dict[str, Any]:
   """Returns an entry as plain data."""
   return {
     'parts': {name: dataclasses.asdict(part) for name, part in item.parts.items()},
-    'sampling': item.claim.sampling._asdict(),
+    'sampling': dataclasses.asdict(item.claim.sampling),
     'mechanism': dataclasses.asdict(item.claim.mechanism),
     'adjacency': item.claim.adjacency,
     'accountant': item.claim.accountant,
@@ -256,7 +256,7 @@ def entry_to_dict(item: Entry) -> dict[str, Any]:
 def entry_from_dict(data: Mapping[str, Any]) -> Entry:
   """Returns the entry that `entry_to_dict` was taken of."""
   made = Claim(
-    Sampling(**data['sampling']),
+    Draws(**data['sampling']),
     Mechanism(**data['mechanism']),
     data['adjacency'],
     data['accountant'],

@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike
 from fedjax_mem.account import ledger as ledgers
 from fedjax_mem.account.accountant import NOT_COVERED, Guarantee, claim
 from fedjax_mem.account.ledger import Entry
-from fedjax_mem.core import Sampling, validate
+from fedjax_mem.core import Draws, validate
 from fedjax_mem.core.mechanism import Mechanism
 
 # A client always knows that it takes part: nothing is claimed of the draw.
-_ALWAYS = Sampling('cyclic', population=1, expected=1, capacity=1)
+_ALWAYS = Draws('cyclic', population=1, expected=1, capacity=1)
 
 
 class LocalLedger:
@@ -57,7 +57,7 @@ class LocalLedger:
     rounds: int,
     delta: float,
     steps: int = 1,
-    batches: Sampling | None = None,
+    batches: Draws | None = None,
     budget: float | None = None,
     adjacency: str | None = None,
     accountant: str = 'auto',

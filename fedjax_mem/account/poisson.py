@@ -14,13 +14,13 @@ Reference: Chua et al. (2024), arXiv 2411.04205, section 4 (truncated Poisson ba
 
 import math
 
-from fedjax_mem.core import Sampling, validate
+from fedjax_mem.core import Draws, validate
 
 # The part of delta that overflowing cohorts may add to it.
 SHARE = 0.01
 
 
-def overflow(sampling: Sampling, rounds: int) -> float:
+def overflow(sampling: Draws, rounds: int) -> float:
   """Returns the probability that a cohort of the run does not fit (0 unless Poisson).
 
   Exact binomial tail, independent rounds. Nothing overflows where the capacity is the population.
@@ -34,7 +34,7 @@ def overflow(sampling: Sampling, rounds: int) -> float:
   return 1.0 if once >= 1 else -math.expm1(rounds * math.log1p(-once))
 
 
-def added_delta(sampling: Sampling, rounds: int, epsilon: float) -> float:
+def added_delta(sampling: Draws, rounds: int, epsilon: float) -> float:
   """Returns what overflowing cohorts add to delta, (1 + e^epsilon) P(overflow in the run)."""
   tau = overflow(sampling, rounds)
   if tau == 0:
@@ -68,7 +68,7 @@ def capacity(
     raise ValueError(f'expected must be at most the population of {population}, got {expected!r}.')
 
   def fits(rows: int) -> bool:
-    sampling = Sampling('poisson', population, expected, rows)
+    sampling = Draws('poisson', population, expected, rows)
     return added_delta(sampling, rounds, epsilon) <= SHARE * delta
 
   low, high = max(1, min(population, math.ceil(expected))) - 1, population

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedjax_mem.account import calibrate, events
 from fedjax_mem.account.accountant import Guarantee, claim
-from fedjax_mem.core import IncompatibleStages, Sampling, validate
+from fedjax_mem.core import Draws, IncompatibleStages, validate
 from fedjax_mem.core.mechanism import NAMES, Mechanism
 
 COMMANDS = ('epsilon', 'calibrate', 'plan')
@@ -79,7 +79,7 @@ def _require(command: str, **named: Any) -> None:
     raise ValueError(f'{missing[0]} must be given for {command!r}, got None.')
 
 
-def _sampling(scheme, population, cohort, rounds, delta, epsilon=10.0) -> Sampling:
+def _sampling(scheme, population, cohort, rounds, delta, epsilon=10.0) -> Draws:
   """Returns the sampling of a cohort; a Poisson cohort gets the rows that its run needs."""
   validate.positive(cohort=cohort)
   if cohort > population:
@@ -88,12 +88,12 @@ def _sampling(scheme, population, cohort, rounds, delta, epsilon=10.0) -> Sampli
       f'{cohort!r}.'
     )
   return calibrate.resize(
-    Sampling(scheme, population, cohort, population), cohort, rounds, delta, epsilon
+    Draws(scheme, population, cohort, population), cohort, rounds, delta, epsilon
   )
 
 
 def _row(
-  sampling: Sampling, mechanism: Mechanism, stated: Guarantee, target: float | None = None
+  sampling: Draws, mechanism: Mechanism, stated: Guarantee, target: float | None = None
 ) -> Row:
   aim = {} if target is None else {'target': target}
   return {
@@ -152,7 +152,7 @@ def _calibrate(population, delta, named, target, scheme, mechanism, how) -> list
       target, delta, sampling, rounds, Mechanism(mechanism, 1.0), **how
     )
   elif missing == ['cohort']:
-    template = Sampling(scheme, population, 1, population)
+    template = Draws(scheme, population, 1, population)
     found = calibrate.cohort(target, delta, template, Mechanism(mechanism, noise), rounds, **how)
   else:
     # The rows depend on the rounds, which are not known: those of the longest run that is tried.

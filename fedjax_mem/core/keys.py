@@ -15,7 +15,7 @@ import jax
 
 from fedjax_mem.core import validate
 
-_ROLES = ('common', 'client', 'server', 'cohort', 'select', 'init', 'client_init')
+_ROLES = ('round', 'client', 'server', 'cohort', 'select', 'init', 'client_init')
 
 
 def seed_key(seed: jax.typing.ArrayLike) -> jax.Array:
@@ -33,7 +33,7 @@ def role_key(layer: jax.Array, role: str, client: jax.typing.ArrayLike | None = 
 
   Args:
     layer: a key from `layer_key`.
-    role: one of 'common', 'client', 'server', 'cohort', 'select', 'init' and 'client_init'. A role
+    role: one of 'round', 'client', 'server', 'cohort', 'select', 'init' and 'client_init'. A role
       is either of one or of every client: a key that is a parent of others is handed to nobody.
     client: id of the client, for a role that every client plays.
   """

@@ -1,7 +1,7 @@
 """Plain data that says which noise was added to what, for the accountant.
 
-A stage that adds noise puts a `Mechanism` in its `Traits`; the accountant pairs it with the
-`Sampling` of the layer that selects. Nothing here is an array or a function.
+A side that adds noise states a `Mechanism` in its `Noises`; the accountant pairs it with the
+`Draws` of the layer that draws. Nothing here is an array or a function.
 """
 
 import dataclasses

@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mem.core import Member, Population, tree
-from fedjax_mem.engine.context import Row
 from fedjax_mem.engine.mesh import AXIS
+from fedjax_mem.engine.walk import Row
 
 Tree = Any
 # Bytes of rows, of all devices, that are exchanged at once: a small part of a CPU's last cache.

@@ -1,124 +1,205 @@
-"""What a plan refuses so that a claim of privacy holds, and what it tells the layers that noise.
+"""What a plan refuses so that a claim of privacy holds.
 
-`bind` looks at the layers alone: their order, weights, samplers and bounds. `check_released` looks
-at what only shapes show: sums that leave beside the noise. Both raise `IncompatibleStages`, naming
-the layer that adds noise, the layer that breaks its promise, and the remedy.
+`check` looks at the layers alone: their order, weights, samplers. `check_bounds` and
+`check_released` look at what only shapes show: what one client can change where noise is added, and
+sums that leave beside the noise. All raise `IncompatibleStages`, naming the layer that adds noise,
+the layer that breaks its promise, and the remedy.
 
-The scale of noise on the sum is asked of the onion: a layer states the bound of what leaves its own
-client half, and the layers after it say what they make of that bound. A layer after the noise works
-on the sum before the noise is added, so its `sensitivity` speaks of its message as decoded: in the
-units of what enters it. A server half whose `apply` has a method `told(outside)` is given this
-composition, and scales its noise by it; one that has not must not be followed by a layer that
-enlarges the bound.
+What one client can change in the sum is composed along the path of a message (`Round.bounds`): out
+over the client and cohort sides, and back over the server sides that are listed after the noise,
+which work on the sum before it. A side that states no `Bounds` leaves it unknown, and noise on what
+is unknown is refused.
 """
 
-import math
-from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import jax
 
 from fedjax_mem.core import (
+  IN_ROUND,
   Bound,
+  Bounds,
+  Draws,
   IncompatibleStages,
   Layer,
+  Looks,
+  Mechanism,
   Message,
-  Stage,
-  selector,
-  sensitivity,
+  Noises,
+  Round,
+  known,
   tree,
 )
 
 Tree = Any
-_UNSTATED = Layer('').sensitivity
 _ROUNDING = 1 + 1e-6
 
 
-def bind(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-  """Returns the layers, those that add noise told what becomes of their bounds.
+def check(layers: Round) -> None:
+  """Raises for a combination in which the noise would not give what it is accounted for.
 
   Args:
-    layers: the onion, its order checked.
+    layers: of the round, one of which weighs.
 
   Raises:
-    IncompatibleStages: a combination in which the noise would not give what it is accounted for.
+    IncompatibleStages: a promise that does not hold.
   """
-  noisy = [x for x in layers if x.traits.mechanism is not None]
-  if not noisy:
-    return layers
-  _check_together(noisy)
-  for layer in noisy:
-    _check_selection(layers, layer)
-    _check_weights(layers, layer)
-    _check_separate(layers, layer)
-    if _central(layer):
-      _check_bound(layers, layer)
-      _check_outside(layers, layer)
-  return tuple(_told(layers, x) if x in noisy and _central(x) else x for x in layers)
+  noisy = layers.having(Noises)
+  names = [layer.name for layer, _, _ in noisy]
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise IncompatibleStages(f'{twice!r} must add noise on one of its sides, got two.')
+  _check_together([(layer, noise.mechanism) for layer, _, noise in noisy])
+  for layer, _, noise in noisy:
+    _check_selection(layers, layer, noise.mechanism)
+    _check_weights(layers, layer, noise.mechanism)
+    if noise.mechanism.carried:
+      _check_share(layers, layer)
 
 
-def check_released(
-  layers: tuple[Layer, ...], like: dict[str, Tree], sent: Message, servers: dict[str, Tree]
-) -> None:
-  """Raises `IncompatibleStages` if something is released beside the noise.
+def _check_share(layers: Round, layer: Layer) -> None:
+  """Raises where anything but a mask works on messages that hold a share of the noise."""
+  for x in layers.after(layer):
+    if set(x.sides) - {'select'} and not x.traits.masks:
+      raise IncompatibleStages(
+        f'{x.name!r} comes after {layer.name!r} and works on what holds a share of the noise: '
+        'put it before the clip, or remove it.'
+      )
+
+
+def check_bounds(layers: Round, specs: dict[str, Tree]) -> None:
+  """Raises where the norm that noise is scaled to is unknown, or larger than it is drawn for.
 
   Args:
-    layers: the onion.
-    like: for each layer after the algorithm, the shapes of what its client half receives.
-    sent: shapes of what leaves the last client half.
-    servers: for each layer, the shapes of its server state.
+    layers: of the round.
+    specs: for each layer, the shapes that its client side receives.
   """
-  for layer in layers:
-    mechanism = layer.traits.mechanism
-    if mechanism is None or layer.name not in like:
-      continue
-    _check_entering(layers, layer, like)
-    _check_beside(layers, layer, like, sent, servers)
+  for layer, side, noise in layers.having(Noises):
+    if layer.name not in specs or layer is layers.algorithm:
+      continue  # noise inside of training, or before it, bounds what it noises itself
+    mechanism = noise.mechanism
+    here = layers.bound(layer, side, specs)
+    wanted = ('rows',) if mechanism.trust == 'local' else ('rows', _norm(mechanism))
+    for what in wanted:
+      if not known(getattr(here, what)):
+        raise IncompatibleStages(_unknown(layers, layer, side, what, specs))
+    _check_rows(layers, layer, side, here, specs)
+    if mechanism.trust == 'central':
+      _check_fixed(layers, layer, side, mechanism, specs)
 
 
-def _central(layer: Layer) -> bool:
-  return layer.traits.mechanism.trust == 'central'
+def _norm(mechanism: Mechanism) -> str:
+  """Returns which norm the noise needs to be bounded."""
+  return 'l1' if mechanism.name == 'laplace' else 'l2'
 
 
-def _norm(layer: Layer) -> str:
-  """Returns which norm the noise of a layer needs to be bounded."""
-  return 'l1' if layer.traits.mechanism.name == 'laplace' else 'l2'
+def _steps(
+  layers: Round, layer: Layer, side: str, what: str, specs: dict[str, Tree]
+) -> list[tuple[Layer, str, Any, Any]]:
+  """Returns (layer, side, bound of what enters, of what leaves) up to a side, the last first."""
+  places = layers.bounds(specs)
+  stop = next(i for i, (x, s, _) in enumerate(places) if (x.name, s) == (layer.name, side))
+  return [
+    (x, s, getattr(before, what), getattr(after, what))
+    for (x, s, before), (_, _, after) in reversed(list(pairwise(places[: stop + 1])))
+  ]
 
 
-def _after(layers: tuple[Layer, ...], layer: Layer) -> tuple[Layer, ...]:
-  return layers[[x.name for x in layers].index(layer.name) + 1 :]
+def _unknown(layers: Round, layer: Layer, side: str, what: str, specs: dict[str, Tree]) -> str:
+  """Returns who leaves unknown what noise is scaled to, why, and what to do."""
+  breaks = next(
+    (
+      (x, s)
+      for x, s, old, new in _steps(layers, layer, side, what, specs)
+      if known(old) and not known(new)
+    ),
+    None,
+  )
+  if breaks is None:
+    return (
+      f'{layer.name!r} adds noise, and no layer up to it bounds the {what.upper()} norm of an '
+      f'update, the algorithm {layers.algorithm.name!r} least of all: clip first.'
+    )
+  x, s = breaks
+  fact = x.sides[s].fact(Bounds)
+  why = 'it states no bound' if fact is None else fact.why or 'it says so'
+  if what == 'rows':
+    return (
+      f'{layer.name!r} bounds what one client changes, and the cohort side of {x.name!r} sees all '
+      f'updates at once, so that one client may change the messages of others ({why}): remove '
+      f'{x.name!r}, or state its Bounds.'
+    )
+  return (
+    f'the {s} side of {x.name!r} leaves the {what.upper()} norm of what one client changes unknown '
+    f'({why}), and the noise of {layer.name!r} is scaled to it: put {x.name!r} before the clip, or '
+    'remove it.'
+  )
 
 
-def _before(layers: tuple[Layer, ...], layer: Layer) -> tuple[Layer, ...]:
-  return layers[: [x.name for x in layers].index(layer.name)]
+def _check_rows(
+  layers: Round, layer: Layer, side: str, here: Bound, specs: dict[str, Tree]
+) -> None:
+  """Raises where a client changes the messages of others, and the noise is not scaled to that.
+
+  Noise of a client's own covers one message; so does what a layer sums beside the update, and that
+  is what a bound that is known only in the round comes from.
+  """
+  if here.rows == 1 or (side == 'server' and here.l2 is not IN_ROUND):
+    return
+  steps = _steps(layers, layer, side, 'rows', specs)
+  name = next((x.name for x, _, old, new in steps if old != new), layers.algorithm.name)
+  raise IncompatibleStages(
+    f'{layer.name!r} covers what one client changes in one message, and with {name!r} it may '
+    f'change the messages of others: remove {name!r}.'
+  )
 
 
-def _check_together(noisy: list[Layer]) -> None:
+def _check_fixed(
+  layers: Round, layer: Layer, side: str, mechanism: Mechanism, specs: dict[str, Tree]
+) -> None:
+  """Raises where noise that is drawn for one bound meets another.
+
+  Integer noise is drawn for the bound on its grid; noise that is correlated over rounds for one
+  that is the same in all of them.
+  """
+  here = getattr(layers.bound(layer, side, specs), _norm(mechanism))
+  if here is IN_ROUND and (mechanism.l2 is not None or mechanism.name in ('tree', 'matrix')):
+    raise IncompatibleStages(
+      f'{layer.name!r} draws noise for a bound that is the same in every round, and what reaches '
+      'it is bounded by a number known only in the round: clip to a fixed norm.'
+    )
+  if mechanism.l2 is None or here <= mechanism.l2 * _ROUNDING:
+    return
+  steps = _steps(layers, layer, side, 'l2', specs)
+  name = next((x.name for x, _, old, new in steps if new > old), steps[-1][0].name)
+  raise IncompatibleStages(
+    f'{name!r} enlarges the bound of {layer.name!r} to {here:.6g} on its grid, and its noise is '
+    f'drawn for {mechanism.l2:.6g}: put {name!r} before {layer.name!r}, or remove it.'
+  )
+
+
+def _check_together(noisy: list[tuple[Layer, Mechanism]]) -> None:
   """Raises where two mechanisms protect the same thing and nobody can say what they amount to."""
-  groups: dict[tuple[str, str], list[Layer]] = {}
-  for x in noisy:
-    groups.setdefault((x.traits.mechanism.trust, x.traits.mechanism.unit), []).append(x)
+  groups: dict[tuple[str, str], list[tuple[Layer, Mechanism]]] = {}
+  for layer, mechanism in noisy:
+    groups.setdefault((mechanism.trust, mechanism.unit), []).append((layer, mechanism))
   for (trust, unit), group in groups.items():
-    kinds = [x.traits.mechanism.name for x in group]
-    composed = trust == 'central' and set(kinds) == {'gaussian'}
-    if len(group) > 1 and not composed:
-      first, second = group[0], group[1]
+    if len(group) > 1:
+      (first, one), (second, two) = group[:2]
       raise IncompatibleStages(
-        f'{first.name!r} ({kinds[0]}) and {second.name!r} ({kinds[1]}) both add {trust} noise by '
+        f'{first.name!r} ({one.name}) and {second.name!r} ({two.name}) both add {trust} noise by '
         f'{unit}, and what they amount to together is not stated: remove one of them.'
       )
 
 
-def _check_selection(layers: tuple[Layer, ...], layer: Layer) -> None:
+def _check_selection(layers: Round, layer: Layer, mechanism: Mechanism) -> None:
   """Raises where who is selected depends on data, or more often than correlated noise assumes."""
-  name, sampler = selector(layers)
-  chooser = next(x for x in layers if x.name == name)
-  if sampler.sampling.scheme == 'data_dependent' or chooser.client != Stage():
-    raise IncompatibleStages(
-      f'{layer.name!r} claims privacy, and {name!r} selects clients by what they report: use a '
-      'sampler that does not look at data, such as poisson or uniform.'
-    )
-  mechanism, kept = layer.traits.mechanism, sampler.sampling.separation or 1
+  drawn = False
+  for x in layers.selecting:
+    drawn = drawn or x is layers.drawing
+    _check_looks(layers, layer, x, drawn, mechanism)
+  name, kept = layers.drawing.name, layers.draws.min_sep
   wanted = mechanism.restart if mechanism.name == 'tree' else mechanism.separation
   if mechanism.name in ('tree', 'matrix') and (wanted or 1) > kept:
     option = 'restart' if mechanism.name == 'tree' else 'separation'
@@ -129,10 +210,47 @@ def _check_selection(layers: tuple[Layer, ...], layer: Layer) -> None:
     )
 
 
-def _check_weights(layers: tuple[Layer, ...], layer: Layer) -> None:
+def _check_looks(
+  layers: Round, noisy: Layer, chooser: Layer, drawn: bool, mechanism: Mechanism
+) -> None:
+  """Raises where a select side looks at what it must not, or changes the law of the draw.
+
+  Args:
+    layers: of the round.
+    noisy: the layer that makes the claim.
+    chooser: the layer that selects.
+    drawn: whether it draws, or comes after the draw.
+    mechanism: of the noise.
+  """
+  stage: Any = chooser.select
+  looks, draws = stage.fact(Looks), stage.fact(Draws)
+  # After the draw, that a client does not arrive is a message of zeros, which is within the bound
+  # of noise on the sum. A client's own noise does not hide whether it arrives.
+  after = drawn and draws is None
+  by_server = mechanism.trust == 'central' and not mechanism.carried
+  allowed = ('nothing', 'own data') if after and by_server else ('nothing',)
+  if looks is None or looks.at not in allowed:
+    why = 'does not state what it looks at' if looks is None else f'looks at {looks.at}'
+    raise IncompatibleStages(
+      f'{noisy.name!r} claims privacy, and {chooser.name!r} selects clients and {why}: use a layer '
+      'that does not look at data, such as poisson or uniform.'
+    )
+  if chooser.client is not None or chooser.cohort is not None:
+    raise IncompatibleStages(
+      f'{noisy.name!r} claims privacy, and {chooser.name!r} selects clients by what they report: '
+      'use a sampler that does not look at data, such as poisson or uniform.'
+    )
+  if not drawn and layers.draws.scheme != 'poisson':
+    raise IncompatibleStages(
+      f'{chooser.name!r} comes before the draw and changes its probabilities, by which '
+      f'{noisy.name!r} is accounted: put it after the draw, or draw by poisson.'
+    )
+
+
+def _check_weights(layers: Round, layer: Layer, mechanism: Mechanism) -> None:
   """Raises where weights or the divisor would tell what the noise is to hide."""
-  weighing = next(x for x in layers if x.traits.weighs is not None)
-  mechanism, traits = layer.traits.mechanism, weighing.traits
+  weighing: Any = layers.weighing
+  traits = weighing.traits
   allowed = ('equal',) if mechanism.unit == 'example' else ('equal', 'capped')
   if traits.weighs not in allowed:
     raise IncompatibleStages(
@@ -142,13 +260,13 @@ def _check_weights(layers: tuple[Layer, ...], layer: Layer) -> None:
     )
   if mechanism.unit == 'example':
     return
-  if weighing in _after(layers, layer):
+  if weighing in layers.after(layer):
     raise IncompatibleStages(
       f'{layer.name!r} must come after {weighing.name!r}: its clip must cover the weight, and its '
       'noise must be added before the division.'
     )
-  if traits.divisor is None and (_central(layer) or traits.weighs != 'equal'):
-    expected = selector(layers)[1].sampling.expected
+  if traits.divisor is None and (mechanism.trust == 'central' or traits.weighs != 'equal'):
+    expected = layers.draws.expected
     raise IncompatibleStages(
       f'{layer.name!r} adds noise to a sum, and {weighing.name!r} divides it by the weights that '
       'arrived, which each client changes: give it a fixed divisor, the expected cohort '
@@ -156,147 +274,75 @@ def _check_weights(layers: tuple[Layer, ...], layer: Layer) -> None:
     )
 
 
-def _check_separate(layers: tuple[Layer, ...], layer: Layer) -> None:
-  """Raises where one client may change what others send before the noise is added."""
-  whole = Bound(1.0, 1.0, 1.0)
-  for x in _before(layers, layer):
-    unknown = getattr(x.sensitivity(whole), _norm(layer)) is None
-    if getattr(x.client.apply, 'alone', False):
-      continue  # it sees all updates, and uses of others none
-    if x.stacked and (unknown or x.sensitivity is _UNSTATED):
-      raise IncompatibleStages(
-        f'{layer.name!r} bounds what one client changes, and {x.name!r} before it sees all updates '
-        f'at once, so that one client may change the messages of others: remove {x.name!r}, or '
-        'state its sensitivity.'
-      )
+def check_released(
+  layers: Round, specs: dict[str, Tree], sent: Message, servers: dict[str, Tree]
+) -> None:
+  """Raises `IncompatibleStages` if something is released beside the noise.
+
+  Args:
+    layers: of the round.
+    specs: for each layer after the algorithm, the shapes of what its client side receives.
+    sent: shapes of what leaves the last client side.
+    servers: for each layer, the shapes of its server state.
+  """
+  for layer, _, noise in layers.having(Noises):
+    if layer.name not in specs:
+      continue
+    if not noise.mechanism.carried:
+      _check_entering(layers, layer, specs)
+    _check_beside(layers, layer, specs, sent, servers)
 
 
-def _check_bound(layers: tuple[Layer, ...], layer: Layer) -> None:
-  """Raises where the norm that the noise is scaled to is unknown where the layer stands."""
-  if getattr(sensitivity(layers, layer.name), _norm(layer)) is not None:
-    return
-  bound, known, broken = Bound(), False, None
-  for x in (*_before(layers, layer), layer):
-    bound = x.sensitivity(bound)
-    now = getattr(bound, _norm(layer)) is not None
-    broken, known = (x if known and not now else broken), now
-  norm = _norm(layer).upper()
-  if broken is None:
-    raise IncompatibleStages(
-      f'{layer.name!r} adds noise, and no layer up to it bounds the {norm} norm of an update, the '
-      f'algorithm {next(x.name for x in layers if x.traits.kind == "algorithm")!r} least of all: '
-      'clip first.'
-    )
-  raise IncompatibleStages(
-    f'{broken.name!r} between the clip and {layer.name!r} leaves the {norm} norm of an update '
-    f'unbounded{_why(broken)}, and the noise of {layer.name!r} is scaled to it: put '
-    f'{broken.name!r} before the clip.'
-  )
-
-
-def _check_outside(layers: tuple[Layer, ...], layer: Layer) -> None:
-  """Raises where a layer after the noise breaks the bound of what is summed."""
-  tells = hasattr(layer.server.apply, 'told')
-  bound = start = _probe(layers, layer)
-  for x in _after(layers, layer):
-    unstated = x.stacked and x.sensitivity is _UNSTATED
-    bound = x.sensitivity(bound)
-    value = getattr(bound, _norm(layer))
-    if unstated or value is None or not math.isfinite(value):
-      raise IncompatibleStages(
-        f'{x.name!r} comes after {layer.name!r} and leaves the {_norm(layer).upper()} norm of what '
-        f'one client changes in the sum unknown{_why(x)}: put {x.name!r} before {layer.name!r}, or '
-        'remove it.'
-      )
-    if not x.traits.adds and x.sensitivity is _UNSTATED:
-      raise IncompatibleStages(
-        f'{x.name!r} comes after {layer.name!r} and its code does not add, so the sum that the '
-        f'noise is added to has no stated bound: put {x.name!r} before {layer.name!r}.'
-      )
-    if not tells and value > getattr(start, _norm(layer)) * _ROUNDING:
-      raise IncompatibleStages(
-        f'{x.name!r} enlarges the bound of {layer.name!r}, whose noise is not scaled to it: put '
-        f'{x.name!r} before {layer.name!r}, or remove it.'
-      )
-
-
-def _why(layer: Layer) -> str:
-  """Returns ' (the reason)' why a layer leaves norms unknown, if its `sensitivity` has one."""
-  reason = getattr(layer.sensitivity, 'reason', None)
-  return f' ({reason})' if reason else ''
-
-
-def _probe(layers: tuple[Layer, ...], layer: Layer) -> Bound:
-  """Returns the layer's bound, with 1 for what is bounded by a number known only in the round."""
-  return Bound(*(1.0 if x == math.inf else x for x in sensitivity(layers, layer.name)))
-
-
-def _told(layers: tuple[Layer, ...], layer: Layer) -> Layer:
-  """Returns the layer whose server half, if it listens, knows what becomes of its bound."""
-  tell = getattr(layer.server.apply, 'told', None)
-  if tell is None:
-    return layer
-  return layer._replace(server=layer.server._replace(apply=tell(_outside(_after(layers, layer)))))
-
-
-def _outside(after: tuple[Layer, ...]) -> Callable[[Bound], Bound]:
-  def outside(bound: Bound) -> Bound:
-    for x in after:
-      bound = x.sensitivity(bound)
-    return bound
-
-  return outside
-
-
-def _check_entering(layers: tuple[Layer, ...], layer: Layer, like: dict[str, Tree]) -> None:
+def _check_entering(layers: Round, layer: Layer, specs: dict[str, Tree]) -> None:
   """Raises where what enters the clip is not made of floats."""
-  whole = tree.not_floats(like[layer.name].payload)
+  whole = tree.not_floats(specs[layer.name].update)
   if whole:
     raise IncompatibleStages(
-      f'{layer.name!r} clips arrays of floats, and {_before(layers, layer)[-1].name!r} before it '
+      f'{layer.name!r} clips arrays of floats, and {layers.before(layer)[-1].name!r} before it '
       f'leaves {whole[0]}: put {layer.name!r} before the layer that encodes.'
     )
 
 
-def _sums(
-  layers: tuple[Layer, ...], like: dict[str, Tree], sent: Message
-) -> list[tuple[Layer, list[str]]]:
-  """Returns the layers that sum something beside the payload without noise, and what."""
+def _sums(layers: Round, specs: dict[str, Tree], sent: Message) -> list[tuple[Layer, list[str]]]:
+  """Returns the layers that sum something beside the update without noise, and what."""
   found: list[tuple[Layer, list[str]]] = []
   known: set[str] = set()
-  start = next(i for i, x in enumerate(layers) if x.traits.kind == 'algorithm')
+  start = layers.place(layers.algorithm)
   for i, x in enumerate(layers[start:], start):
-    leaves = like[layers[i + 1].name] if i + 1 < len(layers) else sent
+    leaves = specs[layers[i + 1].name] if i + 1 < len(layers) else sent
     extra = sorted(set(leaves.aux) - known)
     known = set(leaves.aux)
-    covered = x.traits.mechanism is not None and _central(x)
+    noise = x.fact(Noises)
+    covered = noise is not None and noise.mechanism.trust == 'central'
     if extra and not covered:
       found.append((x, extra))
   return found
 
 
 def _check_beside(
-  layers: tuple[Layer, ...],
+  layers: Round,
   layer: Layer,
-  like: dict[str, Tree],
+  specs: dict[str, Tree],
   sent: Message,
   servers: dict[str, Tree],
 ) -> None:
   """Raises where something is summed, or kept on the server, that the noise never covers."""
-  after = [x.name for x in _after(layers, layer)]
-  for x, extra in _sums(layers, like, sent):
+  after = [x.name for x in layers.after(layer)]
+  noise: Any = layer.fact(Noises)
+  central = noise.mechanism.trust == 'central'
+  for x, extra in _sums(layers, specs, sent):
     if x.name not in after:
       raise IncompatibleStages(
-        f'{layer.name!r} adds noise to the payload only, and {x.name!r} sums {extra!r} beside it '
+        f'{layer.name!r} adds noise to the update only, and {x.name!r} sums {extra!r} beside it '
         'without noise: use a layer that sends its update alone.'
       )
-    if _central(layer):
+    if central:
       raise IncompatibleStages(
         f'{x.name!r} comes after {layer.name!r} and sums {extra!r} without noise: remove it.'
       )
-  for x in _after(layers, layer):
-    unnoised = x.select is None and x.traits.mechanism is None
-    if _central(layer) and unnoised and jax.tree.leaves(servers[x.name]):
+  for x in layers.after(layer):
+    noised = x.server is None or x.server.fact(Noises) is not None
+    if central and not noised and jax.tree.leaves(servers[x.name]):
       raise IncompatibleStages(
         f'{x.name!r} comes after {layer.name!r} and keeps a state on the server that is computed '
         f'before the noise is added: put {x.name!r} before {layer.name!r}.'

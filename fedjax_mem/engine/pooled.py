@@ -11,39 +11,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, Mean, Message, Population, tree
-from fedjax_mem.core.protocol import Pool
+from fedjax_mem.core import Layer, Mean, Message, Pool, Pools, Population, Round, tree
 from fedjax_mem.engine.clients import Layout, spread
-from fedjax_mem.engine.context import Broadcast, Row, context, examples
+from fedjax_mem.engine.walk import Cast, Row, context, examples
 
 Tree = Any
 # Examples that one product takes: beyond a few thousand it gains nothing, and takes memory.
 _EXAMPLES = 8192
 
 
-def find(layers: tuple[Layer, ...], setting: Any, params: Tree, population: Population):
+def find(layers: Round, setting: Any, params: Tree, population: Population):
   """Returns (algorithm, weighing layer, pool) if the round can be pooled, else None.
 
   Args:
-    layers: the onion.
+    layers: of the round.
     setting: of the run.
     params: shapes of the parameters.
     population: the examples, or their shapes.
   """
-  algorithm = next(x for x in layers if x.traits.kind == 'algorithm')
-  weighing = next(x for x in layers if x.traits.weighs is not None)
-  others = [x for x in layers if x.name not in (algorithm.name, weighing.name)]
-  plain = all(x.select is not None and x.client == type(x.client)() for x in others)
-  if not plain or algorithm.pooled is None or weighing.traits.weight is None:
+  algorithm, weighing = layers.algorithm, layers.weighing
+  others = [x for x in layers if x not in (algorithm, weighing)]
+  pools = algorithm.fact(Pools)
+  plain = all(set(x.sides) <= {'select'} for x in others) and algorithm.cohort is None
+  if not plain or pools is None or weighing is None or weighing.cohort is not None:
+    return None
+  if weighing.traits.weight is None:
     return None
   batch = jax.eval_shape(
     lambda d: _gathered(d.arrays, d.index, jnp.zeros(1, jnp.int32), setting), population
   )
-  pool = algorithm.pooled(algorithm.client, setting.shape, params, batch)
+  pool = pools.find(setting.shape, params, batch)
   return None if pool is None else (algorithm, weighing, pool)
 
 
-def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Broadcast, row: Row):
+def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Cast, row: Row):
   """Returns (sum of messages, metrics of the algorithm) over the cohort.
 
   Args:
@@ -53,11 +54,11 @@ def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Broadcast, row: Ro
     row: the cohort.
   """
   algorithm, weighing, pool = found
-  ctx = context(algorithm, 'cohort', cast, setting.like, cast.cohort)
+  ctx = context(algorithm, 'cohort', cast, setting.specs)
   weight: Any = weighing.traits.weight
 
-  def step(everyone: Broadcast, carry: Tree, rows: Row) -> tuple[Tree, Tree, Tree]:
-    on = rows.me.arrived & (rows.count > 0)
+  def step(everyone: Cast, carry: Tree, rows: Row) -> tuple[Tree, Tree, Tree]:
+    on = rows.client.arrived & (rows.count > 0)
     used = tree.keep(on, weight(rows.count.astype(jnp.float32)))
     each = used / jnp.maximum(rows.count, 1).astype(jnp.float32)
     place = jnp.arange(setting.shape.capacity, dtype=jnp.int32)
@@ -67,14 +68,14 @@ def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Broadcast, row: Ro
     within = jnp.minimum(place[None, :], jnp.maximum(rows.count - 1, 0)[:, None])
     where = (rows.start[:, None] + within).reshape(-1)
     batch = _gathered(everyone.arrays, everyone.rows, where, setting)
-    payload, metrics = pool(
+    update, metrics = pool(
       ctx._replace(params=everyone.params),
       batch,
       weights.reshape(-1),
       mask.reshape(-1),
       on.sum(dtype=jnp.int32),
     )
-    return (Message(payload, used.sum(), {}), metrics), carry, ()
+    return (Message(update, used.sum(), {}), metrics), carry, ()
 
   layout: Layout = setting.layout
   # Only what a step reads is spread over the mesh: the context holds the same for everyone.
@@ -93,7 +94,7 @@ def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Broadcast, row: Ro
 
 def _gathered(arrays: dict, index: jax.Array, where: jax.Array, setting: Any) -> dict:
   """Returns the batch of the examples at the places `where` [B] of the population's index."""
-  cast = Broadcast(None, None, None, None, {}, arrays, index)  # type: ignore[arg-type]
+  cast = Cast(None, None, None, None, {}, arrays, index)  # type: ignore[arg-type]
   whole = Row(None, jnp.int32(0), jnp.int32(index.shape[0]))  # type: ignore[arg-type]
   view = examples(cast, whole, jnp.int32(0), setting.shape, False, setting.transforms)
   return view.take(where)

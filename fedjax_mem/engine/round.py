@@ -1,29 +1,16 @@
-"""One round: select, client halves, sum, server halves. The one file that knows the order."""
+"""One compiled round: the passes of the walk, mapped over the cohort, and what is committed."""
 
 from collections.abc import Callable
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import (
-  IncompatibleStages,
-  Layer,
-  Mean,
-  Message,
-  Population,
-  Shape,
-  State,
-  Task,
-  Total,
-  selector,
-  tree,
-)
+from fedjax_mem.core import Layer, Population, Round, Shape, State, Task, tree
 from fedjax_mem.engine import cohort as cohorts
-from fedjax_mem.engine import pooled, rules, tables
+from fedjax_mem.engine import pooled, rules, tables, walk
 from fedjax_mem.engine.clients import Layout, Step, side_by_side, spread, summing
-from fedjax_mem.engine.context import Broadcast, Row, context, examples
+from fedjax_mem.engine.walk import Cast, Row
 
 Tree = Any
 RoundFn = Callable[[State, Population, jax.Array], tuple[State, dict[str, jax.Array]]]
@@ -33,11 +20,11 @@ class Setting(NamedTuple):
   """What is fixed about the rounds of a run.
 
   Attributes:
-    layers: the onion.
+    layers: of the round.
     shape: static facts about the population.
     capacity: C, rows of a cohort with padding.
     layout: how the cohort is laid out.
-    like: for each layer after the algorithm, the shapes of what its client half receives.
+    specs: for each layer after the algorithm, the shapes of what its client side receives.
     transforms: functions batch -> batch, applied to what is gathered (normalisation).
     pool: how to sum over all examples of the cohort at once, or None.
     divided: whether the tables of client states are divided over the devices, and their rows
@@ -46,11 +33,11 @@ class Setting(NamedTuple):
       the program of many rounds; None until the plan has checked it.
   """
 
-  layers: tuple[Layer, ...]
+  layers: Round
   shape: Shape
   capacity: int
   layout: Layout
-  like: dict[str, Tree]
+  specs: dict[str, Tree]
   transforms: tuple[Callable[[dict], dict], ...] = ()
   pool: Any = None
   divided: bool = False
@@ -60,9 +47,10 @@ class Setting(NamedTuple):
 def make_round(setting: Setting) -> RoundFn:
   """Returns (state, population, seed) -> (state, metrics) of one round.
 
-  Metrics are scalars named 'layer/metric', and the round's own: `clients` that counted, `examples`
-  of theirs, `selected`, `ids` of those [C] (-1: padding), `not_finite` (ids [C] of clients left
-  out since their update was not finite, else -1) and `finite` (whether the new parameters are).
+  Metrics are scalars named 'layer/metric', those of all select sides 'select/metric', and the
+  round's own: `clients` that counted, `examples` of theirs, `selected`, `ids` of those [C] (-1:
+  padding), `not_finite` (ids [C] of clients left out since their update was not finite, else -1)
+  and `finite` (whether the new parameters are).
   """
 
   def round(state: State, population: Population, seed: jax.Array):
@@ -72,12 +60,14 @@ def make_round(setting: Setting) -> RoundFn:
       row = cohorts.arrange(row, setting.layout.chunk, setting.layout.devices)
     elif setting.divided:
       row = tables.at_home(row, setting.shape.num_clients, setting.layout.devices)
-    cast = cast._replace(cohort=row.me)
+    cast = cast._replace(cohort=row.client)
     message, new, ok, sound, noted = _messages(setting, cast, row, state.clients)
     metrics |= noted
     not_finite = jnp.where(cast.cohort.arrived & ~ok, cast.cohort.id, -1)
     cast = _left_out(cast, ok)
-    params, servers, noted, released = _server(setting, cast, message)
+    params, servers, noted, released = walk.server_pass(
+      setting.layers, cast, setting.specs, message
+    )
     metrics |= noted
     arrived = cast.cohort.arrived
     clients = new
@@ -99,23 +89,18 @@ def make_round(setting: Setting) -> RoundFn:
 
 def _select(
   setting: Setting, state: State, population: Population, seed: jax.Array
-) -> tuple[Broadcast, dict]:
-  """Returns what everyone knows in this round, the cohort in it, and the sampler's metrics."""
-  servers = dict(state.servers)
-  cast = Broadcast(
-    seed, state.round, state.params, None, servers, population.arrays, population.index
+) -> tuple[Cast, dict]:
+  """Returns what everyone knows in this round, the cohort in it, and the metrics of its draw."""
+  cast = Cast(
+    seed, state.round, state.params, None, state.servers, population.arrays, population.index
   )
-  name, sampler = selector(setting.layers)
-  layer = next(x for x in setting.layers if x.name == name)
-  ctx = context(layer, 'select', cast, {})
-  table = tables.whole(state.clients[name], setting.layout.mesh)
-  drawn, own, metrics = sampler.apply(ctx, table, servers[name])
-  cohort = cohorts.pad(drawn, setting.capacity, setting.shape.num_clients)
-  servers[name] = own
-  return cast._replace(cohort=cohort, servers=servers), _scalars(layer, metrics)
+  whole = lambda name: tables.whole(state.clients[name], setting.layout.mesh)
+  cast, _, metrics = walk.select_pass(setting.layers, cast, whole)
+  cohort = cohorts.pad(cast.cohort, setting.capacity, setting.shape.num_clients)
+  return cast._replace(cohort=cohort), metrics
 
 
-def _messages(setting: Setting, cast: Broadcast, row: Row, states: dict[str, Tree]):
+def _messages(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]):
   """Returns what `_clients` does, from all examples at once where the plan found that they pool.
 
   A sum that is not finite cannot tell whose fault it is: then the clients run one by one.
@@ -130,43 +115,39 @@ def _messages(setting: Setting, cast: Broadcast, row: Row, states: dict[str, Tre
   return jax.lax.cond(tree.finite(message), pooled_ones, each)
 
 
-def _clients(setting: Setting, cast: Broadcast, row: Row, states: dict[str, Tree]):
-  """Runs all client halves.
+def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]):
+  """Runs all client and cohort sides.
 
   Returns:
     The sum of messages, new client states [C, ...] (the tables with them, if divided), whether
     clients [C] are ok, whether their new states [C] are finite, and metrics.
   """
-  layers = setting.layers
   value: Any = None
-  new: dict[str, Tree] = {}
+  # Who has no side that sees clients has no state of them either.
+  new: dict[str, Tree] = {x.name: states[x.name] for x in setting.layers if not _works(x)}
   metrics: dict[str, Any] = {}
   ok = sound = jnp.ones(setting.capacity, bool)
-  for stacked, members in groupby(layers, key=lambda x: x.stacked):
-    group = list(members)
-    last = group[-1] is layers[-1]
-    if stacked:
-      for layer in group:
-        if layer is not group[0]:
-          # What an attack sends is named, too, before a rule leaves it out.
-          ok &= tree.finite(value, 1)
-        cast = _left_out(cast, ok)
-        ctx = context(layer, 'cohort', cast, setting.like, cast.cohort)
-        half = rules.stacked_half(layer, setting.layout.mesh)
-        old = cohorts.gather(states[layer.name], cast.cohort.id)
-        value, new[layer.name], noted = half(ctx, value, old)
-        _check_state(layer, new[layer.name], old)
-        metrics |= _scalars(layer, noted)
-        sound &= tree.finite(new[layer.name], 1)
-      if last:
+  cut = walk.segments(setting.layers)
+  for number, (side, group) in enumerate(cut):
+    last = number == len(cut) - 1
+    if side == 'cohort':
+      cast = _left_out(cast, ok)
+      value, rows, noted = _cohort(setting, group[0], cast, value, states, new)
+      new |= rows
+      metrics |= noted
+      sound &= tree.finite(rows, 1)
+      if last or cut[number + 1][0] == 'cohort':
+        # What an attack sends is named, too, before a rule leaves it out.
         ok &= tree.finite(value, 1)
+      if last:
         value = tree.total(tree.keep(cast.cohort.arrived & ok, value))
       continue
     own = {x.name: states[x.name] for x in group}
     held, given = (own, ()) if setting.divided else ((), own)
     value, held, (made, noted, fine, kept) = spread(
-      _step(setting, group, first=group[0] is layers[0], last=last),
-      (cast, given),
+      _step(setting, group, first=number == 0, last=last),
+      # A client does not know who else will arrive: that may depend on the data of others.
+      (cast._replace(cohort=cast.cohort._replace(arrived=cast.cohort.real)), given),
       held,
       (row, value, jnp.arange(setting.capacity, dtype=jnp.int32)),
       chunk=None if setting.layout.looped else setting.layout.chunk,
@@ -176,22 +157,34 @@ def _clients(setting: Setting, cast: Broadcast, row: Row, states: dict[str, Tree
     new |= held if setting.divided else made
     ok &= fine
     sound &= kept
-    metrics |= _over_cohort(noted, cast.cohort.arrived & ok)
+    metrics |= walk.over_cohort(noted, cast.cohort.arrived & ok)
   return value, new, ok, sound, metrics
 
 
-def _check_state(layer: Layer, new: Tree, old: Tree) -> None:
-  """Raises unless a client state keeps its structure, shapes and dtypes."""
-  # Writing the rows into the table would cast them to its dtypes, silently.
-  if not tree.same(new, old):
-    raise ValueError(
-      f'the client state of {layer.name!r} must keep its structure, shapes and dtypes, '
-      f'{tree.shapes(old)!r}, got {tree.shapes(new)!r}.'
-    )
+def _works(layer: Layer) -> bool:
+  return layer.client is not None or layer.cohort is not None
 
 
-def _left_out(cast: Broadcast, ok: jax.Array) -> Broadcast:
-  """Returns the broadcast in which clients that are not `ok` [C] count as lost.
+def _cohort(
+  setting: Setting,
+  layer: Layer,
+  cast: Cast,
+  value: Any,
+  states: dict[str, Tree],
+  new: dict[str, Tree],
+):
+  """Returns (stack, {layer's name: rows [C, ...]}, metrics) of one cohort side."""
+  # In one layer the client side runs first, and leaves the rows.
+  old = new[layer.name] if layer.client is not None else None
+  if old is None:
+    old = cohorts.gather(states[layer.name], cast.cohort.id)
+  stage = rules.divided_side(layer, setting.layout.mesh)
+  value, rows, metrics = walk.cohort_pass(layer, stage, cast, setting.specs, value, old)
+  return value, {layer.name: rows}, metrics
+
+
+def _left_out(cast: Cast, ok: jax.Array) -> Cast:
+  """Returns the cast in which clients that are not `ok` [C] count as lost.
 
   Layers that see the cohort treat both alike: masks of either are recovered.
   """
@@ -199,8 +192,8 @@ def _left_out(cast: Broadcast, ok: jax.Array) -> Broadcast:
   return cast._replace(cohort=cohort._replace(arrived=cohort.arrived & ok))
 
 
-def _step(setting: Setting, group: list[Layer], first: bool, last: bool) -> Step:
-  """Returns what clients side by side do in these layers, none of them stacked."""
+def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -> Step:
+  """Returns what clients side by side do on these client sides."""
   layout, population = setting.layout, setting.shape.num_clients
   chain = _chain(setting, group, first, last)
   block = side_by_side(chain, lambda packed: packed[0].count, layout)
@@ -211,115 +204,33 @@ def _step(setting: Setting, group: list[Layer], first: bool, last: bool) -> Step
   def step(everyone: tuple, held: Tree, packed: tuple) -> tuple[Tree, Tree, Tree]:
     (cast, given), (row, value, slot) = everyone, packed
     if not setting.divided:
-      old = cohorts.gather(given, row.me.id)
+      old = cohorts.gather(given, row.client.id)
       value, rest = block(cast, (row, value, old))
       return value, held, rest
     turn = tables.turn(cast.cohort.id, slot, population, layout)
     old = tables.read(held, turn)
     value, (new, metrics, ok, sound) = block(cast, (row, value, old))
-    held = tables.write(held, turn, row.me.arrived & ok & sound, new)
+    held = tables.write(held, turn, row.client.arrived & ok & sound, new)
     return value, held, ({}, metrics, ok, sound)
 
   return step
 
 
-def _chain(setting: Setting, group: list[Layer], first: bool, last: bool):
-  """Returns what one client does in these layers, none of them stacked."""
+def _chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool):
+  """Returns what one client does on these client sides."""
   ragged = not (setting.layout.looped or setting.shape.equal)
 
-  def one(cast: Broadcast, longest: jax.Array, packed: tuple) -> tuple[Tree, Tree]:
+  def one(cast: Cast, longest: jax.Array, packed: tuple) -> tuple[Tree, Tree]:
     row, value, old = packed
-    new: dict[str, Tree] = {}
-    metrics: dict[str, Any] = {}
-    ok = jnp.bool_(True)
     if first:
-      value = Task(
-        cast.params, examples(cast, row, longest, setting.shape, ragged, setting.transforms)
-      )
-    for layer in group:
-      ctx = context(layer, 'client', cast, setting.like, row.me)
-      value, new[layer.name], noted = layer.client.apply(ctx, value, old[layer.name])
-      _check_state(layer, new[layer.name], old[layer.name])
-      metrics |= _named(layer, noted)
-      if layer.traits.kind == 'algorithm':
-        # Before anything is encoded: a NaN would become some integer or other.
-        ok &= tree.finite(value)
-        value = tree.keep(ok, value)
+      data = walk.examples(cast, row, longest, setting.shape, ragged, setting.transforms)
+      value = Task(cast.params, data)
+    value, new, metrics, ok = walk.client_pass(group, cast, setting.specs, row.client, value, old)
     if last:
       ok &= tree.finite(value)
-      value = tree.keep(row.me.arrived & ok, value)
+      value = tree.keep(row.client.arrived & ok, value)
     else:
-      value = tree.keep(row.me.real, value)
+      value = tree.keep(row.client.real, value)
     return value, (new, metrics, ok, tree.finite(new))
 
   return one
-
-
-def _server(setting: Setting, cast: Broadcast, message: Message):
-  """Returns (new parameters, server states, metrics, released): all server halves, last first.
-
-  Where a layer withholds the sum, parameters and states are those from before.
-  """
-  value: Any = message
-  servers = dict(cast.servers)
-  metrics: dict[str, Any] = {}
-  released = jnp.bool_(True)
-  for layer in reversed(setting.layers):
-    ctx = context(layer, 'server', cast, setting.like)
-    value, servers[layer.name], noted = layer.server.apply(ctx, value, servers[layer.name])
-    metrics |= _scalars(layer, noted)
-    # From the algorithm on it is parameters.
-    wanted = setting.like.get(layer.name, tree.shapes(cast.params))
-    if not tree.same(value, wanted):
-      raise IncompatibleStages(
-        f'the server half of {layer.name!r} must return what its client half receives, '
-        f'{wanted!r}, got {tree.shapes(value)!r}.'
-      )
-    if layer.traits.withholds:
-      released &= value.weight >= 0
-  if any(x.traits.withholds for x in setting.layers):
-    value, servers = tree.select(released, (value, servers), (cast.params, dict(cast.servers)))
-  return value, servers, metrics, released
-
-
-def _named(layer: Layer, metrics: dict[str, Any]) -> dict[str, Any]:
-  return {f'{layer.name}/{name}': value for name, value in metrics.items()}
-
-
-def _scalars(layer: Layer, metrics: dict[str, Any]) -> dict[str, jax.Array]:
-  """Returns the metrics of what is done once in a round, each one number."""
-
-  def value(metric: Any) -> Any:
-    if isinstance(metric, Total):
-      return metric.value
-    return _mean(metric.total, metric.count) if isinstance(metric, Mean) else metric
-
-  named = {name: value(metric) for name, metric in _named(layer, metrics).items()}
-  for name, metric in named.items():
-    _check_scalar(name, jnp.shape(metric))
-  return named
-
-
-def _over_cohort(metrics: dict[str, Any], on: jax.Array) -> dict[str, jax.Array]:
-  """Returns the metrics of the clients that are `on` [C] as scalars; NaN where there is none."""
-
-  def reduce(value: Any) -> jax.Array:
-    if isinstance(value, Total):
-      return tree.keep(on, value.value).sum()
-    if not isinstance(value, Mean):
-      value = Mean(value.astype(jnp.float32), jnp.ones(on.shape, jnp.float32))
-    return _mean(*(tree.keep(on, x).sum() for x in (value.total, value.count)))
-
-  for name, value in metrics.items():
-    for x in jax.tree.leaves(value):
-      _check_scalar(name, x.shape[1:])
-  return {name: reduce(value) for name, value in metrics.items()}
-
-
-def _mean(total: jax.Array, count: jax.Array) -> jax.Array:
-  return jnp.where(count > 0, total / count, jnp.nan)
-
-
-def _check_scalar(name: str, shape: tuple[int, ...]) -> None:
-  if shape:
-    raise ValueError(f'metric {name!r} must be a scalar, a Mean or a Total, got shape {shape!r}.')

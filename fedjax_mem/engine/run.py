@@ -13,10 +13,8 @@ from fedjax_mem.core import (
   Layer,
   Population,
   Shape,
-  Stage,
   State,
-  onion,
-  selector,
+  compose,
   shape_of,
   tree,
   validate,
@@ -132,13 +130,10 @@ class Simulation:
     """Returns the ids [rounds, C] that the next rounds will draw, padding included.
 
     Raises:
-      ValueError: the sampler learns from its clients, by a table or by its server half, so later
-        draws depend on the rounds in between.
+      ValueError: a layer that selects looks at data, or has a server side, so later draws depend on
+        the rounds in between.
     """
-    name, _ = selector(self.setting.layers)
-    layer = next(x for x in self.setting.layers if x.name == name)
-    learns = jax.tree.leaves(state.clients[name]) or layer.server.apply is not Stage().apply
-    if rounds > 1 and learns:
+    if rounds > 1 and not self.setting.layers.blind:
       raise ValueError(f'rounds must be 1 for a sampler with feedback, got {rounds!r}.')
     return self._peek(state, np.uint32(self.seed), rounds)
 
@@ -162,7 +157,7 @@ def simulate(
   """Returns the simulation of a round, checked before anything is compiled.
 
   Args:
-    layers: the onion, outermost on the client first.
+    layers: of the round, outermost on the client first.
     params: the initial parameters, or their shapes.
     population: the examples of N clients.
     seed: everything random follows from it; in [0, 2**32).
@@ -176,15 +171,14 @@ def simulate(
     IncompatibleStages: layers that do not fit together.
     ValueError: an argument out of range.
   """
-  layers = onion(*layers)
+  made = compose(*layers)
   validate.integer(at_least=0, at_most=2**32 - 1, seed=seed)
   validate.integer(max_rounds=max_rounds)
-  capacity = selector(layers)[1].sampling.capacity
   execution = execution or Execution()
-  layout = executions.resolve(execution, capacity, params)
+  layout = executions.resolve(execution, made.draws.capacity, params)
   shape = shape_of(population) if shape is None else shape
   setting = plan.make_setting(
-    layers, tree.shapes(params), population, shape, layout, transforms, execution.pool
+    made, tree.shapes(params), population, shape, layout, transforms, execution.pool
   )
   population = jax.device_put(population, meshes.replicated(layout.mesh))
   return Simulation(setting, population, seed, max_rounds, tree.shapes(params))

@@ -13,21 +13,21 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_mem.core import Layer, State, tree
+from fedjax_mem.core import Round, State, tree
 from fedjax_mem.engine import cohort as cohorts
 from fedjax_mem.engine.clients import Layout
-from fedjax_mem.engine.context import Row
 from fedjax_mem.engine.mesh import AXIS, replicated
+from fedjax_mem.engine.walk import Row
 
 Tree = Any
 
 
-def divides(layers: tuple[Layer, ...], num_clients: int, devices: int) -> bool:
+def divides(layers: Round, num_clients: int, devices: int) -> bool:
   """Returns whether the rows of N clients are divided over the devices, and written in the loop.
 
   Not if a layer sees the whole cohort or withholds the round: what it leaves out must be undone.
   """
-  final = not any(x.stacked or x.traits.withholds for x in layers)
+  final = not any(x.cohort is not None or x.traits.withholds for x in layers)
   return final and num_clients % devices == 0
 
 
@@ -42,7 +42,7 @@ def at_home(row: Row, population: int, devices: int) -> Row:
     devices: that the cohort, and the rows of the population, are cut into.
   """
   places = len(row.count) // devices
-  home = row.me.id // (population // devices)  # that of padding is no device
+  home = row.client.id // (population // devices)  # that of padding is no device
   here = home[:, None] == jnp.arange(devices)[None]
   rank = jnp.where(here, jnp.cumsum(here, 0), 0).sum(1, dtype=jnp.int32) - 1
   stays = (home < devices) & (rank < places)

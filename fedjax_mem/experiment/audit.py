@@ -25,17 +25,17 @@ from fedjax_mem import account
 from fedjax_mem.account import Ledger
 from fedjax_mem.core import (
   Context,
+  Draws,
   IncompatibleStages,
   Layer,
   Mechanism,
   Message,
   Population,
-  Sampling,
   Stage,
   Task,
-  Traits,
+  Trains,
+  compose,
   keys,
-  onion,
   stack_clients,
   tree,
   validate,
@@ -121,7 +121,7 @@ def release(
   people = stack_clients([{'x': np.zeros((1, 1), np.float32)} for _ in range(_CLIENTS)])
   still = [_still(x) for x in layers]
   sim = simulate(
-    onion(_game(claimed), round_robin(_CLIENTS, _CLIENTS), equal(divisor=1.0), *still),
+    compose(_game(claimed), round_robin(_CLIENTS, _CLIENTS), equal(divisor=1.0), *still),
     small,
     people,
     seed=seed,
@@ -131,7 +131,7 @@ def release(
   _, metrics = sim.run(sim.init(small), trials)
   scores = metrics['game/score']
   found = _estimator(scores[0::2], scores[1::2]).epsilon_clopper_pearson(SIGNIFICANCE, delta)
-  everyone = Sampling('poisson', _CLIENTS, _CLIENTS, _CLIENTS)  # at rate 1: nothing is gained
+  everyone = Draws('poisson', _CLIENTS, _CLIENTS, _CLIENTS)  # at rate 1: nothing is gained
   upper = account.epsilon(everyone, claimed, 1, delta).epsilon
   return Finding('release', upper, float(found), delta, trials)
 
@@ -145,27 +145,28 @@ def _game(claimed: Mechanism) -> Layer:
   arrays = 1 if claimed.name == 'laplace' else None
 
   def client(ctx: Context, task: Task, state):
-    on = (ctx.me.id == 0) & (ctx.round % 2 == 0)
+    on = (ctx.client.id == 0) & (ctx.round % 2 == 0)
     leaves, structure = jax.tree_util.tree_flatten(tree.zeros(task.params))
     leaves[:arrays] = [x.at[0].set(jnp.where(on, _HUGE, 0.0)) for x in leaves[:arrays]]
     return Message(jax.tree_util.tree_unflatten(structure, leaves), jnp.float32(1), {}), state, {}
 
   def server(ctx: Context, message: Message, state):
-    seen = jnp.stack([x[0] for x in jax.tree.leaves(message.payload)[:arrays]])
+    seen = jnp.stack([x[0] for x in jax.tree.leaves(message.update)[:arrays]])
     return ctx.params, state, {'score': seen.sum()}
 
-  return Layer('game', Stage(client), Stage(server), traits=Traits(kind='algorithm'))
+  return Layer('game', client=Stage(client, facts=(Trains(),)), server=Stage(server))
 
 
 def _still(layer: Layer) -> Layer:
   """Returns the layer for which every release is the first: a bound that adapts would wander."""
-  inner = layer.server.apply
+  stage: Any = layer.server
+  inner = stage.apply
 
   def apply(ctx: Context, message: Message, state):
     message, _, metrics = inner(ctx, message, state)
     return message, state, metrics
 
-  return layer._replace(server=layer.server._replace(apply=apply))
+  return layer._replace(server=stage._replace(apply=apply))
 
 
 def one_run(
@@ -181,8 +182,8 @@ def one_run(
     parts: what it describes.
     canaries: clients added, >= 2; no more than the model has parameters, since no two of them share
       one.
-    layers: the onion for the enlarged population, if not that of the experiment (to audit a fault).
-      What is claimed remains that of the experiment.
+    layers: of the round for the enlarged population, if not those of the experiment (to audit a
+      fault). What is claimed remains that of the experiment.
 
   Raises:
     ValueError: no claim to audit, or fewer than two canaries.
@@ -193,19 +194,20 @@ def one_run(
   ledger = _ledger(config, parts)
   delta, rounds = ledger.entry.target_delta, ledger.allowed
   if layers is None:  # the noise as it is, not calibrated anew
-    chooser = next(x for x in parts.layers if x.select is not None)
+    chooser = parts.layers.drawing
     given = stage_arguments(parts.model, chooser)
     larger = enlarged(settled(config, chooser, given), number, canaries)
     layers = build_layers(larger, parts.model, number + canaries)
   key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'audit'), 'init')
   inside = np.asarray(jax.random.bernoulli(key, 0.5, (canaries,)))
-  place = next(i for i, x in enumerate(layers) if x.traits.kind == 'algorithm') + 1
+  made = compose(*layers)
+  place = made.place(made.algorithm) + 1
   owners = _owners(parts.params, canaries)
   layer = _canaries(number, inside, owners)
-  onion_ = (*layers[:place], layer, *layers[place:])
+  round_ = (*made[:place], layer, *made[place:])
   people = _with_canaries(parts.data.population(), canaries)
   sim = simulate(
-    onion_,
+    round_,
     parts.params,
     people,
     seed=config.seed,
@@ -311,15 +313,15 @@ def _canaries(number: int, inside: np.ndarray, owners: Any) -> Layer:
   """
 
   def client(ctx: Context, message: Message, state):
-    mine = ctx.me.id - number
+    mine = ctx.client.id - number
     canary = mine >= 0
     on = jnp.asarray(inside).at[mine].get(mode='clip')
     huge = lambda owner, x: jnp.where(canary & on & (owner == mine), _HUGE, 0.0).astype(x.dtype)
-    payload = jax.tree.map(huge, owners, message.payload)
+    update = jax.tree.map(huge, owners, message.update)
     weight = jnp.where(canary, on.astype(jnp.float32), message.weight)
-    return message._replace(payload=payload, weight=weight), state, {}
+    return message._replace(update=update, weight=weight), state, {}
 
-  return Layer('canaries', Stage(client))
+  return Layer('canaries', client=Stage(client))
 
 
 def _scores(moved: Any, owners: Any, canaries: int) -> np.ndarray:

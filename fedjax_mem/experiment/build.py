@@ -3,13 +3,13 @@
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from fedjax_mem import data as datasets
 from fedjax_mem import models
-from fedjax_mem.core import Layer, keys, onion, selector, tree
+from fedjax_mem.core import Attacks, Draws, Layer, Prepares, Round, compose, keys, tree
 from fedjax_mem.data.source import FederatedData
-from fedjax_mem.engine import rules
 from fedjax_mem.experiment import privacy, registry
 from fedjax_mem.experiment.config import ClientConfig, Config, DataConfig, ServerConfig
 from fedjax_mem.models.base import Model
@@ -26,13 +26,13 @@ class Parts(NamedTuple):
     data: the clients' examples, on the host.
     model: the model.
     params: its initial parameters.
-    layers: the onion.
+    layers: of the round.
   """
 
   data: FederatedData
   model: Model
   params: Any
-  layers: tuple[Layer, ...]
+  layers: Round
 
 
 def build(config: Config, data_dir: str | None = None) -> Parts:
@@ -102,11 +102,12 @@ def build_model(config: Config, data: FederatedData) -> Model:
 
 def build_layers(
   config: Config, model: Model, num_clients: int, data: FederatedData | None = None
-) -> tuple[Layer, ...]:
-  """Returns the onion: algorithm, selection, weighing, and the stages in their places.
+) -> Round:
+  """Returns the layers of a round: algorithm, selection, weighing, and the stages in their places.
 
   A sampler that learns from tasks stands just before the algorithm, one that learns from weighted
-  messages just after the weighing, or after the last attack on them: it is told what arrives.
+  messages just after the weighing, or after the last attack on them: it is told what arrives. What
+  happens to the clients that are drawn stands just after the draw.
 
   Args:
     config: the experiment.
@@ -115,30 +116,33 @@ def build_layers(
     data: for samplers that know sizes or need a validation split; None: they have neither.
   """
   chosen = _selection(config, model, num_clients, data)
-  chooser = next(x for x in chosen if x.select is not None)
+  chooser = next(x for x in chosen if x.fact(Draws) is not None)
   given = stage_arguments(model, chooser)
   config = privacy.settled(config, chooser, given)
-  of = lambda kind: [x for x in chosen if x.traits.kind == kind]
+  tasks = [x for x in chosen if x.fact(Prepares) is not None]
+  messages = [x for x in chosen if x not in tasks and {'client', 'cohort'} & set(x.sides)]
+  blind = [x for x in chosen if x not in tasks and x not in messages]
   stage = lambda number: _stage(config, number, given)
   before = [stage(i) for i, s in enumerate(config.stages) if s.before_algorithm]
   after = [stage(i) for i, s in enumerate(config.stages) if not s.before_algorithm]
   weighting = registry.factory('weighting.name', config.weighting.name, registry.WEIGHINGS)
-  return onion(
+  layers = compose(
     *before,
-    *of('task'),
+    *tasks,
     _algorithm(config, model),
-    *of('select'),
+    *blind,
     registry.call('weighting', weighting, config.weighting.options),
     *after[: _attacked(after)],
-    *of('message'),
+    *messages,
     *after[_attacked(after) :],
   )
+  return _in_the_world(config, layers, num_clients, data)
 
 
 def _attacked(stages: list[Any]) -> int:
   """Returns how many stages there are up to the last attack on messages, 0 without one."""
   parts = [x if isinstance(x, tuple) and not isinstance(x, Layer) else (x,) for x in stages]
-  attacks = lambda part: any(isinstance(x, Layer) and rules.is_attack(x) for x in part)
+  attacks = lambda part: any(isinstance(x, Layer) and x.fact(Attacks) is not None for x in part)
   return max((i for i, part in enumerate(parts, 1) if attacks(part)), default=0)
 
 
@@ -149,11 +153,11 @@ def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
   `num_clients` those of the population, `num_classes` the labels.
   """
   params = jax.eval_shape(model.init, jax.random.key(0))
-  sampling = selector((chooser,))[1].sampling
+  draws = privacy.law(chooser)
   return {
     'dimension': tree.size(params),
-    'clients': sampling.capacity,
-    'num_clients': sampling.population,
+    'clients': draws.capacity,
+    'num_clients': draws.population,
     'num_classes': model.num_classes,
   }
 
@@ -183,7 +187,7 @@ def _algorithm(config: Config, model: Model) -> Layer:
 def _selection(
   config: Config, model: Model, num_clients: int, data: FederatedData | None
 ) -> tuple[Layer, ...]:
-  """Returns the sampler's layers, with clients that are away, drop out and are slow."""
+  """Returns the sampler's layers."""
   section = config.selection
   make = registry.factory('selection.name', section.name, registry.SAMPLERS)
   given = {
@@ -204,24 +208,37 @@ def _selection(
     given['capacity'] = rows
   made = registry.call('selection', make, section.options, **given)
   layers = made if isinstance(made, tuple) and not isinstance(made, Layer) else (made,)
-  if sum(isinstance(x, Layer) and x.select is not None for x in layers) != 1:
-    raise ValueError(f'selection.name must be a factory of a layer that selects, got {made!r}.')
-  return tuple(x if x.select is None else _worldly(config, x, seconds) for x in layers)
+  if sum(isinstance(x, Layer) and x.fact(Draws) is not None for x in layers) != 1:
+    raise ValueError(
+      f'selection.name must be a factory of a layer that draws the cohort, got {made!r}.'
+    )
+  return layers
 
 
-def _worldly(config: Config, layer: Layer, seconds: Any) -> Layer:
-  """Returns the selecting layer with what happens to clients: away, dropped out, late."""
+def _in_the_world(
+  config: Config, layers: Round, num_clients: int, data: FederatedData | None
+) -> Round:
+  """Returns the layers with what happens to clients: they are away, drop out, are late."""
   section = config.selection
+  place = layers.place(layers.drawing) + 1
+  first: list[Any] = []
+  then: list[Any] = []
   if section.availability:
     options = dict(section.availability)
     trace = registry.factory('selection.availability.use', options.pop('use', ''), TRACES)
-    layer = registry.call('selection.availability', trace, options, layer=layer)
+    made = registry.call('selection.availability', trace, options, num_clients=num_clients)
+    (first if options.get('before_draw') else then).append(made)
   if section.dropout:
-    layer = dropout(layer, section.dropout)
+    then.append(dropout(section.dropout))
+  seconds = _durations(config, num_clients, data)
   if seconds is not None:
     rest = {k: x for k, x in section.clock.items() if k not in ('median_seconds', 'spread')}
-    layer = registry.call('selection.clock', stragglers, rest, layer=layer, durations=seconds)
-  return layer
+    # Durations go by each client's examples over the mean of all: public where all are alike.
+    alike = data is None or len(set(np.asarray(data.counts).tolist())) == 1
+    given = {'num_clients': num_clients, 'durations': seconds}
+    given['looks'] = 'nothing' if alike else "others' data"
+    then.append(registry.call('selection.clock', stragglers, rest, **given))
+  return compose(*first, *layers[:place], *then, *layers[place:])
 
 
 def _durations(config: Config, num_clients: int, data: FederatedData | None) -> Any:

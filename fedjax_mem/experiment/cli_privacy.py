@@ -53,15 +53,15 @@ class _Question:
 
   def _draw(self, rows: list[dict[str, Any]], file: pathlib.Path) -> None:
     from fedjax_mem import account
-    from fedjax_mem.core import Mechanism, Sampling
+    from fedjax_mem.core import Draws, Mechanism
     from fedjax_mem.report import plots
 
     curves = {}
     for row in rows:
       cohort = row['cohort']
-      apart = int(self.population // cohort) if self.scheme == 'cyclic' else None
+      apart = int(self.population // cohort) if self.scheme == 'cyclic' else 1
       path = account.trajectory(
-        Sampling(self.scheme, self.population, cohort, row['capacity'], apart),
+        Draws(self.scheme, self.population, cohort, row['capacity'], apart),
         Mechanism(self.mechanism, row['noise_multiplier']),
         int(row['rounds']),
         self.delta,

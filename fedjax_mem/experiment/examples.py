@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 
-from fedjax_mem.core import Layer, Population, Shape, State, selector
+from fedjax_mem.core import Population, Round, Shape, State
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.data.streaming import StreamedPopulation, must_stream
 from fedjax_mem.engine import Simulation
@@ -78,7 +78,7 @@ class Streamed(Source):
 
 def source(
   data: FederatedData,
-  layers: tuple[Layer, ...],
+  layers: Round,
   cap_mb: float | None,
   max_rounds: int,
 ) -> Source:
@@ -86,7 +86,7 @@ def source(
 
   Args:
     data: the clients' examples, on the host.
-    layers: the onion: its sampler says how many clients a round draws.
+    layers: of the round: its sampler says how many clients a round draws.
     cap_mb: megabytes (10**6 bytes) above which examples are streamed; None: never.
     max_rounds: rounds of the longest segment, if memory does not limit them.
 
@@ -97,6 +97,4 @@ def source(
   shape = Shape(data.num_clients, int(counts.max()), bool((counts == counts[0]).all()))
   if cap_mb is None or not must_stream(data, math.ceil(cap_mb * _MB)):
     return Source(data.population(), shape, max_rounds)
-  sampling = selector(layers)[1].sampling
-  feedback = sampling.scheme == 'data_dependent'
-  return Streamed(data, shape, cap_mb * _MB, max_rounds, feedback, sampling.capacity)
+  return Streamed(data, shape, cap_mb * _MB, max_rounds, not layers.blind, layers.draws.capacity)

@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from fedjax_mem import account
 from fedjax_mem.account import calibrate, poisson
 from fedjax_mem.account.ledger import Ledger
 from fedjax_mem.account.local_ledger import LocalLedger
-from fedjax_mem.core import IncompatibleStages, Layer, Mechanism, selector
+from fedjax_mem.core import Draws, IncompatibleStages, Layer, Mechanism, Noises, Round
 from fedjax_mem.experiment import registry
 from fedjax_mem.experiment.config import Config
 from fedjax_mem.stages.algorithm.dp_sgd import ExampleNoise
@@ -52,7 +52,7 @@ def settled(config: Config, chooser: Layer, given: Mapping[str, Any] | None = No
 
   Args:
     config: the experiment; `privacy.target_epsilon` and `privacy.delta` are the budget.
-    chooser: the layer that selects.
+    chooser: the layer that draws the cohort.
     given: arguments that the experiment gives to stages which take them.
 
   Raises:
@@ -93,7 +93,7 @@ def _calibrated(
       found = calibrate.noise_multiplier(
         privacy.target_epsilon,
         privacy.delta,
-        selector((chooser,))[1].sampling,
+        law(chooser),
         config.rounds,
         mechanism,
         **_how(config),
@@ -110,13 +110,22 @@ def _calibrated(
 def _mechanism(key: str, made: Layer | tuple[Layer, ...]) -> tuple[str, Mechanism]:
   """Returns the name and the mechanism of the one layer of a stage whose noise is calibrated."""
   parts = (made,) if isinstance(made, Layer) else made
-  noisy = [(x.name, x.traits.mechanism) for x in parts if x.traits.mechanism is not None]
+  stated = [(x.name, x.fact(Noises)) for x in parts]
+  noisy = [(name, noise.mechanism) for name, noise in stated if noise is not None]
   if [(m.trust, m.unit) for _, m in noisy] != [('central', 'client')]:
     raise ValueError(
       f'{key}.options.{_WANTED} must be given, got none: only central noise by client is '
       'calibrated.'
     )
   return noisy[0]
+
+
+def law(chooser: Layer) -> Draws:
+  """Returns how a layer draws the cohort."""
+  found = chooser.fact(Draws)
+  if found is None:
+    raise ValueError(f'chooser must be a layer that draws the cohort, got {chooser.name!r}.')
+  return found
 
 
 @contextlib.contextmanager
@@ -217,20 +226,19 @@ def _taken_over(ledger: Any, file: pathlib.Path, done: int) -> Any:
   return ledger
 
 
-def open_books(config: Config, layers: Iterable[Layer], counts: ArrayLike) -> Books | None:
+def open_books(config: Config, layers: Round, counts: ArrayLike) -> Books | None:
   """Returns the ledgers of a run before its first round, or None if nothing adds noise.
 
   Args:
     config: the experiment.
-    layers: its onion.
+    layers: of its round.
     counts: [N] examples of each client.
 
   Raises:
     ValueError: no delta for a run with noise, a budget without noise or below one round.
     IncompatibleStages: a sampler and a mechanism that no accountant has an event for.
   """
-  layers = tuple(layers)
-  noisy = {x.name: x.traits.mechanism for x in layers if x.traits.mechanism is not None}
+  noisy = {x.name: noise.mechanism for x, _, noise in layers.having(Noises)}
   privacy = config.privacy
   if not noisy:
     if privacy.target_epsilon is not None:
@@ -244,8 +252,7 @@ def open_books(config: Config, layers: Iterable[Layer], counts: ArrayLike) -> Bo
       f'privacy.delta must be given for a run with noise ({", ".join(noisy)}), got none.'
     )
   central = {k: m for k, m in noisy.items() if m.trust == 'central'}
-  chooser = next(x for x in layers if x.select is not None)
-  sampling = selector(layers)[1].sampling
+  chooser, sampling = layers.drawing, layers.draws
   ledger = None
   if central:
     with _named("' and '".join(central), chooser):
@@ -257,7 +264,7 @@ def open_books(config: Config, layers: Iterable[Layer], counts: ArrayLike) -> Bo
         budget=privacy.target_epsilon,
         **_how(config),
       )
-  apart = sampling.separation or 1
+  apart = sampling.min_sep
   local = {
     name: _local(name, mechanism, config, privacy.delta, -(-config.rounds // apart), counts)
     for name, mechanism in noisy.items()

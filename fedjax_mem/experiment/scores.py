@@ -1,7 +1,6 @@
 """Scores of a model on the test set: those of the model, and those that layers of the round add.
 
-A layer that wants something measured has a method `measure` on its client half's `apply`: (model,
-parameters, preprocessed batch) -> (hits [B], tries [B]); hits over tries is the score
+A layer that wants something measured states `Scores`; hits over tries is the score
 '<name>_success'.
 """
 
@@ -10,6 +9,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from fedjax_mem.core import Scores
 from fedjax_mem.engine import evaluator
 from fedjax_mem.experiment.build import Parts
 
@@ -24,9 +24,7 @@ def scorer(parts: Parts, batch_size: int, mesh: Mesh) -> Callable[[Tree], dict[s
     batch_size: test examples at a time on a device.
     mesh: the devices.
   """
-  measures = {
-    x.name: x.client.apply.measure for x in parts.layers if hasattr(x.client.apply, 'measure')
-  }
+  measures = {x.name: fact.measure for x, _, fact in parts.layers.having(Scores)}
 
   def metrics(params: Tree, batch: dict[str, Any]) -> dict[str, Any]:
     batch = parts.data.preprocess(batch)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import selector, tree
+from fedjax_mem.core import tree
 from fedjax_mem.engine import Simulation, table_bytes
 from fedjax_mem.engine.stacks import encodes
 from fedjax_mem.stages.compress import dense_size, total_bytes, wire
@@ -29,12 +29,12 @@ class Traffic:
 
   def __init__(self, sim: Simulation):
     """Looks up how large the messages of a simulation are."""
-    last = list(sim.setting.like.values())[-1]
-    self._up, self._down = dense_size(last.payload, last.aux), dense_size(sim.params)
+    last = list(sim.setting.specs.values())[-1]
+    self._up, self._down = dense_size(last.update, last.aux), dense_size(sim.params)
     bits = [x.traits.bits for x in sim.setting.layers if x.traits.bits is not None]
     self._modular = bool(bits)
     if bits:
-      values, beside = tree.size(last.payload), tree.size(last.aux)
+      values, beside = tree.size(last.update), tree.size(last.aux)
       part = jax.ShapeDtypeStruct((values,), jnp.int32)
       size = wire.OVERHEAD + wire.fixed_size(wire.Levels(part, bits[-1]))
       self._up = size + (wire.PART + 4 * beside if beside else 0)
@@ -50,14 +50,14 @@ class Traffic:
     more = total_bytes(rows, 'bytes_more_down')
     if up is None or self._modular:
       up = self._up * rows['clients'].astype(np.int64)
-    down = self._down * rows['selected'].astype(np.int64) if down is None else down
+    down = (self._down if down is None else down) * rows['selected'].astype(np.int64)
     down = down if more is None else down + more
     return [{'bytes_up': int(u), 'bytes_down': int(d)} for u, d in zip(up, down, strict=True)]
 
 
 def notes(sim: Simulation, rounds: int) -> list[str]:
   """Returns what a user is to know of error feedback across clients that rarely return."""
-  sampling = selector(sim.setting.layers)[1].sampling
+  sampling = sim.setting.layers.draws
   times = rounds * sampling.expected / sampling.population
   if times >= _RARELY:
     return []

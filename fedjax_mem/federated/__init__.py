@@ -1,6 +1,6 @@
 """Federated learning as objects: servers, clients, privacy and compression.
 
-A thin front without mathematics of its own: every object calls the halves of the layers that the
+A thin front without mathematics of its own: every object calls the sides of the layers that the
 engine compiles into whole rounds, and `simulate` hands the objects to the engine.
 """
 

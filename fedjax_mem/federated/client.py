@@ -96,7 +96,7 @@ class Place:
     seed: of the run.
     sgd: whether gradients are asked for.
     equal: whether all clients count the same.
-    secure: None, or (payload tree, client id, weight) -> masked bytes.
+    secure: None, or (update tree, client id, weight) -> masked bytes.
   """
 
   run_id: str = ''
@@ -221,10 +221,10 @@ class FederatedClient:
       self.data.transform,
     )
 
-  def halves(self, **changed: Any) -> recipes.Halves:
-    """Returns the compiled halves of the client's recipe, with some of its fields changed."""
+  def sides(self, **changed: Any) -> recipes.Sides:
+    """Returns the compiled sides of the client's recipe, with some of its fields changed."""
     shapes = tuple((name, x.shape, x.dtype.name) for name, x in sorted(self._padded.items()))
-    return recipes.halves(self.recipe()._replace(**changed), shapes)
+    return recipes.sides(self.recipe()._replace(**changed), shapes)
 
   async def train_round(self) -> FederatedUpdate:
     """Returns a signed update after local training, done in a worker thread.
@@ -263,7 +263,7 @@ class FederatedClient:
     began = time.perf_counter()
     if self.privacy is not None:
       self.privacy.check()
-    sent = self.halves().client(
+    sent = self.sides().client(
       start.params,
       self._padded,
       np.int32(self.data.num_examples),
@@ -302,19 +302,19 @@ class FederatedClient:
     """Returns what the server decodes, all of it where codes add and are decoded in the sum."""
     config, params = self.config.compression_config, self.model.params
     if config is None or not compression.codec(config).linear:
-      return sent.message.payload
+      return sent.message.update
     draws = compression.draws(config, place.seed, round, place.number)
-    return compression.whole(config, draws, codecs.Code((), sent.message.payload), params)
+    return compression.whole(config, draws, codecs.Code((), sent.message.update), params)
 
   def _bytes(self, sent: recipes.Sent, place: Place) -> bytes:
     """Returns the message as it goes on the wire."""
     weight = float(sent.message.weight)
     if place.secure is not None:
-      mean = jax.tree.map(lambda x: np.asarray(x, np.float32) / weight, sent.message.payload)
+      mean = jax.tree.map(lambda x: np.asarray(x, np.float32) / weight, sent.message.update)
       return place.secure(mean, self.client_id, weight)
     if sent.code is not None:
       return codecs.to_bytes(sent.code, weight)
-    return compression.dense(sent.message.payload, weight)
+    return compression.dense(sent.message.update, weight)
 
   def __repr__(self) -> str:
     """Says who it is and what it holds; no secret."""

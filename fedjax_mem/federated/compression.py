@@ -12,7 +12,7 @@ from fedjax_mem.federated.config import CompressionConfig
 from fedjax_mem.federated.model import floats
 from fedjax_mem.stages.compress import codec as codecs
 from fedjax_mem.stages.compress import quantize, random_k, top_k, wire
-from fedjax_mem.stages.compress.codec import Code, Codec, Draws
+from fedjax_mem.stages.compress.codec import Code, Codec, Keys
 
 
 @functools.lru_cache(maxsize=64)
@@ -31,9 +31,9 @@ def codec(config: CompressionConfig) -> Codec:
   return codecs.codec_of(config=layer(config))
 
 
-def dense(payload: Any, weight: float) -> bytes:
+def dense(update: Any, weight: float) -> bytes:
   """Returns the bytes of a message that is not compressed: all values in float32."""
-  return wire.encode(weight, [wire.Floats(codecs.flat(payload)[0])])
+  return wire.encode(weight, [wire.Floats(codecs.flat(update)[0])])
 
 
 def from_dense(data: bytes, size: int) -> tuple[jax.Array, float]:
@@ -43,19 +43,19 @@ def from_dense(data: bytes, size: int) -> tuple[jax.Array, float]:
 
 
 @functools.lru_cache(maxsize=256)
-def decoder(config: CompressionConfig, shapes: codecs.Shapes) -> Callable[[Draws, Code], Any]:
+def decoder(config: CompressionConfig, shapes: codecs.Shapes) -> Callable[[Keys, Code], Any]:
   """Returns the compiled (draws, code) -> values [D]."""
   made = codec(config)
   return jax.jit(lambda draws, code: made.decode(draws, code, shapes))
 
 
-def draws(config: CompressionConfig, seed: int, round: int, number: int) -> Draws:
+def draws(config: CompressionConfig, seed: int, round: int, number: int) -> Keys:
   """Returns the draws of client `number` in a round."""
   base = keys.layer_key(keys.seed_key(seed), round, layer(config).name)
-  return Draws(keys.role_key(base, 'client', number), keys.role_key(base, 'common'))
+  return Keys(keys.role_key(base, 'client', number), keys.role_key(base, 'round'))
 
 
-def whole(config: CompressionConfig, draws: Draws, code: Code, like: Any) -> Any:
+def whole(config: CompressionConfig, draws: Keys, code: Code, like: Any) -> Any:
   """Returns what a code decodes to, a tree of the shapes of `like`."""
   shapes = tuple(x.shape for x in jax.tree.leaves(like))
   return codecs.unflat(decoder(config, shapes)(draws, code), like)
@@ -65,8 +65,8 @@ def whole(config: CompressionConfig, draws: Draws, code: Code, like: Any) -> Any
 def _encoder(config: CompressionConfig) -> Callable[..., Any]:
   made = codec(config)
 
-  def encode(draws: Draws, payload: Any) -> Any:
-    x, shapes = codecs.flat(payload)
+  def encode(draws: Keys, update: Any) -> Any:
+    x, shapes = codecs.flat(update)
     return made.encode(draws, x, shapes)
 
   return jax.jit(encode)
@@ -107,7 +107,7 @@ class ModelCompressor:
     self._number = 0
     self._ratio: float | None = None
 
-  def _draws(self, number: int) -> Draws:
+  def _draws(self, number: int) -> Keys:
     return draws(self.config, self._seed, number, 0)
 
   def compress(self, gradients: Any) -> Compressed:

@@ -27,15 +27,15 @@ class Read(NamedTuple):
   client: FederatedClient
   update: FederatedUpdate
   message: Message
-  draws: codecs.Draws | None
+  draws: codecs.Keys | None
 
   def whole(self, params: Any) -> Message:
     """Returns the message with all values of a tree like `params`."""
     config = self.client.config.compression_config
     if config is None or self.draws is None or not compression.codec(config).linear:
       return self.message
-    code = codecs.Code((), self.message.payload)
-    return self.message._replace(payload=compression.whole(config, self.draws, code, params))
+    code = codecs.Code((), self.message.update)
+    return self.message._replace(update=compression.whole(config, self.draws, code, params))
 
 
 def _shapes(params: Any) -> codecs.Shapes:
@@ -77,20 +77,20 @@ def decoded(client: FederatedClient, update: FederatedUpdate, params: Any, place
   config, shapes = client.config.compression_config, _shapes(params)
   draws = None
   if config is None:
-    payload, weight = compression.from_dense(update.data, codecs.size(shapes))
-    payload = codecs.unflat(payload, params)
+    moved, weight = compression.from_dense(update.data, codecs.size(shapes))
+    moved = codecs.unflat(moved, params)
   else:
     draws = compression.draws(config, place.seed, update.round, place.number)
     code, weight = codecs.from_bytes(compression.codec(config), update.data, shapes)
-    payload = code.rest
+    moved = code.rest
     if not compression.codec(config).linear:
-      payload = compression.whole(config, draws, code, params)
+      moved = compression.whole(config, draws, code, params)
   count = update.metadata.num_examples
   if weight != (1.0 if place.equal else np.float32(count)):
     raise ValueError(f'garbage: a weight of {weight:g} for {count} examples')
-  if not bool(tree.finite(payload)):
+  if not bool(tree.finite(moved)):
     raise ValueError('garbage: values that are not finite')
-  return Read(client, update, Message(payload, jnp.float32(weight), {}), draws)
+  return Read(client, update, Message(moved, jnp.float32(weight), {}), draws)
 
 
 def _check_metadata(update: FederatedUpdate) -> None:

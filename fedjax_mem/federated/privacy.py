@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedjax_mem import account
 from fedjax_mem.account import Guarantee, calibrate
-from fedjax_mem.core import Context, Layer, Message, Sampling, keys, scalar_member, validate
+from fedjax_mem.core import Context, Draws, Layer, Message, keys, scalar_member, validate
 from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.federated.config import PrivacyConfig
 from fedjax_mem.federated.model import floats
@@ -19,7 +19,7 @@ from fedjax_mem.kernels.noise import LARGEST_SIGMA
 from fedjax_mem.stages.privacy import local, local_discrete, local_laplace
 
 # A client always knows that it takes part: nothing is claimed of the draw.
-_ALWAYS = Sampling('cyclic', population=1, expected=1, capacity=1)
+_ALWAYS = Draws('cyclic', population=1, expected=1, capacity=1)
 _LEVELS = 1024
 _POPULATION = 10**9  # in which a sampling rate is expressed for the accountant
 
@@ -67,13 +67,13 @@ def _guarantee(config: PrivacyConfig, noise: float, releases: int) -> Guarantee:
 
 @functools.lru_cache(maxsize=64)
 def _applier(config: PrivacyConfig, noise: float) -> Callable[..., Any]:
-  """Returns the compiled client half of the layer: (key, gradients) -> private gradients."""
-  half = layer(config, noise).client.apply
+  """Returns the compiled client side of the layer: (key, gradients) -> private gradients."""
+  stage: Any = layer(config, noise).client
 
   def apply(key: jax.Array, gradients: Any) -> Any:
     ctx = Context(key, key, jnp.int32(0), scalar_member(0), None, None, (), None)
-    sent, _, _ = half(ctx, Message(gradients, jnp.float32(1), {}), ())
-    return sent.payload
+    sent, _, _ = stage.apply(ctx, Message(gradients, jnp.float32(1), {}), ())
+    return sent.update
 
   return jax.jit(apply)
 
@@ -202,7 +202,7 @@ class PrivacyAccountant:
       return 0.0
     if len(self._steps) == 1:
       (((noise, rate), count),) = self._steps.items()
-      sampling = Sampling('poisson', _POPULATION, rate * _POPULATION, _POPULATION)
+      sampling = Draws('poisson', _POPULATION, rate * _POPULATION, _POPULATION)
       made = account.accountant.Claim(
         sampling, Mechanism('gaussian', noise), 'add_or_remove_one', 'rdp'
       )

@@ -1,7 +1,7 @@
-"""From settings to the layers of a round, and the compiled halves of one client and of the server.
+"""From settings to the layers of a round, and the compiled sides of one client and of the server.
 
-The objects compute nothing themselves: they call the halves of the same layers that the engine
-compiles into whole rounds. A recipe is hashable, and its halves are kept: clients of equal settings
+The objects compute nothing themselves: they call the sides of the same layers that the engine
+compiles into whole rounds. A recipe is hashable, and its sides are kept: clients of equal settings
 and alike sizes share one program.
 """
 
@@ -19,17 +19,18 @@ from fedjax_mem.core import (
   Mean,
   Message,
   Population,
+  Round,
   Shape,
   Task,
-  onion,
+  compose,
   scalar_member,
   tree,
 )
 from fedjax_mem.engine import mesh as meshes
-from fedjax_mem.engine import plan
+from fedjax_mem.engine import plan, walk
 from fedjax_mem.engine.clients import Layout
-from fedjax_mem.engine.context import Broadcast, context
 from fedjax_mem.engine.round import Setting
+from fedjax_mem.engine.walk import Cast, context
 from fedjax_mem.federated import compression, privacy
 from fedjax_mem.federated.config import CompressionConfig, PrivacyConfig
 from fedjax_mem.models.base import Model
@@ -91,12 +92,12 @@ class Recipe(NamedTuple):
     """Learning rate of the server's step."""
     return self.learning_rate if self.sgd else 1.0
 
-  def layers(self, chooser: Layer) -> tuple[Layer, ...]:
-    """Returns the onion of a round of the clients that a layer selects."""
+  def layers(self, chooser: Layer) -> Round:
+    """Returns the layers of a round of the clients that a layer selects."""
     weighing = weigh.equal() if self.equal else weigh.by_examples()
-    if chooser.stacked:  # it looks at the messages as the server gets them
-      return onion(self.algorithm(), weighing, *self.inner(), chooser)
-    return onion(self.algorithm(), chooser, weighing, *self.inner())
+    if chooser.cohort is not None:  # it looks at the messages as the server gets them
+      return compose(self.algorithm(), weighing, *self.inner(), chooser)
+    return compose(self.algorithm(), chooser, weighing, *self.inner())
 
 
 class Sent(NamedTuple):
@@ -121,7 +122,7 @@ class Sent(NamedTuple):
   finite: jax.Array
 
 
-class Halves(NamedTuple):
+class Sides(NamedTuple):
   """The two compiled sides of a recipe, for one shape of a client's data.
 
   Attributes:
@@ -151,8 +152,8 @@ def rows(arrays: dict[str, Any], count: Any) -> Population:
 
 
 @functools.lru_cache(maxsize=256)
-def halves(recipe: Recipe, shapes: tuple) -> Halves:
-  """Returns the halves of a recipe, planned and checked.
+def sides(recipe: Recipe, shapes: tuple) -> Sides:
+  """Returns the sides of a recipe, planned and checked.
 
   Args:
     recipe: the settings.
@@ -180,10 +181,10 @@ def halves(recipe: Recipe, shapes: tuple) -> Halves:
   compiled = functools.partial(jax.jit, compiler_options=options)
 
   def states(params: Tree) -> dict[str, Tree]:
-    cast = Broadcast(jnp.uint32(0), jnp.int32(0), params, None, {}, {}, jnp.zeros(0))
-    return {x.name: x.server.init(context(x, 'init', cast, setting.like)) for x in setting.layers}
+    cast = Cast(jnp.uint32(0), jnp.int32(0), params, None, {}, {}, jnp.zeros(0))
+    return {x.name: x.value(context(x, 'init', cast, setting.specs)) for x in setting.layers}
 
-  return Halves(
+  return Sides(
     setting,
     compiled(functools.partial(_client, recipe, setting)),
     compiled(functools.partial(_server, setting)),
@@ -192,7 +193,7 @@ def halves(recipe: Recipe, shapes: tuple) -> Halves:
 
 
 def _client(recipe, setting, params, arrays, count, seed, round, id) -> Sent:
-  """Runs all client halves, and notes on the way what the metadata say."""
+  """Runs all client sides, and notes on the way what the metadata say."""
   me = scalar_member(id)
   alone = jax.tree.map(lambda x: x[None], me)
   data = Examples(
@@ -206,23 +207,25 @@ def _client(recipe, setting, params, arrays, count, seed, round, id) -> Sent:
     setting.transforms,
   )
   # No layer of a recipe keeps a state of its clients or is told one by the server.
-  cast = Broadcast(seed, round, params, alone, {}, arrays, data.index)
+  cast = Cast(seed, round, params, alone, {}, arrays, data.index)
   value: Any = Task(params, data)
   trained, code = params, None
   norm, clipped, ok = jnp.float32(0), jnp.float32(0), jnp.bool_(True)
   coded = codecs.codec_of(config=setting.layers[-1]) if recipe.compression else None
   for layer in setting.layers:
-    ctx = context(layer, 'client', cast, setting.like, me)
+    if layer.client is None:
+      continue
     if coded is not None and layer is setting.layers[-1]:
-      x, shapes = codecs.flat(value.payload)
-      code = coded.encode(codecs.Draws(ctx.key, ctx.common), x, shapes)
-    value, _, noted = layer.client.apply(ctx, value, layer.client.init(ctx))
-    if 'uncovered_clipped' in noted:
-      clipped = noted['uncovered_clipped'].total
-    if layer.traits.kind == 'algorithm':
-      ok &= tree.finite(value)
-      trained = tree.sub(params, tree.scale(recipe.server_rate, value.payload))
-      norm = tree.norm(value.payload)
+      ctx = context(layer, 'client', cast, setting.specs, me)
+      x, shapes = codecs.flat(value.update)
+      code = coded.encode(codecs.Keys(ctx.key, ctx.round_key), x, shapes)
+    rows = {layer.name: layer.row(context(layer, 'init', cast, setting.specs, me))}
+    value, _, noted, fine = walk.client_pass((layer,), cast, setting.specs, me, value, rows)
+    clipped = next((x.total for n, x in noted.items() if n.endswith('/uncovered_clipped')), clipped)
+    ok &= fine
+    if layer is setting.layers.algorithm:
+      trained = tree.sub(params, tree.scale(recipe.server_rate, value.update))
+      norm = tree.norm(value.update)
   ok &= tree.finite(value)
   before, after = (_loss(recipe, Task(p, data)) for p in (params, trained))
   return Sent(code, value, before, after, norm, clipped, ok)
@@ -247,10 +250,13 @@ def _loss(recipe: Recipe, task: Task) -> jax.Array:
 
 
 def _server(setting, params, message, states, seed, round):
-  """Runs all server halves, last layer first."""
-  cast = Broadcast(seed, round, params, None, states, {}, jnp.zeros(0))
-  value, new = message, dict(states)
-  for layer in reversed(setting.layers):
-    ctx = context(layer, 'server', cast, setting.like)
-    value, new[layer.name], _ = layer.server.apply(ctx, value, states[layer.name])
-  return value, new
+  """Runs all server sides, last layer first."""
+  cast = Cast(seed, round, params, None, states, {}, jnp.zeros(0))
+  like: Any = setting.specs[setting.layers[-1].name].update
+  same: Any = jax.tree.structure(like)
+  if same == jax.tree.structure(message.update):
+    # A sum under masks comes back in float32.
+    cast_to = lambda x, wanted: x.astype(wanted.dtype)
+    message = message._replace(update=jax.tree.map(cast_to, message.update, like))
+  params, new, _, _ = walk.server_pass(setting.layers, cast, setting.specs, message)
+  return params, new

@@ -1,4 +1,4 @@
-"""Robust rules on the server's stack of updates: the stacked layers of `stages.aggregate`."""
+"""Robust rules on the server's stack of updates: the layers of `stages.aggregate`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, Member, Message, tree
-from fedjax_mem.engine.context import Broadcast, context
+from fedjax_mem import core
+from fedjax_mem.core import Layer, Member, Message, Round, scalar_member, tree
+from fedjax_mem.engine import walk
+from fedjax_mem.engine.walk import Cast, context
 from fedjax_mem.federated.config import NotEnoughClients, ServerConfig
 from fedjax_mem.stages.aggregate import AGGREGATION
 
@@ -16,7 +18,7 @@ Rule = Callable[[list[Message], Any, int, int], Message]
 
 
 def layer(config: ServerConfig) -> Layer:
-  """Returns the stacked layer of a rule with the options of a config.
+  """Returns the layer of a rule with the options of a config.
 
   Raises:
     ValueError: an unknown option, or one that the rule refuses.
@@ -41,32 +43,30 @@ def rule_of(config: ServerConfig) -> Rule | None:
   made = layer(config)
 
   @jax.jit
-  def apply(stack: Message, params: Any, shared: Any, seed: jax.Array, round: jax.Array) -> Any:
+  def apply(stack: Message, params: Any, kept: Any, seed: jax.Array, round: jax.Array) -> Any:
     number = stack.weight.shape[0]
     on = jnp.ones(number, bool)
     ids = jnp.arange(number, dtype=jnp.int32)
     cohort = Member(ids, on, on, jnp.ones(number, jnp.float32))
-    cast = Broadcast(seed, round, params, cohort, {}, {}, jnp.zeros(0))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
-    if shared is None:
-      shared = made.server.init(context(made, 'init', cast, {made.name: like}))
-    cast = cast._replace(servers={made.name: shared})
-    ctx = context(made, 'cohort', cast, {made.name: like}, cohort)
-    state = jax.vmap(lambda _: made.client.init(ctx))(ids)
-    value, _, _ = made.client.apply(ctx, stack, state)
-    total = tree.total(value)
-    ctx = context(made, 'server', cast, {made.name: like})
-    return made.server.apply(ctx, total, shared)[:2]
+    cast = Cast(seed, round, params, cohort, {}, {}, jnp.zeros(0))
+    specs = {made.name: walk.one_of(stack)}
+    value = made.value(context(made, 'init', cast, specs)) if kept is None else kept
+    cast = cast._replace(servers={made.name: value})
+    init = lambda id: made.row(context(made, 'init', cast, specs, scalar_member(id)))
+    stage: Any = made.cohort
+    stack, _, _ = walk.cohort_pass(made, stage, cast, specs, stack, jax.vmap(init)(ids))
+    total, servers, _, _ = walk.server_pass(Round([made]), cast, specs, tree.total(stack))
+    return total, servers[made.name]
 
-  kept: list[Any] = [None]  # what the rule's server half remembers of earlier rounds
+  kept: list[Any] = [None]  # what the rule's server side remembers of earlier rounds
 
   def rule(messages: list[Message], params: Any, seed: int, round: int) -> Message:
     stack = jax.tree.map(lambda *x: jnp.stack(x), *messages)
     total, state = apply(stack, params, kept[0], jnp.uint32(seed), jnp.int32(round))
     if not total.weight > 0:
-      half: Any = made.client.apply
+      needs = made.fact(core.Rule) or core.Rule()
       raise NotEnoughClients(
-        f'updates must be as many as {made.name!r} needs, {half.why}, got {len(messages)}: the '
+        f'updates must be as many as {made.name!r} needs, {needs.why}, got {len(messages)}: the '
         'round is skipped, and the model stays as it is.'
       )
     kept[0] = state

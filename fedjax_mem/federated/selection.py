@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, Member, Message, selector, tree
-from fedjax_mem.engine.context import Broadcast, context
+from fedjax_mem.core import Layer, Member, Message, Round, tree
+from fedjax_mem.engine import walk
+from fedjax_mem.engine.walk import Cast
 from fedjax_mem.federated.config import ServerConfig
 from fedjax_mem.federated.data import LocalData
 from fedjax_mem.stages import select
@@ -95,14 +96,12 @@ class Chooser:
     size = min(self._config.max_clients, number)
     layers = self.layers(number, size, clients[0].model.model.loss, step)
     table = self._table([x.client_id for x in clients])
-    name, sampler = selector(layers)
     for attempt in range(_ATTEMPTS):
       seed = jnp.uint32(self._config.seed)
-      cast = Broadcast(seed, jnp.int32(round), params, None, {name: ()}, {}, jnp.zeros(0))
-      ctx = context(layers[0], 'select', cast, {})
-      if attempt:  # a cohort of random size may be too small
-        ctx = ctx._replace(key=jax.random.fold_in(ctx.key, attempt))
-      cohort, _, _ = sampler.apply(ctx, table, ())
+      empty = {x.name: () for x in layers}
+      cast = Cast(seed, jnp.int32(round), params, None, empty, {}, jnp.zeros(0))
+      # A cohort of random size may be too small: then it is drawn once more.
+      cast, cohort, _ = walk.select_pass(Round(layers), cast, lambda name: table, attempt)
       ids = [int(i) for i, real in zip(cohort.id, cohort.real, strict=True) if real]
       if len(ids) >= min(self._config.min_clients, size):
         break
@@ -143,7 +142,7 @@ class Chooser:
     """Remembers what (client, metadata, message before `weighted`) of a round say.
 
     Args:
-      seen: of the sound updates, their payloads like `params`.
+      seen: of the sound updates, their updates like `params`.
       params: from which the clients started.
       round: from 0.
     """
@@ -170,8 +169,8 @@ def _judge(layer: Layer) -> Any:
     number = stack.weight.shape[0]
     on = stack.weight > 0
     cohort = Member(jnp.arange(number, dtype=jnp.int32), on, on, jnp.ones(number, jnp.float32))
-    cast = Broadcast(seed, round, params, cohort, {}, {}, jnp.zeros(0))
-    like = {layer.name: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)}
-    return layer.client.apply(context(layer, 'cohort', cast, like, cohort), stack, rows)[1]
+    cast = Cast(seed, round, params, cohort, {}, {}, jnp.zeros(0))
+    stage: Any = layer.cohort
+    return walk.cohort_pass(layer, stage, cast, {layer.name: walk.one_of(stack)}, stack, rows)[1]
 
   return jax.jit(judge)

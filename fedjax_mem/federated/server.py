@@ -212,12 +212,12 @@ class FederatedServer:
   def _params(self) -> Any:
     return self._current().params
 
-  def _masked(self, masks: SecureAggregator, payload: Any, client_id: str, weight: float) -> bytes:
+  def _masked(self, masks: SecureAggregator, update: Any, client_id: str, weight: float) -> bytes:
     """Returns a client's update under the masks of one selection; called by the client."""
     with self._lock:
       if client_id not in self._chosen:
         raise ValueError(f'client_id must be selected in round {self.round}, got {client_id!r}.')
-      sent = masks.encrypt(payload, client_id, weight)
+      sent = masks.encrypt(update, client_id, weight)
       data = sent.slot.to_bytes(4, 'little') + sent.message
       if masks is self._masks:
         self._sealed[client_id] = data
@@ -303,7 +303,7 @@ class FederatedServer:
       self._chooser.learn(seen, params, self.round)
 
   def _step(self, params: Any, reads: list[intake.Read]) -> tuple[Any, Any]:
-    """Returns (parameters, server states) after the server halves on the sum."""
+    """Returns (parameters, server states) after the server sides on the sum."""
     if self._sgd and len({x.client.config.learning_rate for x in reads}) > 1:
       raise ValueError(
         'learning_rate must be the same for all clients under FedSGD, where it is the step of the '
@@ -311,18 +311,18 @@ class FederatedServer:
       )
     alike = len({x.client.config.compression_config for x in reads}) == 1
     first = reads[0].client
-    halves = first.halves() if alike else first.halves(compression=None)
-    states = {**halves.states(params), **(self._states or {})}
+    sides = first.sides() if alike else first.sides(compression=None)
+    states = {**sides.states(params), **(self._states or {})}
     seed, round = np.uint32(self.config.seed), np.int32(self.round)
     total = self._total(params, reads, alike)
-    new, states = halves.server(params, total, states, seed, round)
+    new, states = sides.server(params, total, states, seed, round)
     return new, states
 
   def _total(self, params: Any, reads: list[intake.Read], alike: bool) -> Message:
-    """Returns the sum that enters the server halves."""
+    """Returns the sum that enters the server sides."""
     if self._masks is not None:
       try:
-        mean = self._masks.secure_aggregate([x.message.payload for x in reads])
+        mean = self._masks.secure_aggregate([x.message.update for x in reads])
       except BelowThreshold as error:
         raise NotEnoughClients(f'{error} The round is not done and nothing has changed.') from error
       return Message(jax.tree.map(jnp.asarray, mean), jnp.float32(1), {})

@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_mem import engine
 from fedjax_mem.account import Guarantee, calibrate
 from fedjax_mem.account.ledger import Ledger
-from fedjax_mem.core import Layer, State, onion, selector, stack_clients, validate
+from fedjax_mem.core import Draws, Layer, Mechanism, Noises, State, compose, stack_clients, validate
 from fedjax_mem.engine import Execution
 from fedjax_mem.federated import compression, rules
 from fedjax_mem.federated import recipe as recipes
@@ -87,7 +87,7 @@ def simulate(
   population = stack_clients([{'x': x.data.x, 'y': x.data.y} for x in clients])
   transforms = (recipe.transform,) if recipe.transform else ()
   sim = engine.simulate(
-    onion(*layers, *extra),
+    compose(*layers, *extra),
     start.params,
     population,
     seed=config.seed,
@@ -171,6 +171,12 @@ def _local(recipe, chooser, rounds) -> tuple[tuple[Layer, ...], Guarantee | None
   return recipe.layers(chooser), spent.get_privacy_spent()
 
 
+def _mechanism(layer: Layer) -> Mechanism:
+  """Returns the noise that a layer states."""
+  noise: Any = layer.fact(Noises)
+  return noise.mechanism
+
+
 def _central(recipe, number, cohort, rounds) -> tuple[tuple[Layer, ...], Guarantee]:
   """Returns the layers of a server that noises the sum."""
   config: PrivacyConfig | None = recipe.privacy
@@ -180,17 +186,15 @@ def _central(recipe, number, cohort, rounds) -> tuple[tuple[Layer, ...], Guarant
       f'got {config!r}.'
     )
   chooser = select.uniform(number, cohort)
-  sampling = selector((chooser,))[1].sampling
+  sampling: Any = chooser.fact(Draws)
   noise = config.noise_multiplier
   make = lambda z: layers_of_privacy.central(config.max_grad_norm, z, mechanism=config.mechanism)
   if noise is None:
-    like = make(1.0).traits.mechanism
+    like = _mechanism(make(1.0))
     found = calibrate.noise_multiplier(config.epsilon, config.delta, sampling, rounds, like)
     noise = float(found.mechanism.noise_multiplier)
   noisy = make(noise)
-  book = Ledger.plan(
-    sampling, {'central': noisy.traits.mechanism}, rounds=rounds, delta=config.delta
-  )
+  book = Ledger.plan(sampling, {'central': _mechanism(noisy)}, rounds=rounds, delta=config.delta)
   coded = (compression.layer(recipe.compression),) if recipe.compression else ()
-  layers = onion(recipe.algorithm(), chooser, weigh.equal(float(cohort)), *coded, noisy)
+  layers = compose(recipe.algorithm(), chooser, weigh.equal(float(cohort)), *coded, noisy)
   return layers, book.guarantee(rounds)

@@ -1,1 +1,34 @@
-"""The stages of a round, one method per file, in the order of the round."""
+"""The layers of a round: a room for each concern, a file for each method."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from fedjax_mem.stages import (
+    aggregate,
+    algorithm,
+    attack,
+    compress,
+    privacy,
+    secure,
+    select,
+    weigh,
+  )
+
+__all__ = (
+  'aggregate',
+  'algorithm',
+  'attack',
+  'compress',
+  'privacy',
+  'secure',
+  'select',
+  'weigh',
+)
+
+
+def __getattr__(name: str) -> Any:
+  """Imports a room when it is first asked for."""
+  if name not in __all__:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return importlib.import_module(f'{__name__}.{name}')

@@ -3,13 +3,12 @@
 import jax
 import optax
 
-from fedjax_mem import data, models, optim, simulate
-from fedjax_mem.core import onion
+from fedjax_mem import compose, data, models, optim, simulate
 from fedjax_mem.stages import algorithm, select, weigh
 
 digits = data.load('digits', partition='dirichlet', alpha=0.5, num_clients=50, seed=0)
 model = models.build('mlp', digits.input_shape, digits.num_classes)
-layers = onion(
+layers = compose(
   algorithm.fedavg(
     model.loss,
     learning_rate=0.1,

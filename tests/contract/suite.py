@@ -14,7 +14,7 @@ from reference import stages, tiny
 
 import fedjax_mem.optim
 import fedjax_mem.stages
-from fedjax_mem.core import Layer, onion
+from fedjax_mem.core import Draws, Layer, Noises, Prepares, Trains, Weighted, compose
 from fedjax_mem.stages.algorithm import fedsgd
 from fedjax_mem.stages.secure import integers
 from fedjax_mem.stages.weigh import by_examples, equal
@@ -230,23 +230,25 @@ def is_optimizer(made: Any) -> bool:
 def dress(made: Any) -> tuple[Layer, ...]:
   """Returns a whole round around what a factory made; nothing else in it is random."""
   if is_optimizer(made):
-    return onion(fedsgd(tiny.loss, batch_size=16, server_optimizer=made), tiny.rota(), equal())
+    return compose(fedsgd(tiny.loss, batch_size=16, server_optimizer=made), tiny.rota(), equal())
   own = (made,) if isinstance(made, Layer) else tuple(made)
   if own[0].traits.masks:
     own = (integers(4.0, clients=tiny.C), *own)
-  noisy = any(x.traits.mechanism is not None for x in own)
+  noisy = any(x.fact(Noises) is not None for x in own)
   weigh = equal(float(tiny.C)) if noisy else equal()  # what is private has a public divisor
-  if any(x.traits.kind == 'algorithm' for x in own):
-    return onion(own, tiny.rota(), weigh)
-  before = [x for x in own if x.traits.kind == 'task']
-  after = [x for x in own if x.traits.kind != 'task']
+  if any(x.fact(Trains) is not None for x in own):
+    return compose(own, tiny.rota(), weigh)
+  before = [x for x in own if x.fact(Prepares) is not None]
+  after = [x for x in own if x.fact(Prepares) is None]
   if any(x.traits.weighs is not None for x in own):
-    return onion(*before, tiny.algorithm(), tiny.rota(), *after)
+    return compose(*before, tiny.algorithm(), tiny.rota(), *after)
   if any(x.select is not None for x in own):
-    early = [x for x in after if x.traits.kind == 'select']  # the others want weighted messages
-    late = [x for x in after if x.traits.kind != 'select']
-    return onion(*before, tiny.algorithm(), *early, by_examples(), *late)
-  return onion(*before, tiny.algorithm(), tiny.rota(), weigh, *after)
+    early = [x for x in after if x.fact(Weighted) is None]
+    late = [x for x in after if x.fact(Weighted) is not None]
+    if not any(x.fact(Draws) is not None for x in own):
+      early = [tiny.rota(), *early]
+    return compose(*before, tiny.algorithm(), *early, by_examples(), *late)
+  return compose(*before, tiny.algorithm(), tiny.rota(), weigh, *after)
 
 
 # Whose rounds can be pooled; they are under contract in those modes as well.

@@ -18,7 +18,7 @@ DISCRETE = privacy.central(1.0, 1.0, mechanism='discrete_gaussian')
 
 
 def halve():
-  return Layer('halve', Stage(lambda ctx, message, state: (message, state, {})))
+  return Layer('halve', client=Stage(lambda ctx, message, state: (message, state, {})))
 
 
 def noisy(bits=16, clients=N, **kwargs):
@@ -44,7 +44,7 @@ def test_sound_plans():
 def test_masks_over_floats():
   refused("'mask'", "'weigh'", 'floats', 'put integers', layers=[MASK])
   refused("'mask'", "'central'", layers=[privacy.central(1.0, 1.0), MASK])
-  floats = Layer('floats', Stage(lambda c, m, s: (m, s, {})), traits=GRID.traits)
+  floats = Layer('floats', client=Stage(lambda c, m, s: (m, s, {})), traits=GRID.traits)
   refused("'mask'", 'float32', 'do not cancel', layers=[floats, MASK])
 
 
@@ -99,12 +99,14 @@ def test_more_clients_than_there_is_room_for():
 
 def test_integers_twice():
   refused("'integers'", 'int32', layers=[GRID, integers(1.0, clients=N)._replace(name='again')])
-  refused("'integers'", "'distributed'", layers=[*noisy(), integers(1.0, clients=N, dimension=64)])
+  refused(
+    "'integers'", "'integer_noise'", layers=[*noisy(), integers(1.0, clients=N, dimension=64)]
+  )
 
 
 def test_distributed_noise_keeps_the_rules_of_all_noise():
-  refused("'distributed'", "'weigh'", layers=[*noisy()], weigh=equal())
-  refused("'distributed'", 'both add central noise', layers=[privacy.central(1.0, 1.0), *noisy()])
+  refused("'integer_noise'", "'weigh'", layers=[*noisy()], weigh=equal())
+  refused("'integer_noise'", 'both add central noise', layers=[privacy.central(1.0, 1.0), *noisy()])
   refused("'grid'", layers=[*noisy(), compress.top_k(0.2)])
 
 

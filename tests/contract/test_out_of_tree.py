@@ -16,17 +16,17 @@ from fedjax_mem.core import Layer, Stage, tree, validate
 def halve(factor=0.5):
   """A layer that keeps the contract."""
   validate.positive(factor=factor)
-  client = lambda ctx, m, s: (m._replace(payload=tree.scale(factor, m.payload)), s + 1, {})
-  return Layer('halve', Stage(client, lambda ctx: jnp.int32(0)))
+  client = lambda ctx, m, s: (m._replace(update=tree.scale(factor, m.update)), s + 1, {})
+  return Layer('halve', client=Stage(client, lambda ctx: jnp.int32(0)))
 
 
 def careless(factor=0.5):
   """One that checks nothing and mistakes a sum over the cohort for its own."""
   def client(ctx, m, s):
-    size = ctx.me.id.size * ctx.cohort.id.size  # padding counts, so chunks change the result
-    return m._replace(payload=tree.scale(1 / size, m.payload)), s, {}
+    size = ctx.client.id.size * ctx.cohort.id.size  # padding counts, so chunks change the result
+    return m._replace(update=tree.scale(1 / size, m.update)), s, {}
 
-  return Layer('careless', Stage(client))
+  return Layer('careless', client=Stage(client))
 
 
 def needy(mystery):

@@ -5,17 +5,19 @@ import numpy as np
 import pytest
 from reference import given, tiny
 
-from fedjax_mem.core import IncompatibleStages, onion
+from fedjax_mem.core import Draws, IncompatibleStages, Looks, Prepares, compose
 from fedjax_mem.engine import simulate
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.select import (
   contribution,
   diurnal,
+  dropout,
   importance,
   markov,
   oort,
   poisson,
   power_of_choice,
+  round_robin,
   stragglers,
   uniform,
 )
@@ -31,8 +33,8 @@ BY_DATA = {
   'shapley': lambda: (contribution(9, 3, loss, HELD),),
   'gtg': lambda: (contribution(9, 3, loss, HELD, method='gtg'),),
   'leave_one_out': lambda: (contribution(9, 3, loss, HELD, method='leave_one_out'),),
-  'importance, away': lambda: tuple(markov(x) for x in importance(9, 3)),
-  'oort, late': lambda: (stragglers(oort(9, 3, loss), [1.0] * 9),),
+  'importance, away': lambda: (*importance(9, 3), markov(9)),
+  'oort, late': lambda: (oort(9, 3, loss), stragglers(9, [1.0] * 9)),
 }
 NOISE = {
   'central': lambda: privacy.central(0.5, 1.0),
@@ -42,9 +44,9 @@ NOISE = {
 
 
 def plan(chosen, *noise):
-  kinds = {kind: [x for x in chosen if x.traits.kind == kind] for kind in ('task', 'select')}
-  late = [x for x in chosen if x.traits.kind == 'message']
-  layers = onion(*kinds['task'], given.algorithm(), *kinds['select'], equal(3.0), *late, *noise)
+  tasks = [x for x in chosen if x.fact(Prepares) is not None]
+  rest = [x for x in chosen if x.fact(Prepares) is None]
+  layers = compose(*tasks, given.algorithm(), equal(3.0), *rest, *noise)
   pop = given.population({'a': np.ones((9, 4), np.float32)})
   return simulate(layers, {'a': jnp.zeros(4)}, pop, execution=tiny.MODES['vmap'])
 
@@ -54,20 +56,52 @@ def plan(chosen, *noise):
 @pytest.mark.parametrize('name', BY_DATA)
 def test_selection_by_data_is_refused_under_privacy(name, noise):
   plan(BY_DATA[name]())  # without a claim it may
-  with pytest.raises(IncompatibleStages, match="'select' selects clients by what they report"):
+  with pytest.raises(IncompatibleStages, match=r"'select' selects .* looks at others' data"):
     plan(BY_DATA[name](), NOISE[noise]())
 
 
 @pytest.mark.parametrize('name', BY_DATA)
 def test_they_say_that_they_look_at_data(name):
-  chooser = next(x for x in BY_DATA[name]() if x.select is not None)
-  assert chooser.select.sampling.scheme == 'data_dependent'
+  chooser = next(x for x in BY_DATA[name]() if x.fact(Draws) is not None)
+  assert chooser.fact(Looks).at == "others' data"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('inner', (lambda: uniform(9, 3), lambda: poisson(9, 0.3)))
 def test_clients_that_are_away_or_late_are_no_data(inner):
-  for wrap in (diurnal, markov, lambda x: stragglers(x, [1.0] * 9, deadline=2.0)):
-    layer = wrap(inner())
-    plan((layer,), privacy.central(0.5, 1.0))
-    assert layer.select.sampling == inner().select.sampling
+  public = stragglers(9, [1.0] * 9, deadline=2.0, looks='nothing')
+  own = stragglers(9, [1.0] * 9, deadline=2.0, looks='own data')
+  for layer in (diurnal(9), markov(9), dropout(0.1), public, own):
+    plan((inner(), layer), privacy.central(0.5, 1.0))
+
+
+def test_who_is_late_by_the_data_of_others_is_refused():
+  late = stragglers(9, [1.0] * 9, deadline=2.0)
+  plan((uniform(9, 3), late))
+  with pytest.raises(IncompatibleStages, match="'deadline' selects clients and looks at others'"):
+    plan((uniform(9, 3), late), privacy.central(0.5, 1.0))
+  # Nobody is left out without a deadline.
+  plan((uniform(9, 3), stragglers(9, [1.0] * 9)), privacy.central(0.5, 1.0))
+
+
+def test_a_layer_that_does_not_state_what_it_looks_at_is_refused_under_privacy():
+  silent = dropout(0.1)
+  silent = silent._replace(select=silent.select._replace(facts=()))
+  plan((uniform(9, 3), silent))
+  with pytest.raises(IncompatibleStages, match=r"'dropout'.*does not state what"):
+    plan((uniform(9, 3), silent), privacy.central(0.5, 1.0))
+
+
+def test_a_filter_before_the_draw_changes_its_probabilities():
+  first = lambda inner: (markov(9, before_draw=True), inner)
+  for inner in (uniform(9, 3), poisson(9, 0.3)):
+    plan(first(inner))
+  plan(first(poisson(9, 0.3)), privacy.central(0.5, 1.0))
+  with pytest.raises(IncompatibleStages, match="'available' comes before the draw"):
+    plan(first(uniform(9, 3)), privacy.central(0.5, 1.0))
+  with pytest.raises(IncompatibleStages, match='leaves some out'):
+    plan(first(round_robin(9, 3)))
+  with pytest.raises(IncompatibleStages, match="'available' must come before the layer that draws"):
+    plan((uniform(9, 3), markov(9, before_draw=True)))
+  with pytest.raises(IncompatibleStages, match="'dropout' must come after the layer that draws"):
+    plan((dropout(0.1), uniform(9, 3)))

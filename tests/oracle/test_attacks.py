@@ -26,7 +26,7 @@ def send(layer, key=0, arrived=ON):
   """Returns the updates [C, D] that arrive, and the metrics."""
   sent = robust.stack(X, WEIGHTS)
   ctx = robust.context(IDS, arrived, key=key)
-  message, _, metrics = jax.jit(lambda s: layer.client.apply(ctx, s, ()))(sent)
+  message, _, metrics = jax.jit(lambda s: layer.cohort.apply(ctx, s, ()))(sent)
   np.testing.assert_array_equal(message.weight, WEIGHTS)
   rows = robust.unstack(message) / WEIGHTS[:, None]
   others = ~(BAD & arrived)
@@ -57,7 +57,7 @@ def test_model_replacement_replaces_the_model():
   """If honest clients send nothing, the average is the attackers' own."""
   honest = robust.stack(np.where(BAD[:, None], X, 0), WEIGHTS)
   layer = attacks.scaling(3)
-  message = layer.client.apply(robust.context(IDS, ON), honest, ())[0]
+  message = layer.cohort.apply(robust.context(IDS, ON), honest, ())[0]
   total = robust.unstack(message)[ON].sum(0) / WEIGHTS[ON].sum()
   own = WEIGHTS[ON & BAD]
   np.testing.assert_allclose(total, own @ X[ON & BAD] / own.sum(), rtol=1e-5)
@@ -138,7 +138,7 @@ def _task(bad, batch):
   n = len(batch['y'])
   rows = jnp.arange(n, dtype=jnp.int32)
   view = Examples(arrays, rows, jnp.int32(0), jnp.int32(n), jnp.int32(n), n)
-  ctx = robust.context([0], [True])._replace(me=scalar_member(0 if bad else 5))
+  ctx = robust.context([0], [True])._replace(client=scalar_member(0 if bad else 5))
   return ctx, Task({}, view), rows
 
 
@@ -203,6 +203,6 @@ def test_bad_arguments_of_attacks(make):
 
 
 def test_integers_cannot_be_attacked():
-  like = robust.stack(np.zeros((1, D)), [1.0])._replace(payload=jnp.zeros(3, jnp.int32))
+  like = robust.stack(np.zeros((1, D)), [1.0])._replace(update=jnp.zeros(3, jnp.int32))
   with pytest.raises(IncompatibleStages, match="'alie' works on updates of floats"):
-    attacks.alie(1).server.init(robust.context([0], [True])._replace(like=like))
+    attacks.alie(1).row(robust.context([0], [True])._replace(spec=like))

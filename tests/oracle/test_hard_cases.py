@@ -8,7 +8,7 @@ from contract import suite
 from reference import stages, tiny, twins
 from reference.loop import plain_round
 
-from fedjax_mem.core import Layer, Message, Stage, Traits, onion, tree
+from fedjax_mem.core import Layer, Message, Stage, Trains, compose, tree
 from fedjax_mem.stages.select import dropout, uniform
 from fedjax_mem.stages.weigh import equal
 
@@ -77,13 +77,13 @@ def exact_round(*message_layers):
 
   def client(ctx, task, state):
     nothing = 0 * task.data.take(jnp.zeros(1, jnp.int32))['x'].sum()
-    number = (ctx.me.id + ctx.round).astype(jnp.float32) + nothing
-    payload = jax.tree.map(lambda x: jnp.full_like(x, number), task.params)
-    return Message(payload, jnp.float32(1), {}), state, {}
+    number = (ctx.client.id + ctx.round).astype(jnp.float32) + nothing
+    update = jax.tree.map(lambda x: jnp.full_like(x, number), task.params)
+    return Message(update, jnp.float32(1), {}), state, {}
 
-  server = Stage(lambda ctx, m, state: (tree.sub(ctx.params, m.payload), state, {}))
-  algorithm = Layer('algorithm', Stage(client), server, traits=Traits(kind='algorithm'))
-  return onion(algorithm, tiny.rota(), equal(4.0), *message_layers)
+  server = Stage(lambda ctx, m, state: (tree.sub(ctx.params, m.update), state, {}))
+  algorithm = Layer('algorithm', client=Stage(client, facts=(Trains(),)), server=server)
+  return compose(algorithm, tiny.rota(), equal(4.0), *message_layers)
 
 
 @pytest.mark.slow
@@ -118,10 +118,10 @@ def test_a_masked_message_looks_nothing_like_the_plain_one():
 @pytest.mark.devices(2)
 @pytest.mark.slow
 def test_everything_at_once_is_the_same_in_chunks_on_devices_and_resumed():
-  round = onion(
+  round = compose(
     stages.label_flip(4, tiny.CLASSES),
     stages.scaffold(tiny.loss, learning_rate=0.3, steps=2, num_clients=tiny.N),
-    dropout(uniform(tiny.N, tiny.C), 0.2),
+    (uniform(tiny.N, tiny.C), dropout(0.2)),
     equal(),
     stages.adaptive_clip(1.0, 0.1, 4.0),
     stages.top_k(0.5),

@@ -7,7 +7,7 @@ import pytest
 from reference import given
 from scipy import stats
 
-from fedjax_mem.core import Bound, Layer
+from fedjax_mem.core import Bounds, Layer, Stage
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
@@ -84,7 +84,8 @@ def test_the_noise_is_scaled_for_the_sum_and_then_divided():
 
 @pytest.mark.slow
 def test_the_noise_asks_the_layers_after_it_what_they_make_of_the_bound():
-  wider = Layer('encode', sensitivity=lambda b: Bound(l2=2.5 * b.l2))
+  passes = lambda ctx, value, state: (value, state, {})
+  wider = Layer('encode', client=Stage(passes, facts=(Bounds(lambda ctx, b: b.scaled(2.5)),)))
   for layer in (privacy.central(C, Z), privacy.adaptive_clip(Z, 1e6, initial_l2_clip_norm=C)):
     got = given.sums(given.build(given.silence(), layer, wider))[0]
     assert stats.kstest(got, stats.norm(scale=2.5 * C * Z).cdf).pvalue > 1e-3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reference import robust
 
-from fedjax_mem.core import IncompatibleStages
+from fedjax_mem.core import IncompatibleStages, Rule
 from fedjax_mem.stages import aggregate as rules
 
 C, D, F = 11, 12, 2  # what Bulyan needs for two hostile clients
@@ -43,7 +43,7 @@ def _compiled(name):
   def run(ids, arrived, weights, x):
     shared = {'a': jnp.asarray(CENTER[:4]).reshape(2, 2), 'b': jnp.asarray(CENTER[4:])}
     sent = robust.stack(x, weights)
-    message, _, metrics = layer.client.apply(robust.context(ids, arrived, shared), sent, ())
+    message, _, metrics = layer.cohort.apply(robust.context(ids, arrived, shared), sent, ())
     return message, metrics
 
   return run
@@ -153,7 +153,7 @@ def test_a_smoothing_that_vanishes_divides_by_no_zero():
   context = robust.context(np.arange(3), np.ones(3, bool))
   for x in (np.zeros((3, D)), np.ones((3, D))):
     sent = robust.stack(x, np.full(3, 9.0))
-    message = jax.jit(lambda s: layer.client.apply(context, s, ())[0])(sent)
+    message = jax.jit(lambda s: layer.cohort.apply(context, s, ())[0])(sent)
     np.testing.assert_allclose(robust.unstack(message), 9 * x, rtol=1e-6)
 
 
@@ -193,7 +193,7 @@ def test_too_few_are_skipped(name, least):
     found, metrics = apply(name, x, arrived=arrived)
     assert int(metrics['skipped']) == (count < least) and metrics['rows'] == count
     assert (found == 0).all() == (count < least)
-  assert RULES[name][0].client.apply.least == least
+  assert RULES[name][0].fact(Rule).least == least
 
 
 def test_krum_says_whom_it_chose_and_goes_by_id():
@@ -211,10 +211,10 @@ def test_centered_clipping_remembers_what_it_gave():
   layer = RULES['centered_clipping'][0]
   message = robust.stack(np.arange(2 * D).reshape(2, D), [2.0, 3.0])
   total = jax.tree.map(lambda x: x.sum(0), message)
-  center = jax.tree.map(jnp.zeros_like, total.payload)
+  center = jax.tree.map(jnp.zeros_like, total.update)
   same, kept, _ = layer.server.apply(robust.context([0], [True]), total, center)
   assert same is total
-  np.testing.assert_allclose(kept['b'], np.asarray(total.payload['b']) / 5, rtol=1e-6)
+  np.testing.assert_allclose(kept['b'], np.asarray(total.update['b']) / 5, rtol=1e-6)
   nobody = total._replace(weight=jnp.float32(0))
   kept = layer.server.apply(robust.context([0], [True]), nobody, center)[1]
   assert (np.asarray(kept['b']) == 0).all()
@@ -227,8 +227,8 @@ def test_bucketing():
   @jax.jit
   def run(ids, arrived, x, key):
     sent = robust.stack(x, jnp.full(C, 2.0))
-    ctx = robust.context(ids, arrived)._replace(common=key)
-    return layer.client.apply(ctx, sent, ())
+    ctx = robust.context(ids, arrived)._replace(round_key=key)
+    return layer.cohort.apply(ctx, sent, ())
 
   def buckets(ids, arrived, x, seed=0):
     message, _, metrics = run(ids, arrived, x, jax.random.key(seed))
@@ -249,7 +249,7 @@ def test_bucketing():
   assert np.abs(buckets(ids, everyone, x, seed=1)[0] - rows).max() > 1e-3
   five = np.arange(C) < 5
   assert len(buckets(ids, five, x)[0]) == 2
-  assert layer.client.apply.rows(C) == 4 and layer.client.apply.rows(12) == 4
+  assert layer.fact(Rule).rows(C) == 4 and layer.fact(Rule).rows(12) == 4
 
 
 def test_dnc_leaves_out_those_that_stand_out_and_skips_when_nobody_is_left():
@@ -259,7 +259,7 @@ def test_dnc_leaves_out_those_that_stand_out_and_skips_when_nobody_is_left():
   layer = rules.dnc(5, iterations=50, sample=1)
   sent = robust.stack(x, np.ones(C))
   message, _, metrics = jax.jit(
-    lambda s: layer.client.apply(robust.context(np.arange(C), np.ones(C, bool)), s, ())
+    lambda s: layer.cohort.apply(robust.context(np.arange(C), np.ones(C, bool)), s, ())
   )(sent)
   assert metrics['left'] == 0 and metrics['skipped'] == 1
   assert (np.asarray(message.weight) == 0).all()
@@ -289,8 +289,8 @@ def test_bad_arguments(make):
 def test_what_a_rule_cannot_protect_is_refused():
   context = robust.context([0], [True])
   like = robust.stack(np.zeros((1, D)), [1.0])
-  integers = like._replace(payload={'a': jnp.zeros(3, jnp.int32)})
+  integers = like._replace(update={'a': jnp.zeros(3, jnp.int32)})
   with pytest.raises(IncompatibleStages, match="'median' works on updates of floats"):
-    rules.median().server.init(context._replace(like=integers))
+    rules.median().row(context._replace(spec=integers))
   with pytest.raises(IncompatibleStages, match=r"\['tau'\] is summed beside it"):
-    rules.krum(1).server.init(context._replace(like=like._replace(aux={'tau': jnp.ones(())})))
+    rules.krum(1).row(context._replace(spec=like._replace(aux={'tau': jnp.ones(())})))

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import tiny
 from scipy import stats
 
-from fedjax_mem.core import Context
+from fedjax_mem.core import Context, Draws
 from fedjax_mem.stages.select import dropout, poisson, round_robin, uniform
 from fedjax_mem.stages.select.draws import ordered_sample
 from fedjax_mem.stages.select.poisson import _thresholds
@@ -25,8 +26,8 @@ def context(key, round=0):
 def drawn(layer_of, *args):
   """Returns (cohorts [DRAWS, C], metrics) under as many keys."""
   layer = layer_of(*args)
-  state = layer.server.init(None)
-  draw = lambda key: (lambda out: (out[0], out[2]))(layer.select.apply(context(key), (), state))
+  state = layer.value(None)
+  draw = lambda key: tiny.drawn(layer, context(key), state)[::2]
   return jax.tree.map(
     np.asarray, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(7), DRAWS))
   )
@@ -91,24 +92,24 @@ def test_sizes_out_of_range(sampler, population, size, message):
 
 def test_round_robin_covers_everyone_in_turn():
   layer = round_robin(10, 4)
-  state, seen = layer.server.init(None), []
+  state, seen = layer.value(None), []
   for round in range(5):
     key = jax.random.key(round)
-    cohort, state, _ = layer.select.apply(context(key, round), (), state)
+    cohort, state, _ = tiny.drawn(layer, context(key, round), state)
     seen += cohort.id.tolist()
   assert seen == list(range(10)) * 2
-  assert layer.select.sampling.separation == 2
+  assert layer.fact(Draws).min_sep == 2
   last = {i: r for r in range(5) for i in seen[4 * r : 4 * r + 4]}
   assert set(last) == set(range(10))
 
 
 def test_round_robin_keeps_its_separation():
   layer = round_robin(11, 3)
-  state, last = layer.server.init(None), {}
+  state, last = layer.value(None), {}
   for round in range(40):
-    cohort, state, _ = layer.select.apply(context(jax.random.key(0)), (), state)
+    cohort, state, _ = tiny.drawn(layer, context(jax.random.key(0)), state)
     for i in cohort.id.tolist():
-      assert round - last.get(i, -99) >= layer.select.sampling.separation
+      assert round - last.get(i, -99) >= layer.fact(Draws).min_sep
       last[i] = round
 
 
@@ -165,11 +166,11 @@ def test_an_overflowing_poisson_cohort_is_cut_uniformly_and_reported():
 
 def test_the_default_capacity_overflows_once_in_a_billion_rounds_at_most():
   for population, rate in ((1000, 0.01), (50, 0.5), (10**6, 1e-4)):
-    capacity = poisson(population, rate).select.sampling.capacity
+    capacity = poisson(population, rate).fact(Draws).capacity
     law = stats.binom(population, rate)
     assert law.sf(capacity) <= 1e-9 < law.sf(capacity - 1)
-  assert poisson(3, 1.0).select.sampling.capacity == 3
-  assert poisson(10, 1e-12).select.sampling.capacity == 1
+  assert poisson(3, 1.0).fact(Draws).capacity == 3
+  assert poisson(10, 1e-12).fact(Draws).capacity == 1
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,13 @@ def test_a_rate_out_of_range():
 @pytest.mark.slow
 @pytest.mark.parametrize('rate', (0.0, 0.3, 1.0))
 def test_drop_outs_are_selected_but_do_not_arrive(rate):
-  cohort, metrics = drawn(dropped, rate)
+  def lossy(key):
+    cohort, _, _ = tiny.drawn(uniform(20, 5), context(key))
+    again = context(jax.random.fold_in(key, 1))
+    return tiny.drawn(dropout(rate), again, cohort=cohort)[::2]
+
+  keys = jax.random.split(jax.random.key(7), DRAWS)
+  cohort, metrics = jax.tree.map(np.asarray, jax.jit(jax.vmap(lossy))(keys))
   assert cohort.real.all()
   np.testing.assert_array_equal(metrics['dropped_out'], (~cohort.arrived).sum(1))
   lost = int((~cohort.arrived).sum())
@@ -210,27 +217,16 @@ def test_drop_outs_are_selected_but_do_not_arrive(rate):
     assert stats.chisquare(np.bincount(cohort.id[~cohort.arrived], minlength=20)).pvalue > 1e-4
 
 
-def dropped(rate):
-  return dropout(uniform(20, 5), rate)
-
-
-def test_drop_out_wraps_a_layer_that_selects():
-  from fedjax_mem.stages.weigh import equal
-
-  with pytest.raises(ValueError, match="layer must be one that selects, got 'weigh'"):
-    dropout(equal(), 0.1)
+def test_a_rate_of_drop_out_beyond_one_is_refused():
   with pytest.raises(ValueError, match=r'rate must be a number in \[0, 1\], got 1.5'):
-    dropout(uniform(4, 2), 1.5)
+    dropout(1.5)
 
 
 def test_samplers_say_what_they_do():
-  made = (uniform(10, 4), round_robin(10, 4), poisson(10, 0.4, 7), dropout(uniform(10, 4), 0.5))
-  told = [
-    (s.scheme, s.population, s.expected, s.capacity) for s in (x.select.sampling for x in made)
-  ]
+  made = (uniform(10, 4), round_robin(10, 4), poisson(10, 0.4, 7))
+  told = [(s.scheme, s.population, s.expected, s.capacity) for s in (x.fact(Draws) for x in made)]
   assert told == [
     ('without_replacement', 10, 4, 4),
     ('cyclic', 10, 4, 4),
     ('poisson', 10, 4.0, 7),
-    ('without_replacement', 10, 4, 4),
   ]

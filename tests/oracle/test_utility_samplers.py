@@ -7,7 +7,7 @@ import pytest
 from reference import tiny
 from scipy import stats
 
-from fedjax_mem.core import Context, Task, onion
+from fedjax_mem.core import Context, Task, compose
 from fedjax_mem.core.examples import Examples
 from fedjax_mem.stages.select import oort, power_of_choice
 from fedjax_mem.stages.select.losses import measured
@@ -24,7 +24,7 @@ def context(key, round=0):
 
 
 def drawn(layer, table, round=0):
-  draw = lambda key: layer.select.apply(context(key, round), table, ())[0].id
+  draw = lambda key: tiny.drawn(layer, context(key, round), (), table)[0].id
   ids = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(3), DRAWS)))
   assert ids.min() >= 0 and all(len(set(row)) == ids.shape[1] for row in ids.tolist())
   return ids
@@ -89,7 +89,7 @@ def test_of_two_candidates_the_one_of_higher_loss_wins():
 @pytest.mark.slow
 @pytest.mark.parametrize('make', (power_of_choice, oort))
 def test_a_client_writes_what_it_saw_at_the_model_it_got(make):
-  sim = tiny.build(onion(make(tiny.N, 4, tiny.loss), tiny.algorithm(), by_examples()))
+  sim = tiny.build(compose(make(tiny.N, 4, tiny.loss), tiny.algorithm(), by_examples()))
   state, metrics = sim.run(sim.init(tiny.initial()), 1)
   table, ids = state.clients['select'], set(metrics['ids'][0].tolist()) - {-1}
   for i in range(tiny.N):
@@ -162,5 +162,5 @@ def test_unknown_clients_are_drawn_by_speed_and_the_rest_is_filled_up():
 
 def test_a_draw_by_loss_states_no_chance_to_be_divided_by():
   layer = power_of_choice(N, 3, tiny.loss)
-  cohort, _, _ = layer.select.apply(context(jax.random.key(0)), seen(), ())
+  cohort, _, _ = tiny.drawn(layer, context(jax.random.key(0)), (), seen())
   np.testing.assert_array_equal(cohort.chance, np.ones(3))

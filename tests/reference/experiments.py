@@ -42,29 +42,29 @@ def counting(size=3):
   # What a client has done before changes what it sends: forgetting it would show.
   def apply(ctx, message, state):
     state = state + 1
-    payload = tree.scale(1 + 0.01 * state.mean(), message.payload)
-    return message._replace(payload=payload), state, {'rounds': state.mean()}
+    update = tree.scale(1 + 0.01 * state.mean(), message.update)
+    return message._replace(update=update), state, {'rounds': state.mean()}
 
-  return Layer('counting', Stage(apply, lambda ctx: jnp.zeros(size)))
+  return Layer('counting', client=Stage(apply, lambda ctx: jnp.zeros(size)))
 
 
 def nan_clients(ids, start=0):
   # These clients send NaN from round `start` (from 0) on.
   def apply(ctx, message, state):
-    bad = (ctx.me.id == jnp.array(ids)).any() & (ctx.round >= start)
-    payload = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), message.payload)
-    return message._replace(payload=payload), state, {}
+    bad = (ctx.client.id == jnp.array(ids)).any() & (ctx.round >= start)
+    update = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), message.update)
+    return message._replace(update=update), state, {}
 
-  return Layer('nan_clients', Stage(apply))
+  return Layer('nan_clients', client=Stage(apply))
 
 
 def nan_server(round):
   # The sum becomes infinite in that round (from 0).
   def apply(ctx, message, state):
-    payload = jax.tree.map(
-      lambda x: jnp.where(ctx.round == round, jnp.inf, x), message.payload
+    update = jax.tree.map(
+      lambda x: jnp.where(ctx.round == round, jnp.inf, x), message.update
     )
-    return message._replace(payload=payload), state, {}
+    return message._replace(update=update), state, {}
 
   return Layer('nan_server', server=Stage(apply))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from reference import tiny
 
-from fedjax_mem.core import Layer, Message, Stage, Traits, keys, onion, stack_clients, tree
+from fedjax_mem.core import Layer, Message, Stage, Trains, compose, keys, stack_clients, tree
 from fedjax_mem.engine import simulate
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
@@ -17,11 +17,11 @@ def algorithm() -> Layer:
   def client(ctx, task, state):
     del ctx
     example = task.data.take(jnp.zeros(1, jnp.int32))
-    payload = jax.tree.map(lambda x: x[0], example)
-    return Message(payload, task.data.count.astype(jnp.float32), {}), state, {}
+    update = jax.tree.map(lambda x: x[0], example)
+    return Message(update, task.data.count.astype(jnp.float32), {}), state, {}
 
-  server = Stage(lambda ctx, message, state: (message.payload, state, {}))
-  return Layer('algorithm', Stage(client), server, traits=Traits(kind='algorithm'))
+  server = Stage(lambda ctx, message, state: (message.update, state, {}))
+  return Layer('algorithm', client=Stage(client, facts=(Trains(),)), server=server)
 
 
 def population(updates):
@@ -36,7 +36,7 @@ def build(updates, *layers, select=None, weigh=None, execution='vmap', seed=3):
   n = len(pop.count)
   params = {k: jnp.zeros(v.shape[1:], v.dtype) for k, v in pop.arrays.items()}
   select = round_robin(n, n) if select is None else select
-  round = onion(algorithm(), select, equal(1.0) if weigh is None else weigh, *layers)
+  round = compose(algorithm(), select, equal(1.0) if weigh is None else weigh, *layers)
   return simulate(round, params, pop, seed=seed, execution=tiny.MODES[execution], max_rounds=16)
 
 
@@ -65,6 +65,6 @@ def silence(size=20_000, clients=3):
 
 
 def server_key(name, round=0, seed=3):
-  """Returns the key of a layer's server half."""
+  """Returns the key of a layer's server side."""
   layer = keys.layer_key(keys.seed_key(np.uint32(seed)), np.int32(round), name)
   return keys.role_key(layer, 'server')

@@ -7,7 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Context, Examples, Member, State, Task, keys, tree
+from fedjax_mem.core import (
+  Context,
+  Draw,
+  Examples,
+  Member,
+  Message,
+  Noises,
+  Round,
+  State,
+  Task,
+  Trains,
+  keys,
+  tree,
+)
 
 
 class Played(NamedTuple):
@@ -59,26 +72,27 @@ class _Round:
     self.root, self.servers = keys.seed_key(np.uint32(seed)), dict(state.servers)
     self.cohort: Any = None
     self.members: list[Member] = []
-    self.like: dict[str, Any] = {}
+    self.specs: dict[str, Any] = {}
 
-  def context(self, layer, role: str, me=None) -> Context:
+  def context(self, layer, role: str, client=None) -> Context:
     base = keys.layer_key(self.root, self.state.round, layer.name)
     return Context(
-      key=keys.role_key(base, role, me.id if role == 'client' else None),
-      common=keys.role_key(base, 'common'),
+      key=keys.role_key(base, role, client.id if role == 'client' else None),
+      round_key=keys.role_key(base, 'round'),
       round=self.state.round,
-      me=me,
+      client=client,
       cohort=self.cohort,
       params=self.state.params,
-      shared=self.servers[layer.name],
-      like=self.like.get(layer.name),
+      server_state=self.servers[layer.name],
+      spec=self.specs.get(layer.name),
     )
 
   def select(self) -> None:
-    layer = next(x for x in self.layers if x.select is not None)
-    drawn, self.servers[layer.name], _ = layer.select.apply(
-      self.context(layer, 'select'), self.state.clients[layer.name], self.servers[layer.name]
-    )
+    draw = Draw()
+    for layer in (x for x in self.layers if x.select is not None):
+      ctx = self.context(layer, 'select')._replace(table=self.state.clients[layer.name])
+      draw, self.servers[layer.name], _ = layer.select.apply(ctx, draw, self.servers[layer.name])
+    drawn = draw.cohort
     rows = [jax.tree.map(lambda x, i=i: x[i], drawn) for i in range(len(drawn.id))]
     self.members = [m for m in rows if bool(m.real)]
     self.cohort = _stack(self.members)
@@ -90,22 +104,24 @@ class _Round:
     tables = self.state.clients
     rows = [jax.tree.map(lambda t, i=m.id: t[i], tables) for m in self.members]
     for layer in self.layers:
-      if layer.traits.kind == 'message':
-        self.like[layer.name] = tree.shapes(values[0])
-      own = [row[layer.name] for row in rows]
-      if layer.stacked:
-        self.cohort = self.cohort._replace(arrived=jnp.array(took))
-        context = self.context(layer, 'cohort', self.cohort)
-        made = layer.client.apply(context, _stack(values), _stack(own))[:2]
-        made = [jax.tree.map(lambda x, i=i: x[i], made) for i in range(len(own))]
-      else:
-        made = [
-          layer.client.apply(self.context(layer, 'client', m), value, state)[:2]
-          for m, value, state in zip(self.members, values, own, strict=True)
-        ]
-      values = [value for value, _ in made]
-      rows = [row | {layer.name: new} for row, (_, new) in zip(rows, made, strict=True)]
-      if layer.traits.kind == 'algorithm':
+      if isinstance(values[0], Message):
+        self.specs[layer.name] = tree.shapes(values[0])
+      for side in ('client', 'cohort'):
+        if side not in layer.sides:
+          continue
+        own = [row[layer.name] for row in rows]
+        if side == 'cohort':
+          self.cohort = self.cohort._replace(arrived=jnp.array(took))
+          made = layer.cohort.apply(self.context(layer, 'cohort'), _stack(values), _stack(own))[:2]
+          made = [jax.tree.map(lambda x, i=i: x[i], made) for i in range(len(own))]
+        else:
+          made = [
+            layer.client.apply(self.context(layer, 'client', m), value, state)[:2]
+            for m, value, state in zip(self.members, values, own, strict=True)
+          ]
+        values = [value for value, _ in made]
+        rows = [row | {layer.name: new} for row, (_, new) in zip(rows, made, strict=True)]
+      if layer.fact(Trains) is not None:
         fine = [bool(tree.finite(value)) for value in values]
         values = [v if ok else tree.zeros(v) for ok, v in zip(fine, values, strict=True)]
         took = [a and b for a, b in zip(took, fine, strict=True)]
@@ -114,10 +130,13 @@ class _Round:
 
   def server(self, value):
     """Returns the new parameters; server states are replaced."""
-    for layer in reversed(self.layers):
-      value, self.servers[layer.name], _ = layer.server.apply(
-        self.context(layer, 'server'), value, self.servers[layer.name]
-      )
+    at_first = dict(self.servers)
+    for layer in (x for x in reversed(self.layers) if x.server is not None):
+      ctx = self.context(layer, 'server')
+      if layer.server.fact(Noises) is not None:
+        known = {'servers': at_first, 'round': self.state.round, 'params': self.state.params}
+        ctx = ctx._replace(bound=Round(self.layers).bound(layer, 'server', self.specs, **known))
+      value, self.servers[layer.name], _ = layer.server.apply(ctx, value, self.servers[layer.name])
     return value
 
   def _task(self, member: Member) -> Task:

@@ -155,23 +155,23 @@ def nnm(f):
   return rule
 
 
-def context(ids, arrived, shared=(), key=0) -> Context:
+def context(ids, arrived, server_state=(), key=0) -> Context:
   """Returns the context of a stacked half for a cohort of the given ids [C]."""
   arrived = jnp.asarray(arrived)
   cohort = Member(jnp.asarray(ids, jnp.int32), arrived, arrived, jnp.ones(len(arrived)))
   key = jax.random.key(key)
-  return Context(key, key, jnp.int32(0), cohort, cohort, None, shared, None)
+  return Context(key, key, jnp.int32(0), cohort, cohort, None, server_state, None)
 
 
 def stack(x, weights) -> Message:
-  """Returns the messages of updates x [C, D], weighted, their payload cut into two arrays."""
+  """Returns the messages of updates x [C, D], weighted, their update cut into two arrays."""
   x, w = jnp.asarray(x, jnp.float32), jnp.asarray(weights, jnp.float32)
   x = x * w[:, None]
-  payload = {'a': x[:, :4].reshape(-1, 2, 2), 'b': x[:, 4:]}
-  return Message(payload, w, {})
+  update = {'a': x[:, :4].reshape(-1, 2, 2), 'b': x[:, 4:]}
+  return Message(update, w, {})
 
 
 def unstack(message: Message):
-  """Returns rows [C, D] of the payloads."""
-  a, b = message.payload['a'], message.payload['b']
+  """Returns rows [C, D] of the updates."""
+  a, b = message.update['a'], message.update['b']
   return np.concatenate([np.asarray(a).reshape(len(a), -1), np.asarray(b)], axis=1)

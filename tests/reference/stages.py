@@ -5,22 +5,24 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from fedjax_mem.core import (
+  Draws,
   Layer,
   Member,
   Message,
-  Sampler,
-  Sampling,
+  Prepares,
   Stage,
+  Trains,
   Traits,
   tree,
   validate,
 )
+from fedjax_mem.stages.select.draws import drawing
 
 
 def scaffold(loss, *, learning_rate: float, steps: int, num_clients: int) -> Layer:
   """Returns SCAFFOLD with full-batch local steps (Karimireddy et al. 2020, Algorithm 1, option II).
 
-  Client state: its control variate. Server state, so `ctx.shared`: the common one.
+  Client state: its control variate. Server state, so `ctx.server_state`: the common one.
   """
   validate.function(loss=loss)
   validate.positive(learning_rate=learning_rate)
@@ -33,21 +35,23 @@ def scaffold(loss, *, learning_rate: float, steps: int, num_clients: int) -> Lay
     mask = positions < data.count
     batch, count = data.take(positions), jnp.maximum(mask.sum(dtype=jnp.float32), 1)
     mean = lambda p: jnp.where(mask, loss(p, batch, None), 0).sum() / count
-    drift = tree.sub(ctx.shared, own)
+    drift = tree.sub(ctx.server_state, own)
     step = lambda _, p: tree.sub(p, tree.scale(learning_rate, tree.add(jax.grad(mean)(p), drift)))
     update = tree.sub(task.params, jax.lax.fori_loop(0, steps, step, task.params))
     new = tree.sub(tree.scale(1 / (steps * learning_rate), update), drift)
-    payload = {'update': update, 'control': tree.sub(new, own)}
-    return Message(payload, data.count.astype(jnp.float32), {}), new, {}
+    update = {'update': update, 'control': tree.sub(new, own)}
+    return Message(update, data.count.astype(jnp.float32), {}), new, {}
 
   def server(ctx, message, control):
     # weight is the divisor: the clients that counted.
-    part = tree.scale(message.weight / num_clients, message.payload['control'])
-    return tree.sub(ctx.params, message.payload['update']), tree.add(control, part), {}
+    part = tree.scale(message.weight / num_clients, message.update['control'])
+    return tree.sub(ctx.params, message.update['update']), tree.add(control, part), {}
 
   zeros = lambda ctx: tree.zeros(ctx.params)
   return Layer(
-    'algorithm', Stage(client, zeros), Stage(server, zeros), traits=Traits(kind='algorithm')
+    'algorithm',
+    client=Stage(client, zeros, (Trains(),)),
+    server=Stage(server, zeros),
   )
 
 
@@ -57,15 +61,15 @@ def top_k(fraction: float) -> Layer:
 
   def client(ctx, message, error):
     del ctx
-    flat, restore = ravel_pytree(tree.add(message.payload, error))
+    flat, restore = ravel_pytree(tree.add(message.update, error))
     size = jnp.abs(flat)
     least = jnp.sort(size)[-max(1, int(fraction * flat.size))]
     sent = jnp.where(size >= least, flat, 0)
     on = message.weight > 0  # who takes no part sends nothing and keeps its error
-    payload = tree.keep(on, restore(sent))
-    return message._replace(payload=payload), tree.select(on, restore(flat - sent), error), {}
+    update = tree.keep(on, restore(sent))
+    return message._replace(update=update), tree.select(on, restore(flat - sent), error), {}
 
-  return Layer('compress', Stage(client, lambda ctx: tree.zeros(ctx.like.payload)))
+  return Layer('compress', client=Stage(client, lambda ctx: tree.zeros(ctx.spec.update)))
 
 
 def fixed_point(bits: int) -> Layer:
@@ -75,8 +79,8 @@ def fixed_point(bits: int) -> Layer:
   decode = lambda x: x.astype(jnp.float32) * 2.0**-bits
   return Layer(
     'encode',
-    Stage(lambda ctx, message, state: (jax.tree.map(encode, message), state, {})),
-    Stage(lambda ctx, message, state: (jax.tree.map(decode, message), state, {})),
+    client=Stage(lambda ctx, message, state: (jax.tree.map(encode, message), state, {})),
+    server=Stage(lambda ctx, message, state: (jax.tree.map(decode, message), state, {})),
     traits=Traits(payload='integer'),
   )
 
@@ -90,7 +94,7 @@ def mask() -> Layer:
 
     def one(total, row):
       other, on = row
-      key = jax.random.fold_in(ctx.common, jnp.minimum(client, other))
+      key = jax.random.fold_in(ctx.round_key, jnp.minimum(client, other))
       key = jax.random.fold_in(key, jnp.maximum(client, other))
       bits = [
         jax.random.bits(k, x.shape, jnp.uint32).astype(jnp.int32)
@@ -103,7 +107,7 @@ def mask() -> Layer:
     return jax.lax.scan(one, tree.zeros(like), (ctx.cohort.id, others))[0]
 
   def client(ctx, message, state):
-    return tree.add(message, shared_masks(ctx, ctx.me.id, ctx.cohort.real, message)), state, {}
+    return tree.add(message, shared_masks(ctx, ctx.client.id, ctx.cohort.real, message)), state, {}
 
   def server(ctx, message, state):
     here, gone = ctx.cohort.arrived, ctx.cohort.real & ~ctx.cohort.arrived
@@ -115,7 +119,7 @@ def mask() -> Layer:
     left = jax.lax.scan(one, tree.zeros(message), (ctx.cohort.id, here))[0]
     return tree.sub(message, left), state, {'recovered': gone.sum(dtype=jnp.int32)}
 
-  return Layer('mask', Stage(client), Stage(server), traits=Traits(payload='integer'))
+  return Layer('mask', client=Stage(client), server=Stage(server), traits=Traits(payload='integer'))
 
 
 def secure_sum(bits: int = 16) -> tuple[Layer, ...]:
@@ -126,8 +130,8 @@ def secure_sum(bits: int = 16) -> tuple[Layer, ...]:
 def median() -> Layer:
   """Returns the median of every coordinate, in every row of the stack that takes part."""
 
-  def client(ctx, stack, state):
-    on = ctx.me.arrived & (stack.weight > 0)
+  def cohort(ctx, stack, state):
+    on = ctx.cohort.arrived & (stack.weight > 0)
     count = jnp.maximum(on.sum(), 1)
 
     def middle(x):
@@ -135,18 +139,18 @@ def median() -> Layer:
       both = ordered[(count - 1) // 2] + ordered[count // 2]
       return jnp.broadcast_to(both[None] / 2, x.shape)
 
-    return stack._replace(payload=tree.keep(on, jax.tree.map(middle, stack.payload))), state, {}
+    return stack._replace(update=tree.keep(on, jax.tree.map(middle, stack.update))), state, {}
 
-  return Layer('robust', Stage(client), stacked=True)
+  return Layer('robust', cohort=Stage(cohort))
 
 
 def krum(byzantine: int) -> Layer:
   """Returns the one message nearest to its n - byzantine - 2 neighbours (Blanchard et al. 2017)."""
   validate.integer(at_least=0, byzantine=byzantine)
 
-  def client(ctx, stack, state):
-    on = ctx.me.arrived & (stack.weight > 0)
-    flat = jax.vmap(lambda t: ravel_pytree(t)[0])(stack.payload)
+  def cohort(ctx, stack, state):
+    on = ctx.cohort.arrived & (stack.weight > 0)
+    flat = jax.vmap(lambda t: ravel_pytree(t)[0])(stack.update)
     gap = jnp.square(flat[:, None] - flat[None]).sum(-1)
     pairs = on[None] & ~jnp.eye(len(flat), dtype=bool)
     nearest = jnp.sort(jnp.where(pairs, gap, jnp.inf), 1)
@@ -154,9 +158,9 @@ def krum(byzantine: int) -> Layer:
     score = jnp.where(counted[None], nearest, 0).sum(1)
     best = jnp.argmin(jnp.where(on, score, jnp.inf))
     chosen = tree.keep(on & (jnp.arange(len(flat)) == best), stack)
-    return chosen, state, {'chosen': ctx.me.id[best]}
+    return chosen, state, {'chosen': ctx.cohort.id[best]}
 
-  return Layer('robust', Stage(client), stacked=True)
+  return Layer('robust', cohort=Stage(cohort))
 
 
 def label_flip(attackers: int, num_classes: int) -> Layer:
@@ -165,11 +169,11 @@ def label_flip(attackers: int, num_classes: int) -> Layer:
   validate.integer(num_classes=num_classes)
 
   def client(ctx, task, state):
-    bad = ctx.me.id < attackers
+    bad = ctx.client.id < attackers
     flip = lambda b: b | {'y': jnp.where(bad, (b['y'] + 1) % num_classes, b['y'])}
     return task._replace(data=task.data.map(flip)), state, {}
 
-  return Layer('poison', Stage(client), traits=Traits(kind='task'))
+  return Layer('poison', client=Stage(client, facts=(Prepares(),)))
 
 
 def importance(num_clients: int, expected: int, capacity: int, explore: float = 0.2) -> Layer:
@@ -179,7 +183,8 @@ def importance(num_clients: int, expected: int, capacity: int, explore: float = 
   validate.integer(capacity=capacity)
   validate.probability(explore=explore)
 
-  def draw(ctx, score, state):
+  def draw(ctx, eligible, state):
+    score = ctx.table
     share = (1 - explore) * score / score.sum() + explore / num_clients
     chance = jnp.minimum(1.0, expected * share)
     taken = jax.random.uniform(ctx.key, (num_clients,)) < chance
@@ -189,16 +194,15 @@ def importance(num_clients: int, expected: int, capacity: int, explore: float = 
     return cohort, state, {}
 
   def client(ctx, message, score):
-    seen = tree.norm(message.payload)
+    seen = tree.norm(message.update)
     score = jnp.where(message.weight > 0, seen, score)
-    return message._replace(weight=message.weight / ctx.me.chance), score, {}
+    return message._replace(weight=message.weight / ctx.client.chance), score, {}
 
-  sampling = Sampling('data_dependent', num_clients, expected, capacity)
+  law = Draws('data_dependent', num_clients, expected, capacity)
   return Layer(
     'select',
-    Stage(client, lambda ctx: jnp.float32(1)),
-    select=Sampler(draw, sampling),
-    traits=Traits(kind='select'),
+    select=drawing(draw, law, "others' data"),
+    client=Stage(client, lambda ctx: jnp.float32(1)),
   )
 
 
@@ -210,17 +214,19 @@ def adaptive_clip(bound: float, multiplier: float, expected: float, rate: float 
   validate.positive(rate=rate)
 
   def client(ctx, message, state):
-    size, limit = tree.norm(message.payload), ctx.shared
-    payload = tree.scale(jnp.minimum(1, limit / jnp.maximum(size, 1e-12)), message.payload)
+    size, limit = tree.norm(message.update), ctx.server_state
+    update = tree.scale(jnp.minimum(1, limit / jnp.maximum(size, 1e-12)), message.update)
     below = jnp.where(message.weight > 0, (size <= limit).astype(jnp.float32) - 0.5, 0)
-    return message._replace(payload=payload, aux=message.aux | {'below': below}), state, {}
+    return message._replace(update=update, aux=message.aux | {'below': below}), state, {}
 
   def server(ctx, message, limit):
-    flat, restore = ravel_pytree(message.payload)
+    flat, restore = ravel_pytree(message.update)
     noisy = flat + limit * multiplier * jax.random.normal(ctx.key, flat.shape)
     aux = dict(message.aux)
     below = aux.pop('below') / expected + 0.5
     new = limit * jnp.exp(-rate * (below - 0.5))
-    return message._replace(payload=restore(noisy), aux=aux), new, {'bound': limit}
+    return message._replace(update=restore(noisy), aux=aux), new, {'bound': limit}
 
-  return Layer('privacy', Stage(client), Stage(server, lambda ctx: jnp.float32(bound)))
+  return Layer(
+    'privacy', client=Stage(client), server=Stage(server, lambda ctx: jnp.float32(bound))
+  )

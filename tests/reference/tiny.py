@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Layer, onion, stack_clients
+from fedjax_mem.core import Draw, Layer, compose, stack_clients
 from fedjax_mem.engine import Execution, Simulation, simulate
 from fedjax_mem.optim import sgd
 from fedjax_mem.stages.algorithm import fedsgd
@@ -91,19 +91,30 @@ def is_lost(client, round):
 
 def rota(num_clients: int = N, cohort_size: int = C) -> Layer:
   """Returns a sampler without randomness: clients in turn, some of which drop out."""
-  layer = round_robin(num_clients, cohort_size)
+  stays = lambda ctx, cohort: cohort.arrived & ~is_lost(cohort.id, ctx.round)
+  change = lambda ctx, cohort: cohort._replace(arrived=stays(ctx, cohort))
+  return changed(round_robin(num_clients, cohort_size), change)
 
-  def apply(ctx, table, state):
-    cohort, state, metrics = layer.select.apply(ctx, table, state)
-    stays = ~is_lost(cohort.id, ctx.round)
-    return cohort._replace(arrived=cohort.arrived & stays), state, metrics
+
+def changed(layer: Layer, change) -> Layer:
+  """Returns the layer whose cohort is changed after it was drawn: change(ctx, cohort) -> cohort."""
+
+  def apply(ctx, draw, state):
+    draw, state, metrics = layer.select.apply(ctx, draw, state)
+    return draw._replace(cohort=change(ctx, draw.cohort)), state, metrics
 
   return layer._replace(select=layer.select._replace(apply=apply))
 
 
+def drawn(layer: Layer, ctx, state=(), table=None, cohort=None):
+  """Returns (cohort, state, metrics) of a select side, after a cohort was drawn or before."""
+  draw, state, metrics = layer.select.apply(ctx._replace(table=table), Draw(None, cohort), state)
+  return draw.cohort, state, metrics
+
+
 def layers(*message: Layer) -> tuple[Layer, ...]:
   """Returns a whole round without randomness around layers that work on messages."""
-  return onion(algorithm(), rota(), equal(), *message)
+  return compose(algorithm(), rota(), equal(), *message)
 
 
 def build(round, execution='vmap', seed=SEED, pop=None, params=None, **kwargs) -> Simulation:

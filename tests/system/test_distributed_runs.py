@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from fedjax_mem.core import Draws, Noises
 from fedjax_mem.experiment import build, cli, loop, table, table_distributed
 from fedjax_mem.experiment.config import StageConfig
 from fedjax_mem.experiment.privacy import open_books, settled
@@ -42,12 +43,12 @@ def layers(config):
 
 def test_sizes_are_filled_in_unless_they_are_said(masked):
   made = layers(masked(noise_multiplier=1.0))
-  assert made['distributed'].traits.mechanism.dimension == PADDED
+  assert made['integer_noise'].fact(Noises).mechanism.dimension == PADDED
   assert {made[x].traits.clients for x in ('grid', 'integer_noise', 'mask')} == {4}
   assert layers(masked(noise_multiplier=1.0, clients=9))['grid'].traits.clients == 9
   poisson = masked('selection.name=poisson', noise_multiplier=1.0)
   made = layers(poisson)
-  assert made['grid'].traits.clients == made['select'].select.sampling.capacity > 4
+  assert made['grid'].traits.clients == made['select'].fact(Draws).capacity > 4
 
 
 @pytest.mark.parametrize('mechanism', ['skellam', 'discrete_gaussian'])
@@ -58,7 +59,7 @@ def test_noise_is_calibrated_with_the_grid_that_it_makes(masked, mechanism, bits
   chooser = next(x for x in parts.layers if x.select is not None)
   given = build.stage_arguments(parts.model, chooser)
   known = settled(config, chooser, given).stages[0].options['noise_multiplier']
-  mechanism = next(x for x in parts.layers if x.name == 'distributed').traits.mechanism
+  mechanism = next(x for x in parts.layers if x.name == 'integer_noise').fact(Noises).mechanism
   assert mechanism.noise_multiplier == known
   books = open_books(config, parts.layers, parts.data.counts)
   assert books.room(0, 2) == 2  # the budget is kept

@@ -100,9 +100,10 @@ def test_availability_and_clock_wrap_any_sampler(make):
     'seed=7',
   )
   parts = build(config)
-  layer = chooser(config)
+  layer = next(x for x in parts.layers if x.name == 'deadline')
   seconds = draw_durations(12, 4.0, 0.2, seed=7, sizes=parts.data.counts)
-  inside = inspect.getclosurevars(layer.select.apply).nonlocals
+  rule = inspect.getclosurevars(layer.select.apply).nonlocals['stays']
+  inside = inspect.getclosurevars(rule).nonlocals
   np.testing.assert_array_equal(inside['median'], seconds)
   assert inside['deadline'] == 6.0
 
@@ -149,7 +150,7 @@ def test_a_run_with_clients_that_are_away_and_late_resumes(make, tmp_path, monke
     (('selection.clock={deadline=3.0}',), 'median_seconds must be given'),
     (('selection.clock={median_seconds=3.0, dedline=1.0}',), "Did you mean 'deadline'"),
     (('selection.name=importance', 'selection.options.sizes=[1]'), 'sizes must be left out'),
-    (('selection.name=builtins:list',), 'must be a factory of a layer that selects, got'),
+    (('selection.name=builtins:list',), 'must be a factory of a layer that draws the cohort, got'),
     (('data.validation=1.0',), r'data.validation must be a number in \[0, 1\), got 1.0'),
   ],
 )

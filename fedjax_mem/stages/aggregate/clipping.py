@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from fedjax_mem.core import Context, Layer, Message, Stage, tree, validate
 from fedjax_mem.kernels import gram
 from fedjax_mem.stages.aggregate import rule
-from fedjax_mem.stages.aggregate.rule import Rule
 
 
 def centered_clipping(radius: float, iterations: int = 1) -> Layer:
@@ -30,7 +29,7 @@ def centered_clipping(radius: float, iterations: int = 1) -> Layer:
   def compute(ctx, x, on, weights):
     del weights
     center = jnp.concatenate(
-      [c.reshape(-1).astype(jnp.float32) for c in jax.tree.leaves(ctx.shared)]
+      [c.reshape(-1).astype(jnp.float32) for c in jax.tree.leaves(ctx.server_state)]
     )
     count = jnp.maximum(on.sum(), 1).astype(jnp.float32)
 
@@ -49,10 +48,10 @@ def centered_clipping(radius: float, iterations: int = 1) -> Layer:
     del ctx
     took = message.weight > 0
     by = 1 / jnp.where(took, message.weight, 1)
-    return message, tree.select(took, tree.scale(by, message.payload), center), {}
+    return message, tree.select(took, tree.scale(by, message.update), center), {}
 
-  server = Stage(remember, lambda ctx: tree.zeros(ctx.like.payload))
-  return rule.layer('centered_clipping', Rule(compute), server)
+  server = Stage(remember, lambda ctx: tree.zeros(ctx.spec.update))
+  return rule.layer('centered_clipping', compute, server=server)
 
 
 def norm_bounding(l2_clip_norm: float) -> Layer:
@@ -78,4 +77,4 @@ def norm_bounding(l2_clip_norm: float) -> Layer:
     clipped = (on & (norms > l2_clip_norm)).sum().astype(jnp.float32)
     return x * factor[:, None], {'clipped': clipped / jnp.maximum(on.sum(), 1).astype(jnp.float32)}
 
-  return rule.layer('norm_bounding', Rule(compute))
+  return rule.layer('norm_bounding', compute)

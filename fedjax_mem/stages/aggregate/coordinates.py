@@ -6,10 +6,9 @@ honest clients. On several devices the coordinates are divided among them.
 Reference: Yin et al. (2018), arXiv 1803.01498, Definitions 1 and 2.
 """
 
-from fedjax_mem.core import Layer
+from fedjax_mem.core import Layer, Rule
 from fedjax_mem.kernels import columns
 from fedjax_mem.stages.aggregate import rule
-from fedjax_mem.stages.aggregate.rule import Rule
 
 
 def median() -> Layer:
@@ -21,7 +20,7 @@ def median() -> Layer:
     del ctx, weights
     return columns.median(x, on), {}
 
-  return rule.layer('median', Rule(compute, by_coordinate=True))
+  return rule.layer('median', compute, Rule(by_coordinate=True))
 
 
 def trimmed_mean(byzantine: int) -> Layer:
@@ -39,6 +38,5 @@ def trimmed_mean(byzantine: int) -> Layer:
     del ctx, weights
     return columns.trimmed_mean(x, on, f), {}
 
-  return rule.layer(
-    'trimmed_mean', Rule(compute, 2 * f + 1, f'C >= 2f + 1 with f = {f}', by_coordinate=True)
-  )
+  needs = Rule(2 * f + 1, f'C >= 2f + 1 with f = {f}', by_coordinate=True)
+  return rule.layer('trimmed_mean', compute, needs)

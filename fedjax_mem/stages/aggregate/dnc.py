@@ -8,10 +8,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, validate
+from fedjax_mem.core import Layer, Rule, validate
 from fedjax_mem.kernels import gram
 from fedjax_mem.stages.aggregate import rule
-from fedjax_mem.stages.aggregate.rule import Rule
 
 _SQUARINGS = 12  # so that directions that differ by a thousandth in strength are told apart
 
@@ -51,7 +50,7 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
     def once(i: jax.Array, good: jax.Array) -> jax.Array:
       drawn = x
       if sample < size:
-        key = jax.random.fold_in(ctx.common, i)
+        key = jax.random.fold_in(ctx.round_key, i)
         drawn = x[:, jax.random.randint(key, (sample,), 0, size)]
       outlying = projections(drawn, on)
       # The most outlying are the smallest of their negatives; ties share, so both are in doubt.
@@ -63,7 +62,7 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
     value = gram.combine(good.astype(jnp.float32) / rest, x)
     return value, {'left': good.sum(dtype=jnp.int32)}
 
-  return rule.layer('dnc', Rule(compute, least, f'C >= {least} with f = {f}'))
+  return rule.layer('dnc', compute, Rule(least, f'C >= {least} with f = {f}'))
 
 
 def projections(x: jax.Array, on: jax.Array) -> jax.Array:

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from fedjax_mem.core import Layer, validate
 from fedjax_mem.kernels import gram
 from fedjax_mem.stages.aggregate import rule
-from fedjax_mem.stages.aggregate.rule import Rule
 
 
 def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Layer:
@@ -44,4 +43,4 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Layer:
     coefficients = jax.lax.fori_loop(0, iterations, step, jnp.zeros_like(weights))
     return gram.combine(coefficients, x), {}
 
-  return rule.layer('geometric_median', Rule(compute))
+  return rule.layer('geometric_median', compute)

@@ -10,10 +10,9 @@ References: Blanchard et al. (2017), Machine learning with adversaries, section 
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, validate
+from fedjax_mem.core import Layer, Rule, validate
 from fedjax_mem.kernels import columns, gram
 from fedjax_mem.stages.aggregate import rule
-from fedjax_mem.stages.aggregate.rule import Rule
 
 _ROUNDING = 1 + 1e-5  # scores that differ by less are the same, rounded
 
@@ -58,10 +57,10 @@ def krum(byzantine: int) -> Layer:
   def compute(ctx, x, on, weights):
     del weights
     distances, _ = gram.squared_distances(x, on)
-    best = first(scores(distances, on, f), on, ctx.me.id)
-    return x[best], {'chosen': jnp.where(on.any(), ctx.me.id[best], -1)}
+    best = first(scores(distances, on, f), on, ctx.cohort.id)
+    return x[best], {'chosen': jnp.where(on.any(), ctx.cohort.id[best], -1)}
 
-  return rule.layer('krum', Rule(compute, 2 * f + 3, f'C >= 2f + 3 with f = {f}'))
+  return rule.layer('krum', compute, Rule(2 * f + 3, f'C >= 2f + 3 with f = {f}'))
 
 
 def multi_krum(byzantine: int, selected: int | None = None) -> Layer:
@@ -88,7 +87,7 @@ def multi_krum(byzantine: int, selected: int | None = None) -> Layer:
     shares = gram.shares_of_smallest(scores(distances, on, f), on, taken)
     return gram.combine(shares / jnp.maximum(taken, 1).astype(jnp.float32), x), {}
 
-  return rule.layer('multi_krum', Rule(compute, 2 * f + 3, f'C >= 2f + 3 with f = {f}'))
+  return rule.layer('multi_krum', compute, Rule(2 * f + 3, f'C >= 2f + 3 with f = {f}'))
 
 
 def bulyan(byzantine: int) -> Layer:
@@ -109,10 +108,10 @@ def bulyan(byzantine: int) -> Layer:
     count = on.sum(dtype=jnp.int32)
 
     def choose(_, left: jax.Array) -> jax.Array:
-      best = first(scores(distances, left, f), left, ctx.me.id)
+      best = first(scores(distances, left, f), left, ctx.cohort.id)
       return left & (jnp.arange(len(left)) != best)
 
     left = jax.lax.fori_loop(0, jnp.maximum(count - 2 * f, 0), choose, on)
     return columns.mean_near(x, on & ~left, jnp.maximum(count - 4 * f, 1)), {}
 
-  return rule.layer('bulyan', Rule(compute, 4 * f + 3, f'C >= 4f + 3 with f = {f}'))
+  return rule.layer('bulyan', compute, Rule(4 * f + 3, f'C >= 4f + 3 with f = {f}'))

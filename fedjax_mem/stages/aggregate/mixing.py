@@ -6,10 +6,9 @@ Both bring honest clients nearer to each other, which a rule needs where their d
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Message, validate
+from fedjax_mem.core import Context, Layer, Message, Rule, validate
 from fedjax_mem.kernels import columns, gram
 from fedjax_mem.stages.aggregate import rule
-from fedjax_mem.stages.aggregate.rule import Rule
 
 
 def nnm(byzantine: int) -> Layer:
@@ -34,29 +33,14 @@ def nnm(byzantine: int) -> Layer:
     shares = columns.smallest(distances, on, near).T
     return gram.combine(shares / near.astype(jnp.float32), x), {}
 
-  return rule.layer('nnm', Rule(compute, 2 * f + 1, f'C >= 2f + 1 with f = {f}'))
-
-
-class _Buckets(Rule):
-  """The client half of bucketing: a bucket's mean stands in the row of one of its clients."""
-
-  def __call__(self, ctx: Context, stack: Message, state):
-    """Returns (stack, state, metrics), as every half of a layer."""
-    x, on, weights = rule.flat(ctx, stack)
-    means, found = self.compute(ctx, x, on, weights)
-    heads = found['heads']
-    count = heads.sum(dtype=jnp.int32)
-    # Buckets count the same, and all together as much as before.
-    each = weights.sum() / jnp.maximum(count, 1).astype(jnp.float32)
-    stack = rule.put(stack, means, jnp.where(heads, each, 0), heads)
-    return stack, state, {'rows': count}
+  return rule.layer('nnm', compute, Rule(2 * f + 1, f'C >= 2f + 1 with f = {f}'))
 
 
 def bucketing(size: int) -> Layer:
   """Returns the layer that replaces the updates by the means of random groups of them.
 
   A rule after it sees ceil(C / size) rows, of which f may be hostile: its condition on C is one on
-  those.
+  those. A bucket's mean stands in the row of one of its clients.
 
   Args:
     size: s, clients of a bucket (the last may have fewer), >= 1.
@@ -68,17 +52,28 @@ def bucketing(size: int) -> Layer:
   """
   validate.integer(size=size)
 
-  def compute(ctx, x, on, weights):
-    del weights
-    draw = lambda id: jax.random.bits(jax.random.fold_in(ctx.common, id), (), jnp.uint32)
-    # By a client's own draw, not by its row: rows are in another order on other devices.
-    order = jnp.lexsort((ctx.me.id, jax.vmap(draw)(ctx.me.id), ~on))
-    place = jnp.zeros(len(on), jnp.int32).at[order].set(jnp.arange(len(on), dtype=jnp.int32))
-    bucket = place // size
-    together = (bucket[:, None] == bucket[None]) & on[:, None] & on[None]
-    heads = on & (place % size == 0)
-    shares = (together & heads[:, None]).astype(jnp.float32)
-    return gram.combine(shares / jnp.maximum(shares.sum(1), 1)[:, None], x), {'heads': heads}
+  def cohort(ctx: Context, stack: Message, state):
+    x, on, weights = rule.flat(ctx, stack)
+    means, heads = _means(ctx, x, on, size)
+    count = heads.sum(dtype=jnp.int32)
+    # Buckets count the same, and all together as much as before.
+    each = weights.sum() / jnp.maximum(count, 1).astype(jnp.float32)
+    stack = rule.put(stack, means, jnp.where(heads, each, 0), heads)
+    return stack, state, {'rows': count}
 
-  made = _Buckets(compute, rows=lambda clients: -(-clients // size))
-  return rule.layer('bucketing', made)
+  promise = Rule(rows=lambda clients: -(-clients // size))
+  return Layer('bucketing', cohort=rule.side('bucketing', cohort, promise))
+
+
+def _means(ctx: Context, x: jax.Array, on: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+  """Returns (means [C, D] of the buckets, in which rows [C] they stand)."""
+  ids = ctx.cohort.id
+  draw = lambda id: jax.random.bits(jax.random.fold_in(ctx.round_key, id), (), jnp.uint32)
+  # By a client's own draw, not by its row: rows are in another order on other devices.
+  order = jnp.lexsort((ids, jax.vmap(draw)(ids), ~on))
+  place = jnp.zeros(len(on), jnp.int32).at[order].set(jnp.arange(len(on), dtype=jnp.int32))
+  bucket = place // size
+  together = (bucket[:, None] == bucket[None]) & on[:, None] & on[None]
+  heads = on & (place % size == 0)
+  shares = (together & heads[:, None]).astype(jnp.float32)
+  return gram.combine(shares / jnp.maximum(shares.sum(1), 1)[:, None], x), heads

@@ -1,7 +1,7 @@
 """What the robust rules share: from weighted messages to plain rows [C, D], and back.
 
 A rule is defined for updates that count the same. Messages come after the weighing, so a client's
-row is its payload over its weight. What is returned makes the sum and the division that follow give
+row is its update over its weight. What is returned makes the sum and the division that follow give
 the rule's value: it stands in every row, times the row's weight, and weights stay as they are. A
 client that is padding, has not arrived, has weight 0 or sends a value that is not finite is no row.
 
@@ -17,7 +17,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, IncompatibleStages, Layer, Message, Stage, tree, validate
+from fedjax_mem.core import (
+  Context,
+  IncompatibleStages,
+  Layer,
+  Message,
+  Rule,
+  Stage,
+  tree,
+  validate,
+)
 
 Tree = Any
 # (ctx, rows [C, D] with zeros for those that do not count, which count [C], weights [C])
@@ -25,30 +34,20 @@ Tree = Any
 Compute = Callable[..., tuple[jax.Array, dict[str, Any]]]
 
 
-def _same(clients: int) -> int:
-  return clients
-
-
 @dataclasses.dataclass(frozen=True)
-class Rule:
-  """The client half of a rule: stack -> stack. The plan reads what it needs from it.
+class Ruling:
+  """The cohort side of a rule: stack -> stack.
 
   Attributes:
-    compute: the rule on rows; `ctx.me` is the cohort.
-    least: clients that it needs at the least.
-    why: that condition in words, for messages.
-    rows: clients that enter -> rows that leave.
-    by_coordinate: whether a coordinate of the result depends on that coordinate alone.
+    compute: the rule on rows.
+    least: rows that it needs.
   """
 
   compute: Compute
-  least: int = 1
-  why: str = 'C >= 1'
-  rows: Callable[[int], int] = _same
-  by_coordinate: bool = False
+  least: int
 
   def __call__(self, ctx: Context, stack: Message, state: Tree):
-    """Returns (stack, state, metrics), as every half of a layer."""
+    """Returns (stack, state, metrics), as every side of a layer."""
     x, on, weights = flat(ctx, stack)
     count = on.sum(dtype=jnp.int32)
     holds = count >= self.least
@@ -60,11 +59,11 @@ class Rule:
 
 
 def flat(ctx: Context, stack: Message) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns (rows [C, D], which count [C], weights [C]): payloads over weights, in float32."""
-  on = ctx.me.arrived & (stack.weight > 0) & tree.finite(stack.payload, 1)
+  """Returns (rows [C, D], which count [C], weights [C]): updates over weights, in float32."""
+  on = ctx.cohort.arrived & (stack.weight > 0) & tree.finite(stack.update, 1)
   weights = jnp.where(on, stack.weight, 0)
   by = 1 / jnp.where(on, weights, 1)
-  return tree.keep(on, tree.ravel(stack.payload, 1) * by[:, None]), on, weights
+  return tree.keep(on, tree.ravel(stack.update, 1) * by[:, None]), on, weights
 
 
 def put(stack: Message, value: jax.Array, weights: jax.Array, on: jax.Array) -> Message:
@@ -78,29 +77,40 @@ def put(stack: Message, value: jax.Array, weights: jax.Array, on: jax.Array) -> 
   """
   value = value if value.ndim == 2 else value[None]
   rows = tree.keep(on, value * weights[:, None])
-  return stack._replace(payload=tree.unravel(rows, stack.payload, 1), weight=weights)
+  return stack._replace(update=tree.unravel(rows, stack.update, 1), weight=weights)
 
 
-def layer(name: str, rule: Rule, server: Stage | None = None) -> Layer:
+def layer(
+  name: str,
+  compute: Compute,
+  rule: Rule | None = None,
+  server: Stage | None = None,
+) -> Layer:
   """Returns the layer of a rule, which checks what it works on when the round is planned.
 
   Args:
     name: of the layer.
-    rule: its client half.
-    server: its server half; None: it passes the sum on.
+    compute: the rule on rows.
+    rule: what it needs and promises; None: any number of rows, as many as enter.
+    server: its server side; None: it passes the sum on.
   """
-  server = Stage() if server is None else server
+  rule = Rule() if rule is None else rule
+  return Layer(name, cohort=side(name, Ruling(compute, rule.least), rule), server=server)
+
+
+def side(name: str, apply: Any, rule: Rule) -> Stage:
+  """Returns the cohort side of a rule without a state, which checks what it works on."""
 
   def init(ctx: Context):
-    check_floats(name, ctx.like)
-    return server.init(ctx)
+    check_floats(name, ctx.spec)
+    return ()
 
-  return Layer(name, Stage(rule), Stage(server.apply, init), stacked=True)
+  return Stage(apply, init, (rule,))
 
 
 def check_floats(name: str, like: Message) -> None:
   """Raises `IncompatibleStages` unless a message is nothing but floats that a rule can see."""
-  other = tree.not_floats(like.payload)
+  other = tree.not_floats(like.update)
   if other:
     raise IncompatibleStages(
       f'{name!r} works on updates of floats, and what it receives holds {other[0]}: put it before '
@@ -108,7 +118,7 @@ def check_floats(name: str, like: Message) -> None:
     )
   if like.aux:
     raise IncompatibleStages(
-      f'{name!r} protects the payload only, and {sorted(like.aux)!r} is summed beside it as it '
+      f'{name!r} protects the update only, and {sorted(like.aux)!r} is summed beside it as it '
       f'comes: use an algorithm that sends its update alone, or remove {name!r}.'
     )
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from fedjax_mem.core import Layer, validate
 from fedjax_mem.kernels import columns, gram
 from fedjax_mem.stages.aggregate import rule
-from fedjax_mem.stages.aggregate.rule import Rule
 
 _STEPS = 30  # of mean shift, which ends when nothing moves
 
@@ -46,7 +45,7 @@ def signguard(lower: float = 0.1, upper: float = 3.0, fraction: float = 0.1) -> 
     count = max(1, round(fraction * size))
     drawn = x
     if count < size:
-      drawn = x[:, jax.random.randint(ctx.common, (count,), 0, size)]
+      drawn = x[:, jax.random.randint(ctx.round_key, (count,), 0, size)]
     good = usual & cluster(sign_shares(drawn), on)
     good = jnp.where(good.any(), good, usual)
     factor = jnp.where(norms > middle, middle / norms, jnp.float32(1))
@@ -54,7 +53,7 @@ def signguard(lower: float = 0.1, upper: float = 3.0, fraction: float = 0.1) -> 
     value = gram.combine(jnp.where(good, factor, 0) / number, x)
     return value, {'left': good.sum(dtype=jnp.int32)}
 
-  return rule.layer('signguard', Rule(compute))
+  return rule.layer('signguard', compute)
 
 
 def sign_shares(x: jax.Array) -> jax.Array:

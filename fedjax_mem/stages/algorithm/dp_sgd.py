@@ -26,15 +26,17 @@ from scipy import stats
 
 from fedjax_mem.core import (
   Context,
+  Draws,
   Examples,
+  Fact,
   Layer,
   Mean,
   Message,
-  Sampling,
+  Noises,
   Stage,
   Task,
   Total,
-  Traits,
+  Trains,
   tree,
   validate,
 )
@@ -68,10 +70,10 @@ class ExampleNoise(Mechanism):
     """The mechanism alone, as a ledger stores it."""
     return Mechanism(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Mechanism)})
 
-  def batches(self, examples: int) -> Sampling:
+  def batches(self, examples: int) -> Draws:
     """Returns how the client with the most `examples` draws a batch: no client overflows more."""
     rows = batch_rows(self.rate, examples, self.capacity)
-    return Sampling('poisson', examples, self.rate * examples, rows)
+    return Draws('poisson', examples, self.rate * examples, rows)
 
 
 def batch_rows(rate: float, examples: int, capacity: int | None) -> int:
@@ -145,8 +147,9 @@ def dp_sgd(
     update = tree.sub(task.params, params)
     return Message(update, task.data.count.astype(jnp.float32), {}), state, metrics
 
-  traits = Traits(kind='algorithm', mechanism=steps_of.mechanism())
-  return Layer('algorithm', Stage(client), server, traits=traits)
+  made = steps_of.mechanism()
+  facts: tuple[Fact, ...] = (Trains(),) if made is None else (Trains(), Noises(made))
+  return Layer('algorithm', client=Stage(client, facts=facts), server=server)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,11 @@ from fedjax_mem.core import (
   Layer,
   Message,
   Pool,
+  Pools,
   Shape,
   Stage,
   Task,
-  Traits,
+  Trains,
   tree,
   validate,
 )
@@ -31,7 +32,7 @@ def fedavg(
 ) -> Layer:
   """Returns the FedAvg layer, with any client and any server optimizer (FedOpt).
 
-  The message's payload is server - client, a tree like the parameters; its weight is the client's
+  The message's update is server - client, a tree like the parameters; its weight is the client's
   number of examples.
 
   References: McMahan et al. (2017), arXiv 1602.05629, Algorithm 1; Reddi et al. (2021), arXiv
@@ -62,14 +63,14 @@ def fedavg(
     update = tree.sub(task.params, done.params)
     return Message(update, task.data.count.astype(jnp.float32), {}), state, done.metrics
 
-  def pooled(half: Stage, shape: Shape, params, batch):
+  def pooled(shape: Shape, params, batch):
     one_step = epochs == 1 and shape.capacity <= batch_size
-    if half.apply is not client or not one_step or training.uses_key(loss, params, batch):
+    if not one_step or training.uses_key(loss, params, batch):
       return None
     return _pool(loss, learning_rate, optimizer)
 
-  traits = Traits(kind='algorithm')
-  return Layer('algorithm', Stage(client), server, traits=traits, pooled=pooled)
+  trains = Stage(client, facts=(Trains(), Pools(pooled)))
+  return Layer('algorithm', client=trains, server=server)
 
 
 def _pool(

@@ -10,11 +10,12 @@ from fedjax_mem.core import (
   Mean,
   Message,
   Pool,
+  Pools,
   Shape,
   Stage,
   Task,
   Total,
-  Traits,
+  Trains,
   tree,
   validate,
 )
@@ -29,7 +30,7 @@ def fedsgd(
 ) -> Layer:
   """Returns the FedSGD layer: w <- w - eta sum (n_k / n) g_k.
 
-  The message's payload is the client's mean gradient, a tree like the parameters; its weight is the
+  The message's update is the client's mean gradient, a tree like the parameters; its weight is the
   number of examples. The server's learning rate is in its optimizer, such as `optax.sgd(eta)`.
 
   Reference: McMahan et al. (2017), arXiv 1602.05629, section 2.
@@ -66,18 +67,18 @@ def fedsgd(
     start = (tree.zeros(task.params), Mean(jnp.float32(0), jnp.float32(0)))
     grads, seen = jax.lax.fori_loop(0, -(-data.longest // size), part, start)
     count = data.count.astype(jnp.float32)
-    payload = tree.scale(1 / jnp.maximum(count, 1.0), grads)
+    update = tree.scale(1 / jnp.maximum(count, 1.0), grads)
     metrics = {'train_loss': seen, 'steps': Total(jnp.int32(1))}
-    return Message(payload, count, {}), state, metrics
+    return Message(update, count, {}), state, metrics
 
-  def pooled(half: Stage, shape: Shape, params, batch):
+  def pooled(shape: Shape, params, batch):
     del shape
-    if half.apply is not client or training.uses_key(loss, params, batch):
+    if training.uses_key(loss, params, batch):
       return None
     return _pool(loss)
 
-  traits = Traits(kind='algorithm')
-  return Layer('algorithm', Stage(client), server, traits=traits, pooled=pooled)
+  trains = Stage(client, facts=(Trains(), Pools(pooled)))
+  return Layer('algorithm', client=trains, server=server)
 
 
 def _pool(loss: training.LossFn) -> Pool:

@@ -199,7 +199,7 @@ def pooled_gradient(
 
 
 def server_step(optimizer: optax.GradientTransformation) -> Stage:
-  """Returns the server half: one optimizer step on the average update, which gives new parameters.
+  """Returns the server side: one optimizer step on the average update, which gives new parameters.
 
   The update is server - client, so the optimizer descends. If no client took part (the divisor is
   zero) the parameters and the optimizer stay as they are.
@@ -215,7 +215,7 @@ def server_step(optimizer: optax.GradientTransformation) -> Stage:
 def descend(
   optimizer: optax.GradientTransformation, params: Any, message: Message, state: Any
 ) -> tuple[Any, Any]:
-  """Returns (parameters, optimizer state) after one step on `message.payload`, as `server_step`."""
-  updates, new_state = optimizer.update(message.payload, state, params)
+  """Returns (parameters, optimizer state) after one step on `message.update`, as `server_step`."""
+  updates, new_state = optimizer.update(message.update, state, params)
   new = optax.apply_updates(params, updates), new_state
   return tree.select(message.weight > 0, new, (params, state))

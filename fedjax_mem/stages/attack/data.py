@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Stage, Task, Traits, validate
+from fedjax_mem.core import Context, Layer, Prepares, Scores, Stage, Task, validate
 from fedjax_mem.stages.attack import hostile as h
 
 Batch = dict[str, Any]
@@ -35,16 +35,16 @@ def label_flip(
   who = h.hostile(attackers, num_clients, seed)
 
   def client(ctx: Context, task: Task, state):
-    bad = who(ctx.me.id)
+    bad = who(ctx.client.id)
     flip = lambda batch: {**batch, 'y': jnp.where(bad, num_classes - 1 - batch['y'], batch['y'])}
     return task._replace(data=task.data.map(flip)), state, {}
 
-  return Layer('label_flip', Stage(client), traits=Traits(kind='task'))
+  return Layer('label_flip', client=Stage(client, facts=(Prepares(),)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Backdoor:
-  """The client half of a backdoor, which can also say how far it has come.
+  """The client side of a backdoor, which can also say how far it has come.
 
   Attributes:
     who: the hostile clients.
@@ -61,8 +61,8 @@ class Backdoor:
   value: float
 
   def __call__(self, ctx: Context, task: Task, state):
-    """Returns (task, state, metrics), as every half of a layer."""
-    bad = self.who(ctx.me.id)
+    """Returns (task, state, metrics), as every side of a layer."""
+    bad = self.who(ctx.client.id)
 
     def poison(batch: Batch) -> Batch:
       count = len(batch['y'])
@@ -138,5 +138,5 @@ def backdoor(
   validate.integer(size=size)
   if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
     raise ValueError(f'value must be a number, got {value!r}.')
-  half = Backdoor(h.hostile(attackers, num_clients, seed), target, share, size, float(value))
-  return Layer('backdoor', Stage(half), traits=Traits(kind='task'))
+  side = Backdoor(h.hostile(attackers, num_clients, seed), target, share, size, float(value))
+  return Layer('backdoor', client=Stage(side, facts=(Prepares(), Scores(side.measure))))

@@ -1,8 +1,8 @@
 """Who is hostile, and what attacks on messages share.
 
 The hostile clients are a fixed set of the population: those with the ids 0 … f - 1, or f that a
-seed draws. An attack on messages is a stacked layer after the weighing: it sees the updates of all
-clients (a client's payload over its weight), replaces those of the hostile ones, and leaves their
+seed draws. An attack on messages is a cohort side after the weighing: it sees the updates of all
+clients (a client's update over its weight), replaces those of the hostile ones, and leaves their
 weights. So it comes after what the clients do themselves, such as a clip, which an attacker need
 not do; a layer that is put after the attack is one that it cannot evade.
 """
@@ -15,7 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Context, IncompatibleStages, Layer, Message, Stage, tree, validate
+from fedjax_mem.core import (
+  Attacks,
+  Bound,
+  Bounds,
+  Context,
+  Fact,
+  IncompatibleStages,
+  Layer,
+  Message,
+  Stage,
+  tree,
+  validate,
+)
 
 Tree = Any
 
@@ -77,7 +89,7 @@ class Seen:
   """What attackers know of a cohort.
 
   Attributes:
-    ctx: of the layer; `ctx.me` is the cohort.
+    ctx: of the layer.
     updates: tree of [C, ...] float32, zeros for those that take no part.
     bad: [C] booleans, the hostile clients that take part.
     good: [C] booleans, the others that take part.
@@ -114,37 +126,35 @@ Lie = Callable[[Seen], Tree]
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-  """The client half of an attack on messages: stack -> stack.
+  """The cohort side of an attack on messages: stack -> stack.
 
   Attributes:
     who: the hostile clients.
     lie: what they send.
     together: whether all of them send the same.
     alone: whether what one sends depends on no other client; then a clip may come after it under
-      privacy. For the plan, as the next.
-    attacks: that it is an attack.
+      privacy.
   """
 
   who: Hostile
   lie: Lie
   together: bool = True
   alone: bool = False
-  attacks: bool = True
 
   def __call__(self, ctx: Context, stack: Message, state: Tree):
-    """Returns (stack, state, metrics), as every half of a layer; metric: `attackers` there."""
-    on = ctx.me.arrived & (stack.weight > 0)
-    bad = on & self.who(ctx.me.id)
+    """Returns (stack, state, metrics), as every side of a layer; metric: `attackers` there."""
+    on = ctx.cohort.arrived & (stack.weight > 0)
+    bad = on & self.who(ctx.cohort.id)
     weights = jnp.where(on, stack.weight, 0)
-    floats = jax.tree.map(lambda x: x.astype(jnp.float32), stack.payload)
+    floats = jax.tree.map(lambda x: x.astype(jnp.float32), stack.update)
     updates = tree.keep(on, tree.scale(1 / jnp.where(on, weights, 1), floats))
     sent = self.lie(Seen(ctx, updates, bad, on & ~bad, weights))
     if self.together:
       sent = jax.tree.map(lambda x, u: jnp.broadcast_to(x[None], u.shape), sent, updates)
-    sent = jax.tree.map(lambda x, p: x.astype(p.dtype), tree.scale(weights, sent), stack.payload)
+    sent = jax.tree.map(lambda x, p: x.astype(p.dtype), tree.scale(weights, sent), stack.update)
     count = bad.sum(dtype=jnp.int32)
     return (
-      stack._replace(payload=tree.select(bad, sent, stack.payload)),
+      stack._replace(update=tree.select(bad, sent, stack.update)),
       state,
       {'attackers': count},
     )
@@ -154,7 +164,7 @@ def layer(name: str, attack: Attack) -> Layer:
   """Returns the layer of an attack on messages."""
 
   def init(ctx: Context):
-    other = tree.not_floats(ctx.like.payload)
+    other = tree.not_floats(ctx.spec.update)
     if other:
       raise IncompatibleStages(
         f'{name!r} works on updates of floats, and what it receives holds {other[0]}: put it '
@@ -162,4 +172,7 @@ def layer(name: str, attack: Attack) -> Layer:
       )
     return ()
 
-  return Layer(name, Stage(attack), Stage(init=init), stacked=True)
+  facts: tuple[Fact, ...] = (Attacks(),)
+  if attack.alone:
+    facts += (Bounds(lambda ctx, bound: Bound(rows=bound.rows), 'a lie has no bound'),)
+  return Layer(name, cohort=Stage(attack, init, facts))

@@ -56,11 +56,11 @@ def gaussian(
       return seen.updates
     # Only as many draws as there can be hostile clients.
     (rows,) = jnp.nonzero(seen.bad, size=most, fill_value=len(seen.bad))
-    ids = seen.ctx.me.id.at[rows].get(mode='clip')
+    ids = seen.ctx.cohort.id.at[rows].get(mode='clip')
     sent = []
     for number, x in enumerate(leaves):
       key = lambda id, number=number: jax.random.fold_in(
-        jax.random.fold_in(seen.ctx.common, id), number
+        jax.random.fold_in(seen.ctx.round_key, id), number
       )
       draw = lambda id, x=x, key=key: stddev * jax.random.normal(key(id), x.shape[1:])
       sent.append(x.at[rows].set(jax.vmap(draw)(ids), mode='drop'))
@@ -128,7 +128,7 @@ def mimic(
     validate.integer(at_least=0, target=target)
 
   def lie(seen: Seen):
-    id, last = seen.ctx.me.id, jnp.int32(jnp.iinfo(jnp.int32).max)
+    id, last = seen.ctx.cohort.id, jnp.int32(jnp.iinfo(jnp.int32).max)
     order = jnp.where(seen.good, id, last)
     if target is not None:
       order = jnp.where(seen.good & (id == target), -1, order)

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from fedjax_mem.core import Bound, Layer
+from fedjax_mem.core import Bound, Bounds, Context, Layer
 from fedjax_mem.stages.compress import named
-from fedjax_mem.stages.compress.codec import Code, Codec, Draws, Shapes, codec_of, layer_of, size
+from fedjax_mem.stages.compress.codec import Code, Codec, Keys, Shapes, codec_of, layer_of, size
 
 _LEAVE = ('top_k', 'random_k', 'rotate')
 
@@ -35,12 +35,12 @@ def chain(first: Layer | str | Mapping[str, Any], second: Layer | str | Mapping[
       f'got {a.name!r}.'
     )
 
-  def encode(draws: Draws, x, shapes: Shapes) -> Code:
+  def encode(draws: Keys, x, shapes: Shapes) -> Code:
     one = a.encode(draws.part(0), x, shapes)
     two = b.encode(draws.part(1), one.rest, a.left(shapes))
     return Code((one.parts, two.parts), two.rest)
 
-  def decode(draws: Draws, code: Code, shapes: Shapes):
+  def decode(draws: Keys, code: Code, shapes: Shapes):
     # The sum of codes that add comes without parts.
     one, two = code.parts or ((), ())
     rest = b.decode(draws.part(1), Code(two, code.rest), a.left(shapes))
@@ -55,8 +55,10 @@ def chain(first: Layer | str | Mapping[str, Any], second: Layer | str | Mapping[
     scaled = a.feedback is not None
     return None if own is None or further is None or scaled else own + further
 
-  def sensitivity(bound: Bound) -> Bound:
-    return a.sensitivity(b.sensitivity(a.sensitivity(bound)))
+  def bounds(ctx: Context, bound: Bound) -> Bound:
+    for x in (a, b, a):  # encoded, coded and decoded, decoded
+      bound = x.bounds.of(ctx, bound)
+    return bound
 
   return layer_of(
     Codec(
@@ -68,7 +70,7 @@ def chain(first: Layer | str | Mapping[str, Any], second: Layer | str | Mapping[
       linear=a.linear and b.linear,
       unbiased=a.unbiased and b.unbiased,
       error=error,
-      sensitivity=sensitivity,
+      bounds=Bounds(bounds, a.bounds.why or b.bounds.why),
       feedback=a.feedback or b.feedback,
     )
   )

@@ -3,7 +3,7 @@
 A codec turns the flat float32 vector [D] of an update into parts that go on the wire as they are,
 and into what is left: values that a further codec may encode (`chain`). Where nothing but such
 values is sent and decoding is linear, the codes add: they are summed and decoded on the server.
-Any other code is decoded in the client half, which reports what it would have taken on the wire.
+Any other code is decoded in the client side, which reports what it would have taken on the wire.
 
 What holds of every codec here:
 
@@ -29,6 +29,7 @@ import numpy as np
 
 from fedjax_mem.core import (
   Bound,
+  Bounds,
   Context,
   IncompatibleStages,
   Layer,
@@ -50,20 +51,20 @@ for _kind, _meta in ((wire.Raw, []), (wire.Floats, []), (wire.Levels, ['bits']))
 jax.tree_util.register_dataclass(wire.Indices, ['values'], ['size'])
 
 
-class Draws(NamedTuple):
+class Keys(NamedTuple):
   """Where a codec's random draws come from.
 
   Attributes:
     own: PRNG key of the client, which the receiver can derive.
-    common: PRNG key of everyone in the round.
+    round_key: PRNG key of everyone in the round.
   """
 
   own: jax.Array
-  common: jax.Array
+  round_key: jax.Array
 
-  def part(self, number: int) -> 'Draws':
+  def part(self, number: int) -> 'Keys':
     """Returns the draws of one codec of several."""
-    return Draws(*(jax.random.fold_in(key, number) for key in self))
+    return Keys(*(jax.random.fold_in(key, number) for key in self))
 
 
 class Code(NamedTuple):
@@ -83,8 +84,7 @@ def _nothing_left(shapes: Shapes) -> Shapes:
   return ((0,),)
 
 
-def _keep(bound: Bound) -> Bound:
-  return bound
+KEPT = Bounds(lambda ctx, bound: bound)
 
 
 def _any(shapes: Shapes) -> None:
@@ -100,10 +100,10 @@ class Codec(NamedTuple):
     decode: (draws, code, shapes) -> [D] float32; the draws are those of `encode`.
     left: shapes -> shapes of the code's `rest`.
     check: raises `ValueError` for shapes that the codec cannot encode.
-    linear: whether codes add; then they have no parts, and decoding draws from `common` alone.
+    linear: whether codes add; then they have no parts, and decoding draws from `round_key` alone.
     unbiased: whether the expectation of what is decoded is what was encoded.
     error: shapes -> what E ||decoded - x||² is at most, over ||x||²; None: not stated.
-    sensitivity: bound of x -> bound of what is decoded.
+    bounds: bound of x -> bound of what is decoded; of a code that adds, of the code as well.
     feedback: why error feedback would diverge, or None.
     estimate: (draws, x, shapes) -> (what `decode` makes of the code of x, the bytes of the code's
       indices, int32), without making the code; x and what is decoded are lists of the arrays' flat
@@ -112,32 +112,21 @@ class Codec(NamedTuple):
   """
 
   name: str
-  encode: Callable[[Draws, jax.Array, Shapes], Code]
-  decode: Callable[[Draws, Code, Shapes], jax.Array]
+  encode: Callable[[Keys, jax.Array, Shapes], Code]
+  decode: Callable[[Keys, Code, Shapes], jax.Array]
   left: Callable[[Shapes], Shapes] = _nothing_left
   check: Callable[[Shapes], None] = _any
   linear: bool = False
   unbiased: bool = False
   error: Callable[[Shapes], float | None] = lambda shapes: None
-  sensitivity: Callable[[Bound], Bound] = _keep
+  bounds: Bounds = KEPT
   feedback: str | None = None
-  estimate: Callable[[Draws, list, Shapes], tuple[list, jax.Array]] | None = None
+  estimate: Callable[[Keys, list, Shapes], tuple[list, jax.Array]] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Unbounded:
-  """A `sensitivity` that leaves every norm unknown; the plan's refusals give its reason.
-
-  Attributes:
-    reason: why, a clause.
-  """
-
-  reason: str
-
-  def __call__(self, bound: Bound) -> Bound:
-    """Returns the bound that says nothing."""
-    del bound
-    return Bound()
+def unbounded(why: str) -> Bounds:
+  """Returns the fact that leaves every norm unknown, and says why, a clause."""
+  return Bounds(lambda ctx, bound: Bound(), why)
 
 
 def size(shapes: Shapes) -> int:
@@ -151,9 +140,9 @@ def split(x: jax.Array, shapes: Shapes) -> list[jax.Array]:
   return [x[end - math.prod(shape) : end] for shape, end in zip(shapes, ends, strict=True)]
 
 
-def flat(payload: Tree) -> tuple[jax.Array, Shapes]:
+def flat(update: Tree) -> tuple[jax.Array, Shapes]:
   """Returns (all values [D] float32, shapes of the leaves)."""
-  return tree.ravel(payload), tuple(x.shape for x in jax.tree.leaves(payload))
+  return tree.ravel(update), tuple(x.shape for x in jax.tree.leaves(update))
 
 
 def unflat(x: jax.Array, like: Tree) -> Tree:
@@ -206,10 +195,10 @@ def mask_size(words: jax.Array, size: int) -> jax.Array:
   return jnp.minimum(total, jnp.int32(wire.bitmap_size(size)))
 
 
-def dense_size(payload: Tree, aux: Tree = ()) -> int:
+def dense_size(update: Tree, aux: Tree = ()) -> int:
   """Returns the bytes of a message that is not encoded: its arrays in their own dtypes."""
   beside = tree.size(aux)
-  return wire.OVERHEAD + wire.PART + tree.nbytes(payload) + (wire.PART + 4 * beside) * bool(beside)
+  return wire.OVERHEAD + wire.PART + tree.nbytes(update) + (wire.PART + 4 * beside) * bool(beside)
 
 
 def to_bytes(code: Code, weight: float, aux: Tree = ()) -> bytes:
@@ -227,7 +216,7 @@ def from_bytes(codec: Codec, data: bytes, shapes: Shapes) -> tuple[Code, float]:
   """
   key = jax.eval_shape(lambda: jax.random.key(0))
   x = jax.ShapeDtypeStruct((size(shapes),), jnp.float32)
-  like = jax.eval_shape(lambda own, x: codec.encode(Draws(own, own), x, shapes), key, x)
+  like = jax.eval_shape(lambda own, x: codec.encode(Keys(own, own), x, shapes), key, x)
   packet = wire.decode(data, [wire.spec(part) for part in parts_of(like)])
   leaves, structure = jax.tree.flatten(like)
   values = [part.values for part in packet.parts]
@@ -246,6 +235,8 @@ def sent(name: str, value: jax.Array, count: jax.Array) -> dict[str, Total]:
 def total_bytes(metrics: Mapping[str, Any], name: str) -> Any:
   """Returns the exact bytes in the metrics of a round (or of many), summed over layers.
 
+  Those up are of all clients, those down of one message to one of them.
+
   Args:
     metrics: 'layer/metric' -> numbers, as a simulation returns them.
     name: 'bytes_up', 'bytes_down' or 'bytes_more_down'.
@@ -262,10 +253,10 @@ def total_bytes(metrics: Mapping[str, Any], name: str) -> Any:
   return total
 
 
-def reported(payload: Tree, aux: Tree, value: jax.Array, on: jax.Array) -> dict[str, Any]:
+def reported(update: Tree, aux: Tree, value: jax.Array, on: jax.Array) -> dict[str, Any]:
   """Returns the metrics of one client's message of `value` bytes, if it is `on`."""
   takes = on.astype(jnp.float32)
-  dense = jnp.float32(dense_size(payload, aux))
+  dense = jnp.float32(dense_size(update, aux))
   return {
     **sent('bytes_up', value, on),
     'ratio': Mean(takes * dense, takes * value.astype(jnp.float32)),
@@ -278,12 +269,12 @@ def check_floats(name: str, ctx: Context) -> Shapes:
   Raises:
     IncompatibleStages: a leaf is not.
   """
-  leaves = jax.tree.leaves(ctx.like.payload)
+  leaves = jax.tree.leaves(ctx.spec.update)
   other = [x for x in leaves if not jnp.issubdtype(x.dtype, jnp.floating)]
   if other or not leaves:
     found = f'{other[0].dtype}{list(other[0].shape)}' if other else 'nothing'
     raise IncompatibleStages(
-      f'{name!r} encodes arrays of floats, and its payload holds {found}: leave such arrays out of '
+      f'{name!r} encodes arrays of floats, and its update holds {found}: leave such arrays out of '
       'the parameters.'
     )
   return tuple(x.shape for x in leaves)
@@ -291,7 +282,7 @@ def check_floats(name: str, ctx: Context) -> Shapes:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-  """The client half of a codec's layer.
+  """The client side of a codec's layer.
 
   Attributes:
     codec: the codec.
@@ -305,29 +296,29 @@ class Encoder:
     return self.codec.name
 
   def __call__(self, ctx: Context, message: Message, state: Tree):
-    """Returns (message, state, metrics), as every half of a layer."""
-    codec, draws = self.codec, Draws(ctx.key, ctx.common)
-    shapes = tuple(x.shape for x in jax.tree.leaves(message.payload))
+    """Returns (message, state, metrics), as every side of a layer."""
+    codec, draws = self.codec, Keys(ctx.key, ctx.round_key)
+    shapes = tuple(x.shape for x in jax.tree.leaves(message.update))
     on = message.weight > 0
     # Zeros are decoded to zeros: what is encoded is left out, not what comes of it, which would be
     # one more pass over memory.
-    message = message._replace(payload=tree.keep(on, message.payload))
+    message = message._replace(update=tree.keep(on, message.update))
     if codec.estimate:
-      payload, value = self._estimated(draws, message, shapes)
+      update, value = self._estimated(draws, message, shapes)
     else:
-      x = tree.ravel(message.payload)
+      x = tree.ravel(message.update)
       code = codec.encode(draws, x, shapes)
       values = code.rest if codec.linear else codec.decode(draws, code, shapes)
       values = jnp.where(tree.finite(x), values, jnp.float32(jnp.nan))
-      payload = values if codec.linear else tree.unravel(values, message.payload)
+      update = values if codec.linear else tree.unravel(values, message.update)
       value = nbytes(parts_of(code), message.aux)
-    metrics = reported(message.payload, message.aux, value, on)
-    return message._replace(payload=payload), state, metrics
+    metrics = reported(message.update, message.aux, value, on)
+    return message._replace(update=update), state, metrics
 
-  def _estimated(self, draws: Draws, message: Message, shapes: Shapes) -> tuple[Tree, jax.Array]:
-    """Returns (the payload as it is decoded, bytes of the message) by the codec's `estimate`."""
+  def _estimated(self, draws: Keys, message: Message, shapes: Shapes) -> tuple[Tree, jax.Array]:
+    """Returns (the update as it is decoded, bytes of the message) by the codec's `estimate`."""
     codec = self.codec
-    leaves, structure = jax.tree.flatten(message.payload)
+    leaves, structure = jax.tree.flatten(message.update)
     vectors = [x.astype(jnp.float32).reshape(-1) for x in leaves]
     values, indices = codec.estimate(draws, vectors, shapes)  # type: ignore[misc]
     decoded = [v.reshape(x.shape).astype(x.dtype) for v, x in zip(values, leaves, strict=True)]
@@ -350,19 +341,16 @@ def layer_of(codec: Codec) -> Layer:
   """Returns the layer of a codec."""
 
   def server(ctx: Context, message: Message, state: Tree):
-    if not codec.linear:
-      return message, state, {}
-    shapes = tuple(x.shape for x in jax.tree.leaves(ctx.like.payload))
-    draws = Draws(ctx.common, ctx.common)
-    whole = codec.decode(draws, Code((), message.payload), shapes)
-    return message._replace(payload=unflat(whole, ctx.like.payload)), state, {}
+    shapes = tuple(x.shape for x in jax.tree.leaves(ctx.spec.update))
+    draws = Keys(ctx.round_key, ctx.round_key)
+    whole = codec.decode(draws, Code((), message.update), shapes)
+    return message._replace(update=unflat(whole, ctx.spec.update)), state, {}
 
   encoder = Encoder(codec)
   return Layer(
     codec.name,
-    Stage(encoder, encoder.init),
-    Stage(server),
-    sensitivity=codec.sensitivity,
+    client=Stage(encoder, encoder.init, (codec.bounds,)),
+    server=Stage(server, facts=(codec.bounds,)) if codec.linear else None,
     traits=Traits(adds=codec.linear),
   )
 

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, IncompatibleStages, Layer, Stage, Task, Traits, tree
+from fedjax_mem.core import Context, IncompatibleStages, Layer, Prepares, Stage, Task, tree
 from fedjax_mem.stages.compress import named
 from fedjax_mem.stages.compress.codec import (
-  Draws,
+  Keys,
   codec_of,
   dense_size,
   flat,
@@ -31,8 +31,7 @@ def downlink(codec: Layer | str | Mapping[str, Any] = 'quantize') -> Layer:
   """Returns the layer that compresses the parameters on their way to the clients.
 
   It changes tasks: it comes before the algorithm (`before_algorithm = true` in a configuration).
-  Metrics: `bytes_down_high` and `_low`, of the messages to all clients that were selected, and
-  `ratio`.
+  Metrics: `bytes_down_high` and `_low`, of the message to one client, and `ratio`.
 
   Args:
     codec: a codec without error feedback: a layer, its name, or a table {use = name, …}.
@@ -53,7 +52,7 @@ def downlink(codec: Layer | str | Mapping[str, Any] = 'quantize') -> Layer:
 
   def encode(ctx: Context, params):
     x, shapes = flat(params)
-    draws = Draws(ctx.common, ctx.common)
+    draws = Keys(ctx.round_key, ctx.round_key)
     return x, shapes, draws, method.encode(draws, x, shapes)
 
   def client(ctx: Context, task: Task, state):
@@ -65,8 +64,7 @@ def downlink(codec: Layer | str | Mapping[str, Any] = 'quantize') -> Layer:
   def server(ctx: Context, params, state):
     *_, code = encode(ctx, ctx.params)
     value = nbytes(parts_of(code))
-    count = ctx.cohort.real.sum(dtype=jnp.int32)
     ratio = jnp.float32(dense_size(ctx.params)) / value.astype(jnp.float32)
-    return params, state, {**sent('bytes_down', value, count), 'ratio': ratio}
+    return params, state, {**sent('bytes_down', value, jnp.bool_(True)), 'ratio': ratio}
 
-  return Layer('downlink', Stage(client), Stage(server, init), traits=Traits(kind='task'))
+  return Layer('downlink', client=Stage(client, facts=(Prepares(),)), server=Stage(server, init))

@@ -23,9 +23,10 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Mean, Message, Stage, tree
 from fedjax_mem.stages.compress import named
-from fedjax_mem.stages.compress.codec import Encoder, Unbounded
+from fedjax_mem.stages.compress.codec import Encoder, unbounded
 
 Tree = Any
+REMEMBERS = unbounded('what error feedback remembers has no bound')
 
 
 def error_feedback(codec: Layer | str | Mapping[str, Any]) -> Layer:
@@ -40,8 +41,8 @@ def error_feedback(codec: Layer | str | Mapping[str, Any]) -> Layer:
     ValueError: not a codec, or one whose memory would grow without end.
   """
   layer = named.layer(codec=codec)
-  apply = layer.client.apply
-  if layer.stacked or not hasattr(apply, 'encodes') or isinstance(apply, Feedback):
+  apply = layer.client.apply if layer.client and layer.cohort is None else None
+  if not hasattr(apply, 'encodes') or isinstance(apply, Feedback):
     raise ValueError(
       f'codec must be a layer that encodes, without error feedback of its own, got {layer.name!r}.'
     )
@@ -58,19 +59,18 @@ def under_feedback(layer: Layer, name: str) -> Layer:
   client = Feedback(layer)
   return layer._replace(
     name=name,
-    client=Stage(client, client.init),
-    sensitivity=Unbounded('what error feedback remembers has no bound'),
+    client=Stage(client, client.init, (REMEMBERS,)),
   )
 
 
-def floats(payload: Tree) -> Tree:
-  """Returns the payload in float32."""
-  return jax.tree.map(lambda x: x.astype(jnp.float32), payload)
+def floats(update: Tree) -> Tree:
+  """Returns the update in float32."""
+  return jax.tree.map(lambda x: x.astype(jnp.float32), update)
 
 
 @dataclasses.dataclass(frozen=True)
 class Feedback:
-  """The client half of a codec under error feedback.
+  """The client side of a codec under error feedback.
 
   Attributes:
     layer: of the codec.
@@ -81,23 +81,27 @@ class Feedback:
   @property
   def encodes(self) -> str:
     """Name of the method, for the plan: of such layers a round has one."""
-    return self.layer.client.apply.encodes  # type: ignore[attr-defined]
+    apply: Any = self.layer.client.apply  # type: ignore[union-attr]
+    return apply.encodes
 
   def __call__(self, ctx: Context, message: Message, state: Tree):
-    """Returns (message, state, metrics), as every half of a layer."""
+    """Returns (message, state, metrics), as every side of a layer."""
     memory, inner = state
-    whole = tree.add(floats(message.payload), memory)
-    asked = jax.tree.map(lambda x, like: x.astype(like.dtype), whole, message.payload)
-    sent, new, metrics = self.layer.client.apply(ctx, message._replace(payload=asked), inner)
+    whole = tree.add(floats(message.update), memory)
+    asked = jax.tree.map(lambda x, like: x.astype(like.dtype), whole, message.update)
+    apply = self.layer.client.apply  # type: ignore[union-attr]
+    sent, new, metrics = apply(ctx, message._replace(update=asked), inner)
     # What the server would make of this message alone.
-    own, _, _ = self.layer.server.apply(ctx, sent, ctx.shared)
+    own = sent
+    if self.layer.server is not None:
+      own, _, _ = self.layer.server.apply(ctx, sent, ctx.server_state)
     on = message.weight > 0
     takes = on.astype(jnp.float32)
-    left = tree.select(on, tree.sub(whole, floats(own.payload)), memory)
+    left = tree.select(on, tree.sub(whole, floats(own.update)), memory)
     state = left, tree.select(on, new, inner)
     return sent, state, {**metrics, 'memory': Mean(takes * tree.norm(left), takes)}
 
   def init(self, ctx: Context) -> Tree:
     """Returns the state of a client: an empty memory, and the codec's own."""
-    inner = self.layer.client.init(ctx)
-    return floats(tree.zeros(ctx.like.payload)), inner
+    inner = self.layer.row(ctx)
+    return floats(tree.zeros(ctx.spec.update)), inner

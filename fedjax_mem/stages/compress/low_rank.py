@@ -25,14 +25,13 @@ from fedjax_mem.core import Context, Layer, Message, Stage, Traits, tree, valida
 from fedjax_mem.kernels import low_rank as kernel
 from fedjax_mem.stages.compress import wire
 from fedjax_mem.stages.compress.codec import (
-  Unbounded,
   check_floats,
   dense_size,
   nbytes,
   reported,
   sent,
 )
-from fedjax_mem.stages.compress.error_feedback import floats, under_feedback
+from fedjax_mem.stages.compress.error_feedback import REMEMBERS, floats, under_feedback
 
 Tree = Any
 WARM = ('client', 'shared')
@@ -50,7 +49,7 @@ def _sides(shape: tuple[int, ...], rank: int) -> tuple[int, int] | None:
 def _starts(ctx: Context, rank: int) -> dict[str, jax.Array]:
   """Returns a first Q for every array that is sent as factors, by its number."""
   made = {}
-  for i, x in enumerate(jax.tree.leaves(ctx.like.payload)):
+  for i, x in enumerate(jax.tree.leaves(ctx.spec.update)):
     sides = _sides(x.shape, rank)
     if sides:
       made[str(i)] = kernel.start(jax.random.fold_in(ctx.key, i), sides[1], rank)
@@ -76,21 +75,21 @@ def low_rank(rank: int = 2, *, warm: str = 'client') -> Layer:
   client = _Factors(rank, own)
 
   def server(ctx: Context, message: Message, state):
-    if own:
-      return message, state, {}
     aux = dict(message.aux)
     summed = aux.pop(_Q)
     new = {name: kernel.warm(summed[name], last) for name, last in state.items()}
     return message._replace(aux=aux), new, {}
 
-  keep = Stage(server) if own else Stage(server, lambda ctx: _starts(ctx, rank))
-  layer = Layer('low_rank', Stage(client, client.init), keep, traits=Traits(adds=False))
+  keep = None if own else Stage(server, lambda ctx: _starts(ctx, rank))
+  layer = Layer(
+    'low_rank', client=Stage(client, client.init), server=keep, traits=Traits(adds=False)
+  )
   return under_feedback(layer, 'low_rank')
 
 
 @dataclasses.dataclass(frozen=True)
 class _Factors:
-  """The client half of `low_rank`.
+  """The client side of `low_rank`.
 
   Attributes:
     rank: of the factors.
@@ -111,9 +110,9 @@ class _Factors:
     return _starts(ctx, self.rank) if self.own else {}
 
   def __call__(self, ctx: Context, message: Message, state: Tree):
-    """Returns (message, state, metrics), as every half of a layer."""
-    leaves, structure = jax.tree.flatten(message.payload)
-    before = state if self.own else ctx.shared
+    """Returns (message, state, metrics), as every side of a layer."""
+    leaves, structure = jax.tree.flatten(message.update)
+    before = state if self.own else ctx.server_state
     after: dict[str, jax.Array] = {}
     made, said = [], []
     for i, x in enumerate(leaves):
@@ -129,10 +128,10 @@ class _Factors:
     on = message.weight > 0
     sent_values = jnp.concatenate([v.astype(jnp.float32) for v in said])
     value = nbytes([wire.Floats(sent_values)], message.aux)
-    metrics = reported(message.payload, message.aux, value, on)
+    metrics = reported(message.update, message.aux, value, on)
     # Of a matrix that is not finite no factor is, nor what is decoded.
     fine = tree.finite(sent_values)
-    payload = jax.tree.unflatten(structure, made)
+    update = jax.tree.unflatten(structure, made)
     aux = message.aux
     if self.own:
       state = {name: kernel.warm(q, before[name]) for name, q in after.items()}
@@ -141,7 +140,7 @@ class _Factors:
       aux = {**aux, _Q: tree.keep(on & fine, after)}
       down = jnp.int32(dense_size(before)) if before else jnp.int32(0)
       metrics |= sent('bytes_more_down', down, jnp.bool_(True))
-    return Message(tree.keep(on, payload), message.weight, aux), state, metrics
+    return Message(tree.keep(on, update), message.weight, aux), state, metrics
 
 
 def power_sgd(rank: int = 2) -> Layer:
@@ -161,7 +160,7 @@ def power_sgd(rank: int = 2) -> Layer:
 
   def init(ctx: Context):
     check_floats('power_sgd', ctx)
-    return floats(tree.zeros(ctx.like.payload))
+    return floats(tree.zeros(ctx.spec.update))
 
   def server(ctx: Context, message: Message, state):
     del ctx
@@ -170,20 +169,17 @@ def power_sgd(rank: int = 2) -> Layer:
     new = {name: kernel.warm(summed[name], last) for name, last in state.items()}
     return message._replace(aux=aux), new, {}
 
-  client = _AllReduce(rank)
   return Layer(
     'power_sgd',
-    Stage(client, init),
-    Stage(server, lambda ctx: _starts(ctx, rank)),
-    stacked=True,
-    sensitivity=Unbounded('what error feedback remembers has no bound'),
+    cohort=Stage(_AllReduce(rank), init, (REMEMBERS,)),
+    server=Stage(server, lambda ctx: _starts(ctx, rank)),
     traits=Traits(adds=False),
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class _AllReduce:
-  """The client half of `power_sgd`, on the stack of all updates.
+  """The cohort side of `power_sgd`: it needs the stack of all updates.
 
   Attributes:
     rank: of the factors.
@@ -197,11 +193,11 @@ class _AllReduce:
     return 'power_sgd'
 
   def __call__(self, ctx: Context, stack: Message, memory: Tree):
-    """Returns (stack, memories [C, …], metrics), as every half of a layer."""
+    """Returns (stack, memories [C, …], metrics), as every side of a layer."""
     # One update that is not finite would spoil P for everyone: its client alone is left out.
-    fine = tree.finite(stack.payload, 1)
-    on = ctx.me.arrived & (stack.weight > 0) & fine
-    whole = tree.keep(on, tree.add(floats(stack.payload), memory))
+    fine = tree.finite(stack.update, 1)
+    on = ctx.cohort.arrived & (stack.weight > 0) & fine
+    whole = tree.keep(on, tree.add(floats(stack.update), memory))
     leaves, structure = jax.tree.flatten(whole)
     made, summed, first, second = [], {}, [], []
     for i, x in enumerate(leaves):
@@ -211,18 +207,18 @@ class _AllReduce:
         second.append(x[0].reshape(-1))
         continue
       m = x.reshape(-1, *sides)
-      p = kernel.orthonormal(kernel.project(m.sum(0), ctx.shared[str(i)]))
+      p = kernel.orthonormal(kernel.project(m.sum(0), ctx.server_state[str(i)]))
       q = kernel.back(m, p)
       made.append(jnp.einsum('ar,cbr->cab', p, q, precision='highest').reshape(x.shape))
       summed[str(i)] = q
       first.append(p.reshape(-1))
       second.append(q[0].reshape(-1))
     decoded = jax.tree.unflatten(structure, made)
-    sound = jax.tree.map(lambda x, like: x.astype(like.dtype), decoded, stack.payload)
-    payload = tree.select(fine, sound, stack.payload)
+    sound = jax.tree.map(lambda x, like: x.astype(like.dtype), decoded, stack.update)
+    update = tree.select(fine, sound, stack.update)
     memory = tree.select(on, tree.sub(whole, decoded), memory)
     aux = {**stack.aux, _Q: summed}
-    return Message(payload, stack.weight, aux), memory, self._metrics(ctx, stack, first, second, on)
+    return Message(update, stack.weight, aux), memory, self._metrics(ctx, stack, first, second, on)
 
   def _metrics(
     self, ctx: Context, stack: Message, first: list, second: list, on: jax.Array
@@ -233,11 +229,11 @@ class _AllReduce:
     down = jnp.int32(0)
     if first:
       up += nbytes([wire.Floats(jnp.concatenate(first))])
-      down = jnp.int32(dense_size(ctx.shared) + dense_size(first))
-    one = jax.tree.map(lambda x: x[0], stack.payload)
+      down = jnp.int32(dense_size(ctx.server_state) + dense_size(first))
+    one = jax.tree.map(lambda x: x[0], stack.update)
     ratio = jnp.float32(dense_size(one, aux)) / up.astype(jnp.float32)
     return {
       **sent('bytes_up', up, on.sum()),
-      **sent('bytes_more_down', down, ctx.me.real.sum()),
+      **sent('bytes_more_down', down, ctx.cohort.real.sum()),
       'ratio': ratio,
     }

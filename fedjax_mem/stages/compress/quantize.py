@@ -27,15 +27,15 @@ from fedjax_mem.stages.compress import wire
 from fedjax_mem.stages.compress.codec import (
   Code,
   Codec,
-  Draws,
+  Keys,
   Shapes,
-  Unbounded,
   layer_of,
   size,
   split,
+  unbounded,
 )
 
-_ROUNDS = Unbounded('rounding may enlarge them by what depends on the number of values')
+_ROUNDS = unbounded('rounding may enlarge them by what depends on the number of values')
 
 
 def _vectors(x: jax.Array, shapes: Shapes, block: int | None) -> list[jax.Array]:
@@ -50,7 +50,7 @@ def _share(shapes: Shapes, block: int | None) -> int:
 
 
 def _decode(bits: int, block: int | None):
-  def decode(draws: Draws, code: Code, shapes: Shapes) -> jax.Array:
+  def decode(draws: Keys, code: Code, shapes: Shapes) -> jax.Array:
     del draws
     levels, scales = code.parts
     if block is not None:
@@ -91,7 +91,7 @@ def quantize(
     validate.integer(block=block)
   validate.one_of(kernel.SCALES, scale=scale)
 
-  def encode(draws: Draws, x, shapes: Shapes) -> Code:
+  def encode(draws: Keys, x, shapes: Shapes) -> Code:
     pairs = []
     for i, vector in enumerate(_vectors(x, shapes, block)):
       if stochastic:
@@ -114,7 +114,7 @@ def quantize(
       _decode(bits, block),
       unbiased=stochastic,
       error=error,
-      sensitivity=_ROUNDS,
+      bounds=_ROUNDS,
       feedback=noisy if stochastic and bits == 1 else None,
     )
   )
@@ -134,11 +134,11 @@ def sign(*, per_leaf: bool = False) -> Layer:
   def block(shapes: Shapes) -> int | None:
     return None if per_leaf else size(shapes)
 
-  def encode(draws: Draws, x, shapes: Shapes) -> Code:
+  def encode(draws: Keys, x, shapes: Shapes) -> Code:
     del draws
     return _code([kernel.sign(v) for v in _vectors(x, shapes, block(shapes))], 1)
 
-  def decode(draws: Draws, code: Code, shapes: Shapes) -> jax.Array:
+  def decode(draws: Keys, code: Code, shapes: Shapes) -> jax.Array:
     return _decode(1, block(shapes))(draws, code, shapes)
 
   error = lambda shapes: 1 - 1 / _share(shapes, block(shapes))
@@ -165,7 +165,7 @@ def ternary(*, clip: float | None = None, block: int | None = None) -> Layer:
   if block is not None:
     validate.integer(block=block)
 
-  def encode(draws: Draws, x, shapes: Shapes) -> Code:
+  def encode(draws: Keys, x, shapes: Shapes) -> Code:
     vectors = enumerate(_vectors(x, shapes, block))
     fold = lambda i: jax.random.fold_in(draws.own, i)
     return _code([kernel.ternary(fold(i), v, clip, block) for i, v in vectors], 2)
@@ -179,7 +179,7 @@ def ternary(*, clip: float | None = None, block: int | None = None) -> Layer:
       _decode(2, block),
       unbiased=clip is None,
       error=error,
-      sensitivity=_ROUNDS,
+      bounds=_ROUNDS,
       feedback=noisy if clip is None else None,
     )
   )

@@ -19,11 +19,11 @@ from fedjax_mem.stages.compress import counting
 from fedjax_mem.stages.compress.codec import (
   Code,
   Codec,
-  Draws,
+  Keys,
   Shapes,
-  Unbounded,
   layer_of,
   size,
+  unbounded,
 )
 
 
@@ -45,13 +45,13 @@ def random_k(
   counting.check(k, fraction)
   count = lambda shapes: counting.resolve(size(shapes), k, fraction)
 
-  def encode(draws: Draws, x, shapes: Shapes) -> Code:
+  def encode(draws: Keys, x, shapes: Shapes) -> Code:
     number = count(shapes)
-    values = kernel.pick(x, kernel.indices(draws.common, x.size, number))
+    values = kernel.pick(x, kernel.indices(draws.round_key, x.size, number))
     return Code((), jnp.float32(x.size / number) * values if unbiased else values)
 
-  def decode(draws: Draws, code: Code, shapes: Shapes):
-    places = kernel.indices(draws.common, size(shapes), count(shapes))
+  def decode(draws: Keys, code: Code, shapes: Shapes):
+    places = kernel.indices(draws.round_key, size(shapes), count(shapes))
     return kernel.spread(code.rest, places, size(shapes))
 
   def error(shapes: Shapes) -> float:
@@ -70,7 +70,7 @@ def random_k(
   )
   if unbiased:
     codec = codec._replace(
-      sensitivity=Unbounded('it multiplies what it sends by D / k; unbiased = false does not'),
+      bounds=unbounded('it multiplies what it sends by D / k; unbiased = false does not'),
       feedback='it multiplies what it sends by D / k: set unbiased = false',
     )
   return layer_of(codec)

@@ -21,25 +21,22 @@ Reference: Suresh et al. (2017), arXiv 1611.00429, section 3; Vargaftik et al. (
 
 import jax.numpy as jnp
 
-from fedjax_mem.core import Bound, Layer, tree, validate
+from fedjax_mem.core import Bound, Bounds, Layer, tree, validate
 from fedjax_mem.kernels import rotate as kernel
 from fedjax_mem.stages.compress import wire
 from fedjax_mem.stages.compress.codec import (
   Code,
   Codec,
-  Draws,
+  Keys,
   Shapes,
-  Unbounded,
   layer_of,
   size,
   split,
+  unbounded,
 )
 
-_GROWS = Unbounded('the scale that makes it unbiased may enlarge them')
-
-
-def _only_l2(bound: Bound) -> Bound:
-  return Bound(l2=bound.l2)
+_GROWS = unbounded('the scale that makes it unbiased may enlarge them')
+_ONLY_L2 = Bounds(lambda ctx, bound: Bound(l2=bound.l2), 'a rotation keeps the L2 norm alone')
 
 
 def _check_block(block: int | None) -> None:
@@ -66,11 +63,11 @@ def rotate(*, block: int | None = None) -> Layer:
   """
   _check_block(block)
 
-  def encode(draws: Draws, x, shapes: Shapes) -> Code:
-    return Code((), kernel.rotate(draws.common, x, _block(shapes, block)))
+  def encode(draws: Keys, x, shapes: Shapes) -> Code:
+    return Code((), kernel.rotate(draws.round_key, x, _block(shapes, block)))
 
-  def decode(draws: Draws, code: Code, shapes: Shapes):
-    return kernel.unrotate(draws.common, code.rest, size(shapes), _block(shapes, block))
+  def decode(draws: Keys, code: Code, shapes: Shapes):
+    return kernel.unrotate(draws.round_key, code.rest, size(shapes), _block(shapes, block))
 
   left = lambda shapes: ((kernel.padded_size(size(shapes), _block(shapes, block)),),)
   return layer_of(
@@ -82,7 +79,7 @@ def rotate(*, block: int | None = None) -> Layer:
       linear=True,
       unbiased=True,
       error=lambda shapes: 0.0,
-      sensitivity=_only_l2,
+      bounds=_ONLY_L2,
     )
   )
 
@@ -101,11 +98,11 @@ def drive(*, unbiased: bool = True, block: int | None = None) -> Layer:
   """
   _check_block(block)
 
-  def encode(draws: Draws, x, shapes: Shapes) -> Code:
+  def encode(draws: Keys, x, shapes: Shapes) -> Code:
     codes, scales = kernel.drive_encode(draws.own, x, _block(shapes, block), unbiased)
     return Code((wire.Levels(codes, 1), wire.Floats(scales)), jnp.zeros(0, jnp.float32))
 
-  def decode(draws: Draws, code: Code, shapes: Shapes):
+  def decode(draws: Keys, code: Code, shapes: Shapes):
     codes, scales = (part.values for part in code.parts)
     return kernel.drive_decode(draws.own, codes, scales, size(shapes), _block(shapes, block))
 
@@ -116,7 +113,7 @@ def drive(*, unbiased: bool = True, block: int | None = None) -> Layer:
       decode,
       unbiased=unbiased,
       error=lambda shapes: None if unbiased else 1 - 1 / _block(shapes, block),
-      sensitivity=_GROWS if unbiased else _only_l2,
+      bounds=_GROWS if unbiased else _ONLY_L2,
     )
   )
 
@@ -136,19 +133,17 @@ def eden(bits: int = 2, *, block: int | None = None) -> Layer:
   validate.integer(bits=bits, at_most=4)
   _check_block(block)
 
-  def encode(draws: Draws, x, shapes: Shapes) -> Code:
+  def encode(draws: Keys, x, shapes: Shapes) -> Code:
     codes, scales = kernel.eden_encode(draws.own, x, bits, _block(shapes, block))
     return Code((wire.Levels(codes, bits), wire.Floats(scales)), jnp.zeros(0, jnp.float32))
 
-  def decode(draws: Draws, code: Code, shapes: Shapes):
+  def decode(draws: Keys, code: Code, shapes: Shapes):
     codes, scales = (part.values for part in code.parts)
     block_ = _block(shapes, block)
     return kernel.eden_decode(draws.own, codes, scales, bits, size(shapes), block_)
 
-  def estimate(draws: Draws, x, shapes: Shapes):
+  def estimate(draws: Keys, x, shapes: Shapes):
     values = kernel.eden(draws.own, tree.ravel(x), bits, _block(shapes, block))
     return split(values, shapes), jnp.int32(0)
 
-  return layer_of(
-    Codec('eden', encode, decode, unbiased=True, sensitivity=_GROWS, estimate=estimate)
-  )
+  return layer_of(Codec('eden', encode, decode, unbiased=True, bounds=_GROWS, estimate=estimate))

@@ -15,7 +15,7 @@ from fedjax_mem.stages.compress import counting, wire
 from fedjax_mem.stages.compress.codec import (
   Code,
   Codec,
-  Draws,
+  Keys,
   Shapes,
   layer_of,
   mask_size,
@@ -47,7 +47,7 @@ def top_k(fraction: float | None = None, *, k: int | None = None, per_leaf: bool
     largest = max(size((shape,)) for shape in shapes)
     counting.check_size(largest if per_leaf else size(shapes), k)
 
-  def encode(draws: Draws, x, shapes: Shapes) -> Code:
+  def encode(draws: Keys, x, shapes: Shapes) -> Code:
     del draws
     vectors = split(x, shapes) if per_leaf else [x]
     values, places, start = [], [], 0
@@ -60,12 +60,12 @@ def top_k(fraction: float | None = None, *, k: int | None = None, per_leaf: bool
     indices = wire.Indices(jnp.concatenate(places), x.size)
     return Code((indices,), jnp.concatenate(values))
 
-  def decode(draws: Draws, code: Code, shapes: Shapes):
+  def decode(draws: Keys, code: Code, shapes: Shapes):
     del draws
     (indices,) = code.parts
     return topk.unpack(code.rest, indices.values, size(shapes))
 
-  def estimate(draws: Draws, x, shapes: Shapes):
+  def estimate(draws: Keys, x, shapes: Shapes):
     del draws
     (count,) = counts(shapes)
     x = tree.ravel(x)

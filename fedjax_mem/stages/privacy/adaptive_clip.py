@@ -13,10 +13,13 @@ Reference: Andrew, Thakkar, McMahan, Ramaswamy (2021), arXiv 1905.03871, Algorit
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Message, Stage, Traits, validate
+from fedjax_mem.core import Bound, Bounds, Context, Layer, Message, Noises, Stage, validate
 from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.kernels import noise
 from fedjax_mem.stages.privacy import clipping, noising
+
+# Bounded in every round, by a number that is known only then.
+_TRACKED = Bounds(lambda ctx, bound: Bound(l2=ctx.server_state, linf=ctx.server_state))
 
 
 def adaptive_clip(
@@ -53,29 +56,27 @@ def adaptive_clip(
   sigma_b = expected / 20 if bit_noise is None else validate.positive(bit_noise=bit_noise)
   on_sum, on_count = _shared_out(noise_multiplier, sigma_b)
 
-  def release(ctx: Context, message: Message, bound, outside: noising.Outside):
+  def release(ctx: Context, message: Message, bound):
     sum_key, count_key = jax.random.split(ctx.key)
     aux = dict(message.aux)
     count = aux.pop('below')
     message = message._replace(aux=aux)
     if noise_multiplier:
-      stddev = on_sum * outside(noising.within(bound)).l2
-      message = noising.added(ctx, message, noise.gaussian(sum_key, message.payload, stddev))
+      stddev = on_sum * ctx.bound.l2
+      message = noising.added(ctx, message, noise.gaussian(sum_key, message.update, stddev))
       count = count + noise.gaussian(count_key, count, on_count)
     else:
-      message = clipping.restored(ctx, message, message.payload)
+      message = clipping.restored(ctx, message, message.update)
     below = count / expected + 0.5
     new = bound * jnp.exp(-learning_rate * (below - quantile))
     return message, new, {'bound': bound, 'below': below}
 
-  mechanism = Mechanism('gaussian', noise_multiplier) if noise_multiplier else None
+  # What both releases cost together; each is drawn with more noise.
+  facts = (Noises(Mechanism('gaussian', noise_multiplier)),) if noise_multiplier else ()
   return Layer(
     'adaptive_clip',
-    Stage(_clip_and_tell),
-    Stage(noising.NoiseOnSum(release), lambda ctx: jnp.float32(initial_l2_clip_norm)),
-    # Bounded in every round, by a number known only then; and by what enters, if that is.
-    sensitivity=lambda bound: noising.within(float('inf') if bound.l2 is None else bound.l2),
-    traits=Traits(mechanism=mechanism),
+    client=Stage(_clip_and_tell, facts=(_TRACKED,)),
+    server=Stage(release, lambda ctx: jnp.float32(initial_l2_clip_norm), facts),
   )
 
 
@@ -97,8 +98,8 @@ def _shared_out(noise_multiplier: float, sigma_b: float) -> tuple[float, float]:
 
 
 def _clip_and_tell(ctx: Context, message: Message, state):
-  """The client half: clips to the tracked bound, and adds whether the norm was within it."""
-  message, norm, metrics = clipping.clipped(clipping.l2, message, ctx.shared)
-  below = jnp.where(norm <= ctx.shared, jnp.float32(0.5), jnp.float32(-0.5))
+  """The client side: clips to the tracked bound, and adds whether the norm was within it."""
+  message, norm, metrics = clipping.clipped(clipping.l2, message, ctx.server_state)
+  below = jnp.where(norm <= ctx.server_state, jnp.float32(0.5), jnp.float32(-0.5))
   below = jnp.where(message.weight > 0, below, jnp.float32(0))
   return message._replace(aux={**message.aux, 'below': below}), state, metrics

@@ -11,9 +11,22 @@ Metrics named `uncovered_…` come from updates without noise: epsilon does not 
 Reference: McMahan et al. (2018), arXiv 1710.06963, Algorithm 1.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 
-from fedjax_mem.core import Bound, Context, Layer, Message, Stage, Traits, tree, validate
+from fedjax_mem.core import (
+  Bounds,
+  Context,
+  Layer,
+  Message,
+  Noises,
+  Stage,
+  Traits,
+  tree,
+  validate,
+)
 from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.kernels import noise
 from fedjax_mem.stages.privacy import clipping, noising
@@ -57,14 +70,13 @@ def central(
   clip = clipping.choose(per_layer)
   if mechanism == 'discrete_gaussian':
     return _discrete(l2_clip_norm, noise_multiplier, clip, levels)
-  own = noising.within(float(l2_clip_norm))
 
-  def release(ctx: Context, message: Message, state, outside: noising.Outside):
-    stddev = noise_multiplier * outside(own).l2
-    return noising.added(ctx, message, noise.gaussian(ctx.key, message.payload, stddev)), state, {}
+  def release(ctx: Context, message: Message, state):
+    stddev = noise_multiplier * ctx.bound.l2
+    return noising.added(ctx, message, noise.gaussian(ctx.key, message.update, stddev)), state, {}
 
   made = Mechanism('gaussian', noise_multiplier) if noise_multiplier else None
-  return _layer('central', clip, l2_clip_norm, own, release, made)
+  return _layer('central', clip, l2_clip_norm, noising.within(float(l2_clip_norm)), release, made)
 
 
 def laplace(l1_clip_norm: float, noise_multiplier: float) -> Layer:
@@ -82,12 +94,11 @@ def laplace(l1_clip_norm: float, noise_multiplier: float) -> Layer:
   """
   validate.positive(l1_clip_norm=l1_clip_norm)
   clipping.check_multiplier(noise_multiplier)
-  bound = float(l1_clip_norm)
-  own = Bound(bound, bound, bound)
+  own = noising.within_l1(float(l1_clip_norm))
 
-  def release(ctx: Context, message: Message, state, outside: noising.Outside):
-    scale = noise_multiplier * outside(own).l1
-    return noising.added(ctx, message, noise.laplace(ctx.key, message.payload, scale)), state, {}
+  def release(ctx: Context, message: Message, state):
+    scale = noise_multiplier * ctx.bound.l1
+    return noising.added(ctx, message, noise.laplace(ctx.key, message.update, scale)), state, {}
 
   made = Mechanism('laplace', noise_multiplier) if noise_multiplier else None
   return _layer('laplace', clipping.l1, l1_clip_norm, own, release, made)
@@ -97,8 +108,8 @@ def _layer(
   name: str,
   clip: clipping.Clip,
   clip_norm: float,
-  own: Bound,
-  release: noising.Release,
+  own: Bounds,
+  release: Callable[..., Any],
   mechanism: Mechanism | None,
 ) -> Layer:
   """Returns the layer that clips on the client and releases on the server."""
@@ -109,11 +120,10 @@ def _layer(
     return message, state, metrics
 
   def quiet(ctx: Context, message: Message, state):
-    return clipping.restored(ctx, message, message.payload), state, {}
+    return clipping.restored(ctx, message, message.update), state, {}
 
-  server = Stage(noising.NoiseOnSum(release)) if mechanism else Stage(quiet)
-  traits = Traits(mechanism=mechanism)
-  return Layer(name, Stage(client), server, sensitivity=lambda bound: own, traits=traits)
+  server = Stage(release, facts=(Noises(mechanism),)) if mechanism else Stage(quiet)
+  return Layer(name, client=Stage(client, facts=(own,)), server=server)
 
 
 def _discrete(clip_norm: float, multiplier: float, clip: clipping.Clip, levels: int) -> Layer:
@@ -126,20 +136,25 @@ def _discrete(clip_norm: float, multiplier: float, clip: clipping.Clip, levels: 
     del ctx
     message, _, metrics = clipping.clipped(clip, message, clip_norm)
     # A value that is not finite would become some integer or other: such a client takes no part.
-    points, ok = clipping.on_grid(message.payload, clip_norm, levels)
-    payload = tree.keep(ok, points)
-    return message._replace(payload=payload), state, metrics
+    points, ok = clipping.on_grid(message.update, clip_norm, levels)
+    update = tree.keep(ok, points)
+    return message._replace(update=update), state, metrics
 
   def server(ctx: Context, message: Message, state):
-    total = message.payload
+    total = message.update
     if table is not None:
       total = tree.add(total, noise.discrete_gaussian(ctx.key, total, table))
     floats = tree.scale(jnp.float32(step), clipping.floats(total))
     return clipping.restored(ctx, message, floats), state, {}
 
-  mechanism = None
-  if multiplier:
-    mechanism = Mechanism('discrete_gaussian', multiplier, l2=float(levels))
-  traits = Traits(payload='integer', mechanism=mechanism)
-  own = noising.within(float(clip_norm))
-  return Layer('central', Stage(client), Stage(server), sensitivity=lambda _: own, traits=traits)
+  # In steps of the grid, on which the noise is added; rounding is in it.
+  grid = noising.within(float(levels))
+  facts = (
+    (Noises(Mechanism('discrete_gaussian', multiplier, l2=float(levels))),) if multiplier else ()
+  )
+  return Layer(
+    'central',
+    client=Stage(client, facts=(grid,)),
+    server=Stage(server, facts=facts),
+    traits=Traits(payload='integer'),
+  )

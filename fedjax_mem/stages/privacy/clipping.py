@@ -15,7 +15,7 @@ from fedjax_mem.core import Context, Mean, Message, tree, validate
 from fedjax_mem.kernels.clip import clip_by_global_norm
 
 Tree = Any
-# (payload of float32 arrays, bound) -> (payload in the ball, its norm before, fraction clipped)
+# (update of float32 arrays, bound) -> (update in the ball, its norm before, fraction clipped)
 Clip = Callable[[Tree, Any], tuple[Tree, jax.Array, jax.Array]]
 
 MARGIN = 2.0**-20
@@ -33,24 +33,24 @@ def check_multiplier(noise_multiplier: float) -> None:
   validate.non_negative(noise_multiplier=noise_multiplier)
 
 
-def floats(payload: Tree) -> Tree:
-  """Returns the payload in float32."""
-  return jax.tree.map(lambda x: x.astype(jnp.float32), payload)
+def floats(update: Tree) -> Tree:
+  """Returns the update in float32."""
+  return jax.tree.map(lambda x: x.astype(jnp.float32), update)
 
 
-def l2(payload: Tree, bound: Any) -> tuple[Tree, jax.Array, jax.Array]:
+def l2(update: Tree, bound: Any) -> tuple[Tree, jax.Array, jax.Array]:
   """Clips to an L2 norm over all arrays together."""
   bound = jnp.asarray(bound, jnp.float32)
-  clipped, norm = clip_by_global_norm(payload, bound * (1 - MARGIN))
+  clipped, norm = clip_by_global_norm(update, bound * (1 - MARGIN))
   return clipped, norm, (norm > bound).astype(jnp.float32)
 
 
-def l2_per_layer(payload: Tree, bound: Any) -> tuple[Tree, jax.Array, jax.Array]:
+def l2_per_layer(update: Tree, bound: Any) -> tuple[Tree, jax.Array, jax.Array]:
   """Clips each of L arrays to bound / sqrt(L); together they are within the bound.
 
   Reference: McMahan et al. (2018), arXiv 1710.06963, section 2.2 (per-layer clipping).
   """
-  leaves, structure = jax.tree.flatten(payload)
+  leaves, structure = jax.tree.flatten(update)
   each = jnp.asarray(bound, jnp.float32) / jnp.sqrt(jnp.float32(max(1, len(leaves))))
   parts = [l2(x, each) for x in leaves]
   norm = tree.norm([p[1] for p in parts])
@@ -58,22 +58,22 @@ def l2_per_layer(payload: Tree, bound: Any) -> tuple[Tree, jax.Array, jax.Array]
   return jax.tree.unflatten(structure, [p[0] for p in parts]), norm, clipped
 
 
-def l1(payload: Tree, bound: Any) -> tuple[Tree, jax.Array, jax.Array]:
+def l1(update: Tree, bound: Any) -> tuple[Tree, jax.Array, jax.Array]:
   """Clips to an L1 norm over all arrays together; not finite where a value is not."""
   bound = jnp.asarray(bound, jnp.float32)
   largest = jnp.float32(0)
-  for x in jax.tree.leaves(payload):
+  for x in jax.tree.leaves(update):
     if x.size:
       largest = jnp.maximum(largest, jnp.max(jnp.abs(x)))
   # Sums of what is at most 1 cannot overflow; a power of two scales without rounding.
   ordinary = (largest > 0) & jnp.isfinite(largest)
   exponent = jnp.where(ordinary, jnp.clip(jnp.frexp(largest)[1], -126, 126), 0)
   scale = jnp.ldexp(jnp.float32(1), -exponent)
-  scaled = sum((jnp.sum(jnp.abs(x * scale)) for x in jax.tree.leaves(payload)), jnp.float32(0))
+  scaled = sum((jnp.sum(jnp.abs(x * scale)) for x in jax.tree.leaves(update)), jnp.float32(0))
   norm = scaled / scale
   inside = norm <= bound * (1 - MARGIN)
   factor = jnp.where(jnp.isfinite(scaled), bound * (1 - MARGIN) / scaled, jnp.float32(jnp.nan))
-  clipped = jax.tree.map(lambda x: jnp.where(inside, x, x * scale * factor), payload)
+  clipped = jax.tree.map(lambda x: jnp.where(inside, x, x * scale * factor), update)
   return clipped, norm, (norm > bound).astype(jnp.float32)
 
 
@@ -89,34 +89,34 @@ def clipped(clip: Clip, message: Message, bound: Any) -> tuple[Message, jax.Arra
   A client of weight 0 takes no part and enters no metric. The metrics come from the clients' own
   updates without noise, so epsilon does not cover them, and their names say so.
   """
-  payload, norm, fraction = clip(floats(message.payload), bound)
+  update, norm, fraction = clip(floats(message.update), bound)
   on = (message.weight > 0).astype(jnp.float32)
   counted = on * jnp.isfinite(norm).astype(jnp.float32)
   metrics = {
     'uncovered_clipped': Mean(on * fraction, on),
     'uncovered_norm': Mean(jnp.where(counted > 0, norm, jnp.float32(0)), counted),
   }
-  return message._replace(payload=payload), norm, metrics
+  return message._replace(update=update), norm, metrics
 
 
-def restored(ctx: Context, message: Message, payload: Tree) -> Message:
-  """Returns the message with `payload` in the dtypes that the client half received."""
+def restored(ctx: Context, message: Message, update: Tree) -> Message:
+  """Returns the message with `update` in the dtypes that the client side received."""
   cast = lambda x, wanted: x.astype(wanted.dtype)
-  return message._replace(payload=jax.tree.map(cast, payload, ctx.like.payload))
+  return message._replace(update=jax.tree.map(cast, update, ctx.spec.update))
 
 
-def on_grid(payload: Tree, clip_norm: float, levels: int) -> tuple[Tree, jax.Array]:
+def on_grid(update: Tree, clip_norm: float, levels: int) -> tuple[Tree, jax.Array]:
   """Returns (int32 points of a grid of `levels` steps in the clip norm, whether all are finite).
 
   Rounded to the nearest point, or towards zero where that would leave the ball: the L2 norm on the
   grid is at most `levels`, rounding included, and is computed in exact integers.
 
   Args:
-    payload: float32 arrays of an L2 norm of at most `clip_norm`.
+    update: float32 arrays of an L2 norm of at most `clip_norm`.
     clip_norm: bound of the L2 norm.
     levels: steps of the grid in it, at most 16384.
   """
-  scaled = tree.scale(jnp.float32(1 / (clip_norm / levels)), payload)
+  scaled = tree.scale(jnp.float32(1 / (clip_norm / levels)), update)
   nearest = jax.tree.map(lambda x: jnp.round(x).astype(jnp.int32), scaled)
   squares = [jnp.sum(x * x, dtype=jnp.int32) for x in jax.tree.leaves(nearest)]
   inside = sum(squares, jnp.int32(0)) <= levels**2

@@ -41,7 +41,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Message, Stage, Traits, tree, validate
+from fedjax_mem.core import (
+  Bounds,
+  Context,
+  IncompatibleStages,
+  Layer,
+  Message,
+  Noises,
+  Stage,
+  Traits,
+  tree,
+  validate,
+)
 from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.kernels import modular, noise, rotate
 from fedjax_mem.stages.privacy import clipping, noising
@@ -136,8 +147,8 @@ def distributed(
 ) -> tuple[Layer, ...]:
   """Returns three layers: clip and rotate, round to the grid, add a share of integer noise.
 
-  Place them after the weighing, and `mask` of the same `bits` after them. The first is named
-  'distributed' and stands in the ledger for all three.
+  Place them after the weighing, and `mask` of the same `bits` after them. The last is named
+  'integer_noise' and stands in the ledger for all three.
 
   Args:
     l2_clip_norm: bound on the L2 norm of a client's whole update, > 0.
@@ -171,54 +182,63 @@ def distributed(
   )
   table = TABLES[mechanism](noise_multiplier * found.l2 / math.sqrt(shares))
   summed = Traits(payload='integer', bits=bits, clients=clients)
-  share, last = Stage(_share(table)), Stage(_withholding(shares))
+  # In steps of the grid: rounding is in the bound, and the server side takes it back.
+  rounded = noising.within(found.l2)
+  decoded = Bounds(lambda ctx, bound: bound.scaled(step))
   return (
-    _bound(l2_clip_norm, dimension, block, found.l2 * step, made),
-    Layer('grid', Stage(_Rounding(found, step)), Stage(_decoding(step, bits)), traits=summed),
-    Layer('integer_noise', share, last, traits=summed._replace(withholds=True)),
+    _clipped(l2_clip_norm, dimension, block),
+    Layer(
+      'grid',
+      client=Stage(_Rounding(found, step), facts=(rounded,)),
+      server=Stage(_decoding(step, bits), facts=(decoded,)),
+      traits=summed,
+    ),
+    Layer(
+      'integer_noise',
+      client=Stage(_share(table), facts=(Noises(made),)),
+      server=Stage(_withholding(shares)),
+      traits=summed._replace(withholds=True),
+    ),
   )
 
 
-def _bound(clip_norm: float, dimension: int, block: int, grown: float, made: Mechanism) -> Layer:
-  """Returns the layer that clips and rotates on the client, and rotates back on the server.
-
-  Its bound is that of the rounded update, to which the noise of the last layer is scaled.
-  """
+def _clipped(clip_norm: float, dimension: int, block: int) -> Layer:
+  """Returns the layer that clips and rotates on the client, and rotates back on the server."""
 
   def init(ctx: Context):
-    found = tree.size(ctx.like.payload)
+    whole = tree.not_floats(ctx.spec.update)
+    if whole:
+      raise IncompatibleStages(
+        f"'distributed' clips arrays of floats, and what reaches it holds {whole[0]}: put it "
+        'before the layer that encodes.'
+      )
+    found = tree.size(ctx.spec.update)
     if found != dimension:
       raise ValueError(f'dimension must be the {found} values of an update, got {dimension!r}.')
     return ()
 
   def client(ctx: Context, message: Message, state):
     message, _, metrics = clipping.clipped(clipping.l2, message, clip_norm)
-    flat = rotate.rotate(ctx.common, tree.ravel(message.payload), block)
-    return message._replace(payload=flat), state, metrics
+    flat = rotate.rotate(ctx.round_key, tree.ravel(message.update), block)
+    return message._replace(update=flat), state, metrics
 
   def server(ctx: Context, message: Message, state):
-    flat = rotate.unrotate(ctx.common, message.payload, dimension, block)
-    return clipping.restored(ctx, message, tree.unravel(flat, ctx.like.payload)), state, {}
+    flat = rotate.unrotate(ctx.round_key, message.update, dimension, block)
+    return clipping.restored(ctx, message, tree.unravel(flat, ctx.spec.update)), state, {}
 
-  own = noising.within(grown)
-  return Layer(
-    'distributed',
-    Stage(client, init),
-    Stage(server),
-    sensitivity=lambda bound: own,
-    traits=Traits(mechanism=made),
-  )
+  bounds = noising.within(float(clip_norm))
+  return Layer('distributed', client=Stage(client, init, (bounds,)), server=Stage(server))
 
 
 class _Rounding:
-  """The client half that rounds at random, again and again until the bound is kept."""
+  """The client side that rounds at random, again and again until the bound is kept."""
 
   def __init__(self, found: Grid, step: float):
     self._found, self._step = found, step
 
   def __call__(self, ctx: Context, message: Message, state: Any):
-    """Returns (message, state, metrics), as every half of a layer."""
-    scaled = message.payload * jnp.float32(1 / self._step)
+    """Returns (message, state, metrics), as every side of a layer."""
+    scaled = message.update * jnp.float32(1 / self._step)
     # A value that is not finite would become some integer or other: such an update is zeros.
     scaled = jnp.where(jnp.isfinite(scaled).all(), scaled, jnp.float32(0))
 
@@ -236,9 +256,9 @@ class _Rounding:
     tries, drawn = jax.lax.while_loop(again, once_more, first)
     # Towards zero no norm grows.
     inward = jnp.trunc(scaled).astype(jnp.int32)
-    payload = jnp.where(self._inside(drawn), drawn, inward)
-    payload = jnp.where(self._inside(payload), payload, jnp.int32(0))
-    return message._replace(payload=payload), state, {'uncovered_tries': tries.astype(jnp.float32)}
+    update = jnp.where(self._inside(drawn), drawn, inward)
+    update = jnp.where(self._inside(update), update, jnp.int32(0))
+    return message._replace(update=update), state, {'uncovered_tries': tries.astype(jnp.float32)}
 
   def _inside(self, drawn: jax.Array) -> jax.Array:
     return jnp.sum(drawn * drawn, dtype=jnp.int32) <= self._found.squared
@@ -247,9 +267,9 @@ class _Rounding:
 def _decoding(step: float, bits: int) -> Callable:
   def server(ctx: Context, message: Message, state):
     del ctx
-    whole = modular.centered(message.payload, bits)
-    payload = whole.astype(jnp.float32) * jnp.float32(step)
-    return message._replace(payload=payload), state, {'filled': modular.filled(whole, bits)}
+    whole = modular.centered(message.update, bits)
+    update = whole.astype(jnp.float32) * jnp.float32(step)
+    return message._replace(update=update), state, {'filled': modular.filled(whole, bits)}
 
   return server
 
@@ -257,10 +277,10 @@ def _decoding(step: float, bits: int) -> Callable:
 def _share(table: noise.DiscreteTable) -> Callable:
   def client(ctx: Context, message: Message, state):
     # Of every client that arrives, also of one without examples: shares are counted by arrival.
-    more = noise.tabled(ctx.key, message.payload, table)
+    more = noise.tabled(ctx.key, message.update, table)
     # The sum of weights would be released without noise, and the divisor is fixed: all count one.
     weight = jnp.ones_like(message.weight)
-    return message._replace(payload=tree.add(message.payload, more), weight=weight), state, {}
+    return message._replace(update=tree.add(message.update, more), weight=weight), state, {}
 
   return client
 
@@ -268,10 +288,10 @@ def _share(table: noise.DiscreteTable) -> Callable:
 def _withholding(shares: int) -> Callable:
   def server(ctx: Context, message: Message, state):
     enough = ctx.cohort.arrived.sum(dtype=jnp.int32) >= shares
-    payload = tree.keep(enough, message.payload)
+    update = tree.keep(enough, message.update)
     # A fixed divisor would make a step of zeros: momentum, or the noise of others, would move on.
     weight = jnp.where(enough, message.weight, jnp.float32(-1))
     withheld = (~enough).astype(jnp.int32)
-    return Message(payload, weight, message.aux), state, {'withheld': withheld}
+    return Message(update, weight, message.aux), state, {'withheld': withheld}
 
   return server

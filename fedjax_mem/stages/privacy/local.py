@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Bound, Context, Layer, Message, Stage, Traits, tree, validate
+from fedjax_mem.core import Bounds, Context, Layer, Message, Noises, Stage, tree, validate
 from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.kernels import noise
-from fedjax_mem.stages.privacy import clipping
+from fedjax_mem.stages.privacy import clipping, noising
 
 Tree = Any
 
@@ -37,11 +37,11 @@ def local(l2_clip_norm: float, noise_multiplier: float, *, per_layer: bool = Fal
   clip = clipping.choose(per_layer)
   clipping.check_multiplier(noise_multiplier)
 
-  def noisy(key: jax.Array, payload: Tree) -> Tree:
-    return tree.add(payload, noise.gaussian(key, payload, noise_multiplier * l2_clip_norm))
+  def noisy(key: jax.Array, update: Tree) -> Tree:
+    return tree.add(update, noise.gaussian(key, update, noise_multiplier * l2_clip_norm))
 
   made = Mechanism('gaussian', noise_multiplier, trust='local') if noise_multiplier else None
-  own = Bound(None, float(l2_clip_norm), float(l2_clip_norm))
+  own = noising.within(float(l2_clip_norm))
   return _layer('local', clip, l2_clip_norm, noisy, made, own)
 
 
@@ -58,12 +58,11 @@ def local_laplace(l1_clip_norm: float, noise_multiplier: float) -> Layer:
   validate.positive(l1_clip_norm=l1_clip_norm)
   clipping.check_multiplier(noise_multiplier)
 
-  def noisy(key: jax.Array, payload: Tree) -> Tree:
-    return tree.add(payload, noise.laplace(key, payload, noise_multiplier * l1_clip_norm))
+  def noisy(key: jax.Array, update: Tree) -> Tree:
+    return tree.add(update, noise.laplace(key, update, noise_multiplier * l1_clip_norm))
 
   made = Mechanism('laplace', noise_multiplier, trust='local') if noise_multiplier else None
-  bound = float(l1_clip_norm)
-  own = Bound(bound, bound, bound)
+  own = noising.within_l1(float(l1_clip_norm))
   return _layer('local_laplace', clipping.l1, l1_clip_norm, noisy, made, own)
 
 
@@ -89,8 +88,8 @@ def local_discrete(l2_clip_norm: float, noise_multiplier: float, *, levels: int 
   # The table of the least noise there is stands in where none is drawn.
   table = noise.discrete_table(noise_multiplier * levels or 1.0)
 
-  def noisy(key: jax.Array, payload: Tree) -> Tree:
-    points, ok = clipping.on_grid(payload, l2_clip_norm, levels)
+  def noisy(key: jax.Array, update: Tree) -> Tree:
+    points, ok = clipping.on_grid(update, l2_clip_norm, levels)
     points = tree.add(points, noise.discrete_gaussian(key, points, table))
     sent = tree.scale(jnp.float32(l2_clip_norm / levels), clipping.floats(points))
     # What is not finite must stay so, for the engine to leave the client out.
@@ -99,7 +98,7 @@ def local_discrete(l2_clip_norm: float, noise_multiplier: float, *, levels: int 
   made = None
   if noise_multiplier:
     made = Mechanism('discrete_gaussian', noise_multiplier, trust='local', l2=float(levels))
-  own = Bound(None, float(l2_clip_norm), float(l2_clip_norm))
+  own = noising.within(float(l2_clip_norm))
   return _layer('local_discrete', clipping.l2, l2_clip_norm, noisy, made, own)
 
 
@@ -109,15 +108,15 @@ def _layer(
   clip_norm: float,
   noisy: Callable[[jax.Array, Tree], Tree],
   made: Mechanism | None,
-  bound: Bound,
+  own: Bounds,
 ) -> Layer:
-  """Returns the layer whose client half clips, then noises with the client's own key."""
+  """Returns the layer whose client side clips, then noises with the client's own key."""
 
   def client(ctx: Context, message: Message, state):
     message, _, metrics = clipping.clipped(clip, message, clip_norm)
     # A client of weight 0 takes no part: it sends nothing.
-    sent = tree.keep(message.weight > 0, noisy(ctx.key, message.payload))
-    return message._replace(payload=sent), state, metrics
+    sent = tree.keep(message.weight > 0, noisy(ctx.key, message.update))
+    return message._replace(update=sent), state, metrics
 
   def quiet(ctx: Context, message: Message, state):
     del ctx
@@ -125,11 +124,8 @@ def _layer(
     return message, state, metrics
 
   def server(ctx: Context, message: Message, state):
-    return clipping.restored(ctx, message, message.payload), state, {}
+    return clipping.restored(ctx, message, message.update), state, {}
 
   # Noise has no bound; without it the clip's holds.
-  own = Bound() if made else bound
-  traits = Traits(mechanism=made)
-  return Layer(
-    name, Stage(client if made else quiet), Stage(server), sensitivity=lambda _: own, traits=traits
-  )
+  noisy_side = Stage(client, facts=(Noises(made),)) if made else Stage(quiet, facts=(own,))
+  return Layer(name, client=noisy_side, server=Stage(server))

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Context, Layer, Message, Stage, Traits, tree, validate
+from fedjax_mem.core import Context, Layer, Message, Noises, Stage, tree, validate
 from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.kernels import noise
 from fedjax_mem.stages.privacy import clipping, noising
@@ -76,33 +76,30 @@ def matrix_factorization(
   validate.positive(l2_clip_norm=l2_clip_norm)
   validate.positive(noise_multiplier=noise_multiplier)
   chosen = _chosen(rounds, separation, strategy, bands, buffers)
-  own = noising.within(float(l2_clip_norm))
 
   def client(ctx: Context, message: Message, state):
     message, _, metrics = clipping.clipped(clipping.l2, message, l2_clip_norm)
     return message, state, metrics
 
   def init(ctx: Context):
-    flat = jax.ShapeDtypeStruct((tree.size(ctx.like.payload),), jnp.float32)
+    flat = jax.ShapeDtypeStruct((tree.size(ctx.spec.update),), jnp.float32)
     return {'done': jnp.int32(0), 'matrix': chosen.inverse.init_multiply(flat)}
 
-  def release(ctx: Context, message: Message, state, outside: noising.Outside):
-    size = jax.ShapeDtypeStruct((tree.size(message.payload),), jnp.float32)
-    row = noise.gaussian(ctx.key, size, noise_multiplier * outside(own).l2)
+  def release(ctx: Context, message: Message, state):
+    size = jax.ShapeDtypeStruct((tree.size(message.update),), jnp.float32)
+    row = noise.gaussian(ctx.key, size, noise_multiplier * ctx.bound.l2)
     with _ordinary(), jax.default_matmul_precision('highest'):
       row, matrix = chosen.inverse.multiply_next(row, state['matrix'])
     row = jnp.where(state['done'] < rounds, row, jnp.float32(jnp.nan))
-    message = noising.added(ctx, message, tree.unravel(row, message.payload))
+    message = noising.added(ctx, message, tree.unravel(row, message.update))
     return message, {'done': state['done'] + 1, 'matrix': matrix}, {}
 
   known = tuple(chosen.sensitivities.tolist())
   made = Mechanism('matrix', noise_multiplier, sensitivities=known, separation=separation)
   return Layer(
     'matrix_factorization',
-    Stage(client),
-    Stage(noising.NoiseOnSum(release), init),
-    sensitivity=lambda bound: own,
-    traits=Traits(mechanism=made),
+    client=Stage(client, facts=(noising.within(float(l2_clip_norm)),)),
+    server=Stage(release, init, (Noises(made),)),
   )
 
 

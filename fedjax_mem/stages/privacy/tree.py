@@ -21,7 +21,7 @@ Efficient use of differentially private binary trees.
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Message, Stage, Traits, validate
+from fedjax_mem.core import Context, Layer, Message, Noises, Stage, validate
 from fedjax_mem.core import tree as trees
 from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.kernels import noise
@@ -54,7 +54,6 @@ def tree(
   validate.positive(noise_multiplier=noise_multiplier)
   validate.integer(at_most=2**30, restart=restart)
   clipping.check_flag(honaker=honaker)
-  own = noising.within(float(l2_clip_norm))
   levels = restart.bit_length()
 
   def client(ctx: Context, message: Message, state):
@@ -63,12 +62,12 @@ def tree(
 
   def init(ctx: Context):
     rows = lambda x: jnp.zeros((levels, *x.shape), jnp.float32)
-    return {'done': jnp.int32(0), 'open': jax.tree.map(rows, ctx.like.payload)}
+    return {'done': jnp.int32(0), 'open': jax.tree.map(rows, ctx.spec.update)}
 
-  def release(ctx: Context, message: Message, state, outside: noising.Outside):
-    stddev = noise_multiplier * outside(own).l2
+  def release(ctx: Context, message: Message, state):
+    stddev = noise_multiplier * ctx.bound.l2
     draw = lambda height: noise.gaussian(
-      jax.random.fold_in(ctx.key, height), message.payload, stddev
+      jax.random.fold_in(ctx.key, height), message.update, stddev
     )
     change, opened = step(draw, state['open'], state['done'], honaker)
     done = (state['done'] + 1) % restart
@@ -77,10 +76,8 @@ def tree(
   mechanism = Mechanism('tree', noise_multiplier, restart=restart)
   return Layer(
     'tree',
-    Stage(client),
-    Stage(noising.NoiseOnSum(release), init),
-    sensitivity=lambda bound: own,
-    traits=Traits(mechanism=mechanism),
+    client=Stage(client, facts=(noising.within(float(l2_clip_norm)),)),
+    server=Stage(release, init, (Noises(mechanism),)),
   )
 
 

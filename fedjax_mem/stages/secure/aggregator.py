@@ -40,7 +40,7 @@ class SecureAggregator:
 
   `encrypt` masks one client's update, `secure_aggregate` returns the average of those it is given:
   sum(weight * update) / sum(weight), by default the plain mean. It is FedAvg's average when weights
-  are numbers of examples; payload, weight and all are masked.
+  are numbers of examples; update, weight and all are masked.
 
   A front of `stages.secure.protocol` in semi-honest mode, with all parties in this one process: it
   shows and tests the protocol. Where clients are machines of their own, give each a
@@ -155,11 +155,11 @@ class SecureAggregator:
       bits=code.bits,
     )
 
-  def _code(self, payload: int) -> FixedPoint:
+  def _code(self, update: int) -> FixedPoint:
     return FixedPoint(
       num_clients=self.num_clients,
-      payload=payload,
-      payload_limit=_LIMIT,
+      update=update,
+      update_limit=_LIMIT,
       weight_limit=_LIMIT,
       bits=64,
     )

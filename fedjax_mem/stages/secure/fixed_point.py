@@ -1,4 +1,4 @@
-"""A client's message as integers, on public scales: payload times weight, weight, aux."""
+"""A client's message as integers, on public scales: update times weight, weight, aux."""
 
 import dataclasses
 import math
@@ -20,9 +20,9 @@ class FixedPoint:
 
   Attributes:
     num_clients: n.
-    payload: D, the values of the payload.
+    update: D, the values of the update.
     aux: A, the values of aux, which is summed beside it.
-    payload_limit: the largest |payload * weight|.
+    update_limit: the largest |update * weight|.
     weight_limit: the largest weight; weights are not negative.
     aux_limit: the largest |aux|.
     bits: b of the protocol: 16, 32 or 64.
@@ -32,9 +32,9 @@ class FixedPoint:
   """
 
   num_clients: int
-  payload: int
+  update: int
   aux: int = 0
-  payload_limit: float
+  update_limit: float
   weight_limit: float
   aux_limit: float = 1.0
   bits: int = 32
@@ -42,9 +42,9 @@ class FixedPoint:
   def __post_init__(self):
     """Checks the numbers."""
     validate.integer(num_clients=self.num_clients)
-    validate.integer(at_least=0, payload=self.payload)
+    validate.integer(at_least=0, update=self.update)
     validate.integer(at_least=0, aux=self.aux)
-    validate.positive(payload_limit=self.payload_limit)
+    validate.positive(update_limit=self.update_limit)
     validate.positive(weight_limit=self.weight_limit)
     validate.positive(aux_limit=self.aux_limit)
     if self.bits not in (16, 32, 64):
@@ -55,7 +55,7 @@ class FixedPoint:
   @property
   def size(self) -> int:
     """The integers of a message: D + 1 + A."""
-    return self.payload + 1 + self.aux
+    return self.update + 1 + self.aux
 
   @property
   def bound(self) -> int:
@@ -69,38 +69,38 @@ class FixedPoint:
       exponent += 1
     return 2.0**exponent
 
-  def encode(self, payload: ArrayLike, weight: float, aux: ArrayLike = ()) -> np.ndarray:
+  def encode(self, update: ArrayLike, weight: float, aux: ArrayLike = ()) -> np.ndarray:
     """Returns the integers of a message, int64 [D + 1 + A].
 
     Args:
-      payload: floats [D], not yet times the weight.
+      update: floats [D], not yet times the weight.
       weight: in [0, weight_limit].
       aux: floats [A].
 
     Raises:
       ValueError: a shape is another, or a value is not finite or above its limit.
     """
-    payload, aux = np.asarray(payload, np.float64), np.asarray(aux, np.float64)
-    if payload.shape != (self.payload,) or aux.shape != (self.aux,):
-      got = f'{list(payload.shape)} and {list(aux.shape)}'
-      raise ValueError(f'payload and aux must be [{self.payload}] and [{self.aux}], got {got}.')
+    update, aux = np.asarray(update, np.float64), np.asarray(aux, np.float64)
+    if update.shape != (self.update,) or aux.shape != (self.aux,):
+      got = f'{list(update.shape)} and {list(aux.shape)}'
+      raise ValueError(f'update and aux must be [{self.update}] and [{self.aux}], got {got}.')
     if validate.non_negative(weight=weight) > self.weight_limit:
       raise ValueError(f'weight must be at most {self.weight_limit!r}, got {weight!r}.')
     return np.concatenate(
       [
-        self._integers('payload * weight', payload * weight, self.payload_limit),
+        self._integers('update * weight', update * weight, self.update_limit),
         self._integers('weight', np.array([weight], np.float64), self.weight_limit),
         self._integers('aux', aux, self.aux_limit),
       ]
     )
 
   def decode(self, total: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
-    """Returns the sums of payload * weight [D], of the weights, and of aux [A], as float64."""
+    """Returns the sums of update * weight [D], of the weights, and of aux [A], as float64."""
     if total.shape != (self.size,):
       raise ValueError(f'total must be [{self.size}], got {list(total.shape)}.')
-    payload = total[: self.payload] * self.step(self.payload_limit)
-    weight = float(total[self.payload] * self.step(self.weight_limit))
-    return payload, weight, total[self.payload + 1 :] * self.step(self.aux_limit)
+    update = total[: self.update] * self.step(self.update_limit)
+    weight = float(total[self.update] * self.step(self.weight_limit))
+    return update, weight, total[self.update + 1 :] * self.step(self.aux_limit)
 
   def _integers(self, name: str, values: np.ndarray, limit: float) -> np.ndarray:
     largest = float(np.abs(values).max(initial=0.0))

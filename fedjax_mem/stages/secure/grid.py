@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import (
   Bound,
+  Bounds,
   Context,
   IncompatibleStages,
   Layer,
@@ -36,26 +37,19 @@ from fedjax_mem.kernels import modular
 _FINEST = 2**22
 
 
-class _Grown:
-  """What rounding does to norms; unknown for L1 and L2 where the number of values is not given."""
+def _grown(step: float, value_range: float, dimension: int | None) -> Bounds:
+  """Returns what rounding does to norms, in steps; L1 and L2 need the number of values."""
 
-  reason = 'rounding may enlarge them by what depends on the number of values: give it dimension'
-
-  def __init__(self, step: float, value_range: float, dimension: int | None):
-    self._step, self._range, self._dimension = step, value_range, dimension
-
-  def __call__(self, bound: Bound) -> Bound:
-    """Returns the bound of the values on the grid."""
-    step, largest = self._step, self._range
-    linf = largest if bound.linf is None else jnp.minimum(bound.linf, largest) + step
-    if isinstance(bound.linf, int | float):
-      linf = min(bound.linf, largest) + step
-    if self._dimension is None:
+  def of(ctx: Context, bound: Bound) -> Bound:
+    steps = bound.scaled(1 / step)
+    linf = value_range / step
+    if dimension is None:
       return Bound(linf=linf)
-    grown = lambda norm, more: None if norm is None else norm + step * more
-    return Bound(
-      grown(bound.l1, self._dimension), grown(bound.l2, float(self._dimension) ** 0.5), linf
-    )
+    return Bound(steps.l1 + dimension, steps.l2 + float(dimension) ** 0.5, linf)
+
+  return Bounds(
+    of, 'rounding enlarges it by what depends on the number of values: give it dimension'
+  )
 
 
 def integers(
@@ -91,7 +85,7 @@ def integers(
   step = value_range / levels
 
   def client(ctx: Context, message: Message, state):
-    leaves, structure = jax.tree.flatten(message.payload)
+    leaves, structure = jax.tree.flatten(message.update)
     scaled = [x.astype(jnp.float32) * jnp.float32(1 / step) for x in leaves]
     # A value that is not finite would become some integer or other.
     ok = tree.finite(scaled)
@@ -99,37 +93,40 @@ def integers(
     inside = [jnp.clip(x, -top, top) for x in scaled]
     keys = jax.random.split(ctx.key, len(leaves))
     rounded = [modular.stochastic_round(k, x) for k, x in zip(keys, inside, strict=True)]
-    payload = tree.keep(ok, jax.tree.unflatten(structure, rounded))
+    update = tree.keep(ok, jax.tree.unflatten(structure, rounded))
     on = (message.weight > 0).astype(jnp.float32)
     beyond = sum((jnp.sum(jnp.abs(x) > top * (1 + 1e-6)) for x in scaled), jnp.int32(0))
-    metrics = {'outside': Mean(on * beyond.astype(jnp.float32), on * tree.size(payload))}
-    return message._replace(payload=payload), state, metrics
+    metrics = {'outside': Mean(on * beyond.astype(jnp.float32), on * tree.size(update))}
+    return message._replace(update=update), state, metrics
 
   def server(ctx: Context, message: Message, state):
-    whole = jax.tree.map(lambda x: modular.centered(x, bits), message.payload)
+    whole = jax.tree.map(lambda x: modular.centered(x, bits), message.update)
     back = lambda x, like: (x.astype(jnp.float32) * jnp.float32(step)).astype(like.dtype)
-    payload = jax.tree.map(back, whole, ctx.like.payload)
-    return message._replace(payload=payload), state, {'filled': modular.filled(whole, bits)}
+    update = jax.tree.map(back, whole, ctx.spec.update)
+    return message._replace(update=update), state, {'filled': modular.filled(whole, bits)}
 
   return Layer(
     'integers',
-    Stage(client, lambda ctx: _check_payload(ctx.like.payload, dimension)),
-    Stage(server),
-    sensitivity=_Grown(step, float(value_range), dimension),
+    client=Stage(
+      client,
+      lambda ctx: _check_update(ctx.spec.update, dimension),
+      (_grown(step, float(value_range), dimension),),
+    ),
+    server=Stage(server, facts=(Bounds(lambda ctx, bound: bound.scaled(step)),)),
     traits=Traits(payload='integer', bits=bits, clients=clients),
   )
 
 
-def _check_payload(payload: Any, dimension: int | None) -> tuple[()]:
+def _check_update(update: Any, dimension: int | None) -> tuple[()]:
   """Returns the state of a client, which is empty, or raises for what cannot be encoded."""
-  other = tree.not_floats(payload)
+  other = tree.not_floats(update)
   if other:
     raise IncompatibleStages(
-      f"'integers' encodes floats, and its payload holds {other[0]}: remove it, or put it "
+      f"'integers' encodes floats, and its update holds {other[0]}: remove it, or put it "
       'before the layer that leaves integers.'
     )
-  if dimension is not None and tree.size(payload) > dimension:
+  if dimension is not None and tree.size(update) > dimension:
     raise ValueError(
-      f'dimension must be at least the {tree.size(payload)} values of an update, got {dimension!r}.'
+      f'dimension must be at least the {tree.size(update)} values of an update, got {dimension!r}.'
     )
   return ()

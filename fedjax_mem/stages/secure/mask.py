@@ -6,13 +6,13 @@ hides is `fedjax_mem.stages.secure.protocol`. What is the same as there: integer
 mask for each pair of neighbours in a random regular graph of the cohort, drop-outs after the
 masks were added, and the recovery of what they leave behind.
 
-Every leaf of the message is masked. The payload has to be integers already (`integers`, or
+Every leaf of the message is masked. The update has to be integers already (`integers`, or
 `distributed` noise); the weight and aux become integers of 32 bits here, on a public scale.
 
 Clients stand in a ring, in a random order of their own for every round. The mask of a pair at
 distance j = 1 … degree / 2 is added by the first of the two and subtracted by the second. Summed
 modulo 2 ** b the masks of all that arrive cancel bit for bit; where only one of a pair has arrived,
-the server half computes the mask anew and removes it, as survivors of the protocol reveal the seeds
+the server side computes the mask anew and removes it, as survivors of the protocol reveal the seeds
 they shared with those who left. Masks that a client adds for itself alone (Bonawitz et al. 2017,
 section 4.2) are left out: for a client that arrived the server always removes them.
 
@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import (
+  Bounds,
   Context,
   IncompatibleStages,
   Layer,
@@ -65,7 +66,7 @@ class _Ring(NamedTuple):
 def _ring(ctx: Context) -> _Ring:
   """Returns the ring of the round, the same for everyone and in every execution."""
   cohort: Member = ctx.cohort
-  parent = jax.random.fold_in(ctx.common, _RING)
+  parent = jax.random.fold_in(ctx.round_key, _RING)
   draw = lambda id: jax.random.bits(jax.random.fold_in(parent, id), (), jnp.uint32) >> 1
   place = jnp.where(cohort.real, jax.vmap(draw)(cohort.id), jnp.uint32(2**32 - 1))
   order = jnp.argsort(place)
@@ -75,7 +76,7 @@ def _ring(ctx: Context) -> _Ring:
 
 def _mask(ctx: Context, first: jax.Array, distance: jax.Array, like: Tree) -> Tree:
   """Returns the mask of the pair of the client `first` and the one at a distance from it."""
-  key = jax.random.fold_in(jax.random.fold_in(ctx.common, _PAIRS), first)
+  key = jax.random.fold_in(jax.random.fold_in(ctx.round_key, _PAIRS), first)
   leaves, structure = jax.tree.flatten(like)
   keys = jax.random.split(jax.random.fold_in(key, distance), len(leaves))
   drawn = [modular.uniform(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
@@ -85,12 +86,12 @@ def _mask(ctx: Context, first: jax.Array, distance: jax.Array, like: Tree) -> Tr
 def _own(ctx: Context, like: Tree, reach: int) -> Tree:
   """Returns the sum of the masks that one client adds, pair after pair."""
   ring = _ring(ctx)
-  place = jnp.argmax(ring.ids == ctx.me.id).astype(jnp.int32)
+  place = jnp.argmax(ring.ids == ctx.client.id).astype(jnp.int32)
 
   # A vmap over pairs inside the clients' vmap would hold [C, degree, D].
   def pair(total: Tree, distance: jax.Array) -> tuple[Tree, None]:
     before = ring.ids[(place - distance) % ring.size]
-    ahead = _mask(ctx, ctx.me.id, distance, like)
+    ahead = _mask(ctx, ctx.client.id, distance, like)
     return tree.sub(tree.add(total, ahead), _mask(ctx, before, distance, like)), None
 
   return jax.lax.scan(pair, tree.zeros(like), jnp.arange(1, reach + 1, dtype=jnp.int32))[0]
@@ -120,7 +121,7 @@ def mask(*, clients: int, bits: int = 32, degree: int = 8, weight_range: float =
 
   Args:
     clients: the most clients of a round, for the scale of weights; an experiment fills it in.
-    bits: b of the integers of the payload, as the layer says that makes them.
+    bits: b of the integers of the update, as the layer says that makes them.
     degree: pairs that a client is in, even. It costs `degree` draws of a whole message for each
       client; what is released does not depend on it.
     weight_range: the largest weight and value of aux, public. Both are rounded to
@@ -142,7 +143,7 @@ def mask(*, clients: int, bits: int = 32, degree: int = 8, weight_range: float =
   small = lambda x: jnp.all(jnp.abs(x.astype(jnp.float32)) <= jnp.float32(weight_range))
 
   def init(ctx: Context):
-    _check_payload(ctx.like)
+    _check_update(ctx.spec)
     return ()
 
   def client(ctx: Context, message: Message, state):
@@ -150,28 +151,31 @@ def mask(*, clients: int, bits: int = 32, degree: int = 8, weight_range: float =
     for x in (message.weight, *jax.tree.leaves(message.aux)):
       fits &= small(x)
     kept = tree.keep(fits, message)
-    plain = Message(kept.payload, encode(kept.weight), jax.tree.map(encode, kept.aux))
+    plain = Message(kept.update, encode(kept.weight), jax.tree.map(encode, kept.aux))
     total = tree.add(plain, _own(ctx, plain, reach))
-    payload = jax.tree.map(lambda x: modular.wrapped(x, bits), total.payload)
-    return total._replace(payload=payload), state, {'outside': Total((~fits).astype(jnp.int32))}
+    update = jax.tree.map(lambda x: modular.wrapped(x, bits), total.update)
+    return total._replace(update=update), state, {'outside': Total((~fits).astype(jnp.int32))}
 
   def server(ctx: Context, message: Message, state):
     plain = tree.sub(message, _left_behind(ctx, message, reach))
     decode = lambda x, like: (x.astype(jnp.float32) * jnp.float32(step)).astype(like.dtype)
     back = Message(
-      jax.tree.map(lambda x: modular.centered(x, bits), plain.payload),
-      *(jax.tree.map(decode, x, like) for x, like in zip(plain[1:], ctx.like[1:], strict=True)),
+      jax.tree.map(lambda x: modular.centered(x, bits), plain.update),
+      *(jax.tree.map(decode, x, like) for x, like in zip(plain[1:], ctx.spec[1:], strict=True)),
     )
     gone = (ctx.cohort.real & ~ctx.cohort.arrived).sum(dtype=jnp.int32)
     return back, state, {'recovered': gone}
 
   traits = Traits(payload='integer', bits=bits, clients=clients, masks=True)
-  return Layer('mask', Stage(client, init), Stage(server), traits=traits)
+  # The sum is as it was: masks come off exactly.
+  kept = (Bounds(lambda ctx, bound: bound),)
+  client_side, server_side = Stage(client, init, kept), Stage(server, facts=kept)
+  return Layer('mask', client=client_side, server=server_side, traits=traits)
 
 
-def _check_payload(like: Message) -> None:
-  """Raises `IncompatibleStages` unless the payload is of int32, and aux of floats."""
-  other = [x.dtype for x in jax.tree.leaves(like.payload) if x.dtype != jnp.int32]
+def _check_update(like: Message) -> None:
+  """Raises `IncompatibleStages` unless the update is of int32, and aux of floats."""
+  other = [x.dtype for x in jax.tree.leaves(like.update) if x.dtype != jnp.int32]
   if other:
     raise IncompatibleStages(
       f"'mask' covers int32, and what reaches it holds {other[0]}: masks on floats do not cancel; "

@@ -11,7 +11,7 @@ number, one more or less, so that it is their mean), the others to the highest s
 yet stands last, and ties are broken at random. The selection is
 biased on purpose: `chance` is not known and stands at 1, and no weight is changed.
 
-The server has to see each client's update: it is a stacked layer, which holds the cohort's
+The server has to see each client's update: it is a cohort side, which holds the cohort's
 messages [C, D] and the models of `subsets` subsets at a time, [subsets, D] and their activations
 for `batch_size` examples. The plan refuses it with integer or masked messages, and under
 differential privacy. It comes after the weighing. Subsets evaluated in a round: 2^C exactly,
@@ -31,13 +31,12 @@ import numpy as np
 
 from fedjax_mem.core import (
   Context,
+  Draws,
   IncompatibleStages,
   Layer,
   Message,
-  Sampler,
-  Sampling,
   Stage,
-  Traits,
+  Weighted,
   tree,
   validate,
 )
@@ -99,7 +98,9 @@ def contribution(
   game = Game(loss, validation, step, subsets, batch_size)
   judge = _Judge(game, cohort_size, method, sweeps, truncation)
 
-  def draw(ctx: Context, table: Score, state):
+  def draw(ctx: Context, eligible, state):
+    del eligible
+    table: Score = ctx.table
     first, second, third = (jax.random.fold_in(ctx.key, i) for i in range(3))
     more = (jax.random.uniform(third) < rest).astype(jnp.int32)
     score = jnp.where(table.rounds > 0, table.score, -jnp.inf)
@@ -112,12 +113,11 @@ def contribution(
     cohort = draws.members(ids, jnp.ones(cohort_size, bool), 1.0, num_clients)
     return cohort, state, {'unscored': (table.rounds == 0).sum(dtype=jnp.int32)}
 
+  law = Draws('data_dependent', num_clients, cohort_size, cohort_size)
   return Layer(
     'select',
-    Stage(judge, lambda ctx: Score(jnp.float32(0), jnp.int32(0))),
-    select=Sampler(draw, Sampling('data_dependent', num_clients, cohort_size, cohort_size)),
-    stacked=True,
-    traits=Traits(kind='message'),
+    select=draws.drawing(draw, law, "others' data"),
+    cohort=Stage(judge, lambda ctx: Score(jnp.float32(0), jnp.int32(0)), (Weighted(),)),
   )
 
 
@@ -161,10 +161,10 @@ class Game:
 
     def one(mask: jax.Array) -> jax.Array:
       on = mask.astype(jnp.float32)
-      # Nobody's payloads add up to zeros, so the model is the params whatever divides them.
+      # Nobody's updates add up to zeros, so the model is the params whatever divides them.
       by = self._step / jnp.maximum((on * stack.weight).sum(), 1e-30)
       move = lambda p, x: p - (by * jnp.tensordot(on, x.astype(jnp.float32), 1)).astype(p.dtype)
-      model = jax.tree.map(move, params, stack.payload)
+      model = jax.tree.map(move, params, stack.update)
 
       def part(carry: jax.Array, row: tuple) -> tuple[jax.Array, None]:
         batch, real = row
@@ -176,7 +176,7 @@ class Game:
 
 
 class _Judge:
-  """The client half, called on the whole cohort: scores everyone, and changes no message."""
+  """The cohort side: scores everyone, and changes no message."""
 
   def __init__(self, game: Game, cohort_size: int, method: str, sweeps: int, truncation: float):
     """Raises `ValueError` for what is out of range; the arguments are those of `contribution`."""
@@ -195,13 +195,13 @@ class _Judge:
     return shapley.gtg(value, size, key, self._sweeps, self._truncation)
 
   def __call__(self, ctx: Context, stack: Message, rows: Score):
-    """Returns (stack, state, metrics), as every half of a layer."""
-    if not tree.same(jax.tree.map(lambda x: x[0], stack.payload), ctx.params):
+    """Returns (stack, state, metrics), as every side of a layer."""
+    if not tree.same(jax.tree.map(lambda x: x[0], stack.update), ctx.params):
       raise IncompatibleStages(
         "'select' (contribution) builds models from updates, and the algorithm sends something "
         'else beside them: use one that sends its update alone, such as fedavg.'
       )
-    size, on = self._size, ctx.me.arrived & (stack.weight > 0)
+    size, on = self._size, ctx.cohort.arrived & (stack.weight > 0)
     # The engine pads cohorts: of its rows at most `cohort_size` are on, and these go first.
     chosen = jnp.argsort(~on, stable=True)[:size]
     few = jax.tree.map(lambda x: x[chosen], tree.keep(on, stack))

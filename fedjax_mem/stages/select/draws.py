@@ -1,12 +1,116 @@
-"""What the samplers share: ordered draws without replacement, and cohorts made of ids."""
+"""What select sides share: the stage of a draw, filters of a cohort, ordered draws."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Member, validate
+from fedjax_mem.core import (
+  Context,
+  Draw,
+  Draws,
+  IncompatibleStages,
+  Layer,
+  Looks,
+  Member,
+  Stage,
+  validate,
+)
+
+Tree = Any
+# (ctx, who may be drawn [N] or None for everyone, own state) -> (cohort, own state, metrics)
+Drawing = Callable[[Context, Any, Tree], tuple[Member, Tree, dict[str, Any]]]
+# (ctx, cohort, own state) -> (who stays [C], own state, metrics)
+Staying = Callable[[Context, Member, Tree], tuple[jax.Array, Tree, dict[str, Any]]]
+
+
+def drawing(
+  draw: Drawing,
+  law: Draws,
+  looks: str = 'nothing',
+  init: Callable[[Context], Tree] | None = None,
+  among: bool = False,
+) -> Stage:
+  """Returns the select side that draws the cohort.
+
+  Args:
+    draw: how.
+    law: that, as plain data.
+    looks: what it depends on, as in `Looks`.
+    init: of its state.
+    among: whether it can draw from a part of the population; else a filter before it is refused.
+  """
+
+  def apply(ctx: Context, given: Draw, state: Tree):
+    if given.cohort is not None:
+      raise IncompatibleStages('a cohort must be drawn once, got a draw after another.')
+    if given.eligible is not None and not among:
+      raise IncompatibleStages(
+        f'the draw {law.scheme!r} is from all clients, and a layer before it leaves some out: put '
+        'it after the draw, or draw by uniform or poisson.'
+      )
+    cohort, state, metrics = draw(ctx, given.eligible, state)
+    return given._replace(cohort=cohort), state, metrics
+
+  return Stage(apply, init, (law, Looks(looks)))
+
+
+def filtering(
+  name: str,
+  stays: Staying,
+  *,
+  before_work: bool,
+  num_clients: int | None = None,
+  before_draw: bool = False,
+  looks: str = 'nothing',
+  init: Callable[[Context], Tree] | None = None,
+) -> Layer:
+  """Returns the layer that leaves clients out, of those drawn or of those that may be.
+
+  Args:
+    name: of the layer.
+    stays: who stays.
+    before_work: after the draw, whether who is left out is no longer in the cohort at all; else it
+      has done its work, and is lost.
+    num_clients: N; needed for `before_work` and `before_draw`.
+    before_draw: leave out who may be drawn: in a cohort of fixed size the chance of the others
+      grows, from C / N to C / E.
+    looks: what it depends on, as in `Looks`.
+    init: of its state.
+
+  Raises:
+    ValueError: N is needed and not given.
+  """
+  number: Any = num_clients
+  if before_work or before_draw:
+    validate.integer(num_clients=num_clients)
+
+  def everyone() -> Member:
+    on = jnp.ones(number, bool)
+    return Member(jnp.arange(number, dtype=jnp.int32), on, on, jnp.ones(number))
+
+  def apply(ctx: Context, draw: Draw, state: Tree):
+    if before_draw != (draw.cohort is None):
+      place = 'before' if before_draw else 'after'
+      raise IncompatibleStages(f'{name!r} must come {place} the layer that draws the cohort.')
+    here, state, metrics = stays(ctx, everyone() if before_draw else draw.cohort, state)
+    if before_draw:
+      return Draw(here if draw.eligible is None else draw.eligible & here), state, metrics
+    cohort = draw.cohort._replace(arrived=draw.cohort.arrived & here)
+    if before_work:
+      real = cohort.real & here
+      ids = jnp.where(real, cohort.id, number)
+      cohort = Member(ids, real, cohort.arrived, jnp.where(real, cohort.chance, 1.0))
+    return draw._replace(cohort=cohort), state, metrics
+
+  return Layer(name, select=Stage(apply, init, (Looks(looks),)))
+
+
+def each(key: jax.Array, draw: Callable[[jax.Array], jax.Array], ids: jax.Array) -> jax.Array:
+  """Returns draw(key of a client) for each of the ids [C]: the same whoever else is there."""
+  return jax.vmap(lambda id: draw(jax.random.fold_in(key, id)))(ids)
 
 
 def check_cohort(num_clients: int, cohort_size: int) -> None:

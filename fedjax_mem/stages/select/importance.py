@@ -15,7 +15,7 @@ the sum is divided by the sum of the weights that arrived: the self-normalised (
 less variance and biased, less so with larger cohorts. Drop-out is not in p_i: clients that are
 lost regardless of their updates scale the fixed-divisor step down, and leave the other as it is.
 
-The layer is 'message' by kind: it comes after the weighing, so that what it sees is weighted.
+With `by='norm'` the layer comes after the weighing, so that what it sees is weighted.
 `by='loss'` measures the losses at the model that the client got, one more pass over its examples.
 The server is told each client's norm or loss, so privacy and masks do not cover it.
 
@@ -31,13 +31,13 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import (
   Context,
+  Draws,
   Layer,
   Message,
-  Sampler,
-  Sampling,
+  Prepares,
   Stage,
   Task,
-  Traits,
+  Weighted,
   tree,
   validate,
 )
@@ -94,7 +94,9 @@ def importance(
   capacity = _capacity(num_clients, cohort_size) if capacity is None else capacity
   validate.integer(at_most=num_clients, capacity=capacity)
 
-  def draw(ctx: Context, table: Seen, state):
+  def draw(ctx: Context, eligible, state):
+    del eligible
+    table: Seen = ctx.table
     chance = inclusion(scores(table, prior), cohort_size, explore)
     chance = jnp.ceil(chance * _STEPS) / _STEPS
     taken = jax.random.uniform(jax.random.fold_in(ctx.key, 0), (num_clients,)) < chance
@@ -110,24 +112,24 @@ def importance(
     return task, tree.select(found.examples > 0, new, row), {}
 
   first = lambda ctx: Seen(jnp.float32(0), jnp.bool_(False))
-  sampling = Sampling('data_dependent', num_clients, cohort_size, capacity)
-  chooser = Layer('select', select=Sampler(draw, sampling))
+  law = Draws('data_dependent', num_clients, cohort_size, capacity)
+  select = draws.drawing(draw, law, "others' data")
   if by == 'norm':
-    return (chooser._replace(client=Stage(_norms, first), traits=Traits(kind='message')),)
-  chooser = chooser._replace(client=Stage(measure, first), traits=Traits(kind='task'))
-  return chooser, Layer('inverse_chance', Stage(_inverse))
+    return (Layer('select', select=select, client=Stage(_norms, first, (Weighted(),))),)
+  chooser = Layer('select', select=select, client=Stage(measure, first, (Prepares(),)))
+  return chooser, Layer('inverse_chance', client=Stage(_inverse, facts=(Weighted(),)))
 
 
 def _norms(ctx: Context, message: Message, row: Seen):
   """Multiplies the message by 1 / chance, and remembers its norm before."""
-  new = Seen(tree.norm(message.payload), jnp.bool_(True))
+  new = Seen(tree.norm(message.update), jnp.bool_(True))
   scaled, _, _ = _inverse(ctx, message, ())
   return scaled, tree.select(message.weight > 0, new, row), {}
 
 
 def _inverse(ctx: Context, message: Message, state):
   """Multiplies everything of the message by 1 / chance."""
-  return tree.scale(1 / ctx.me.chance, message), state, {}
+  return tree.scale(1 / ctx.client.chance, message), state, {}
 
 
 def _capacity(num_clients: int, cohort_size: int) -> int:

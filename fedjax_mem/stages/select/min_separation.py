@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Sampler, Sampling, Stage, Traits, validate
+from fedjax_mem.core import Context, Draws, Layer, validate
 from fedjax_mem.stages.select import draws
 
 
@@ -13,7 +13,7 @@ def min_separation(num_clients: int, cohort_size: int, separation: int) -> Layer
   What correlated noise needs: at least `separation` rounds lie between two participations of a
   client, for good. Nothing is gained by sampling: the accountant claims no amplification.
 
-  Server state: [N] int32, rounds until a client may be drawn again. O(N log N) a round.
+  State: [N] int32, rounds until a client may be drawn again. O(N log N) a round.
 
   Reference: Kairouz et al. (2021), arXiv 2103.00039, section 5 (participation restricted in time).
 
@@ -34,8 +34,8 @@ def min_separation(num_clients: int, cohort_size: int, separation: int) -> Layer
       f'clients are free for a cohort of {cohort_size}, got {separation!r}.'
     )
 
-  def apply(ctx: Context, table, wait: jax.Array):
-    del table
+  def draw(ctx: Context, eligible, wait: jax.Array):
+    del eligible
     bits = jax.random.bits(ctx.key, (num_clients,), jnp.uint32)
     everyone = jnp.arange(num_clients, dtype=jnp.int32)
     busy = (wait > 0).astype(jnp.int32)
@@ -44,10 +44,6 @@ def min_separation(num_clients: int, cohort_size: int, separation: int) -> Layer
     chance = cohort_size / num_clients
     return draws.members(ids, jnp.ones(cohort_size, bool), chance, num_clients), wait, {}
 
-  sampling = Sampling('without_replacement', num_clients, cohort_size, cohort_size, separation)
-  return Layer(
-    'select',
-    server=Stage(init=lambda ctx: jnp.zeros(num_clients, jnp.int32)),
-    select=Sampler(apply, sampling),
-    traits=Traits(kind='select'),
-  )
+  law = Draws('without_replacement', num_clients, cohort_size, cohort_size, separation)
+  init = lambda ctx: jnp.zeros(num_clients, jnp.int32)
+  return Layer('select', select=draws.drawing(draw, law, init=init))

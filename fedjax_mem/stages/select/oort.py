@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Context, Layer, Sampler, Sampling, Stage, Task, Traits, tree, validate
+from fedjax_mem.core import Context, Draws, Layer, Prepares, Stage, Task, tree, validate
 from fedjax_mem.stages.select import draws, losses
 
 _CUT_OFF = 0.95  # of the utility of the last client that would be taken: c of Algorithm 1
@@ -80,7 +80,9 @@ def oort(
   seconds = draws.per_client(num_clients, durations=durations)
   system = _system(seconds, preferred_seconds, penalty)
 
-  def draw(ctx: Context, table: Utility, state):
+  def draw(ctx: Context, eligible, state):
+    del eligible
+    table: Utility = ctx.table
     seen = table.last > 0
     share = jnp.maximum(explore * decay ** ctx.round.astype(jnp.float32), least_explore)
     places = jnp.round(share * cohort_size).astype(jnp.int32)
@@ -95,11 +97,11 @@ def oort(
     new = Utility(found.examples * jnp.sqrt(found.square), ctx.round + 1)
     return task, tree.select(found.examples > 0, new, row), {}
 
+  law = Draws('data_dependent', num_clients, cohort_size, cohort_size)
   return Layer(
     'select',
-    Stage(measure, lambda ctx: Utility(jnp.float32(0), jnp.int32(0))),
-    select=Sampler(draw, Sampling('data_dependent', num_clients, cohort_size, cohort_size)),
-    traits=Traits(kind='task'),
+    select=draws.drawing(draw, law, "others' data"),
+    client=Stage(measure, lambda ctx: Utility(jnp.float32(0), jnp.int32(0)), (Prepares(),)),
   )
 
 

@@ -1,10 +1,12 @@
 """Poisson sampling: every client takes part independently of all others."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Context, Layer, Sampler, Sampling, Traits, validate
+from fedjax_mem.core import Context, Draws, Layer, Member, validate
 from fedjax_mem.stages.select import draws
 
 
@@ -13,7 +15,8 @@ def poisson(num_clients: int, rate: float, capacity: int | None = None) -> Layer
 
   Drawn as a binomial count and a uniform set of that size, which is the same law, in
   O(capacity log capacity) whatever the population. A count beyond `capacity` is cut to it, which
-  keeps a uniform subset, and reported as `overflow`.
+  keeps a uniform subset, and reported as `overflow`. After a layer that leaves clients out, those
+  that are left are drawn with the same probability.
 
   Args:
     num_clients: N, clients of the population.
@@ -34,8 +37,10 @@ def poisson(num_clients: int, rate: float, capacity: int | None = None) -> Layer
   validate.integer(at_most=num_clients, capacity=capacity)
   high, low = _thresholds(law, capacity)
 
-  def apply(ctx: Context, table, state):
-    del table
+  def draw(ctx: Context, eligible, state):
+    if eligible is not None:
+      cohort, count = _among(ctx.key, eligible, rate, capacity)
+      return cohort, state, {'overflow': (count > capacity).astype(jnp.int32)}
     bits = jax.random.bits(jax.random.fold_in(ctx.key, 0), (2,), jnp.uint32)
     # count = how many k have P(count <= k) <= u, for u of 64 bits: float32 has no such tails.
     count = ((high < bits[0]) | ((high == bits[0]) & (low <= bits[1]))).sum(dtype=jnp.int32)
@@ -44,8 +49,21 @@ def poisson(num_clients: int, rate: float, capacity: int | None = None) -> Layer
     cohort = draws.members(ids, jnp.arange(capacity) < taken, rate, num_clients)
     return cohort, state, {'overflow': (count > capacity).astype(jnp.int32)}
 
-  sampling = Sampling('poisson', num_clients, num_clients * rate, capacity)
-  return Layer('select', select=Sampler(apply, sampling), traits=Traits(kind='select'))
+  law = Draws('poisson', num_clients, num_clients * rate, capacity)
+  return Layer('select', select=draws.drawing(draw, law, among=True))
+
+
+def _among(
+  key: jax.Array, eligible: jax.Array, rate: float, capacity: int
+) -> tuple[Member, jax.Array]:
+  """Returns (the cohort drawn of the clients that are eligible [N], how many were drawn). O(N)."""
+  draw = jax.random.bits(jax.random.fold_in(key, 0), eligible.shape, jnp.uint32)
+  # A float32 draw is no finer than 2^-23; rounded down, so that nobody is drawn more often.
+  steps = math.floor(rate * 2.0**32)
+  taken = eligible & (draw <= jnp.uint32(max(steps, 1) - 1)) & (steps > 0)
+  ids = draws.highest(taken.astype(jnp.float32), jax.random.fold_in(key, 1), capacity)
+  cohort = draws.members(ids, taken[ids], rate, len(eligible))
+  return cohort, taken.sum(dtype=jnp.int32)
 
 
 def _thresholds(law, capacity: int) -> tuple[np.ndarray, np.ndarray]:

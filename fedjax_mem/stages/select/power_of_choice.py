@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Sampler, Sampling, Stage, Task, Traits, tree, validate
+from fedjax_mem.core import Context, Draws, Layer, Prepares, Stage, Task, tree, validate
 from fedjax_mem.stages.select import draws, losses
 
 
@@ -63,7 +63,9 @@ def power_of_choice(
   validate.integer(cohort_size, num_clients, candidates=candidates)
   share = draws.per_client(num_clients, sizes=sizes)
 
-  def draw(ctx: Context, table: LastLoss, state):
+  def draw(ctx: Context, eligible, state):
+    del eligible
+    table: LastLoss = ctx.table
     keys = [jax.random.fold_in(ctx.key, i) for i in range(3)]
     # The largest of log p + Gumbel noise, in order: draws one after another, in proportion to p.
     noisy = jnp.log(jnp.asarray(share)) + jax.random.gumbel(keys[0], (num_clients,))
@@ -79,9 +81,9 @@ def power_of_choice(
     new = LastLoss(found.mean, jnp.bool_(True))
     return task, tree.select(found.examples > 0, new, row), {}
 
+  law = Draws('data_dependent', num_clients, cohort_size, cohort_size)
   return Layer(
     'select',
-    Stage(measure, lambda ctx: LastLoss(jnp.float32(0), jnp.bool_(False))),
-    select=Sampler(draw, Sampling('data_dependent', num_clients, cohort_size, cohort_size)),
-    traits=Traits(kind='task'),
+    select=draws.drawing(draw, law, "others' data"),
+    client=Stage(measure, lambda ctx: LastLoss(jnp.float32(0), jnp.bool_(False)), (Prepares(),)),
   )

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Sampler, Sampling, Stage, Traits
+from fedjax_mem.core import Context, Draws, Layer
 from fedjax_mem.stages.select import draws
 
 
@@ -18,17 +18,12 @@ def round_robin(num_clients: int, cohort_size: int) -> Layer:
   """
   draws.check_cohort(num_clients, cohort_size)
 
-  def apply(ctx: Context, table, state):
-    del ctx, table
+  def draw(ctx: Context, eligible, state):
+    del ctx, eligible
     ids = (state + jnp.arange(cohort_size, dtype=jnp.int32)) % num_clients
     cohort = draws.members(ids, jnp.ones(cohort_size, bool), cohort_size / num_clients, num_clients)
     # The next client is a state, not round * C: that product overflows int32 in a long run.
     return cohort, (state + cohort_size) % num_clients, {}
 
-  sampling = Sampling('cyclic', num_clients, cohort_size, cohort_size, num_clients // cohort_size)
-  return Layer(
-    'select',
-    server=Stage(init=lambda ctx: jnp.int32(0)),
-    select=Sampler(apply, sampling),
-    traits=Traits(kind='select'),
-  )
+  law = Draws('cyclic', num_clients, cohort_size, cohort_size, num_clients // cohort_size)
+  return Layer('select', select=draws.drawing(draw, law, init=lambda ctx: jnp.int32(0)))

@@ -7,59 +7,60 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Context, Layer, validate
+from fedjax_mem.core import Context, Layer, Member, validate
 from fedjax_mem.stages.select import draws
 
 
 def stragglers(
-  layer: Layer,
+  num_clients: int,
   durations: Sequence[float],
   deadline: float | None = None,
   jitter: float = 0.0,
+  looks: str = "others' data",
 ) -> Layer:
-  """Returns the selecting layer with clients that take time, and are lost after the deadline.
+  """Returns the layer of clients that take time, and are lost after the deadline.
 
   In a round client i takes durations[i] exp(jitter z) virtual seconds, z standard normal and drawn
   from (seed, round, client). With a deadline, whoever takes longer has dropped out (`late` counts
   them): its work is lost, and its state is not committed. The metric `virtual_seconds` is how long
   the round lasts: until the slowest of those that arrive, or until the deadline if someone that was
   selected does not. Without a deadline the server does not wait for those that drop out otherwise.
-  Nothing is kept: the clock's time is the sum of the metric.
+  Nothing is kept: the clock's time is the sum of the metric. It comes last of the layers that
+  select.
 
   Args:
-    layer: a layer that selects; of those that change it (`dropout`, traces) the outermost.
+    num_clients: N, clients of the population.
     durations: virtual seconds of each client [N], > 0, such as from `draw_durations`.
     deadline: virtual seconds after which the server waits no longer, > 0; None: it waits for all.
     jitter: standard deviation of the log of a duration from round to round, >= 0.
+    looks: what the durations depend on: 'nothing' where they are public, 'own data' where each is a
+      function of that client's examples alone, else "others' data". Only the first two may decide
+      who arrives under differential privacy.
 
   Raises:
-    ValueError: the layer does not select, or an argument is out of range.
+    ValueError: an argument is out of range.
   """
-  inner = layer.select
-  if inner is None:
-    raise ValueError(f'layer must be one that selects, got {layer.name!r}.')
+  validate.integer(num_clients=num_clients)
   if durations is None:
     raise ValueError(f'durations must be given, one a client, got {durations!r}.')
-  median = draws.per_client(inner.sampling.population, durations=durations)
+  median = draws.per_client(num_clients, durations=durations)
   validate.non_negative(jitter=jitter)
   if deadline is not None:
     validate.positive(deadline=deadline)
 
-  def apply(ctx: Context, table, state):
-    cohort, state, metrics = inner.apply(ctx, table, state)
-    key = jax.random.fold_in(ctx.common, zlib.crc32(b'stragglers'))
-    keys = jax.vmap(lambda id: jax.random.fold_in(key, id))(cohort.id)
-    factor = jnp.exp(jitter * jax.vmap(jax.random.normal)(keys))
+  def stays(ctx: Context, cohort: Member, state):
+    factor = jnp.exp(jitter * draws.each(ctx.key, jax.random.normal, cohort.id))
     seconds = jnp.asarray(median).at[cohort.id].get(mode='clip') * factor
     late = cohort.arrived & (seconds > (jnp.inf if deadline is None else deadline))
     arrived = cohort.arrived & ~late
     lasts = jnp.where(arrived, seconds, 0.0).max()
     if deadline is not None:
       lasts = jnp.where((cohort.real & ~arrived).any(), jnp.float32(deadline), lasts)
-    noted = {'late': late.sum(dtype=jnp.int32), 'virtual_seconds': lasts}
-    return cohort._replace(arrived=arrived), state, {**metrics, **noted}
+    return ~late, state, {'late': late.sum(dtype=jnp.int32), 'virtual_seconds': lasts}
 
-  return layer._replace(select=inner._replace(apply=apply))
+  # Without a deadline nobody is left out.
+  at = 'nothing' if deadline is None else looks
+  return draws.filtering('deadline', stays, before_work=False, looks=at)
 
 
 def draw_durations(

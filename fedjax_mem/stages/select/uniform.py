@@ -1,13 +1,17 @@
 """A uniform cohort of fixed size, drawn without replacement."""
 
+import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Sampler, Sampling, Traits
+from fedjax_mem.core import Context, Draws, Layer, Member
 from fedjax_mem.stages.select import draws
 
 
 def uniform(num_clients: int, cohort_size: int) -> Layer:
   """Returns the layer that selects `cohort_size` distinct clients, every set equally likely.
+
+  After a layer that leaves clients out it draws among those that are left, all of them where they
+  are fewer.
 
   Reference: McMahan et al. (2017), arXiv 1602.05629, Algorithm 1. O(cohort_size log cohort_size).
 
@@ -21,10 +25,18 @@ def uniform(num_clients: int, cohort_size: int) -> Layer:
   draws.check_cohort(num_clients, cohort_size)
   chance = cohort_size / num_clients
 
-  def apply(ctx: Context, table, state):
-    del table
+  def draw(ctx: Context, eligible, state):
+    if eligible is not None:
+      return _among(ctx.key, eligible, cohort_size), state, {}
     ids = draws.ordered_sample(ctx.key, num_clients, cohort_size)
     return draws.members(ids, jnp.ones(cohort_size, bool), chance, num_clients), state, {}
 
-  sampling = Sampling('without_replacement', num_clients, cohort_size, cohort_size)
-  return Layer('select', select=Sampler(apply, sampling), traits=Traits(kind='select'))
+  law = Draws('without_replacement', num_clients, cohort_size, cohort_size)
+  return Layer('select', select=draws.drawing(draw, law, among=True))
+
+
+def _among(key: jax.Array, eligible: jax.Array, size: int) -> Member:
+  """Returns up to `size` of the clients that are eligible [N], every set equally likely."""
+  ids = draws.highest(eligible.astype(jnp.float32), key, size)
+  there = jnp.maximum(eligible.sum(), 1).astype(jnp.float32)
+  return draws.members(ids, eligible[ids], jnp.minimum(1, size / there), len(eligible))

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer, validate
-from fedjax_mem.stages.weigh.weighing import weighing
+from fedjax_mem.stages.weigh.weighing import KEPT, weighing
 
 
 def capped(cap: float, divisor: float | None = None) -> Layer:
@@ -18,4 +18,4 @@ def capped(cap: float, divisor: float | None = None) -> Layer:
     ValueError: the cap or the divisor is not > 0.
   """
   validate.positive(cap=cap)
-  return weighing(lambda n: jnp.minimum(n / cap, 1.0), 'capped', lambda bound: bound, divisor)
+  return weighing(lambda n: jnp.minimum(n / cap, 1.0), 'capped', KEPT, divisor)

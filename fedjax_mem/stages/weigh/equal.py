@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer
-from fedjax_mem.stages.weigh.weighing import weighing
+from fedjax_mem.stages.weigh.weighing import KEPT, weighing
 
 
 def equal(divisor: float | None = None) -> Layer:
@@ -16,4 +16,4 @@ def equal(divisor: float | None = None) -> Layer:
   Raises:
     ValueError: the divisor is not > 0.
   """
-  return weighing(lambda n: (n > 0).astype(jnp.float32), 'equal', lambda bound: bound, divisor)
+  return weighing(lambda n: (n > 0).astype(jnp.float32), 'equal', KEPT, divisor)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
 from fedjax_mem.account import accountant, curves, events, poisson
-from fedjax_mem.core import IncompatibleStages, Sampling
+from fedjax_mem.core import Draws, IncompatibleStages
 from fedjax_mem.core.mechanism import Mechanism
 
 DELTA = 1e-5
@@ -18,7 +18,7 @@ ADD, ONE, SPECIAL = events.ADJACENCIES
 
 
 def poisson_sampling(population, expected, capacity=None):
-  return Sampling('poisson', population, expected, capacity or population)
+  return Draws('poisson', population, expected, capacity or population)
 
 
 def epsilon(sampling, noise, rounds, name='gaussian', **how):
@@ -53,7 +53,7 @@ def gaussian_epsilon(mu):
 
 @pytest.mark.parametrize('noise, rounds', [(1.0, 1), (5.0, 50), (0.7, 3)])
 def test_unsampled_gaussians_have_their_closed_forms(noise, rounds):
-  turns = Sampling('cyclic', 100, 10, 10, None)
+  turns = Draws('cyclic', 100, 10, 10)
   exact = gaussian_epsilon(math.sqrt(rounds) / noise)
   assert epsilon(turns, noise, rounds, accountant='pld') == pytest.approx(exact, rel=1e-6)
   orders = np.linspace(1.02, 400, 200_000)
@@ -90,7 +90,7 @@ def test_one_poisson_round_by_integration():
 
 def test_replacing_a_client_moves_the_sum_by_two_bounds():
   """The trap: epsilon of 'replace one' with the sensitivity of 'add or remove one'."""
-  turns = Sampling('cyclic', 100, 10, 10, None)
+  turns = Draws('cyclic', 100, 10, 10)
   for noise, rounds in ((2.0, 1), (4.0, 9)):
     by_rdp = epsilon(turns, noise, rounds, adjacency=ONE, accountant='rdp')
     by_pld = epsilon(turns, noise, rounds, adjacency=ONE, accountant='pld')
@@ -107,12 +107,12 @@ def test_a_fixed_cohort_is_never_claimed_below_the_truth():
   normal = lambda at: lambda x: stats.norm.pdf(x, at, noise)
   left = lambda x: (1 - rate) * normal(0)(x) + rate * normal(-1)(x)
   right = lambda x: (1 - rate) * normal(0)(x) + rate * normal(1)(x)
-  fixed = Sampling('without_replacement', 1000, 200, 200)
+  fixed = Draws('without_replacement', 1000, 200, 200)
   assert epsilon(fixed, noise, 1) >= mixture_epsilon(right, left)
 
 
 def test_a_fixed_cohort_cannot_be_accounted_as_poisson():
-  fixed = Sampling('without_replacement', 1000, 50, 50)
+  fixed = Draws('without_replacement', 1000, 50, 50)
   with pytest.raises(IncompatibleStages, match='fixed size'):
     epsilon(fixed, 1.0, 100, adjacency=ADD)
   stated = accountant.epsilon(fixed, Mechanism('gaussian', 1.0), 100, DELTA)
@@ -122,15 +122,15 @@ def test_a_fixed_cohort_cannot_be_accounted_as_poisson():
 
 def test_shuffled_batches_are_not_amplified():
   """The trap: batches in a fixed order (a shuffle) accounted as Poisson."""
-  shuffled = Sampling('cyclic', 1000, 50, 50, 20)
-  assert epsilon(shuffled, 1.0, 20) == epsilon(Sampling('cyclic', 1, 1, 1), 1.0, 1)
+  shuffled = Draws('cyclic', 1000, 50, 50, 20)
+  assert epsilon(shuffled, 1.0, 20) == epsilon(Draws('cyclic', 1, 1, 1), 1.0, 1)
   assert epsilon(shuffled, 1.0, 20) > 1.5 * epsilon(poisson_sampling(1000, 50), 1.0, 20)
 
 
 def test_a_whole_population_is_not_amplified():
-  fixed = Sampling('without_replacement', 100, 100, 100)
-  nearly = Sampling('without_replacement', 100, 99, 99)
-  unsampled = epsilon(Sampling('cyclic', 100, 10, 10), 4.0, 10, adjacency=ONE)
+  fixed = Draws('without_replacement', 100, 100, 100)
+  nearly = Draws('without_replacement', 100, 99, 99)
+  unsampled = epsilon(Draws('cyclic', 100, 10, 10), 4.0, 10, adjacency=ONE)
   assert epsilon(fixed, 4.0, 10) == unsampled
   assert epsilon(nearly, 4.0, 10) <= unsampled  # where the library's bound exceeds it
 
@@ -143,7 +143,7 @@ def test_local_noise_claims_no_amplification():
 
 
 def test_laplace_is_pure_where_that_is_less():
-  turns = Sampling('cyclic', 100, 10, 10)
+  turns = Draws('cyclic', 100, 10, 10)
   assert epsilon(turns, 2.0, 1, 'laplace') == pytest.approx(0.5)
   assert epsilon(turns, 2.0, 1, 'laplace', adjacency=ONE) == pytest.approx(1.0)
   assert epsilon(turns, 20.0, 400, 'laplace') < 400 / 20.0
@@ -163,11 +163,13 @@ def test_laplace_is_pure_where_that_is_less():
   scheme=st.sampled_from(['poisson', 'cyclic']),
 )
 def test_epsilon_grows_with_rounds_rate_and_less_noise(cohort, more, noise, rounds, scheme):
-  sampling = Sampling(scheme, 500, cohort, 500)
+  sampling = Draws(scheme, 500, cohort, 500)
   base = epsilon(sampling, noise, rounds)
   slack = base * 1e-9 + 1e-9
   assert epsilon(sampling, noise, rounds + more) >= base - slack
-  assert epsilon(sampling._replace(expected=cohort + more), noise, rounds) >= base - slack
+  assert (
+    epsilon(dataclasses.replace(sampling, expected=cohort + more), noise, rounds) >= base - slack
+  )
   assert epsilon(sampling, noise / (1 + more / 50), rounds) >= base - slack
 
 
@@ -175,10 +177,12 @@ def test_epsilon_grows_with_rounds_rate_and_less_noise(cohort, more, noise, roun
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(cohort=st.integers(1, 95), noise=st.floats(1.0, 8.0), rounds=st.integers(1, 500))
 def test_epsilon_of_a_fixed_cohort_is_monotone_too(cohort, noise, rounds):
-  fixed = Sampling('without_replacement', 100, cohort, cohort)
+  fixed = Draws('without_replacement', 100, cohort, cohort)
   base = epsilon(fixed, noise, rounds)
   assert epsilon(fixed, noise, 2 * rounds) >= base
-  assert epsilon(fixed._replace(expected=cohort + 5), noise, rounds) >= base * (1 - 1e-9)
+  assert epsilon(dataclasses.replace(fixed, expected=cohort + 5), noise, rounds) >= base * (
+    1 - 1e-9
+  )
   assert epsilon(fixed, noise / 1.5, rounds) >= base
 
 
@@ -207,8 +211,8 @@ def test_composed_losses_equal_the_library(name):
   'sampling, mechanism, kind',
   [
     (poisson_sampling(1000, 50), Mechanism('gaussian', 1.0), 'rdp'),
-    (Sampling('cyclic', 100, 10, 10, 10), Mechanism('tree', 2.0, restart=10), 'rdp'),
-    (Sampling('cyclic', 100, 10, 10, 10),
+    (Draws('cyclic', 100, 10, 10, 10), Mechanism('tree', 2.0, restart=10), 'rdp'),
+    (Draws('cyclic', 100, 10, 10, 10),
      Mechanism('matrix', 2.0, sensitivities=tuple(1 + r / 9 for r in range(37))), 'rdp'),
     (poisson_sampling(1000, 50), Mechanism('gaussian', 1.0), 'pld'),
     (poisson_sampling(1000, 50), Mechanism('laplace', 3.0), 'pld'),

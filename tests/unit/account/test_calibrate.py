@@ -6,13 +6,13 @@ import math
 import pytest
 
 from fedjax_mem.account import accountant, calibrate, poisson
-from fedjax_mem.core import IncompatibleStages, Sampling
+from fedjax_mem.core import Draws, IncompatibleStages
 from fedjax_mem.core.mechanism import Mechanism
 
 DELTA = 1e-5
-POISSON = Sampling('poisson', 1000, 50, poisson.capacity(1000, 50, 100, DELTA))
-FIXED = Sampling('without_replacement', 1000, 50, 50)
-TURNS = Sampling('cyclic', 1000, 50, 50, 20)
+POISSON = Draws('poisson', 1000, 50, poisson.capacity(1000, 50, 100, DELTA))
+FIXED = Draws('without_replacement', 1000, 50, 50)
+TURNS = Draws('cyclic', 1000, 50, 50, 20)
 GAUSSIAN = Mechanism('gaussian', 1.5)
 
 
@@ -55,7 +55,7 @@ def test_noise_of_a_fixed_cohort():
 
 @pytest.mark.slow
 def test_noise_of_an_overflowing_cohort_is_that_of_a_truncated_one():
-  cut = POISSON._replace(capacity=68)
+  cut = dataclasses.replace(POISSON, capacity=68)
   found = calibrate.noise_multiplier(2.0, DELTA, cut, 3)
   enough = calibrate.noise_multiplier(2.0, DELTA, POISSON, 3, accountant='pld')
   assert found.guarantee.accountant == 'PLD' and found.guarantee.delta == DELTA
@@ -122,6 +122,8 @@ def test_a_budget_below_one_round_is_refused():
 
 def test_pairs_without_an_event_and_rates_over_one_are_refused():
   with pytest.raises(IncompatibleStages, match='reveal data'):
-    calibrate.noise_multiplier(1.0, DELTA, POISSON._replace(scheme='data_dependent'), 10)
+    calibrate.noise_multiplier(
+      1.0, DELTA, dataclasses.replace(POISSON, scheme='data_dependent'), 10
+    )
   with pytest.raises(ValueError, match='at most the population'):
-    calibrate.noise_multiplier(1.0, DELTA, POISSON._replace(expected=2000), 10)
+    calibrate.noise_multiplier(1.0, DELTA, dataclasses.replace(POISSON, expected=2000), 10)

@@ -8,12 +8,13 @@ import pytest
 from scipy import special, stats
 
 from fedjax_mem.account import accountant, curves, events
-from fedjax_mem.core import IncompatibleStages, Sampling
+from fedjax_mem.core import Draws, IncompatibleStages
 from fedjax_mem.core.mechanism import Mechanism
 
-POISSON = Sampling('poisson', 1000, 50, 1000)
-FIXED = Sampling('without_replacement', 1000, 50, 50)
-TURNS = Sampling('cyclic', 1000, 50, 50, 20)
+POISSON = Draws('poisson', 1000, 50, 1000)
+FIXED = Draws('without_replacement', 1000, 50, 50)
+TURNS = Draws('cyclic', 1000, 50, 50, 20)
+TURNS1 = Draws('cyclic', 1000, 50, 50)  # who may take part in every round
 GAUSSIAN = Mechanism('gaussian', 2.0)
 LAPLACE = Mechanism('laplace', 20.0)
 DISCRETE = Mechanism('discrete_gaussian', 2.0)
@@ -77,7 +78,7 @@ def test_a_fixed_size_cohort_is_amplified_for_replaced_clients_by_rdp_only():
 
 
 def test_a_truncated_cohort_is_for_pld_only():
-  cut = POISSON._replace(capacity=60)
+  cut = dataclasses.replace(POISSON, capacity=60)
   event, _ = events.build(cut, GAUSSIAN, ADD, 'pld', 5, truncated=True)
   assert type(event).__name__ == 'TruncatedSubsampledGaussianDpEvent'
   assert (event.dataset_size, event.truncated_batch_size) == (1000, 60)
@@ -124,11 +125,20 @@ def test_a_matrix_is_one_release_of_its_sensitivity():
   assert event.noise_multiplier == pytest.approx(2.0 / 2.0)
 
 
+def test_a_draw_of_a_law_that_nobody_knows_amplifies_nothing():
+  other = dataclasses.replace(FIXED, scheme='by strata')
+  for adjacency in (None, 'replace_special', ONE):
+    got = accountant.epsilon(other, GAUSSIAN, 10, 1e-5, adjacency=adjacency)
+    assert (
+      got.epsilon == accountant.epsilon(TURNS1, GAUSSIAN, 10, 1e-5, adjacency=got.adjacency).epsilon
+    )
+
+
 @pytest.mark.parametrize(
   'sampling, mechanism, adjacency, words',
   [
-    (POISSON._replace(scheme='data_dependent'), GAUSSIAN, None, 'reveal data'),
-    (POISSON._replace(scheme='with_replacement'), GAUSSIAN, None, 'no valid event'),
+    (dataclasses.replace(POISSON, scheme='data_dependent'), GAUSSIAN, None, 'reveal data'),
+    (dataclasses.replace(FIXED, scheme='by strata'), GAUSSIAN, ADD, 'nobody states'),
     (FIXED, GAUSSIAN, ADD, 'fixed size'),
     (TURNS, GAUSSIAN, ADD, 'turns of all others'),
     (POISSON, Mechanism('gaussian', 1.0, trust='local'), ADD, 'hide that it took part'),
@@ -161,7 +171,7 @@ def test_pairs_without_an_event_are_refused_by_name(sampling, mechanism, adjacen
 )
 def test_samplings_out_of_range_are_refused(changed, words):
   with pytest.raises(ValueError, match=words):
-    events.check(POISSON._replace(**changed), GAUSSIAN)
+    events.check(dataclasses.replace(POISSON, **changed), GAUSSIAN)
 
 
 def test_an_asked_accountant_that_does_not_support_the_pair_is_refused():

@@ -9,11 +9,11 @@ import pytest
 
 from fedjax_mem.account import accountant, calibrate, ledger, poisson
 from fedjax_mem.account.ledger import Ledger
-from fedjax_mem.core import IncompatibleStages, Sampling
+from fedjax_mem.core import Draws, IncompatibleStages
 from fedjax_mem.core.mechanism import Mechanism
 
 DELTA = 1e-5
-SAMPLING = Sampling('poisson', 1000, 50, poisson.capacity(1000, 50, 60, DELTA))
+SAMPLING = Draws('poisson', 1000, 50, poisson.capacity(1000, 50, 60, DELTA))
 NOISE = {'noise': Mechanism('gaussian', 1.5)}
 
 
@@ -93,7 +93,7 @@ def test_resume_with_more_rounds_keeps_what_was_done(tmp_path):
   [
     ({'mechanisms': {'noise': Mechanism('gaussian', 1.4)}}, 'parts'),
     ({'mechanisms': {'other': Mechanism('gaussian', 1.5)}}, 'parts'),
-    ({'sampling': SAMPLING._replace(expected=49)}, 'claim'),
+    ({'sampling': dataclasses.replace(SAMPLING, expected=49)}, 'claim'),
     ({'delta': 2e-5}, 'target_delta'),
     ({'adjacency': 'replace_special'}, 'claim'),
   ],

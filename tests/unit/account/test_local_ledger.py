@@ -7,12 +7,12 @@ import pytest
 
 from fedjax_mem.account import accountant
 from fedjax_mem.account.local_ledger import LocalLedger
-from fedjax_mem.core import Sampling
+from fedjax_mem.core import Draws
 from fedjax_mem.core.mechanism import Mechanism
 
 DELTA = 1e-5
 NOISE = Mechanism('gaussian', 8.0, trust='local')
-ALWAYS = Sampling('cyclic', 1, 1, 1)
+ALWAYS = Draws('cyclic', 1, 1, 1)
 
 
 def plan(mechanism=NOISE, num_clients=6, rounds=20, **how):
@@ -51,7 +51,7 @@ def test_a_repeated_round_is_counted_once_and_a_gap_is_refused():
 
 def test_steps_and_batches_of_dp_sgd():
   noise = Mechanism('gaussian', 1.5, trust='local', unit='example')
-  batches = Sampling('poisson', 200, 10, 200)
+  batches = Draws('poisson', 200, 10, 200)
   book = plan(noise, rounds=10, steps=5, batches=batches)
   book.record(1, [0])
   book.record(2, [0])
@@ -121,7 +121,7 @@ def test_an_empty_round_counts_as_a_round():
   'changed, words',
   [
     ({'mechanism': Mechanism('gaussian', 1.0)}, 'must be local noise'),
-    ({'batches': Sampling('poisson', 10, 1, 10)}, 'batches must be None'),
+    ({'batches': Draws('poisson', 10, 1, 10)}, 'batches must be None'),
     ({'budget': math.nan}, 'budget must be'),
     ({'steps': 0}, 'steps must be'),
     ({'num_clients': 0}, 'num_clients must be'),

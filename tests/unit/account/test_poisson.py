@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from fedjax_mem.account import poisson
-from fedjax_mem.core import Sampling
+from fedjax_mem.core import Draws
 
 
 def exact_tail(population, rate, rows):
@@ -22,7 +22,7 @@ def exact_tail(population, rate, rows):
 
 @pytest.mark.parametrize('rows', [10, 20, 40, 60])
 def test_overflow_is_the_exact_tail(rows):
-  sampling = Sampling('poisson', 120, 15, rows)
+  sampling = Draws('poisson', 120, 15, rows)
   once = exact_tail(120, 0.125, rows)
   assert poisson.overflow(sampling, 1) == pytest.approx(once, rel=1e-9)
   expected = -math.expm1(50 * math.log1p(-once))
@@ -30,8 +30,8 @@ def test_overflow_is_the_exact_tail(rows):
 
 
 def test_nothing_overflows_a_whole_population_or_a_fixed_cohort():
-  assert poisson.overflow(Sampling('poisson', 100, 50, 100), 1000) == 0
-  assert poisson.overflow(Sampling('without_replacement', 100, 50, 50), 1000) == 0
+  assert poisson.overflow(Draws('poisson', 100, 50, 100), 1000) == 0
+  assert poisson.overflow(Draws('without_replacement', 100, 50, 50), 1000) == 0
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_capacity_is_the_least_that_keeps_a_hundredth_of_delta(
   population, expected, rounds, delta, epsilon
 ):
   rows = poisson.capacity(population, expected, rounds, delta, epsilon)
-  at = lambda c: Sampling('poisson', population, expected, c)
+  at = lambda c: Draws('poisson', population, expected, c)
   assert poisson.overflow(at(rows), rounds) <= delta / 100
   assert poisson.added_delta(at(rows), rounds, epsilon) <= delta / 100
   assert poisson.added_delta(at(rows - 1), rounds, epsilon) > delta / 100
@@ -56,7 +56,7 @@ def test_capacity_grows_with_rounds_and_never_exceeds_the_population():
 
 
 def test_added_delta_counts_both_neighbours():
-  sampling = Sampling('poisson', 120, 15, 40)
+  sampling = Draws('poisson', 120, 15, 40)
   tau = poisson.overflow(sampling, 3)
   assert poisson.added_delta(sampling, 3, 2.0) == pytest.approx((1 + math.exp(2)) * tau)
   assert poisson.added_delta(sampling, 3, math.inf) == 1.0

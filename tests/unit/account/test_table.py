@@ -4,7 +4,7 @@ import pytest
 
 from fedjax_mem.account import accountant, events
 from fedjax_mem.account.table import privacy_table
-from fedjax_mem.core import IncompatibleStages, Sampling
+from fedjax_mem.core import Draws, IncompatibleStages
 from fedjax_mem.core.mechanism import Mechanism
 
 RUN = {'population': 3383, 'delta': 1e-5, 'cohort': 120, 'rounds': 100}
@@ -39,8 +39,8 @@ def test_calibrate_finds_what_is_left_out(missing, scheme):
   )
   assert row['epsilon'] <= row['target'] == 1.5
   assert row[missing] is not None
-  apart = 3383 // row['cohort'] if scheme == 'cyclic' else None
-  sampling = Sampling(scheme, 3383, row['cohort'], row['capacity'], apart)
+  apart = 3383 // row['cohort'] if scheme == 'cyclic' else 1
+  sampling = Draws(scheme, 3383, row['cohort'], row['capacity'], apart)
   stated = accountant.epsilon(
     sampling, Mechanism('gaussian', row['noise_multiplier']), row['rounds'], 1e-5
   )

@@ -9,7 +9,7 @@ import pytest
 from reference import tiny
 
 from fedjax_mem.core import Layer, Member, keys, scalar_member
-from fedjax_mem.engine.context import Broadcast, context
+from fedjax_mem.engine.walk import Cast, context
 
 ROUNDS, CLIENTS = 4, 12
 LAYERS = ('algorithm', 'select', 'weigh', 'compress', 'mask')
@@ -20,12 +20,12 @@ def handed_out(seed=0):
   cohort = jax.tree.map(lambda x: x[None], scalar_member(0))
   found = []
   for round, name in itertools.product(range(ROUNDS), LAYERS):
-    cast = Broadcast(jnp.uint32(seed), jnp.int32(round), None, cohort, {}, {}, jnp.zeros(0))
-    told = lambda role, me=None, cast=cast, name=name: context(Layer(name), role, cast, {}, me)
-    found.append(((round, name, 'common'), told('server').common))
+    cast = Cast(jnp.uint32(seed), jnp.int32(round), None, cohort, {}, {}, jnp.zeros(0))
+    told = lambda role, one=None, cast=cast, name=name: context(Layer(name), role, cast, {}, one)
+    found.append(((round, name, 'round'), told('server').round_key))
     for role in ('select', 'server', *(['init'] if round == 0 else [])):
       found.append(((round, name, role), told(role).key))
-    found.append(((round, name, 'cohort'), told('cohort', cohort).key))
+    found.append(((round, name, 'cohort'), told('cohort').key))
     for role in ('client', *(['init'] if round == 0 else [])):
       for client in range(CLIENTS):
         found.append(((round, name, role, client), told(role, scalar_member(client)).key))

@@ -7,7 +7,7 @@ import optax
 import pytest
 from reference import tiny
 
-from fedjax_mem.core import Layer, Message, Stage, Traits, onion, stack_clients, tree
+from fedjax_mem.core import Layer, Message, Stage, Trains, compose, stack_clients, tree
 from fedjax_mem.engine import Execution
 from fedjax_mem.stages.algorithm import fedavg, fedsgd
 from fedjax_mem.stages.algorithm.training import Sgd
@@ -27,10 +27,10 @@ def test_gradients_are_the_clients_own(mode):
     return Message(grads, jnp.float32(1), {}), grads['w'], {}
 
   init = lambda ctx: jnp.float32(0)
-  server = Stage(lambda c, m, s: (tree.sub(c.params, m.payload), s, {}))
-  algorithm = Layer('algorithm', Stage(client, init), server, traits=Traits(kind='algorithm'))
+  server = Stage(lambda c, m, s: (tree.sub(c.params, m.update), s, {}))
+  algorithm = Layer('algorithm', client=Stage(client, init, (Trains(),)), server=server)
   start = {'w': jnp.asarray(0.0)}  # weakly typed, as a user's may be
-  sim = tiny.build(onion(algorithm, uniform(8, 8), equal()), mode, pop=pop, params=start)
+  sim = tiny.build(compose(algorithm, uniform(8, 8), equal()), mode, pop=pop, params=start)
   state, _ = sim.run(sim.init(start), 1)
   assert np.asarray(state.clients['algorithm']).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
   assert float(state.params['w']) == -4.5
@@ -41,7 +41,7 @@ def test_gradients_are_the_clients_own(mode):
 def memory(cohort, execution):
   features = 4000
   pop = tiny.population(tiny.client_data([2] * 64, features=features))
-  layers = onion(
+  layers = compose(
     fedavg(tiny.loss, learning_rate=0.1, batch_size=2, optimizer=optax.sgd),
     uniform(64, cohort),
     equal(),
@@ -65,14 +65,14 @@ def drawing():
   """Returns a layer that writes its client's, the cohort's and the server's draws into states."""
 
   def client(ctx, message, state):
-    drawn = jnp.stack([jax.random.uniform(ctx.key), jax.random.uniform(ctx.common)])
+    drawn = jnp.stack([jax.random.uniform(ctx.key), jax.random.uniform(ctx.round_key)])
     return message, drawn, {}
 
   def server(ctx, message, state):
-    return message, jnp.stack([jax.random.uniform(ctx.key), jax.random.uniform(ctx.common)]), {}
+    return message, jnp.stack([jax.random.uniform(ctx.key), jax.random.uniform(ctx.round_key)]), {}
 
   zeros = lambda ctx: jnp.zeros(2)
-  return Layer('draws', Stage(client, zeros), Stage(server, zeros))
+  return Layer('draws', client=Stage(client, zeros), server=Stage(server, zeros))
 
 
 def draws_of(layers, mode, **kwargs):
@@ -85,13 +85,13 @@ def draws_of(layers, mode, **kwargs):
 @pytest.mark.slow
 def test_neither_chunks_nor_devices_nor_other_layers_change_a_draw():
   base = (tiny.algorithm(), uniform(tiny.N, tiny.C), equal())
-  clients, server, ids = draws_of(onion(*base, drawing()), 'vmap')
+  clients, server, ids = draws_of(compose(*base, drawing()), 'vmap')
   for mode in ('chunk on devices',):
-    other = draws_of(onion(*base, drawing()), mode)
+    other = draws_of(compose(*base, drawing()), mode)
     np.testing.assert_array_equal(other[0], clients)
     np.testing.assert_array_equal(other[1], server)
     np.testing.assert_array_equal(np.sort(other[2][other[2] < tiny.N]), np.sort(ids.ravel()))
-  more = onion(*base[:2], Layer('before'), base[2], drawing(), drawing()._replace(name='after'))
+  more = compose(*base[:2], Layer('before'), base[2], drawing(), drawing()._replace(name='after'))
   other = draws_of(more, 'vmap')
   for a, b in zip(other, (clients, server, ids), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -99,7 +99,7 @@ def test_neither_chunks_nor_devices_nor_other_layers_change_a_draw():
 
 @pytest.mark.slow
 def test_draws_differ_by_client_role_and_round_and_share_what_is_common():
-  sim = tiny.build(onion(tiny.algorithm(), uniform(tiny.N, tiny.N), equal(), drawing()))
+  sim = tiny.build(compose(tiny.algorithm(), uniform(tiny.N, tiny.N), equal(), drawing()))
   one, _ = tiny.execute(sim, 1)
   two, _ = tiny.execute(sim, 2)
   private = np.concatenate([s.clients['draws'][:, 0] for s in (one, two)])
@@ -127,7 +127,7 @@ WEIGHINGS = {'fedsgd': by_examples(), 'fedavg': equal(5.0), 'fedavg, decay': cap
 @pytest.mark.parametrize('name', POOLED)
 def test_one_step_pooled_equals_the_clients_one_by_one(name):
   weigh = WEIGHINGS[name]
-  layers = onion(POOLED[name](), dropout(uniform(tiny.N, tiny.C), 0.3), weigh)
+  layers = compose(POOLED[name](), (uniform(tiny.N, tiny.C), dropout(0.3)), weigh)
   each, pooled = tiny.build(layers, 'chunk'), tiny.build(layers, 'pooled on devices')
   assert pooled.setting.pool is not None and each.setting.pool is None
   (a, told), (b, reported) = tiny.execute(each), tiny.execute(pooled)
@@ -163,20 +163,20 @@ def test_a_pooled_sum_that_is_not_finite_finds_out_whose_fault_it_is():
 )
 @pytest.mark.standard_promotion
 def test_what_is_no_sum_over_examples_is_not_pooled(algorithm):
-  sim = tiny.build(onion(algorithm, tiny.rota(), equal()), 'pooled')
+  sim = tiny.build(compose(algorithm, tiny.rota(), equal()), 'pooled')
   assert sim.setting.pool is None
 
 
 @pytest.mark.slow
 def test_a_layer_that_looks_at_single_updates_is_not_pooled():
-  sim = tiny.build(tiny.layers(Layer('look', Stage(lambda c, m, s: (m, s, {})))), 'pooled')
+  sim = tiny.build(tiny.layers(Layer('look', client=Stage(lambda c, m, s: (m, s, {})))), 'pooled')
   assert sim.setting.pool is None
 
 
 @pytest.mark.slow
 def test_a_neighbour_whose_examples_are_not_finite_does_no_harm():
   """Client 1 of nine examples fills its last batch of four with padding; client 2 is NaN."""
-  layers = onion(
+  layers = compose(
     fedavg(tiny.loss, learning_rate=0.2, batch_size=4), uniform(tiny.N, tiny.N), equal()
   )
   sim = tiny.build(layers)
@@ -189,12 +189,14 @@ def test_a_neighbour_whose_examples_are_not_finite_does_no_harm():
 @pytest.mark.parametrize('mode', ['vmap', 'loop', 'chunk', 'stacked'])
 def test_a_row_that_is_not_finite_stays_as_it_was_and_its_message_counts(mode):
   def client(ctx, message, state):
-    bad = (ctx.me.id == 3) & (ctx.round == 1)
+    ids = (ctx.cohort if ctx.client is None else ctx.client).id
+    bad = (ids == 3) & (ctx.round == 1)
     return message, state + jnp.where(bad, jnp.nan, 1.0), {}
 
   stacked = mode == 'stacked'
-  layer = Layer('memory', Stage(client, lambda ctx: jnp.float32(0)), stacked=stacked)
-  layers = onion(tiny.algorithm(), uniform(tiny.N, tiny.N), equal(), layer)
+  side = Stage(client, lambda ctx: jnp.float32(0))
+  layer = Layer('memory', cohort=side) if stacked else Layer('memory', client=side)
+  layers = compose(tiny.algorithm(), uniform(tiny.N, tiny.N), equal(), layer)
   sim = tiny.build(layers, 'vmap' if stacked else mode)
   state, metrics = tiny.execute(sim, 3)
   assert state.clients['memory'].tolist() == [2.0 if i == 3 else 3.0 for i in range(tiny.N)]
@@ -205,7 +207,7 @@ def test_a_row_that_is_not_finite_stays_as_it_was_and_its_message_counts(mode):
 @pytest.mark.slow
 def test_clients_of_equal_size_need_no_masks_and_give_the_same():
   data = tiny.client_data([6] * tiny.N)
-  layers = onion(
+  layers = compose(
     fedavg(tiny.loss, learning_rate=0.2, batch_size=4, optimizer=Sgd(momentum=0.9)),
     poisson(tiny.N, 0.5, 8),
     by_examples(),

@@ -8,8 +8,8 @@ from reference import tiny
 
 from fedjax_mem.core import Member
 from fedjax_mem.engine import cohort as cohorts
-from fedjax_mem.engine.context import Row
 from fedjax_mem.engine.mesh import make_mesh
+from fedjax_mem.engine.walk import Row
 
 
 def cohort_of(ids):
@@ -45,8 +45,8 @@ def test_arranging_permutes_and_balances(chunk, devices):
   for _ in range(20):
     counts = rng.lognormal(3, 1, size).astype(np.int32) + 1
     row = jax.tree.map(np.asarray, cohorts.arrange(rows_of(counts), chunk, devices))
-    assert sorted(row.me.id.tolist()) == list(range(size))
-    np.testing.assert_array_equal(row.count, counts[row.me.id])
+    assert sorted(row.client.id.tolist()) == list(range(size))
+    np.testing.assert_array_equal(row.count, counts[row.client.id])
     # The time of a device is the sum of the largest count of its chunks.
     time = lambda c: c.reshape(devices, -1, chunk).max(-1).sum(-1).max()
     waste.append(time(row.count))

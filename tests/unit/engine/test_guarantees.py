@@ -1,30 +1,48 @@
 """Plans that would break a claim of privacy are refused, naming both layers and the remedy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import given, stages
 
 from fedjax_mem.core import (
+  IN_ROUND,
   Bound,
+  Bounds,
+  Draws,
   IncompatibleStages,
   Layer,
+  Looks,
   Message,
-  Sampling,
+  Noises,
+  Prepares,
   Stage,
-  Traits,
-  onion,
+  compose,
+  tree,
 )
 from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.engine import guarantees, simulate
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.algorithm import dp_sgd
-from fedjax_mem.stages.select import dropout, min_separation, poisson, round_robin, uniform
+from fedjax_mem.stages.compress import random_k
+from fedjax_mem.stages.secure import mask
+from fedjax_mem.stages.select import (
+  dropout,
+  markov,
+  min_separation,
+  poisson,
+  round_robin,
+  stragglers,
+  uniform,
+)
 from fedjax_mem.stages.weigh import by_examples, capped, equal
 
 C, Z = 0.5, 1.0
 UPDATES = {'a': np.ones((9, 4), np.float32)}
 GAUSSIAN = Mechanism('gaussian', 1.0)
+PASSES = Stage(lambda ctx, value, state: (value, state, {}))
+IN_THE_ROUND = (Bounds(lambda ctx, b: Bound(l1=IN_ROUND, l2=IN_ROUND)),)
 
 
 def build(*layers, select=None, weigh=None, algorithm=None):
@@ -33,7 +51,7 @@ def build(*layers, select=None, weigh=None, algorithm=None):
   weigh = equal(3.0) if weigh is None else weigh
   algorithm = given.algorithm() if algorithm is None else algorithm
   params, pop = {'a': jnp.zeros(4)}, given.population(UPDATES)
-  return simulate(onion(algorithm, select, weigh, *layers), params, pop)
+  return simulate(compose(algorithm, select, weigh, *layers), params, pop)
 
 
 def refused(*names, layers=(), **kwargs):
@@ -44,13 +62,22 @@ def refused(*names, layers=(), **kwargs):
     assert name in str(caught.value), (name, str(caught.value))
 
 
-def noise_layer(name='noise', sensitivity=None, mechanism=GAUSSIAN, **kwargs):
-  given_ = {} if sensitivity is None else {'sensitivity': sensitivity}
-  return Layer(name, traits=Traits(mechanism=mechanism), **given_, **kwargs)
+def noise_layer(name='noise', mechanism=GAUSSIAN):
+  return Layer(name, server=PASSES._replace(facts=(Noises(mechanism),)))
+
+
+def bounding(name, of, side='client'):
+  return Layer(name, **{side: PASSES._replace(facts=(Bounds(of),))})
 
 
 def clip_layer():
-  return Layer('clip', sensitivity=lambda b: Bound(l2=C))
+  return bounding('clip', lambda ctx, b: Bound(l2=C))
+
+
+def times(factor, *facts):
+  """Returns a side that multiplies the update."""
+  apply = lambda ctx, m, s: (m._replace(update=tree.scale(factor, m.update)), s, {})
+  return Stage(apply, facts=facts)
 
 
 SOUND = {
@@ -61,17 +88,15 @@ SOUND = {
   'clip, then noise of one own': [clip_layer(), noise_layer()],
   'a codec that states what it adds': [
     privacy.central(C, Z),
-    Layer('encode', sensitivity=lambda b: Bound(l2=b.l2 + 0.1)),
+    bounding('encode', lambda ctx, b: Bound(l2=b.l2 + 0.1)),
   ],
   'a codec before the clip': [
-    Layer('encode', sensitivity=lambda b: Bound()),
+    Layer('encode', client=PASSES),
     privacy.central(C, Z),
   ],
-  'two gaussian ones': [privacy.central(C, Z), privacy.adaptive_clip(Z, 60.0)],
-  'two gaussian ones, the other way': [privacy.adaptive_clip(Z, 60.0), privacy.central(C, Z)],
   'a robust rule on local noise': [privacy.local(C, Z), stages.median()],
   'a row-wise stack that says so': [
-    Layer('attack', stacked=True, sensitivity=lambda b: b),
+    bounding('attack', lambda ctx, b: b, 'cohort'),
     privacy.central(C, Z),
   ],
 }
@@ -85,7 +110,7 @@ def test_sound_plans_are_taken(name):
 
 @pytest.mark.first(1)
 @pytest.mark.parametrize(
-  'select', [poisson(9, 0.3), dropout(uniform(9, 3), 0.2), round_robin(9, 3)]
+  'select', [poisson(9, 0.3), (uniform(9, 3), dropout(0.2)), round_robin(9, 3)]
 )
 def test_samplers_that_do_not_look_at_data_are_taken(select):
   build(privacy.central(C, Z), select=select)
@@ -102,23 +127,95 @@ def test_noise_without_a_bound():
 
 
 def test_a_layer_between_clip_and_noise_that_breaks_the_bound():
-  breaks = Layer('encode', sensitivity=lambda b: Bound(linf=b.linf))
+  breaks = bounding('encode', lambda ctx, b: Bound(linf=b.linf))
   refused("'encode'", "'noise'", 'before the clip', layers=[clip_layer(), breaks, noise_layer()])
 
 
 @pytest.mark.parametrize('layer', [privacy.central(C, Z), privacy.adaptive_clip(Z, 60.0)])
 def test_a_layer_after_the_noise_that_breaks_the_bound(layer):
-  breaks = Layer('encode', sensitivity=lambda b: Bound())
+  breaks = bounding('encode', lambda ctx, b: Bound())
   refused("'encode'", repr(layer.name), 'L2', layers=[layer, breaks])
   refused("'robust'", repr(layer.name), layers=[layer, stages.median()])
-  sparse = Layer('sparse', traits=Traits(adds=False))
-  refused("'sparse'", repr(layer.name), 'does not add', layers=[layer, sparse])
 
 
-def test_noise_that_cannot_be_told_must_not_be_outgrown():
-  wider = Layer('encode', sensitivity=lambda b: Bound(l2=2 * b.l2))
-  own = noise_layer(sensitivity=lambda b: Bound(l2=C))
-  refused("'encode'", "'noise'", 'enlarges', layers=[own, wider])
+def shared(ctx, stack, state):
+  """Copies one client's message to all rows."""
+  return jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), stack), state, {}
+
+
+CODEC = random_k(0.5, unbiased=False)
+
+
+def decodes(ctx, message, state):
+  message, state, metrics = CODEC.server.apply(ctx, message, state)
+  return message._replace(update=tree.scale(10.0, message.update)), state, metrics
+
+
+UNSTATED = {
+  'a client side x 10': Layer('own', client=times(10.0)),
+  'a server side x 10': Layer('own', server=times(10.0)),
+  'a sum scaled to a norm': Layer(
+    'own',
+    server=Stage(
+      lambda ctx, m, s: (
+        m._replace(update=tree.scale(1000 / tree.norm(m.update), m.update)),
+        s,
+        {},
+      )
+    ),
+  ),
+  'a cohort side that mixes': Layer('own', cohort=Stage(shared)),
+  'a codec that decodes x 10': CODEC._replace(name='own', server=Stage(decodes)),
+}
+
+
+@pytest.mark.parametrize('name', UNSTATED)
+def test_after_the_noise_a_side_without_a_stated_bound_is_refused(name):
+  for noise in (privacy.central(C, Z), privacy.laplace(C, Z), privacy.tree(C, Z, 1)):
+    refused("'own'", repr(noise.name), 'states no bound', layers=[noise, UNSTATED[name]])
+  build(UNSTATED[name])  # without a claim it may
+
+
+def test_a_side_that_mixes_before_the_clip_is_refused_and_no_bound_of_one_message_helps():
+  mixes = Layer('own', cohort=Stage(shared))
+  refused("'own'", "'central'", 'messages of others', layers=[mixes, privacy.central(C, Z)])
+  says = Bounds(lambda ctx, bound: Bound(l2=C, rows=9))
+  stated = Layer('own', cohort=Stage(shared, facts=(says,)))
+  made = compose(given.algorithm(), uniform(9, 3), equal(3.0), stated, privacy.central(C, Z))
+  # What nine messages can move, each from one place in the ball to another.
+  assert made.bound(made[-1], 'server', {}).l2 == pytest.approx(2 * 9 * C)
+
+
+def test_a_server_side_that_was_replaced_makes_no_claim():
+  noise = privacy.central(C, Z)
+  silent = noise._replace(server=Stage(noise.server.apply))
+  made = compose(given.algorithm(), uniform(9, 3), by_examples(), silent)
+  assert made.having(Noises) == ()
+  wrapped = noise._replace(server=Stage(noise.server.apply, facts=noise.server.facts))
+  assert len(compose(given.algorithm(), uniform(9, 3), equal(3.0), wrapped).having(Noises)) == 1
+
+
+@pytest.mark.parametrize('asked', ['arrived', 'real', 'id', 'chance', '_replace'])
+def test_what_stands_after_the_noise_is_not_given_the_cohort(asked):
+  def asks(ctx, message, state):
+    getattr(ctx.cohort, asked)
+    return message, state, {}
+
+  peeks = Layer('peeks', server=Stage(asks))
+  refused("'peeks'", repr(asked), "'central'", 'cover', layers=[peeks, privacy.central(C, Z)])
+  build(peeks)
+  build(peeks, privacy.local(C, Z))
+
+
+def test_what_stands_after_the_noise_is_given_the_divisor_for_the_weight():
+  seen = lambda ctx, m, s: (m, s, {'weight': m.weight})
+  sim = build(Layer('peeks', server=Stage(seen)), privacy.central(C, Z), select=uniform(9, 2))
+  _, metrics = sim.run(sim.init({'a': jnp.zeros(4)}), 2)
+  assert metrics['peeks/weight'].tolist() == [3.0, 3.0]  # and not the two that arrived
+
+
+def test_integer_noise_must_not_be_outgrown():
+  wider = bounding('encode', lambda ctx, b: b.scaled(2))
   discrete = privacy.central(C, Z, mechanism='discrete_gaussian')
   refused("'encode'", "'central'", 'enlarges', layers=[discrete, wider])
 
@@ -139,9 +236,9 @@ def test_a_divisor_that_clients_change():
 
 
 def test_noise_before_the_weighing():
-  layers = onion(given.algorithm(), uniform(9, 3), privacy.central(C, Z), equal(3.0))
+  layers = compose(given.algorithm(), uniform(9, 3), privacy.central(C, Z), equal(3.0))
   with pytest.raises(IncompatibleStages, match="'central' must come after 'weigh'"):
-    guarantees.bind(layers)
+    guarantees.check(layers)
 
 
 def test_data_dependent_selection():
@@ -149,14 +246,17 @@ def test_data_dependent_selection():
   refused(
     "'central'", "'select'", 'does not look at data', layers=[privacy.central(C, Z)], select=select
   )
-  # It says that it is Poisson, but keeps a table that its client half writes.
-  says = select._replace(select=select.select._replace(sampling=Sampling('poisson', 9, 3, 5)))
+  # It says that it is Poisson, but keeps a table that its client side writes.
+  facts = Draws('poisson', 9, 3, 5), Looks('nothing')
+  says = select._replace(select=select.select._replace(facts=facts))
   refused("'local'", "'select'", layers=[privacy.local(C, Z)], select=says)
 
 
 def test_mechanisms_whose_composition_is_not_stated():
   layers = [privacy.laplace(C, Z), privacy.central(C, Z)]
   refused("'laplace'", "'central'", 'remove one', layers=layers)
+  two = [privacy.central(C, Z), privacy.adaptive_clip(Z, 60.0)]
+  refused("'central'", "'adaptive_clip'", 'remove one', layers=two)
   refused("'local'", "'local_laplace'", layers=[privacy.local(C, Z), privacy.local_laplace(C, Z)])
 
 
@@ -175,7 +275,7 @@ def test_correlated_noise_without_the_separation_it_assumes():
 def test_updates_that_depend_on_each_other_before_the_clip():
   for layer in (privacy.central(C, Z), privacy.local(C, Z)):
     refused(repr(layer.name), "'robust'", 'messages of others', layers=[stages.krum(0), layer])
-  mixes = Layer('mix', stacked=True, sensitivity=lambda b: Bound())
+  mixes = bounding('mix', lambda ctx, b: Bound(), 'cohort')
   refused("'central'", "'mix'", layers=[mixes, privacy.central(C, Z)])
 
 
@@ -187,11 +287,12 @@ def test_integers_before_the_clip():
 def adds_aux(name='extra'):
   client = lambda ctx, m, s: (m._replace(aux={**m.aux, 'seen': m.weight}), s, {})
   server = lambda ctx, m, s: (
-    Message(m.payload, m.weight, {k: v for k, v in m.aux.items() if k != 'seen'}),
+    Message(m.update, m.weight, {k: v for k, v in m.aux.items() if k != 'seen'}),
     s,
     {},
   )
-  return Layer(name, Stage(client), Stage(server))
+  kept = (Bounds(lambda ctx, bound: bound),)
+  return Layer(name, client=Stage(client, facts=kept), server=Stage(server, facts=kept))
 
 
 def test_sums_beside_the_noise():
@@ -204,7 +305,8 @@ def test_sums_beside_the_noise():
 
 
 def test_a_server_state_made_of_the_sum_before_the_noise():
-  keeps = Layer('low_rank', server=Stage(init=lambda ctx: jnp.float32(0)))
+  kept = (Bounds(lambda ctx, bound: bound),)
+  keeps = Layer('low_rank', server=PASSES._replace(init=lambda ctx: jnp.float32(0), facts=kept))
   refused("'central'", "'low_rank'", 'before the noise', layers=[privacy.central(C, Z), keeps])
   build(keeps, privacy.central(C, Z))
 
@@ -226,23 +328,75 @@ def test_noise_by_example_needs_equal_weights():
     refused("'algorithm'", "'weigh'", "'equal'", algorithm=layer, weigh=weigh)
 
 
-def test_a_plan_without_noise_is_left_alone():
-  layers = onion(given.algorithm(), uniform(9, 3), by_examples(), stages.median())
-  assert guarantees.bind(layers) is layers
-  clip_only = onion(given.algorithm(), uniform(9, 3), by_examples(), privacy.central(C, 0.0))
-  assert guarantees.bind(clip_only) is clip_only
-
-
-def test_layers_are_told_what_becomes_of_their_bound():
-  wider = Layer('encode', sensitivity=lambda b: Bound(l2=b.l2 + 0.25))
-  layers = guarantees.bind(
-    onion(
-      given.algorithm(),
-      uniform(9, 3),
-      equal(3.0),
-      privacy.central(C, Z),
-      wider,
-      wider._replace(name='more'),
-    )
+def test_integer_noise_is_drawn_for_the_grid_that_reaches_it():
+  coarse, fine = (
+    privacy.central(C, Z, mechanism='discrete_gaussian', levels=levels) for levels in (256, 1024)
   )
-  assert layers[3].server.apply.outside(Bound(l2=C)).l2 == C + 0.5
+  build(coarse)
+  refused("'central'", 'enlarges', '1024', layers=[coarse._replace(client=fine.client)])
+  build(fine._replace(client=coarse.client))  # more noise than is claimed
+  rows = bounding('rows', lambda ctx, b: b._replace(rows=3), 'cohort')
+  refused("'central'", 'enlarges', layers=[rows, coarse])
+
+
+def shares():
+  return privacy.distributed(C, Z, shares=2, clients=3, dimension=4, bits=20)
+
+
+def test_noise_of_a_client_covers_its_own_message_only():
+  rows = bounding('rows', lambda ctx, b: b._replace(rows=3), 'cohort')
+  for noise in ([privacy.local(C, Z)], [*shares()], [privacy.adaptive_clip(Z, 60.0)]):
+    build(*noise)
+    refused("'rows'", 'messages of others', layers=[rows, *noise])
+
+
+def test_nothing_but_a_mask_comes_after_a_share_of_noise():
+  build(*shares(), mask(clients=3, bits=20))
+  for after in (Layer('own', cohort=Stage(shared)), Layer('own', server=PASSES), clip_layer()):
+    refused(repr(after.name), "'integer_noise'", 'a share', layers=[*shares(), after])
+
+
+def test_who_arrives_by_its_own_data_is_for_noise_on_the_sum():
+  late = uniform(9, 3), stragglers(9, [1.0] * 9, deadline=2.0, looks='own data')
+  build(privacy.central(C, Z), select=late)
+  for noise in ([privacy.local(C, Z)], [*shares()]):
+    refused("'deadline'", 'own data', layers=noise, select=late)
+
+
+def test_a_layer_adds_noise_once():
+  central, local = privacy.central(C, Z), privacy.local(C, Z)
+  refused("'central'", 'on one of its sides', layers=[central._replace(client=local.client)])
+
+
+def test_a_selecting_layer_keeps_no_state_of_the_sum_before_the_noise():
+  kept = (Bounds(lambda ctx, bound: bound),)
+  server = PASSES._replace(init=lambda ctx: jnp.float32(0), facts=kept)
+  keeps = dropout(0.1)._replace(server=server)
+  refused("'central'", "'dropout'", 'before the noise', layers=[privacy.central(C, Z), keeps])
+  build(privacy.central(C, Z), markov(9))  # whose state is of its select side alone
+
+
+def test_correlated_noise_needs_a_bound_that_stays():
+  for noise in (privacy.tree(C, Z, 1), privacy.central(C, Z, mechanism='discrete_gaussian')):
+    adapts = noise._replace(client=Stage(PASSES.apply, facts=IN_THE_ROUND))
+    refused(repr(noise.name), 'known only in the round', layers=[adapts])
+
+
+def test_noise_by_example_before_the_algorithm_bounds_itself():
+  local = Mechanism('gaussian', 1.0, trust='local', unit='example')
+  first = Layer('own', client=PASSES._replace(facts=(Prepares(), Noises(local))))
+  made = compose(first, given.algorithm(), uniform(9, 3), equal(3.0))
+  simulate(made, {'a': jnp.zeros(4)}, given.population(UPDATES))
+
+
+def test_a_plan_without_noise_needs_no_bound():
+  build(stages.median(), weigh=by_examples())
+  build(privacy.central(C, 0.0), UNSTATED['a server side x 10'], weigh=by_examples())
+
+
+def test_noise_is_told_what_becomes_of_its_bound():
+  wider = bounding('encode', lambda ctx, b: Bound(l2=b.l2 + 0.25))
+  noise = privacy.central(C, Z)
+  more = wider._replace(name='more')
+  made = compose(given.algorithm(), uniform(9, 3), equal(3.0), noise, wider, more)
+  assert made.bound(noise, 'server', {}).l2 == C + 0.5

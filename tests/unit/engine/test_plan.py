@@ -9,7 +9,15 @@ import optax
 import pytest
 from reference import stages, tiny
 
-from fedjax_mem.core import IncompatibleStages, Layer, Message, Stage, Traits, onion, shape_of
+from fedjax_mem.core import (
+  IncompatibleStages,
+  Layer,
+  Message,
+  Prepares,
+  Stage,
+  compose,
+  shape_of,
+)
 from fedjax_mem.engine import Execution, describe, simulate, table_bytes
 from fedjax_mem.stages.select import uniform
 from fedjax_mem.stages.weigh import equal
@@ -19,13 +27,13 @@ def on_server(apply, init=lambda ctx: ()):
   return Layer('broken', server=Stage(apply, init))
 
 
-def on_client(apply, init=lambda ctx: (), **kwargs):
-  return Layer('broken', Stage(apply, init), **kwargs)
+def on_client(apply, init=lambda ctx: ()):
+  return Layer('broken', client=Stage(apply, init))
 
 
 def refused(error, match, *layers, **kwargs):
   with pytest.raises(error, match=match):
-    tiny.build(onion(*layers) if layers else tiny.layers(), **kwargs)
+    tiny.build(compose(*layers) if layers else tiny.layers(), **kwargs)
 
 
 BASE = (tiny.algorithm(), tiny.rota(), equal())
@@ -34,7 +42,7 @@ BASE = (tiny.algorithm(), tiny.rota(), equal())
 def test_order_is_checked_naming_both_layers_and_the_remedy():
   refused(
     IncompatibleStages,
-    "'weigh' works on messages: it must come after the algorithm 'algorithm'",
+    "'weigh' asks a Task for 'weight': if it works on a Message, it must come after",
     equal(), tiny.algorithm(), tiny.rota(),
   )  # fmt: skip
   refused(
@@ -47,6 +55,13 @@ def test_order_is_checked_naming_both_layers_and_the_remedy():
     "'robust' works on messages: it must come after the algorithm 'algorithm'",
     stages.median(), *BASE,
   )  # fmt: skip
+
+
+def test_a_side_that_is_not_named_is_told():
+  halve = Layer('halve', Stage(lambda ctx, m, s: (m._replace(update=m.update), s, {})))
+  refused(IncompatibleStages, r"'halve' asks a Draw for 'update'.*client=", *BASE, halve)
+  loses = Layer('loses', select=Stage(lambda ctx, draw, s: (draw.cohort, s, {})))
+  refused(IncompatibleStages, "'loses' must return a Draw, got Member", *BASE, loses)
 
 
 def test_exactly_one_layer_weighs():
@@ -84,7 +99,7 @@ def test_a_server_state_that_drifts(apply, init):
 
 
 @pytest.mark.first(1)
-@pytest.mark.parametrize('stacked', (False, True))
+@pytest.mark.parametrize('side', ('client', 'cohort'))
 @pytest.mark.parametrize(
   'change',
   [
@@ -94,50 +109,50 @@ def test_a_server_state_that_drifts(apply, init):
     lambda s: (),
   ],
 )
-def test_a_client_state_that_drifts(change, stacked):
+def test_a_client_state_that_drifts(change, side):
   apply = lambda c, m, s: (m, change(s), {})
   with jax.numpy_dtype_promotion('standard'):
     refused(
       ValueError,
       "client state of 'broken' must keep its structure, shapes and dtypes",
       *BASE,
-      on_client(apply, lambda ctx: jnp.int32(1), stacked=stacked),
+      Layer('broken', **{side: Stage(apply, lambda ctx: jnp.int32(1))}),
     )
 
 
 def test_a_server_half_must_give_back_what_its_client_half_receives():
   refused(
     IncompatibleStages,
-    "server half of 'broken' must return what its client half receives",
+    "server side of 'broken' must return what its client side receives",
     *BASE,
-    on_server(lambda c, m, s: (m._replace(payload=m.payload['w']), s, {})),
+    on_server(lambda c, m, s: (m._replace(update=m.update['w']), s, {})),
   )
   forgets = on_client(lambda c, m, s: (m._replace(aux={'bit': jnp.float32(1)}), s, {}))
-  refused(IncompatibleStages, "'broken' must return what its client half receives", *BASE, forgets)
+  refused(IncompatibleStages, "'broken' must return what its client side receives", *BASE, forgets)
 
 
 def test_an_algorithm_must_give_back_parameters():
-  loses = Stage(lambda c, m, s: ({'w': m.payload['w']}, s, {}))
+  loses = Stage(lambda c, m, s: ({'w': m.update['w']}, s, {}))
   refused(
     IncompatibleStages,
-    "server half of 'algorithm' must return",
+    "server side of 'algorithm' must return",
     tiny.algorithm()._replace(server=loses), tiny.rota(), equal(),
   )  # fmt: skip
 
 
 def test_a_task_layer_must_give_back_tasks_and_parameters():
   half = lambda c, t, s: (t.params, s, {})
-  task = Layer('broken', Stage(half), traits=Traits(kind='task'))
-  refused(IncompatibleStages, "client half of 'broken' must return a Task, got dict", task, *BASE)
+  task = Layer('broken', client=Stage(half, facts=(Prepares(),)))
+  refused(IncompatibleStages, "client side of 'broken' must return a Task, got dict", task, *BASE)
   server = Stage(lambda c, p, s: (p['w'], s, {}))
-  task = Layer('broken', server=server, traits=Traits(kind='task'))
-  refused(IncompatibleStages, "server half of 'broken' must return", task, *BASE)
+  task = Layer('broken', server=server)
+  refused(IncompatibleStages, "server side of 'broken' must return", task, *BASE)
 
 
 def test_a_message_layer_must_give_back_messages():
-  half = on_client(lambda c, m, s: (m.payload, s, {}))
+  half = on_client(lambda c, m, s: (m.update, s, {}))
   refused(
-    IncompatibleStages, "client half of 'broken' must return a Message, got dict", *BASE, half
+    IncompatibleStages, "client side of 'broken' must return a Message, got dict", *BASE, half
   )
 
 
@@ -206,7 +221,7 @@ def test_parameters_may_be_a_tree_of_any_registered_kind():
 
   algorithm = fedsgd(loss, batch_size=16, server_optimizer=optax.sgd(0.5))
   params = Params(tiny.initial()['w'], tiny.initial()['b'])
-  sim = tiny.build(onion(algorithm, tiny.rota(), equal()), params=params)
+  sim = tiny.build(compose(algorithm, tiny.rota(), equal()), params=params)
   assert sim.init(params).params.w.shape == (5, 3)
 
 
@@ -243,14 +258,14 @@ def test_like_is_what_a_client_half_receives():
   seen = {}
 
   def apply(ctx, message, state):
-    seen['client'], seen['got'] = ctx.like, jax.tree.map(jnp.shape, message)
+    seen['client'], seen['got'] = ctx.spec, jax.tree.map(jnp.shape, message)
     return message, state, {}
 
   def server(ctx, message, state):
-    seen['server'] = ctx.like
+    seen['server'] = ctx.spec
     return message, state, {}
 
-  layer = Layer('look', Stage(apply), Stage(server))
+  layer = Layer('look', client=Stage(apply), server=Stage(server))
   tiny.build(tiny.layers(stages.fixed_point(8), layer))
   assert jax.tree.map(lambda x: x.shape, seen['client']) == seen['got']
   assert isinstance(seen['server'], Message) and seen['server'].weight.dtype == np.int32

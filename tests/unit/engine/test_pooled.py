@@ -9,7 +9,7 @@ import optax
 import pytest
 from reference import tiny
 
-from fedjax_mem.core import Layer, Stage, Traits, onion, tree
+from fedjax_mem.core import Layer, Prepares, Stage, Trains, compose, tree
 from fedjax_mem.engine import Execution
 from fedjax_mem.stages.algorithm import fedavg, fedsgd
 from fedjax_mem.stages.algorithm.training import Sgd
@@ -75,19 +75,19 @@ def assert_equal(each, pooled):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ALGORITHMS)
 def test_every_algorithm_with_one_step(name):
-  check(onion(ALGORITHMS[name](), dropout(uniform(tiny.N, tiny.C), 0.3), by_examples()))
+  check(compose(ALGORITHMS[name](), (uniform(tiny.N, tiny.C), dropout(0.3)), by_examples()))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', WEIGHINGS)
 def test_every_weighing(name):
-  check(onion(one_step(optimizer=Sgd(weight_decay=0.1)), tiny.rota(), WEIGHINGS[name]))
+  check(compose(one_step(optimizer=Sgd(weight_decay=0.1)), tiny.rota(), WEIGHINGS[name]))
 
 
 @pytest.mark.slow
 def test_a_poisson_cohort_of_which_half_is_lost():
-  half_lost = dropout(poisson(tiny.N, 0.6), 0.5)
-  check(onion(one_step(), half_lost, equal(6.0)), devices=(tiny.SOME,))
+  half_lost = (poisson(tiny.N, 0.6), dropout(0.5))
+  check(compose(one_step(), half_lost, equal(6.0)), devices=(tiny.SOME,))
 
 
 @pytest.mark.slow
@@ -95,14 +95,14 @@ def test_a_poisson_cohort_of_which_half_is_lost():
   ('people', 'devices'), [('ragged', (1, 2, tiny.DEVICES)), ('equal', (tiny.DEVICES,))]
 )
 def test_every_number_of_devices(people, devices):
-  layers = onion(one_step(optimizer=Sgd(0.9, 0.1)), poisson(tiny.N, 0.6), by_examples())
+  layers = compose(one_step(optimizer=Sgd(0.9, 0.1)), poisson(tiny.N, 0.6), by_examples())
   check(layers, pop=POPULATIONS[people], devices=devices)
 
 
 @pytest.mark.slow
 def test_examples_go_through_the_transforms():
   double = lambda batch: {**batch, 'x': 2 * batch['x']}
-  layers = onion(one_step(), uniform(tiny.N, tiny.C), by_examples())
+  layers = compose(one_step(), uniform(tiny.N, tiny.C), by_examples())
   each, pooled = simulations(layers, transforms=(double,))
   before = tiny.execute(pooled, 2)
   assert_equal(tiny.execute(each, 2), before)
@@ -115,32 +115,32 @@ def test_examples_go_through_the_transforms():
 def test_a_cohort_of_many_chunks(monkeypatch):
   """As if memory held the examples of two clients only."""
   monkeypatch.setattr('fedjax_mem.engine.pooled._EXAMPLES', 20)
-  check(onion(one_step(), uniform(tiny.N, tiny.N), by_examples()))
+  check(compose(one_step(), uniform(tiny.N, tiny.N), by_examples()))
 
 
 # Never used where somebody may look at a single update.
 
 
 def looks():
-  return Layer('looks', Stage(lambda ctx, message, state: (message, state, {})))
+  return Layer('looks', client=Stage(lambda ctx, message, state: (message, state, {})))
 
 
 def counts():
   apply = lambda ctx, message, state: (message, state + 1, {})
-  return Layer('counts', Stage(apply, lambda ctx: jnp.int32(0)))
+  return Layer('counts', client=Stage(apply, lambda ctx: jnp.int32(0)))
 
 
 def poison():
   def flip(ctx, task, state):
     return task._replace(params=tree.scale(jnp.float32(0.5), task.params)), state, {}
 
-  return Layer('poison', Stage(flip), traits=Traits(kind='task'))
+  return Layer('poison', client=Stage(flip, facts=(Prepares(),)))
 
 
 def feedback():
-  """A sampler whose own client half writes down what the client sent."""
+  """A sampler whose own client side writes down what the client sent."""
   layer = uniform(tiny.N, tiny.C)
-  note = lambda ctx, message, state: (message, tree.norm(message.payload), {})
+  note = lambda ctx, message, state: (message, tree.norm(message.update), {})
   return layer._replace(client=Stage(note, lambda ctx: jnp.float32(0)))
 
 
@@ -153,17 +153,17 @@ def noisy_loss(params, batch, key):
 
 
 def replaced():
-  """FedAvg with another client half around its own."""
+  """FedAvg with another client side around its own."""
   layer = one_step()
   twice = lambda ctx, task, state: layer.client.apply(ctx, task, state)
-  return layer._replace(client=Stage(twice))
+  return layer._replace(client=Stage(twice, facts=(Trains(),)))
 
 
 def momentum(rate):
   return optax.sgd(rate, momentum=0.9)
 
 
-STACKED = Layer('stacked', Stage(lambda c, m, s: (m, s, {})), stacked=True)
+STACKED = Layer('stacked', cohort=Stage(lambda c, m, s: (m, s, {})))
 UNIFORM, EQUAL = uniform(tiny.N, tiny.C), equal()
 SINGLE = {
   'a clip': lambda: (one_step(), UNIFORM, equal(6.0), central(0.5, 0.0)),
@@ -172,7 +172,7 @@ SINGLE = {
   'a client state': lambda: (one_step(), UNIFORM, EQUAL, counts()),
   'a stacked layer': lambda: (one_step(), UNIFORM, EQUAL, STACKED),
   'a task layer': lambda: (poison(), one_step(), UNIFORM, EQUAL),
-  'a sampler with a client half': lambda: (one_step(), feedback(), EQUAL),
+  'a sampler with a client side': lambda: (one_step(), feedback(), EQUAL),
   'a loss that draws': lambda: (one_step(loss=noisy_loss), UNIFORM, EQUAL),
   'a loss that draws, fedsgd': lambda: (
     fedsgd(noisy_loss, batch_size=BATCH, server_optimizer=optax.sgd(1.0)), UNIFORM, EQUAL
@@ -185,7 +185,7 @@ SINGLE = {
   'a partial of sgd': lambda: (
     one_step(optimizer=functools.partial(optax.sgd, nesterov=True, momentum=0.5)), UNIFORM, EQUAL
   ),
-  'a client half of the user': lambda: (replaced(), UNIFORM, EQUAL),
+  'a client side of the user': lambda: (replaced(), UNIFORM, EQUAL),
   'adam': lambda: (one_step(optimizer=optax.adam), UNIFORM, EQUAL),
   'a weighing that does not say how': lambda: (
     one_step(), UNIFORM, EQUAL._replace(traits=EQUAL.traits._replace(weight=None))
@@ -193,18 +193,28 @@ SINGLE = {
 }  # fmt: skip
 
 
+def test_a_cohort_side_of_the_algorithm_or_the_weighing_is_not_passed_over():
+  stack = Stage(lambda ctx, stack, state: (stack, state, {}))
+  for changed in (
+    compose(one_step()._replace(cohort=stack), tiny.rota(), equal()),
+    compose(one_step(), tiny.rota(), equal()._replace(cohort=stack)),
+  ):
+    assert tiny.build(changed, 'pooled').setting.pool is None
+  assert tiny.build(compose(one_step(), tiny.rota(), equal()), 'pooled').setting.pool is not None
+
+
 @pytest.mark.slow
 @pytest.mark.standard_promotion
 @pytest.mark.parametrize('name', SINGLE)
 def test_it_is_never_used_where_a_single_update_counts(name):
-  layers = onion(*SINGLE[name]())
+  layers = compose(*SINGLE[name]())
   sim = tiny.build(layers, Execution(mode='vmap', devices=1, pool=True))
   assert sim.setting.pool is None
 
 
 @pytest.mark.slow
 def test_then_asking_for_it_changes_no_bit():
-  layers = onion(*SINGLE['a client state']())
+  layers = compose(*SINGLE['a client state']())
   states = [
     tiny.execute(tiny.build(layers, Execution(mode='vmap', devices=1, pool=pool)), 2)[0]
     for pool in (True, False)
@@ -214,7 +224,7 @@ def test_then_asking_for_it_changes_no_bit():
 
 @pytest.mark.slow
 def test_it_is_not_used_unless_allowed():
-  layers = onion(one_step(), UNIFORM, EQUAL)
+  layers = compose(one_step(), UNIFORM, EQUAL)
   assert tiny.build(layers, Execution(mode='vmap', devices=1, pool=False)).setting.pool is None
   assert tiny.build(layers, Execution(devices=1)).setting.pool is not None
 
@@ -225,7 +235,7 @@ def test_it_is_not_used_unless_allowed():
 @pytest.fixture(scope='module')
 def turns():
   """Clients in turn: 0 – 5 in round 0 without 0 and 4, 6 – 1 without 7, 2 – 7 without 2 and 6."""
-  sims = simulations(onion(one_step(), tiny.rota(), by_examples()), devices=(tiny.SOME,))
+  sims = simulations(compose(one_step(), tiny.rota(), by_examples()), devices=(tiny.SOME,))
 
   def play(rounds=3, nan=(), empty=(), **more):
     pop = POPULATIONS['ragged']

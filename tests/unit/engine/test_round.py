@@ -9,7 +9,7 @@ import pytest
 from reference import tiny
 from reference.loop import plain_round
 
-from fedjax_mem.core import Layer, Stage, onion
+from fedjax_mem.core import Layer, Stage, compose
 from fedjax_mem.optim import fedadam, fedavgm
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.algorithm import fedsgd
@@ -30,19 +30,18 @@ def losing(select, gone):
   for round, ids in enumerate(gone):
     stay[round, list(ids)] = False
 
-  def apply(ctx, table, state):
-    cohort, state, metrics = select.select.apply(ctx, table, state)
+  def change(ctx, cohort):
     stays = jnp.asarray(stay)[ctx.round, jnp.clip(cohort.id, 0, tiny.N - 1)]
-    return cohort._replace(arrived=cohort.arrived & stays), state, metrics
+    return cohort._replace(arrived=cohort.arrived & stays)
 
-  return select._replace(select=select.select._replace(apply=apply))
+  return tiny.changed(select, change)
 
 
 def counting():
-  """Returns a layer both of whose halves count the rounds in which they were heard."""
+  """Returns a layer both of whose sides count the rounds in which they were heard."""
   start = lambda ctx: jnp.int32(0)
   count = lambda ctx, message, state: (message, state + 1, {})
-  return Layer('count', Stage(count, start), Stage(count, start))
+  return Layer('count', client=Stage(count, start), server=Stage(count, start))
 
 
 def noisy(shares=8):
@@ -54,7 +53,7 @@ def simulation(optimizer='momentum', mode='vmap'):
   algorithm = fedsgd(tiny.loss, batch_size=16, server_optimizer=OPTIMIZERS[optimizer])
   select = losing(round_robin(tiny.N, tiny.N), GONE)
   cover = mask(clients=tiny.N, bits=20)
-  round = onion(algorithm, select, equal(8.0), counting(), *noisy(), cover)
+  round = compose(algorithm, select, equal(8.0), counting(), *noisy(), cover)
   return tiny.build(round, mode)
 
 
@@ -108,9 +107,9 @@ def test_weights_are_not_sent():
   """
   select = round_robin(tiny.N, tiny.N)
   for weigh in (equal(8.0), capped(5.0, divisor=8.0)):
-    sim = tiny.build(onion(tiny.algorithm(), select, weigh, *noisy()))
+    sim = tiny.build(compose(tiny.algorithm(), select, weigh, *noisy()))
     empty = tiny.with_client(tiny.population(), 3, count=0)
     state = sim.init(tiny.initial())
     sent = plain_round(sim.setting.layers, state, empty, tiny.SEED).messages
     assert [float(m.weight) for m in sent] == [1.0] * tiny.N
-    assert all((np.asarray(m.payload) != 0).any() for m in sent)
+    assert all((np.asarray(m.update) != 0).any() for m in sent)

@@ -7,7 +7,7 @@ import optax
 import pytest
 from reference import given, robust, stages, tiny, twins
 
-from fedjax_mem.core import IncompatibleStages, Layer, Stage, onion
+from fedjax_mem.core import IncompatibleStages, Layer, Stage, compose
 from fedjax_mem.engine import Execution
 from fedjax_mem.optim import fedavgm
 from fedjax_mem.stages import aggregate as rules
@@ -55,7 +55,7 @@ def test_masks_hide_what_a_rule_has_to_see_but_not_what_an_attack_does():
 
 
 def test_the_place_and_the_divisor_of_the_weighing_matter():
-  round = lambda *middle: onion(tiny.algorithm(), tiny.rota(), *middle)
+  round = lambda *middle: compose(tiny.algorithm(), tiny.rota(), *middle)
   with pytest.raises(IncompatibleStages, match="'median' works on weighted messages"):
     tiny.build(round(rules.median(), equal()))
   with pytest.raises(IncompatibleStages, match="'ipm' works on weighted messages"):
@@ -77,15 +77,15 @@ def test_under_privacy_the_clip_bounds_attackers_that_look_at_nobody():
   for sees_all in (attacks.alie(4), attacks.ipm(4), attacks.scaling(4), attacks.mimic(4)):
     with pytest.raises(IncompatibleStages, match='sees all updates at once'):
       given.build(updates, sees_all, clip, weigh=equal(16.0))
-  with pytest.raises(IncompatibleStages, match="put 'sign_flip' before 'central'"):
+  with pytest.raises(IncompatibleStages, match="put 'sign_flip' before the clip"):
     given.build(updates, clip, flipped, weigh=equal(16.0))
 
 
 def test_a_poisson_cohort_goes_by_what_is_expected_of_it():
   few = poisson(tiny.N, 0.4, capacity=10)
   with pytest.raises(IncompatibleStages, match="'select' selects about 4 clients"):
-    tiny.build(onion(tiny.algorithm(), few, equal(), rules.krum(1)))
-  tiny.build(onion(tiny.algorithm(), few, equal(), rules.trimmed_mean(1)))
+    tiny.build(compose(tiny.algorithm(), few, equal(), rules.krum(1)))
+  tiny.build(compose(tiny.algorithm(), few, equal(), rules.trimmed_mean(1)))
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_a_round_without_enough_clients_is_skipped_and_does_not_stop_the_run():
   """
   server = fedavgm(0.1)
   algorithm = fedsgd(tiny.loss, batch_size=16, server_optimizer=server)
-  sim = tiny.build(onion(algorithm, tiny.rota(), equal(), rules.krum(1)))
+  sim = tiny.build(compose(algorithm, tiny.rota(), equal(), rules.krum(1)))
   states, skipped = [tiny.host(sim.init(tiny.initial()))], []
   for number in range(1, 5):
     state, metrics = tiny.execute(sim, number)
@@ -160,12 +160,12 @@ def test_a_value_that_is_not_finite_counts_for_no_device():
 def _nan():
   """Returns a stacked layer that puts a NaN into one coordinate of the first client."""
 
-  def client(ctx, stack, state):
-    b = stack.payload['b']
-    b = b.at[:, 2].set(jnp.where(ctx.me.id == 0, jnp.nan, b[:, 2]))
-    return stack._replace(payload=stack.payload | {'b': b}), state, {}
+  def cohort(ctx, stack, state):
+    b = stack.update['b']
+    b = b.at[:, 2].set(jnp.where(ctx.cohort.id == 0, jnp.nan, b[:, 2]))
+    return stack._replace(update=stack.update | {'b': b}), state, {}
 
-  return Layer('nan', Stage(client), stacked=True)
+  return Layer('nan', cohort=Stage(cohort))
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_weights_are_taken_off_and_put_back():
     (rules.median(), robust.median),
     (rules.geometric_median(6), robust.geometric_median(6, 1e-6)),
   ):
-    round = onion(
+    round = compose(
       fedsgd(tiny.loss, batch_size=16, server_optimizer=optax.sgd(1.0)),
       round_robin(6, 6),
       by_examples(),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from reference import stages, tiny
 
-from fedjax_mem.core import Layer, Mean, Stage, Total, onion
+from fedjax_mem.core import Layer, Mean, Stage, Total, compose
 from fedjax_mem.engine.round import make_round
 from fedjax_mem.stages.algorithm import fedavg
 from fedjax_mem.stages.select import poisson, round_robin, uniform
@@ -69,7 +69,7 @@ def test_nothing_is_moved_to_or_from_the_host_within_a_segment(plain):
 def broken_at(round):
   def apply(ctx, message, state):
     bad = jnp.where(ctx.round == round, jnp.inf, 0.0)
-    return message._replace(payload=jax.tree.map(lambda x: x + bad, message.payload)), state, {}
+    return message._replace(update=jax.tree.map(lambda x: x + bad, message.update)), state, {}
 
   return Layer('broken', server=Stage(apply))
 
@@ -103,14 +103,9 @@ def test_a_cohort_of_which_nobody_arrives_keeps_parameters_and_optimizer(weigh):
   from fedjax_mem.stages.algorithm import fedsgd
 
   algorithm = fedsgd(tiny.loss, batch_size=16, server_optimizer=optax.sgd(0.5, momentum=0.9))
-  base = round_robin(tiny.N, tiny.C)
-
-  def apply(ctx, table, own):
-    cohort, own, metrics = base.select.apply(ctx, table, own)
-    return cohort._replace(arrived=cohort.arrived & (ctx.round != 1)), own, metrics
-
-  nobody = base._replace(select=base.select._replace(apply=apply))
-  sim = tiny.build(onion(algorithm, nobody, weigh))
+  gone = lambda ctx, cohort: cohort._replace(arrived=cohort.arrived & (ctx.round != 1))
+  nobody = tiny.changed(round_robin(tiny.N, tiny.C), gone)
+  sim = tiny.build(compose(algorithm, nobody, weigh))
   one, _ = tiny.execute(sim, 1)
   two, metrics = tiny.execute(sim, 2)
   tiny.assert_same_bits(
@@ -124,7 +119,7 @@ def test_a_cohort_of_which_nobody_arrives_keeps_parameters_and_optimizer(weigh):
 
 @pytest.mark.slow
 def test_an_empty_poisson_cohort_is_a_round_too():
-  sim = tiny.build(onion(tiny.algorithm(), poisson(tiny.N, 0.05, capacity=3), equal()))
+  sim = tiny.build(compose(tiny.algorithm(), poisson(tiny.N, 0.05, capacity=3), equal()))
   _, metrics = tiny.execute(sim, 8)
   assert 0 in metrics['selected'] and metrics['finite'].all()
   assert (metrics['selected'] == metrics['clients']).all()
@@ -134,14 +129,14 @@ def reporting():
   """Returns a layer whose metrics are of every kind, on both sides."""
 
   def client(ctx, message, state):
-    n, number = message.weight, ctx.me.id.astype(jnp.float32)
+    n, number = message.weight, ctx.client.id.astype(jnp.float32)
     return (
       message,
       state,
       {
-        'scalar': ctx.me.id,
+        'scalar': ctx.client.id,
         'mean': Mean(n * number, n),
-        'total': Total(ctx.me.id),
+        'total': Total(ctx.client.id),
       },
     )
 
@@ -156,13 +151,13 @@ def reporting():
       },
     )
 
-  return Layer('report', Stage(client), Stage(server))
+  return Layer('report', client=Stage(client), server=Stage(server))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('mode', ('vmap', 'loop on devices'))
 def test_metrics_are_means_over_those_that_arrived(mode):
-  sim = tiny.build(onion(tiny.algorithm(), tiny.rota(), reporting(), equal()), mode)
+  sim = tiny.build(compose(tiny.algorithm(), tiny.rota(), reporting(), equal()), mode)
   _, metrics = tiny.execute(sim)
   for t in range(tiny.ROUNDS):
     ids = [(t * tiny.C + i) % tiny.N for i in range(tiny.C)]
@@ -182,9 +177,9 @@ def test_metrics_are_means_over_those_that_arrived(mode):
 
 def test_a_metric_that_is_not_a_scalar_is_refused():
   def client(ctx, message, state):
-    return message, state, {'norms': message.payload['b']}
+    return message, state, {'norms': message.update['b']}
 
-  layer = Layer('report', Stage(client))
+  layer = Layer('report', client=Stage(client))
   with pytest.raises(
     ValueError, match=r"metric 'report/norms' must be a scalar, .* got shape \(3,\)"
   ):
@@ -198,7 +193,7 @@ STREAMED = {'vmap': 'vmap', 'chunk on devices': 'chunk on devices'}
 @pytest.mark.parametrize('mode', STREAMED)
 def test_streamed_examples_equal_resident_ones(mode):
   sim = tiny.build(
-    onion(fedavg(tiny.loss, learning_rate=0.2, batch_size=4), uniform(tiny.N, 4), equal()), mode
+    compose(fedavg(tiny.loss, learning_rate=0.2, batch_size=4), uniform(tiny.N, 4), equal()), mode
   )
   whole, _ = tiny.execute(sim, 4)
   state = sim.init(tiny.initial())
@@ -258,8 +253,8 @@ def test_tables_on_several_devices_do_not_compile_again():
   'sampler', (uniform(tiny.N, 4), poisson(tiny.N, 0.4, 8), round_robin(tiny.N, 4))
 )
 def test_the_cohorts_ahead_are_those_that_are_drawn(sampler):
-  note = Layer('note', Stage(lambda c, m, s: (m, s + 1, {}), lambda ctx: jnp.int32(0)))
-  sim = tiny.build(onion(tiny.algorithm(), sampler, equal(), note))
+  note = Layer('note', client=Stage(lambda c, m, s: (m, s + 1, {}), lambda ctx: jnp.int32(0)))
+  sim = tiny.build(compose(tiny.algorithm(), sampler, equal(), note))
   state = sim.init(tiny.initial())
   state, _ = sim.run(state, 1)
   ids = np.asarray(sim.cohorts(state, 3))
@@ -271,14 +266,14 @@ def test_the_cohorts_ahead_are_those_that_are_drawn(sampler):
 
 @pytest.mark.slow
 def test_cohorts_ahead_are_refused_for_a_sampler_with_feedback():
-  sim = tiny.build(onion(tiny.algorithm(), stages.importance(tiny.N, 5, 8), by_examples()))
+  sim = tiny.build(compose(tiny.algorithm(), stages.importance(tiny.N, 5, 8), by_examples()))
   state = sim.init(tiny.initial())
   assert sim.cohorts(state, 1).shape == (1, 8)
   with pytest.raises(ValueError, match='rounds must be 1 for a sampler with feedback, got 2'):
     sim.cohorts(state, 2)
   turn = round_robin(tiny.N, 4)
-  listens = Stage(lambda ctx, value, own: (value, own, {}), turn.server.init)
-  sim = tiny.build(onion(tiny.algorithm(), turn._replace(server=listens), equal()))
+  listens = Stage(lambda ctx, value, own: (value, own, {}))
+  sim = tiny.build(compose(tiny.algorithm(), turn._replace(server=listens), equal()))
   with pytest.raises(ValueError, match='rounds must be 1 for a sampler with feedback, got 3'):
     sim.cohorts(sim.init(tiny.initial()), 3)
 
@@ -286,7 +281,7 @@ def test_cohorts_ahead_are_refused_for_a_sampler_with_feedback():
 @pytest.mark.slow
 @pytest.mark.parametrize('platform', ('cuda', 'tpu'))
 def test_a_round_exports_for_accelerators(platform):
-  layers = onion(fedavg(tiny.loss, learning_rate=0.1, batch_size=4), uniform(tiny.N, 4), equal())
+  layers = compose(fedavg(tiny.loss, learning_rate=0.1, batch_size=4), uniform(tiny.N, 4), equal())
   sim = tiny.build(layers)
   state = sim.init(tiny.initial())
   round = jax.jit(make_round(sim.setting))

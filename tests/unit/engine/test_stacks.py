@@ -6,7 +6,7 @@ from reference import given, stages
 
 from fedjax_mem.core import Bound, IncompatibleStages
 from fedjax_mem.stages import compress, privacy
-from fedjax_mem.stages.compress.codec import Unbounded
+from fedjax_mem.stages.compress.codec import unbounded
 
 UPDATES = {'a': np.random.default_rng(0).normal(size=(4, 30)).astype(np.float32)}
 TOP = {'use': 'top_k', 'fraction': 0.2}
@@ -77,4 +77,5 @@ def test_a_rotation_keeps_the_l2_norm_alone():
 
 
 def test_a_reason_is_told_where_it_is_known():
-  assert Unbounded('so it is')(Bound(1.0, 1.0, 1.0)) == Bound()
+  fact = unbounded('so it is')
+  assert fact.of(None, Bound(1.0, 1.0, 1.0)) == Bound() and fact.why == 'so it is'

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from reference import tiny
 
-from fedjax_mem.core import Layer, Member, Message, Stage, Traits, onion
+from fedjax_mem.core import Layer, Member, Message, Stage, Trains, compose
 from fedjax_mem.engine import Execution
 from fedjax_mem.engine import tables as shelves
 from fedjax_mem.engine.clients import Layout, spread
-from fedjax_mem.engine.context import Row
 from fedjax_mem.engine.mesh import make_mesh
+from fedjax_mem.engine.walk import Row
 from fedjax_mem.stages.privacy import distributed
 from fedjax_mem.stages.select import dropout, poisson, uniform
 from fedjax_mem.stages.weigh import equal
@@ -37,10 +37,10 @@ def test_clients_run_at_home_as_far_as_there_is_room(population, devices):
     ids = np.full(places * devices, population)
     ids[rng.permutation(places * devices)[:size]] = rng.permutation(population)[:size]
     row = shelves.at_home(cohort_of(ids, population), population, devices)
-    out = np.asarray(row.me.id)
+    out = np.asarray(row.client.id)
     assert sorted(out) == sorted(ids)
     np.testing.assert_array_equal(row.start, out * 10)
-    np.testing.assert_array_equal(row.me.real, out < population)
+    np.testing.assert_array_equal(row.client.real, out < population)
     home = out // (population // devices)
     here = np.repeat(np.arange(devices), places)
     real = out < population
@@ -52,7 +52,7 @@ def test_clients_run_at_home_as_far_as_there_is_room(population, devices):
 def test_clients_at_home_keep_their_order_and_strangers_fill_what_is_free():
   ids = [5, 0, 16, 3, 7, 1, 2, 6]  # of 16 clients on 2 devices: 7 at home on the first, none on 1
   row = shelves.at_home(cohort_of(ids, 16), 16, 2)
-  assert np.asarray(row.me.id).tolist() == [5, 0, 3, 7, 1, 2, 6, 16]
+  assert np.asarray(row.client.id).tolist() == [5, 0, 3, 7, 1, 2, 6, 16]
 
 
 # Rows of the tables.
@@ -151,17 +151,17 @@ def remembering():
 
   def apply(ctx, message, state):
     times, total = state
-    bad = (ctx.me.id % 3 == 0) & (times == 1)
-    payload = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), message.payload)
-    total = 1.5 * total + ctx.me.id.astype(jnp.float32) + ctx.round.astype(jnp.float32) / 8
-    return message._replace(payload=payload), (times + 1, total), {}
+    bad = (ctx.client.id % 3 == 0) & (times == 1)
+    update = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), message.update)
+    total = 1.5 * total + ctx.client.id.astype(jnp.float32) + ctx.round.astype(jnp.float32) / 8
+    return message._replace(update=update), (times + 1, total), {}
 
   init = lambda ctx: (jnp.int32(0), jnp.zeros((tiny.FEATURES, tiny.CLASSES)))
-  return Layer('remembering', Stage(apply, init))
+  return Layer('remembering', client=Stage(apply, init))
 
 
 def rounds(execution, data, select, *more, count=6):
-  layers = onion(tiny.algorithm(), select, equal(6.0), remembering(), *more)
+  layers = compose(tiny.algorithm(), select, equal(6.0), remembering(), *more)
   sim = tiny.build(layers, execution, pop=tiny.population(data))
   state, metrics = sim.run(sim.init(tiny.initial()), count)
   assert sim.segment._cache_size() == 1
@@ -173,7 +173,7 @@ def rounds(execution, data, select, *more, count=6):
 @pytest.mark.parametrize('name', LAYOUTS)
 def test_states_are_those_of_one_device_to_the_bit(name, data):
   """What these clients remember comes from no sum, whose order depends on the devices."""
-  select = dropout(uniform(16, 7), 0.3)
+  select = (uniform(16, 7), dropout(0.3))
   _, one, _ = rounds(Execution(mode='loop', devices=1, pool=False), data, select)
   sim, many, metrics = rounds(LAYOUTS[name], data, select)
   assert sim.setting.divided
@@ -215,9 +215,9 @@ def lazy():
     del task
     return Message(state, jnp.float32(1), {}), 0.5 * state + ctx.params, {}
 
-  server = Stage(lambda ctx, message, state: (ctx.params - message.payload, state, {}))
+  server = Stage(lambda ctx, message, state: (ctx.params - message.update, state, {}))
   init = lambda ctx: jnp.zeros_like(ctx.params)
-  return Layer('algorithm', Stage(client, init), server, traits=Traits(kind='algorithm'))
+  return Layer('algorithm', client=Stage(client, init, (Trains(),)), server=server)
 
 
 @pytest.mark.slow
@@ -229,7 +229,7 @@ def test_no_copy_of_a_table_is_made(mode, devices):
   execution = Execution(mode=mode, chunk=chunk, devices=devices, pool=False)
   params = jnp.zeros(5000)
   pop = tiny.population(tiny.client_data([2] * 64))
-  sim = tiny.build(onion(lazy(), uniform(64, 8), equal()), execution, pop=pop, params=params)
+  sim = tiny.build(compose(lazy(), uniform(64, 8), equal()), execution, pop=pop, params=params)
   assert sim.setting.divided
   state = sim.init(params)
   lowered = sim.segment.lower(state, sim.population, np.uint32(0), np.int32(1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_mem import account
-from fedjax_mem.core import IncompatibleStages, Sampling, Stage
+from fedjax_mem.core import Draws, IncompatibleStages, Noises, Stage
 from fedjax_mem.experiment import audit, cli
 from fedjax_mem.experiment.build import build, build_layers
 from fedjax_mem.experiment.config import load_config
@@ -30,7 +30,7 @@ RELEASES = {
 def play(name, part, params=PARAMS, layer=None):
   """Returns what the game finds of noise that is `part` of what is claimed."""
   make, z = RELEASES[name]
-  claimed = make(z).traits.mechanism
+  claimed = make(z).fact(Noises).mechanism
   layers = (make(z * part) if layer is None else layer,)
   return audit.release(layers, claimed, params, delta=DELTA, trials=TRIALS)
 
@@ -58,8 +58,8 @@ def test_the_game_catches_noise_that_is_off(name):
 
 @pytest.mark.slow
 def test_the_game_claims_what_the_accountant_says_of_one_release_without_sampling():
-  everyone = Sampling('poisson', 4, 4, 4)
-  mechanism = privacy.central(C, 1.0).traits.mechanism
+  everyone = Draws('poisson', 4, 4, 4)
+  mechanism = privacy.central(C, 1.0).fact(Noises).mechanism
   assert play('central', 1).claimed == account.epsilon(everyone, mechanism, 1, DELTA).epsilon
 
 
@@ -70,9 +70,10 @@ def test_the_game_catches_a_clip_array_by_array():
 
   def client(ctx, message, state):
     each = lambda x: x * jnp.minimum(1, C / jnp.maximum(jnp.linalg.norm(x), 1e-9))
-    return message._replace(payload=jax.tree.map(each, message.payload)), state, {}
+    return message._replace(update=jax.tree.map(each, message.update)), state, {}
 
-  faulty = honest._replace(client=Stage(client))
+  # It states what an honest one does.
+  faulty = honest._replace(client=Stage(client, facts=honest.client.facts))
   params = {str(i): jnp.zeros(2) for i in range(9)}
   assert play('central', 1, params, faulty).broken
   assert not play('central', 1, params).broken
@@ -85,7 +86,7 @@ def test_the_game_catches_a_clip_array_by_array():
 )
 def test_the_game_is_refused_where_it_means_nothing(layer):
   with pytest.raises(IncompatibleStages, match='fresh central noise by client'):
-    audit.release((layer,), layer.traits.mechanism, PARAMS, delta=DELTA, trials=2)
+    audit.release((layer,), layer.fact(Noises).mechanism, PARAMS, delta=DELTA, trials=2)
 
 
 # One whole run.
@@ -208,15 +209,13 @@ def test_the_enlarged_experiment_keeps_rate_noise_and_the_noise_in_the_average(m
   parts = build(config)
   known = settled(config, chooser(parts))
   layers = build_layers(audit.enlarged(known, 20, 60), parts.model, 80)
-  sampling = next(x.select.sampling for x in layers if x.select)
-  old = chooser(parts).select.sampling
+  sampling = next(x.fact(Draws) for x in layers if x.select)
+  old = chooser(parts).fact(Draws)
   assert (sampling.population, sampling.expected) == (80, 40)
   assert sampling.expected / sampling.population == old.expected / old.population
   weigh = next(x.traits for x in layers if x.traits.weighs)
   assert weigh.divisor == 40  # noise on the sum as before; a client counts 1 / expected cohort
-  mechanisms = [
-    next(x.traits.mechanism for x in y if x.traits.mechanism) for y in (layers, parts[3])
-  ]
+  mechanisms = [next(n.mechanism for x in y if (n := x.fact(Noises))) for y in (layers, parts[3])]
   assert mechanisms[0] == mechanisms[1]
   epsilons = [account.epsilon(s, mechanisms[0], 4, 1e-5).epsilon for s in (sampling, old)]
   assert epsilons[0] == pytest.approx(epsilons[1], rel=1e-9)
@@ -252,8 +251,7 @@ def test_shares_of_noise_and_room_grow_with_the_cohort(make):
   assert larger.stages[1].options['clients'] == 32
   layers = {x.name: x for x in build_layers(larger, parts.model, 63)}
   new, old = (
-    next(x.traits.mechanism for x in y if x.traits.mechanism)
-    for y in (layers.values(), parts.layers)
+    next(n.mechanism for x in y if (n := x.fact(Noises))) for y in (layers.values(), parts.layers)
   )
   assert new.noise_multiplier == old.noise_multiplier and new.shares == 22
   assert new.l2 >= old.l2 and layers['grid'].traits.clients == 31
@@ -310,7 +308,8 @@ from fedjax_mem.stages.privacy import central
 
 def layer(l2_clip_norm, noise_multiplier):
   honest = central(l2_clip_norm, noise_multiplier)
-  return central(l2_clip_norm, noise_multiplier / 4)._replace(traits=honest.traits)
+  less = central(l2_clip_norm, noise_multiplier / 4)
+  return less._replace(server=less.server._replace(facts=honest.server.facts))
 """
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_mem.core import Layer
+from fedjax_mem.core import Draws, Layer
 from fedjax_mem.experiment import registry
 from fedjax_mem.experiment.build import (
   build,
@@ -154,7 +154,7 @@ def test_every_sampler_and_weighting_builds(make, name, option, weighting):
   more = ['weighting.options={cap=50}'] if weighting == 'capped' else []
   parts = build(make(f'selection.name={name}', f'weighting.name={weighting}', *more))
   assert [x.name for x in parts.layers] == ['algorithm', 'select', 'weigh']
-  assert parts.layers[1].select.sampling.expected == pytest.approx(4)
+  assert parts.layers[1].fact(Draws).expected == pytest.approx(4)
   assert parts.layers[2].traits.weighs == weighting
 
 
@@ -165,8 +165,8 @@ def test_every_algorithm_builds(make, algorithm):
 
 def test_stages_stand_where_they_are_asked_to(make, layers):
   (layers / 'places.py').write_text(
-    'from fedjax_mem.core import Layer, Traits\n'
-    "def task(name='t'):\n  return Layer(name, traits=Traits(kind='task'))\n"
+    'from fedjax_mem.core import Layer\n'
+    "def task(name='t'):\n  return Layer(name)\n"
     "def two(name='m'):\n  return Layer(name), Layer(name + '2')\n"
   )
   parts = build(

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from fedjax_mem import account
-from fedjax_mem.core import Mechanism, Sampling
+from fedjax_mem.core import Draws, Mechanism
 from fedjax_mem.experiment import cli
 from fedjax_mem.report import plots
 
@@ -55,7 +55,7 @@ def test_the_reference_values(call, given, rdp, pld):
   found = {(r['accountant'], r['adjacency']): r['epsilon'] for r in rows}
   assert close(found['RDP', 'add_or_remove_one'], rdp)
   assert close(found['PLD', 'add_or_remove_one'], pld)
-  sampling = Sampling('poisson', population, cohort, population)
+  sampling = Draws('poisson', population, cohort, population)
   for accountant, value in (('rdp', rdp), ('pld', pld)):
     claim = account.epsilon(
       sampling, Mechanism('gaussian', noise), rounds, 1e-5, accountant=accountant
@@ -86,9 +86,9 @@ def test_every_row_is_what_the_accountant_says(call, scheme, mechanism, adjacenc
   assert level is None or rows[0]['level'] == level
   assert len({(r['accountant'], r['adjacency']) for r in rows}) == len(rows) >= 2
   for row in rows:
-    apart = 20 if scheme == 'cyclic' else None
+    apart = 20 if scheme == 'cyclic' else 1
     claim = account.epsilon(
-      Sampling(scheme, 1000, 50, int(row['capacity']), apart), Mechanism(mechanism, 2.5), 40, 1e-5,
+      Draws(scheme, 1000, 50, int(row['capacity']), apart), Mechanism(mechanism, 2.5), 40, 1e-5,
       adjacency=row['adjacency'], accountant=row['accountant'].lower(),
     )  # fmt: skip
     assert close(row['epsilon'], claim.epsilon) and close(row['delta'], claim.delta)
@@ -108,9 +108,7 @@ def test_calibrate_finds_the_number_that_is_left_out(call):
   _, (row,), _, _ = call(*words, '--cohort', 50, '--rounds', 40)
   assert 1.98 <= number(row['epsilon']) <= 2 and row['target'] == '2'
   noise = number(row['noise_multiplier'])
-  claim = account.epsilon(
-    Sampling('poisson', 1000, 50, 1000), Mechanism('gaussian', noise), 40, 1e-5
-  )
+  claim = account.epsilon(Draws('poisson', 1000, 50, 1000), Mechanism('gaussian', noise), 40, 1e-5)
   assert claim.epsilon == pytest.approx(2, rel=2e-3)
   _, (row,), _, _ = call(*words, '--cohort', 50, '--noise-multiplier', noise * 1.01)
   assert 40 <= number(row['rounds']) <= 43 and number(row['epsilon']) <= 2

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_mem.core import Sampler, Stage, selector
+from fedjax_mem.core import Looks, Stage, compose
 from fedjax_mem.data.streaming import StreamedPopulation
 from fedjax_mem.engine import Execution, simulate
 from fedjax_mem.experiment import examples
@@ -87,24 +87,20 @@ def test_the_next_segment_is_gathered_while_this_one_runs(make, monkeypatch):
 
 def with_feedback(layers):
   """The layers with a sampler whose draws depend on a table of its clients."""
-  name, sampler = selector(layers)
-  sampling = sampler.sampling._replace(scheme='data_dependent')
+  first = layers.drawing
 
-  def apply(ctx, table, state):
+  def apply(ctx, draw, state):
     # Those who have taken part the least.
-    ids = np.arange(3) + jax.numpy.argmin(table[:28])
-    cohort, state, metrics = sampler.apply(ctx, table, state)
-    return cohort._replace(id=ids.astype(np.int32)), state, metrics
+    ids = np.arange(3) + jax.numpy.argmin(ctx.table[:28])
+    draw, state, metrics = first.select.apply(ctx, draw, state)
+    return draw._replace(cohort=draw.cohort._replace(id=ids.astype(np.int32))), state, metrics
 
   def note(ctx, value, state):
     return value, state + 1, {}
 
-  return tuple(
-    x._replace(select=Sampler(apply, sampling), client=Stage(note, lambda ctx: jax.numpy.int32(0)))
-    if x.name == name
-    else x
-    for x in layers
-  )
+  select = Stage(apply, facts=(layers.draws, Looks("others' data")))
+  asks = Stage(note, lambda ctx: jax.numpy.int32(0))
+  return compose(*(x._replace(select=select, client=asks) if x is first else x for x in layers))
 
 
 @pytest.mark.slow

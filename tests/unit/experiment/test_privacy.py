@@ -11,7 +11,7 @@ import pytest
 
 from fedjax_mem import account
 from fedjax_mem.account import poisson
-from fedjax_mem.core import IncompatibleStages, Mechanism, Sampling
+from fedjax_mem.core import Draws, IncompatibleStages, Mechanism, Noises, Round, Trains
 from fedjax_mem.experiment import cli, privacy
 from fedjax_mem.experiment.build import build
 from fedjax_mem.experiment.checkpoint import Checkpoints
@@ -92,7 +92,7 @@ def call(capsys):
 def books_of(config):
   """Returns (books, sampling) of an experiment, before its first round."""
   parts = build(config)
-  sampling = next(x.select.sampling for x in parts.layers if x.select)
+  sampling = next(x.fact(Draws) for x in parts.layers if x.select)
   return open_books(config, parts.layers, parts.data.counts), sampling
 
 
@@ -273,13 +273,16 @@ def test_a_claim_that_is_not_complete_is_refused(make, overrides, words):
 
 
 SAMPLER = """
+import dataclasses
+
+from fedjax_mem.core import Draws, Looks
 from fedjax_mem.stages.select import uniform
 
 
 def by_loss(num_clients, cohort_size):
   layer = uniform(num_clients, cohort_size)
-  sampling = layer.select.sampling._replace(scheme='data_dependent')
-  return layer._replace(select=layer.select._replace(sampling=sampling))
+  law = dataclasses.replace(layer.fact(Draws), scheme='data_dependent')
+  return layer._replace(select=layer.select._replace(facts=(law, Looks("others' data"))))
 """
 CALIBRATED = (stage('central', l2_clip_norm=0.5), 'privacy.target_epsilon=4')
 
@@ -392,7 +395,7 @@ def test_a_poisson_cohort_gets_the_rows_that_delta_needs(make, target):
   assert poisson.overflow(sampling, config.rounds) <= DELTA / 100
   bound = 1.5 if target else 10.0
   assert poisson.added_delta(sampling, config.rounds, bound) <= DELTA / 100
-  fewer = sampling._replace(capacity=sampling.capacity - 1)
+  fewer = dataclasses.replace(sampling, capacity=sampling.capacity - 1)
   assert poisson.added_delta(fewer, config.rounds, bound) > DELTA / 100
   stated = books.central.guarantee(1)
   assert DELTA < stated.delta <= 1.01 * DELTA  # what overflow adds is in the claim
@@ -419,9 +422,9 @@ def test_a_cohort_of_fixed_size_is_accounted_as_replace_one(make):
   assert (stated.adjacency, stated.accountant) == ('replace_one', 'RDP')
   mechanism = Mechanism('gaussian', 2.0)
   claim = account.epsilon(sampling, mechanism, 12, DELTA, adjacency='replace_one')
-  assert sampling == Sampling('without_replacement', N, C, C)
+  assert sampling == Draws('without_replacement', N, C, C)
   assert stated.epsilon == pytest.approx(claim.epsilon, rel=1e-12)
-  poissons = account.epsilon(Sampling('poisson', N, C, N), mechanism, 12, DELTA)
+  poissons = account.epsilon(Draws('poisson', N, C, N), mechanism, 12, DELTA)
   assert stated.epsilon > 1.5 * poissons.epsilon
   with pytest.raises(IncompatibleStages, match='a cohort of fixed size'):
     books_of(make(UNIFORM, 'privacy.adjacency=add_or_remove_one'))
@@ -570,7 +573,7 @@ def participations(config, rounds):
 def locally(make, tmp_path_factory):
   """A run with local noise and a budget of three participations a client."""
   claim = lambda k: account.epsilon(
-    Sampling('cyclic', 1, 1, 1), Mechanism('gaussian', 9.0, trust='local'), k, DELTA
+    Draws('cyclic', 1, 1, 1), Mechanism('gaussian', 9.0, trust='local'), k, DELTA
   )
   budget = (claim(3).epsilon + claim(4).epsilon) / 2
   config = make(UNIFORM, LOCAL, f'privacy.target_epsilon={budget}')
@@ -635,7 +638,7 @@ def test_a_sampler_that_keeps_clients_apart_does_not_end_the_run_early(make):
   """Twenty clients, five a round: a client has its second turn in round 5, and 8 rounds fit two."""
   config = make(ROBIN, 'rounds=8', LOCAL)
   books, sampling = books_of(config)
-  assert sampling.separation == 4
+  assert sampling.min_sep == 4
   turns = lambda r: np.arange(5 * (r - 1), 5 * r) % 20
   for r in range(1, 9):
     assert books.room(r - 1, 8) >= 1
@@ -647,7 +650,7 @@ def test_a_sampler_that_keeps_clients_apart_does_not_end_the_run_early(make):
 def test_a_budget_with_turns_ends_the_run_when_someone_would_have_one_too_many(make):
   one, two = (
     account.epsilon(
-      Sampling('cyclic', 1, 1, 1), Mechanism('gaussian', 9.0, trust='local'), k, DELTA
+      Draws('cyclic', 1, 1, 1), Mechanism('gaussian', 9.0, trust='local'), k, DELTA
     ).epsilon
     for k in (1, 2)
   )
@@ -703,7 +706,7 @@ def test_dp_sgd_is_accounted_by_steps_of_poisson_batches(make):
   # Not a step a participation, and not without the batches' amplification.
   assert ledger.entry.guarantee(1).epsilon > account.epsilon(batches, mechanism, 1, DELTA).epsilon
   assert ledger.entry.guarantee(1).epsilon < account.epsilon(
-    Sampling('poisson', largest, largest, largest), mechanism, STEPS, DELTA
+    Draws('poisson', largest, largest, largest), mechanism, STEPS, DELTA
   ).epsilon  # fmt: skip
 
 
@@ -729,10 +732,9 @@ def test_noise_by_example_that_does_not_say_its_releases_is_refused(make):
   config = make(*SGD)
   parts = build(config)
   vague = Mechanism('gaussian', Z, trust='local', unit='example')
-  layers = [
-    x._replace(traits=x.traits._replace(mechanism=vague)) if x.traits.mechanism else x
-    for x in parts.layers
-  ]
+  trains = parts.layers.algorithm
+  vaguely = trains._replace(client=trains.client._replace(facts=(Trains(), Noises(vague))))
+  layers = Round(vaguely if x is trains else x for x in parts.layers)
   with pytest.raises(ValueError, match='must be an ExampleNoise'):
     open_books(config, layers, parts.data.counts)
 

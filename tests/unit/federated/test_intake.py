@@ -207,7 +207,7 @@ class Spoiling(FederatedClient):
 
   def _bytes(self, sent, place):
     if place.secure is None:
-      return compression.dense(sent.message.payload, 1e-30)
+      return compression.dense(sent.message.update, 1e-30)
     return bytes(len(super()._bytes(sent, place)))
 
 

@@ -93,12 +93,12 @@ def test_fedsgd_and_secure_aggregation():
 
 @pytest.mark.slow
 def test_alike_clients_compile_once():
-  recipe.halves.cache_clear()
+  recipe.sides.cache_clear()
   clients = [client(i, count=5 + i % 3, learning_rate=0.07) for i in range(5)]
   made = server()
   updates_of(made, clients)
-  assert recipe.halves.cache_info().currsize == 1
-  assert clients[0].halves().client._cache_size() == 1
+  assert recipe.sides.cache_info().currsize == 1
+  assert clients[0].sides().client._cache_size() == 1
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_values_on_the_wire_are_those_the_server_reads():
   quantized = CompressionConfig(method='quantization', quantization_bits=4)
   made, clients = server(), [client(i, compression_config=quantized) for i in range(2)]
   for update in updates_of(made, clients):
-    read = made._read(update, {}).message.payload
+    read = made._read(update, {}).message.update
     for a, b in zip(jax.tree.leaves(read), jax.tree.leaves(update.values), strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     assert update.metadata.bytes == len(update.data) < update.metadata.dense_bytes

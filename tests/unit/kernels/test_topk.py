@@ -54,7 +54,7 @@ def _vector(kind, size, dtype=jnp.float32):
     x[rng.integers(0, size, 1 + size // 20)] = np.nan
     x[rng.integers(0, size, 1 + size // 20)] = -np.inf
     x[rng.integers(0, size, 1 + size // 20)] = np.inf
-    x.view(np.uint32)[-1:] = 0xFFFFFFFF  # A NaN of another payload.
+    x.view(np.uint32)[-1:] = 0xFFFFFFFF  # A NaN of another update.
   return jnp.asarray(x).astype(dtype)
 
 

@@ -11,8 +11,17 @@ from reference import tiny
 from scipy import stats
 
 from fedjax_mem.account import LocalLedger
-from fedjax_mem.core import Examples, Task, keys, onion, scalar_member, stack_clients
-from fedjax_mem.engine import context, simulate
+from fedjax_mem.core import (
+  Context,
+  Examples,
+  Noises,
+  Task,
+  compose,
+  keys,
+  scalar_member,
+  stack_clients,
+)
+from fedjax_mem.engine import simulate
 from fedjax_mem.stages.algorithm import dp_sgd
 from fedjax_mem.stages.algorithm.dp_sgd import batch_rows, poisson_batch
 from fedjax_mem.stages.select import round_robin
@@ -43,11 +52,11 @@ def train(layer, data, params=None, key=None):
   """Returns the update of a client, flat, and the metrics."""
   params = tiny.initial() if params is None else params
   key = jax.random.key(7) if key is None else key
-  fields = dict.fromkeys(context.Context._fields)
-  ctx = context.Context(**(fields | {'key': key, 'round': jnp.int32(0), 'me': scalar_member(0)}))
+  fields = dict.fromkeys(Context._fields)
+  ctx = Context(**(fields | {'key': key, 'round': jnp.int32(0), 'client': scalar_member(0)}))
   client = jax.jit(lambda p, k: layer.client.apply(ctx._replace(key=k), Task(p, data), ()))
   message, _, metrics = client(params, key)
-  return tiny.vec(message.payload), metrics
+  return tiny.vec(message.update), metrics
 
 
 @functools.cache
@@ -186,7 +195,7 @@ def test_rows_are_enough_for_the_largest_client():
   assert batch_rows(0.1, 1000, None) < 200
   assert stats.binom(1000, 0.1).sf(batch_rows(0.1, 1000, None)) <= 1e-14
   assert batch_rows(1.0, 60, None) == 60 and batch_rows(0.5, 60, 1000) == 60
-  mechanism = make(noise_multiplier=1.0, capacity=12).traits.mechanism
+  mechanism = make(noise_multiplier=1.0, capacity=12).fact(Noises).mechanism
   sampling = mechanism.batches(40)
   assert (sampling.scheme, sampling.population, sampling.expected, sampling.capacity) == (
     'poisson',
@@ -197,7 +206,7 @@ def test_rows_are_enough_for_the_largest_client():
 
 
 def test_the_ledger_takes_what_the_layer_carries():
-  mechanism = make(noise_multiplier=2.0).traits.mechanism
+  mechanism = make(noise_multiplier=2.0).fact(Noises).mechanism
   assert (mechanism.unit, mechanism.trust, mechanism.steps, mechanism.rate) == (
     'example',
     'local',
@@ -216,17 +225,17 @@ def test_the_ledger_takes_what_the_layer_carries():
   ledger = plan(mechanism.steps)
   assert 0 < ledger.entry.epsilon[0] < ledger.entry.epsilon[-1] < np.inf
   assert plan(1).entry.epsilon[-1] < ledger.entry.epsilon[-1]
-  assert make().traits.mechanism is None
+  assert make().fact(Noises) is None
 
 
 def round_of(layer, mode='vmap'):
-  return tiny.build(onion(layer, round_robin(tiny.N, tiny.C), equal()), mode)
+  return tiny.build(compose(layer, round_robin(tiny.N, tiny.C), equal()), mode)
 
 
 @pytest.mark.slow
 def test_clients_and_rounds_draw_batches_and_noise_of_their_own():
   pop = stack_clients([{'x': np.ones((4, 2), np.float32)}] * 3)
-  layers = onion(
+  layers = compose(
     make(flat_loss, steps=1, noise_multiplier=1.0, learning_rate=1.0), round_robin(3, 1), equal()
   )
   sim = simulate(layers, {'w': jnp.zeros(5000)}, pop, seed=1)
@@ -255,7 +264,7 @@ def test_the_noise_of_a_round_is_from_the_clients_key():
   layer = make(flat_loss, steps=1, noise_multiplier=1.0, learning_rate=1.0)
   pop = stack_clients([{'x': np.ones((4, 2), np.float32)}])
   params = {'w': jnp.zeros(50)}
-  sim = simulate(onion(layer, round_robin(1, 1), equal()), params, pop, seed=9)
+  sim = simulate(compose(layer, round_robin(1, 1), equal()), params, pop, seed=9)
   state, _ = sim.run(sim.init(params), 1)
   key = keys.role_key(keys.layer_key(keys.seed_key(9), 0, 'algorithm'), 'client', 0)
   data = Examples(pop.arrays, pop.index, pop.start[0], pop.count[0], pop.count[0], 4)

@@ -7,7 +7,7 @@ import optax
 import pytest
 from reference import tiny, twins
 
-from fedjax_mem.core import Examples, onion
+from fedjax_mem.core import Examples, compose
 from fedjax_mem.optim import fedavgm, sgd
 from fedjax_mem.stages.algorithm import fedavg, fedsgd, training
 from fedjax_mem.stages.select import round_robin
@@ -17,7 +17,7 @@ ROUNDS = 3
 
 
 def round_of(algorithm, weigh=None):
-  return onion(algorithm, round_robin(tiny.N, tiny.C), weigh or by_examples())
+  return compose(algorithm, round_robin(tiny.N, tiny.C), weigh or by_examples())
 
 
 def cohort(round):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reference import given, tiny
 
-from fedjax_mem.core import Message
+from fedjax_mem.core import Message, Noises
 from fedjax_mem.kernels import noise
 from fedjax_mem.stages import privacy
 
@@ -46,7 +46,7 @@ def test_four_rounds_are_their_numpy_twin(z, sigma_b):
 
 def test_the_two_releases_cost_what_one_gaussian_does():
   made = layer()
-  mechanism = made.traits.mechanism
+  mechanism = made.fact(Noises).mechanism
   sigma = EXPECTED / 20
   delta = (Z**-2 - (2 * sigma) ** -2) ** -0.5
   # Squared multipliers add inversely; the bit's sensitivity is 1/2.
@@ -108,6 +108,6 @@ def test_bad_options_are_refused_by_name(option):
 @pytest.mark.parametrize('weight, norm, bit', [(1.0, 0.1, 0.5), (1.0, 3.0, -0.5), (0.0, 0.1, 0.0)])
 def test_a_client_tells_whether_it_is_within_the_bound_if_it_takes_part(weight, norm, bit):
   message = Message({'a': jnp.array([norm, 0], jnp.float32)}, jnp.float32(weight), {})
-  context = SimpleNamespace(shared=jnp.float32(1.0))
+  context = SimpleNamespace(server_state=jnp.float32(1.0))
   told, _, _ = layer().client.apply(context, message, ())
   assert told.aux['below'] == bit

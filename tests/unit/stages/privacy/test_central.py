@@ -9,7 +9,7 @@ import optax
 import pytest
 from reference import given, tiny
 
-from fedjax_mem.core import onion, tree
+from fedjax_mem.core import Noises, compose, tree
 from fedjax_mem.engine.round import make_round
 from fedjax_mem.kernels import noise
 from fedjax_mem.optim import fedadam
@@ -101,8 +101,8 @@ def trained(mode, name=None):
   """Returns the parameters after two rounds of FedAvg, of two epochs so that it is not pooled."""
   base = fedavg(tiny.loss, learning_rate=0.1, batch_size=4, epochs=2)
   more = () if name is None else (QUIET[name](),)
-  assert all(x.traits.mechanism is None for x in more)
-  return tiny.execute(tiny.build(onion(base, tiny.rota(), equal(), *more), mode), 2)[0].params
+  assert all(x.fact(Noises) is None for x in more)
+  return tiny.execute(tiny.build(compose(base, tiny.rota(), equal(), *more), mode), 2)[0].params
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_without_noise_and_within_the_bound_it_is_the_plain_round_bit_for_bit(mo
 @pytest.mark.slow
 def test_the_noise_goes_into_the_server_optimizer_and_is_not_added_after_it():
   momentum = optax.sgd(1.0, momentum=0.9)
-  layers = onion(
+  layers = compose(
     fedsgd(tiny.loss, batch_size=16, server_optimizer=momentum), tiny.rota(), equal(6.0)
   )
   state, _ = tiny.execute(tiny.build((*layers, privacy.central(C, 40.0))), 2)
@@ -132,7 +132,7 @@ def test_the_noise_goes_into_the_server_optimizer_and_is_not_added_after_it():
 @pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_the_moments_of_an_adaptive_server_optimizer_come_from_the_noised_sum():
-  layers = onion(
+  layers = compose(
     fedsgd(tiny.loss, batch_size=16, server_optimizer=fedadam(0.1)), tiny.rota(), equal(6.0)
   )
   noisy, quiet = (
@@ -147,7 +147,7 @@ def test_the_moments_of_an_adaptive_server_optimizer_come_from_the_noised_sum():
 @pytest.mark.slow
 def test_a_capped_weight_is_within_the_clip():
   # 9 examples of a cap of 3 count as 3; the weight cannot enlarge what was clipped.
-  layers = onion(
+  layers = compose(
     tiny.algorithm(1.0), tiny.rota(), capped(3.0, divisor=1.0), privacy.central(C, 0.0)
   )
   start = tiny.build(layers).init(tiny.initial())
@@ -179,9 +179,9 @@ def test_bad_options_are_refused_by_name(option):
 
 
 def test_the_mechanism_says_what_ran():
-  assert privacy.central(C, Z).traits.mechanism.noise_multiplier == Z
-  discrete = privacy.central(C, Z, mechanism='discrete_gaussian', levels=100).traits.mechanism
+  assert privacy.central(C, Z).fact(Noises).mechanism.noise_multiplier == Z
+  discrete = privacy.central(C, Z, mechanism='discrete_gaussian', levels=100).fact(Noises).mechanism
   assert (discrete.name, discrete.l2, discrete.noise_multiplier) == ('discrete_gaussian', 100.0, Z)
-  assert privacy.laplace(C, Z).traits.mechanism.name == 'laplace'
-  local = privacy.local(C, Z).traits.mechanism
+  assert privacy.laplace(C, Z).fact(Noises).mechanism.name == 'laplace'
+  local = privacy.local(C, Z).fact(Noises).mechanism
   assert (local.trust, local.unit) == ('local', 'client')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference import given, tiny
 
-from fedjax_mem.core import Context, Message, sensitivity, tree
+from fedjax_mem.core import IN_ROUND, Bound, Bounds, Context, Message, tree
 from fedjax_mem.engine.round import make_round
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.privacy import clipping
@@ -42,36 +42,36 @@ LAYERS = {
 }
 
 
-def sent(layer, update):
-  """Returns what the client half of a layer sends, and its metrics."""
+def sent(layer, given):
+  """Returns what the client side of a layer sends, and its metrics."""
   shared = jnp.float32(C)
   ctx = Context(jax.random.key(0), None, jnp.int32(0), None, None, None, shared, None)
-  message = Message(jax.tree.map(jnp.asarray, update), jnp.float32(1), {})
+  message = Message(jax.tree.map(jnp.asarray, given), jnp.float32(1), {})
   client = lambda m: layer.client.apply(ctx, m, ())
   # A thousand arrays take half a minute to compile, and a second op by op.
-  few = len(jax.tree.leaves(update)) < 100
+  few = len(jax.tree.leaves(given)) < 100
   message, _, metrics = (jax.jit(client) if few else client)(message)
-  return message.payload, metrics
+  return message.update, metrics
 
 
-def size(name, payload):
+def size(name, update):
   power = 1 if 'laplace' in name else 2
   step = C / 1024 if name == 'discrete' else 1.0
-  return np.linalg.norm(tiny.vec(payload) * step, power)
+  return np.linalg.norm(tiny.vec(update) * step, power)
 
 
 @pytest.mark.first(2)
 @pytest.mark.parametrize('kind', UPDATES)
 @pytest.mark.parametrize('name', ['central', 'per layer', 'discrete', 'laplace', 'adaptive'])
 def test_no_update_leaves_the_ball(name, kind):
-  update = UPDATES[kind]
-  payload, metrics = sent(LAYERS[name](), update)
-  before = size('laplace' if 'laplace' in name else '', update)
-  assert size(name, payload) <= C
+  given = UPDATES[kind]
+  update, metrics = sent(LAYERS[name](), given)
+  before = size('laplace' if 'laplace' in name else '', given)
+  assert size(name, update) <= C
   if name != 'per layer' and before < C * (1 - 2 * clipping.MARGIN) and name != 'discrete':
-    tiny.assert_same_bits(jax.tree.map(lambda x, u: x.astype(u.dtype), payload, update), update)
+    tiny.assert_same_bits(jax.tree.map(lambda x, u: x.astype(u.dtype), update, given), given)
   elif before > C * 1.001 and name not in ('per layer', 'discrete'):
-    assert size(name, payload) > 0.99 * C
+    assert size(name, update) > 0.99 * C
     assert float(metrics['uncovered_clipped'].total) == 1
 
 
@@ -105,18 +105,21 @@ def test_one_client_moves_the_released_sum_by_at_most_the_bound(name):
 
 
 def test_the_clip_is_of_the_whole_update_and_not_of_each_array():
-  update = {str(i): np.full(4, 1.0, np.float32) for i in range(9)}
-  payload, _ = sent(LAYERS['central'](), update)
-  np.testing.assert_allclose(tiny.vec(payload), C / 6, rtol=1e-5)
-  payload, _ = sent(LAYERS['per layer'](), update | {'0': np.zeros(4, np.float32)})
-  np.testing.assert_allclose(tiny.vec(payload)[4:], C / 6, rtol=1e-5)
+  given = {str(i): np.full(4, 1.0, np.float32) for i in range(9)}
+  update, _ = sent(LAYERS['central'](), given)
+  np.testing.assert_allclose(tiny.vec(update), C / 6, rtol=1e-5)
+  update, _ = sent(LAYERS['per layer'](), given | {'0': np.zeros(4, np.float32)})
+  np.testing.assert_allclose(tiny.vec(update)[4:], C / 6, rtol=1e-5)
 
 
 def test_stated_bounds_compose():
   for name, make in LAYERS.items():
-    bound = sensitivity((make(),))
-    assert (bound.l1 if 'laplace' in name else bound.l2) == (np.inf if name == 'adaptive' else C)
-  assert sensitivity((privacy.local(C, 1.0),)).l2 is None
+    ctx = Context(*[None] * 6, IN_ROUND, None)  # where the plan asks
+    bound = make().client.fact(Bounds).of(ctx, Bound())
+    # Of the discrete one in steps of its grid.
+    wanted = {'adaptive': IN_ROUND, 'discrete': 1024}.get(name, C)
+    assert (bound.l1 if 'laplace' in name else bound.l2) == wanted
+  assert privacy.local(C, 1.0).client.fact(Bounds) is None
 
 
 @pytest.mark.slow

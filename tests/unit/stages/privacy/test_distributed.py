@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import given
+from reference import given, tiny
 from reference.loop import plain_round
 from scipy import stats
 
 from fedjax_mem import account
-from fedjax_mem.core import Context, IncompatibleStages, Message, Sampling, tree
+from fedjax_mem.core import Bound, Bounds, Context, Draws, IncompatibleStages, Message, Noises, tree
 from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.privacy.distributed import FINEST, Grid, Setting, _Rounding, finest, grid
@@ -31,6 +31,13 @@ def layers(name='skellam', *, size=SIZE, clients=CLIENTS, shares=CLIENTS, z=Z, b
   )
 
 
+def bound_of(made):
+  """Returns the L2 bound of a rounded update, in its own units."""
+  _, grid, _ = made
+  coded = grid.client.fact(Bounds).of(None, Bound())
+  return grid.server.fact(Bounds).of(None, coded).l2
+
+
 def lossy(number, *gone):
   """Returns a sampler of all clients, of which those in `gone[round]` drop out."""
   layer = round_robin(number, number)
@@ -39,12 +46,8 @@ def lossy(number, *gone):
   for round, ids in enumerate(gone):
     stay[round, ids] = False
 
-  def apply(ctx, table, state):
-    cohort, state, metrics = layer.select.apply(ctx, table, state)
-    stays = jnp.asarray(stay)[ctx.round, cohort.id]
-    return cohort._replace(arrived=cohort.arrived & stays), state, metrics
-
-  return layer._replace(select=layer.select._replace(apply=apply))
+  stays = lambda ctx, cohort: cohort.arrived & jnp.asarray(stay)[ctx.round, cohort.id]
+  return tiny.changed(layer, lambda ctx, cohort: cohort._replace(arrived=stays(ctx, cohort)))
 
 
 @functools.cache
@@ -55,7 +58,7 @@ def silent(name):
 
 def scale(made, arrived=CLIENTS, shares=CLIENTS):
   """Returns the standard deviation of the noise on the sum, in the units of an update."""
-  bound = made[0].sensitivity(None).l2
+  bound = bound_of(made)
   return Z * bound * math.sqrt(arrived / shares)
 
 
@@ -77,7 +80,7 @@ def test_the_noise_is_fresh_in_every_round_and_for_every_client():
   # Before the mask, each client's own integers.
   plain = given.build(given.silence(SIZE), *layers())
   sent = plain_round(plain.setting.layers, state, plain.population, 3).messages
-  rows = [*rounds, *(np.asarray(m.payload)[:SIZE] for m in sent)]
+  rows = [*rounds, *(np.asarray(m.update)[:SIZE] for m in sent)]
   for i, a in enumerate(rows):
     for b in rows[:i]:
       # A client's share is a third of the noise of the first round, but in another basis.
@@ -100,8 +103,8 @@ def test_who_drops_out_takes_its_share_along():
 
 def test_large_updates_are_rotated_in_the_largest_blocks():
   # Shorter blocks would be flat less often, and the grid would have to be coarser for it.
-  first, *_ = layers(size=205_000)
-  assert first.traits.mechanism.dimension == 51 * 4096
+  *_, last = layers(size=205_000)
+  assert last.fact(Noises).mechanism.dimension == 51 * 4096
 
 
 @pytest.mark.slow
@@ -165,14 +168,14 @@ def test_masks_and_execution_change_no_bit(execution):
 def sent(updates, made, clients):
   sim = given.build(updates, *made[:2])
   state = sim.init(tree.zeros(sim.params))
-  return [m.payload for m in plain_round(sim.setting.layers, state, sim.population, 3).messages]
+  return [m.update for m in plain_round(sim.setting.layers, state, sim.population, 3).messages]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('bits', [12, 20])
 def test_no_rounded_update_is_beyond_the_bound(bits):
   made = layers(size=600, clients=5, shares=5, bits=bits)
-  l2 = made[0].traits.mechanism.l2
+  l2 = made[2].fact(Noises).mechanism.l2
   wild = {'a': UPDATES['a'] * np.array([1e6, 1.0, 3.0, 1e-3, 0.0], np.float32)[:, None, None]}
   norms = [math.sqrt((np.asarray(x, np.int64) ** 2).sum()) for x in sent(wild, made, 5)]
   assert max(norms) <= l2 and max(norms) > 0.8 * l2
@@ -189,7 +192,7 @@ def test_rounding_is_drawn_again_until_the_bound_is_kept():
 
     def one(number):
       out, _, metrics = half(Context(jax.random.key(number), *nobody), message, ())
-      return out.payload, metrics['uncovered_tries']
+      return out.update, metrics['uncovered_tries']
 
     return (np.asarray(v, np.int64) for v in jax.jit(jax.vmap(one))(jnp.arange(count)))
 
@@ -228,7 +231,7 @@ def test_the_sum_has_the_room_it_is_said_to_need():
   spike = {'a': np.eye(1, 512, dtype=np.float32).repeat(40, 0)}
   made = layers(size=512, clients=40, shares=40, bits=13, z=0.5)
   sim = given.build(even, *made, mask(clients=40, bits=13))
-  deviation = 0.5 * made[0].sensitivity(None).l2
+  deviation = 0.5 * bound_of(made)
   for updates in (even, spike):
     (got,), (metrics,), _ = given.play(sim, updates=updates)
     assert metrics['grid/filled'] < 0.98
@@ -237,14 +240,14 @@ def test_the_sum_has_the_room_it_is_said_to_need():
 
 
 def epsilon(mechanism, rounds=10, delta=1e-5):
-  sampling = Sampling('cyclic', 1000, 100, 100, 10)
+  sampling = Draws('cyclic', 1000, 100, 100, 10)
   return account.claim(sampling, mechanism, rounds=100, delta=delta).epsilon(100, delta)
 
 
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('z', [0.8, 1.6, 5.0])
 def test_at_a_fine_grid_epsilon_is_that_of_central_gaussian_noise(name, z):
-  made = layers(name, size=25_000, clients=100, shares=75, bits=24, z=z)[0].traits.mechanism
+  made = layers(name, size=25_000, clients=100, shares=75, bits=24, z=z)[2].fact(Noises).mechanism
   assert (made.shares, made.dimension) == (75, 25_088) and made.l2 > 16_000
   gaussian = epsilon(Mechanism('gaussian', z))
   # In Renyi terms of the same orders; the exact Gaussian's is a little lower still.
@@ -256,15 +259,15 @@ def test_a_coarse_grid_costs_epsilon_and_noise(name):
   fine, coarse = (
     layers(name, size=25_000, clients=100, shares=75, bits=bits, z=0.05) for bits in (24, 12)
   )
-  assert coarse[0].sensitivity(None).l2 > 1.02 * fine[0].sensitivity(None).l2
-  few = dataclasses.replace(coarse[0].traits.mechanism, noise_multiplier=0.01)
-  same = dataclasses.replace(fine[0].traits.mechanism, noise_multiplier=0.01)
+  assert bound_of(coarse) > 1.02 * bound_of(fine)
+  few = dataclasses.replace(coarse[2].fact(Noises).mechanism, noise_multiplier=0.01)
+  same = dataclasses.replace(fine[2].fact(Noises).mechanism, noise_multiplier=0.01)
   assert epsilon(few) > epsilon(same)
 
 
 def test_what_is_accounted_does_not_depend_on_who_arrives_beyond_the_shares():
   """More noise is added by more clients; the claim is that of the fewest."""
-  one, two = (layers(clients=n, shares=50, size=1000)[0].traits.mechanism for n in (60, 90))
+  one, two = (layers(clients=n, shares=50, size=1000)[2].fact(Noises).mechanism for n in (60, 90))
   assert epsilon(one) == pytest.approx(epsilon(two), rel=1e-3)
 
 
@@ -272,8 +275,8 @@ def test_what_is_accounted_does_not_depend_on_who_arrives_beyond_the_shares():
 @pytest.mark.parametrize('shares', [1, 3])
 def test_a_client_more_or_less_is_not_covered(name, shares):
   """With it comes or goes a share of the noise, and whether anything is released at all."""
-  made = layers(name, shares=shares)[0].traits.mechanism
-  draw = Sampling('poisson', 1000, 100, 200)
+  made = layers(name, shares=shares)[2].fact(Noises).mechanism
+  draw = Draws('poisson', 1000, 100, 200)
   claim = lambda adjacency: account.claim(draw, made, rounds=3, delta=1e-5, adjacency=adjacency)
   with pytest.raises(IncompatibleStages, match='share of the noise'):
     claim('add_or_remove_one')

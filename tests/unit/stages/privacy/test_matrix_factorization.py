@@ -10,6 +10,7 @@ import pytest
 from reference import given, tiny
 
 from fedjax_mem.account import Ledger
+from fedjax_mem.core import Draws, Noises
 from fedjax_mem.kernels import noise
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.select import min_separation
@@ -113,10 +114,10 @@ def test_prefix_sums_carry_less_noise_than_independent_noise_of_the_same_epsilon
 
 
 def test_the_ledger_takes_the_mechanism_with_the_sampler():
-  mechanism = make('banded').traits.mechanism
+  mechanism = make('banded').fact(Noises).mechanism
   assert len(mechanism.sensitivities) == N and mechanism.separation == 3
   plan = lambda separation: Ledger.plan(
-    min_separation(40, 4, separation).select.sampling, {'m': mechanism}, rounds=N, delta=1e-5
+    min_separation(40, 4, separation).fact(Draws), {'m': mechanism}, rounds=N, delta=1e-5
   )
   assert 0 < plan(3).entry.epsilon[0] < plan(3).entry.epsilon[-1] < np.inf
   with pytest.raises(ValueError, match='rounds between two participations'):

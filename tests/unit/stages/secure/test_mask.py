@@ -9,7 +9,7 @@ import pytest
 from reference import given, tiny
 from reference.loop import plain_round
 
-from fedjax_mem.core import Layer, Message, Stage, Traits, onion, tree
+from fedjax_mem.core import Layer, Message, Stage, Trains, compose, tree
 from fedjax_mem.stages.secure import integers, mask
 from fedjax_mem.stages.select import poisson, round_robin
 from fedjax_mem.stages.weigh import by_examples, equal
@@ -25,18 +25,18 @@ def exact(*message_layers, weigh=None, select=None):
 
   def client(ctx, task, state):
     nothing = 0 * task.data.take(jnp.zeros(1, jnp.int32))['x'].sum()
-    number = (ctx.me.id + ctx.round).astype(jnp.float32) + nothing
-    payload = jax.tree.map(lambda x: jnp.full_like(x, number), task.params)
-    return Message(payload, task.data.count.astype(jnp.float32), {'twice': 2 * number}), state, {}
+    number = (ctx.client.id + ctx.round).astype(jnp.float32) + nothing
+    update = jax.tree.map(lambda x: jnp.full_like(x, number), task.params)
+    return Message(update, task.data.count.astype(jnp.float32), {'twice': 2 * number}), state, {}
 
   def server(ctx, message, state):
-    new = tree.sub(ctx.params, message.payload)
+    new = tree.sub(ctx.params, message.update)
     seen = {'twice': message.aux['twice'], 'weight': message.weight}
     return new, state, seen
 
-  algorithm = Layer('algorithm', Stage(client), Stage(server), traits=Traits(kind='algorithm'))
+  algorithm = Layer('algorithm', client=Stage(client, facts=(Trains(),)), server=Stage(server))
   select = tiny.rota() if select is None else select
-  return onion(algorithm, select, equal(4.0) if weigh is None else weigh, *message_layers)
+  return compose(algorithm, select, equal(4.0) if weigh is None else weigh, *message_layers)
 
 
 def whole(bits=BITS):
@@ -96,7 +96,7 @@ def test_more_pairs_than_clients_give_the_same(plain):
 
 @pytest.mark.slow
 def test_the_sum_is_that_of_numpy_with_weights_and_aux():
-  """Weighted by examples: payload, weight and aux all come out from under the masks."""
+  """Weighted by examples: update, weight and aux all come out from under the masks."""
   top = 2**20
   grid = integers(float(top), clients=tiny.C, bits=32)
   sim = tiny.build(exact(grid, mask(clients=tiny.C, weight_range=256.0), weigh=by_examples()))
@@ -155,7 +155,7 @@ def test_every_leaf_is_masked_and_uses_the_bits_it_says():
   for a, b in zip(heard(False), heard(True), strict=True):
     for x, y in zip(jax.tree.leaves(b), jax.tree.leaves(a), strict=True):
       assert x.dtype == np.int32 and (np.asarray(x) != np.asarray(y)).mean() > 0.9
-    values = tiny.vec(b.payload)
+    values = tiny.vec(b.update)
     assert values.min() >= 0 and values.max() < 2**BITS
     assert abs(int(b.weight)) > 2**20 and abs(int(b.aux['twice'])) > 2**20
 
@@ -168,14 +168,14 @@ def test_a_masked_message_looks_uniform():
   message = plain_round(
     sim.setting.layers, sim.init(tree.zeros(sim.params)), sim.population, 3
   ).messages[0]
-  counts = np.bincount(np.asarray(message.payload['a']), minlength=256)
+  counts = np.bincount(np.asarray(message.update['a']), minlength=256)
   expected = 40_000 / 256
   assert ((counts - expected) ** 2 / expected).sum() < 350  # 255 degrees: p = 7e-5
 
 
 @pytest.mark.slow
 def test_masks_are_fresh_in_every_round_and_for_every_client():
-  seen = [tuple(tiny.vec(m.payload)) for t in (0, 1) for m in heard(True, t)]
+  seen = [tuple(tiny.vec(m.update)) for t in (0, 1) for m in heard(True, t)]
   assert len(set(seen)) == len(seen) == 2 * tiny.C
 
 

@@ -9,7 +9,7 @@ import pytest
 from reference import given, stages, tiny
 from scipy import stats
 
-from fedjax_mem.core import Context, IncompatibleStages, Layer, Traits, onion
+from fedjax_mem.core import Context, IncompatibleStages, Layer, Traits, compose
 from fedjax_mem.engine import simulate
 from fedjax_mem.stages.select import contribution, dropout
 from fedjax_mem.stages.select.contribution import Score
@@ -60,7 +60,7 @@ def make(number=tiny.N, size=4, **options):
 
 
 def around(layer, algorithm=None, *after):
-  return onion(
+  return compose(
     tiny.algorithm(0.5) if algorithm is None else algorithm, by_examples(), layer, *after
   )
 
@@ -107,7 +107,7 @@ def test_a_padded_cohort_on_several_devices_scores_the_same():
 @pytest.mark.slow
 def test_who_is_lost_or_not_finite_gets_no_score():
   layer = make(size=tiny.N)
-  sim = tiny.build(around(dropout(layer, 0.4)))
+  sim = tiny.build(around(layer, None, dropout(0.4)))
   pop = tiny.with_client(sim.population, 3, x=jnp.nan)
   state, metrics = tiny.execute(sim, 1, pop=pop)
   table = state.clients['select']
@@ -119,7 +119,7 @@ def test_who_is_lost_or_not_finite_gets_no_score():
 
 def drawn(layer, table, number=3000):
   ctx = lambda key: Context(key, key, jnp.int32(0), None, None, None, None, None)
-  draw = lambda key: layer.select.apply(ctx(key), table, ())[0].id
+  draw = lambda key: tiny.drawn(layer, ctx(key), (), table)[0].id
   return np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(3), number)))
 
 
@@ -192,4 +192,4 @@ def test_updates_beside_something_else_are_refused():
 def test_it_comes_after_the_weighing():
   pop = given.population({'a': np.ones((9, 2), np.float32)})
   with pytest.raises(IncompatibleStages, match="must come after 'weigh'"):
-    simulate(onion(given.algorithm(), make(9), equal()), {'a': jnp.zeros(2)}, pop)
+    simulate(compose(given.algorithm(), make(9), equal()), {'a': jnp.zeros(2)}, pop)

@@ -7,7 +7,7 @@ import pytest
 from reference import given, tiny
 from scipy import stats
 
-from fedjax_mem.core import Context, IncompatibleStages, onion
+from fedjax_mem.core import Context, Draws, IncompatibleStages, compose
 from fedjax_mem.engine import simulate
 from fedjax_mem.stages.select import importance
 from fedjax_mem.stages.select.importance import Seen, inclusion, scores
@@ -68,7 +68,7 @@ def context(key):
 
 
 def drawn(layer, table, number=DRAWS):
-  draw = lambda key: layer.select.apply(context(key), table, ())
+  draw = lambda key: tiny.drawn(layer, context(key), (), table)
   keys = jax.random.split(jax.random.key(5), number)
   cohort, _, metrics = jax.tree.map(np.asarray, jax.jit(jax.vmap(draw))(keys))
   return cohort, metrics
@@ -99,7 +99,7 @@ def test_a_small_chance_is_the_one_with_which_a_float_is_drawn():
   """Of 2^23 equally likely values exactly the told share lies below; 1e-6 itself is none."""
   (layer,) = importance(100_000, 1)
   table = Seen(jnp.zeros(100_000).at[0].set(1.0), jnp.ones(100_000, bool))
-  _, _, metrics = layer.select.apply(context(jax.random.key(0)), table, ())
+  _, _, metrics = tiny.drawn(layer, context(jax.random.key(0)), (), table)
   least = float(metrics['least_chance'])
   values = np.arange(2**23, dtype=np.float32) / 2**23
   assert (values < least).mean() == least and 1e-6 < least < 1e-6 + 2**-23
@@ -140,11 +140,11 @@ def test_a_cohort_beyond_its_capacity_is_cut_uniformly_and_reported():
 
 def test_the_default_capacity_hardly_ever_overflows():
   (layer,) = importance(10_000, 50)
-  capacity = layer.select.sampling.capacity
+  capacity = layer.fact(Draws).capacity
   chance = np.r_[np.ones(20), np.full(9980, 30 / 9980)]  # less spread than the binomial law
   tail = stats.binom(9980, chance[-1]).sf(capacity - 20)
   assert tail <= 1e-9 and capacity < 120
-  assert importance(4, 4)[0].select.sampling.capacity == 4
+  assert importance(4, 4)[0].fact(Draws).capacity == 4
 
 
 SIZES = np.array(tiny.COUNTS, np.float64)
@@ -163,7 +163,7 @@ def gradient(params, client):
 def test_rounds_equal_a_plain_loop(by, divisor, weigh):
   made = importance(10, 4, by=by, loss=tiny.loss, sizes=tiny.COUNTS, capacity=10)
   first, rest = (made[:1], made[1:]) if by == 'loss' else ((), made)
-  sim = tiny.build(onion(*first, tiny.algorithm(0.5), weigh(divisor), *rest))
+  sim = tiny.build(compose(*first, tiny.algorithm(0.5), weigh(divisor), *rest))
   state = sim.init(tiny.initial())
   params, value, seen = tiny.initial(), np.zeros(10), np.zeros(10, bool)
   for _ in range(3):
@@ -186,7 +186,7 @@ def test_rounds_equal_a_plain_loop(by, divisor, weigh):
 
 
 def test_it_must_come_after_the_weighing():
-  layers = onion(given.algorithm(), importance(9, 3)[0], equal())
+  layers = compose(given.algorithm(), importance(9, 3)[0], equal())
   pop = given.population({'a': np.ones((9, 2), np.float32)})
   with pytest.raises(IncompatibleStages, match=r"'select' .* must come after 'weigh'"):
     simulate(layers, {'a': jnp.zeros(2)}, pop)

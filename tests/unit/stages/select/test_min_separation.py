@@ -3,20 +3,20 @@
 import jax
 import numpy as np
 import pytest
-from reference import given
+from reference import given, tiny
 from scipy import stats
 
-from fedjax_mem.core import Context
+from fedjax_mem.core import Context, Draws
 from fedjax_mem.engine import plan
 from fedjax_mem.stages.select import min_separation
 
 
 def cohorts(layer, rounds, seed=3):
-  n = layer.select.sampling.population
+  n = layer.fact(Draws).population
   sim = given.build({'a': np.zeros((n, 1), np.float32)}, select=layer, seed=seed)
   _, _, state = given.play(sim, 0)
   ids = plan.peek(sim.setting, state, np.uint32(seed), rounds)
-  return np.asarray(ids)[:, : layer.select.sampling.capacity]
+  return np.asarray(ids)[:, : layer.fact(Draws).capacity]
 
 
 @pytest.mark.slow
@@ -43,9 +43,9 @@ def test_clients_are_drawn_alike_and_not_in_order():
 def test_the_state_counts_down_and_the_draw_is_from_the_key():
   layer = min_separation(6, 2, 3)
   ctx = Context(jax.random.key(1), None, None, None, None, None, None, None)
-  wait = layer.server.init(ctx)
-  cohort, after, _ = layer.select.apply(ctx, (), wait)
-  again, _, _ = layer.select.apply(ctx, (), wait)
+  wait = layer.value(ctx)
+  cohort, after, _ = tiny.drawn(layer, ctx, wait)
+  again, _, _ = tiny.drawn(layer, ctx, wait)
   np.testing.assert_array_equal(cohort.id, again.id)
   assert sorted(np.asarray(after).tolist()) == [0, 0, 0, 0, 2, 2]
   assert float(cohort.chance[0]) == pytest.approx(1 / 3)

@@ -4,18 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_mem.core import Bound, Context, Message, tree
+from fedjax_mem.core import Bound, Bounds, Context, Message, tree
 from fedjax_mem.stages.weigh import by_examples, capped, equal
 
 NONE = Context(*[None] * len(Context._fields))
 EXAMPLES = np.array([0, 1, 4, 8, 12], np.float32)
-PAYLOADS = np.arange(10, dtype=np.float32).reshape(5, 2) - 3
+UPDATES = np.arange(10, dtype=np.float32).reshape(5, 2) - 3
 
 
 def both_halves(layer, examples=EXAMPLES):
   """Returns the server's message after the clients' are summed."""
   sent = []
-  for n, x in zip(examples, PAYLOADS, strict=False):
+  for n, x in zip(examples, UPDATES, strict=False):
     message = Message({'x': jnp.asarray(x)}, jnp.float32(n), {'bit': jnp.float32(x[0])})
     sent.append(layer.client.apply(NONE, message, ())[0])
   whole = sent[0]
@@ -38,8 +38,8 @@ def test_the_mean_is_weighted(name):
   layer, weights, divisor = CASES[name]
   out = both_halves(layer)
   by = weights.sum() if divisor is None else divisor
-  np.testing.assert_allclose(out.payload['x'], weights @ PAYLOADS / by, rtol=1e-6)
-  np.testing.assert_allclose(out.aux['bit'], weights @ PAYLOADS[:, 0] / by, rtol=1e-6)
+  np.testing.assert_allclose(out.update['x'], weights @ UPDATES / by, rtol=1e-6)
+  np.testing.assert_allclose(out.aux['bit'], weights @ UPDATES[:, 0] / by, rtol=1e-6)
   assert float(out.weight) == pytest.approx(by)
   assert layer.traits.divisor == divisor
 
@@ -48,14 +48,15 @@ def test_the_mean_is_weighted(name):
 def test_nobody_arrived(name):
   layer, _, divisor = CASES[name]
   out = both_halves(layer, np.zeros(5, np.float32))
-  assert np.asarray(out.payload['x']).tolist() == [0, 0]
+  assert np.asarray(out.update['x']).tolist() == [0, 0]
   assert float(out.weight) == (divisor or 0)
 
 
 def test_what_a_bound_is_worth_after_weighing():
   bound = Bound(l2=2.0)
-  assert by_examples().sensitivity(bound) == Bound()  # the number of examples is not bounded
-  assert equal().sensitivity(bound) == capped(3).sensitivity(bound) == bound
+  assert by_examples().client.fact(Bounds) is None  # the number of examples is not bounded
+  for layer in (equal(), capped(3)):
+    assert layer.client.fact(Bounds).of(None, bound) == bound
 
 
 @pytest.mark.parametrize('bad', (0, -1, float('nan'), float('inf'), 'x'))

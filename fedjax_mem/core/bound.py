@@ -1,0 +1,64 @@
+"""What one client can change: norms of one message, and how many messages of a cohort."""
+
+import math
+from typing import Any, NamedTuple
+
+UNKNOWN = math.inf
+
+
+class _InRound:
+  """A number that is known in the round and not before: arithmetic with it gives it back.
+
+  It has no order: whoever compares it depends on a number that the accountant does not have.
+  """
+
+  def _absorb(self, other: Any = 0) -> Any:
+    return UNKNOWN if isinstance(other, float) and other == UNKNOWN else self
+
+  __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _absorb
+  __truediv__ = __rtruediv__ = __pow__ = _absorb
+
+  def __getitem__(self, key: Any) -> '_InRound':
+    return self
+
+  def __repr__(self) -> str:
+    return 'IN_ROUND'
+
+
+IN_ROUND = _InRound()
+
+
+class Bound(NamedTuple):
+  """What one client can change.
+
+  Each is a number, `UNKNOWN` (infinite) or `IN_ROUND`; in a compiled round a norm may be a traced
+  scalar.
+
+  Attributes:
+    l1: bound of the L1 norm of one message's update.
+    l2: of its L2 norm.
+    linf: of its largest absolute value.
+    rows: how many messages of the cohort; only a cohort side changes it, and no clip resets it.
+  """
+
+  l1: Any = UNKNOWN
+  l2: Any = UNKNOWN
+  linf: Any = UNKNOWN
+  rows: Any = UNKNOWN
+
+  def scaled(self, factor: float) -> 'Bound':
+    """Returns the bound of factor x message, factor >= 0."""
+    return Bound(self.l1 * factor, self.l2 * factor, self.linf * factor, self.rows)
+
+  def summed(self) -> 'Bound':
+    """Returns what one client can change in the sum of the cohort's messages.
+
+    Its own message comes or goes, and moves the sum by its norm. One of others that it can change
+    goes from one place in the ball to another: by twice the norm.
+    """
+    return self.scaled(1 if self.rows == 1 else 2 * self.rows)
+
+
+def known(value: Any) -> bool:
+  """Returns whether a bound is a finite number, or a number that is known in the round."""
+  return value is IN_ROUND or math.isfinite(value)

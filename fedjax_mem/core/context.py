@@ -1,0 +1,38 @@
+"""What a side of a layer may know besides its value and its state."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+Tree = Any
+
+
+class Context(NamedTuple):
+  """What a side of a layer may know besides its value and its state.
+
+  Attributes:
+    key: PRNG key of (seed, round, layer, role, client): nobody else has it.
+    round_key: PRNG key of (seed, round, layer): the same for all clients and the server.
+    round: int32, the round's number, from 0.
+    client: `Member` of scalars on a client side, else None.
+    cohort: `Member` of arrays [C]; None on select sides.
+    params: the server's parameters at the start of the round.
+    server_state: the value of this very layer at the start of the round, after its select side:
+      with `params`, the only broadcast there is.
+    spec: shapes and dtypes of what this layer's client side receives, hence of what its server
+      side must give back. For the layers up to the algorithm it is None on the server.
+    table: on a select side that looks at data, this layer's client states [N, ...]; else None.
+    bound: on a server side that states `Noises`, the `Bound` of what one client can change in what
+      it receives; else None.
+  """
+
+  key: jax.Array
+  round_key: jax.Array
+  round: jax.Array
+  client: Any
+  cohort: Any
+  params: Tree
+  server_state: Tree
+  spec: Any
+  table: Any = None
+  bound: Any = None

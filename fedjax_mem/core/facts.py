@@ -1,0 +1,197 @@
+"""What a side of a layer promises; no fact: unknown, and refused wherever a guarantee needs it.
+
+A fact stands on the side that it speaks of, so that who replaces the side loses it. A wrapper that
+keeps a promise repeats it in the open: `Stage(apply, init, facts=inner.facts)`. A fact is found by
+its exact type, once a side. Research code adds facts of its own, with a `check`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedjax_mem.core.bound import Bound
+from fedjax_mem.core.mechanism import Mechanism
+
+if TYPE_CHECKING:
+  from fedjax_mem.core.layer import Layer
+  from fedjax_mem.core.round import Round
+
+SIDES = ('select', 'client', 'cohort', 'server')
+LOOKS = ('nothing', 'own data', "others' data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+  """A promise of one side.
+
+  Attributes:
+    sides: on which it means something; on any other it is refused.
+  """
+
+  sides: ClassVar[tuple[str, ...]] = SIDES
+
+  def check(self, round: 'Round', layer: 'Layer') -> None:
+    """Raises `IncompatibleStages` where the rest of the round breaks the promise.
+
+    Args:
+      round: all layers.
+      layer: the one whose side states this.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws(Fact):
+  """This select side draws the cohort, by a law that the accountant may know: plain data.
+
+  Attributes:
+    scheme: 'poisson' (independent inclusion), 'without_replacement' (uniform, of fixed size), or
+      any other word, which amplifies nothing.
+    population: N, clients.
+    expected: clients expected in a cohort (C, or N times the rate).
+    capacity: rows of a cohort; a Poisson cohort beyond it is cut uniformly.
+    min_sep: rounds between two participations of a client at the least.
+  """
+
+  sides = ('select',)
+  scheme: str
+  population: int
+  expected: float
+  capacity: int
+  min_sep: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Looks(Fact):
+  """What a select side depends on, besides randomness and public numbers.
+
+  Attributes:
+    at: 'nothing' (then it is given no table), 'own data' of a client, or "others' data".
+  """
+
+  sides = ('select',)
+  at: str
+
+  def __post_init__(self):
+    """Raises `ValueError` for another word."""
+    if self.at not in LOOKS:
+      raise ValueError(f'at must be one of {LOOKS!r}, got {self.at!r}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Trains(Fact):
+  """This client side turns a `Task` into a `Message`; its server side gives parameters."""
+
+  sides = ('client',)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepares(Fact):
+  """This client side takes and gives a `Task`: its layer stands before the algorithm."""
+
+  sides = ('client',)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds(Fact):
+  """What this side makes of the bound of what one client can change.
+
+  Every side on the path from a clip out to the sum, and back to the noise, states it; one that does
+  not leaves everything unknown. It speaks of one message as it is on that side: on a client side
+  that encodes, of the code; on a server side, of what is decoded.
+
+  Attributes:
+    of: (ctx, `Bound` of what enters) -> `Bound` of what leaves. `ctx` holds what is public on every
+      side: spec, server_state, params and round. Where the plan asks, all but the spec are
+      `IN_ROUND`; in the round they are arrays. Only a cohort side may change `rows`.
+    why: where a norm is left unknown, the reason, a clause.
+  """
+
+  sides = ('client', 'cohort', 'server')
+  of: Callable[[Any, Bound], Bound]
+  why: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Noises(Fact):
+  """This side adds a mechanism's noise, scaled to what one client can change in what it receives.
+
+  Attributes:
+    mechanism: which, for the accountant.
+  """
+
+  sides = ('client', 'server')
+  mechanism: Mechanism
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted(Fact):
+  """This side works on messages that are weighted: its layer comes after the weighing."""
+
+  sides: ClassVar[tuple[str, ...]] = ('client', 'cohort')
+
+  def check(self, round: 'Round', layer: 'Layer') -> None:
+    """Raises `IncompatibleStages` for a layer that comes before the weighing."""
+    from fedjax_mem.core.layer import IncompatibleStages  # which is written with facts
+
+    weighing = round.weighing
+    if weighing is not None and layer not in round.after(weighing):
+      raise IncompatibleStages(
+        f'{layer.name!r} works on weighted messages: it must come after {weighing.name!r}.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pools(Fact):
+  """The sum over clients of what this training side sends is one sum over all their examples.
+
+  A round is pooled if no layer but this one and the weighing has a client, cohort or server side,
+  and these two no cohort side.
+
+  Attributes:
+    find: (`Shape` of the population, shapes of the parameters, shapes of a batch) -> how to sum
+      over all examples of many clients at once, a `Pool`; None: it is no such sum there.
+  """
+
+  sides = ('client',)
+  find: Callable[[Any, Any, dict[str, Any]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule(Weighted):
+  """This cohort side is a robust rule, on weighted messages.
+
+  Attributes:
+    least: rows that it needs.
+    why: that condition in words, for messages.
+    rows: rows that enter -> rows that leave.
+    by_coordinate: whether a coordinate of the result depends on that coordinate alone, so that
+      coordinates may be divided among devices.
+  """
+
+  sides = ('cohort',)
+  least: int = 1
+  why: str = 'C >= 1'
+  rows: Callable[[int], int] = lambda clients: clients
+  by_coordinate: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Attacks(Weighted):
+  """This cohort side stands for clients that lie, not for the server; it comes after the weighing.
+
+  Where what one of them sends depends on no other client, it states `Bounds` that keep the rows.
+  """
+
+  sides = ('cohort',)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores(Fact):
+  """How far this client side has come with what it wants, measured on test examples.
+
+  Attributes:
+    measure: (model, params, batch) -> (successes [B], tries [B]), float32.
+  """
+
+  sides = ('client',)
+  measure: Callable[[Any, Any, dict[str, Any]], tuple[Any, Any]]

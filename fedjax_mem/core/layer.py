@@ -1,0 +1,118 @@
+"""A layer: one concern, with four sides around one sum."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+from fedjax_mem.core.context import Context
+from fedjax_mem.core.facts import SIDES, Fact
+from fedjax_mem.core.message import Metrics
+
+Tree = Any
+F = TypeVar('F', bound=Fact)
+
+# (ctx, batch of examples [B, ...], weights [B], mask [B], number of their clients) -> (sum of
+# weight x what an example adds to the update, metrics: `Mean`s and `Total`s with the names that
+# the client side gives). An example's weight is that of its client over the client's examples.
+Pool = Callable[
+  [Context, dict[str, jax.Array], jax.Array, jax.Array, jax.Array], tuple[Tree, Metrics]
+]
+
+
+class IncompatibleStages(ValueError):
+  """Two layers that break a guarantee together, or a round that is not a round."""
+
+
+class Stage(NamedTuple):
+  """One side of a layer.
+
+  Attributes:
+    apply: (ctx, value, state) -> (value, state, metrics), always in this order. The state keeps
+      its structure, shapes and dtypes. Metrics are scalars (of clients, the mean over the cohort is
+      reported), `Mean`s or `Total`s.
+    init: ctx -> state; None: it has none, or another side of its pair declares it.
+    facts: what this side promises, one of each kind.
+  """
+
+  apply: Callable[[Context, Any, Tree], tuple[Any, Tree, Metrics]]
+  init: Callable[[Context], Tree] | None = None
+  facts: tuple[Fact, ...] = ()
+
+  def fact(self, kind: type[F]) -> F | None:
+    """Returns the fact of exactly this kind, or None where it is not stated."""
+    return next((x for x in self.facts if type(x) is kind), None)
+
+
+class Traits(NamedTuple):
+  """What a layer declares about itself; what can be derived from its parts is not repeated.
+
+  Attributes:
+    payload: 'float' or 'integer', of what leaves the client side.
+    weighs: None, or how a weighing layer weighs: 'examples', 'equal' or 'capped'.
+    weight: of a weighing layer: the message's weight -> the weight used, both float32.
+    divisor: of a weighing layer: None (the realised weight) or the fixed expected cohort.
+    adds: whether decode(sum of messages) = sum of decode(message).
+    bits: of integers that are summed modulo 2 ** bits, else None.
+    clients: of such integers: the most clients whose sum has room.
+    masks: whether messages are hidden from here on until they are summed.
+    withholds: whether the server side may return a negative weight: the round is then as if nobody
+      had been heard; parameters, client states and those of server sides stay as they were.
+  """
+
+  payload: str = 'float'
+  weighs: str | None = None
+  weight: Callable[[jax.Array], jax.Array] | None = None
+  divisor: float | None = None
+  adds: bool = True
+  bits: int | None = None
+  clients: int | None = None
+  masks: bool = False
+  withholds: bool = False
+
+
+class Layer(NamedTuple):
+  """One concern, its sides around one sum; a side that is None passes its value on.
+
+  A layer has two states: a table of rows [N, ...], one a client, of its client and cohort sides,
+  and one value of its select and server sides. One side of each pair declares it, by `init`.
+
+  Attributes:
+    name: distinct in a round; keys, states and metrics go by it.
+    select: Draw -> Draw, before any work.
+    client: Task -> Task, Task -> Message (the algorithm's) or Message -> Message, for ONE client.
+    cohort: Message [C, ...] -> Message [C, ...]: the only place where single messages are seen. In
+      one layer the client side runs first.
+    server: Message -> Message, Message -> parameters (the algorithm's) or parameters -> parameters
+      (of layers before it).
+    traits: what the layer declares about itself.
+  """
+
+  name: str
+  select: Stage | None = None
+  client: Stage | None = None
+  cohort: Stage | None = None
+  server: Stage | None = None
+  traits: Traits = Traits()
+
+  @property
+  def sides(self) -> dict[str, Stage]:
+    """The sides that this layer has, by name, in the order in which they run."""
+    return {side: x for side, x in zip(SIDES, self[1:5], strict=True) if x is not None}
+
+  def fact(self, kind: type[F]) -> F | None:
+    """Returns the fact of exactly this kind on whichever side states it, or None."""
+    found = (stage.fact(kind) for stage in self.sides.values())
+    return next((x for x in found if x is not None), None)
+
+  def row(self, ctx: Context) -> Tree:
+    """Returns the first state of one client."""
+    return self._first(('client', 'cohort'), ctx)
+
+  def value(self, ctx: Context) -> Tree:
+    """Returns the first state of the server."""
+    return self._first(('select', 'server'), ctx)
+
+  def _first(self, pair: tuple[str, ...], ctx: Context) -> Tree:
+    made = [x.init for side, x in self.sides.items() if side in pair and x.init is not None]
+    return made[0](ctx) if made else ()

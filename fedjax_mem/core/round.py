@@ -1,0 +1,183 @@
+"""A round: its layers, checked and indexed.
+
+A round is a tuple of layers and nothing else. Select sides run first, in order. Clients run the
+client sides from left to right; what leaves the last one is summed over the cohort; the server runs
+the server sides from right to left. The algorithm is the layer that turns a `Task` into a `Message`
+on the client, and the aggregate into new parameters on the server.
+
+    draw > drop > [ poison? > train > weigh > attack? > clip > encode > mask ] x C > cohort rules?
+         > sum > unmask > decode > noise > divide > step
+"""
+
+import functools
+from typing import Any, TypeVar
+
+from fedjax_mem.core.bound import IN_ROUND, Bound
+from fedjax_mem.core.context import Context
+from fedjax_mem.core.facts import Bounds, Draws, Fact, Looks, Prepares, Trains
+from fedjax_mem.core.layer import IncompatibleStages, Layer, Stage
+
+F = TypeVar('F', bound=Fact)
+PAIRS = (('client', 'cohort'), ('select', 'server'))
+
+
+class Round(tuple[Layer, ...]):
+  """The layers of a round, in order; made by `compose`."""
+
+  def having(self, kind: type[F]) -> tuple[tuple[Layer, str, F], ...]:
+    """Returns (layer, side, fact) wherever a fact of this kind is stated, in order."""
+    found = ((x, side, stage.fact(kind)) for x in self for side, stage in x.sides.items())
+    return tuple((x, side, fact) for x, side, fact in found if fact is not None)
+
+  @functools.cached_property
+  def selecting(self) -> tuple[Layer, ...]:
+    """The layers with a select side, in order."""
+    return tuple(x for x in self if x.select is not None)
+
+  @functools.cached_property
+  def drawing(self) -> Layer:
+    """The layer that draws the cohort."""
+    return self.having(Draws)[0][0]
+
+  @functools.cached_property
+  def draws(self) -> Draws:
+    """How the cohort is drawn."""
+    return self.having(Draws)[0][2]
+
+  @functools.cached_property
+  def blind(self) -> bool:
+    """Whether who is selected in later rounds is known ahead: nobody learns from clients."""
+    looks = [x.select.fact(Looks) for x in self.selecting]  # type: ignore[union-attr]
+    return all(x == Looks('nothing') for x in looks) and all(
+      x.server is None for x in self.selecting
+    )
+
+  @functools.cached_property
+  def algorithm(self) -> Layer:
+    """The layer that trains."""
+    return self.having(Trains)[0][0]
+
+  @functools.cached_property
+  def weighing(self) -> Layer | None:
+    """The layer that weighs, or None."""
+    return next((x for x in self if x.traits.weighs is not None), None)
+
+  def place(self, layer: Layer) -> int:
+    """Returns the position of a layer."""
+    return [x.name for x in self].index(layer.name)
+
+  def before(self, layer: Layer) -> tuple[Layer, ...]:
+    """Returns the layers listed before."""
+    return tuple(self[: self.place(layer)])
+
+  def after(self, layer: Layer) -> tuple[Layer, ...]:
+    """Returns the layers listed after."""
+    return tuple(self[self.place(layer) + 1 :])
+
+  @functools.cached_property
+  def path(self) -> tuple[tuple[Layer, str], ...]:
+    """The sides that a message meets, in order: out to the sum, and back."""
+    inner = (self.algorithm, *self.after(self.algorithm))
+    out = [(x, side) for x in inner for side in ('client', 'cohort') if side in x.sides]
+    return (*out, *((x, 'server') for x in reversed(inner) if x.server is not None))
+
+  def bounds(
+    self,
+    specs: dict[str, Any],
+    servers: dict[str, Any] | None = None,
+    round: Any = IN_ROUND,
+    params: Any = IN_ROUND,
+  ) -> list[tuple[Layer, str, Bound]]:
+    """Returns (layer, side, what one client can change in what it receives) along the path.
+
+    Args:
+      specs: for each layer, the shapes that its client side receives.
+      servers: the server states, in a round; None: they are `IN_ROUND`.
+      round: number of the round, in a round.
+      params: the server's parameters, in a round.
+    """
+    bound, found, summed = Bound(rows=1), [], False
+    for layer, side in self.path:
+      if side == 'server' and not summed:
+        bound, summed = bound.summed(), True
+      found.append((layer, side, bound))
+      state = IN_ROUND if servers is None else servers[layer.name]
+      ctx = Context(None, None, round, None, None, params, state, specs.get(layer.name))  # type: ignore[arg-type]
+      fact = layer.sides[side].fact(Bounds)
+      leaves = Bound() if fact is None else fact.of(ctx, bound)
+      # A client side sees one client, by construction; only a cohort side can mix messages.
+      bound = leaves if side == 'cohort' else leaves._replace(rows=bound.rows)
+    return found
+
+  def bound(self, layer: Layer, side: str, specs: dict[str, Any], **known: Any) -> Bound:
+    """Returns what one client can change in what a side receives; `known` as in `bounds`."""
+    found = self.bounds(specs, **known)
+    return next(b for x, where, b in found if (x.name, where) == (layer.name, side))
+
+
+def compose(*parts: Layer | tuple[Layer, ...]) -> Round:
+  """Returns the layers of a round, flattened and checked.
+
+  Args:
+    *parts: layers, or tuples of layers (a factory may return several).
+
+  Raises:
+    IncompatibleStages: names are not distinct, a fact stands twice or on a side that it does not
+      name, a state is declared twice, or not exactly one layer draws or trains.
+  """
+  layers = Round(x for part in parts for x in ((part,) if isinstance(part, Layer) else part))
+  for layer in layers:
+    if not isinstance(layer, Layer):
+      raise ValueError(f'every part of a round must be a Layer, got {layer!r}.')
+  names = [layer.name for layer in layers]
+  if len(set(names)) < len(names):
+    raise IncompatibleStages(f'names of layers must be distinct, got {names!r}.')
+  for layer in layers:
+    _check_sides(layer)
+  for what, kind in (('draw the cohort', Draws), ('train', Trains)):
+    found = [x.name for x, _, _ in layers.having(kind)]
+    if len(found) != 1:
+      raise IncompatibleStages(
+        f'exactly one layer must {what} (state {kind.__name__}), got {found!r} of {names!r}.'
+      )
+  _check_places(layers)
+  return layers
+
+
+def _check_sides(layer: Layer) -> None:
+  """Raises for facts in a wrong place or twice, or a state that is declared twice."""
+  for side, stage in layer.sides.items():
+    if not isinstance(stage, Stage):
+      raise ValueError(f'the {side} side of {layer.name!r} must be a Stage, got {stage!r}.')
+    kinds = [type(x) for x in stage.facts]
+    wrong = [x.__name__ for x in kinds if side not in x.sides]
+    twice = sorted({x.__name__ for x in kinds if kinds.count(x) > 1})
+    if wrong or twice:
+      raise IncompatibleStages(
+        f'the {side} side of {layer.name!r} states {(wrong or twice)[0]}, which '
+        f'{"does not belong on that side" if wrong else "it states already"}.'
+      )
+  for pair in PAIRS:
+    if sum(layer.sides[x].init is not None for x in pair if x in layer.sides) > 1:
+      raise IncompatibleStages(
+        f'{layer.name!r} must declare a state on one of its sides {pair!r}, got two `init`.'
+      )
+
+
+def _check_places(layers: Round) -> None:
+  """Raises for a layer on the wrong side of the algorithm."""
+  algorithm = layers.algorithm
+  if algorithm.server is None:
+    raise IncompatibleStages(
+      f'{algorithm.name!r} trains: it must have a server side, from the aggregate to parameters.'
+    )
+  for layer in layers.before(algorithm):
+    if layer.cohort is not None:
+      raise IncompatibleStages(
+        f'{layer.name!r} works on messages: it must come after the algorithm {algorithm.name!r}.'
+      )
+  for layer in layers.after(algorithm):
+    if layer.fact(Prepares) is not None:
+      raise IncompatibleStages(
+        f'{layer.name!r} works on tasks: it must come before the algorithm {algorithm.name!r}.'
+      )

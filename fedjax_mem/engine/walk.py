@@ -1,0 +1,372 @@
+"""The one walk through the layers of a round: who else runs a round calls these passes.
+
+The compiled round maps `client_pass` over a cohort, the plan calls it by shapes alone, the object
+API once for its one client. Nobody else knows the order of the sides, nor makes their contexts.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import (
+  Context,
+  Draw,
+  Draws,
+  Examples,
+  IncompatibleStages,
+  Layer,
+  Looks,
+  Mean,
+  Member,
+  Message,
+  Noises,
+  Round,
+  Shape,
+  Stage,
+  Task,
+  Total,
+  Trains,
+  keys,
+  tree,
+)
+
+Tree = Any
+Metrics = dict[str, Any]
+
+
+class Cast(NamedTuple):
+  """What every client and the server know at the start of a round.
+
+  Attributes:
+    seed: uint32 scalar, the run's seed.
+    round: int32 scalar, from 0.
+    params: the server's parameters.
+    cohort: `Member` of arrays [C]; None while selecting.
+    servers: for each layer, its server state.
+    arrays: the population's examples, name -> [T, ...].
+    rows: [M] int32, rows of `arrays`.
+  """
+
+  seed: jax.Array
+  round: jax.Array
+  params: Tree
+  cohort: Any
+  servers: dict[str, Tree]
+  arrays: dict[str, jax.Array]
+  rows: jax.Array
+
+
+def context(
+  layer: Layer,
+  role: str,
+  cast: Cast,
+  specs: dict[str, Tree],
+  client: Member | None = None,
+  table: Tree = None,
+) -> Context:
+  """Returns the context of one side of a layer.
+
+  Args:
+    layer: the layer.
+    role: 'select', 'init', 'client', 'cohort' or 'server'.
+    cast: what everyone knows.
+    specs: for each layer traced so far, the shapes that its client side receives.
+    client: the one client, on a client side.
+    table: the layer's client states, on a select side that looks at data.
+  """
+  base = keys.layer_key(keys.seed_key(cast.seed), cast.round, layer.name)
+  if role == 'init' and client is not None:
+    role = 'client_init'
+  return Context(
+    key=keys.role_key(base, role, None if client is None else client.id),
+    round_key=keys.role_key(base, 'round'),
+    round=cast.round,
+    client=client,
+    cohort=cast.cohort,
+    params=cast.params,
+    server_state=cast.servers.get(layer.name),
+    spec=specs.get(layer.name),
+    table=table,
+  )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What belongs to one client of the cohort; with a leading axis [C], to the cohort.
+
+  Attributes:
+    client: the client.
+    start: int32, where its part of the population's index begins.
+    count: int32, its examples (0 for padding).
+  """
+
+  client: Member
+  start: jax.Array
+  count: jax.Array
+
+
+def examples(
+  cast: Cast,
+  row: Row,
+  longest: jax.Array,
+  shape: Shape,
+  ragged: bool,
+  transforms: tuple[Callable[[dict], dict], ...] = (),
+) -> Examples:
+  """Returns one client's view of its examples."""
+  return Examples(
+    cast.arrays, cast.rows, row.start, row.count, longest, shape.capacity, ragged, transforms
+  )
+
+
+def segments(layers: Round) -> list[tuple[str, tuple[Layer, ...]]]:
+  """Returns ('client' | 'cohort', layers) in the order in which they run.
+
+  Client sides that follow each other run together, for one client; a cohort side alone.
+  """
+  cut: list[tuple[str, tuple[Layer, ...]]] = []
+  group: tuple[Layer, ...] = ()
+  for x in layers:
+    group += (x,) if x.client is not None else ()
+    if x.cohort is not None:
+      cut += [('client', group)] if group else []
+      cut += [('cohort', (x,))]
+      group = ()
+  return [*cut, ('client', group)] if group else cut
+
+
+def select_pass(
+  layers: Round, cast: Cast, table: Callable[[str], Tree], attempt: int = 0
+) -> tuple[Cast, Member, Metrics]:
+  """Runs the select sides.
+
+  Args:
+    layers: of the round.
+    cast: what everyone knows, without a cohort.
+    table: name of a layer -> its client states [N, ...].
+    attempt: of a server that draws anew where too few are there: from 1 on, another draw.
+
+  Returns:
+    What everyone knows, with the cohort and new server states; the cohort as it was drawn, before
+    the layers that leave clients out of it; metrics, all named 'select/…'.
+  """
+  draw, drawn = Draw(), None
+  metrics: Metrics = {}
+  servers = dict(cast.servers)
+  for x in layers.selecting:
+    stage: Any = x.select
+    looks = stage.fact(Looks)
+    # Who says that it looks at nothing is shown nothing.
+    seen = None if looks is not None and looks.at == 'nothing' else table(x.name)
+    ctx = context(x, 'select', cast, {}, table=seen)
+    if attempt:
+      ctx = ctx._replace(key=jax.random.fold_in(ctx.key, attempt))
+    draw, servers[x.name], noted = _applied(x, stage, ctx, draw, servers[x.name])
+    if not isinstance(draw, Draw):
+      raise IncompatibleStages(
+        f'the select side of {x.name!r} must return a Draw, got {type(draw).__name__}.'
+      )
+    metrics |= {f'select/{name}': value for name, value in noted.items()}
+    if stage.fact(Draws) is not None:
+      drawn = draw.cohort
+  if drawn is None:
+    raise IncompatibleStages(f'{layers.drawing.name!r} must leave a cohort in its Draw, got None.')
+  return cast._replace(cohort=draw.cohort, servers=servers), drawn, scalars(metrics)
+
+
+def client_pass(
+  group: Sequence[Layer],
+  cast: Cast,
+  specs: dict[str, Tree],
+  client: Member,
+  value: Any,
+  rows: dict[str, Tree],
+) -> tuple[Any, dict[str, Tree], Metrics, jax.Array]:
+  """Runs the client sides of some layers for ONE client.
+
+  Returns:
+    (value, its new rows, metrics, whether its update is finite where it leaves the algorithm).
+  """
+  new: dict[str, Tree] = {}
+  metrics: Metrics = {}
+  fine = jnp.bool_(True)
+  for x in group:
+    stage: Any = x.client
+    trains = stage.fact(Trains) is not None
+    wanted = Message if trains else type(value)
+    ctx = context(x, 'client', cast, specs, client)
+    value, row, noted = _applied(x, stage, ctx, value, rows[x.name])
+    if not isinstance(value, wanted):
+      raise IncompatibleStages(
+        f'the client side of {x.name!r} must return a {wanted.__name__}, '
+        f'got {type(value).__name__}.'
+      )
+    new[x.name] = _kept(x, 'client', row, rows[x.name])
+    metrics |= named(x, noted)
+    if trains:
+      # Before anything is encoded: a NaN would become some integer or other.
+      fine = tree.finite(value)
+      value = tree.keep(fine, value)
+  return value, new, metrics, fine
+
+
+def cohort_pass(
+  layer: Layer, stage: Stage, cast: Cast, specs: dict[str, Tree], value: Message, rows: Tree
+) -> tuple[Message, Tree, Metrics]:
+  """Runs the cohort side of a layer, or a stage in its place, on the stack [C, ...].
+
+  Returns:
+    (stack, new rows [C, ...], metrics).
+  """
+  ctx = context(layer, 'cohort', cast, specs)
+  value, new, noted = _applied(layer, stage, ctx, value, rows)
+  return value, _kept(layer, 'client', new, rows), scalars(named(layer, noted))
+
+
+def one_of(stack: Tree) -> Tree:
+  """Returns the shapes of one client's part of a stack [C, ...]."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
+
+
+def server_pass(
+  layers: Round, cast: Cast, specs: dict[str, Tree], message: Message
+) -> tuple[Tree, dict[str, Tree], Metrics, jax.Array]:
+  """Runs the server sides, last first.
+
+  Where a layer withholds the sum, parameters and states are those from before.
+
+  Returns:
+    (new parameters, server states, metrics, whether the sum was released).
+  """
+  value: Any = message
+  servers = dict(cast.servers)
+  metrics: Metrics = {}
+  released = jnp.bool_(True)
+  covered: str | None = None  # the layer whose noise covers what is left
+  for x in reversed(layers):
+    if x.server is not None:
+      ctx = context(x, 'server', cast, specs)
+      if covered is not None:
+        ctx = ctx._replace(cohort=_Hidden(x.name, covered))
+      if x.server.fact(Noises) is not None:
+        in_round = {'servers': cast.servers, 'round': cast.round, 'params': cast.params}
+        ctx = ctx._replace(bound=layers.bound(x, 'server', specs, **in_round))
+      value, servers[x.name], noted = _applied(x, x.server, ctx, value, servers[x.name])
+      metrics |= scalars(named(x, noted))
+    # From the algorithm on it is parameters.
+    wanted = specs.get(x.name, tree.shapes(cast.params))
+    if not tree.same(value, wanted):
+      raise IncompatibleStages(
+        f'the server side of {x.name!r} must return what its client side receives, '
+        f'{wanted!r}, got {tree.shapes(value)!r}.'
+      )
+    if x.traits.withholds:
+      released &= value.weight >= 0
+    if _covers(x):
+      # What the noise does not cover ends here, or what follows would be no post-processing.
+      covered = x.name
+      value = value._replace(weight=jnp.float32(layers.weighing.traits.divisor))  # type: ignore[union-attr]
+  if any(x.traits.withholds for x in layers):
+    value, servers = tree.select(released, (value, servers), (cast.params, dict(cast.servers)))
+  return value, servers, metrics, released
+
+
+def _covers(layer: Layer) -> bool:
+  """Returns whether what leaves a layer's server side is covered by its noise on the sum."""
+  noise = layer.fact(Noises)
+  return noise is not None and noise.mechanism.trust == 'central'
+
+
+class _Hidden:
+  """Stands for the cohort where noise on the sum covers everything else: who asks is refused."""
+
+  def __init__(self, asks: str, noise: str):
+    self._asks, self._noise = asks, noise
+
+  def __getattr__(self, name: str) -> Any:
+    """Raises `IncompatibleStages`."""
+    raise IncompatibleStages(
+      f'{self._asks!r} asks for {name!r} of the cohort, which the noise of {self._noise!r} does '
+      f'not cover: list {self._asks!r} after it, or do without.'
+    )
+
+
+def _applied(layer: Layer, stage: Stage, ctx: Context, value: Any, state: Tree) -> Any:
+  """Returns what a side gives; names a layer on the wrong side of the algorithm."""
+  try:
+    return stage.apply(ctx, value, state)
+  except AttributeError as error:
+    kind = type(error.obj)
+    if kind not in (Draw, Task, Message) or type(value) is not kind:
+      raise
+    if kind is Draw:
+      raise IncompatibleStages(
+        f'the select side of {layer.name!r} asks a Draw for {error.name!r}: if it works on what '
+        'clients send, name its side, Layer(name, client=...).'
+      ) from error
+    other, place = (Message, 'after') if kind is Task else (Task, 'before')
+    raise IncompatibleStages(
+      f'{layer.name!r} asks a {kind.__name__} for {error.name!r}: if it works on a '
+      f'{other.__name__}, it must come {place} the algorithm.'
+    ) from error
+
+
+def _kept(layer: Layer, whose: str, new: Tree, old: Tree) -> Tree:
+  """Returns the new state, or raises unless it keeps its structure, shapes and dtypes."""
+  # Writing the rows into the table would cast them to its dtypes, silently.
+  if not tree.same(new, old):
+    raise ValueError(
+      f'the {whose} state of {layer.name!r} must keep its structure, shapes and dtypes, '
+      f'{tree.shapes(old)!r}, got {tree.shapes(new)!r}.'
+    )
+  return new
+
+
+def named(layer: Layer, metrics: Metrics) -> Metrics:
+  """Returns the metrics with the layer's name before theirs."""
+  return {f'{layer.name}/{name}': value for name, value in metrics.items()}
+
+
+def scalars(metrics: Metrics) -> dict[str, jax.Array]:
+  """Returns the metrics of what is done once in a round, each one number."""
+
+  def value(metric: Any) -> Any:
+    if isinstance(metric, Total):
+      return metric.value
+    return mean(metric.total, metric.count) if isinstance(metric, Mean) else metric
+
+  made = {name: value(metric) for name, metric in metrics.items()}
+  for name, metric in made.items():
+    check_scalar(name, jnp.shape(metric))
+  return made
+
+
+def over_cohort(metrics: Metrics, on: jax.Array) -> dict[str, jax.Array]:
+  """Returns the metrics of the clients that are `on` [C] as scalars; NaN where there is none."""
+
+  def reduce(value: Any) -> jax.Array:
+    if isinstance(value, Total):
+      return tree.keep(on, value.value).sum()
+    if not isinstance(value, Mean):
+      value = Mean(value.astype(jnp.float32), jnp.ones(on.shape, jnp.float32))
+    return mean(*(tree.keep(on, x).sum() for x in (value.total, value.count)))
+
+  for name, value in metrics.items():
+    for x in jax.tree.leaves(value):
+      check_scalar(name, x.shape[1:])
+  return {name: reduce(value) for name, value in metrics.items()}
+
+
+def mean(total: jax.Array, count: jax.Array) -> jax.Array:
+  """Returns total / count, NaN where the count is 0."""
+  return jnp.where(count > 0, total / count, jnp.nan)
+
+
+def check_scalar(name: str, shape: tuple[int, ...]) -> None:
+  """Raises `ValueError` for a metric that is no scalar."""
+  if shape:
+    raise ValueError(f'metric {name!r} must be a scalar, a Mean or a Total, got shape {shape!r}.')
