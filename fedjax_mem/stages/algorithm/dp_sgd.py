@@ -147,9 +147,7 @@ def dp_sgd(
     update = tree.sub(task.params, params)
     return Message(update, task.data.count.astype(jnp.float32), {}), state, metrics
 
-  made = steps_of.mechanism()
-  facts: tuple[Fact, ...] = (Trains(),) if made is None else (Trains(), Noises(made))
-  return Layer('algorithm', client=Stage(client, facts=facts), server=server)
+  return Layer('algorithm', client=Stage(client, facts=steps_of.facts), server=server)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +177,12 @@ class Steps:
     if self.capacity is not None:
       validate.integer(capacity=self.capacity)
     validate.integer(microbatch=self.microbatch)
+
+  @property
+  def facts(self) -> tuple[Fact, ...]:
+    """What the side that takes these steps promises."""
+    made = self.mechanism()
+    return (Trains(),) if made is None else (Trains(), Noises(made))
 
   def mechanism(self) -> ExampleNoise | None:
     """Returns what the accountant has to know, None without noise."""

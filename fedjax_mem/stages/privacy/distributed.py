@@ -182,17 +182,9 @@ def distributed(
   )
   table = TABLES[mechanism](noise_multiplier * found.l2 / math.sqrt(shares))
   summed = Traits(payload='integer', bits=bits, clients=clients)
-  # In steps of the grid: rounding is in the bound, and the server side takes it back.
-  rounded = noising.within(found.l2)
-  decoded = Bounds(lambda ctx, bound: bound.scaled(step))
   return (
     _clipped(l2_clip_norm, dimension, block),
-    Layer(
-      'grid',
-      client=Stage(_Rounding(found, step), facts=(rounded,)),
-      server=Stage(_decoding(step, bits), facts=(decoded,)),
-      traits=summed,
-    ),
+    _rounded(found, step, bits, summed),
     Layer(
       'integer_noise',
       client=Stage(_share(table), facts=(Noises(made),)),
@@ -200,6 +192,15 @@ def distributed(
       traits=summed._replace(withholds=True),
     ),
   )
+
+
+def _rounded(found: Grid, step: float, bits: int, traits: Traits) -> Layer:
+  """Returns the layer that rounds to the grid; its bound is in steps, rounding included."""
+  within = noising.within(found.l2)
+  decoded = Bounds(lambda ctx, bound: bound.scaled(step))
+  client = Stage(_Rounding(found, step), facts=(within,))
+  server = Stage(_decoding(step, bits), facts=(decoded,))
+  return Layer('grid', client=client, server=server, traits=traits)
 
 
 def _clipped(clip_norm: float, dimension: int, block: int) -> Layer:

@@ -105,13 +105,10 @@ def integers(
     update = jax.tree.map(back, whole, ctx.spec.update)
     return message._replace(update=update), state, {'filled': modular.filled(whole, bits)}
 
+  init = lambda ctx: _check_update(ctx.spec.update, dimension)
   return Layer(
     'integers',
-    client=Stage(
-      client,
-      lambda ctx: _check_update(ctx.spec.update, dimension),
-      (_grown(step, float(value_range), dimension),),
-    ),
+    client=Stage(client, init, (_grown(step, float(value_range), dimension),)),
     server=Stage(server, facts=(Bounds(lambda ctx, bound: bound.scaled(step)),)),
     traits=Traits(payload='integer', bits=bits, clients=clients),
   )

@@ -98,8 +98,7 @@ def contribution(
   game = Game(loss, validation, step, subsets, batch_size)
   judge = _Judge(game, cohort_size, method, sweeps, truncation)
 
-  def draw(ctx: Context, eligible, state):
-    del eligible
+  def draw(ctx: Context, _eligible, state):
     table: Score = ctx.table
     first, second, third = (jax.random.fold_in(ctx.key, i) for i in range(3))
     more = (jax.random.uniform(third) < rest).astype(jnp.int32)

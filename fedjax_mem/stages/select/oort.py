@@ -80,8 +80,7 @@ def oort(
   seconds = draws.per_client(num_clients, durations=durations)
   system = _system(seconds, preferred_seconds, penalty)
 
-  def draw(ctx: Context, eligible, state):
-    del eligible
+  def draw(ctx: Context, _eligible, state):
     table: Utility = ctx.table
     seen = table.last > 0
     share = jnp.maximum(explore * decay ** ctx.round.astype(jnp.float32), least_explore)
