@@ -34,7 +34,7 @@ def pytest_addoption(parser):
   group.addoption(
     '--rest',
     action='store_true',
-    help='only what is left out without --all, and with more than 2 devices all layouts on them',
+    help='only what is left out without --all; layouts on devices: all with more than 2, else none',
   )
   group.addoption('--optimized', action='store_true', help='compile as users do; takes longer')
   group.addoption('--devices', type=int, default=2, metavar='N', help='forced host CPU devices')
@@ -79,9 +79,11 @@ def pytest_collection_modifyitems(config, items):
     needed = max((m.args[0] for m in item.iter_markers('devices')), default=1)
     devices = config.getoption('--devices')
     there = needed <= devices
-    # On more devices than the default tier has, the layouts on devices are others.
-    again = rest and needed > 1 and devices > 2
-    wanted = every or _slow(item, seen) == rest or again
+    wanted = _slow(item, seen) == rest
+    if rest and needed > 1:
+      # All layouts on devices where there are many, those of the default tier once more.
+      wanted = devices > 2
+    wanted |= every
     if stages:  # all that the suite asks, and nothing else
       wanted = item.path.name == 'test_contract.py'
     (kept if wanted and there else left).append(item)
