@@ -9,7 +9,7 @@ import pytest
 from reference import tiny
 from reference.loop import plain_round
 
-from fedjax_mem.core import Layer, Stage, compose
+from fedjax_mem.core import Layer, Looks, Stage, compose
 from fedjax_mem.optim import fedadam, fedavgm
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.algorithm import fedsgd
@@ -113,3 +113,30 @@ def test_weights_are_not_sent():
     sent = plain_round(sim.setting.layers, state, empty, tiny.SEED).messages
     assert [float(m.weight) for m in sent] == [1.0] * tiny.N
     assert all((np.asarray(m.update) != 0).any() for m in sent)
+
+
+def test_a_select_side_that_looks_at_nothing_is_given_no_table():
+  given_none = {}
+
+  def looking(at):
+    def select(ctx, draw, state):
+      given_none[at] = ctx.table is None
+      return draw, state, {}
+
+    keeps = Stage(lambda ctx, m, s: (m, s, {}), lambda ctx: jnp.float32(0))
+    return Layer('looks', select=Stage(select, facts=(Looks(at),)), client=keeps)
+
+  for at in ('nothing', 'own data', "others' data"):
+    tiny.build(tiny.layers(looking(at)))
+  assert given_none == {'nothing': True, 'own data': False, "others' data": False}
+
+
+def test_a_client_is_not_told_who_else_will_arrive():
+  def asks(ctx, message, state):
+    same = (ctx.cohort.arrived == ctx.cohort.real).all()
+    return message, state, {'told_nothing': same.astype(jnp.float32)}
+
+  sim = tiny.build(tiny.layers(Layer('asks', client=Stage(asks))))
+  _, metrics = tiny.execute(sim, 1)
+  assert metrics['clients'][0] < metrics['selected'][0]  # somebody is lost
+  assert metrics['asks/told_nothing'].tolist() == [1.0]

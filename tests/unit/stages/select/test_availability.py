@@ -187,9 +187,11 @@ def test_cohorts_are_known_ahead(name):
   sim = simulation(name)
   ahead = np.asarray(sim.cohorts(sim.init(tiny.initial()), 6))
   told = tiny.execute(sim, 6)[1]['ids']
+  assert (told < 0).any()
   for drawn, came in zip(ahead, told, strict=True):
     # Who is drawn and away is among them.
     assert set(came[came >= 0].tolist()) <= set(drawn.tolist())
+    assert len(set(drawn[drawn < tiny.N].tolist())) == tiny.C  # before anybody is left out
 
 
 @pytest.mark.parametrize(
