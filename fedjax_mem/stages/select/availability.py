@@ -57,14 +57,7 @@ def diurnal(
     here = draws.each(ctx.key, jax.random.uniform, ids) < probability
     return here, phase, _counted(cohort, here)
 
-  return draws.filtering(
-    NAME,
-    stays,
-    before_work=True,
-    num_clients=num_clients,
-    before_draw=before_draw,
-    init=lambda ctx: jax.random.uniform(ctx.key, (num_clients,)),
-  )
+  return _trace(stays, num_clients, before_draw, lambda drawn: drawn)
 
 
 def markov(
@@ -97,18 +90,25 @@ def markov(
     return here, jnp.where(on, draw >= leave, draw < join), _counted(cohort, here)
 
   share = join / (join + leave)
+  return _trace(stays, num_clients, before_draw, lambda drawn: drawn < share)
+
+
+# By name, for configurations; they draw nobody, so they are none of `SAMPLERS`.
+TRACES: dict[str, Callable[..., Layer]] = {'diurnal': diurnal, 'markov': markov}
+
+
+def _trace(
+  stays: draws.Staying, num_clients: int, before_draw: bool, first: Callable[[jax.Array], jax.Array]
+) -> Layer:
+  """Returns the layer of a trace whose first state is made of a uniform number a client, [N]."""
   return draws.filtering(
     NAME,
     stays,
     before_work=True,
     num_clients=num_clients,
     before_draw=before_draw,
-    init=lambda ctx: jax.random.uniform(ctx.key, (num_clients,)) < share,
+    init=lambda ctx: first(jax.random.uniform(ctx.key, (num_clients,))),
   )
-
-
-# By name, for configurations; they draw nobody, so they are none of `SAMPLERS`.
-TRACES: dict[str, Callable[..., Layer]] = {'diurnal': diurnal, 'markov': markov}
 
 
 def _counted(cohort: Member, here: jax.Array) -> dict[str, jax.Array]:
