@@ -133,11 +133,81 @@ class Weighted(Fact):
     """Raises `IncompatibleStages` for a layer that comes before the weighing."""
     from fedjax_mem.core.layer import IncompatibleStages  # which is written with facts
 
-    weighing = round.weighing
-    if weighing is not None and layer not in round.after(weighing):
+    if layer not in round.after(round.weighing):
       raise IncompatibleStages(
-        f'{layer.name!r} works on weighted messages: it must come after {weighing.name!r}.'
+        f'{layer.name!r} works on weighted messages: it must come after {round.weighing.name!r}.'
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighs(Fact):
+  """This client side makes update and aux those of `of(weight)` clients; exactly one in a round.
+
+  Under noise on the sum it also states `Bounds`: what a client's weight makes of a bound.
+
+  Attributes:
+    divisor: what the server divides the sum by: None (the weights that arrived), or a fixed number,
+      under privacy the expected cohort.
+    alike: whether everyone who takes part has the weight 1.
+    of: the message's weight -> the weight used, both float32; 0 must stay 0. None: it depends on
+      more than the message's weight.
+  """
+
+  sides = ('client',)
+  divisor: float | None = None
+  alike: bool = False
+  of: Callable[[Any], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Encodes(Fact):
+  """What leaves this side stands for a code, whose bytes are counted: whoever changes it breaks it.
+
+  Attributes:
+    codec: with `name` of the method; `adds`, whether the decoded sum of codes is the sum of what
+      is decoded (then the code itself leaves, else what the server will decode); `feedback`, why
+      error feedback would diverge, or None.
+  """
+
+  sides = ('client', 'cohort')
+  codec: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Integers(Fact):
+  """What leaves this client side are int32, summed modulo 2 ** bits.
+
+  Attributes:
+    bits: of a value of the sum.
+    clients: the most clients whose sum has room.
+  """
+
+  sides = ('client',)
+  bits: int
+  clients: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks(Fact):
+  """From this client side on, messages modulo 2 ** bits are seen as a sum only."""
+
+  sides = ('client',)
+  bits: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Withholds(Fact):
+  """This client side brings what the sum needs of at least so many clients, such as noise.
+
+  Where fewer arrive, nothing of the sum is released: parameters, client states and those of server
+  sides stay as they were. The metric `<layer>/withheld` tells it, 0 or 1.
+
+  Attributes:
+    least: clients that must arrive.
+  """
+
+  sides = ('client',)
+  least: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,3 +265,19 @@ class Scores(Fact):
 
   sides = ('client',)
   measure: Callable[[Any, Any, dict[str, Any]], tuple[Any, Any]]
+
+
+# What says what a side does to messages; a side after the algorithm without any states nothing.
+MESSAGE_FACTS = (
+  Trains,
+  Bounds,
+  Noises,
+  Weighs,
+  Encodes,
+  Integers,
+  Masks,
+  Withholds,
+  Rule,
+  Attacks,
+  Scores,
+)

@@ -44,33 +44,6 @@ class Stage(NamedTuple):
     return next((x for x in self.facts if type(x) is kind), None)
 
 
-class Traits(NamedTuple):
-  """What a layer declares about itself; what can be derived from its parts is not repeated.
-
-  Attributes:
-    payload: 'float' or 'integer', of what leaves the client side.
-    weighs: None, or how a weighing layer weighs: 'examples', 'equal' or 'capped'.
-    weight: of a weighing layer: the message's weight -> the weight used, both float32.
-    divisor: of a weighing layer: None (the realised weight) or the fixed expected cohort.
-    adds: whether decode(sum of messages) = sum of decode(message).
-    bits: of integers that are summed modulo 2 ** bits, else None.
-    clients: of such integers: the most clients whose sum has room.
-    masks: whether messages are hidden from here on until they are summed.
-    withholds: whether the server side may return a negative weight: the round is then as if nobody
-      had been heard; parameters, client states and those of server sides stay as they were.
-  """
-
-  payload: str = 'float'
-  weighs: str | None = None
-  weight: Callable[[jax.Array], jax.Array] | None = None
-  divisor: float | None = None
-  adds: bool = True
-  bits: int | None = None
-  clients: int | None = None
-  masks: bool = False
-  withholds: bool = False
-
-
 class Layer(NamedTuple):
   """One concern, its sides around one sum; a side that is None passes its value on.
 
@@ -85,7 +58,6 @@ class Layer(NamedTuple):
       one layer the client side runs first.
     server: Message -> Message, Message -> parameters (the algorithm's) or parameters -> parameters
       (of layers before it).
-    traits: what the layer declares about itself.
   """
 
   name: str
@@ -93,12 +65,11 @@ class Layer(NamedTuple):
   client: Stage | None = None
   cohort: Stage | None = None
   server: Stage | None = None
-  traits: Traits = Traits()
 
   @property
   def sides(self) -> dict[str, Stage]:
     """The sides that this layer has, by name, in the order in which they run."""
-    return {side: x for side, x in zip(SIDES, self[1:5], strict=True) if x is not None}
+    return {side: x for side, x in zip(SIDES, self[1:], strict=True) if x is not None}
 
   def fact(self, kind: type[F]) -> F | None:
     """Returns the fact of exactly this kind on whichever side states it, or None."""

@@ -14,10 +14,24 @@ from typing import Any, TypeVar
 
 from fedjax_mem.core.bound import IN_ROUND, Bound
 from fedjax_mem.core.context import Context
-from fedjax_mem.core.facts import Bounds, Draws, Fact, Looks, Prepares, Trains
+from fedjax_mem.core.facts import (
+  MESSAGE_FACTS,
+  Bounds,
+  Draws,
+  Fact,
+  Looks,
+  Prepares,
+  Trains,
+  Weighs,
+)
 from fedjax_mem.core.layer import IncompatibleStages, Layer, Stage
 
 F = TypeVar('F', bound=Fact)
+_ONCE: dict[str, type[Fact]] = {
+  'draw the cohort': Draws,
+  'train': Trains,
+  'weigh the clients, such as by_examples()': Weighs,
+}
 PAIRS = (('client', 'cohort'), ('select', 'server'))
 
 
@@ -58,9 +72,14 @@ class Round(tuple[Layer, ...]):
     return self.having(Trains)[0][0]
 
   @functools.cached_property
-  def weighing(self) -> Layer | None:
-    """The layer that weighs, or None."""
-    return next((x for x in self if x.traits.weighs is not None), None)
+  def weighing(self) -> Layer:
+    """The layer that weighs."""
+    return self.having(Weighs)[0][0]
+
+  @functools.cached_property
+  def weighs(self) -> Weighs:
+    """How clients are weighed."""
+    return self.having(Weighs)[0][2]
 
   def place(self, layer: Layer) -> int:
     """Returns the position of a layer."""
@@ -80,6 +99,15 @@ class Round(tuple[Layer, ...]):
     inner = (self.algorithm, *self.after(self.algorithm))
     out = [(x, side) for x in inner for side in ('client', 'cohort') if side in x.sides]
     return (*out, *((x, 'server') for x in reversed(inner) if x.server is not None))
+
+  @functools.cached_property
+  def silent(self) -> tuple[tuple[Layer, str], ...]:
+    """The sides of messages, before the sum, that state nothing of what they do to them."""
+    return tuple(
+      (x, side)
+      for x, side in self.path
+      if side != 'server' and not any(type(f) in MESSAGE_FACTS for f in x.sides[side].facts)
+    )
 
   def bounds(
     self,
@@ -123,7 +151,7 @@ def compose(*parts: Layer | tuple[Layer, ...]) -> Round:
 
   Raises:
     IncompatibleStages: names are not distinct, a fact stands twice or on a side that it does not
-      name, a state is declared twice, or not exactly one layer draws or trains.
+      name, a state is declared twice, or not exactly one layer draws, trains or weighs.
   """
   layers = Round(x for part in parts for x in ((part,) if isinstance(part, Layer) else part))
   for layer in layers:
@@ -134,7 +162,7 @@ def compose(*parts: Layer | tuple[Layer, ...]) -> Round:
     raise IncompatibleStages(f'names of layers must be distinct, got {names!r}.')
   for layer in layers:
     _check_sides(layer)
-  for what, kind in (('draw the cohort', Draws), ('train', Trains)):
+  for what, kind in _ONCE.items():
     found = [x.name for x, _, _ in layers.having(kind)]
     if len(found) != 1:
       raise IncompatibleStages(

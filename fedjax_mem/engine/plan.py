@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import (
-  IncompatibleStages,
   Member,
   Message,
-  Noises,
   Population,
   Round,
   Shape,
@@ -19,7 +17,7 @@ from fedjax_mem.core import (
   scalar_member,
   tree,
 )
-from fedjax_mem.engine import guarantees, pooled, rules, stacks, tables, walk
+from fedjax_mem.engine import checks, pooled, tables, walk
 from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.cohort import pad
 from fedjax_mem.engine.mesh import replicated
@@ -53,14 +51,7 @@ def make_setting(
     IncompatibleStages: layers that do not fit together.
     ValueError: a sampler for another population, or a state that does not keep its shapes.
   """
-  _check_weighing(layers)
-  for layer in layers:
-    for stage in layer.sides.values():
-      for fact in stage.facts:
-        fact.check(layers, layer)
-  stacks.check(layers)
-  rules.check(layers)
-  guarantees.check(layers)
+  checks.composed(layers)
   draws = layers.draws
   if draws.population != shape.num_clients:
     raise ValueError(
@@ -71,10 +62,8 @@ def make_setting(
   setting = Setting(layers, shape, capacity, layout, {}, transforms)
   specs, sent = _specs(setting, params, population)
   setting = setting._replace(specs=specs)
-  if layers.having(Noises):
-    guarantees.check_bounds(layers, specs)
-    init = lambda p, d: initial_state(setting, p, d, jnp.uint32(0)).servers
-    guarantees.check_released(layers, specs, sent, jax.eval_shape(init, params, population))
+  init = lambda p, d: initial_state(setting, p, d, jnp.uint32(0)).servers
+  checks.planned(layers, specs, sent, jax.eval_shape(init, params, population))
   if pool:
     setting = setting._replace(pool=pooled.find(layers, setting, params, population))
   divided = setting.pool is None and tables.divides(layers, shape.num_clients, layout.devices)
@@ -82,23 +71,6 @@ def make_setting(
   setting = setting._replace(round=jax.jit(make_round(setting)))
   _check_fixed_point(setting, params, population)
   return setting
-
-
-def _check_weighing(layers: Round) -> None:
-  """Raises unless one layer weighs, and what selects by single messages sees them."""
-  weighing = [x.name for x in layers if x.traits.weighs is not None]
-  if len(weighing) != 1:
-    raise IncompatibleStages(
-      f'exactly one layer must weigh the clients, such as by_examples(), got {weighing!r}.'
-    )
-  for chooser in layers.selecting:
-    hidden = [x.name for x in layers if x.traits.payload == 'integer' or x.traits.masks]
-    if chooser.cohort is not None and hidden:
-      raise IncompatibleStages(
-        f"{chooser.name!r} selects by each client's own update, and {hidden[0]!r} leaves integers "
-        'that are seen only as a sum: select by another rule, such as uniform, or remove '
-        f'{hidden[0]!r}.'
-      )
 
 
 def initial_state(setting: Setting, params: Tree, population: Population, seed: jax.Array) -> State:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, Mean, Message, Pool, Pools, Population, Round, tree
+from fedjax_mem.core import Layer, Mean, Message, Pool, Pools, Population, Round, Weighs, tree
 from fedjax_mem.engine.clients import Layout, spread
 from fedjax_mem.engine.walk import Cast, Row, context, examples
 
@@ -33,9 +33,7 @@ def find(layers: Round, setting: Any, params: Tree, population: Population):
   others = [x for x in layers if x not in (algorithm, weighing)]
   pools = algorithm.fact(Pools)
   plain = all(set(x.sides) <= {'select'} for x in others) and algorithm.cohort is None
-  if not plain or pools is None or weighing is None or weighing.cohort is not None:
-    return None
-  if weighing.traits.weight is None:
+  if not plain or pools is None or weighing.cohort is not None or layers.weighs.of is None:
     return None
   batch = jax.eval_shape(
     lambda d: _gathered(d.arrays, d.index, jnp.zeros(1, jnp.int32), setting), population
@@ -55,7 +53,7 @@ def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Cast, row: Row):
   """
   algorithm, weighing, pool = found
   ctx = context(algorithm, 'cohort', cast, setting.specs)
-  weight: Any = weighing.traits.weight
+  weight: Any = weighing.client.fact(Weighs).of  # type: ignore[union-attr]
 
   def step(everyone: Cast, carry: Tree, rows: Row) -> tuple[Tree, Tree, Tree]:
     on = rows.client.arrived & (rows.count > 0)

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mem.core import (
+  IncompatibleStages,
   Layer,
+  Noises,
   Population,
   Shape,
   State,
@@ -153,6 +155,7 @@ def simulate(
   max_rounds: int = 64,
   shape: Shape | None = None,
   transforms: tuple[Callable[[dict], dict], ...] = (),
+  expect_privacy: bool = False,
 ) -> Simulation:
   """Returns the simulation of a round, checked before anything is compiled.
 
@@ -166,12 +169,18 @@ def simulate(
     shape: static facts about the population; by default read from it.
     transforms: functions batch -> batch, applied to every batch that is gathered (normalisation:
       the examples stay in their stored dtype).
+    expect_privacy: refuse a round no layer of which claims to add noise.
 
   Raises:
-    IncompatibleStages: layers that do not fit together.
+    IncompatibleStages: layers that do not fit together, or make no claim where one is expected.
     ValueError: an argument out of range.
   """
   made = compose(*layers)
+  if expect_privacy and not made.having(Noises):
+    raise IncompatibleStages(
+      f'a claim of privacy is expected, and no layer of {[x.name for x in made]!r} states that it '
+      'adds noise (Noises): add one, such as central with a noise_multiplier > 0.'
+    )
   validate.integer(at_least=0, at_most=2**32 - 1, seed=seed)
   validate.integer(max_rounds=max_rounds)
   execution = execution or Execution()

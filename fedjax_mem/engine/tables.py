@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_mem.core import Round, State, tree
+from fedjax_mem.core import Round, State, Withholds, tree
 from fedjax_mem.engine import cohort as cohorts
 from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.mesh import AXIS, replicated
@@ -27,7 +27,7 @@ def divides(layers: Round, num_clients: int, devices: int) -> bool:
 
   Not if a layer sees the whole cohort or withholds the round: what it leaves out must be undone.
   """
-  final = not any(x.cohort is not None or x.traits.withholds for x in layers)
+  final = not (layers.having(Withholds) or any(x.cohort is not None for x in layers))
   return final and num_clients % devices == 0
 
 

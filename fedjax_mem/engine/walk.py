@@ -29,6 +29,7 @@ from fedjax_mem.core import (
   Task,
   Total,
   Trains,
+  Withholds,
   keys,
   tree,
 )
@@ -244,8 +245,8 @@ def server_pass(
   """
   value: Any = message
   servers = dict(cast.servers)
-  metrics: Metrics = {}
-  released = jnp.bool_(True)
+  released, metrics = _released(layers, cast)
+  withholds = [x.name for x, _, _ in layers.having(Withholds)]
   covered: str | None = None  # the layer whose noise covers what is left
   for x in reversed(layers):
     if x.server is not None:
@@ -264,15 +265,27 @@ def server_pass(
         f'the server side of {x.name!r} must return what its client side receives, '
         f'{wanted!r}, got {tree.shapes(value)!r}.'
       )
-    if x.traits.withholds:
-      released &= value.weight >= 0
+    if x.name in withholds:
+      # Nor do the layers that follow see it, or their metrics tell of it.
+      value = tree.keep(released, value)
     if _covers(x):
       # What the noise does not cover ends here, or what follows would be no post-processing.
       covered = x.name
-      value = value._replace(weight=jnp.float32(layers.weighing.traits.divisor))  # type: ignore[union-attr]
-  if any(x.traits.withholds for x in layers):
+      value = value._replace(weight=jnp.float32(layers.weighs.divisor))
+  if withholds:
     value, servers = tree.select(released, (value, servers), (cast.params, dict(cast.servers)))
   return value, servers, metrics, released
+
+
+def _released(layers: Round, cast: Cast) -> tuple[jax.Array, Metrics]:
+  """Returns (whether enough clients arrived for the sum to be released, metrics that say so)."""
+  wants = layers.having(Withholds)
+  if not wants:
+    return jnp.bool_(True), {}
+  arrived = cast.cohort.arrived.sum(dtype=jnp.int32)
+  enough = {x.name: arrived >= fact.least for x, _, fact in wants}
+  metrics = {f'{name}/withheld': (~ok).astype(jnp.int32) for name, ok in enough.items()}
+  return jnp.stack([*enough.values()]).all(), metrics
 
 
 def _covers(layer: Layer) -> bool:

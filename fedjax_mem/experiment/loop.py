@@ -228,7 +228,8 @@ class _Loop:
 
   def _show(self, bar: Progress, record: dict[str, Any]) -> None:
     self.sent += sent(record)
-    bar.update({**record, 'bytes': self.sent})
+    known = {'bytes': self.sent} if 'bytes_up' in record else {}
+    bar.update({**record, **known})
     for name in [x for x in record if x.endswith('/skipped') and record[x]]:
       layer = name.removesuffix('/skipped')
       bar.note(f'round {record["round"]}: skipped, too few clients were left for {layer!r}')

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from fedjax_mem.engine import Execution, Simulation, describe, simulate, table_bytes
 from fedjax_mem.experiment import devices, examples, privacy, scores, traffic, tuning
 from fedjax_mem.experiment.build import Parts, build
 from fedjax_mem.experiment.config import Config
+from fedjax_mem.experiment.sections import PrivacyConfig
 
 MAX_SEGMENT = 256  # rounds; longer segments would save nothing, their metrics take memory
 
@@ -68,6 +70,7 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
       max_rounds=source.max_rounds,
       shape=source.shape,
       transforms=(parts.data.preprocess,),
+      expect_privacy=config.privacy != PrivacyConfig(),
     )
 
   books = privacy.open_books(config, parts.layers, parts.data.counts)
@@ -89,12 +92,12 @@ def work(config: Config, parts: Parts) -> str:
 
 def _estimator(ready: Ready) -> list[str]:
   """Returns which average inverse chances make, where they make one that is not unbiased."""
-  weighing = next(x for x in ready.parts.layers if x.traits.weighs is not None)
-  if ready.config.selection.name != 'importance' or weighing.traits.divisor is not None:
+  weighs = ready.parts.layers.weighs
+  if ready.config.selection.name != 'importance' or weighs.divisor is not None:
     return []
-  counts = ready.parts.data.counts
-  whole = {'examples': counts.sum(), 'equal': len(counts)}.get(str(weighing.traits.weighs))
-  value = 'the weight of all clients' if whole is None else int(whole)
+  value = 'the weight of all clients'
+  if weighs.of is not None:
+    value = f'{float(weighs.of(np.asarray(ready.parts.data.counts, np.float32)).sum()):.10g}'
   return [
     'updates are divided by the sum of the weights that arrived, each over its chance (a '
     f'self-normalised mean, biased); weighting.options.divisor = {value} makes it unbiased'

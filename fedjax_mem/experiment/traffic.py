@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import tree
+from fedjax_mem.core import Encodes, Integers, tree
 from fedjax_mem.engine import Simulation, table_bytes
-from fedjax_mem.engine.stacks import encodes
 from fedjax_mem.stages.compress import dense_size, total_bytes, wire
 
 _NAMES = ('bytes_up', 'bytes_down', 'bytes_more_down')
@@ -31,8 +30,8 @@ class Traffic:
     """Looks up how large the messages of a simulation are."""
     last = list(sim.setting.specs.values())[-1]
     self._up, self._down = dense_size(last.update, last.aux), dense_size(sim.params)
-    bits = [x.traits.bits for x in sim.setting.layers if x.traits.bits is not None]
-    self._modular = bool(bits)
+    bits = [x.bits for _, _, x in sim.setting.layers.having(Integers)]
+    self._modular, self._unknown = bool(bits), bool(sim.setting.layers.silent)
     if bits:
       values, beside = tree.size(last.update), tree.size(last.aux)
       part = jax.ShapeDtypeStruct((values,), jnp.int32)
@@ -45,18 +44,33 @@ class Traffic:
     return name.endswith(_HALVES)
 
   def records(self, rows: Mapping[str, np.ndarray]) -> list[dict[str, int]]:
-    """Returns `bytes_up` and `bytes_down` of each round, exactly, from stacked metrics."""
+    """Returns `bytes_up` (if they are known) and `bytes_down` of each round, exactly."""
     up, down = total_bytes(rows, 'bytes_up'), total_bytes(rows, 'bytes_down')
     more = total_bytes(rows, 'bytes_more_down')
     if up is None or self._modular:
       up = self._up * rows['clients'].astype(np.int64)
     down = (self._down if down is None else down) * rows['selected'].astype(np.int64)
     down = down if more is None else down + more
-    return [{'bytes_up': int(u), 'bytes_down': int(d)} for u, d in zip(up, down, strict=True)]
+    made = [{'bytes_up': int(u), 'bytes_down': int(d)} for u, d in zip(up, down, strict=True)]
+    if self._unknown:
+      for record in made:
+        del record['bytes_up']
+    return made
 
 
 def notes(sim: Simulation, rounds: int) -> list[str]:
-  """Returns what a user is to know of error feedback across clients that rarely return."""
+  """Returns what a user is to know of the bytes of a run, one line each."""
+  return [*_unknown(sim), *_forgotten(sim, rounds)]
+
+
+def _unknown(sim: Simulation) -> list[str]:
+  """Returns who leaves open what clients send."""
+  who = ' and '.join(f'the {side} side of {x.name!r}' for x, side in sim.setting.layers.silent)
+  return [f'bytes up are unknown: {who} states nothing of what it does to messages'] if who else []
+
+
+def _forgotten(sim: Simulation, rounds: int) -> list[str]:
+  """Returns what becomes of error feedback where clients rarely return."""
   sampling = sim.setting.layers.draws
   times = rounds * sampling.expected / sampling.population
   if times >= _RARELY:
@@ -67,7 +81,7 @@ def notes(sim: Simulation, rounds: int) -> list[str]:
     f'{layer.name!r} remembers of its update is never sent; its memory takes '
     f'{sizes[layer.name] / 1e6:,.1f} MB for {sampling.population:,} clients'
     for layer in sim.setting.layers
-    if encodes(layer) is not None and sizes[layer.name]
+    if layer.fact(Encodes) is not None and sizes[layer.name]
   ]
 
 

@@ -301,7 +301,7 @@ class FederatedClient:
   def _values(self, sent: recipes.Sent, place: Place, round: int) -> Any:
     """Returns what the server decodes, all of it where codes add and are decoded in the sum."""
     config, params = self.config.compression_config, self.model.params
-    if config is None or not compression.codec(config).linear:
+    if config is None or not compression.codec(config).adds:
       return sent.message.update
     draws = compression.draws(config, place.seed, round, place.number)
     return compression.whole(config, draws, codecs.Code((), sent.message.update), params)

@@ -32,7 +32,7 @@ class Read(NamedTuple):
   def whole(self, params: Any) -> Message:
     """Returns the message with all values of a tree like `params`."""
     config = self.client.config.compression_config
-    if config is None or self.draws is None or not compression.codec(config).linear:
+    if config is None or self.draws is None or not compression.codec(config).adds:
       return self.message
     code = codecs.Code((), self.message.update)
     return self.message._replace(update=compression.whole(config, self.draws, code, params))
@@ -83,7 +83,7 @@ def decoded(client: FederatedClient, update: FederatedUpdate, params: Any, place
     draws = compression.draws(config, place.seed, update.round, place.number)
     code, weight = codecs.from_bytes(compression.codec(config), update.data, shapes)
     moved = code.rest
-    if not compression.codec(config).linear:
+    if not compression.codec(config).adds:
       moved = compression.whole(config, draws, code, params)
   count = update.metadata.num_examples
   if weight != (1.0 if place.equal else np.float32(count)):

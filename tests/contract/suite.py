@@ -14,9 +14,21 @@ from reference import stages, tiny
 
 import fedjax_mem.optim
 import fedjax_mem.stages
-from fedjax_mem.core import Draws, Layer, Noises, Prepares, Trains, Weighted, compose
+from fedjax_mem.core import (
+  Draws,
+  Integers,
+  Layer,
+  Masks,
+  Noises,
+  Prepares,
+  Trains,
+  Weighs,
+  Weighted,
+  Withholds,
+  compose,
+)
 from fedjax_mem.stages.algorithm import fedsgd
-from fedjax_mem.stages.secure import integers
+from fedjax_mem.stages.secure import integers, mask
 from fedjax_mem.stages.weigh import by_examples, equal
 
 # What the suite hands to the arguments of these names that have no default.
@@ -232,15 +244,17 @@ def dress(made: Any) -> tuple[Layer, ...]:
   if is_optimizer(made):
     return compose(fedsgd(tiny.loss, batch_size=16, server_optimizer=made), tiny.rota(), equal())
   own = (made,) if isinstance(made, Layer) else tuple(made)
-  if own[0].traits.masks:
+  if own[0].fact(Masks) is not None:
     own = (integers(4.0, clients=tiny.C), *own)
+  if own[-1].fact(Withholds) is not None:  # shares of noise
+    own = (*own, mask(clients=tiny.C, bits=own[-1].fact(Integers).bits, degree=2))
   noisy = any(x.fact(Noises) is not None for x in own)
   weigh = equal(float(tiny.C)) if noisy else equal()  # what is private has a public divisor
   if any(x.fact(Trains) is not None for x in own):
     return compose(own, tiny.rota(), weigh)
   before = [x for x in own if x.fact(Prepares) is not None]
   after = [x for x in own if x.fact(Prepares) is None]
-  if any(x.traits.weighs is not None for x in own):
+  if any(x.fact(Weighs) is not None for x in own):
     return compose(*before, tiny.algorithm(), tiny.rota(), *after)
   if any(x.select is not None for x in own):
     early = [x for x in after if x.fact(Weighted) is None]
@@ -257,7 +271,8 @@ POOLS = ('ALGORITHMS-fedavg', 'ALGORITHMS-fedsgd', 'WEIGHINGS')
 
 def modes(case: Case) -> list:
   """Returns the execution modes besides `vmap`: one of the default tier, and the others."""
-  others = ['chunk', 'vmap on 2', 'loop']
+  # Clients side by side on devices are chunks of one step: 'chunk on devices'.
+  others = ['chunk', 'loop']
   if case.name.startswith(POOLS):
     others += tiny.POOLED
   slow = [pytest.param(m, marks=pytest.mark.slow) for m in others]

@@ -44,7 +44,7 @@ def test_sound_plans():
 def test_masks_over_floats():
   refused("'mask'", "'weigh'", 'floats', 'put integers', layers=[MASK])
   refused("'mask'", "'central'", layers=[privacy.central(1.0, 1.0), MASK])
-  floats = Layer('floats', client=Stage(lambda c, m, s: (m, s, {})), traits=GRID.traits)
+  floats = Layer('floats', client=Stage(lambda c, m, s: (m, s, {}), facts=GRID.client.facts))
   refused("'mask'", 'float32', 'do not cancel', layers=[floats, MASK])
 
 

@@ -6,13 +6,14 @@ from jax.flatten_util import ravel_pytree
 
 from fedjax_mem.core import (
   Draws,
+  Integers,
   Layer,
+  Masks,
   Member,
   Message,
   Prepares,
   Stage,
   Trains,
-  Traits,
   tree,
   validate,
 )
@@ -79,9 +80,11 @@ def fixed_point(bits: int) -> Layer:
   decode = lambda x: x.astype(jnp.float32) * 2.0**-bits
   return Layer(
     'encode',
-    client=Stage(lambda ctx, message, state: (jax.tree.map(encode, message), state, {})),
+    client=Stage(
+      lambda ctx, message, state: (jax.tree.map(encode, message), state, {}),
+      facts=(Integers(32, 2**15),),
+    ),
     server=Stage(lambda ctx, message, state: (jax.tree.map(decode, message), state, {})),
-    traits=Traits(payload='integer'),
   )
 
 
@@ -119,7 +122,8 @@ def mask() -> Layer:
     left = jax.lax.scan(one, tree.zeros(message), (ctx.cohort.id, here))[0]
     return tree.sub(message, left), state, {'recovered': gone.sum(dtype=jnp.int32)}
 
-  return Layer('mask', client=Stage(client), server=Stage(server), traits=Traits(payload='integer'))
+  facts = (Integers(32, 2**15), Masks(32))
+  return Layer('mask', client=Stage(client, facts=facts), server=Stage(server))
 
 
 def secure_sum(bits: int = 16) -> tuple[Layer, ...]:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fedjax_mem.core import Draws, Noises
+from fedjax_mem.core import Draws, Integers, Noises
 from fedjax_mem.experiment import build, cli, loop, table, table_distributed
 from fedjax_mem.experiment.config import StageConfig
 from fedjax_mem.experiment.privacy import open_books, settled
@@ -44,11 +44,11 @@ def layers(config):
 def test_sizes_are_filled_in_unless_they_are_said(masked):
   made = layers(masked(noise_multiplier=1.0))
   assert made['integer_noise'].fact(Noises).mechanism.dimension == PADDED
-  assert {made[x].traits.clients for x in ('grid', 'integer_noise', 'mask')} == {4}
-  assert layers(masked(noise_multiplier=1.0, clients=9))['grid'].traits.clients == 9
+  assert {made[x].fact(Integers).clients for x in ('grid', 'integer_noise', 'mask')} == {4}
+  assert layers(masked(noise_multiplier=1.0, clients=9))['grid'].fact(Integers).clients == 9
   poisson = masked('selection.name=poisson', noise_multiplier=1.0)
   made = layers(poisson)
-  assert made['grid'].traits.clients == made['select'].fact(Draws).capacity > 4
+  assert made['grid'].fact(Integers).clients == made['select'].fact(Draws).capacity > 4
 
 
 @pytest.mark.parametrize('mechanism', ['skellam', 'discrete_gaussian'])

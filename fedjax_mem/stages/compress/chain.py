@@ -67,7 +67,7 @@ def chain(first: Layer | str | Mapping[str, Any], second: Layer | str | Mapping[
       decode,
       left=lambda shapes: b.left(a.left(shapes)),
       check=check,
-      linear=a.linear and b.linear,
+      adds=a.adds and b.adds,
       unbiased=a.unbiased and b.unbiased,
       error=error,
       bounds=Bounds(bounds, a.bounds.why or b.bounds.why),

@@ -31,13 +31,13 @@ from fedjax_mem.core import (
   Bound,
   Bounds,
   Context,
+  Encodes,
   IncompatibleStages,
   Layer,
   Mean,
   Message,
   Stage,
   Total,
-  Traits,
   tree,
 )
 from fedjax_mem.stages.compress import wire
@@ -100,7 +100,7 @@ class Codec(NamedTuple):
     decode: (draws, code, shapes) -> [D] float32; the draws are those of `encode`.
     left: shapes -> shapes of the code's `rest`.
     check: raises `ValueError` for shapes that the codec cannot encode.
-    linear: whether codes add; then they have no parts, and decoding draws from `round_key` alone.
+    adds: whether codes add; then they have no parts, and decoding draws from `round_key` alone.
     unbiased: whether the expectation of what is decoded is what was encoded.
     error: shapes -> what E ||decoded - x||² is at most, over ||x||²; None: not stated.
     bounds: bound of x -> bound of what is decoded; of a code that adds, of the code as well.
@@ -116,12 +116,26 @@ class Codec(NamedTuple):
   decode: Callable[[Keys, Code, Shapes], jax.Array]
   left: Callable[[Shapes], Shapes] = _nothing_left
   check: Callable[[Shapes], None] = _any
-  linear: bool = False
+  adds: bool = False
   unbiased: bool = False
   error: Callable[[Shapes], float | None] = lambda shapes: None
   bounds: Bounds = KEPT
   feedback: str | None = None
   estimate: Callable[[Keys, list, Shapes], tuple[list, jax.Array]] | None = None
+
+
+class Exchange(NamedTuple):
+  """A code that only its layer can make, since it has a state: what the round is told of it.
+
+  Attributes:
+    name: of the method.
+    adds: as in `Codec`.
+    feedback: likewise.
+  """
+
+  name: str
+  adds: bool = False
+  feedback: str | None = None
 
 
 def unbounded(why: str) -> Bounds:
@@ -290,11 +304,6 @@ class Encoder:
 
   codec: Codec
 
-  @property
-  def encodes(self) -> str:
-    """Name of the method, for the plan: of such layers a round has one."""
-    return self.codec.name
-
   def __call__(self, ctx: Context, message: Message, state: Tree):
     """Returns (message, state, metrics), as every side of a layer."""
     codec, draws = self.codec, Keys(ctx.key, ctx.round_key)
@@ -308,9 +317,9 @@ class Encoder:
     else:
       x = tree.ravel(message.update)
       code = codec.encode(draws, x, shapes)
-      values = code.rest if codec.linear else codec.decode(draws, code, shapes)
+      values = code.rest if codec.adds else codec.decode(draws, code, shapes)
       values = jnp.where(tree.finite(x), values, jnp.float32(jnp.nan))
-      update = values if codec.linear else tree.unravel(values, message.update)
+      update = values if codec.adds else tree.unravel(values, message.update)
       value = nbytes(parts_of(code), message.aux)
     metrics = reported(message.update, message.aux, value, on)
     return message._replace(update=update), state, metrics
@@ -349,9 +358,8 @@ def layer_of(codec: Codec) -> Layer:
   encoder = Encoder(codec)
   return Layer(
     codec.name,
-    client=Stage(encoder, encoder.init, (codec.bounds,)),
-    server=Stage(server, facts=(codec.bounds,)) if codec.linear else None,
-    traits=Traits(adds=codec.linear),
+    client=Stage(encoder, encoder.init, (codec.bounds, Encodes(codec))),
+    server=Stage(server, facts=(codec.bounds,)) if codec.adds else None,
   )
 
 
@@ -362,10 +370,10 @@ def codec_of(**named: Any) -> Codec:
     ValueError: it is another layer.
   """
   ((name, layer),) = named.items()
-  found = getattr(getattr(layer, 'client', None), 'apply', None)
-  if not isinstance(found, Encoder):
+  fact = layer.fact(Encodes) if isinstance(layer, Layer) else None
+  if fact is None or not isinstance(fact.codec, Codec):
     raise ValueError(
       f'{name} must be a codec such as top_k or quantize, without error feedback or a state, '
-      f'got {getattr(layer, "name", layer)!r}.'
+      f'got {layer.name if isinstance(layer, Layer) else layer!r}.'
     )
-  return found.codec
+  return fact.codec

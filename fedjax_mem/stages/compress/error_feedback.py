@@ -21,11 +21,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Mean, Message, Stage, tree
+from fedjax_mem.core import Context, Encodes, Layer, Mean, Message, Stage, tree
 from fedjax_mem.stages.compress import named
-from fedjax_mem.stages.compress.codec import Encoder, unbounded
+from fedjax_mem.stages.compress.codec import Exchange, unbounded
 
 Tree = Any
+_ALREADY = 'it is under error feedback already'
 REMEMBERS = unbounded('what error feedback remembers has no bound')
 
 
@@ -41,15 +42,15 @@ def error_feedback(codec: Layer | str | Mapping[str, Any]) -> Layer:
     ValueError: not a codec, or one whose memory would grow without end.
   """
   layer = named.layer(codec=codec)
-  apply = layer.client.apply if layer.client and layer.cohort is None else None
-  if not hasattr(apply, 'encodes') or isinstance(apply, Feedback):
+  fact = layer.client.fact(Encodes) if layer.client and layer.cohort is None else None
+  if fact is None or fact.codec.feedback == _ALREADY:
     raise ValueError(
       f'codec must be a layer that encodes, without error feedback of its own, got {layer.name!r}.'
     )
-  if isinstance(apply, Encoder) and apply.codec.feedback:
+  if fact.codec.feedback:
     raise ValueError(
       f'codec must send less error than it is given to be under error feedback, got '
-      f'{layer.name!r}: {apply.codec.feedback}.'
+      f'{layer.name!r}: {fact.codec.feedback}.'
     )
   return under_feedback(layer, 'error_feedback')
 
@@ -57,10 +58,9 @@ def error_feedback(codec: Layer | str | Mapping[str, Any]) -> Layer:
 def under_feedback(layer: Layer, name: str) -> Layer:
   """Returns the layer under error feedback, with a name of its own."""
   client = Feedback(layer)
-  return layer._replace(
-    name=name,
-    client=Stage(client, client.init, (REMEMBERS,)),
-  )
+  codec = layer.client.fact(Encodes).codec  # type: ignore[union-attr]
+  encodes = Encodes(Exchange(codec.name, codec.adds, _ALREADY))
+  return layer._replace(name=name, client=Stage(client, client.init, (REMEMBERS, encodes)))
 
 
 def floats(update: Tree) -> Tree:
@@ -77,12 +77,6 @@ class Feedback:
   """
 
   layer: Layer
-
-  @property
-  def encodes(self) -> str:
-    """Name of the method, for the plan: of such layers a round has one."""
-    apply: Any = self.layer.client.apply  # type: ignore[union-attr]
-    return apply.encodes
 
   def __call__(self, ctx: Context, message: Message, state: Tree):
     """Returns (message, state, metrics), as every side of a layer."""

@@ -21,10 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Message, Stage, Traits, tree, validate
+from fedjax_mem.core import Context, Encodes, Layer, Message, Stage, tree, validate
 from fedjax_mem.kernels import low_rank as kernel
 from fedjax_mem.stages.compress import wire
 from fedjax_mem.stages.compress.codec import (
+  Exchange,
   check_floats,
   dense_size,
   nbytes,
@@ -81,9 +82,8 @@ def low_rank(rank: int = 2, *, warm: str = 'client') -> Layer:
     return message._replace(aux=aux), new, {}
 
   keep = None if own else Stage(server, lambda ctx: _starts(ctx, rank))
-  layer = Layer(
-    'low_rank', client=Stage(client, client.init), server=keep, traits=Traits(adds=False)
-  )
+  encodes = Encodes(Exchange('low_rank'))
+  layer = Layer('low_rank', client=Stage(client, client.init, (encodes,)), server=keep)
   return under_feedback(layer, 'low_rank')
 
 
@@ -98,11 +98,6 @@ class _Factors:
 
   rank: int
   own: bool
-
-  @property
-  def encodes(self) -> str:
-    """Name of the method, for the plan: of such layers a round has one."""
-    return 'low_rank'
 
   def init(self, ctx: Context) -> Tree:
     """Returns the state of a client: its Q of every matrix."""
@@ -171,9 +166,8 @@ def power_sgd(rank: int = 2) -> Layer:
 
   return Layer(
     'power_sgd',
-    cohort=Stage(_AllReduce(rank), init, (REMEMBERS,)),
+    cohort=Stage(_AllReduce(rank), init, (REMEMBERS, Encodes(Exchange('power_sgd')))),
     server=Stage(server, lambda ctx: _starts(ctx, rank)),
-    traits=Traits(adds=False),
   )
 
 
@@ -186,11 +180,6 @@ class _AllReduce:
   """
 
   rank: int
-
-  @property
-  def encodes(self) -> str:
-    """Name of the method, for the plan: of such layers a round has one."""
-    return 'power_sgd'
 
   def __call__(self, ctx: Context, stack: Message, memory: Tree):
     """Returns (stack, memories [C, …], metrics), as every side of a layer."""

@@ -64,7 +64,7 @@ def random_k(
     decode,
     left=lambda shapes: ((count(shapes),),),
     check=lambda shapes: counting.check_size(size(shapes), k),
-    linear=True,
+    adds=True,
     unbiased=unbiased,
     error=error,
   )

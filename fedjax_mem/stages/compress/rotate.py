@@ -76,7 +76,7 @@ def rotate(*, block: int | None = None) -> Layer:
       encode,
       decode,
       left,
-      linear=True,
+      adds=True,
       unbiased=True,
       error=lambda shapes: 0.0,
       bounds=_ONLY_L2,

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 from fedjax_mem.core import (
   Bounds,
   Context,
+  Integers,
   Layer,
   Message,
   Noises,
   Stage,
-  Traits,
   tree,
   validate,
 )
@@ -31,6 +31,7 @@ from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.kernels import noise
 from fedjax_mem.stages.privacy import clipping, noising
 
+_WORD = 32  # bits of the sum of updates on the grid
 MECHANISMS = ('gaussian', 'discrete_gaussian')
 
 
@@ -152,9 +153,7 @@ def _discrete(clip_norm: float, multiplier: float, clip: clipping.Clip, levels: 
   facts = (
     (Noises(Mechanism('discrete_gaussian', multiplier, l2=float(levels))),) if multiplier else ()
   )
+  room = Integers(_WORD, (2 ** (_WORD - 1) - 1) // levels)
   return Layer(
-    'central',
-    client=Stage(client, facts=(grid,)),
-    server=Stage(server, facts=facts),
-    traits=Traits(payload='integer'),
+    'central', client=Stage(client, facts=(grid, room)), server=Stage(server, facts=facts)
   )

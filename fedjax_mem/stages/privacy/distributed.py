@@ -45,11 +45,12 @@ from fedjax_mem.core import (
   Bounds,
   Context,
   IncompatibleStages,
+  Integers,
   Layer,
   Message,
   Noises,
   Stage,
-  Traits,
+  Withholds,
   tree,
   validate,
 )
@@ -181,26 +182,24 @@ def distributed(
     mechanism, noise_multiplier, l2=found.l2, dimension=size, shares=shares, carried=True
   )
   table = TABLES[mechanism](noise_multiplier * found.l2 / math.sqrt(shares))
-  summed = Traits(payload='integer', bits=bits, clients=clients)
+  room = Integers(bits, clients)
   return (
     _clipped(l2_clip_norm, dimension, block),
-    _rounded(found, step, bits, summed),
+    _rounded(found, step, room),
     Layer(
       'integer_noise',
-      client=Stage(_share(table), facts=(Noises(made),)),
-      server=Stage(_withholding(shares)),
-      traits=summed._replace(withholds=True),
+      client=Stage(_share(table), facts=(Noises(made), room, Withholds(shares))),
     ),
   )
 
 
-def _rounded(found: Grid, step: float, bits: int, traits: Traits) -> Layer:
+def _rounded(found: Grid, step: float, room: Integers) -> Layer:
   """Returns the layer that rounds to the grid; its bound is in steps, rounding included."""
   within = noising.within(found.l2)
   decoded = Bounds(lambda ctx, bound: bound.scaled(step))
-  client = Stage(_Rounding(found, step), facts=(within,))
-  server = Stage(_decoding(step, bits), facts=(decoded,))
-  return Layer('grid', client=client, server=server, traits=traits)
+  client = Stage(_Rounding(found, step), facts=(within, room))
+  server = Stage(_decoding(step, room.bits), facts=(decoded,))
+  return Layer('grid', client=client, server=server)
 
 
 def _clipped(clip_norm: float, dimension: int, block: int) -> Layer:
@@ -284,15 +283,3 @@ def _share(table: noise.DiscreteTable) -> Callable:
     return message._replace(update=tree.add(message.update, more), weight=weight), state, {}
 
   return client
-
-
-def _withholding(shares: int) -> Callable:
-  def server(ctx: Context, message: Message, state):
-    enough = ctx.cohort.arrived.sum(dtype=jnp.int32) >= shares
-    update = tree.keep(enough, message.update)
-    # A fixed divisor would make a step of zeros: momentum, or the noise of others, would move on.
-    weight = jnp.where(enough, message.weight, jnp.float32(-1))
-    withheld = (~enough).astype(jnp.int32)
-    return Message(update, weight, message.aux), state, {'withheld': withheld}
-
-  return server

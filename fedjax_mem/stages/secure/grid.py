@@ -23,11 +23,11 @@ from fedjax_mem.core import (
   Bounds,
   Context,
   IncompatibleStages,
+  Integers,
   Layer,
   Mean,
   Message,
   Stage,
-  Traits,
   tree,
   validate,
 )
@@ -108,9 +108,10 @@ def integers(
   init = lambda ctx: _check_update(ctx.spec.update, dimension)
   return Layer(
     'integers',
-    client=Stage(client, init, (_grown(step, float(value_range), dimension),)),
+    client=Stage(
+      client, init, (_grown(step, float(value_range), dimension), Integers(bits, clients))
+    ),
     server=Stage(server, facts=(Bounds(lambda ctx, bound: bound.scaled(step)),)),
-    traits=Traits(payload='integer', bits=bits, clients=clients),
   )
 
 

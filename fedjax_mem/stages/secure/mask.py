@@ -33,12 +33,13 @@ from fedjax_mem.core import (
   Bounds,
   Context,
   IncompatibleStages,
+  Integers,
   Layer,
+  Masks,
   Member,
   Message,
   Stage,
   Total,
-  Traits,
   tree,
   validate,
 )
@@ -166,11 +167,10 @@ def mask(*, clients: int, bits: int = 32, degree: int = 8, weight_range: float =
     gone = (ctx.cohort.real & ~ctx.cohort.arrived).sum(dtype=jnp.int32)
     return back, state, {'recovered': gone}
 
-  traits = Traits(payload='integer', bits=bits, clients=clients, masks=True)
   # The sum is as it was: masks come off exactly.
-  kept = (Bounds(lambda ctx, bound: bound),)
-  client_side, server_side = Stage(client, init, kept), Stage(server, facts=kept)
-  return Layer('mask', client=client_side, server=server_side, traits=traits)
+  kept = Bounds(lambda ctx, bound: bound)
+  client_side = Stage(client, init, (kept, Integers(bits, clients), Masks(bits)))
+  return Layer('mask', client=client_side, server=Stage(server, facts=(kept,)))
 
 
 def _check_update(like: Message) -> None:

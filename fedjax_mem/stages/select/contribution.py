@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mem.core import (
+  Bounds,
   Context,
   Draws,
   IncompatibleStages,
@@ -43,6 +44,7 @@ from fedjax_mem.core import (
 from fedjax_mem.stages.select import draws, shapley
 
 Tree = Any
+_KEPT = Bounds(lambda ctx, bound: bound)  # it reads messages, and passes them on
 METHODS = ('shapley', 'gtg', 'leave_one_out')
 
 
@@ -116,7 +118,7 @@ def contribution(
   return Layer(
     'select',
     select=draws.drawing(draw, law, "others' data"),
-    cohort=Stage(judge, lambda ctx: Score(jnp.float32(0), jnp.int32(0)), (Weighted(),)),
+    cohort=Stage(judge, lambda ctx: Score(jnp.float32(0), jnp.int32(0)), (Weighted(), _KEPT)),
   )
 
 

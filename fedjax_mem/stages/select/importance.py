@@ -30,6 +30,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import (
+  Bound,
+  Bounds,
   Context,
   Draws,
   Layer,
@@ -115,9 +117,13 @@ def importance(
   law = Draws('data_dependent', num_clients, cohort_size, capacity)
   select = draws.drawing(draw, law, "others' data")
   if by == 'norm':
-    return (Layer('select', select=select, client=Stage(_norms, first, (Weighted(),))),)
+    return (Layer('select', select=select, client=Stage(_norms, first, (Weighted(), _LARGER))),)
   chooser = Layer('select', select=select, client=Stage(measure, first, (Prepares(),)))
-  return chooser, Layer('inverse_chance', client=Stage(_inverse, facts=(Weighted(),)))
+  return chooser, Layer('inverse_chance', client=Stage(_inverse, facts=(Weighted(), _LARGER)))
+
+
+# What a client of a small chance sends has no bound.
+_LARGER = Bounds(lambda ctx, bound: Bound(), 'it divides by the chance of a client')
 
 
 def _norms(ctx: Context, message: Message, row: Seen):

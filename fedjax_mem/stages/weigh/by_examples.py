@@ -18,4 +18,4 @@ def by_examples(divisor: float | None = None) -> Layer:
   Raises:
     ValueError: the divisor is not > 0.
   """
-  return weighing(lambda n: n, 'examples', None, divisor)
+  return weighing(lambda n: n, None, divisor)

@@ -18,4 +18,4 @@ def capped(cap: float, divisor: float | None = None) -> Layer:
     ValueError: the cap or the divisor is not > 0.
   """
   validate.positive(cap=cap)
-  return weighing(lambda n: jnp.minimum(n / cap, 1.0), 'capped', KEPT, divisor)
+  return weighing(lambda n: jnp.minimum(n / cap, 1.0), KEPT, divisor)

@@ -16,4 +16,4 @@ def equal(divisor: float | None = None) -> Layer:
   Raises:
     ValueError: the divisor is not > 0.
   """
-  return weighing(lambda n: (n > 0).astype(jnp.float32), 'equal', KEPT, divisor)
+  return weighing(lambda n: (n > 0).astype(jnp.float32), KEPT, divisor, alike=True)

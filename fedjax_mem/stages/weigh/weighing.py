@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Bounds, Context, Layer, Message, Stage, Traits, tree, validate
+from fedjax_mem.core import Bounds, Context, Layer, Message, Stage, Weighs, tree, validate
 
 # Of weights of at most 1.
 KEPT = Bounds(lambda ctx, bound: bound)
@@ -13,18 +13,18 @@ KEPT = Bounds(lambda ctx, bound: bound)
 
 def weighing(
   weight: Callable[[jax.Array], jax.Array],
-  weighs: str,
   bounds: Bounds | None,
   divisor: float | None = None,
+  alike: bool = False,
 ) -> Layer:
   """Returns the layer that sums weight x update and divides by the weights' sum.
 
   Args:
     weight: the message's weight (examples, float32) -> the weight used; 0 must stay 0.
-    weighs: 'examples', 'equal' or 'capped', for the plan's checks.
     bounds: what multiplying by the weight does to a bound; None: weights are not bounded.
     divisor: None to divide by the weights that arrived, or a fixed number > 0 (under privacy the
       expected cohort), so that one client cannot change the divisor.
+    alike: whether everyone who takes part has the weight 1.
   """
   if divisor is not None:
     validate.positive(divisor=divisor)
@@ -43,6 +43,6 @@ def weighing(
     update, aux = tree.scale(1 / by, message.update), tree.scale(1 / by, message.aux)
     return Message(update, used, aux), state, {}
 
-  traits = Traits(weighs=weighs, weight=weight, divisor=divisor)
-  facts = () if bounds is None else (bounds,)
-  return Layer('weigh', client=Stage(multiply, facts=facts), server=Stage(divide), traits=traits)
+  weighs = Weighs(divisor, alike, weight)
+  facts = (weighs,) if bounds is None else (weighs, bounds)
+  return Layer('weigh', client=Stage(multiply, facts=facts), server=Stage(divide))

@@ -32,8 +32,8 @@ zero = lambda ctx: 0
 
 def test_layers_and_tuples_are_flattened_in_order():
   pair = (Layer('one'), Layer('two'))
-  names = [x.name for x in compose(tiny.algorithm(), tiny.rota(), pair, Layer('three'))]
-  assert names == ['algorithm', 'select', 'one', 'two', 'three']
+  names = [x.name for x in compose(tiny.layers(), pair, Layer('three'))]
+  assert names == [x.name for x in tiny.layers()] + ['one', 'two', 'three']
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,12 @@ def test_layers_and_tuples_are_flattened_in_order():
       (tiny.algorithm(), tiny.rota()._replace(name='a'), tiny.rota()),
       r"draw the cohort .*, got \['a', 'select'\]",
     ),
-    ((tiny.algorithm()._replace(server=None), tiny.rota()), 'must have a server side'),
+    ((tiny.algorithm()._replace(server=None), tiny.rota(), equal()), 'must have a server side'),
+    ((tiny.algorithm(), tiny.rota()), r'weigh the clients, such as by_examples\(\) .*, got \[\]'),
+    (
+      (tiny.algorithm(), tiny.rota(), equal(), equal()._replace(name='again')),
+      r"got \['weigh', 'again'\]",
+    ),
     ((Layer('c', cohort=Stage(passes)), tiny.layers()), "'c' works on messages: .* after"),
     (
       (tiny.layers(), Layer('p', client=Stage(passes, facts=(Prepares(),)))),

@@ -64,16 +64,6 @@ def test_a_side_that_is_not_named_is_told():
   refused(IncompatibleStages, "'loses' must return a Draw, got Member", *BASE, loses)
 
 
-def test_exactly_one_layer_weighs():
-  refused(
-    IncompatibleStages,
-    r"exactly one layer must weigh the clients, such as by_examples\(\), got \[\]",
-    tiny.algorithm(), tiny.rota(),
-  )  # fmt: skip
-  second = equal()._replace(name='again')
-  refused(IncompatibleStages, r"got \['weigh', 'again'\]", *BASE, second)
-
-
 def test_a_sampler_for_another_population():
   refused(
     ValueError,

@@ -9,7 +9,7 @@ import optax
 import pytest
 from reference import tiny
 
-from fedjax_mem.core import Layer, Prepares, Stage, Trains, compose, tree
+from fedjax_mem.core import Layer, Prepares, Stage, Trains, Weighs, compose, tree
 from fedjax_mem.engine import Execution
 from fedjax_mem.stages.algorithm import fedavg, fedsgd
 from fedjax_mem.stages.algorithm.training import Sgd
@@ -188,7 +188,7 @@ SINGLE = {
   'a client side of the user': lambda: (replaced(), UNIFORM, EQUAL),
   'adam': lambda: (one_step(optimizer=optax.adam), UNIFORM, EQUAL),
   'a weighing that does not say how': lambda: (
-    one_step(), UNIFORM, EQUAL._replace(traits=EQUAL.traits._replace(weight=None))
+    one_step(), UNIFORM, EQUAL._replace(client=EQUAL.client._replace(facts=(Weighs(),)))
   ),
 }  # fmt: skip
 

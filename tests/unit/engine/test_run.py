@@ -96,7 +96,7 @@ def test_a_cohort_without_a_finite_update_stops_the_segment_and_changes_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('weigh', (equal(), by_examples()), ids=lambda x: x.traits.weighs)
+@pytest.mark.parametrize('weigh', (equal(), by_examples()), ids=('equal', 'by_examples'))
 def test_a_cohort_of_which_nobody_arrives_keeps_parameters_and_optimizer(weigh):
   import optax
 

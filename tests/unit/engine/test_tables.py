@@ -13,6 +13,7 @@ from fedjax_mem.engine.clients import Layout, spread
 from fedjax_mem.engine.mesh import make_mesh
 from fedjax_mem.engine.walk import Row
 from fedjax_mem.stages.privacy import distributed
+from fedjax_mem.stages.secure import mask
 from fedjax_mem.stages.select import dropout, poisson, uniform
 from fedjax_mem.stages.weigh import equal
 
@@ -201,7 +202,8 @@ def test_a_state_put_back_on_the_devices_goes_on_without_a_compilation(name):
 def test_tables_are_whole_where_a_round_may_be_undone_or_rows_do_not_divide():
   size = tiny.FEATURES * tiny.CLASSES + tiny.CLASSES
   withheld = distributed(1.0, 0.5, shares=2, clients=8, dimension=size, bits=20)
-  sim, state, _ = rounds(LAYOUTS['chunk'], SIXTEEN, uniform(16, 7), *withheld, count=1)
+  layers = *withheld, mask(clients=8, bits=20)
+  sim, state, _ = rounds(LAYOUTS['chunk'], SIXTEEN, uniform(16, 7), *layers, count=1)
   assert not sim.setting.divided
   assert state.clients['remembering'][1].addressable_shards[0].data.shape[0] == 16
   sim, _, _ = rounds(LAYOUTS['loop'], tiny.DATA, uniform(10, 7), count=1)

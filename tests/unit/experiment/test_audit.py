@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_mem import account
-from fedjax_mem.core import Draws, IncompatibleStages, Noises, Stage
+from fedjax_mem.core import Draws, IncompatibleStages, Integers, Noises, Stage
 from fedjax_mem.experiment import audit, cli
 from fedjax_mem.experiment.build import build, build_layers
 from fedjax_mem.experiment.config import load_config
@@ -213,7 +213,7 @@ def test_the_enlarged_experiment_keeps_rate_noise_and_the_noise_in_the_average(m
   old = chooser(parts).fact(Draws)
   assert (sampling.population, sampling.expected) == (80, 40)
   assert sampling.expected / sampling.population == old.expected / old.population
-  weigh = next(x.traits for x in layers if x.traits.weighs)
+  weigh = layers.weighs
   assert weigh.divisor == 40  # noise on the sum as before; a client counts 1 / expected cohort
   mechanisms = [next(n.mechanism for x in y if (n := x.fact(Noises))) for y in (layers, parts[3])]
   assert mechanisms[0] == mechanisms[1]
@@ -254,7 +254,7 @@ def test_shares_of_noise_and_room_grow_with_the_cohort(make):
     next(n.mechanism for x in y if (n := x.fact(Noises))) for y in (layers.values(), parts.layers)
   )
   assert new.noise_multiplier == old.noise_multiplier and new.shares == 22
-  assert new.l2 >= old.l2 and layers['grid'].traits.clients == 31
+  assert new.l2 >= old.l2 and layers['grid'].fact(Integers).clients == 31
 
 
 @pytest.mark.slow

@@ -155,7 +155,8 @@ def test_every_sampler_and_weighting_builds(make, name, option, weighting):
   parts = build(make(f'selection.name={name}', f'weighting.name={weighting}', *more))
   assert [x.name for x in parts.layers] == ['algorithm', 'select', 'weigh']
   assert parts.layers[1].fact(Draws).expected == pytest.approx(4)
-  assert parts.layers[2].traits.weighs == weighting
+  assert parts.layers.weighs.alike == (weighting == 'equal')
+  assert float(parts.layers.weighs.of(np.float32(100))) == {'examples': 100}.get(weighting, 1)
 
 
 @pytest.mark.parametrize('algorithm', ['fedavg', 'fedsgd'])

@@ -293,7 +293,7 @@ CALIBRATED = (stage('central', l2_clip_norm=0.5), 'privacy.target_epsilon=4')
   ('overrides', 'stages', 'words'),
   [
     (('selection.name=peeking:by_loss',), ('central', 'select'), 'would itself reveal data'),
-    (('weighting.name=examples', 'weighting.options={}'), ('central', 'weigh'), "by 'examples'"),
+    (('weighting.name=examples', 'weighting.options={}'), ('central', 'weigh'), 'no public cap'),
     (('weighting.options={}',), ('central', 'weigh'), 'give it a fixed divisor'),
     (
       ('weighting.name=capped', 'weighting.options={cap=50}'),

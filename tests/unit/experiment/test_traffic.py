@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from fedjax_mem.core import Layer, Stage
 from fedjax_mem.experiment import cli, loop, table
 from fedjax_mem.experiment.config import StageConfig, config_hash
 from fedjax_mem.report.runs import load_run
@@ -46,6 +47,19 @@ def test_codecs_up_and_down(with_stage, tmp_path, undrawn):
 
 
 @pytest.mark.slow
+def own():
+  """Returns a layer that does not state what it does to messages."""
+  return Layer('own', client=Stage(lambda ctx, message, state: (message, state, {})))
+
+
+@pytest.mark.slow
+def test_bytes_of_what_is_not_stated_are_unknown(with_stage, tmp_path, undrawn):
+  result = loop.run(with_stage(f'{__name__}:own'), tmp_path)
+  assert all('bytes_up' not in x and x['bytes_down'] > 0 for x in result.metrics)
+  told = json.loads((result.folder / 'manifest.json').read_text())['warnings']
+  assert [x for x in told if 'bytes up are unknown' in x and "client side of 'own'" in x]
+
+
 def test_feedback_across_clients_that_rarely_return(with_stage, tmp_path, undrawn):
   codec = {'use': 'top_k', 'fraction': 0.1}
   result = loop.run(with_stage('error_feedback', codec=codec), tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from reference import given, stages, tiny
 from scipy import stats
 
-from fedjax_mem.core import Context, IncompatibleStages, Layer, Traits, compose
+from fedjax_mem.core import Context, IncompatibleStages, Integers, Layer, Stage, compose
 from fedjax_mem.engine import simulate
 from fedjax_mem.stages.select import contribution, dropout
 from fedjax_mem.stages.select.contribution import Score
@@ -177,10 +177,13 @@ def test_a_validation_split_is_needed():
 
 
 def test_updates_that_nobody_sees_alone_are_refused():
-  with pytest.raises(IncompatibleStages, match=r"'select' selects by each client's own .*'encode'"):
+  with pytest.raises(IncompatibleStages, match=r"'select' looks at single messages, and 'mask'"):
     tiny.build(around(make(), None, *stages.secure_sum()))
+  with pytest.raises(IncompatibleStages, match=r"'select' selects by each client's own .*'encode'"):
+    tiny.build(around(make(), None, stages.fixed_point(8)))
+  hidden = Stage(lambda ctx, m, s: (m, s, {}), facts=(Integers(32, tiny.N),))
   with pytest.raises(IncompatibleStages, match=r"'select' selects by each client's own .*'hidden'"):
-    tiny.build(around(make(), None, Layer('hidden', traits=Traits(masks=True))))
+    tiny.build(around(make(), None, Layer('hidden', client=hidden)))
 
 
 def test_updates_beside_something_else_are_refused():

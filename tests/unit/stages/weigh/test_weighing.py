@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_mem.core import Bound, Bounds, Context, Message, tree
+from fedjax_mem.core import Bound, Bounds, Context, Message, Weighs, tree
 from fedjax_mem.stages.weigh import by_examples, capped, equal
 
 NONE = Context(*[None] * len(Context._fields))
@@ -41,7 +41,7 @@ def test_the_mean_is_weighted(name):
   np.testing.assert_allclose(out.update['x'], weights @ UPDATES / by, rtol=1e-6)
   np.testing.assert_allclose(out.aux['bit'], weights @ UPDATES[:, 0] / by, rtol=1e-6)
   assert float(out.weight) == pytest.approx(by)
-  assert layer.traits.divisor == divisor
+  assert layer.fact(Weighs).divisor == divisor
 
 
 @pytest.mark.parametrize('name', CASES)

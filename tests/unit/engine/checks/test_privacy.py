@@ -8,6 +8,7 @@ from reference import given, stages
 
 from fedjax_mem.core import (
   IN_ROUND,
+  Attacks,
   Bound,
   Bounds,
   Draws,
@@ -18,11 +19,12 @@ from fedjax_mem.core import (
   Noises,
   Prepares,
   Stage,
+  Weighs,
   compose,
   tree,
 )
 from fedjax_mem.core.mechanism import Mechanism
-from fedjax_mem.engine import guarantees, simulate
+from fedjax_mem.engine import checks, simulate
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.algorithm import dp_sgd
 from fedjax_mem.stages.compress import random_k
@@ -94,7 +96,6 @@ SOUND = {
     Layer('encode', client=PASSES),
     privacy.central(C, Z),
   ],
-  'a robust rule on local noise': [privacy.local(C, Z), stages.median()],
   'a row-wise stack that says so': [
     bounding('attack', lambda ctx, b: b, 'cohort'),
     privacy.central(C, Z),
@@ -106,6 +107,12 @@ SOUND = {
 @pytest.mark.parametrize('name', SOUND)
 def test_sound_plans_are_taken(name):
   build(*SOUND[name])
+
+
+def test_a_rule_on_local_noise_is_taken_where_nothing_divides_it_by_a_fixed_number():
+  layers = [privacy.local(C, Z), stages.median()]
+  build(*layers, weigh=equal())
+  refused("'robust'", "'weigh'", 'without a fixed divisor', layers=layers)
 
 
 @pytest.mark.first(1)
@@ -173,7 +180,7 @@ UNSTATED = {
 def test_after_the_noise_a_side_without_a_stated_bound_is_refused(name):
   for noise in (privacy.central(C, Z), privacy.laplace(C, Z), privacy.tree(C, Z, 1)):
     refused("'own'", repr(noise.name), 'states no bound', layers=[noise, UNSTATED[name]])
-  build(UNSTATED[name])  # without a claim it may
+  build(UNSTATED[name], weigh=equal())  # without a claim it may
 
 
 def test_a_side_that_mixes_before_the_clip_is_refused_and_no_bound_of_one_message_helps():
@@ -224,7 +231,13 @@ def test_integer_noise_must_not_be_outgrown():
   'layer', [privacy.central(C, Z), privacy.local(C, Z), privacy.adaptive_clip(Z, 60.0)]
 )
 def test_weights_by_examples(layer):
-  refused(repr(layer.name), "'weigh'", "'equal' or 'capped'", layers=[layer], weigh=by_examples())
+  refused(repr(layer.name), "'weigh'", 'weigh', 'equal', layers=[layer], weigh=by_examples(3.0))
+
+
+def test_weights_that_state_no_cap():
+  free = equal(3.0)
+  free = free._replace(client=free.client._replace(facts=(free.fact(Weighs),)))
+  refused("'central'", "'weigh'", 'no public cap', layers=[privacy.central(C, Z)], weigh=free)
 
 
 def test_a_divisor_that_clients_change():
@@ -232,13 +245,13 @@ def test_a_divisor_that_clients_change():
     "'central'", "'weigh'", 'fixed divisor', '(3)', layers=[privacy.central(C, Z)], weigh=equal()
   )
   refused("'central'", 'fixed divisor', layers=[privacy.central(C, Z)], weigh=capped(3.0))
-  refused("'local'", 'fixed divisor', layers=[privacy.local(C, Z)], weigh=capped(3.0))
+  refused("'local'", 'all alike', layers=[privacy.local(C, Z)], weigh=capped(3.0, divisor=3.0))
 
 
 def test_noise_before_the_weighing():
   layers = compose(given.algorithm(), uniform(9, 3), privacy.central(C, Z), equal(3.0))
   with pytest.raises(IncompatibleStages, match="'central' must come after 'weigh'"):
-    guarantees.check(layers)
+    checks.composed(layers)
 
 
 def test_data_dependent_selection():
@@ -325,7 +338,7 @@ def test_noise_by_example_needs_equal_weights():
   build(algorithm=layer, weigh=equal())
   build(privacy.central(C, Z), algorithm=layer, weigh=equal(3.0))
   for weigh in (by_examples(), capped(3.0, 3.0)):
-    refused("'algorithm'", "'weigh'", "'equal'", algorithm=layer, weigh=weigh)
+    refused("'algorithm'", "'weigh'", 'by equal', algorithm=layer, weigh=weigh)
 
 
 def test_integer_noise_is_drawn_for_the_grid_that_reaches_it():
@@ -343,15 +356,38 @@ def shares():
   return privacy.distributed(C, Z, shares=2, clients=3, dimension=4, bits=20)
 
 
+MASK = mask(clients=3, bits=20)
+
+
 def test_noise_of_a_client_covers_its_own_message_only():
-  rows = bounding('rows', lambda ctx, b: b._replace(rows=3), 'cohort')
-  for noise in ([privacy.local(C, Z)], [*shares()], [privacy.adaptive_clip(Z, 60.0)]):
+  # Clients that collude may, under a mask as well.
+  facts = (Bounds(lambda ctx, b: b._replace(rows=3)), Attacks())
+  rows = Layer('rows', cohort=PASSES._replace(facts=facts))
+  for noise in ([privacy.local(C, Z)], [*shares(), MASK], [privacy.adaptive_clip(Z, 60.0)]):
     build(*noise)
     refused("'rows'", 'messages of others', layers=[rows, *noise])
 
 
+def test_a_share_of_noise_without_a_mask():
+  refused("'integer_noise'", 'put a mask right after it', layers=[*shares()])
+  late = uniform(9, 3), dropout(0.1)  # selects before all else, wherever it is listed
+  build(*shares(), late[1], MASK)
+
+
+def test_a_claim_that_is_expected_and_not_made():
+  silent = privacy.central(C, Z)
+  silent = silent._replace(server=PASSES)
+  params, pop = {'a': jnp.zeros(4)}, given.population(UPDATES)
+  base = given.algorithm(), uniform(9, 3), equal(3.0)
+  simulate((*base, privacy.central(C, Z)), params, pop, expect_privacy=True)
+  simulate((*base, silent), params, pop)
+  for layers in ((*base, silent), base, (*base, privacy.central(C, 0.0))):
+    with pytest.raises(IncompatibleStages, match=r'claim of privacy is expected, and no layer of'):
+      simulate(layers, params, pop, expect_privacy=True)
+
+
 def test_nothing_but_a_mask_comes_after_a_share_of_noise():
-  build(*shares(), mask(clients=3, bits=20))
+  build(*shares(), MASK)
   for after in (Layer('own', cohort=Stage(shared)), Layer('own', server=PASSES), clip_layer()):
     refused(repr(after.name), "'integer_noise'", 'a share', layers=[*shares(), after])
 
@@ -359,7 +395,7 @@ def test_nothing_but_a_mask_comes_after_a_share_of_noise():
 def test_who_arrives_by_its_own_data_is_for_noise_on_the_sum():
   late = uniform(9, 3), stragglers(9, [1.0] * 9, deadline=2.0, looks='own data')
   build(privacy.central(C, Z), select=late)
-  for noise in ([privacy.local(C, Z)], [*shares()]):
+  for noise in ([privacy.local(C, Z)], [*shares(), MASK]):
     refused("'deadline'", 'own data', layers=noise, select=late)
 
 

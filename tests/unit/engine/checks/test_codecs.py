@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from reference import given, stages
 
-from fedjax_mem.core import Bound, IncompatibleStages
+from fedjax_mem.core import Bound, Bounds, Fact, IncompatibleStages, Layer, Stage, compose
 from fedjax_mem.stages import compress, privacy
 from fedjax_mem.stages.compress.codec import unbounded
+from fedjax_mem.stages.secure import mask
+from fedjax_mem.stages.select import round_robin
+from fedjax_mem.stages.weigh import equal
 
 UPDATES = {'a': np.random.default_rng(0).normal(size=(4, 30)).astype(np.float32)}
 TOP = {'use': 'top_k', 'fraction': 0.2}
@@ -74,6 +77,39 @@ def test_what_is_between_clip_and_noise_states_its_bound(clip):
 def test_a_rotation_keeps_the_l2_norm_alone():
   given.build(UPDATES, privacy.central(1.0, 1.0), compress.rotate())
   refused("'laplace'", "'rotate'", 'L1', layers=[privacy.laplace(1.0, 1.0), compress.rotate()])
+
+
+SILENT = {
+  'client': Layer('own', client=Stage(lambda ctx, m, s: (m, s, {}))),
+  'cohort': Layer('own', cohort=Stage(lambda ctx, m, s: (m, s, {}))),
+}
+
+
+class Studied(Fact):
+  """A fact of research code, which says nothing of what a side does to messages."""
+
+
+@pytest.mark.parametrize('side', SILENT)
+@pytest.mark.parametrize('codec', [compress.top_k(0.2), compress.random_k(0.5)])
+def test_a_side_that_states_nothing_beside_a_code(side, codec):
+  silent = SILENT[side]
+  studied = silent._replace(**{side: silent.sides[side]._replace(facts=(Studied(),))})
+  for layers in ([codec, silent], [silent, codec], [codec, studied]):
+    refused(repr(codec.name), f"the {side} side of 'own'", 'does not state', layers=layers)
+  stated = silent.sides[side]._replace(facts=(Bounds(lambda ctx, bound: bound),))
+  given.build(UPDATES, codec, silent._replace(**{side: stated}))
+  given.build(UPDATES, silent, weigh=equal())  # without a code it may
+
+
+def test_a_codec_that_was_wrapped_states_nothing():
+  codec = compress.top_k(0.2)
+  wrapped = codec._replace(name='own', client=Stage(codec.client.apply, codec.client.init))
+  assert compose(given.algorithm(), round_robin(4, 4), equal(), wrapped).silent
+  refused("'quantize'", "client side of 'own'", layers=[wrapped, compress.quantize()])
+  refused("'mask'", "client side of 'own'", 'right before it', layers=[wrapped, mask(clients=4)])
+  refused("'central'", "'own'", 'no bound', layers=[privacy.central(1.0, 1.0), wrapped])
+  kept = wrapped._replace(client=wrapped.client._replace(facts=codec.client.facts))
+  refused("'own'", "'quantize'", 'chain', layers=[kept, compress.quantize()])
 
 
 def test_a_reason_is_told_where_it_is_known():

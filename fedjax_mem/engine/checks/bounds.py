@@ -1,0 +1,136 @@
+"""The norm that noise is scaled to: known where it is added, and the one that it is drawn for.
+
+What one client can change in the sum is composed along the path of a message (`Round.bounds`): out
+over the client and cohort sides, and back over the server sides that are listed after the noise,
+which work on the sum before it. A side that states no `Bounds` leaves it unknown, and noise on what
+is unknown is refused.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+from fedjax_mem.core import (
+  IN_ROUND,
+  Bound,
+  Bounds,
+  IncompatibleStages,
+  Layer,
+  Mechanism,
+  Noises,
+  Round,
+  known,
+)
+
+Tree = Any
+_ROUNDING = 1 + 1e-6
+
+
+def check(layers: Round, specs: dict[str, Tree]) -> None:
+  """Raises where the norm that noise is scaled to is unknown, or larger than it is drawn for.
+
+  Args:
+    layers: of the round.
+    specs: for each layer, the shapes that its client side receives.
+  """
+  for layer, side, noise in layers.having(Noises):
+    if layer.name not in specs or layer is layers.algorithm:
+      continue  # noise inside of training, or before it, bounds what it noises itself
+    mechanism = noise.mechanism
+    here = layers.bound(layer, side, specs)
+    wanted = ('rows',) if mechanism.trust == 'local' else ('rows', _norm(mechanism))
+    for what in wanted:
+      if not known(getattr(here, what)):
+        raise IncompatibleStages(_unknown(layers, layer, side, what, specs))
+    _check_rows(layers, layer, side, here, specs)
+    if mechanism.trust == 'central':
+      _check_fixed(layers, layer, side, mechanism, specs)
+
+
+def _norm(mechanism: Mechanism) -> str:
+  """Returns which norm the noise needs to be bounded."""
+  return 'l1' if mechanism.name == 'laplace' else 'l2'
+
+
+def _steps(
+  layers: Round, layer: Layer, side: str, what: str, specs: dict[str, Tree]
+) -> list[tuple[Layer, str, Any, Any]]:
+  """Returns (layer, side, bound of what enters, of what leaves) up to a side, the last first."""
+  places = layers.bounds(specs)
+  stop = next(i for i, (x, s, _) in enumerate(places) if (x.name, s) == (layer.name, side))
+  return [
+    (x, s, getattr(before, what), getattr(after, what))
+    for (x, s, before), (_, _, after) in reversed(list(pairwise(places[: stop + 1])))
+  ]
+
+
+def _unknown(layers: Round, layer: Layer, side: str, what: str, specs: dict[str, Tree]) -> str:
+  """Returns who leaves unknown what noise is scaled to, why, and what to do."""
+  breaks = next(
+    (
+      (x, s)
+      for x, s, old, new in _steps(layers, layer, side, what, specs)
+      if known(old) and not known(new)
+    ),
+    None,
+  )
+  if breaks is None:
+    return (
+      f'{layer.name!r} adds noise, and no layer up to it bounds the {what.upper()} norm of an '
+      f'update, the algorithm {layers.algorithm.name!r} least of all: clip first.'
+    )
+  x, s = breaks
+  fact = x.sides[s].fact(Bounds)
+  why = 'it states no bound' if fact is None else fact.why or 'it says so'
+  if what == 'rows':
+    return (
+      f'{layer.name!r} bounds what one client changes, and the cohort side of {x.name!r} sees all '
+      f'updates at once, so that one client may change the messages of others ({why}): remove '
+      f'{x.name!r}, or state its Bounds.'
+    )
+  return (
+    f'the {s} side of {x.name!r} leaves the {what.upper()} norm of what one client changes unknown '
+    f'({why}), and the noise of {layer.name!r} is scaled to it: put {x.name!r} before the clip, or '
+    'remove it.'
+  )
+
+
+def _check_rows(
+  layers: Round, layer: Layer, side: str, here: Bound, specs: dict[str, Tree]
+) -> None:
+  """Raises where a client changes the messages of others, and the noise is not scaled to that.
+
+  Noise of a client's own covers one message; so does what a layer sums beside the update, and that
+  is what a bound that is known only in the round comes from.
+  """
+  if here.rows == 1 or (side == 'server' and here.l2 is not IN_ROUND):
+    return
+  steps = _steps(layers, layer, side, 'rows', specs)
+  name = next((x.name for x, _, old, new in steps if old != new), layers.algorithm.name)
+  raise IncompatibleStages(
+    f'{layer.name!r} covers what one client changes in one message, and with {name!r} it may '
+    f'change the messages of others: remove {name!r}.'
+  )
+
+
+def _check_fixed(
+  layers: Round, layer: Layer, side: str, mechanism: Mechanism, specs: dict[str, Tree]
+) -> None:
+  """Raises where noise that is drawn for one bound meets another.
+
+  Integer noise is drawn for the bound on its grid; noise that is correlated over rounds for one
+  that is the same in all of them.
+  """
+  here = getattr(layers.bound(layer, side, specs), _norm(mechanism))
+  if here is IN_ROUND and (mechanism.l2 is not None or mechanism.name in ('tree', 'matrix')):
+    raise IncompatibleStages(
+      f'{layer.name!r} draws noise for a bound that is the same in every round, and what reaches '
+      'it is bounded by a number known only in the round: clip to a fixed norm.'
+    )
+  if mechanism.l2 is None or here <= mechanism.l2 * _ROUNDING:
+    return
+  steps = _steps(layers, layer, side, 'l2', specs)
+  name = next((x.name for x, _, old, new in steps if new > old), steps[-1][0].name)
+  raise IncompatibleStages(
+    f'{name!r} enlarges the bound of {layer.name!r} to {here:.6g} on its grid, and its noise is '
+    f'drawn for {mechanism.l2:.6g}: put {name!r} before {layer.name!r}, or remove it.'
+  )

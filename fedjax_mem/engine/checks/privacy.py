@@ -1,0 +1,154 @@
+"""What a claim of privacy needs of the layers: their order, weights, who is selected.
+
+All raise `IncompatibleStages`, naming the layer that adds noise, the layer that breaks its promise,
+and the remedy.
+"""
+
+from typing import Any
+
+from fedjax_mem.core import (
+  Bounds,
+  Draws,
+  IncompatibleStages,
+  Layer,
+  Looks,
+  Masks,
+  Mechanism,
+  Noises,
+  Round,
+)
+
+
+def check(layers: Round) -> None:
+  """Raises for a combination in which the noise would not give what it is accounted for.
+
+  Args:
+    layers: of the round, one of which weighs.
+
+  Raises:
+    IncompatibleStages: a promise that does not hold.
+  """
+  noisy = layers.having(Noises)
+  names = [layer.name for layer, _, _ in noisy]
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise IncompatibleStages(f'{twice!r} must add noise on one of its sides, got two.')
+  _check_together([(layer, noise.mechanism) for layer, _, noise in noisy])
+  for layer, _, noise in noisy:
+    _check_selection(layers, layer, noise.mechanism)
+    _check_weights(layers, layer, noise.mechanism)
+    if noise.mechanism.carried:
+      _check_share(layers, layer)
+
+
+def _check_share(layers: Round, layer: Layer) -> None:
+  """Raises where anything but a mask works on messages that hold a share of the noise."""
+  later = [x for x in layers.after(layer) if set(x.sides) - {'select'}]
+  for x in later:
+    if x.fact(Masks) is None:
+      raise IncompatibleStages(
+        f'{x.name!r} comes after {layer.name!r} and works on what holds a share of the noise: '
+        'put it before the clip, or remove it.'
+      )
+  if not later:
+    raise IncompatibleStages(
+      f'{layer.name!r} adds a share of noise, which protects nothing but the sum: put a mask right '
+      'after it.'
+    )
+
+
+def _check_together(noisy: list[tuple[Layer, Mechanism]]) -> None:
+  """Raises where two mechanisms protect the same thing and nobody can say what they amount to."""
+  groups: dict[tuple[str, str], list[tuple[Layer, Mechanism]]] = {}
+  for layer, mechanism in noisy:
+    groups.setdefault((mechanism.trust, mechanism.unit), []).append((layer, mechanism))
+  for (trust, unit), group in groups.items():
+    if len(group) > 1:
+      (first, one), (second, two) = group[:2]
+      raise IncompatibleStages(
+        f'{first.name!r} ({one.name}) and {second.name!r} ({two.name}) both add {trust} noise by '
+        f'{unit}, and what they amount to together is not stated: remove one of them.'
+      )
+
+
+def _check_selection(layers: Round, layer: Layer, mechanism: Mechanism) -> None:
+  """Raises where who is selected depends on data, or more often than correlated noise assumes."""
+  drawn = False
+  for x in layers.selecting:
+    drawn = drawn or x is layers.drawing
+    _check_looks(layers, layer, x, drawn, mechanism)
+  name, kept = layers.drawing.name, layers.draws.min_sep
+  wanted = mechanism.restart if mechanism.name == 'tree' else mechanism.separation
+  if mechanism.name in ('tree', 'matrix') and (wanted or 1) > kept:
+    option = 'restart' if mechanism.name == 'tree' else 'separation'
+    raise IncompatibleStages(
+      f'{layer.name!r} assumes {wanted} rounds between two participations of a client, and '
+      f'{name!r} keeps {kept}: use a sampler that keeps them, such as min_separation or '
+      f'round_robin with smaller cohorts, or set {option} = {kept}.'
+    )
+
+
+def _check_looks(
+  layers: Round, noisy: Layer, chooser: Layer, drawn: bool, mechanism: Mechanism
+) -> None:
+  """Raises where a select side looks at what it must not, or changes the law of the draw.
+
+  Args:
+    layers: of the round.
+    noisy: the layer that makes the claim.
+    chooser: the layer that selects.
+    drawn: whether it draws, or comes after the draw.
+    mechanism: of the noise.
+  """
+  stage: Any = chooser.select
+  looks, draws = stage.fact(Looks), stage.fact(Draws)
+  # After the draw, that a client does not arrive is a message of zeros, which is within the bound
+  # of noise on the sum. A client's own noise does not hide whether it arrives.
+  after = drawn and draws is None
+  by_server = mechanism.trust == 'central' and not mechanism.carried
+  allowed = ('nothing', 'own data') if after and by_server else ('nothing',)
+  if looks is None or looks.at not in allowed:
+    why = 'does not state what it looks at' if looks is None else f'looks at {looks.at}'
+    raise IncompatibleStages(
+      f'{noisy.name!r} claims privacy, and {chooser.name!r} selects clients and {why}: use a layer '
+      'that does not look at data, such as poisson or uniform.'
+    )
+  if chooser.client is not None or chooser.cohort is not None:
+    raise IncompatibleStages(
+      f'{noisy.name!r} claims privacy, and {chooser.name!r} selects clients by what they report: '
+      'use a sampler that does not look at data, such as poisson or uniform.'
+    )
+  if not drawn and layers.draws.scheme != 'poisson':
+    raise IncompatibleStages(
+      f'{chooser.name!r} comes before the draw and changes its probabilities, by which '
+      f'{noisy.name!r} is accounted: put it after the draw, or draw by poisson.'
+    )
+
+
+def _check_weights(layers: Round, layer: Layer, mechanism: Mechanism) -> None:
+  """Raises where weights or the divisor would tell what the noise is to hide."""
+  weighing, weighs = layers.weighing, layers.weighs
+  alike = mechanism.unit == 'example' or mechanism.trust == 'local'
+  if alike and not weighs.alike:
+    raise IncompatibleStages(
+      f'{layer.name!r} adds noise to what a client sends, and {weighing.name!r} weighs it by what '
+      'is private: weigh all alike, by equal.'
+    )
+  if weighing.client.fact(Bounds) is None:  # type: ignore[union-attr]
+    raise IncompatibleStages(
+      f'{layer.name!r} adds noise, and the weights of {weighing.name!r} are private and have no '
+      'public cap: weigh by equal or capped.'
+    )
+  if mechanism.unit == 'example':
+    return
+  if weighing in layers.after(layer):
+    raise IncompatibleStages(
+      f'{layer.name!r} must come after {weighing.name!r}: its clip must cover the weight, and its '
+      'noise must be added before the division.'
+    )
+  if weighs.divisor is None and mechanism.trust == 'central':
+    raise IncompatibleStages(
+      f'{layer.name!r} adds noise to a sum, and {weighing.name!r} divides it by the weights that '
+      'arrived, which each client changes: give it a fixed divisor, the expected cohort '
+      f'({layers.draws.expected:g}).'
+    )

@@ -1,0 +1,82 @@
+"""Nothing leaves beside the noise: no sum without noise, no state of a sum before it."""
+
+from typing import Any
+
+import jax
+
+from fedjax_mem.core import IncompatibleStages, Layer, Message, Noises, Round, tree
+
+Tree = Any
+
+
+def check(layers: Round, specs: dict[str, Tree], sent: Message, servers: dict[str, Tree]) -> None:
+  """Raises `IncompatibleStages` if something is released beside the noise.
+
+  Args:
+    layers: of the round.
+    specs: for each layer after the algorithm, the shapes of what its client side receives.
+    sent: shapes of what leaves the last client side.
+    servers: for each layer, the shapes of its server state.
+  """
+  for layer, _, noise in layers.having(Noises):
+    if layer.name not in specs:
+      continue
+    if not noise.mechanism.carried:
+      _check_entering(layers, layer, specs)
+    _check_beside(layers, layer, specs, sent, servers)
+
+
+def _check_entering(layers: Round, layer: Layer, specs: dict[str, Tree]) -> None:
+  """Raises where what enters the clip is not made of floats."""
+  whole = tree.not_floats(specs[layer.name].update)
+  if whole:
+    raise IncompatibleStages(
+      f'{layer.name!r} clips arrays of floats, and {layers.before(layer)[-1].name!r} before it '
+      f'leaves {whole[0]}: put {layer.name!r} before the layer that encodes.'
+    )
+
+
+def _sums(layers: Round, specs: dict[str, Tree], sent: Message) -> list[tuple[Layer, list[str]]]:
+  """Returns the layers that sum something beside the update without noise, and what."""
+  found: list[tuple[Layer, list[str]]] = []
+  known: set[str] = set()
+  start = layers.place(layers.algorithm)
+  for i, x in enumerate(layers[start:], start):
+    leaves = specs[layers[i + 1].name] if i + 1 < len(layers) else sent
+    extra = sorted(set(leaves.aux) - known)
+    known = set(leaves.aux)
+    noise = x.fact(Noises)
+    covered = noise is not None and noise.mechanism.trust == 'central'
+    if extra and not covered:
+      found.append((x, extra))
+  return found
+
+
+def _check_beside(
+  layers: Round,
+  layer: Layer,
+  specs: dict[str, Tree],
+  sent: Message,
+  servers: dict[str, Tree],
+) -> None:
+  """Raises where something is summed, or kept on the server, that the noise never covers."""
+  after = [x.name for x in layers.after(layer)]
+  noise: Any = layer.fact(Noises)
+  central = noise.mechanism.trust == 'central'
+  for x, extra in _sums(layers, specs, sent):
+    if x.name not in after:
+      raise IncompatibleStages(
+        f'{layer.name!r} adds noise to the update only, and {x.name!r} sums {extra!r} beside it '
+        'without noise: use a layer that sends its update alone.'
+      )
+    if central:
+      raise IncompatibleStages(
+        f'{x.name!r} comes after {layer.name!r} and sums {extra!r} without noise: remove it.'
+      )
+  for x in layers.after(layer):
+    noised = x.server is None or x.server.fact(Noises) is not None
+    if central and not noised and jax.tree.leaves(servers[x.name]):
+      raise IncompatibleStages(
+        f'{x.name!r} comes after {layer.name!r} and keeps a state on the server that is computed '
+        f'before the noise is added: put {x.name!r} before {layer.name!r}.'
+      )
