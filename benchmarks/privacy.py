@@ -14,8 +14,9 @@ import time
 from benchmarks import measure, works
 from fedjax_mem import account
 from fedjax_mem.account import poisson
-from fedjax_mem.core import Draws, Mechanism
+from fedjax_mem.core import Draws
 from fedjax_mem.experiment import devices
+from fedjax_mem.mechanisms import Gaussian
 
 
 def rounds(count: int, data_dir: str | None) -> None:
@@ -38,9 +39,7 @@ def trajectories() -> None:
     sampling = Draws('poisson', population, expected, rows)
     for accountant in ('rdp', 'pld'):
       began = time.perf_counter()
-      path = account.trajectory(
-        sampling, Mechanism('gaussian', 1.0), count, delta, accountant=accountant
-      )
+      path = account.trajectory(sampling, Gaussian(1.0), count, delta, accountant=accountant)
       print(
         json.dumps(
           {

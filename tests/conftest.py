@@ -38,13 +38,16 @@ def pytest_addoption(parser):
   )
   group.addoption('--optimized', action='store_true', help='compile as users do; takes longer')
   group.addoption('--devices', type=int, default=2, metavar='N', help='forced host CPU devices')
-  group.addoption(
-    '--stage',
-    action='append',
-    default=[],
-    metavar='package.module:factory',
-    help='run the contract suite on this factory, and only on those given (repeatable)',
-  )
+  for option, made in (
+    ('stage', 'factory'), ('mechanism', 'Class'), ('codec', 'factory')
+  ):  # fmt: skip
+    group.addoption(
+      f'--{option}',
+      action='append',
+      default=[],
+      metavar=f'package.module:{made}',
+      help=f'run the contract of a {option} on this, and only on those given (repeatable)',
+    )
 
 
 def pytest_configure(config):
@@ -70,7 +73,10 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
   """Keeps the tier that is asked for, and what there are devices for."""
-  every, rest, stages = (config.getoption(x) for x in ('--all', '--rest', '--stage'))
+  from contract import suite
+
+  every, rest = (config.getoption(x) for x in ('--all', '--rest'))
+  asked = {file: config.getoption(option) for file, option in suite.KINDS.items()}
   seen: Counter[str] = Counter()
   kept, left = [], []
   for item in items:
@@ -84,8 +90,8 @@ def pytest_collection_modifyitems(config, items):
       # All layouts on devices where there are many, those of the default tier once more.
       wanted = devices > 2
     wanted |= every
-    if stages:  # all that the suite asks, and nothing else
-      wanted = item.path.name == 'test_contract.py'
+    if any(asked.values()):  # all that the suite asks, and nothing else
+      wanted = bool(asked.get(item.path.name))
     (kept if wanted and there else left).append(item)
   if left:
     config.hook.pytest_deselected(items=left)

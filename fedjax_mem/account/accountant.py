@@ -7,13 +7,13 @@ run. RDP is used where it is valid, PLD on request or where RDP has no event.
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_mem.account import curves, events, poisson
-from fedjax_mem.core import Draws, validate
-from fedjax_mem.core.mechanism import Mechanism
+from fedjax_mem.core import Bound, Draws, Mechanism, validate
 
 # Bounds of epsilon up to which a level holds.
 LEVELS = ((1.0, 'Strong'), (5.0, 'Moderate'), (10.0, 'Weak'))
@@ -97,19 +97,25 @@ class Claim:
   """What is accounted, and how: a sampler, a mechanism, an adjacency and an accountant.
 
   Attributes:
-    sampling: what the sampler did.
+    sampling: what the sampler did; None: noise of a client's own.
     mechanism: which noise was added.
     adjacency: one of `events.ADJACENCIES`.
     accountant: 'rdp' or 'pld'.
     truncated: a Poisson cohort is accounted as cut to its capacity; otherwise its overflow is added
       to delta.
+    bound: that the noise is scaled to, where its cost depends on that (noise on integers).
+    trust: 'central' or 'local', for the statement.
+    unit: 'client' or 'example', for the statement.
   """
 
-  sampling: Draws
+  sampling: Draws | None
   mechanism: Mechanism
   adjacency: str
   accountant: str
   truncated: bool = False
+  bound: Bound | None = None
+  trust: str = 'central'
+  unit: str = 'client'
 
   def _event(self, rounds: int, accountant: str | None = None) -> tuple[Any, int]:
     return events.build(
@@ -118,6 +124,7 @@ class Claim:
       self.adjacency,
       accountant or self.accountant,
       rounds,
+      self.bound,
       self.truncated,
     )
 
@@ -135,7 +142,7 @@ class Claim:
       return float(self._rdp(event, np.asarray([count]), delta)[0])
     if curves.is_gaussian(event):
       return curves.gaussian_epsilon(event, count, self.adjacency, delta)
-    interval = self._interval(count, delta)
+    interval = self._interval(event, count, delta)
     return curves.pld_epsilon(event, count, self.adjacency, delta, interval)
 
   def added_delta(self, rounds: int, epsilon: float) -> float:
@@ -148,7 +155,7 @@ class Claim:
 
     It does not where the draw is the same for both neighbours and nothing is claimed of it.
     """
-    by_draw = events.amplified(self.sampling, self.mechanism, self.adjacency)
+    by_draw = self.mechanism.amplified(self.sampling, self.adjacency)
     return not self.truncated and (by_draw or self.adjacency == 'add_or_remove_one')
 
   def guarantee(self, rounds: int, delta: float) -> Guarantee:
@@ -165,8 +172,8 @@ class Claim:
       min(1.0, delta + self.added_delta(rounds, epsilon)),
       self.accountant.upper(),
       self.adjacency,
-      self.mechanism.unit,
-      self.mechanism.trust,
+      self.unit,
+      self.trust,
       rounds,
     )
 
@@ -190,14 +197,15 @@ class Claim:
     return Trajectory(epsilon, np.asarray(delta_at), self.accountant.upper(), self.adjacency)
 
   def _rdp(self, event: Any, counts: np.ndarray, delta: float) -> np.ndarray:
-    return curves.rdp_epsilon(event, counts, self.adjacency, delta, self.mechanism.name)
+    return curves.rdp_epsilon(event, counts, self.adjacency, delta, self.mechanism.orders)
 
   def _rdp_trajectory(self, rounds: int, delta: float) -> np.ndarray:
     """Returns epsilon [R]; only correlated noise changes its event from round to round."""
-    if self.mechanism.name in ('tree', 'matrix'):
+    if self.mechanism.correlated:
       return np.asarray([self.epsilon(r, delta) for r in range(1, rounds + 1)])
-    counts = [events.participations(self.sampling, r) for r in range(1, rounds + 1)]
-    return self._rdp(self._event(rounds)[0], np.asarray(counts), delta)
+    apart = 1 if self.sampling is None else self.sampling.min_sep
+    counts = -(-np.arange(1, rounds + 1) // apart)
+    return self._rdp(self._event(rounds)[0], counts, delta)
 
   def _pld_trajectory(self, rounds: int, delta: float, points: int) -> np.ndarray:
     chosen = np.unique(np.geomspace(1, rounds, min(points, rounds)).round().astype(int))
@@ -208,67 +216,74 @@ class Claim:
       return upper
     return np.minimum(upper, by_rdp._rdp_trajectory(rounds, delta))
 
-  def _interval(self, count: int, delta: float) -> float:
+  def _interval(self, event: Any, count: int, delta: float) -> float:
     """Returns PLD's grid: coarser where epsilon is large, since memory grows with their ratio."""
-    multiplier = self.mechanism.noise_multiplier
-    if self.mechanism.name == 'laplace':
-      rough = count / multiplier
-    else:
+    rough = curves.pure_epsilon(event, count)
+    if rough is None:
       doubled = 2 if self.adjacency == 'replace_one' else 1
-      weaker = dataclasses.replace(self.mechanism, noise_multiplier=multiplier / doubled)
-      alike = Claim(self.sampling, weaker, 'add_or_remove_one', 'rdp')
+      weaker = self.mechanism.with_multiplier(self.mechanism.noise_multiplier / doubled)
+      alike = dataclasses.replace(
+        self, mechanism=weaker, adjacency='add_or_remove_one', accountant='rdp', truncated=False
+      )
       rough = min(alike.epsilon(count, delta), 1e6)
     # A truncated cohort's losses spread over twice the range, at ten times the work.
     return (1e-3 if self.truncated else 1e-4) * max(1.0, rough / 50)
 
 
 def claim(
-  sampling: Draws,
+  sampling: Draws | None,
   mechanism: Mechanism,
   *,
   rounds: int,
   delta: float,
   adjacency: str | None = None,
   accountant: str = 'auto',
+  bound: Bound | None = None,
+  trust: str | None = None,
+  unit: str = 'client',
 ) -> Claim:
   """Returns what can be claimed of a sampler and a mechanism, by the accountant that supports it.
 
   Args:
-    sampling: what the sampler does.
+    sampling: what the sampler does; None: it is noise of a client's own.
     mechanism: which noise is added.
     rounds: of the whole run.
     delta: target, in (0, 1).
     adjacency: one of `events.ADJACENCIES`; by default the one that goes with the pair.
     accountant: 'auto' (RDP where valid, else PLD), 'rdp' or 'pld'.
+    bound: that the noise is scaled to; needed where its cost depends on it (noise on integers).
+    trust: 'central' or 'local', for the statement; by default local without a sampler.
+    unit: 'client' or 'example', for the statement.
 
   Raises:
     ValueError: a number is out of range.
     IncompatibleStages: the pair has no valid event, or none that the accountant supports.
   """
   validate.integer(rounds=rounds)
-  check_delta(delta, sampling.population)
+  check_delta(delta, None if sampling is None else sampling.population)
   validate.one_of(('auto', *events.ACCOUNTANTS), accountant=accountant)
   events.check(sampling, mechanism)
-  adjacency = adjacency or events.default_adjacency(sampling, mechanism)
+  adjacency = adjacency or mechanism.adjacencies(sampling)[0]
   events.check_adjacency(sampling, mechanism, adjacency)
   names = events.ACCOUNTANTS if accountant == 'auto' else (accountant,)
+  trust = trust or ('local' if sampling is None else 'central')
   for name in names:
-    made = Claim(sampling, mechanism, adjacency, name)
+    made = Claim(sampling, mechanism, adjacency, name, False, bound, trust, unit)
     if made.supported(rounds):
       return _fitting(made, rounds, delta, accountant)
-  raise events.refuse(sampling, mechanism, _reason(sampling, mechanism, adjacency, rounds, names))
+  raise events.refuse(sampling, mechanism, _reason(made, rounds, names))
 
 
-def _reason(sampling, mechanism, adjacency, rounds, names) -> str:
+def _reason(made: Claim, rounds: int, names: Sequence[str]) -> str:
   """Returns why no accountant supports a pair, and what would be supported."""
   others = [
     f'{name!r} with {other!r}'
     for name in events.ACCOUNTANTS
     for other in events.ADJACENCIES
-    if _holds(Claim(sampling, mechanism, other, name), rounds)
+    if _holds(dataclasses.replace(made, adjacency=other, accountant=name), rounds)
   ]
   remedy = f'; supported: {", ".join(others)}' if others else ''
-  return f'no event of {" or ".join(map(repr, names))} covers it with {adjacency!r}{remedy}'
+  return f'no event of {" or ".join(map(repr, names))} covers it with {made.adjacency!r}{remedy}'
 
 
 def _holds(made: Claim, rounds: int) -> bool:
@@ -290,26 +305,29 @@ def _fitting(made: Claim, rounds: int, delta: float, accountant: str) -> Claim:
   most = poisson.SHARE * delta
   if 2 * tau <= most and made.added_delta(rounds, made.epsilon(rounds, delta)) <= most:
     return made
-  if made.mechanism.name == 'gaussian' and accountant != 'rdp':
-    cut = dataclasses.replace(made, accountant='pld', truncated=True)
-    if events.amplified(made.sampling, made.mechanism, made.adjacency) and cut.supported(rounds):
-      return cut
+  rows = made.sampling.capacity if made.sampling else 0
+  cut = dataclasses.replace(made, accountant='pld', truncated=True)
+  by_draw = made.mechanism.amplified(made.sampling, made.adjacency)
+  if accountant != 'rdp' and by_draw and _holds(cut, rounds):
+    return cut
   raise events.refuse(
     made.sampling,
     made.mechanism,
-    f'a Poisson cohort overflows its {made.sampling.capacity} rows too often (probability {tau:.2g}'
+    f'a Poisson cohort overflows its {rows} rows too often (probability {tau:.2g}'
     f' in {rounds} rounds at δ = {delta:g}); give it more rows, or use the accountant '
     "'pld' where the noise is Gaussian",
   )
 
 
-def epsilon(sampling: Draws, mechanism: Mechanism, rounds: int, delta: float, **how) -> Guarantee:
+def epsilon(
+  sampling: Draws | None, mechanism: Mechanism, rounds: int, delta: float, **how
+) -> Guarantee:
   """Returns the guarantee after `rounds` rounds; `how` as in `claim`.
 
   >>> from fedjax_mem.core import Draws
-  >>> from fedjax_mem.core.mechanism import Mechanism
+  >>> from fedjax_mem.mechanisms import Gaussian
   >>> sampling = Draws('poisson', population=3383, expected=120, capacity=3383)
-  >>> str(epsilon(sampling, Mechanism('gaussian', 1.2), rounds=100, delta=1e-5))[:27]
+  >>> str(epsilon(sampling, Gaussian(1.2), rounds=100, delta=1e-5))[:27]
   'ε = 1.986 at δ = 1e-05 afte'
   """
   made = claim(sampling, mechanism, rounds=rounds, delta=delta, **how)
@@ -317,7 +335,7 @@ def epsilon(sampling: Draws, mechanism: Mechanism, rounds: int, delta: float, **
 
 
 def trajectory(
-  sampling: Draws, mechanism: Mechanism, rounds: int, delta: float, **how
+  sampling: Draws | None, mechanism: Mechanism, rounds: int, delta: float, **how
 ) -> Trajectory:
   """Returns epsilon after each round; `how` as in `claim`."""
   made = claim(sampling, mechanism, rounds=rounds, delta=delta, **how)

@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fedjax_mem.account import events, poisson
+from fedjax_mem.account import poisson
 from fedjax_mem.account.accountant import Claim, Guarantee, claim
-from fedjax_mem.core import Draws, validate
-from fedjax_mem.core.mechanism import Mechanism
+from fedjax_mem.core import Draws, Mechanism, validate
+from fedjax_mem.mechanisms import Gaussian
 
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e9
 
@@ -24,7 +24,7 @@ class Calibrated(NamedTuple):
   """
 
   mechanism: Mechanism
-  sampling: Draws
+  sampling: Draws | None
   rounds: int
   guarantee: Guarantee
 
@@ -32,7 +32,7 @@ class Calibrated(NamedTuple):
 def noise_multiplier(
   target_epsilon: float,
   delta: float,
-  sampling: Draws,
+  sampling: Draws | None,
   rounds: int,
   mechanism: Mechanism | None = None,
   **how,
@@ -42,21 +42,21 @@ def noise_multiplier(
   Args:
     target_epsilon: budget of the whole run, > 0.
     delta: target, in (0, 1).
-    sampling: what the sampler does.
+    sampling: what the sampler does; None: noise of a client's own.
     rounds: of the whole run.
     mechanism: which noise; its multiplier is ignored. By default Gaussian.
-    **how: `adjacency` and `accountant`, as in `accountant.claim`.
+    **how: `bound`, `adjacency` and `accountant`, as in `accountant.claim`.
 
   Raises:
     ValueError: a number is out of range, or no noise suffices.
     IncompatibleStages: the pair has no valid event.
   """
   validate.positive(target_epsilon=target_epsilon)
-  mechanism = mechanism or Mechanism('gaussian', 1.0)
+  mechanism = mechanism or Gaussian(1.0)
 
   def solve(made: Claim) -> float:
     def epsilon(noise: float) -> float:
-      noisy = dataclasses.replace(made.mechanism, noise_multiplier=noise)
+      noisy = made.mechanism.with_multiplier(noise)
       return dataclasses.replace(made, mechanism=noisy).epsilon(rounds, delta)
 
     guess = 1.0
@@ -66,8 +66,8 @@ def noise_multiplier(
         guess = solve(by_rdp)
     return _least_noise(epsilon, target_epsilon, guess, 1e-5 if made.accountant == 'pld' else 1e-8)
 
-  def at(noise: float) -> tuple[Draws, Mechanism, int]:
-    return sampling, dataclasses.replace(mechanism, noise_multiplier=noise), rounds
+  def at(noise: float) -> tuple[Draws | None, Mechanism, int]:
+    return sampling, mechanism.with_multiplier(noise), rounds
 
   return _settle(solve, at, sampling, mechanism, rounds, delta, how)
 
@@ -113,7 +113,7 @@ def rounds(
   """
   validate.positive(target_epsilon=target_epsilon)
   validate.integer(most=most)
-  most = min(most, events.horizon(sampling, mechanism) or most)
+  most = min(most, mechanism.horizon(sampling) or most)
 
   def solve(made: Claim) -> int:
     first = made.epsilon(1, delta)
@@ -194,7 +194,9 @@ def _settle(solve, at, sampling, mechanism, first_rounds, delta, how) -> Calibra
   The claim is first made as if no cohort overflowed, so that the accountant does not change while
   the search goes on.
   """
-  roomy = dataclasses.replace(sampling, capacity=sampling.population)
+  roomy = sampling
+  if sampling is not None:
+    roomy = dataclasses.replace(sampling, capacity=sampling.population)
   start = claim(roomy, mechanism, rounds=first_rounds, delta=delta, **how)
   made = dataclasses.replace(start, sampling=sampling)
   found = solve(made)
@@ -207,6 +209,6 @@ def _settle(solve, at, sampling, mechanism, first_rounds, delta, how) -> Calibra
   )
 
 
-def _claim_at(point: tuple[Draws, Mechanism, int], delta: float, how: dict) -> Claim:
+def _claim_at(point: tuple[Draws | None, Mechanism, int], delta: float, how: dict) -> Claim:
   sampling, mechanism, number = point
   return claim(sampling, mechanism, rounds=number, delta=delta, **how)

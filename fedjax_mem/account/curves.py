@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-# Skellam's bound is proved for whole orders.
-_WHOLE_ORDERS = (*range(2, 64), 128, 256, 512, 1024)
 _CHUNK = 4096
 
 
@@ -49,32 +47,32 @@ def _quiet():
 
 
 @functools.lru_cache(maxsize=1024)
-def _renyi(event: Any, adjacency: str, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+def _renyi(event: Any, adjacency: str, orders: tuple | None) -> tuple[np.ndarray, np.ndarray]:
   """Returns (orders [A], divergences [A]) of one event."""
   import dp_accounting
 
   with _quiet():
-    done = _accountant('rdp', adjacency, _WHOLE_ORDERS if whole else None).compose(event)
+    done = _accountant('rdp', adjacency, orders).compose(event)
   values = done.rdp
   if isinstance(event, dp_accounting.SampledWithoutReplacementDpEvent):
     # The bound for sampling without replacement is loose near a rate of 1, where it exceeds the
     # divergence without sampling, which always holds.
-    values = np.minimum(values, _renyi(event.event, adjacency, whole)[1])
+    values = np.minimum(values, _renyi(event.event, adjacency, orders)[1])
   # A divergence is not negative: such an order is lost to rounding and left out.
   return done.orders, np.where(values >= 0, values, np.inf)
 
 
 def rdp_epsilon(
-  event: Any, counts: np.ndarray, adjacency: str, delta: float, mechanism: str
+  event: Any, counts: np.ndarray, adjacency: str, delta: float, at: tuple[int, ...] | None = None
 ) -> np.ndarray:
-  """Returns epsilon [R] of `counts` [R] compositions of the event.
+  """Returns epsilon [R] of `counts` [R] compositions of the event, by the Renyi orders `at`.
 
   Reference: Canonne, Kamath, Steinke (2020), arXiv 2004.00010, Proposition 12; for Laplace noise
   the order of infinity too, which is the sum of the pure epsilons.
   """
   import dp_accounting
 
-  orders, values = _renyi(event, adjacency, mechanism == 'skellam')
+  orders, values = _renyi(event, adjacency, at)
   constant = np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
   distinct, back = np.unique(counts, return_inverse=True)
   found = []
@@ -112,6 +110,16 @@ def _loss(event: Any, adjacency: str, interval: float) -> Any:
   if isinstance(inner, dp_accounting.LaplaceDpEvent):
     return pld.from_laplace_mechanism(inner.noise_multiplier, sampling_prob=rate, **grid)
   return pld.from_gaussian_mechanism(inner.noise_multiplier, sampling_prob=rate, **grid, **relation)
+
+
+def pure_epsilon(event: Any, count: int) -> float | None:
+  """Returns the pure epsilon of `count` releases without sampling, None where there is none."""
+  import dp_accounting
+
+  sampled = isinstance(event, dp_accounting.PoissonSampledDpEvent)
+  inner = event.event if sampled else event
+  is_laplace = isinstance(inner, dp_accounting.LaplaceDpEvent)
+  return count / inner.noise_multiplier if is_laplace else None
 
 
 def is_gaussian(event: Any) -> bool:

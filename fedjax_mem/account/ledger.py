@@ -13,25 +13,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedjax_mem import mechanisms
 from fedjax_mem.account.accountant import NOT_COVERED, Claim, Guarantee, claim
-from fedjax_mem.core import Draws, IncompatibleStages, validate
-from fedjax_mem.core.mechanism import Mechanism
+from fedjax_mem.core import Bound, Draws, Mechanism, validate
+from fedjax_mem.core.mechanism import path as path_of
 
-VERSION = 2
+VERSION = 3
 
 
 class Entry(NamedTuple):
   """What a run releases, and epsilon after each of the planned rounds.
 
   Attributes:
-    parts: layer name -> its mechanism.
-    claim: what is accounted, and how; its mechanism is what the parts amount to together.
+    layer: name of the layer that adds the noise.
+    claim: what is accounted, and how.
     target_delta: before overflow is added.
     epsilon: of rounds 1 … R.
     delta: reported, of rounds 1 … R.
   """
 
-  parts: dict[str, Mechanism]
+  layer: str
   claim: Claim
   target_delta: float
   epsilon: tuple[float, ...]
@@ -41,31 +42,10 @@ class Entry(NamedTuple):
     """Returns the statement after `rounds` of the planned rounds."""
     epsilon = self.epsilon[rounds - 1] if rounds else 0.0
     delta = self.delta[rounds - 1] if rounds else self.target_delta
-    made, what = self.claim, self.claim.mechanism
+    made = self.claim
     return Guarantee(
-      epsilon, delta, made.accountant.upper(), made.adjacency, what.unit, what.trust, rounds
+      epsilon, delta, made.accountant.upper(), made.adjacency, made.unit, made.trust, rounds
     )
-
-
-def together(mechanisms: Mapping[str, Mechanism]) -> Mechanism:
-  """Returns the one mechanism that several released on the same cohort amount to.
-
-  Gaussian noise on several bounded sums is Gaussian noise on one: z = (sum of z_i ** -2) ** -1/2.
-
-  Raises:
-    IncompatibleStages: there are several and not all are Gaussian.
-  """
-  parts = list(mechanisms.values())
-  if len(parts) == 1:
-    return parts[0]
-  if any(part.name != 'gaussian' for part in parts):
-    kinds = ', '.join(f'{name!r} ({part.name})' for name, part in mechanisms.items())
-    raise IncompatibleStages(
-      f'mechanisms that run in the same round must all be gaussian to be accounted together, got '
-      f'{kinds}.'
-    )
-  multiplier = sum(part.noise_multiplier**-2 for part in parts) ** -0.5
-  return dataclasses.replace(parts[0], noise_multiplier=multiplier)
 
 
 class Ledger:
@@ -90,46 +70,33 @@ class Ledger:
   def plan(
     cls,
     sampling: Draws,
-    mechanisms: Mapping[str, Mechanism],
+    layer: str,
+    mechanism: Mechanism,
     *,
     rounds: int,
     delta: float,
     budget: float | None = None,
-    adjacency: str | None = None,
-    accountant: str = 'auto',
+    **how: Any,
   ) -> 'Ledger':
     """Returns the ledger of a run before its first round.
 
     Args:
       sampling: what the layer that selects does.
-      mechanisms: layer name -> its mechanism; several must be Gaussian.
+      layer: name of the layer that adds the noise.
+      mechanism: that it adds to the sum.
       rounds: R, of the whole run.
       delta: target, in (0, 1).
       budget: the epsilon not to exceed, or None.
-      adjacency: as in `accountant.claim`.
-      accountant: as in `accountant.claim`.
+      **how: `bound`, `adjacency` and `accountant`, as in `accountant.claim`.
 
     Raises:
       ValueError: a number is out of range, or the budget does not cover one round.
-      IncompatibleStages: a pair without a valid event, or mechanisms that cannot be composed.
+      IncompatibleStages: a pair without a valid event.
     """
     if budget is not None:
       validate.positive(budget=budget)
-    for name, mechanism in mechanisms.items():
-      if mechanism.trust != 'central' or mechanism.unit != 'client':
-        raise ValueError(
-          f'mechanisms must be central noise by client, got {name!r}: {mechanism.trust} noise by '
-          f'{mechanism.unit}; a LocalLedger tracks that.'
-        )
-    made = claim(
-      sampling,
-      together(mechanisms),
-      rounds=rounds,
-      delta=delta,
-      adjacency=adjacency,
-      accountant=accountant,
-    )
-    return cls(ahead(mechanisms, made, rounds, delta), budget)
+    made = claim(sampling, mechanism, rounds=rounds, delta=delta, **how)
+    return cls(ahead(layer, made, rounds, delta), budget)
 
   def stop_before(self, round: int) -> bool:
     """Returns whether round `round` (from 1) would exceed the budget.
@@ -203,13 +170,11 @@ class Ledger:
     return Ledger(saved.entry if as_long else self.entry, self.budget, saved.rounds)
 
 
-def ahead(
-  parts: Mapping[str, Mechanism], made: Claim, rounds: int, delta: float, every: int = 1
-) -> Entry:
+def ahead(layer: str, made: Claim, rounds: int, delta: float, every: int = 1) -> Entry:
   """Returns the entry of a claim, of each `every`-th of its `rounds` rounds."""
   path = made.trajectory(rounds, delta)
   return Entry(
-    dict(parts),
+    layer,
     made,
     delta,
     tuple(path.epsilon[every - 1 :: every].tolist()),
@@ -239,14 +204,18 @@ def finite(value: float) -> float | None:
 
 
 def entry_to_dict(item: Entry) -> dict[str, Any]:
-  """Returns an entry as plain data."""
+  """Returns an entry as plain data; a mechanism goes by the path of its class."""
+  made = item.claim
   return {
-    'parts': {name: dataclasses.asdict(part) for name, part in item.parts.items()},
-    'sampling': dataclasses.asdict(item.claim.sampling),
-    'mechanism': dataclasses.asdict(item.claim.mechanism),
-    'adjacency': item.claim.adjacency,
-    'accountant': item.claim.accountant,
-    'truncated': item.claim.truncated,
+    'layer': item.layer,
+    'sampling': None if made.sampling is None else dataclasses.asdict(made.sampling),
+    'mechanism': {'class': path_of(made.mechanism), **dataclasses.asdict(made.mechanism)},
+    'bound': None if made.bound is None else [finite(value) for value in made.bound],
+    'adjacency': made.adjacency,
+    'accountant': made.accountant,
+    'truncated': made.truncated,
+    'trust': made.trust,
+    'unit': made.unit,
     'target_delta': item.target_delta,
     'epsilon': [finite(value) for value in item.epsilon],
     'delta': list(item.delta),
@@ -255,22 +224,27 @@ def entry_to_dict(item: Entry) -> dict[str, Any]:
 
 def entry_from_dict(data: Mapping[str, Any]) -> Entry:
   """Returns the entry that `entry_to_dict` was taken of."""
+  known = lambda values: tuple(math.inf if value is None else value for value in values)
+  fields = dict(data['mechanism'])
   made = Claim(
-    Draws(**data['sampling']),
-    Mechanism(**data['mechanism']),
+    None if data['sampling'] is None else Draws(**data['sampling']),
+    mechanisms.find(fields.pop('class'))(**fields),
     data['adjacency'],
     data['accountant'],
     data['truncated'],
+    None if data['bound'] is None else Bound(*known(data['bound'])),
+    data['trust'],
+    data['unit'],
   )
-  epsilon = tuple(math.inf if value is None else value for value in data['epsilon'])
-  parts = {name: Mechanism(**part) for name, part in data['parts'].items()}
-  return Entry(parts, made, data['target_delta'], epsilon, tuple(data['delta']))
+  return Entry(
+    data['layer'], made, data['target_delta'], known(data['epsilon']), tuple(data['delta'])
+  )
 
 
 def check_same(saved: Entry, planned: Entry, path: str | os.PathLike) -> None:
   """Raises `ValueError` unless a saved entry accounts for what is about to run."""
-  for name in ('parts', 'claim', 'target_delta'):
-    old, new = getattr(saved, name), getattr(planned, name)
+  for name in ('layer', 'claim', 'target_delta'):
+    old, new = saved._asdict()[name], planned._asdict()[name]
     if old != new:
       raise ValueError(f'{path} must be the ledger of this run, with {name} {new!r}, got {old!r}.')
 

@@ -10,11 +10,7 @@ from numpy.typing import ArrayLike
 from fedjax_mem.account import ledger as ledgers
 from fedjax_mem.account.accountant import NOT_COVERED, Guarantee, claim
 from fedjax_mem.account.ledger import Entry
-from fedjax_mem.core import Draws, validate
-from fedjax_mem.core.mechanism import Mechanism
-
-# A client always knows that it takes part: nothing is claimed of the draw.
-_ALWAYS = Draws('cyclic', population=1, expected=1, capacity=1)
+from fedjax_mem.core import Draws, Mechanism, validate
 
 
 class LocalLedger:
@@ -59,8 +55,7 @@ class LocalLedger:
     steps: int = 1,
     batches: Draws | None = None,
     budget: float | None = None,
-    adjacency: str | None = None,
-    accountant: str = 'auto',
+    **how: Any,
   ) -> 'LocalLedger':
     """Returns the ledger before the first round.
 
@@ -73,31 +68,27 @@ class LocalLedger:
       delta: target, in (0, 1).
       steps: noised releases a participation (local steps of DP-SGD).
       batches: noise by example: how a client draws its batches, of the client with the most
-        examples; None: nothing is claimed of the draw.
+        examples; None: noise by client.
       budget: the epsilon no client may exceed, or None.
-      adjacency: as in `accountant.claim`.
-      accountant: as in `accountant.claim`.
+      **how: `bound`, `adjacency` and `accountant`, as in `accountant.claim`.
 
     Raises:
-      ValueError: a number is out of range, noise on the sum, or a budget below one participation.
+      ValueError: a number is out of range, or a budget below one participation.
       IncompatibleStages: the batches and the mechanism have no valid event.
     """
-    if mechanism.trust != 'local':
-      raise ValueError(f'mechanism must be local noise, got {mechanism!r}; a Ledger tracks that.')
-    if batches is not None and mechanism.unit != 'example':
-      raise ValueError(f'batches must be None for noise by client, got {batches!r}.')
     validate.integer(num_clients=num_clients)
     validate.integer(rounds=rounds)
     validate.integer(steps=steps)
     made = claim(
-      batches or _ALWAYS,
+      batches,
       mechanism,
       rounds=rounds * steps,
       delta=delta,
-      adjacency=adjacency,
-      accountant=accountant,
+      trust='local',
+      unit='client' if batches is None else 'example',
+      **how,
     )
-    item = ledgers.ahead({name: mechanism}, made, rounds * steps, delta, every=steps)
+    item = ledgers.ahead(name, made, rounds * steps, delta, every=steps)
     return cls(item, np.zeros(num_clients, np.int64), steps, budget)
 
   @property

@@ -20,12 +20,12 @@ from fedjax_mem.core import Draws, validate
 SHARE = 0.01
 
 
-def overflow(sampling: Draws, rounds: int) -> float:
+def overflow(sampling: Draws | None, rounds: int) -> float:
   """Returns the probability that a cohort of the run does not fit (0 unless Poisson).
 
   Exact binomial tail, independent rounds. Nothing overflows where the capacity is the population.
   """
-  if sampling.scheme != 'poisson' or sampling.capacity >= sampling.population:
+  if sampling is None or sampling.scheme != 'poisson' or sampling.capacity >= sampling.population:
     return 0.0
   rate = min(1.0, sampling.expected / sampling.population)
   from scipy import stats
@@ -34,7 +34,7 @@ def overflow(sampling: Draws, rounds: int) -> float:
   return 1.0 if once >= 1 else -math.expm1(rounds * math.log1p(-once))
 
 
-def added_delta(sampling: Draws, rounds: int, epsilon: float) -> float:
+def added_delta(sampling: Draws | None, rounds: int, epsilon: float) -> float:
   """Returns what overflowing cohorts add to delta, (1 + e^epsilon) P(overflow in the run)."""
   tau = overflow(sampling, rounds)
   if tau == 0:

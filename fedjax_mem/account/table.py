@@ -6,10 +6,10 @@ A row is a dict of column -> number or text, in the order of the columns.
 import warnings
 from typing import Any
 
+from fedjax_mem import mechanisms
 from fedjax_mem.account import calibrate, events
 from fedjax_mem.account.accountant import Guarantee, claim
-from fedjax_mem.core import Draws, IncompatibleStages, validate
-from fedjax_mem.core.mechanism import NAMES, Mechanism
+from fedjax_mem.core import Draws, IncompatibleStages, Mechanism, validate
 
 COMMANDS = ('epsilon', 'calibrate', 'plan')
 TARGETS = (1.0, 2.0, 5.0, 10.0)
@@ -47,7 +47,8 @@ def privacy_table(
     noise_multiplier: standard deviation over clip norm.
     target_epsilon: budget; 'plan' without one takes the bounds of the privacy levels.
     scheme: 'poisson', 'without_replacement' or 'cyclic'.
-    mechanism: 'gaussian', 'laplace' or 'discrete_gaussian'.
+    mechanism: 'gaussian', 'laplace', 'discrete_gaussian', or 'package.module:Class' of one whose
+      multiplier says all.
     adjacency: one of `events.ADJACENCIES`, or None.
     accountant: 'auto', 'rdp' or 'pld'.
 
@@ -58,19 +59,33 @@ def privacy_table(
   validate.one_of(COMMANDS, command=command)
   validate.integer(population=population)
   validate.one_of(events.SCHEMES, scheme=scheme)
-  validate.one_of(NAMES[:3], mechanism=mechanism)
+  kind = _kind(mechanism)
   how = {'adjacency': adjacency, 'accountant': accountant}
   if command == 'calibrate':
     given = {'cohort': cohort, 'rounds': rounds, 'noise_multiplier': noise_multiplier}
-    return _calibrate(population, delta, given, target_epsilon, scheme, mechanism, how)
+    return _calibrate(population, delta, given, target_epsilon, scheme, kind, how)
   _require(command, cohort=cohort, rounds=rounds)
   if command == 'epsilon':
     _require(command, noise_multiplier=noise_multiplier)
-    noise = Mechanism(mechanism, noise_multiplier or 0.0)
+    noise = kind(noise_multiplier or 0.0)
     sampling = _sampling(scheme, population, cohort, rounds, delta)
     return _epsilon(sampling, noise, rounds, delta, how)
   targets = TARGETS if target_epsilon is None else (target_epsilon,)
-  return _plan(population, cohort, rounds, delta, targets, scheme, mechanism, how)
+  return _plan(population, cohort, rounds, delta, targets, scheme, kind, how)
+
+
+def _kind(mechanism: str) -> type[Mechanism]:
+  """Returns the class of a mechanism that is settled by its multiplier."""
+  kind = mechanisms.find(mechanism)
+  if kind.correlated:
+    raise ValueError(f'mechanism must be fresh in every round here, got {mechanism!r}.')
+  try:
+    kind(1.0)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f'mechanism must be one that its noise_multiplier settles, got {mechanism!r}: {error}'
+    ) from error
+  return kind
 
 
 def _require(command: str, **named: Any) -> None:
@@ -93,7 +108,7 @@ def _sampling(scheme, population, cohort, rounds, delta, epsilon=10.0) -> Draws:
 
 
 def _row(
-  sampling: Draws, mechanism: Mechanism, stated: Guarantee, target: float | None = None
+  sampling: Any, mechanism: Mechanism, stated: Guarantee, target: float | None = None
 ) -> Row:
   aim = {} if target is None else {'target': target}
   return {
@@ -108,7 +123,7 @@ def _row(
     'cohort': sampling.expected,
     'capacity': sampling.capacity,
     'rounds': stated.rounds,
-    'mechanism': mechanism.name,
+    'mechanism': mechanisms.name(mechanism),
     'noise_multiplier': mechanism.noise_multiplier,
     'noise_share': mechanism.noise_multiplier / sampling.expected,
   }
@@ -137,7 +152,7 @@ def _epsilon(sampling, mechanism, rounds, delta, how) -> list[Row]:
   return rows
 
 
-def _calibrate(population, delta, named, target, scheme, mechanism, how) -> list[Row]:
+def _calibrate(population, delta, named, target, scheme, kind, how) -> list[Row]:
   """Returns the row of the run with the one number that is None found."""
   _require('calibrate', target_epsilon=target)
   cohort, rounds, noise = named['cohort'], named['rounds'], named['noise_multiplier']
@@ -148,28 +163,24 @@ def _calibrate(population, delta, named, target, scheme, mechanism, how) -> list
     )
   if missing == ['noise_multiplier']:
     sampling = _sampling(scheme, population, cohort, rounds, delta, target)
-    found = calibrate.noise_multiplier(
-      target, delta, sampling, rounds, Mechanism(mechanism, 1.0), **how
-    )
+    found = calibrate.noise_multiplier(target, delta, sampling, rounds, kind(1.0), **how)
   elif missing == ['cohort']:
     template = Draws(scheme, population, 1, population)
-    found = calibrate.cohort(target, delta, template, Mechanism(mechanism, noise), rounds, **how)
+    found = calibrate.cohort(target, delta, template, kind(noise), rounds, **how)
   else:
     # The rows depend on the rounds, which are not known: those of the longest run that is tried.
     sampling = _sampling(scheme, population, cohort, 1_000_000, delta, target)
-    found = calibrate.rounds(target, delta, sampling, Mechanism(mechanism, noise), **how)
+    found = calibrate.rounds(target, delta, sampling, kind(noise), **how)
   return [_row(found.sampling, found.mechanism, found.guarantee, target)]
 
 
-def _plan(population, cohort, rounds, delta, targets, scheme, mechanism, how) -> list[Row]:
+def _plan(population, cohort, rounds, delta, targets, scheme, kind, how) -> list[Row]:
   """Returns a row for each target and for cohorts of 1, 4 and 16 times the one given."""
   sizes = sorted({min(population, cohort * factor) for factor in (1, 4, 16)})
   rows = []
   for target in targets:
     for size in sizes:
       sampling = _sampling(scheme, population, size, rounds, delta, target)
-      found = calibrate.noise_multiplier(
-        target, delta, sampling, rounds, Mechanism(mechanism, 1.0), **how
-      )
+      found = calibrate.noise_multiplier(target, delta, sampling, rounds, kind(1.0), **how)
       rows.append(_row(found.sampling, found.mechanism, found.guarantee, target))
   return rows

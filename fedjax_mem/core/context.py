@@ -22,7 +22,7 @@ class Context(NamedTuple):
     spec: shapes and dtypes of what this layer's client side receives, hence of what its server
       side must give back. For the layers up to the algorithm it is None on the server.
     table: on a select side that looks at data, this layer's client states [N, ...]; else None.
-    bound: on a server side that states `Noises`, the `Bound` of what one client can change in what
+    bound: on a side that states `Noises`, the `Bound` of what one client can change in what
       it receives; else None.
   """
 

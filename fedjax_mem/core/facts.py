@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fedjax_mem.core import validate
 from fedjax_mem.core.bound import Bound
 from fedjax_mem.core.mechanism import Mechanism
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
   from fedjax_mem.core.round import Round
 
 SIDES = ('select', 'client', 'cohort', 'server')
+TRUSTS = ('central', 'local')
+UNITS = ('client', 'example')
 LOOKS = ('nothing', 'own data', "others' data")
 
 
@@ -115,12 +118,34 @@ class Bounds(Fact):
 class Noises(Fact):
   """This side adds a mechanism's noise, scaled to what one client can change in what it receives.
 
+  That is `ctx.bound` there. On the algorithm's client side it is noise inside of training, which
+  bounds what it noises itself.
+
   Attributes:
-    mechanism: which, for the accountant.
+    mechanism: which noise.
+    trust: 'central' (what protects is the noise in the sum; from a client side, its shares, under a
+      mask) or 'local' (each client noises its own message).
+    unit: what one neighbour is: a 'client' or an 'example'.
+    draws: by example: examples of the largest client -> how a batch of it is drawn.
+    steps: noised releases a participation.
   """
 
   sides = ('client', 'server')
   mechanism: Mechanism
+  trust: str = 'central'
+  unit: str = 'client'
+  draws: Callable[[int], Draws] | None = None
+  steps: int = 1
+
+  def __post_init__(self):
+    """Raises `ValueError` for what is no mechanism, or for another word."""
+    if not isinstance(self.mechanism, Mechanism):
+      raise ValueError(f'mechanism must be a Mechanism, got {self.mechanism!r}.')
+    validate.one_of(TRUSTS, trust=self.trust)
+    validate.one_of(UNITS, unit=self.unit)
+    validate.integer(steps=self.steps)
+    if (self.draws is None) != (self.unit == 'client'):
+      raise ValueError(f"draws must be given for the unit 'example' alone, got {self.draws!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

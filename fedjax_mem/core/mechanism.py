@@ -1,17 +1,18 @@
-"""Plain data that says which noise was added to what, for the accountant.
+"""Noise as an object: all that anyone asks of a mechanism.
 
-A side that adds noise states a `Mechanism` in its `Noises`; the accountant pairs it with the
-`Draws` of the layer that draws. Nothing here is an array or a function.
+A side that adds noise states it in its `Noises`; whatever draws it asks `draw`, whoever accounts
+for it asks `event`. A mechanism is a frozen subclass, one file in `mechanisms/` or anywhere else;
+nobody knows one by its name.
 """
 
 import dataclasses
-import itertools
+import math
+from typing import Any, ClassVar, Self
 
 from fedjax_mem.core import validate
+from fedjax_mem.core.bound import Bound
 
-NAMES = ('gaussian', 'laplace', 'discrete_gaussian', 'skellam', 'tree', 'matrix')
-TRUSTS = ('central', 'local')
-UNITS = ('client', 'example')
+Tree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,73 +23,166 @@ class Mechanism:
   the accountant doubles the sensitivity where one client is replaced by another.
 
   Attributes:
-    name: 'gaussian', 'laplace' (norms are L1), 'discrete_gaussian', 'skellam', 'tree' (Gaussian
-      noise at each node of a binary tree) or 'matrix' (Gaussian noise Z, correlated over rounds).
-    noise_multiplier: standard deviation (Laplace: scale; discrete Gaussian: its parameter sigma;
-      tree: of a node; matrix: of Z; noise that is a sum of shares: of the sum) over the norm bound
-      of one contribution.
-    trust: 'central' (noise on the sum) or 'local' (each client noises its own message).
-    unit: what one neighbour is: a 'client' or an 'example'.
-    l2: discrete noise: L2 bound of one contribution in units of the integer grid, rounding
-      included.
-    l1: skellam: L1 bound in units of the grid; by default min(sqrt(dimension) l2, l2 ** 2), which
-      holds for any vector of integers.
-    dimension: discrete noise: number of coordinates.
-    shares: discrete noise: parties whose independent noise was summed (the fewest that may
-      survive). A sum of discrete Gaussians is not one, which costs a little; a sum of Skellams is.
-    carried: whether clients bring the noise: where one is missing, its share is missing too.
-    restart: tree: rounds between two fresh trees; None: one tree for the whole run.
-    sensitivities: matrix: L2 sensitivity of the encoded contributions of one client of bound 1, in
-      the rounds up to the r-th, for each r (never decreasing). One round more is not covered.
-    separation: matrix: rounds between two participations of a client that `sensitivities` assumes.
+    noise_multiplier: size of the noise over the norm bound of one contribution.
+    norm: which norm of a contribution it is scaled to: 'l1', 'l2' or 'linf', or several of them.
+    integers: whether it is noise for integers.
+    correlated: whether the noise of a round depends on that of earlier ones, so that it is one
+      release over rounds: the bound must then be the same in all of them.
+    amplifies: schemes of sampling for which `event` claims amplification.
+    doubled_by: accountants that double the noise's sensitivity under 'replace_one' by themselves.
+    orders: the Renyi orders for which its event holds; None: all.
   """
 
-  name: str
   noise_multiplier: float
-  _: dataclasses.KW_ONLY
-  trust: str = 'central'
-  unit: str = 'client'
-  l2: float | None = None
-  l1: float | None = None
-  dimension: int | None = None
-  shares: int = 1
-  carried: bool = False
-  restart: int | None = None
-  sensitivities: tuple[float, ...] = ()
-  separation: int = 1
+  norm: ClassVar[str | tuple[str, ...]] = 'l2'
+  integers: ClassVar[bool] = False
+  correlated: ClassVar[bool] = False
+  amplifies: ClassVar[tuple[str, ...]] = ()
+  doubled_by: ClassVar[tuple[str, ...]] = ()
+  orders: ClassVar[tuple[int, ...] | None] = None
 
   def __post_init__(self):
-    validate.one_of(NAMES, mechanism=self.name)
+    """Raises `ValueError` for a multiplier that is not > 0."""
     validate.positive(noise_multiplier=self.noise_multiplier)
-    validate.one_of(TRUSTS, trust=self.trust)
-    validate.one_of(UNITS, unit=self.unit)
-    validate.integer(shares=self.shares)
-    validate.integer(separation=self.separation)
-    for name in ('l2', 'l1'):
-      if getattr(self, name) is not None:
-        validate.positive(**{name: getattr(self, name)})
-    for name in ('dimension', 'restart'):
-      if getattr(self, name) is not None:
-        validate.integer(**{name: getattr(self, name)})
-    self._check_discrete()
-    self._check_matrix()
 
-  def _check_discrete(self):
-    """Raises if the bounds on the integer grid that the noise needs are unknown."""
-    summed = self.name == 'discrete_gaussian' and self.shares > 1
-    if (summed or self.name == 'skellam') and (self.l2 is None or self.dimension is None):
-      raise ValueError(
-        f'l2 and dimension must be given for {self.name} noise'
-        f'{" of several shares" if summed else ""}, got {self.l2!r} and {self.dimension!r}.'
-      )
+  @property
+  def norms(self) -> tuple[str, ...]:
+    """The norms of a contribution that must be bounded."""
+    return (self.norm,) if isinstance(self.norm, str) else self.norm
 
-  def _check_matrix(self):
-    """Stores the sensitivities as a tuple; raises if they are missing or decrease."""
-    values = tuple(float(s) for s in self.sensitivities)
-    object.__setattr__(self, 'sensitivities', values)
-    rising = all(a <= b for a, b in itertools.pairwise(values))
-    if self.name == 'matrix' and not (values and values[0] > 0 and rising):
-      raise ValueError(
-        'sensitivities must be numbers > 0 that never decrease, one for each round, '
-        f'got {values[:4]!r}{"…" if len(values) > 4 else ""}.'
-      )
+  @property
+  def min_sep(self) -> int:
+    """Rounds between two participations of a client that it assumes."""
+    return 1
+
+  @property
+  def carried(self) -> bool:
+    """Whether clients bring the noise: where one is missing, its share is missing too."""
+    return False
+
+  def with_multiplier(self, noise_multiplier: float) -> Self:
+    """Returns the same noise of another size."""
+    return dataclasses.replace(self, noise_multiplier=noise_multiplier)
+
+  def check(self, bound: Bound) -> None:
+    """Raises `ValueError` for a bound to which it cannot be scaled."""
+
+  # What it costs. `draws` is a `Draws`, or None: noise of a client's own, which hides what the
+  # client holds, and not that it took part.
+
+  def adjacencies(self, draws: Any) -> tuple[str, ...]:
+    """Returns the neighbours that it can be accounted for, the default first."""
+    poisson = draws is not None and draws.scheme == 'poisson' and draws.min_sep == 1
+    removed = ('add_or_remove_one',) if poisson and not self.carried else ()
+    if removed and 'poisson' in self.amplifies and not self.correlated:
+      return (*removed, 'replace_special', 'replace_one')
+    apart = draws is not None and (draws.scheme == 'cyclic' or draws.min_sep > 1)
+    # Where nothing is claimed of the draw, a place in it is not worth hiding.
+    if apart or poisson or self.correlated:
+      return ('replace_special', 'replace_one', *removed)
+    return ('replace_one', 'replace_special')
+
+  def amplified(self, draws: Any, adjacency: str) -> bool:
+    """Returns whether the event claims amplification by sampling."""
+    if draws is None or draws.min_sep > 1 or draws.scheme not in self.amplifies:
+      return False
+    return draws.scheme == 'poisson' or adjacency == 'replace_one'
+
+  def horizon(self, draws: Any) -> int | None:
+    """Returns the most rounds that it covers, or None where there is no end."""
+    del draws
+    return None
+
+  def event(
+    self,
+    draws: Any,
+    adjacency: str,
+    accountant: str,
+    rounds: int,
+    bound: Bound | None = None,
+    truncated: bool = False,
+  ) -> Any:
+    """Returns the `dp_accounting` event of `rounds` rounds.
+
+    Args:
+      draws: what the sampler did.
+      adjacency: one of those of `adjacencies`.
+      accountant: 'rdp' or 'pld'. They differ under 'replace_one', where a sum moves by 2 C.
+      rounds: that ran, at least 1.
+      bound: that the noise is scaled to; noise on integers costs by it.
+      truncated: account a Poisson cohort that is cut to its capacity as such.
+
+    Raises:
+      ValueError: no such event, with the reason.
+    """
+    import dp_accounting
+
+    moves = 2 if adjacency == 'replace_one' and accountant not in self.doubled_by else 1
+    apart = 1 if draws is None else draws.min_sep
+    one = self.once(moves, bound)
+    if self.amplified(draws, adjacency):
+      one = self.cut(draws, moves) if truncated else _sampled(draws, one)
+    return dp_accounting.SelfComposedDpEvent(one, math.ceil(rounds / apart))
+
+  def once(self, moves: int, bound: Bound | None) -> Any:
+    """Returns the event of one round in which a neighbour moves the sum by `moves` bounds."""
+    raise NotImplementedError(f'{type(self).__name__} must say what a round costs (once or event).')
+
+  def cut(self, draws: Any, moves: int) -> Any:
+    """Returns the event of one round with a Poisson cohort that is cut to its capacity.
+
+    Raises:
+      NotImplementedError: there is none.
+    """
+    raise NotImplementedError(f'{type(self).__name__} has no event for a cohort that is cut.')
+
+  # The noise itself.
+
+  def init(self, like: Tree) -> Tree:
+    """Returns the state before the first round, for noise of the shapes of `like`."""
+    del like
+    return ()
+
+  def draw(self, key: Any, like: Tree, bound: Bound, state: Tree) -> tuple[Tree, Tree]:
+    """Returns (noise of the shapes of `like`, state): float32, or int32 if it is for integers.
+
+    Where clients carry it, of one of them.
+
+    Args:
+      key: of this use alone.
+      like: arrays or shapes.
+      bound: of one contribution.
+      state: from `init`, or from the round before.
+    """
+    raise NotImplementedError(f'{type(self).__name__} must say how it is drawn (draw).')
+
+  def replayed(self, key_of_round: Any, like: Tree, bound: Bound, rounds: Any) -> Tree:
+    """Returns the state after `rounds` rounds, from the keys alone, in O(rounds) draws.
+
+    Args:
+      key_of_round: round, int32 from 0 -> its key.
+      like: arrays or shapes.
+      bound: of one contribution, the same in all rounds.
+      rounds: how many.
+    """
+    import jax
+
+    again = lambda r, state: self.draw(key_of_round(r), like, bound, state)[1]
+    return jax.lax.fori_loop(0, rounds, again, self.init(like))
+
+
+def _sampled(draws: Any, event: Any) -> Any:
+  """Returns the event of a round whose cohort is drawn."""
+  import dp_accounting
+
+  if draws.scheme == 'poisson':
+    rate = min(1.0, draws.expected / draws.population)
+    return dp_accounting.PoissonSampledDpEvent(rate, event)
+  return dp_accounting.SampledWithoutReplacementDpEvent(
+    draws.population, int(draws.expected), event
+  )
+
+
+def path(mechanism: Mechanism) -> str:
+  """Returns 'package.module:Class', by which a ledger finds it again."""
+  return f'{type(mechanism).__module__}:{type(mechanism).__qualname__}'

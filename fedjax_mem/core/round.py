@@ -10,6 +10,7 @@ on the client, and the aggregate into new parameters on the server.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from fedjax_mem.core.bound import IN_ROUND, Bound
@@ -96,7 +97,8 @@ class Round(tuple[Layer, ...]):
   @functools.cached_property
   def path(self) -> tuple[tuple[Layer, str], ...]:
     """The sides that a message meets, in order: out to the sum, and back."""
-    inner = (self.algorithm, *self.after(self.algorithm))
+    # Of a part of a round, without an algorithm: all its layers.
+    inner = self[self.place(self.algorithm) :] if self.having(Trains) else tuple(self)
     out = [(x, side) for x in inner for side in ('client', 'cohort') if side in x.sides]
     return (*out, *((x, 'server') for x in reversed(inner) if x.server is not None))
 
@@ -115,8 +117,8 @@ class Round(tuple[Layer, ...]):
     servers: dict[str, Any] | None = None,
     round: Any = IN_ROUND,
     params: Any = IN_ROUND,
-  ) -> list[tuple[Layer, str, Bound]]:
-    """Returns (layer, side, what one client can change in what it receives) along the path.
+  ) -> Iterator[tuple[Layer, str, Bound]]:
+    """Yields (layer, side, what one client can change in what it receives) along the path.
 
     Args:
       specs: for each layer, the shapes that its client side receives.
@@ -124,23 +126,22 @@ class Round(tuple[Layer, ...]):
       round: number of the round, in a round.
       params: the server's parameters, in a round.
     """
-    bound, found, summed = Bound(rows=1), [], False
+    bound, summed = Bound(rows=1), False
     for layer, side in self.path:
       if side == 'server' and not summed:
         bound, summed = bound.summed(), True
-      found.append((layer, side, bound))
-      state = IN_ROUND if servers is None else servers[layer.name]
+      yield layer, side, bound
+      state = IN_ROUND if servers is None else servers.get(layer.name, IN_ROUND)
       ctx = Context(None, None, round, None, None, params, state, specs.get(layer.name))  # type: ignore[arg-type]
       fact = layer.sides[side].fact(Bounds)
       leaves = Bound() if fact is None else fact.of(ctx, bound)
       # A client side sees one client, by construction; only a cohort side can mix messages.
       bound = leaves if side == 'cohort' else leaves._replace(rows=bound.rows)
-    return found
 
   def bound(self, layer: Layer, side: str, specs: dict[str, Any], **known: Any) -> Bound:
     """Returns what one client can change in what a side receives; `known` as in `bounds`."""
-    found = self.bounds(specs, **known)
-    return next(b for x, where, b in found if (x.name, where) == (layer.name, side))
+    along = self.bounds(specs, **known)  # no further than that: later sides may not be known yet
+    return next(b for x, where, b in along if (x.name, where) == (layer.name, side))
 
 
 def compose(*parts: Layer | tuple[Layer, ...]) -> Round:

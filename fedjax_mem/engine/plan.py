@@ -120,7 +120,9 @@ def _walk(
     own = layer.row(context(layer, 'init', cast, specs, row.client))
     if layer.client is not None:
       rows = {layer.name: own}
-      value, rows, _, _ = walk.client_pass((layer,), cast, specs, row.client, value, rows)
+      value, rows, _, _ = walk.client_pass(
+        setting.layers, (layer,), cast, specs, row.client, value, rows
+      )
       own = rows[layer.name]
     if layer.cohort is not None:
       stack = lambda t: jax.tree.map(

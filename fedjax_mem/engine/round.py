@@ -225,7 +225,9 @@ def _chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool):
     if first:
       data = walk.examples(cast, row, longest, setting.shape, ragged, setting.transforms)
       value = Task(cast.params, data)
-    value, new, metrics, ok = walk.client_pass(group, cast, setting.specs, row.client, value, old)
+    value, new, metrics, ok = walk.client_pass(
+      setting.layers, group, cast, setting.specs, row.client, value, old
+    )
     if last:
       ok &= tree.finite(value)
       value = tree.keep(row.client.arrived & ok, value)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import (
+  Bound,
   Context,
   Draw,
   Draws,
@@ -180,6 +181,7 @@ def select_pass(
 
 
 def client_pass(
+  layers: Round,
   group: Sequence[Layer],
   cast: Cast,
   specs: dict[str, Tree],
@@ -187,7 +189,7 @@ def client_pass(
   value: Any,
   rows: dict[str, Tree],
 ) -> tuple[Any, dict[str, Tree], Metrics, jax.Array]:
-  """Runs the client sides of some layers for ONE client.
+  """Runs the client sides of some layers, a `group` in the round, for ONE client.
 
   Returns:
     (value, its new rows, metrics, whether its update is finite where it leaves the algorithm).
@@ -200,6 +202,9 @@ def client_pass(
     trains = stage.fact(Trains) is not None
     wanted = Message if trains else type(value)
     ctx = context(x, 'client', cast, specs, client)
+    # Noise inside of training, or on tasks, bounds what it noises itself.
+    if stage.fact(Noises) is not None and isinstance(value, Message):
+      ctx = ctx._replace(bound=_bound(layers, x, 'client', cast, specs))
     value, row, noted = _applied(x, stage, ctx, value, rows[x.name])
     if not isinstance(value, wanted):
       raise IncompatibleStages(
@@ -254,8 +259,7 @@ def server_pass(
       if covered is not None:
         ctx = ctx._replace(cohort=_Hidden(x.name, covered))
       if x.server.fact(Noises) is not None:
-        in_round = {'servers': cast.servers, 'round': cast.round, 'params': cast.params}
-        ctx = ctx._replace(bound=layers.bound(x, 'server', specs, **in_round))
+        ctx = ctx._replace(bound=_bound(layers, x, 'server', cast, specs))
       value, servers[x.name], noted = _applied(x, x.server, ctx, value, servers[x.name])
       metrics |= scalars(named(x, noted))
     # From the algorithm on it is parameters.
@@ -277,6 +281,12 @@ def server_pass(
   return value, servers, metrics, released
 
 
+def _bound(layers: Round, layer: Layer, side: str, cast: Cast, specs: dict[str, Tree]) -> Bound:
+  """Returns what one client can change in what a side receives, in this round."""
+  known = {'servers': cast.servers, 'round': cast.round, 'params': cast.params}
+  return layers.bound(layer, side, specs, **known)
+
+
 def _released(layers: Round, cast: Cast) -> tuple[jax.Array, Metrics]:
   """Returns (whether enough clients arrived for the sum to be released, metrics that say so)."""
   wants = layers.having(Withholds)
@@ -291,7 +301,7 @@ def _released(layers: Round, cast: Cast) -> tuple[jax.Array, Metrics]:
 def _covers(layer: Layer) -> bool:
   """Returns whether what leaves a layer's server side is covered by its noise on the sum."""
   noise = layer.fact(Noises)
-  return noise is not None and noise.mechanism.trust == 'central'
+  return noise is not None and noise.trust == 'central'
 
 
 class _Hidden:
@@ -340,8 +350,8 @@ def _kept(layer: Layer, whose: str, new: Tree, old: Tree) -> Tree:
 
 
 def named(layer: Layer, metrics: Metrics) -> Metrics:
-  """Returns the metrics with the layer's name before theirs."""
-  return {f'{layer.name}/{name}': value for name, value in metrics.items()}
+  """Returns the metrics with the layer's name before theirs, unless they bring one."""
+  return {name if '/' in name else f'{layer.name}/{name}': x for name, x in metrics.items()}
 
 
 def scalars(metrics: Metrics) -> dict[str, jax.Array]:

@@ -24,13 +24,17 @@ import numpy as np
 from fedjax_mem import account
 from fedjax_mem.account import Ledger
 from fedjax_mem.core import (
+  IN_ROUND,
+  Bound,
   Context,
   Draws,
   IncompatibleStages,
   Layer,
   Mechanism,
   Message,
+  Noises,
   Population,
+  Round,
   Stage,
   Task,
   Trains,
@@ -112,11 +116,14 @@ def release(
     ValueError: a number is out of range.
   """
   validate.integer(at_least=2, trials=trials)
-  if claimed.name in ('tree', 'matrix') or claimed.trust != 'central' or claimed.unit != 'client':
+  noisy = Round(layers).having(Noises)
+  kinds = {(noise.trust, noise.unit) for _, _, noise in noisy}
+  if claimed.correlated or claimed.carried or kinds - {('central', 'client')}:
     raise IncompatibleStages(
       'the game on one release must be played on fresh central noise by client, '
-      f'got {claimed.trust} {claimed.name!r} noise by {claimed.unit}: audit it in one run.'
+      f'got {claimed!r} of {sorted(kinds)}: audit it in one run.'
     )
+  bound = Round(layers).bound(*noisy[0][:2], {}) if noisy else None
   small = jax.tree.map(lambda x: jnp.zeros(min(x.size, 8), x.dtype), params)
   people = stack_clients([{'x': np.zeros((1, 1), np.float32)} for _ in range(_CLIENTS)])
   still = [_still(x) for x in layers]
@@ -132,8 +139,13 @@ def release(
   scores = metrics['game/score']
   found = _estimator(scores[0::2], scores[1::2]).epsilon_clopper_pearson(SIGNIFICANCE, delta)
   everyone = Draws('poisson', _CLIENTS, _CLIENTS, _CLIENTS)  # at rate 1: nothing is gained
-  upper = account.epsilon(everyone, claimed, 1, delta).epsilon
+  upper = account.epsilon(everyone, claimed, 1, delta, bound=_known(bound)).epsilon
   return Finding('release', upper, float(found), delta, trials)
+
+
+def _known(bound: Bound | None) -> Bound | None:
+  """Returns the bound, None if it is known only in a round."""
+  return None if bound is None or IN_ROUND in bound else bound
 
 
 def _game(claimed: Mechanism) -> Layer:
@@ -142,7 +154,7 @@ def _game(claimed: Mechanism) -> Layer:
   One coordinate of each array, so that a clip array by array shows; but a ball of L1 has its
   corners on the axes: there one coordinate tells more.
   """
-  arrays = 1 if claimed.name == 'laplace' else None
+  arrays = 1 if 'l1' in claimed.norms else None
 
   def client(ctx: Context, task: Task, state):
     on = (ctx.client.id == 0) & (ctx.round % 2 == 0)
@@ -350,8 +362,8 @@ def audit(
   parts = build(config, data_dir)
   entry = _ledger(config, parts).entry
   claimed, found = entry.claim.mechanism, []
-  if claimed.name not in ('tree', 'matrix') and not claimed.carried:
-    noisy = tuple(x for x in parts.layers if x.name in entry.parts)
+  if not (claimed.correlated or claimed.carried):
+    noisy = tuple(x for x in parts.layers if x.name == entry.layer)
     found.append(release(noisy, claimed, parts.params, delta=entry.target_delta, trials=trials))
   return [*found, one_run(config, parts, canaries=canaries)]
 

@@ -52,8 +52,8 @@ class _Question:
     return rows
 
   def _draw(self, rows: list[dict[str, Any]], file: pathlib.Path) -> None:
-    from fedjax_mem import account
-    from fedjax_mem.core import Draws, Mechanism
+    from fedjax_mem import account, mechanisms
+    from fedjax_mem.core import Draws
     from fedjax_mem.report import plots
 
     curves = {}
@@ -62,7 +62,7 @@ class _Question:
       apart = int(self.population // cohort) if self.scheme == 'cyclic' else 1
       path = account.trajectory(
         Draws(self.scheme, self.population, cohort, row['capacity'], apart),
-        Mechanism(self.mechanism, row['noise_multiplier']),
+        mechanisms.find(self.mechanism)(row['noise_multiplier']),
         int(row['rounds']),
         self.delta,
         adjacency=row['adjacency'],

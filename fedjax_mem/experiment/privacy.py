@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,10 +17,18 @@ from fedjax_mem import account
 from fedjax_mem.account import calibrate, poisson
 from fedjax_mem.account.ledger import Ledger
 from fedjax_mem.account.local_ledger import LocalLedger
-from fedjax_mem.core import Draws, IncompatibleStages, Layer, Mechanism, Noises, Round
+from fedjax_mem.core import (
+  IN_ROUND,
+  Bound,
+  Draws,
+  IncompatibleStages,
+  Layer,
+  Mechanism,
+  Noises,
+  Round,
+)
 from fedjax_mem.experiment import registry
 from fedjax_mem.experiment.config import Config
-from fedjax_mem.stages.algorithm.dp_sgd import ExampleNoise
 
 _UNBOUNDED = 10.0  # epsilon that a cohort's capacity leaves room for, where no budget says less
 _WANTED = 'noise_multiplier'
@@ -88,36 +96,49 @@ def _calibrated(
     )
   multiplier = _PROBE
   while True:
-    name, mechanism = _mechanism(key, make(noise_multiplier=multiplier))
-    with _named(name, chooser):
+    stated = _stated(key, make(noise_multiplier=multiplier))
+    with _named(stated.name, chooser):
       found = calibrate.noise_multiplier(
         privacy.target_epsilon,
         privacy.delta,
         law(chooser),
         config.rounds,
-        mechanism,
+        stated.mechanism,
+        bound=stated.bound,
         **_how(config),
       )
     least = float(found.mechanism.noise_multiplier)
     if multiplier != _PROBE and least <= multiplier:
       return multiplier
-    again = _mechanism(key, make(noise_multiplier=least))[1]
-    if dataclasses.replace(again, noise_multiplier=_PROBE) == mechanism:
+    again = _stated(key, make(noise_multiplier=least))
+    if again.resized(_PROBE) == stated:
       return least
     multiplier = least * _MARGIN
 
 
-def _mechanism(key: str, made: Layer | tuple[Layer, ...]) -> tuple[str, Mechanism]:
-  """Returns the name and the mechanism of the one layer of a stage whose noise is calibrated."""
-  parts = (made,) if isinstance(made, Layer) else made
-  stated = [(x.name, x.fact(Noises)) for x in parts]
-  noisy = [(name, noise.mechanism) for name, noise in stated if noise is not None]
-  if [(m.trust, m.unit) for _, m in noisy] != [('central', 'client')]:
+class _Stated(NamedTuple):
+  """What a stage states of its noise: name of its layer, the mechanism, what it is scaled to."""
+
+  name: str
+  mechanism: Mechanism
+  bound: Bound
+
+  def resized(self, multiplier: float) -> '_Stated':
+    """Returns the same with another multiplier."""
+    return self._replace(mechanism=self.mechanism.with_multiplier(multiplier))
+
+
+def _stated(key: str, made: Layer | tuple[Layer, ...]) -> _Stated:
+  """Returns what is known of the one layer of a stage whose noise is calibrated."""
+  parts = Round((made,) if isinstance(made, Layer) else made)
+  noisy = parts.having(Noises)
+  if [(noise.trust, noise.unit) for _, _, noise in noisy] != [('central', 'client')]:
     raise ValueError(
       f'{key}.options.{_WANTED} must be given, got none: only central noise by client is '
       'calibrated.'
     )
-  return noisy[0]
+  layer, side, noise = noisy[0]
+  return _Stated(layer.name, noise.mechanism, parts.bound(layer, side, {}))
 
 
 def law(chooser: Layer) -> Draws:
@@ -226,19 +247,22 @@ def _taken_over(ledger: Any, file: pathlib.Path, done: int) -> Any:
   return ledger
 
 
-def open_books(config: Config, layers: Round, counts: ArrayLike) -> Books | None:
+def open_books(
+  config: Config, layers: Round, counts: ArrayLike, specs: Mapping[str, Any] | None = None
+) -> Books | None:
   """Returns the ledgers of a run before its first round, or None if nothing adds noise.
 
   Args:
     config: the experiment.
     layers: of its round.
     counts: [N] examples of each client.
+    specs: for each layer, the shapes that its client side receives, for bounds that ask for them.
 
   Raises:
     ValueError: no delta for a run with noise, a budget without noise or below one round.
     IncompatibleStages: a sampler and a mechanism that no accountant has an event for.
   """
-  noisy = {x.name: noise.mechanism for x, _, noise in layers.having(Noises)}
+  noisy = layers.having(Noises)
   privacy = config.privacy
   if not noisy:
     if privacy.target_epsilon is not None:
@@ -248,54 +272,31 @@ def open_books(config: Config, layers: Round, counts: ArrayLike) -> Books | None
       )
     return None
   if privacy.delta is None:
-    raise ValueError(
-      f'privacy.delta must be given for a run with noise ({", ".join(noisy)}), got none.'
-    )
-  central = {k: m for k, m in noisy.items() if m.trust == 'central'}
+    names = ', '.join(x.name for x, _, _ in noisy)
+    raise ValueError(f'privacy.delta must be given for a run with noise ({names}), got none.')
   chooser, sampling = layers.drawing, layers.draws
-  ledger = None
-  if central:
-    with _named("' and '".join(central), chooser):
-      ledger = Ledger.plan(
-        sampling,
-        central,
-        rounds=config.rounds,
-        delta=privacy.delta,
-        budget=privacy.target_epsilon,
-        **_how(config),
-      )
-  apart = sampling.min_sep
-  local = {
-    name: _local(name, mechanism, config, privacy.delta, -(-config.rounds // apart), counts)
-    for name, mechanism in noisy.items()
-    if mechanism.trust == 'local'
-  }
-  return Books(ledger, local, apart)
+  ledger, local = None, {}
+  for layer, side, noise in noisy:
+    how = {'delta': privacy.delta, 'budget': privacy.target_epsilon, **_how(config)}
+    if noise.unit == 'client':
+      bound = layers.bound(layer, side, dict(specs or {}))
+      how['bound'] = None if IN_ROUND in bound else bound
+    if noise.trust == 'central':
+      with _named(layer.name, chooser):
+        ledger = Ledger.plan(sampling, layer.name, noise.mechanism, rounds=config.rounds, **how)
+    else:
+      most = -(-config.rounds // sampling.min_sep)
+      local[layer.name] = _local(layer.name, noise, most, np.asarray(counts), how)
+  return Books(ledger, local, sampling.min_sep)
 
 
 def _local(
-  name: str, mechanism: Mechanism, config: Config, delta: float, most: int, counts: ArrayLike
+  name: str, noise: Noises, most: int, counts: np.ndarray, how: dict[str, Any]
 ) -> LocalLedger:
   """Returns the ledger of noise that clients add, for `most` participations."""
-  more: dict[str, Any] = {}
-  if isinstance(mechanism, ExampleNoise):
-    more = {'steps': mechanism.steps, 'batches': mechanism.batches(int(np.max(counts)))}
-    mechanism = mechanism.plain
-  elif mechanism.unit == 'example':
-    raise ValueError(
-      f'the mechanism of {name!r} must be an ExampleNoise, which says how many releases a '
-      f'participation makes, got {mechanism!r}.'
-    )
-  return LocalLedger.plan(
-    name,
-    mechanism,
-    num_clients=len(np.asarray(counts)),
-    rounds=most,
-    delta=delta,
-    budget=config.privacy.target_epsilon,
-    **more,
-    **_how(config),
-  )
+  batches = None if noise.draws is None else noise.draws(int(counts.max()))
+  sizes = {'num_clients': len(counts), 'rounds': most, 'steps': noise.steps}
+  return LocalLedger.plan(name, noise.mechanism, batches=batches, **sizes, **how)
 
 
 def facts(books: Books | None) -> dict[str, Any]:

@@ -73,9 +73,9 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
       expect_privacy=config.privacy != PrivacyConfig(),
     )
 
-  books = privacy.open_books(config, parts.layers, parts.data.counts)
   chosen, picked = tuning.choose(chosen, make, parts.params, work(config, parts))
   sim = make(chosen)
+  books = privacy.open_books(config, parts.layers, parts.data.counts, sim.setting.specs)
   evaluate = scores.scorer(parts, config.evaluation.batch_size, sim.setting.layout.mesh)
   notes = [note] if note else []
   return Ready(config, parts, sim, source, evaluate, books, picked, notes)

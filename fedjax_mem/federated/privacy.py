@@ -9,17 +9,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem import account
+from fedjax_mem import account, mechanisms
 from fedjax_mem.account import Guarantee, calibrate
-from fedjax_mem.core import Context, Draws, Layer, Message, keys, scalar_member, validate
-from fedjax_mem.core.mechanism import Mechanism
+from fedjax_mem.core import (
+  Context,
+  Draws,
+  Layer,
+  Mechanism,
+  Message,
+  Round,
+  keys,
+  scalar_member,
+  validate,
+)
 from fedjax_mem.federated.config import PrivacyConfig
 from fedjax_mem.federated.model import floats
 from fedjax_mem.kernels.noise import LARGEST_SIGMA
 from fedjax_mem.stages.privacy import local, local_discrete, local_laplace
 
-# A client always knows that it takes part: nothing is claimed of the draw.
-_ALWAYS = Draws('cyclic', population=1, expected=1, capacity=1)
 _LEVELS = 1024
 _POPULATION = 10**9  # in which a sampling rate is expressed for the accountant
 
@@ -34,7 +41,7 @@ def multiplier(config: PrivacyConfig, releases: int) -> float:
   if config.noise_multiplier is not None:
     return float(config.noise_multiplier)
   how = _mechanism(config, 1.0)
-  found = calibrate.noise_multiplier(config.epsilon, config.delta, _ALWAYS, releases, how)
+  found = calibrate.noise_multiplier(config.epsilon, config.delta, None, releases, how)
   return float(found.mechanism.noise_multiplier)
 
 
@@ -44,12 +51,11 @@ def _levels(noise: float) -> int:
 
 
 def _mechanism(config: PrivacyConfig, noise: float) -> Mechanism:
-  l2 = float(_levels(noise)) if config.mechanism == 'discrete_gaussian' else None
-  return Mechanism(config.mechanism, noise, trust='local', l2=l2)
+  return mechanisms.find(config.mechanism)(noise)
 
 
-def layer(config: PrivacyConfig, noise: float) -> Layer:
-  """Returns the layer of the round that clips and noises as a config says."""
+def layers(config: PrivacyConfig, noise: float) -> tuple[Layer, ...]:
+  """Returns the layers of the round that clip and noise as a config says."""
   if config.mechanism == 'laplace':
     return local_laplace(config.max_grad_norm, noise)
   if config.mechanism == 'discrete_gaussian':
@@ -59,21 +65,22 @@ def layer(config: PrivacyConfig, noise: float) -> Layer:
 
 @functools.lru_cache(maxsize=256)
 def _guarantee(config: PrivacyConfig, noise: float, releases: int) -> Guarantee:
-  made = account.claim(
-    _ALWAYS, _mechanism(config, noise), rounds=max(1, releases), delta=config.delta
-  )
+  made = account.claim(None, _mechanism(config, noise), rounds=max(1, releases), delta=config.delta)
   return made.guarantee(releases, config.delta)
 
 
 @functools.lru_cache(maxsize=64)
 def _applier(config: PrivacyConfig, noise: float) -> Callable[..., Any]:
-  """Returns the compiled client side of the layer: (key, gradients) -> private gradients."""
-  stage: Any = layer(config, noise).client
+  """Returns the compiled client sides of the layers: (key, gradients) -> private gradients."""
+  made = Round(layers(config, noise))
 
   def apply(key: jax.Array, gradients: Any) -> Any:
-    ctx = Context(key, key, jnp.int32(0), scalar_member(0), None, None, (), None)
-    sent, _, _ = stage.apply(ctx, Message(gradients, jnp.float32(1), {}), ())
-    return sent.update
+    message = Message(gradients, jnp.float32(1), {})
+    for layer, side, bound in made.bounds({}):
+      if side == 'client':
+        ctx = Context(key, key, jnp.int32(0), scalar_member(0), None, None, (), None, bound=bound)
+        message, _, _ = layer.client.apply(ctx, message, ())  # type: ignore[union-attr]
+    return message.update
 
   return jax.jit(apply)
 
@@ -204,7 +211,7 @@ class PrivacyAccountant:
       (((noise, rate), count),) = self._steps.items()
       sampling = Draws('poisson', _POPULATION, rate * _POPULATION, _POPULATION)
       made = account.accountant.Claim(
-        sampling, Mechanism('gaussian', noise), 'add_or_remove_one', 'rdp'
+        sampling, mechanisms.Gaussian(noise), 'add_or_remove_one', 'rdp'
       )
       return made.epsilon(count, self.target_delta)
     return self._composed()

@@ -71,7 +71,7 @@ class Recipe(NamedTuple):
 
   def inner(self) -> tuple[Layer, ...]:
     """Returns the layers after the weighing."""
-    noisy = (privacy.layer(self.privacy, self.noise),) if self.privacy else ()
+    noisy = privacy.layers(self.privacy, self.noise) if self.privacy else ()
     coded = (compression.layer(self.compression),) if self.compression else ()
     return noisy + coded
 
@@ -220,7 +220,9 @@ def _client(recipe, setting, params, arrays, count, seed, round, id) -> Sent:
       x, shapes = codecs.flat(value.update)
       code = coded.encode(codecs.Keys(ctx.key, ctx.round_key), x, shapes)
     rows = {layer.name: layer.row(context(layer, 'init', cast, setting.specs, me))}
-    value, _, noted, fine = walk.client_pass((layer,), cast, setting.specs, me, value, rows)
+    value, _, noted, fine = walk.client_pass(
+      setting.layers, (layer,), cast, setting.specs, me, value, rows
+    )
     clipped = next((x.total for n, x in noted.items() if n.endswith('/uncovered_clipped')), clipped)
     ok &= fine
     if layer is setting.layers.algorithm:

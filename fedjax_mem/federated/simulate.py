@@ -9,7 +9,18 @@ import numpy as np
 from fedjax_mem import engine
 from fedjax_mem.account import Guarantee, calibrate
 from fedjax_mem.account.ledger import Ledger
-from fedjax_mem.core import Draws, Layer, Mechanism, Noises, State, compose, stack_clients, validate
+from fedjax_mem.core import (
+  Bound,
+  Draws,
+  Layer,
+  Mechanism,
+  Noises,
+  Round,
+  State,
+  compose,
+  stack_clients,
+  validate,
+)
 from fedjax_mem.engine import Execution
 from fedjax_mem.federated import compression, rules
 from fedjax_mem.federated import recipe as recipes
@@ -171,10 +182,10 @@ def _local(recipe, chooser, rounds) -> tuple[tuple[Layer, ...], Guarantee | None
   return recipe.layers(chooser), spent.get_privacy_spent()
 
 
-def _mechanism(layer: Layer) -> Mechanism:
-  """Returns the noise that a layer states."""
+def _noise(layer: Layer) -> tuple[Mechanism, Bound]:
+  """Returns the noise that a layer states, and the bound that it is scaled to."""
   noise: Any = layer.fact(Noises)
-  return noise.mechanism
+  return noise.mechanism, Round([layer]).bound(layer, 'server', {})
 
 
 def _central(recipe, number, cohort, rounds) -> tuple[tuple[Layer, ...], Guarantee]:
@@ -190,11 +201,13 @@ def _central(recipe, number, cohort, rounds) -> tuple[tuple[Layer, ...], Guarant
   noise = config.noise_multiplier
   make = lambda z: layers_of_privacy.central(config.max_grad_norm, z, mechanism=config.mechanism)
   if noise is None:
-    like = _mechanism(make(1.0))
-    found = calibrate.noise_multiplier(config.epsilon, config.delta, sampling, rounds, like)
+    like, bound = _noise(make(1.0))
+    budget = config.epsilon, config.delta
+    found = calibrate.noise_multiplier(*budget, sampling, rounds, like, bound=bound)
     noise = float(found.mechanism.noise_multiplier)
   noisy = make(noise)
-  book = Ledger.plan(sampling, {'central': _mechanism(noisy)}, rounds=rounds, delta=config.delta)
+  mechanism, bound = _noise(noisy)
+  book = Ledger.plan(sampling, 'central', mechanism, rounds=rounds, delta=config.delta, bound=bound)
   coded = (compression.layer(recipe.compression),) if recipe.compression else ()
   layers = compose(recipe.algorithm(), chooser, weigh.equal(float(cohort)), *coded, noisy)
   return layers, book.guarantee(rounds)

@@ -149,6 +149,15 @@ TEST_ONLY = (
 )
 
 
+# What each file of the suite is asked about by an option of its own.
+KINDS = {
+  'test_contract.py': '--stage',
+  'test_promises.py': '--stage',
+  'test_mechanisms.py': '--mechanism',
+  'test_codecs.py': '--codec',
+}
+
+
 class Case(NamedTuple):
   """One factory under the contract, and the arguments it is called with."""
 
@@ -214,6 +223,11 @@ def cases(chosen: list[str]) -> list[Case]:
     if name in found.get(registry, {})
   ]
   return tree + test_only()
+
+
+def tree_case(registry: str, name: str) -> Case:
+  """Returns the case of one entry of a registry."""
+  return case(f'{registry}-{name}', registries()[registry][name], IN_TREE[registry][name])
 
 
 def test_only() -> list[Case]:

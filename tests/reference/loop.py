@@ -87,6 +87,14 @@ class _Round:
       spec=self.specs.get(layer.name),
     )
 
+  def bounded(self, layer, side: str, value, client=None) -> Context:
+    """Returns the context of a side of messages, with its bound if it adds noise."""
+    ctx = self.context(layer, side, client)
+    if layer.sides[side].fact(Noises) is None or not isinstance(value, Message):
+      return ctx
+    known = {'servers': self.servers, 'round': self.state.round, 'params': self.state.params}
+    return ctx._replace(bound=Round(self.layers).bound(layer, side, self.specs, **known))
+
   def select(self) -> None:
     draw = Draw()
     for layer in (x for x in self.layers if x.select is not None):
@@ -116,7 +124,7 @@ class _Round:
           made = [jax.tree.map(lambda x, i=i: x[i], made) for i in range(len(own))]
         else:
           made = [
-            layer.client.apply(self.context(layer, 'client', m), value, state)[:2]
+            layer.client.apply(self.bounded(layer, 'client', value, m), value, state)[:2]
             for m, value, state in zip(self.members, values, own, strict=True)
           ]
         values = [value for value, _ in made]
@@ -130,12 +138,11 @@ class _Round:
 
   def server(self, value):
     """Returns the new parameters; server states are replaced."""
-    at_first = dict(self.servers)
-    for layer in (x for x in reversed(self.layers) if x.server is not None):
-      ctx = self.context(layer, 'server')
-      if layer.server.fact(Noises) is not None:
-        known = {'servers': at_first, 'round': self.state.round, 'params': self.state.params}
-        ctx = ctx._replace(bound=Round(self.layers).bound(layer, 'server', self.specs, **known))
+    sides = [x for x in reversed(self.layers) if x.server is not None]
+    # Before any of them has moved its state on, by which an adaptive bound is known.
+    noisy = {x.name: self.bounded(x, 'server', value) for x in sides}
+    for layer in sides:
+      ctx = self.context(layer, 'server')._replace(bound=noisy[layer.name].bound)
       value, self.servers[layer.name], _ = layer.server.apply(ctx, value, self.servers[layer.name])
     return value
 

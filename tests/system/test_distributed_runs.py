@@ -59,13 +59,13 @@ def test_noise_is_calibrated_with_the_grid_that_it_makes(masked, mechanism, bits
   chooser = next(x for x in parts.layers if x.select is not None)
   given = build.stage_arguments(parts.model, chooser)
   known = settled(config, chooser, given).stages[0].options['noise_multiplier']
-  mechanism = next(x for x in parts.layers if x.name == 'integer_noise').fact(Noises).mechanism
-  assert mechanism.noise_multiplier == known
+  made = next(x for x in parts.layers if x.name == 'integer_noise').fact(Noises).mechanism
+  assert made.noise_multiplier == known
   books = open_books(config, parts.layers, parts.data.counts)
   assert books.room(0, 2) == 2  # the budget is kept
   assert 19.9 < books.central.guarantee(2).epsilon <= 20.0
   # A little less noise would not keep it.
-  less = masked(bits=bits, mechanism=mechanism.name, noise_multiplier=known * 0.999)
+  less = masked(bits=bits, mechanism=mechanism, noise_multiplier=known * 0.999)
   with pytest.raises(ValueError, match=r'budget must be at least 20\.0'):
     open_books(less, build.build(less).layers, parts.data.counts)
 

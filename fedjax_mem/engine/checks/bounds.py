@@ -9,11 +9,14 @@ is unknown is refused.
 from itertools import pairwise
 from typing import Any
 
+import jax
+
 from fedjax_mem.core import (
   IN_ROUND,
   Bound,
   Bounds,
   IncompatibleStages,
+  Integers,
   Layer,
   Mechanism,
   Noises,
@@ -22,7 +25,6 @@ from fedjax_mem.core import (
 )
 
 Tree = Any
-_ROUNDING = 1 + 1e-6
 
 
 def check(layers: Round, specs: dict[str, Tree]) -> None:
@@ -35,30 +37,23 @@ def check(layers: Round, specs: dict[str, Tree]) -> None:
   for layer, side, noise in layers.having(Noises):
     if layer.name not in specs or layer is layers.algorithm:
       continue  # noise inside of training, or before it, bounds what it noises itself
-    mechanism = noise.mechanism
     here = layers.bound(layer, side, specs)
-    wanted = ('rows',) if mechanism.trust == 'local' else ('rows', _norm(mechanism))
-    for what in wanted:
-      if not known(getattr(here, what)):
+    for what in ('rows', *noise.mechanism.norms):
+      if not known(here._asdict()[what]):
         raise IncompatibleStages(_unknown(layers, layer, side, what, specs))
     _check_rows(layers, layer, side, here, specs)
-    if mechanism.trust == 'central':
-      _check_fixed(layers, layer, side, mechanism, specs)
-
-
-def _norm(mechanism: Mechanism) -> str:
-  """Returns which norm the noise needs to be bounded."""
-  return 'l1' if mechanism.name == 'laplace' else 'l2'
+    _check_grid(layers, layer, noise)
+    _check_fixed(layer, noise.mechanism, here, specs[layer.name])
 
 
 def _steps(
   layers: Round, layer: Layer, side: str, what: str, specs: dict[str, Tree]
 ) -> list[tuple[Layer, str, Any, Any]]:
   """Returns (layer, side, bound of what enters, of what leaves) up to a side, the last first."""
-  places = layers.bounds(specs)
+  places = list(layers.bounds(specs))
   stop = next(i for i, (x, s, _) in enumerate(places) if (x.name, s) == (layer.name, side))
   return [
-    (x, s, getattr(before, what), getattr(after, what))
+    (x, s, before._asdict()[what], after._asdict()[what])
     for (x, s, before), (_, _, after) in reversed(list(pairwise(places[: stop + 1])))
   ]
 
@@ -112,25 +107,35 @@ def _check_rows(
   )
 
 
-def _check_fixed(
-  layers: Round, layer: Layer, side: str, mechanism: Mechanism, specs: dict[str, Tree]
-) -> None:
-  """Raises where noise that is drawn for one bound meets another.
+def _check_grid(layers: Round, layer: Layer, noise: Noises) -> None:
+  """Raises where noise for integers meets floats, or the other way round.
 
-  Integer noise is drawn for the bound on its grid; noise that is correlated over rounds for one
-  that is the same in all of them.
+  Whether the sum is of integers is what the layer's own client side leaves. A client that noises
+  its own message may leave floats again.
   """
-  here = getattr(layers.bound(layer, side, specs), _norm(mechanism))
-  if here is IN_ROUND and (mechanism.l2 is not None or mechanism.name in ('tree', 'matrix')):
+  whole = layer.client is not None and layer.client.fact(Integers) is not None
+  if noise.trust == 'central' and noise.mechanism.integers != whole:
+    kind = 'integers' if noise.mechanism.integers else 'floats'
+    raise IncompatibleStages(
+      f'{layer.name!r} adds noise for {kind}, and what its client side leaves are '
+      f'{"integers" if whole else "not stated to be integers"}: use another mechanism, or state '
+      'Integers.'
+    )
+
+
+def _check_fixed(layer: Layer, mechanism: Mechanism, here: Bound, spec: Any) -> None:
+  """Raises where noise that is drawn for one bound meets one that changes from round to round."""
+  remembers = jax.tree.leaves(jax.eval_shape(lambda: mechanism.init(spec.update)))
+  if remembers and not mechanism.correlated:
+    raise IncompatibleStages(
+      f'the noise of {layer.name!r} keeps a state: {type(mechanism).__name__} must say that it is '
+      'correlated.'
+    )
+  moving = any(here._asdict()[what] is IN_ROUND for what in mechanism.norms)
+  if moving and (mechanism.integers or mechanism.correlated):
     raise IncompatibleStages(
       f'{layer.name!r} draws noise for a bound that is the same in every round, and what reaches '
       'it is bounded by a number known only in the round: clip to a fixed norm.'
     )
-  if mechanism.l2 is None or here <= mechanism.l2 * _ROUNDING:
-    return
-  steps = _steps(layers, layer, side, 'l2', specs)
-  name = next((x.name for x, _, old, new in steps if new > old), steps[-1][0].name)
-  raise IncompatibleStages(
-    f'{name!r} enlarges the bound of {layer.name!r} to {here:.6g} on its grid, and its noise is '
-    f'drawn for {mechanism.l2:.6g}: put {name!r} before {layer.name!r}, or remove it.'
-  )
+  if not moving:
+    mechanism.check(here)

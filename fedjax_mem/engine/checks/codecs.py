@@ -47,7 +47,7 @@ def _check_after(layer: Layer, encodes: Encodes, later: Layer) -> None:
       f'random_k, or remove {layer.name!r}.'
     )
   noise = None if later.client is None else later.client.fact(Noises)
-  if noise is not None and noise.mechanism.trust == 'local':
+  if noise is not None and noise.trust == 'local':
     raise IncompatibleStages(
       f'{later.name!r} adds noise to what {layer.name!r} has encoded, so that nothing of the code '
       f'would be left: put {layer.name!r} after {later.name!r}.'

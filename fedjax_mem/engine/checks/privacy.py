@@ -13,7 +13,6 @@ from fedjax_mem.core import (
   Layer,
   Looks,
   Masks,
-  Mechanism,
   Noises,
   Round,
 )
@@ -33,12 +32,24 @@ def check(layers: Round) -> None:
   if len(set(names)) < len(names):
     twice = next(name for name in names if names.count(name) > 1)
     raise IncompatibleStages(f'{twice!r} must add noise on one of its sides, got two.')
-  _check_together([(layer, noise.mechanism) for layer, _, noise in noisy])
-  for layer, _, noise in noisy:
-    _check_selection(layers, layer, noise.mechanism)
-    _check_weights(layers, layer, noise.mechanism)
-    if noise.mechanism.carried:
+  _check_together([(layer, noise) for layer, _, noise in noisy])
+  for layer, side, noise in noisy:
+    share = side == 'client' and noise.trust == 'central'
+    _check_carried(layer, side, noise, share)
+    _check_selection(layers, layer, noise, share)
+    _check_weights(layers, layer, noise)
+    if share:
       _check_share(layers, layer)
+
+
+def _check_carried(layer: Layer, side: str, noise: Noises, share: bool) -> None:
+  """Raises where shares of noise are accounted as drawn at once, or the other way round."""
+  if noise.mechanism.carried != share:
+    raise IncompatibleStages(
+      f'the {side} side of {layer.name!r} adds {noise.trust} noise, and its mechanism says that '
+      f'clients {"bring" if noise.mechanism.carried else "do not bring"} it in shares: shares are '
+      'central noise on the client side.'
+    )
 
 
 def _check_share(layers: Round, layer: Layer) -> None:
@@ -57,40 +68,35 @@ def _check_share(layers: Round, layer: Layer) -> None:
     )
 
 
-def _check_together(noisy: list[tuple[Layer, Mechanism]]) -> None:
+def _check_together(noisy: list[tuple[Layer, Noises]]) -> None:
   """Raises where two mechanisms protect the same thing and nobody can say what they amount to."""
-  groups: dict[tuple[str, str], list[tuple[Layer, Mechanism]]] = {}
-  for layer, mechanism in noisy:
-    groups.setdefault((mechanism.trust, mechanism.unit), []).append((layer, mechanism))
-  for (trust, unit), group in groups.items():
-    if len(group) > 1:
-      (first, one), (second, two) = group[:2]
+  first: dict[tuple[str, str], Layer] = {}
+  for layer, noise in noisy:
+    other = first.setdefault((noise.trust, noise.unit), layer)
+    if other is not layer:
       raise IncompatibleStages(
-        f'{first.name!r} ({one.name}) and {second.name!r} ({two.name}) both add {trust} noise by '
-        f'{unit}, and what they amount to together is not stated: remove one of them.'
+        f'{other.name!r} and {layer.name!r} both add {noise.trust} noise by {noise.unit}, and what '
+        'they amount to together is not stated: remove one of them.'
       )
 
 
-def _check_selection(layers: Round, layer: Layer, mechanism: Mechanism) -> None:
+def _check_selection(layers: Round, layer: Layer, noise: Noises, share: bool) -> None:
   """Raises where who is selected depends on data, or more often than correlated noise assumes."""
   drawn = False
   for x in layers.selecting:
     drawn = drawn or x is layers.drawing
-    _check_looks(layers, layer, x, drawn, mechanism)
-  name, kept = layers.drawing.name, layers.draws.min_sep
-  wanted = mechanism.restart if mechanism.name == 'tree' else mechanism.separation
-  if mechanism.name in ('tree', 'matrix') and (wanted or 1) > kept:
-    option = 'restart' if mechanism.name == 'tree' else 'separation'
+    # A client's own noise does not hide whether it arrives; that of the server does.
+    _check_looks(layers, layer, x, drawn, noise.trust == 'central' and not share)
+  wanted, kept = noise.mechanism.min_sep, layers.draws.min_sep
+  if noise.unit == 'client' and wanted > kept:
     raise IncompatibleStages(
       f'{layer.name!r} assumes {wanted} rounds between two participations of a client, and '
-      f'{name!r} keeps {kept}: use a sampler that keeps them, such as min_separation or '
-      f'round_robin with smaller cohorts, or set {option} = {kept}.'
+      f'{layers.drawing.name!r} keeps {kept}: use a sampler that keeps them, such as '
+      f'min_separation or round_robin with smaller cohorts, or noise that assumes {kept}.'
     )
 
 
-def _check_looks(
-  layers: Round, noisy: Layer, chooser: Layer, drawn: bool, mechanism: Mechanism
-) -> None:
+def _check_looks(layers: Round, noisy: Layer, chooser: Layer, drawn: bool, by_server: bool) -> None:
   """Raises where a select side looks at what it must not, or changes the law of the draw.
 
   Args:
@@ -98,14 +104,13 @@ def _check_looks(
     noisy: the layer that makes the claim.
     chooser: the layer that selects.
     drawn: whether it draws, or comes after the draw.
-    mechanism: of the noise.
+    by_server: whether the server adds the noise to the sum.
   """
   stage: Any = chooser.select
   looks, draws = stage.fact(Looks), stage.fact(Draws)
   # After the draw, that a client does not arrive is a message of zeros, which is within the bound
-  # of noise on the sum. A client's own noise does not hide whether it arrives.
+  # of noise on the sum.
   after = drawn and draws is None
-  by_server = mechanism.trust == 'central' and not mechanism.carried
   allowed = ('nothing', 'own data') if after and by_server else ('nothing',)
   if looks is None or looks.at not in allowed:
     why = 'does not state what it looks at' if looks is None else f'looks at {looks.at}'
@@ -125,10 +130,10 @@ def _check_looks(
     )
 
 
-def _check_weights(layers: Round, layer: Layer, mechanism: Mechanism) -> None:
+def _check_weights(layers: Round, layer: Layer, noise: Noises) -> None:
   """Raises where weights or the divisor would tell what the noise is to hide."""
   weighing, weighs = layers.weighing, layers.weighs
-  alike = mechanism.unit == 'example' or mechanism.trust == 'local'
+  alike = noise.unit == 'example' or noise.trust == 'local'
   if alike and not weighs.alike:
     raise IncompatibleStages(
       f'{layer.name!r} adds noise to what a client sends, and {weighing.name!r} weighs it by what '
@@ -139,14 +144,14 @@ def _check_weights(layers: Round, layer: Layer, mechanism: Mechanism) -> None:
       f'{layer.name!r} adds noise, and the weights of {weighing.name!r} are private and have no '
       'public cap: weigh by equal or capped.'
     )
-  if mechanism.unit == 'example':
+  if noise.unit == 'example':
     return
   if weighing in layers.after(layer):
     raise IncompatibleStages(
       f'{layer.name!r} must come after {weighing.name!r}: its clip must cover the weight, and its '
       'noise must be added before the division.'
     )
-  if weighs.divisor is None and mechanism.trust == 'central':
+  if weighs.divisor is None and noise.trust == 'central':
     raise IncompatibleStages(
       f'{layer.name!r} adds noise to a sum, and {weighing.name!r} divides it by the weights that '
       'arrived, which each client changes: give it a fixed divisor, the expected cohort '

@@ -18,10 +18,10 @@ def check(layers: Round, specs: dict[str, Tree], sent: Message, servers: dict[st
     sent: shapes of what leaves the last client side.
     servers: for each layer, the shapes of its server state.
   """
-  for layer, _, noise in layers.having(Noises):
+  for layer, side, noise in layers.having(Noises):
     if layer.name not in specs:
       continue
-    if not noise.mechanism.carried:
+    if noise.trust == 'local' or side == 'server':
       _check_entering(layers, layer, specs)
     _check_beside(layers, layer, specs, sent, servers)
 
@@ -46,7 +46,7 @@ def _sums(layers: Round, specs: dict[str, Tree], sent: Message) -> list[tuple[La
     extra = sorted(set(leaves.aux) - known)
     known = set(leaves.aux)
     noise = x.fact(Noises)
-    covered = noise is not None and noise.mechanism.trust == 'central'
+    covered = noise is not None and noise.trust == 'central'
     if extra and not covered:
       found.append((x, extra))
   return found
@@ -62,7 +62,7 @@ def _check_beside(
   """Raises where something is summed, or kept on the server, that the noise never covers."""
   after = [x.name for x in layers.after(layer)]
   noise: Any = layer.fact(Noises)
-  central = noise.mechanism.trust == 'central'
+  central = noise.trust == 'central'
   for x, extra in _sums(layers, specs, sent):
     if x.name not in after:
       raise IncompatibleStages(

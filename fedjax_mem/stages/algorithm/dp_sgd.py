@@ -16,6 +16,7 @@ References: Abadi et al. (2016), arXiv 1607.00133, Algorithm 1; McMahan et al. (
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -24,13 +25,16 @@ import jax.numpy as jnp
 import optax
 from scipy import stats
 
+from fedjax_mem import mechanisms
 from fedjax_mem.core import (
+  Bound,
   Context,
   Draws,
   Examples,
   Fact,
   Layer,
   Mean,
+  Mechanism,
   Message,
   Noises,
   Stage,
@@ -40,8 +44,6 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
-from fedjax_mem.core.mechanism import Mechanism
-from fedjax_mem.kernels import noise
 from fedjax_mem.kernels.clip import clip_by_global_norm
 from fedjax_mem.stages.algorithm import training
 
@@ -49,31 +51,6 @@ from fedjax_mem.stages.algorithm import training
 _OVERFLOW = 1e-14
 # The clip's bound holds up to float32's rounding; this much less, and it holds.
 _MARGIN = 2.0**-20
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExampleNoise(Mechanism):
-  """Gaussian noise on gradients inside a client, and how its batches are drawn.
-
-  Attributes:
-    steps: noised releases a participation.
-    rate: probability of each example in each step.
-    capacity: rows of a batch, or None for `batch_rows`' default.
-  """
-
-  steps: int = 1
-  rate: float = 1.0
-  capacity: int | None = None
-
-  @property
-  def plain(self) -> Mechanism:
-    """The mechanism alone, as a ledger stores it."""
-    return Mechanism(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Mechanism)})
-
-  def batches(self, examples: int) -> Draws:
-    """Returns how the client with the most `examples` draws a batch: no client overflows more."""
-    rows = batch_rows(self.rate, examples, self.capacity)
-    return Draws('poisson', examples, self.rate * examples, rows)
 
 
 def batch_rows(rate: float, examples: int, capacity: int | None) -> int:
@@ -100,6 +77,7 @@ def dp_sgd(
   noise_multiplier: float,
   capacity: int | None = None,
   microbatch: int = 16,
+  mechanism: str | type[Mechanism] = 'gaussian',
   optimizer: training.OptimizerFn = optax.sgd,
   server_optimizer: optax.GradientTransformation | None = None,
 ) -> Layer:
@@ -120,6 +98,7 @@ def dp_sgd(
     capacity: rows of a batch; by default those that the largest client overflows once in 10^14.
     microbatch: per-example gradients held at a time, >= 1: it bounds memory and changes no result
       beyond rounding.
+    mechanism: noise of floats scaled to the L2 norm: 'gaussian', or 'package.module:Class'.
     optimizer: learning rate -> the clients' optax optimizer, of noised gradients.
     server_optimizer: optax optimizer of the average update; by default x <- x - update.
 
@@ -138,6 +117,7 @@ def dp_sgd(
     noise_multiplier=noise_multiplier,
     capacity=capacity,
     microbatch=microbatch,
+    mechanism=mechanism,
   )
   server = training.server_step(training.server_optimizer_of(server_optimizer))
 
@@ -163,6 +143,7 @@ class Steps:
   noise_multiplier: float
   capacity: int | None
   microbatch: int
+  mechanism: str | type[Mechanism] = 'gaussian'
 
   def __post_init__(self):
     """Raises `ValueError` for what is out of range."""
@@ -177,26 +158,27 @@ class Steps:
     if self.capacity is not None:
       validate.integer(capacity=self.capacity)
     validate.integer(microbatch=self.microbatch)
+    if mechanisms.find(self.mechanism, 'l2', integers=False).correlated:
+      raise ValueError(f'mechanism must be fresh in every step, got {self.mechanism!r}.')
 
   @property
   def facts(self) -> tuple[Fact, ...]:
     """What the side that takes these steps promises."""
-    made = self.mechanism()
-    return (Trains(),) if made is None else (Trains(), Noises(made))
+    if self.made is None:
+      return (Trains(),)
+    return Trains(), Noises(self.made, 'local', 'example', self.batches, self.steps)
 
-  def mechanism(self) -> ExampleNoise | None:
-    """Returns what the accountant has to know, None without noise."""
-    if not self.noise_multiplier:
-      return None
-    return ExampleNoise(
-      name='gaussian',
-      noise_multiplier=self.noise_multiplier,
-      trust='local',
-      unit='example',
-      steps=self.steps,
-      rate=self.rate,
-      capacity=self.capacity,
+  @functools.cached_property
+  def made(self) -> Mechanism | None:
+    """The noise on the sum of gradients, None without."""
+    return mechanisms.make(
+      mechanisms.find(self.mechanism, 'l2', integers=False), self.noise_multiplier
     )
+
+  def batches(self, examples: int) -> Draws:
+    """Returns how the client with the most `examples` draws a batch: no client overflows more."""
+    rows = batch_rows(self.rate, examples, self.capacity)
+    return Draws('poisson', examples, self.rate * examples, rows)
 
   def run(
     self, key: jax.Array, task: Task, local: optax.GradientTransformation
@@ -211,9 +193,9 @@ class Steps:
       summed, seen = _clipped_sum(
         self.loss, params, task.data, positions, mask, drop, self.l2_clip_norm, self.microbatch
       )
-      if self.noise_multiplier:
-        stddev = self.noise_multiplier * self.l2_clip_norm
-        summed = tree.add(summed, noise.gaussian(add, summed, stddev))
+      if self.made is not None:
+        bound = Bound(l2=self.l2_clip_norm, rows=1)
+        summed = tree.add(summed, self.made.draw(add, summed, bound, ())[0])
       grads = jax.tree.map(lambda g, p: (g / self.batch_size).astype(p.dtype), summed, params)
       updates, opt = local.update(grads, opt, params)
       seen = {**seen, 'overflow': cut}

@@ -13,8 +13,8 @@ Reference: Andrew, Thakkar, McMahan, Ramaswamy (2021), arXiv 1905.03871, Algorit
 import jax
 import jax.numpy as jnp
 
+from fedjax_mem import mechanisms
 from fedjax_mem.core import Bound, Bounds, Context, Layer, Message, Noises, Stage, validate
-from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.kernels import noise
 from fedjax_mem.stages.privacy import clipping, noising
 
@@ -72,7 +72,7 @@ def adaptive_clip(
     return message, new, {'bound': bound, 'below': below}
 
   # What both releases cost together; each is drawn with more noise.
-  facts = (Noises(Mechanism('gaussian', noise_multiplier)),) if noise_multiplier else ()
+  facts = (Noises(mechanisms.Gaussian(noise_multiplier)),) if noise_multiplier else ()
   return Layer(
     'adaptive_clip',
     client=Stage(_clip_and_tell, facts=(_TRACKED,)),

@@ -11,37 +11,34 @@ Metrics named `uncovered_…` come from updates without noise: epsilon does not 
 Reference: McMahan et al. (2018), arXiv 1710.06963, Algorithm 1.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax.numpy as jnp
 
+from fedjax_mem import mechanisms
 from fedjax_mem.core import (
+  Bound,
   Bounds,
   Context,
   Integers,
   Layer,
+  Mechanism,
   Message,
-  Noises,
   Stage,
   tree,
   validate,
 )
-from fedjax_mem.core.mechanism import Mechanism
-from fedjax_mem.kernels import noise
 from fedjax_mem.stages.privacy import clipping, noising
 
 _WORD = 32  # bits of the sum of updates on the grid
-MECHANISMS = ('gaussian', 'discrete_gaussian')
 
 
 def central(
   l2_clip_norm: float,
   noise_multiplier: float,
   *,
-  mechanism: str = 'gaussian',
+  mechanism: str | type[Mechanism] = 'gaussian',
   per_layer: bool = False,
   levels: int = 1024,
+  dimension: int | None = None,
 ) -> Layer:
   """Returns the layer that clips each update to an L2 ball and noises the sum.
 
@@ -52,41 +49,41 @@ def central(
     l2_clip_norm: C, bound on the L2 norm of a client's whole update, > 0.
     noise_multiplier: standard deviation of the noise over the bound; 0 clips only, and then claims
       no privacy at all.
-    mechanism: 'gaussian', or 'discrete_gaussian': updates on an integer grid, summed as int32.
+    mechanism: noise scaled to the L2 norm: 'gaussian', 'package.module:Class', or for integers,
+      such as 'discrete_gaussian': updates on an integer grid, summed as int32.
     per_layer: clip each of L arrays to C / sqrt(L) instead of all together; the bound stays C.
-    levels: 'discrete_gaussian': steps of the grid in the clip norm, 1 to 16384.
+    levels: of noise for integers: steps of the grid in the clip norm, 1 to 16384.
+    dimension: values of an update, for noise that needs it; an experiment fills it in.
 
   Raises:
     ValueError: an argument is out of range.
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
   clipping.check_multiplier(noise_multiplier)
-  if mechanism == 'laplace':
-    raise ValueError(
-      "mechanism must be 'gaussian' or 'discrete_gaussian' under an L2 clip, got 'laplace': use "
-      'laplace(l1_clip_norm, noise_multiplier).'
-    )
-  validate.one_of(MECHANISMS, mechanism=mechanism)
+  kind = mechanisms.find(mechanism, 'l2')
   validate.integer(at_most=2**14, levels=levels)
   clip = clipping.choose(per_layer)
-  if mechanism == 'discrete_gaussian':
-    return _discrete(l2_clip_norm, noise_multiplier, clip, levels)
-
-  def release(ctx: Context, message: Message, state):
-    stddev = noise_multiplier * ctx.bound.l2
-    return noising.added(ctx, message, noise.gaussian(ctx.key, message.update, stddev)), state, {}
-
-  made = Mechanism('gaussian', noise_multiplier) if noise_multiplier else None
-  return _layer('central', clip, l2_clip_norm, noising.within(float(l2_clip_norm)), release, made)
+  if dimension is not None:
+    validate.integer(dimension=dimension)
+  made = mechanisms.make(kind, noise_multiplier, dimension=dimension)
+  if kind.integers:
+    return _discrete(l2_clip_norm, made, clip, levels)
+  return _layer('central', clip, l2_clip_norm, noising.within(float(l2_clip_norm)), made)
 
 
-def laplace(l1_clip_norm: float, noise_multiplier: float) -> Layer:
+def laplace(
+  l1_clip_norm: float,
+  noise_multiplier: float,
+  *,
+  mechanism: str | type[Mechanism] = 'laplace',
+) -> Layer:
   """Returns the layer that clips each update to an L1 ball and adds Laplace noise: pure epsilon.
 
   Args:
     l1_clip_norm: bound on the L1 norm of a client's whole update, > 0.
     noise_multiplier: scale of the noise over the bound: epsilon is 1 / noise_multiplier a round
       without amplification; 0 clips only, and then claims no privacy at all.
+    mechanism: noise of floats scaled to the L1 norm: 'laplace', or 'package.module:Class'.
 
   Reference: Dwork et al. (2006), Calibrating noise to sensitivity, Theorem 1.
 
@@ -95,23 +92,13 @@ def laplace(l1_clip_norm: float, noise_multiplier: float) -> Layer:
   """
   validate.positive(l1_clip_norm=l1_clip_norm)
   clipping.check_multiplier(noise_multiplier)
-  own = noising.within_l1(float(l1_clip_norm))
-
-  def release(ctx: Context, message: Message, state):
-    scale = noise_multiplier * ctx.bound.l1
-    return noising.added(ctx, message, noise.laplace(ctx.key, message.update, scale)), state, {}
-
-  made = Mechanism('laplace', noise_multiplier) if noise_multiplier else None
-  return _layer('laplace', clipping.l1, l1_clip_norm, own, release, made)
+  kind = mechanisms.find(mechanism, 'l1', integers=False)
+  made = mechanisms.make(kind, noise_multiplier)
+  return _layer('laplace', clipping.l1, l1_clip_norm, noising.within_l1(float(l1_clip_norm)), made)
 
 
 def _layer(
-  name: str,
-  clip: clipping.Clip,
-  clip_norm: float,
-  own: Bounds,
-  release: Callable[..., Any],
-  mechanism: Mechanism | None,
+  name: str, clip: clipping.Clip, clip_norm: float, own: Bounds, made: Mechanism | None
 ) -> Layer:
   """Returns the layer that clips on the client and releases on the server."""
 
@@ -120,18 +107,17 @@ def _layer(
     message, _, metrics = clipping.clipped(clip, message, clip_norm)
     return message, state, metrics
 
-  def quiet(ctx: Context, message: Message, state):
-    return clipping.restored(ctx, message, message.update), state, {}
-
-  server = Stage(release, facts=(Noises(mechanism),)) if mechanism else Stage(quiet)
+  server = noising.release(made) if made else noising.quiet()
   return Layer(name, client=Stage(client, facts=(own,)), server=server)
 
 
-def _discrete(clip_norm: float, multiplier: float, clip: clipping.Clip, levels: int) -> Layer:
+def _discrete(clip_norm: float, made: Mechanism | None, clip: clipping.Clip, levels: int) -> Layer:
   """Returns the layer whose updates are int32 on a grid of `levels` steps in the clip norm."""
   step = clip_norm / levels
-  # Drawn against this table; the size of the grid in the noise was checked with it.
-  table = noise.discrete_table(multiplier * levels) if multiplier else None
+  # In steps of the grid, on which the noise is added; rounding is in it.
+  grid = noising.within(float(levels))
+  if made is not None:
+    made.check(grid.of(None, Bound()))
 
   def client(ctx: Context, message: Message, state):
     del ctx
@@ -143,17 +129,12 @@ def _discrete(clip_norm: float, multiplier: float, clip: clipping.Clip, levels: 
 
   def server(ctx: Context, message: Message, state):
     total = message.update
-    if table is not None:
-      total = tree.add(total, noise.discrete_gaussian(ctx.key, total, table))
+    if made is not None:
+      drawn, state = made.draw(ctx.key, total, ctx.bound, state)
+      total = tree.add(total, drawn)
     floats = tree.scale(jnp.float32(step), clipping.floats(total))
     return clipping.restored(ctx, message, floats), state, {}
 
-  # In steps of the grid, on which the noise is added; rounding is in it.
-  grid = noising.within(float(levels))
-  facts = (
-    (Noises(Mechanism('discrete_gaussian', multiplier, l2=float(levels))),) if multiplier else ()
-  )
   room = Integers(_WORD, (2 ** (_WORD - 1) - 1) // levels)
-  return Layer(
-    'central', client=Stage(client, facts=(grid, room)), server=Stage(server, facts=facts)
-  )
+  noisy = Stage(server) if made is None else noising.stated(server, made)
+  return Layer('central', client=Stage(client, facts=(grid, room)), server=noisy)

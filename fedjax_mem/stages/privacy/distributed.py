@@ -31,7 +31,7 @@ clip norm, and the rotation's blocks of B. The grid is the finest for which 4 s 
 
 Reference: Kairouz, Liu, Steinke (2021), arXiv 2102.06387, Algorithms 1 and 2 (clip, rotate, round
 conditionally, sum modulo), sums of discrete Gaussians; Agarwal, Kairouz, Liu (2021), arXiv
-2110.04995 (Skellam). The bounds that are accounted are stated in `fedjax_mem.account.events`.
+2110.04995 (Skellam). The bounds that are accounted are stated in `fedjax_mem.mechanisms`.
 """
 
 import math
@@ -41,12 +41,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_mem import mechanisms
 from fedjax_mem.core import (
+  Bound,
   Bounds,
   Context,
   IncompatibleStages,
   Integers,
   Layer,
+  Mechanism,
   Message,
   Noises,
   Stage,
@@ -54,14 +57,9 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
-from fedjax_mem.core.mechanism import Mechanism
-from fedjax_mem.kernels import modular, noise, rotate
+from fedjax_mem.kernels import modular, rotate
 from fedjax_mem.stages.privacy import clipping, noising
 
-TABLES: dict[str, Callable[[float], noise.DiscreteTable]] = {
-  'skellam': noise.skellam_table,
-  'discrete_gaussian': noise.discrete_table,
-}
 SPREADS = 4  # standard deviations of a coordinate of the sum that the modulus has room for
 FINEST = 2**14  # levels: squares of norms on the grid are then exact in int32
 _LARGEST = 2**29  # values of an update, for the same reason
@@ -143,7 +141,7 @@ def distributed(
   clients: int,
   dimension: int,
   bits: int = 20,
-  mechanism: str = 'skellam',
+  mechanism: str | type[Mechanism] = 'skellam',
   beta: float = math.exp(-0.5),
 ) -> tuple[Layer, ...]:
   """Returns three layers: clip and rotate, round to the grid, add a share of integer noise.
@@ -159,7 +157,8 @@ def distributed(
     clients: n, the most clients of a round; an experiment fills it in.
     dimension: values of an update; an experiment fills it in.
     bits: b of a value of the sum, 2 to 32.
-    mechanism: 'skellam' or 'discrete_gaussian'.
+    mechanism: noise for integers in shares: 'skellam', 'discrete_gaussian', or
+      'package.module:Class'.
     beta: bounds the probability that a rounding has to be drawn again, in (0, 1): the larger it is,
       the smaller the bound that noise is scaled to.
 
@@ -172,23 +171,23 @@ def distributed(
   validate.integer(at_most=clients, shares=shares)
   validate.integer(at_most=_LARGEST, dimension=dimension)
   validate.integer(at_least=2, at_most=modular.LARGEST, bits=bits)
-  validate.one_of(TABLES, mechanism=mechanism)
+  kind = mechanisms.find(mechanism, 'l2', integers=True)
   validate.open_fraction(beta=beta)
   block = rotate.block_size(dimension, largest=BLOCK)
   size = rotate.padded_size(dimension, block)
   found = finest(Setting(noise_multiplier, clients, shares, size, block, beta), bits)
   step = l2_clip_norm / found.levels
-  made = Mechanism(
-    mechanism, noise_multiplier, l2=found.l2, dimension=size, shares=shares, carried=True
-  )
-  table = TABLES[mechanism](noise_multiplier * found.l2 / math.sqrt(shares))
+  made: Any = mechanisms.make(kind, noise_multiplier, dimension=size, shares=shares)
+  if not made.carried or made.correlated:
+    raise ValueError(f'mechanism must be noise that clients bring in shares, got {mechanism!r}.')
+  made.check(noising.within(found.l2).of(None, Bound()))
   room = Integers(bits, clients)
   return (
     _clipped(l2_clip_norm, dimension, block),
     _rounded(found, step, room),
     Layer(
       'integer_noise',
-      client=Stage(_share(table), facts=(Noises(made), room, Withholds(shares))),
+      client=Stage(_share(made), facts=(Noises(made), room, Withholds(shares))),
     ),
   )
 
@@ -274,10 +273,10 @@ def _decoding(step: float, bits: int) -> Callable:
   return server
 
 
-def _share(table: noise.DiscreteTable) -> Callable:
+def _share(made: Mechanism) -> Callable:
   def client(ctx: Context, message: Message, state):
     # Of every client that arrives, also of one without examples: shares are counted by arrival.
-    more = noise.tabled(ctx.key, message.update, table)
+    more, _ = made.draw(ctx.key, message.update, ctx.bound, ())
     # The sum of weights would be released without noise, and the divisor is fixed: all count one.
     weight = jnp.ones_like(message.weight)
     return message._replace(update=tree.add(message.update, more), weight=weight), state, {}

@@ -1,8 +1,11 @@
 """Local differential privacy: each client clips and noises its own update before it leaves.
 
-Formal guarantee: what the server sees of a client in one participation is a Gaussian, Laplace or
-discrete Gaussian mechanism on its clipped update, whoever else takes part. Nothing is gained by
-sampling: the ledger follows the client that took part most often.
+Each factory gives two layers: the clip, and the noise, which goes by the plain name and is scaled
+to what the clip leaves.
+
+Formal guarantee: what the server sees of a client in one participation is the mechanism on its
+clipped update, whoever else takes part. Nothing is gained by sampling: the ledger follows the
+client that took part most often.
 
 Reference: Duchi, Jordan, Wainwright (2013), arXiv 1302.3203; Kasiviswanathan et al. (2011),
 arXiv 0803.0924.
@@ -14,20 +17,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Bounds, Context, Layer, Message, Noises, Stage, tree, validate
-from fedjax_mem.core.mechanism import Mechanism
-from fedjax_mem.kernels import noise
+from fedjax_mem import mechanisms
+from fedjax_mem.core import (
+  Bound,
+  Bounds,
+  Context,
+  IncompatibleStages,
+  Layer,
+  Mechanism,
+  Message,
+  Noises,
+  Stage,
+  tree,
+  validate,
+)
 from fedjax_mem.stages.privacy import clipping, noising
 
 Tree = Any
 
 
-def local(l2_clip_norm: float, noise_multiplier: float, *, per_layer: bool = False) -> Layer:
-  """Returns the layer in which each client clips its update in L2 and adds Gaussian noise.
+def local(
+  l2_clip_norm: float,
+  noise_multiplier: float,
+  *,
+  mechanism: str | type[Mechanism] = 'gaussian',
+  per_layer: bool = False,
+) -> tuple[Layer, ...]:
+  """Returns the layers in which each client clips its update in L2 and adds noise.
 
   Args:
     l2_clip_norm: bound on the L2 norm of a client's whole update, > 0.
     noise_multiplier: standard deviation of each client's noise over the bound; 0 clips only.
+    mechanism: noise of floats scaled to the L2 norm: 'gaussian', or 'package.module:Class'.
     per_layer: clip each of L arrays to l2_clip_norm / sqrt(L) instead of all together.
 
   Raises:
@@ -35,39 +56,40 @@ def local(l2_clip_norm: float, noise_multiplier: float, *, per_layer: bool = Fal
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
   clip = clipping.choose(per_layer)
-  clipping.check_multiplier(noise_multiplier)
-
-  def noisy(key: jax.Array, update: Tree) -> Tree:
-    return tree.add(update, noise.gaussian(key, update, noise_multiplier * l2_clip_norm))
-
-  made = Mechanism('gaussian', noise_multiplier, trust='local') if noise_multiplier else None
-  own = noising.within(float(l2_clip_norm))
-  return _layer('local', clip, l2_clip_norm, noisy, made, own)
+  made = _floats(mechanism, 'l2', noise_multiplier)
+  return _layers('local', clip, l2_clip_norm, noising.within(float(l2_clip_norm)), made)
 
 
-def local_laplace(l1_clip_norm: float, noise_multiplier: float) -> Layer:
-  """Returns the layer in which each client clips its update in L1 and adds Laplace noise.
+def local_laplace(
+  l1_clip_norm: float,
+  noise_multiplier: float,
+  *,
+  mechanism: str | type[Mechanism] = 'laplace',
+) -> tuple[Layer, ...]:
+  """Returns the layers in which each client clips its update in L1 and adds Laplace noise.
 
   Args:
     l1_clip_norm: bound on the L1 norm of a client's whole update, > 0.
     noise_multiplier: scale of each client's noise over the bound; 0 clips only.
+    mechanism: noise of floats scaled to the L1 norm: 'laplace', or 'package.module:Class'.
 
   Raises:
     ValueError: an argument is out of range.
   """
   validate.positive(l1_clip_norm=l1_clip_norm)
-  clipping.check_multiplier(noise_multiplier)
-
-  def noisy(key: jax.Array, update: Tree) -> Tree:
-    return tree.add(update, noise.laplace(key, update, noise_multiplier * l1_clip_norm))
-
-  made = Mechanism('laplace', noise_multiplier, trust='local') if noise_multiplier else None
+  made = _floats(mechanism, 'l1', noise_multiplier)
   own = noising.within_l1(float(l1_clip_norm))
-  return _layer('local_laplace', clipping.l1, l1_clip_norm, noisy, made, own)
+  return _layers('local_laplace', clipping.l1, l1_clip_norm, own, made)
 
 
-def local_discrete(l2_clip_norm: float, noise_multiplier: float, *, levels: int = 1024) -> Layer:
-  """Returns the layer in which each client rounds its update to a grid and adds discrete noise.
+def local_discrete(
+  l2_clip_norm: float,
+  noise_multiplier: float,
+  *,
+  mechanism: str | type[Mechanism] = 'discrete_gaussian',
+  levels: int = 1024,
+) -> tuple[Layer, ...]:
+  """Returns the layers in which each client rounds its update to a grid and adds integer noise.
 
   Clipped in L2, rounded to `levels` steps in the clip norm, noised there by a discrete Gaussian,
   and sent as floats: a float32 holds every such integer.
@@ -77,6 +99,8 @@ def local_discrete(l2_clip_norm: float, noise_multiplier: float, *, levels: int 
   Args:
     l2_clip_norm: bound on the L2 norm of a client's whole update, > 0.
     noise_multiplier: parameter sigma of each client's noise over the bound; 0 clips only.
+    mechanism: noise for integers scaled to the L2 norm: 'discrete_gaussian', or
+      'package.module:Class'.
     levels: steps of the grid in the clip norm, 1 to 16384.
 
   Raises:
@@ -85,47 +109,84 @@ def local_discrete(l2_clip_norm: float, noise_multiplier: float, *, levels: int 
   validate.positive(l2_clip_norm=l2_clip_norm)
   clipping.check_multiplier(noise_multiplier)
   validate.integer(at_most=2**14, levels=levels)
-  # The table of the least noise there is stands in where none is drawn.
-  table = noise.discrete_table(noise_multiplier * levels or 1.0)
+  kind = mechanisms.find(mechanism, 'l2', integers=True)
+  made = mechanisms.make(kind, noise_multiplier)
+  if made is None:
+    return _layers('local_discrete', clipping.l2, l2_clip_norm, noising.within(1.0), None)
+  grid = noising.within(float(levels))
+  made.check(grid.of(None, Bound()))
 
-  def noisy(key: jax.Array, update: Tree) -> Tree:
-    points, ok = clipping.on_grid(update, l2_clip_norm, levels)
-    points = tree.add(points, noise.discrete_gaussian(key, points, table))
-    sent = tree.scale(jnp.float32(l2_clip_norm / levels), clipping.floats(points))
+  def points(update: Tree) -> Tree:
+    whole, ok = clipping.on_grid(update, l2_clip_norm, levels)
     # What is not finite must stay so, for the engine to leave the client out.
-    return jax.tree.map(lambda x: jnp.where(ok, x, jnp.float32(jnp.nan)), sent)
+    return jax.tree.map(lambda x: jnp.where(ok, x, jnp.float32(jnp.nan)), clipping.floats(whole))
 
-  made = None
-  if noise_multiplier:
-    made = Mechanism('discrete_gaussian', noise_multiplier, trust='local', l2=float(levels))
-  own = noising.within(float(l2_clip_norm))
-  return _layer('local_discrete', clipping.l2, l2_clip_norm, noisy, made, own)
+  def noisy(drawn: Tree, update: Tree) -> Tree:
+    fine = tree.finite(update)
+    whole = jax.tree.map(lambda x: jnp.where(fine, x, 0).astype(jnp.int32), update)
+    sent = tree.scale(jnp.float32(l2_clip_norm / levels), clipping.floats(tree.add(whole, drawn)))
+    return jax.tree.map(lambda x: jnp.where(fine, x, jnp.float32(jnp.nan)), sent)
+
+  return _layers('local_discrete', clipping.l2, l2_clip_norm, grid, made, points, noisy)
 
 
-def _layer(
+def _floats(mechanism: str | type[Mechanism], norm: str, multiplier: float) -> Mechanism | None:
+  """Returns the noise of floats that is named, or None where there is none."""
+  clipping.check_multiplier(multiplier)
+  return mechanisms.make(mechanisms.find(mechanism, norm, integers=False), multiplier)
+
+
+def _added(drawn: Tree, update: Tree) -> Tree:
+  return tree.add(update, drawn)
+
+
+def _layers(
   name: str,
   clip: clipping.Clip,
   clip_norm: float,
-  noisy: Callable[[jax.Array, Tree], Tree],
-  made: Mechanism | None,
   own: Bounds,
-) -> Layer:
-  """Returns the layer whose client side clips, then noises with the client's own key."""
+  made: Mechanism | None,
+  after: Callable[[Tree], Tree] = lambda update: update,
+  noisy: Callable[[Tree, Tree], Tree] = _added,
+) -> tuple[Layer, ...]:
+  """Returns the layer that clips, and the one that noises with the client's own key.
 
-  def client(ctx: Context, message: Message, state):
-    message, _, metrics = clipping.clipped(clip, message, clip_norm)
-    # A client of weight 0 takes no part: it sends nothing.
-    sent = tree.keep(message.weight > 0, noisy(ctx.key, message.update))
-    return message._replace(update=sent), state, metrics
+  Args:
+    name: of the noise.
+    clip: brings an update into a ball.
+    clip_norm: its size.
+    own: what is left by the clip and `after`.
+    made: the noise, or None.
+    after: what is done to a clipped update.
+    noisy: (noise, update) -> what is sent.
+  """
 
-  def quiet(ctx: Context, message: Message, state):
+  def init(ctx: Context):
+    whole = tree.not_floats(ctx.spec.update)
+    if whole:
+      raise IncompatibleStages(
+        f'{name!r} clips arrays of floats, and what reaches it holds {whole[0]}: put it before the '
+        'layer that encodes.'
+      )
+    return ()
+
+  def clipped(ctx: Context, message: Message, state):
     del ctx
     message, _, metrics = clipping.clipped(clip, message, clip_norm)
-    return message, state, metrics
+    metrics = {f'{name}/{key}': value for key, value in metrics.items()}
+    return message._replace(update=after(message.update)), state, metrics
 
-  def server(ctx: Context, message: Message, state):
-    return clipping.restored(ctx, message, message.update), state, {}
+  def noised(ctx: Context, message: Message, state):
+    drawn, _ = made.draw(ctx.key, message.update, ctx.bound, ())  # type: ignore[union-attr]
+    # A client of weight 0 takes no part: it sends nothing.
+    sent = tree.keep(message.weight > 0, noisy(drawn, message.update))
+    return message._replace(update=sent), state, {}
 
-  # Noise has no bound; without it the clip's holds.
-  noisy_side = Stage(client, facts=(Noises(made),)) if made else Stage(quiet, facts=(own,))
-  return Layer(name, client=noisy_side, server=Stage(server))
+  ball = Layer(f'{name}_clip', client=Stage(clipped, init, (own,)), server=noising.quiet())
+  if made is None:
+    return (ball,)
+  if made.correlated:
+    raise ValueError(
+      f'mechanism must be fresh in every round where clients draw it, got {type(made).__name__}.'
+    )
+  return ball, Layer(name, client=Stage(noised, facts=(Noises(made, 'local'),)))

@@ -1,48 +1,12 @@
-"""Correlated noise by matrix factorisation (DP-MF): C^-1 Z instead of Z, streamed row by row.
+"""Correlated noise by matrix factorisation (DP-MF) as a layer; see `mechanisms/matrix.py`.
 
-With Z independent Gaussian rows, one a round, the sums plus C^-1 Z are post-processing of
-C (sums) + Z: a Gaussian mechanism on the encoded sums. Noise of one round cancels part of the
-noise of earlier ones, so prefix sums, which is what training adds up, carry less of it.
-
-Formal guarantee: L2 sensitivity of the encoded contributions of one client of bound 1, over every
-participation pattern with at least `separation` rounds between two, is computed for each number of
-rounds and handed to the accountant; the sampler must enforce the separation. Beyond `rounds` the
-noise is NaN and the run stops: nothing is known there.
-
-Rows of Z come from the round's key and the state is arrays only, so a resumed run continues bit for
-bit. The matrices are those of jax_privacy, optimised in float64 and applied in float32.
-
-References: Choquette-Choo et al. (2023), arXiv 2306.08153 (banded, Algorithm 9); Dvijotham et al.
-(2024), arXiv 2404.16706 and McMahan, Xu, Zhang (2024), arXiv 2408.08868 (BLT, Algorithm 3);
-McKenna (2024), arXiv 2405.13763, Theorem 2 (sensitivity of Toeplitz matrices).
+References: Choquette-Choo et al. (2023), arXiv 2306.08153; McMahan, Xu, Zhang (2024), arXiv
+2408.08868.
 """
 
-import contextlib
-import functools
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from fedjax_mem.core import Context, Layer, Message, Noises, Stage, tree, validate
-from fedjax_mem.core.mechanism import Mechanism
-from fedjax_mem.kernels import noise
-from fedjax_mem.stages.privacy import clipping, noising
-
-STRATEGIES = ('banded', 'blt')
-
-
-class Strategy(NamedTuple):
-  """The inverse of a strategy matrix C as a stream, and what C does to one client.
-
-  Attributes:
-    inverse: a jax_privacy `StreamingMatrix`: rows z -> rows of C^-1 Z.
-    sensitivities: [rounds] float64, L2 sensitivity in the first r rounds, for each r.
-  """
-
-  inverse: Any
-  sensitivities: np.ndarray
+from fedjax_mem.core import Layer, validate
+from fedjax_mem.mechanisms import Matrix, matrix
+from fedjax_mem.stages.privacy import noising
 
 
 def matrix_factorization(
@@ -57,7 +21,7 @@ def matrix_factorization(
 ) -> Layer:
   """Returns the layer that clips each update and adds correlated noise to the sums.
 
-  Server state: `done` (rounds so far) and `matrix`, the stream's arrays for D values.
+  Server state: that of `mechanisms.Matrix`, the stream's arrays for D values.
 
   Args:
     l2_clip_norm: bound on the L2 norm of a client's whole update, > 0.
@@ -75,158 +39,19 @@ def matrix_factorization(
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
   validate.positive(noise_multiplier=noise_multiplier)
-  chosen = _chosen(rounds, separation, strategy, bands, buffers)
-
-  def client(ctx: Context, message: Message, state):
-    message, _, metrics = clipping.clipped(clipping.l2, message, l2_clip_norm)
-    return message, state, metrics
-
-  def init(ctx: Context):
-    flat = jax.ShapeDtypeStruct((tree.size(ctx.spec.update),), jnp.float32)
-    return {'done': jnp.int32(0), 'matrix': chosen.inverse.init_multiply(flat)}
-
-  def release(ctx: Context, message: Message, state):
-    size = jax.ShapeDtypeStruct((tree.size(message.update),), jnp.float32)
-    row = noise.gaussian(ctx.key, size, noise_multiplier * ctx.bound.l2)
-    with _ordinary(), jax.default_matmul_precision('highest'):
-      row, matrix = chosen.inverse.multiply_next(row, state['matrix'])
-    row = jnp.where(state['done'] < rounds, row, jnp.float32(jnp.nan))
-    message = noising.added(ctx, message, tree.unravel(row, message.update))
-    return message, {'done': state['done'] + 1, 'matrix': matrix}, {}
-
-  known = tuple(chosen.sensitivities.tolist())
-  made = Mechanism('matrix', noise_multiplier, sensitivities=known, separation=separation)
-  return Layer(
-    'matrix_factorization',
-    client=Stage(client, facts=(noising.within(float(l2_clip_norm)),)),
-    server=Stage(release, init, (Noises(made),)),
-  )
+  width = _width(rounds, separation, strategy, bands, buffers)
+  make = matrix.banded if strategy == 'banded' else matrix.blt
+  known = make(rounds, width, separation).sensitivities.tolist()
+  made = Matrix(noise_multiplier, tuple(known), separation, strategy, width)
+  return noising.clip_and_release('matrix_factorization', l2_clip_norm, made)
 
 
-def _chosen(
-  rounds: int, separation: int, strategy: str, bands: int | None, buffers: int
-) -> Strategy:
-  """Returns the strategy that the arguments of the factory describe, or raises `ValueError`."""
+def _width(rounds: int, separation: int, strategy: str, bands: int | None, buffers: int) -> int:
+  """Returns the bands or buffers that the arguments of the factory describe, or raises."""
   validate.integer(rounds=rounds)
   validate.integer(separation=separation)
-  validate.one_of(STRATEGIES, strategy=strategy)
+  validate.one_of(matrix.STRATEGIES, strategy=strategy)
   most = min(separation, rounds)
   width = min(most, 32) if bands is None else validate.integer(at_most=most, bands=bands)
   validate.integer(at_most=10, buffers=buffers)
-  if strategy == 'banded':
-    return banded(rounds, width, separation)
-  return blt(rounds, separation, buffers)
-
-
-def _library():
-  """Returns jax_privacy's matrices, which take seconds to import."""
-  try:
-    from jax_privacy import matrix_factorization as matrices
-  except ImportError as error:
-    raise ValueError(
-      f'jax_privacy must be installed for correlated noise (pip install "fedjax_mem[privacy]"), '
-      f'got: {error}.'
-    ) from error
-  return matrices
-
-
-@contextlib.contextmanager
-def _ordinary():
-  """Runs the library under jax's ordinary promotion, whatever the caller has set."""
-  with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):
-    yield
-
-
-@functools.lru_cache(maxsize=8)
-def banded(rounds: int, bands: int, separation: int) -> Strategy:
-  """Returns a column-normalised banded strategy, optimised for the mean error of prefix sums.
-
-  Optimised as a Toeplitz matrix, which takes seconds and costs less than 0.5% of the error
-  (McKenna 2024), then normalised.
-
-  Args:
-    rounds: size of the matrix.
-    bands: at most `separation`, so that the columns of one client's rounds do not overlap.
-    separation: rounds between two participations.
-  """
-  library = _library()
-  with _ordinary(), jax.enable_x64():
-    coefficients = library.toeplitz.optimize_banded_toeplitz(rounds, bands)
-    found = library.banded.ColumnNormalizedBanded.from_banded_toeplitz(rounds, coefficients)
-    params = np.asarray(found.params, np.float32)
-  inverse = library.banded.ColumnNormalizedBanded(params=jnp.asarray(params))
-  columns = params.astype(np.float64)
-  columns /= np.linalg.norm(columns, axis=1, keepdims=True)
-  return Strategy(inverse.inverse_as_streaming_matrix(), banded_sensitivities(columns, separation))
-
-
-@functools.lru_cache(maxsize=8)
-def blt(rounds: int, separation: int, buffers: int) -> Strategy:
-  """Returns a buffered linear Toeplitz strategy, optimised for the largest error of a prefix sum.
-
-  Args:
-    rounds: size of the matrix.
-    separation: rounds between two participations.
-    buffers: arrays of the state.
-  """
-  library = _library().buffered_toeplitz
-  with _ordinary(), jax.enable_x64():
-    found = library.optimize(
-      n=rounds,
-      min_sep=separation,
-      max_participations=None,
-      min_buffers=buffers,
-      max_buffers=buffers,
-    )
-    decay, scale = (np.asarray(x, np.float32) for x in (found.buf_decay, found.output_scale))
-  matrix = library.BufferedToeplitz(buf_decay=jnp.asarray(decay), output_scale=jnp.asarray(scale))
-  powers = decay.astype(np.float64) ** np.arange(rounds - 1)[:, None]
-  column = np.append(1.0, powers @ scale.astype(np.float64))
-  return Strategy(matrix.inverse_as_streaming_matrix(), toeplitz_sensitivities(column, separation))
-
-
-def banded_sensitivities(columns: np.ndarray, separation: int) -> np.ndarray:
-  """Returns the L2 sensitivity in the first r rounds, r = 1 … n, of a banded matrix, [n].
-
-  Columns `separation` >= bands apart do not overlap, so a pattern's squared sensitivity is the sum
-  of its columns' squared norms, cut at row r; the largest sum is found by dynamic programming.
-
-  Args:
-    columns: [n, bands] float64, column i from the diagonal down.
-    separation: rounds between two participations, >= bands.
-  """
-  n, bands = columns.shape
-  heads = np.cumsum(columns**2, axis=1)  # of column i, its first 1 … bands entries
-  best = np.zeros(n + 1)  # best[r]: patterns in the first r rounds, columns not cut
-  for r in range(1, n + 1):
-    best[r] = max(best[r - 1], heads[r - 1, -1] + best[max(0, r - separation)])
-  squared = np.empty(n)
-  for r in range(1, n + 1):
-    last = np.arange(max(0, r - bands), r)  # the last column of the pattern, cut or not
-    cut = heads[last, r - 1 - last] + best[np.maximum(0, last + 1 - separation)]
-    squared[r - 1] = max(cut.max(), best[max(0, r - bands)])
-  return np.sqrt(squared)
-
-
-def toeplitz_sensitivities(column: np.ndarray, separation: int) -> np.ndarray:
-  """Returns the L2 sensitivity in the first r rounds, r = 1 … n, of a Toeplitz matrix, [n].
-
-  With coefficients >= 0 that do not increase, no pattern is worse than rounds 0, separation,
-  2 separation, … (McKenna 2024, Theorem 2).
-
-  Args:
-    column: [n] float64, the first column.
-    separation: rounds between two participations.
-
-  Raises:
-    ValueError: a coefficient is negative or larger than the one before.
-  """
-  if (column < 0).any() or (np.diff(column) > 0).any():
-    raise ValueError(
-      f'column must be coefficients >= 0 that do not increase, got {column[:4]!r}…; choose other '
-      'rounds, or fewer buffers.'
-    )
-  total = np.zeros_like(column)
-  for first in range(0, len(column), separation):
-    total[first:] += column[: len(column) - first]
-  return np.sqrt(np.cumsum(total**2))
+  return width if strategy == 'banded' else buffers

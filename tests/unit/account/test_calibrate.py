@@ -7,13 +7,13 @@ import pytest
 
 from fedjax_mem.account import accountant, calibrate, poisson
 from fedjax_mem.core import Draws, IncompatibleStages
-from fedjax_mem.core.mechanism import Mechanism
+from fedjax_mem.mechanisms import DiscreteGaussian, Gaussian, Laplace, Matrix, Tree
 
 DELTA = 1e-5
 POISSON = Draws('poisson', 1000, 50, poisson.capacity(1000, 50, 100, DELTA))
 FIXED = Draws('without_replacement', 1000, 50, 50)
 TURNS = Draws('cyclic', 1000, 50, 50, 20)
-GAUSSIAN = Mechanism('gaussian', 1.5)
+GAUSSIAN = Gaussian(1.5)
 
 
 @pytest.mark.slow
@@ -23,10 +23,10 @@ GAUSSIAN = Mechanism('gaussian', 1.5)
   [
     (POISSON, GAUSSIAN),
     (TURNS, GAUSSIAN),
-    (TURNS, Mechanism('laplace', 1.0)),
-    (TURNS, Mechanism('tree', 1.0, restart=20)),
-    (POISSON, Mechanism('discrete_gaussian', 1.0)),
-    (TURNS, Mechanism('matrix', 1.0, sensitivities=(1.0,) * 50 + (1.4,) * 50)),
+    (TURNS, Laplace(1.0)),
+    (TURNS, Tree(1.0, restart=20)),
+    (POISSON, DiscreteGaussian(1.0)),
+    (TURNS, Matrix(1.0, sensitivities=(1.0,) * 50 + (1.4,) * 50)),
   ],
 )
 def test_noise_round_trip(sampling, mechanism, target):
@@ -72,10 +72,10 @@ def test_rounds_are_the_most_that_keep_the_budget(sampling):
 
 
 def test_rounds_end_where_correlated_noise_ends():
-  matrix = Mechanism('matrix', 50.0, sensitivities=(1.0,) * 30)
+  matrix = Matrix(50.0, sensitivities=(1.0,) * 30)
   assert calibrate.rounds(5.0, DELTA, TURNS, matrix).rounds == 30
-  assert calibrate.rounds(5.0, DELTA, TURNS, Mechanism('tree', 50.0)).rounds == 20
-  assert calibrate.rounds(5.0, DELTA, TURNS, Mechanism('gaussian', 1e6), most=77).rounds == 77
+  assert calibrate.rounds(5.0, DELTA, TURNS, Tree(50.0)).rounds == 20
+  assert calibrate.rounds(5.0, DELTA, TURNS, Gaussian(1e6), most=77).rounds == 77
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_cohort_is_the_largest_that_keeps_the_budget(sampling, target):
 
 
 def test_cohort_may_be_everybody():
-  found = calibrate.cohort(5.0, DELTA, POISSON, Mechanism('gaussian', 1e4), 10)
+  found = calibrate.cohort(5.0, DELTA, POISSON, Gaussian(1e4), 10)
   assert found.sampling.expected == found.sampling.capacity == 1000
 
 

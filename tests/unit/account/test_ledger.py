@@ -9,16 +9,16 @@ import pytest
 
 from fedjax_mem.account import accountant, calibrate, ledger, poisson
 from fedjax_mem.account.ledger import Ledger
-from fedjax_mem.core import Draws, IncompatibleStages
-from fedjax_mem.core.mechanism import Mechanism
+from fedjax_mem.core import Bound, Draws
+from fedjax_mem.mechanisms import Gaussian
 
 DELTA = 1e-5
 SAMPLING = Draws('poisson', 1000, 50, poisson.capacity(1000, 50, 60, DELTA))
-NOISE = {'noise': Mechanism('gaussian', 1.5)}
+NOISE = Gaussian(1.5)
 
 
-def plan(mechanisms=NOISE, sampling=SAMPLING, rounds=60, delta=DELTA, **how):
-  return Ledger.plan(sampling, mechanisms, rounds=rounds, delta=delta, **how)
+def plan(mechanism=NOISE, layer='noise', sampling=SAMPLING, rounds=60, delta=DELTA, **how):
+  return Ledger.plan(sampling, layer, mechanism, rounds=rounds, delta=delta, **how)
 
 
 def test_each_round_is_stated_as_the_accountant_states_it():
@@ -26,7 +26,7 @@ def test_each_round_is_stated_as_the_accountant_states_it():
   assert book.guarantee().epsilon == 0.0 and book.guarantee().rounds == 0
   for rounds in (1, 17, 60):
     book.advance(rounds)
-    exact = accountant.epsilon(SAMPLING, NOISE['noise'], rounds, DELTA)
+    exact = accountant.epsilon(SAMPLING, NOISE, rounds, DELTA)
     stated = book.guarantee()
     assert stated.epsilon == pytest.approx(exact.epsilon, rel=1e-12)
     assert stated.delta == pytest.approx(exact.delta, rel=1e-12)
@@ -36,7 +36,7 @@ def test_each_round_is_stated_as_the_accountant_states_it():
 
 def test_a_budget_stops_before_the_round_that_breaks_it():
   book = plan(budget=1.2)
-  most = calibrate.rounds(1.2, DELTA, SAMPLING, NOISE['noise']).rounds
+  most = calibrate.rounds(1.2, DELTA, SAMPLING, NOISE).rounds
   assert book.allowed == most < 60
   assert not book.stop_before(most) and book.stop_before(most + 1)
   book.advance(most)
@@ -49,7 +49,7 @@ def test_a_budget_stops_before_the_round_that_breaks_it():
 def test_a_run_calibrated_to_its_budget_runs_to_its_end():
   for kind in ('rdp', 'pld'):
     found = calibrate.noise_multiplier(1.0, DELTA, SAMPLING, 60, accountant=kind)
-    book = plan({'noise': found.mechanism}, budget=1.0, accountant=kind)
+    book = plan(found.mechanism, budget=1.0, accountant=kind)
     assert book.allowed == 60 and book.entry.claim.accountant == kind
 
 
@@ -91,8 +91,8 @@ def test_resume_with_more_rounds_keeps_what_was_done(tmp_path):
 @pytest.mark.parametrize(
   'changed, word',
   [
-    ({'mechanisms': {'noise': Mechanism('gaussian', 1.4)}}, 'parts'),
-    ({'mechanisms': {'other': Mechanism('gaussian', 1.5)}}, 'parts'),
+    ({'mechanism': Gaussian(1.4)}, 'claim'),
+    ({'layer': 'other'}, 'layer'),
     ({'sampling': dataclasses.replace(SAMPLING, expected=49)}, 'claim'),
     ({'delta': 2e-5}, 'target_delta'),
     ({'adjacency': 'replace_special'}, 'claim'),
@@ -148,33 +148,35 @@ def test_infinite_epsilon_survives_json():
   assert Ledger.from_dict(json.loads(text)).entry == entry
 
 
-def test_gaussians_of_one_round_are_one():
-  both = {'noise': Mechanism('gaussian', 3.0), 'clip': Mechanism('gaussian', 4.0)}
-  book = plan(both)
-  assert book.entry.claim.mechanism.noise_multiplier == pytest.approx(12 / 5)
-  assert book.to_dict()['entry']['parts'].keys() == both.keys()
+@dataclasses.dataclass(frozen=True)
+class Own(Gaussian):
+  """Noise of somebody else."""
+
+  flavour: str = 'plain'
 
 
-def test_gaussians_of_one_round_equal_the_library_composed_under_one_sample():
-  import dp_accounting as dp
-  from dp_accounting import rdp
+def test_a_mechanism_goes_by_the_path_of_its_class_and_comes_back(tmp_path):
+  bound = Bound(l2=3.0, rows=1)
+  book = plan(Own(2.0, 'odd'), bound=bound)
+  book.save(tmp_path / 'ledger.json')
+  said = json.loads((tmp_path / 'ledger.json').read_text())['entry']
+  assert said['mechanism'] == {
+    'class': f'{__name__}:Own', 'noise_multiplier': 2.0, 'flavour': 'odd'
+  }  # fmt: skip
+  assert said['layer'] == 'noise' and said['bound'] == [None, 3.0, None, 1]
+  assert Ledger.load(tmp_path / 'ledger.json').entry == book.entry
+  for other in (Own(2.0), Gaussian(2.0)):
+    with pytest.raises(ValueError, match='this run, with claim'):
+      plan(other, bound=bound).resume(tmp_path / 'ledger.json')
 
-  book = plan({'noise': Mechanism('gaussian', 3.0), 'clip': Mechanism('gaussian', 4.0)})
-  joint = dp.ComposedDpEvent([dp.GaussianDpEvent(3.0), dp.GaussianDpEvent(4.0)])
-  event = dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.05, joint), 60)
-  exact = rdp.RdpAccountant().compose(event).get_epsilon(DELTA)
-  assert book.entry.epsilon[-1] == pytest.approx(exact, rel=1e-9)
 
-
-def test_other_mechanisms_of_one_round_are_refused():
-  with pytest.raises(IncompatibleStages, match="'noise' \\(gaussian\\), 'other' \\(laplace\\)"):
-    plan({**NOISE, 'other': Mechanism('laplace', 4.0)})
-
-
-@pytest.mark.parametrize('changed', [{'trust': 'local'}, {'unit': 'example'}])
-def test_noise_that_is_not_the_servers_is_refused(changed):
-  with pytest.raises(ValueError, match='LocalLedger'):
-    plan({'noise': dataclasses.replace(NOISE['noise'], **changed)})
+@pytest.mark.parametrize('name', ['fedjax_mem.nowhere:Noise', 'math:pi', 'no colon', 'os:PathLike'])
+def test_a_ledger_of_noise_that_is_not_there_is_refused(tmp_path, name):
+  data = plan().to_dict()
+  data['entry']['mechanism']['class'] = name
+  (tmp_path / 'ledger.json').write_text(json.dumps(data))
+  with pytest.raises(ValueError, match='must be a whole central ledger'):
+    Ledger.load(tmp_path / 'ledger.json')
 
 
 @pytest.mark.parametrize('budget', [0.0, -1.0, math.nan])

@@ -5,7 +5,7 @@ import pytest
 from fedjax_mem.account import accountant, events
 from fedjax_mem.account.table import privacy_table
 from fedjax_mem.core import Draws, IncompatibleStages
-from fedjax_mem.core.mechanism import Mechanism
+from fedjax_mem.mechanisms import Gaussian
 
 RUN = {'population': 3383, 'delta': 1e-5, 'cohort': 120, 'rounds': 100}
 
@@ -41,9 +41,7 @@ def test_calibrate_finds_what_is_left_out(missing, scheme):
   assert row[missing] is not None
   apart = 3383 // row['cohort'] if scheme == 'cyclic' else 1
   sampling = Draws(scheme, 3383, row['cohort'], row['capacity'], apart)
-  stated = accountant.epsilon(
-    sampling, Mechanism('gaussian', row['noise_multiplier']), row['rounds'], 1e-5
-  )
+  stated = accountant.epsilon(sampling, Gaussian(row['noise_multiplier']), row['rounds'], 1e-5)
   assert stated.epsilon == pytest.approx(row['epsilon'], rel=1e-9)
 
 

@@ -1,49 +1,97 @@
-"""What is accounted for: each missing or impossible fact of a mechanism is refused by name."""
+"""What a mechanism promises by itself, and what one of somebody else's has to say."""
 
-import math
+import dataclasses
 
 import pytest
 
-from fedjax_mem.core.mechanism import Mechanism
+from fedjax_mem.core import Bound, Draws, Mechanism
+from fedjax_mem.core.mechanism import path
+from fedjax_mem.mechanisms import MECHANISMS, Gaussian, find, make, name
+
+POISSON = Draws('poisson', 100, 10, 100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Vague(Mechanism):
+  """Says nothing."""
+
+
+@pytest.mark.parametrize('wrong', [0.0, -1.0, float('nan'), float('inf'), 'much', None])
+def test_the_multiplier_is_a_number_above_zero(wrong):
+  with pytest.raises(ValueError, match='noise_multiplier must be'):
+    Vague(wrong)
+
+
+def test_what_is_not_said_is_told():
+  with pytest.raises(NotImplementedError, match='Vague must say what a round costs'):
+    Vague(1.0).event(POISSON, 'replace_one', 'rdp', 3)
+  with pytest.raises(NotImplementedError, match='Vague must say how it is drawn'):
+    Vague(1.0).draw(None, None, Bound(), ())
+  with pytest.raises(NotImplementedError, match='Vague has no event for a cohort that is cut'):
+    Vague(1.0).cut(POISSON, 1)
+
+
+def test_nothing_is_amplified_unless_it_is_said():
+  for scheme in ('poisson', 'without_replacement', 'cyclic', 'by strata'):
+    draws = Draws(scheme, 100, 10, 100)
+    assert not any(Vague(1.0).amplified(draws, x) for x in Vague(1.0).adjacencies(draws))
+    assert not Gaussian(1.0).amplified(dataclasses.replace(draws, min_sep=2), 'replace_one')
+  assert Gaussian(1.0).amplified(POISSON, 'add_or_remove_one')
+  assert not Gaussian(1.0).amplified(None, 'replace_one')
 
 
 @pytest.mark.parametrize(
-  'name, facts',
+  ('draws', 'noise', 'expected'),
   [
-    ('skellam', {'l2': 3.0}),
-    ('skellam', {'dimension': 8}),
-    ('discrete_gaussian', {'l2': 3.0, 'shares': 2}),
-    ('discrete_gaussian', {'dimension': 8, 'shares': 2}),
+    (None, Gaussian(1.0), ['replace_one', 'replace_special']),
+    (POISSON, Gaussian(1.0), ['add_or_remove_one', 'replace_special', 'replace_one']),
+    (POISSON, Vague(1.0), ['replace_special', 'replace_one', 'add_or_remove_one']),
+    (
+      POISSON,
+      find('skellam')(1.0, shares=3, dimension=4),
+      ['replace_special', 'replace_one'],
+    ),
+    (
+      Draws('without_replacement', 100, 10, 10),
+      Gaussian(1.0),
+      ['replace_one', 'replace_special'],
+    ),
+    (Draws('by strata', 100, 10, 10), Gaussian(1.0), ['replace_one', 'replace_special']),
+    (Draws('by strata', 100, 10, 10, 2), Gaussian(1.0), ['replace_special', 'replace_one']),
+    (Draws('cyclic', 100, 10, 10), Gaussian(1.0), ['replace_special', 'replace_one']),
+    (
+      Draws('without_replacement', 100, 10, 10),
+      find('tree')(1.0),
+      ['replace_special', 'replace_one'],
+    ),
   ],
 )
-def test_noise_on_integers_needs_both_bounds(name, facts):
-  with pytest.raises(ValueError, match=f'l2 and dimension must be given for {name} noise'):
-    Mechanism(name, 1.0, **facts)
-  whole = Mechanism(name, 1.0, **{'l2': 3.0, 'dimension': 8} | facts)
-  assert (whole.l2, whole.dimension) == (3.0, 8)
+def test_neighbours_that_hold_the_default_first(draws, noise, expected):
+  assert list(noise.adjacencies(draws)) == expected
 
 
-def test_one_share_of_discrete_gaussian_noise_needs_none():
-  assert Mechanism('discrete_gaussian', 1.0).l2 is None
+def test_a_mechanism_is_found_by_name_path_or_class():
+  for key, kind in MECHANISMS.items():
+    assert find(key) is find(kind) is kind
+  assert find(path(Gaussian(1.0))) is Gaussian and name(Gaussian(1.0)) == 'gaussian'
+  assert find(f'{__name__}:Vague') is Vague and name(Vague(1.0)) == f'{__name__}:Vague'
+  for wrong in ('gauss', 'math:pi', 'nowhere:Noise', 'a:b:c', 3, dict, Gaussian(1.0), ''):
+    with pytest.raises(ValueError, match='mechanism must be'):
+      find(wrong)
 
 
-@pytest.mark.parametrize(
-  'sensitivities', [(), (0.0, 1.0), (-1.0, 1.0), (1.0, 3.0, 2.0), (3.0, 1.0, 2.0), (1.0, math.nan)]
-)
-def test_sensitivities_of_a_matrix_are_positive_and_never_decrease(sensitivities):
-  with pytest.raises(ValueError, match='sensitivities must be numbers > 0 that never decrease'):
-    Mechanism('matrix', 1.0, sensitivities=sensitivities)
+def test_noise_for_another_norm_or_other_numbers_is_refused():
+  assert find('gaussian', 'l2', integers=False) is find('gaussian', 'l1') is Gaussian
+  with pytest.raises(ValueError, match=r"scaled to the L2 norm .* got 'laplace'.*use laplace or"):
+    find('laplace', 'l2')
+  with pytest.raises(ValueError, match="noise for integers here, got 'gaussian'"):
+    find('gaussian', 'l2', integers=True)
+  with pytest.raises(ValueError, match="noise for floats here, got 'skellam'"):
+    find('skellam', integers=False)
 
 
-def test_sensitivities_may_stay_and_become_a_tuple():
-  assert Mechanism('matrix', 1.0, sensitivities=[1, 1, 2]).sensitivities == (1.0, 1.0, 2.0)
-  assert Mechanism('matrix', 1.0, sensitivities=[2.5]).sensitivities == (2.5,)
-
-
-@pytest.mark.parametrize(
-  'wrong',
-  [{'noise_multiplier': 0.0}, {'shares': 0}, {'separation': 0}, {'l2': 0.0}, {'restart': 0}],
-)
-def test_numbers_are_refused_by_name(wrong):
-  with pytest.raises(ValueError, match=f'{next(iter(wrong))} must be'):
-    Mechanism(**{'name': 'gaussian', 'noise_multiplier': 1.0} | wrong)
+def test_a_mechanism_is_made_of_what_it_takes():
+  assert make(Gaussian, 2.0, dimension=3, shares=4) == Gaussian(2.0)
+  made = make(find('skellam'), 2.0, dimension=3, shares=4)
+  assert (made.dimension, made.shares, made.with_multiplier(3.0).shares) == (3, 4, 4)
+  assert make(Gaussian, 0.0) is None

@@ -80,13 +80,13 @@ def test_the_game_catches_a_clip_array_by_array():
 
 
 @pytest.mark.parametrize(
-  'layer',
-  [privacy.tree(C, 1.0, 4), privacy.local(C, 1.0), privacy.matrix_factorization(C, 1.0, 4)],
-  ids=lambda x: x.name,
+  'layers',
+  [(privacy.tree(C, 1.0, 4),), privacy.local(C, 1.0), (privacy.matrix_factorization(C, 1.0, 4),)],
+  ids=('tree', 'local', 'matrix'),
 )
-def test_the_game_is_refused_where_it_means_nothing(layer):
+def test_the_game_is_refused_where_it_means_nothing(layers):
   with pytest.raises(IncompatibleStages, match='fresh central noise by client'):
-    audit.release((layer,), layer.fact(Noises).mechanism, PARAMS, delta=DELTA, trials=2)
+    audit.release(layers, layers[-1].fact(Noises).mechanism, PARAMS, delta=DELTA, trials=2)
 
 
 # One whole run.
@@ -249,12 +249,15 @@ def test_shares_of_noise_and_room_grow_with_the_cohort(make):
   assert shares == {'distributed': 22, 'mask': None}  # 7 * 63 / 20 = 22.05
   assert bits == {'distributed': 18, 'mask': 18}
   assert larger.stages[1].options['clients'] == 32
-  layers = {x.name: x for x in build_layers(larger, parts.model, 63)}
-  new, old = (
-    next(n.mechanism for x in y if (n := x.fact(Noises))) for y in (layers.values(), parts.layers)
+  layers = build_layers(larger, parts.model, 63)
+  (new, wide), (old, narrow) = (
+    (noise.mechanism, x.bound(layer, side, {}))
+    for x in (layers, parts.layers)
+    for layer, side, noise in x.having(Noises)
   )
   assert new.noise_multiplier == old.noise_multiplier and new.shares == 22
-  assert new.l2 >= old.l2 and layers['grid'].fact(Integers).clients == 31
+  grid = next(x for x in layers if x.name == 'grid')
+  assert wide.l2 >= narrow.l2 and grid.fact(Integers).clients == 31
 
 
 @pytest.mark.slow

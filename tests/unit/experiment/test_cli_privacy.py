@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedjax_mem import account
-from fedjax_mem.core import Draws, Mechanism
+from fedjax_mem import account, mechanisms
+from fedjax_mem.core import Draws
 from fedjax_mem.experiment import cli
+from fedjax_mem.mechanisms import Gaussian
 from fedjax_mem.report import plots
 
 
@@ -57,9 +58,7 @@ def test_the_reference_values(call, given, rdp, pld):
   assert close(found['PLD', 'add_or_remove_one'], pld)
   sampling = Draws('poisson', population, cohort, population)
   for accountant, value in (('rdp', rdp), ('pld', pld)):
-    claim = account.epsilon(
-      sampling, Mechanism('gaussian', noise), rounds, 1e-5, accountant=accountant
-    )
+    claim = account.epsilon(sampling, Gaussian(noise), rounds, 1e-5, accountant=accountant)
     assert claim.epsilon == pytest.approx(value, abs=6e-5)  # to every digit that is published
 
 
@@ -88,7 +87,8 @@ def test_every_row_is_what_the_accountant_says(call, scheme, mechanism, adjacenc
   for row in rows:
     apart = 20 if scheme == 'cyclic' else 1
     claim = account.epsilon(
-      Draws(scheme, 1000, 50, int(row['capacity']), apart), Mechanism(mechanism, 2.5), 40, 1e-5,
+      Draws(scheme, 1000, 50, int(row['capacity']), apart), mechanisms.find(mechanism)(2.5),
+      40, 1e-5,
       adjacency=row['adjacency'], accountant=row['accountant'].lower(),
     )  # fmt: skip
     assert close(row['epsilon'], claim.epsilon) and close(row['delta'], claim.delta)
@@ -108,7 +108,7 @@ def test_calibrate_finds_the_number_that_is_left_out(call):
   _, (row,), _, _ = call(*words, '--cohort', 50, '--rounds', 40)
   assert 1.98 <= number(row['epsilon']) <= 2 and row['target'] == '2'
   noise = number(row['noise_multiplier'])
-  claim = account.epsilon(Draws('poisson', 1000, 50, 1000), Mechanism('gaussian', noise), 40, 1e-5)
+  claim = account.epsilon(Draws('poisson', 1000, 50, 1000), Gaussian(noise), 40, 1e-5)
   assert claim.epsilon == pytest.approx(2, rel=2e-3)
   _, (row,), _, _ = call(*words, '--cohort', 50, '--noise-multiplier', noise * 1.01)
   assert 40 <= number(row['rounds']) <= 43 and number(row['epsilon']) <= 2

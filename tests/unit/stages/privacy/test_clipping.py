@@ -35,8 +35,8 @@ LAYERS = {
   'discrete': lambda: privacy.central(C, 0.0, mechanism='discrete_gaussian'),
   'laplace': lambda: privacy.laplace(C, 0.0),
   'adaptive': lambda: privacy.adaptive_clip(0.0, 6.0, initial_l2_clip_norm=C),
-  'local': lambda: privacy.local(C, 0.0),
-  'local laplace': lambda: privacy.local_laplace(C, 0.0),
+  'local': lambda: privacy.local(C, 0.0)[0],
+  'local laplace': lambda: privacy.local_laplace(C, 0.0)[0],
   'tree': lambda: privacy.tree(C, 1.0, 1),
   'matrix': lambda: privacy.matrix_factorization(C, 1.0, 4),
 }
@@ -119,7 +119,7 @@ def test_stated_bounds_compose():
     # Of the discrete one in steps of its grid.
     wanted = {'adaptive': IN_ROUND, 'discrete': 1024}.get(name, C)
     assert (bound.l1 if 'laplace' in name else bound.l2) == wanted
-  assert privacy.local(C, 1.0).client.fact(Bounds) is None
+  assert privacy.local(C, 1.0)[1].client.fact(Bounds) is None
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Distributed noise: the bound on the grid, the noise of those that arrive, what is accounted."""
 
-import dataclasses
 import functools
 import math
 
@@ -13,8 +12,18 @@ from reference.loop import plain_round
 from scipy import stats
 
 from fedjax_mem import account
-from fedjax_mem.core import Bound, Bounds, Context, Draws, IncompatibleStages, Message, Noises, tree
-from fedjax_mem.core.mechanism import Mechanism
+from fedjax_mem.core import (
+  Bound,
+  Bounds,
+  Context,
+  Draws,
+  IncompatibleStages,
+  Message,
+  Noises,
+  Round,
+  tree,
+)
+from fedjax_mem.mechanisms import Gaussian
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.privacy.distributed import FINEST, Grid, Setting, _Rounding, finest, grid
 from fedjax_mem.stages.secure import mask
@@ -176,7 +185,7 @@ def sent(updates, made, clients):
 @pytest.mark.parametrize('bits', [12, 20])
 def test_no_rounded_update_is_beyond_the_bound(bits):
   made = layers(size=600, clients=5, shares=5, bits=bits)
-  l2 = made[2].fact(Noises).mechanism.l2
+  l2 = stated(made)[1].l2
   wild = {'a': UPDATES['a'] * np.array([1e6, 1.0, 3.0, 1e-3, 0.0], np.float32)[:, None, None]}
   norms = [math.sqrt((np.asarray(x, np.int64) ** 2).sum()) for x in sent(wild, made, 5)]
   assert max(norms) <= l2 and max(norms) > 0.8 * l2
@@ -240,19 +249,25 @@ def test_the_sum_has_the_room_it_is_said_to_need():
     assert np.abs(got['a'] - whole).max() < 6 * deviation
 
 
-def epsilon(mechanism, rounds=10, delta=1e-5):
+def stated(made):
+  """Returns (the noise that layers state, the bound on the grid that it is scaled to)."""
+  return made[2].fact(Noises).mechanism, Round(made).bound(made[2], 'client', {})
+
+
+def epsilon(mechanism, bound=None, delta=1e-5):
   sampling = Draws('cyclic', 1000, 100, 100, 10)
-  return account.claim(sampling, mechanism, rounds=100, delta=delta).epsilon(100, delta)
+  claim = account.claim(sampling, mechanism, rounds=100, delta=delta, bound=bound)
+  return claim.epsilon(100, delta)
 
 
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('z', [0.8, 1.6, 5.0])
 def test_at_a_fine_grid_epsilon_is_that_of_central_gaussian_noise(name, z):
-  made = layers(name, size=25_000, clients=100, shares=75, bits=24, z=z)[2].fact(Noises).mechanism
-  assert (made.shares, made.dimension) == (75, 25_088) and made.l2 > 16_000
-  gaussian = epsilon(Mechanism('gaussian', z))
+  made, bound = stated(layers(name, size=25_000, clients=100, shares=75, bits=24, z=z))
+  assert (made.shares, made.dimension) == (75, 25_088) and bound.l2 > 16_000
+  gaussian = epsilon(Gaussian(z))
   # In Renyi terms of the same orders; the exact Gaussian's is a little lower still.
-  assert gaussian * 0.999 < epsilon(made) < gaussian * 1.04
+  assert gaussian * 0.999 < epsilon(made, bound) < gaussian * 1.04
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -261,24 +276,27 @@ def test_a_coarse_grid_costs_epsilon_and_noise(name):
     layers(name, size=25_000, clients=100, shares=75, bits=bits, z=0.05) for bits in (24, 12)
   )
   assert bound_of(coarse) > 1.02 * bound_of(fine)
-  few = dataclasses.replace(coarse[2].fact(Noises).mechanism, noise_multiplier=0.01)
-  same = dataclasses.replace(fine[2].fact(Noises).mechanism, noise_multiplier=0.01)
-  assert epsilon(few) > epsilon(same)
+  few, same = (
+    epsilon(made.with_multiplier(0.01), bound) for made, bound in map(stated, (coarse, fine))
+  )
+  assert few > same
 
 
 def test_what_is_accounted_does_not_depend_on_who_arrives_beyond_the_shares():
   """More noise is added by more clients; the claim is that of the fewest."""
-  one, two = (layers(clients=n, shares=50, size=1000)[2].fact(Noises).mechanism for n in (60, 90))
-  assert epsilon(one) == pytest.approx(epsilon(two), rel=1e-3)
+  one, two = (epsilon(*stated(layers(clients=n, shares=50, size=1000))) for n in (60, 90))
+  assert one == pytest.approx(two, rel=1e-3)
 
 
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('shares', [1, 3])
 def test_a_client_more_or_less_is_not_covered(name, shares):
   """With it comes or goes a share of the noise, and whether anything is released at all."""
-  made = layers(name, shares=shares)[2].fact(Noises).mechanism
+  made, bound = stated(layers(name, shares=shares))
   draw = Draws('poisson', 1000, 100, 200)
-  claim = lambda adjacency: account.claim(draw, made, rounds=3, delta=1e-5, adjacency=adjacency)
+  claim = lambda adjacency: account.claim(
+    draw, made, rounds=3, delta=1e-5, adjacency=adjacency, bound=bound
+  )
   with pytest.raises(IncompatibleStages, match='share of the noise'):
     claim('add_or_remove_one')
   assert claim(None).adjacency == 'replace_special'

@@ -1,7 +1,6 @@
 """Correlated noise: the dense inverse, sensitivities by brute force, the end of the matrix."""
 
 import itertools
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,10 @@ from reference import given, tiny
 from fedjax_mem.account import Ledger
 from fedjax_mem.core import Draws, Noises
 from fedjax_mem.kernels import noise
+from fedjax_mem.mechanisms import matrix
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.select import min_separation
 
-mf = sys.modules['fedjax_mem.stages.privacy.matrix_factorization']
 C, Z, N, D = 0.5, 0.7, 8, 40
 
 
@@ -41,15 +40,15 @@ def brute_force(matrix, separation):
 
 @pytest.fixture(scope='module')
 def strategies():
-  return {'banded': mf.banded(N, 3, 3), 'blt': mf.blt(N, 3, 1)}
+  return {'banded': matrix.banded(N, 3, 3), 'blt': matrix.blt(N, 1, 3)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['banded', 'blt'])
 def test_sensitivities_are_those_of_all_patterns(strategies, name):
-  matrix = columns_of(strategies[name], N)
-  assert (matrix > -1e-6).all()
-  expected = brute_force(np.maximum(matrix, 0), 3)
+  dense = columns_of(strategies[name], N)
+  assert (dense > -1e-6).all()
+  expected = brute_force(np.maximum(dense, 0), 3)
   np.testing.assert_allclose(strategies[name].sensitivities, expected, rtol=1e-5)
 
 
@@ -60,19 +59,19 @@ def test_sensitivities_by_brute_force_over_other_matrices():
     dense = np.zeros((N + bands, N))
     for i in range(N):
       dense[i : i + bands, i] = columns[i]
-    got = mf.banded_sensitivities(columns, separation)
+    got = matrix.banded_sensitivities(columns, separation)
     np.testing.assert_allclose(got, brute_force(dense[:N], separation))
   column = np.sort(rng.uniform(0, 1, N))[::-1]
   dense = sum(np.diag(np.full(N - i, column[i]), -i) for i in range(N))
   for separation in (1, 2, 3, 8):
-    got = mf.toeplitz_sensitivities(column, separation)
+    got = matrix.toeplitz_sensitivities(column, separation)
     np.testing.assert_allclose(got, brute_force(dense, separation))
 
 
 @pytest.mark.parametrize('column', [[1.0, -0.1, 0.0], [1.0, 0.2, 0.3]])
 def test_coefficients_that_the_theorem_does_not_cover_are_refused(column):
   with pytest.raises(ValueError, match='column must be coefficients'):
-    mf.toeplitz_sensitivities(np.array(column), 1)
+    matrix.toeplitz_sensitivities(np.array(column), 1)
 
 
 @pytest.mark.slow
@@ -84,9 +83,9 @@ def test_the_noise_is_the_dense_inverse_times_independent_rows(strategies, name)
   size = jax.ShapeDtypeStruct((D,), jnp.float32)
   keys = [given.server_key('matrix_factorization', t) for t in range(N)]
   rows = np.stack([tiny.vec(noise.gaussian(k, size, C * Z)) for k in keys])
-  matrix = columns_of(strategies[name], N)
-  np.testing.assert_allclose(matrix @ got, rows, atol=1e-4)
-  np.testing.assert_allclose(got, np.linalg.solve(matrix, rows), atol=1e-4)
+  dense = columns_of(strategies[name], N)
+  np.testing.assert_allclose(dense @ got, rows, atol=1e-4)
+  np.testing.assert_allclose(got, np.linalg.solve(dense, rows), atol=1e-4)
 
 
 def make(name):
@@ -106,7 +105,7 @@ def test_beyond_its_rounds_the_noise_is_not_a_number_and_the_run_stops():
 @pytest.mark.slow
 def test_prefix_sums_carry_less_noise_than_independent_noise_of_the_same_epsilon():
   n = 32
-  strategy = mf.banded(n, 8, 8)
+  strategy = matrix.banded(n, 8, 8)
   inverse = np.linalg.inv(columns_of(strategy, n))
   correlated = np.mean(np.cumsum(inverse, 0) ** 2 @ np.ones(n)) * strategy.sensitivities[-1] ** 2
   independent = np.mean(np.arange(1, n + 1)) * (n / 8)  # sensitivity sqrt(4) of rounds 8 apart
@@ -117,7 +116,7 @@ def test_the_ledger_takes_the_mechanism_with_the_sampler():
   mechanism = make('banded').fact(Noises).mechanism
   assert len(mechanism.sensitivities) == N and mechanism.separation == 3
   plan = lambda separation: Ledger.plan(
-    min_separation(40, 4, separation).fact(Draws), {'m': mechanism}, rounds=N, delta=1e-5
+    min_separation(40, 4, separation).fact(Draws), 'm', mechanism, rounds=N, delta=1e-5
   )
   assert 0 < plan(3).entry.epsilon[0] < plan(3).entry.epsilon[-1] < np.inf
   with pytest.raises(ValueError, match='rounds between two participations'):

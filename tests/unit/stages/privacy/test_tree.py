@@ -83,7 +83,7 @@ def test_the_state_is_a_few_arrays_and_no_key():
 def test_the_ledger_takes_the_mechanism_with_the_sampler():
   layer, select = privacy.tree(C, 5.0, 8), min_separation(40, 4, 8)
   plan = lambda chosen: Ledger.plan(
-    chosen.fact(Draws), {'tree': layer.fact(Noises).mechanism}, rounds=24, delta=1e-5
+    chosen.fact(Draws), 'tree', layer.fact(Noises).mechanism, rounds=24, delta=1e-5
   )
   assert 0 < plan(select).entry.epsilon[7] < plan(select).entry.epsilon[-1] < np.inf
   with pytest.raises(ValueError, match=r'rounds between two participations|once in a tree'):

@@ -1,0 +1,257 @@
+"""Correlated noise by matrix factorisation (DP-MF): C^-1 Z instead of Z, streamed row by row.
+
+With Z independent Gaussian rows, one a round, the sums plus C^-1 Z are post-processing of
+C (sums) + Z: a Gaussian mechanism on the encoded sums. Noise of one round cancels part of the
+noise of earlier ones, so prefix sums, which is what training adds up, carry less of it.
+
+Formal guarantee: L2 sensitivity of the encoded contributions of one client of bound 1, over every
+participation pattern with at least `separation` rounds between two, is computed for each number of
+rounds; the sampler must enforce the separation. Beyond those rounds the noise is NaN and the run
+stops: nothing is known there.
+
+Rows of Z come from the round's key and the state is arrays only, so a resumed run continues bit for
+bit. The matrices are those of jax_privacy, optimised in float64 and applied in float32.
+
+References: Choquette-Choo et al. (2023), arXiv 2306.08153 (banded, Algorithm 9); Dvijotham et al.
+(2024), arXiv 2404.16706 and McMahan, Xu, Zhang (2024), arXiv 2408.08868 (BLT, Algorithm 3);
+McKenna (2024), arXiv 2405.13763, Theorem 2 (sensitivity of Toeplitz matrices).
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_mem.core import tree, validate
+from fedjax_mem.core.bound import Bound
+from fedjax_mem.core.mechanism import Mechanism
+
+STRATEGIES = ('banded', 'blt')
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix(Mechanism):
+  """Noise C^-1 Z; `noise_multiplier` is the standard deviation of Z over the L2 bound.
+
+  State: `done` (rounds so far) and `matrix`, the stream's arrays for D values.
+
+  Attributes:
+    sensitivities: L2 sensitivity of the encoded contributions of one client of bound 1, in the
+      rounds up to the r-th, for each r (never decreasing). One round more is not covered.
+    separation: rounds between two participations of a client that `sensitivities` assumes.
+    strategy: which C: 'banded' or 'blt'.
+    width: of 'banded' its bands, of 'blt' its buffers.
+  """
+
+  correlated = True
+  doubled_by = ('pld',)
+  sensitivities: tuple[float, ...] = ()
+  separation: int = 1
+  strategy: str = 'banded'
+  width: int = 1
+
+  def __post_init__(self):
+    """Stores the sensitivities as a tuple; raises `ValueError` if they are missing or decrease."""
+    super().__post_init__()
+    validate.integer(separation=self.separation)
+    validate.one_of(STRATEGIES, strategy=self.strategy)
+    validate.integer(width=self.width)
+    values = tuple(float(s) for s in self.sensitivities)
+    object.__setattr__(self, 'sensitivities', values)
+    if not (values and values[0] > 0 and all(a <= b for a, b in itertools.pairwise(values))):
+      raise ValueError(
+        'sensitivities must be numbers > 0 that never decrease, one for each round, '
+        f'got {values[:4]!r}{"…" if len(values) > 4 else ""}.'
+      )
+
+  @property
+  def min_sep(self) -> int:
+    """Rounds between two participations of a client that it assumes."""
+    return self.separation
+
+  def horizon(self, draws: Any) -> int | None:
+    """Returns the rounds that its matrix covers."""
+    del draws
+    return len(self.sensitivities)
+
+  def event(
+    self,
+    draws: Any,
+    adjacency: str,
+    accountant: str,
+    rounds: int,
+    bound: Bound | None = None,
+    truncated: bool = False,
+  ) -> Any:
+    """Returns one Gaussian event for all rounds: the noise is drawn once, for the whole matrix.
+
+    Raises:
+      ValueError: more rounds, or more participations, than are covered.
+    """
+    import dp_accounting
+
+    kept = 1 if draws is None else draws.min_sep
+    if self.separation > kept:
+      raise ValueError(
+        f'its sensitivities assume {self.separation} rounds between two participations of a '
+        f'client, the sampler keeps {kept}'
+      )
+    if rounds > len(self.sensitivities):
+      raise ValueError(
+        f'its matrix covers {len(self.sensitivities)} rounds, and {rounds} are asked for'
+      )
+    moves = 2 if adjacency == 'replace_one' and accountant not in self.doubled_by else 1
+    multiplier = self.noise_multiplier / moves
+    return dp_accounting.GaussianDpEvent(multiplier / self.sensitivities[rounds - 1])
+
+  def _inverse(self) -> Any:
+    make = banded if self.strategy == 'banded' else blt
+    return make(len(self.sensitivities), self.width, self.separation).inverse
+
+  def init(self, like: Any) -> Any:
+    """Returns the state before the first round."""
+    flat = jax.ShapeDtypeStruct((tree.size(like),), jnp.float32)
+    return {'done': jnp.int32(0), 'matrix': self._inverse().init_multiply(flat)}
+
+  def draw(self, key: Any, like: Any, bound: Bound, state: Any) -> tuple[Any, Any]:
+    """Returns (this round's row of C^-1 Z, state)."""
+    from fedjax_mem.kernels import noise
+
+    size = jax.ShapeDtypeStruct((tree.size(like),), jnp.float32)
+    row = noise.gaussian(key, size, self.noise_multiplier * bound.l2)
+    with _ordinary(), jax.default_matmul_precision('highest'):
+      row, matrix = self._inverse().multiply_next(row, state['matrix'])
+    row = jnp.where(state['done'] < len(self.sensitivities), row, jnp.float32(jnp.nan))
+    floats = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), like)
+    return tree.unravel(row, floats), {'done': state['done'] + 1, 'matrix': matrix}
+
+
+class Strategy(NamedTuple):
+  """The inverse of a strategy matrix C as a stream, and what C does to one client.
+
+  Attributes:
+    inverse: a jax_privacy `StreamingMatrix`: rows z -> rows of C^-1 Z.
+    sensitivities: [rounds] float64, L2 sensitivity in the first r rounds, for each r.
+  """
+
+  inverse: Any
+  sensitivities: np.ndarray
+
+
+def _library():
+  """Returns jax_privacy's matrices, which take seconds to import."""
+  try:
+    from jax_privacy import matrix_factorization as matrices
+  except ImportError as error:
+    raise ValueError(
+      f'jax_privacy must be installed for correlated noise (pip install "fedjax_mem[privacy]"), '
+      f'got: {error}.'
+    ) from error
+  return matrices
+
+
+@contextlib.contextmanager
+def _ordinary():
+  """Runs the library under jax's ordinary promotion, whatever the caller has set."""
+  with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):
+    yield
+
+
+@functools.lru_cache(maxsize=8)
+def banded(rounds: int, bands: int, separation: int) -> Strategy:
+  """Returns a column-normalised banded strategy, optimised for the mean error of prefix sums.
+
+  Optimised as a Toeplitz matrix, which takes seconds and costs less than 0.5% of the error
+  (McKenna 2024), then normalised.
+
+  Args:
+    rounds: size of the matrix.
+    bands: at most `separation`, so that the columns of one client's rounds do not overlap.
+    separation: rounds between two participations.
+  """
+  library = _library()
+  with _ordinary(), jax.enable_x64():
+    coefficients = library.toeplitz.optimize_banded_toeplitz(rounds, bands)
+    found = library.banded.ColumnNormalizedBanded.from_banded_toeplitz(rounds, coefficients)
+    params = np.asarray(found.params, np.float32)
+  inverse = library.banded.ColumnNormalizedBanded(params=jnp.asarray(params))
+  columns = params.astype(np.float64)
+  columns /= np.linalg.norm(columns, axis=1, keepdims=True)
+  return Strategy(inverse.inverse_as_streaming_matrix(), banded_sensitivities(columns, separation))
+
+
+@functools.lru_cache(maxsize=8)
+def blt(rounds: int, buffers: int, separation: int) -> Strategy:
+  """Returns a buffered linear Toeplitz strategy, optimised for the largest error of a prefix sum.
+
+  Args:
+    rounds: size of the matrix.
+    buffers: arrays of the state.
+    separation: rounds between two participations.
+  """
+  library = _library().buffered_toeplitz
+  with _ordinary(), jax.enable_x64():
+    found = library.optimize(
+      n=rounds,
+      min_sep=separation,
+      max_participations=None,
+      min_buffers=buffers,
+      max_buffers=buffers,
+    )
+    decay, scale = (np.asarray(x, np.float32) for x in (found.buf_decay, found.output_scale))
+  matrix = library.BufferedToeplitz(buf_decay=jnp.asarray(decay), output_scale=jnp.asarray(scale))
+  powers = decay.astype(np.float64) ** np.arange(rounds - 1)[:, None]
+  column = np.append(1.0, powers @ scale.astype(np.float64))
+  return Strategy(matrix.inverse_as_streaming_matrix(), toeplitz_sensitivities(column, separation))
+
+
+def banded_sensitivities(columns: np.ndarray, separation: int) -> np.ndarray:
+  """Returns the L2 sensitivity in the first r rounds, r = 1 … n, of a banded matrix, [n].
+
+  Columns `separation` >= bands apart do not overlap, so a pattern's squared sensitivity is the sum
+  of its columns' squared norms, cut at row r; the largest sum is found by dynamic programming.
+
+  Args:
+    columns: [n, bands] float64, column i from the diagonal down.
+    separation: rounds between two participations, >= bands.
+  """
+  n, bands = columns.shape
+  heads = np.cumsum(columns**2, axis=1)  # of column i, its first 1 … bands entries
+  best = np.zeros(n + 1)  # best[r]: patterns in the first r rounds, columns not cut
+  for r in range(1, n + 1):
+    best[r] = max(best[r - 1], heads[r - 1, -1] + best[max(0, r - separation)])
+  squared = np.empty(n)
+  for r in range(1, n + 1):
+    last = np.arange(max(0, r - bands), r)  # the last column of the pattern, cut or not
+    cut = heads[last, r - 1 - last] + best[np.maximum(0, last + 1 - separation)]
+    squared[r - 1] = max(cut.max(), best[max(0, r - bands)])
+  return np.sqrt(squared)
+
+
+def toeplitz_sensitivities(column: np.ndarray, separation: int) -> np.ndarray:
+  """Returns the L2 sensitivity in the first r rounds, r = 1 … n, of a Toeplitz matrix, [n].
+
+  With coefficients >= 0 that do not increase, no pattern is worse than rounds 0, separation,
+  2 separation, … (McKenna 2024, Theorem 2).
+
+  Args:
+    column: [n] float64, the first column.
+    separation: rounds between two participations.
+
+  Raises:
+    ValueError: a coefficient is negative or larger than the one before.
+  """
+  if (column < 0).any() or (np.diff(column) > 0).any():
+    raise ValueError(
+      f'column must be coefficients >= 0 that do not increase, got {column[:4]!r}…; choose other '
+      'rounds, or fewer buffers.'
+    )
+  total = np.zeros_like(column)
+  for first in range(0, len(column), separation):
+    total[first:] += column[: len(column) - first]
+  return np.sqrt(np.cumsum(total**2))

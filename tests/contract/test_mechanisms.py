@@ -1,0 +1,183 @@
+"""The contract that every mechanism of noise keeps, in the tree or out of it.
+
+`pytest tests/contract --mechanism package.module:Class` runs it on a class of your own. Fields
+without a default are filled in by name where the suite knows them (`KNOWN`).
+"""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import suite
+from scipy import stats
+
+from fedjax_mem import account
+from fedjax_mem.account import Ledger, events
+from fedjax_mem.core import Bound, Draws, IncompatibleStages
+from fedjax_mem.core.mechanism import path
+from fedjax_mem.mechanisms import MECHANISMS, Gaussian, find
+
+KNOWN = {'dimension': 1, 'restart': 4, 'sensitivities': (1.0, 1.2, 1.3, 1.4), 'separation': 4}
+# As one contribution of a single value has it, in steps of a grid for noise on integers.
+BOUND = Bound(6.0, 6.0, 6.0, 1)
+Z, ROUNDS, SIZE, DELTA = 1.3, 4, 60_000, 1e-2
+APART = Draws('cyclic', 100, 10, 10, 10)
+DRAWS = (
+  None,
+  Draws('poisson', 1000, 20, 1000),
+  Draws('without_replacement', 1000, 20, 20),
+  Draws('by strata', 1000, 20, 20),
+  APART,
+)
+
+
+def made(kind, z=Z):
+  fields = {x.name for x in dataclasses.fields(kind)}
+  return kind(z, **{k: v for k, v in KNOWN.items() if k in fields})
+
+
+def pytest_generate_tests(metafunc):
+  if 'noise' in metafunc.fixturenames:
+    chosen = metafunc.config.getoption('--mechanism') or list(MECHANISMS)
+    metafunc.parametrize('noise', [made(find(name)) for name in chosen], ids=chosen)
+
+
+def epsilon(noise, rounds=ROUNDS, draws=APART, **how):
+  return account.epsilon(draws, noise, rounds, DELTA, bound=BOUND, **how).epsilon
+
+
+@functools.cache
+def drawn(noise, seed=0, scale=1.0):
+  """Returns (values [SIZE] of each round, last state)."""
+  bound = Bound(*(x * scale for x in BOUND[:3]), 1)
+  like = jnp.zeros(SIZE, jnp.int32 if noise.integers else jnp.float32)
+  step = jax.jit(lambda key, state: noise.draw(key, like, bound, state))
+  state, rows = noise.init(like), []
+  for r in range(ROUNDS):
+    row, state = step(jax.random.fold_in(jax.random.key(seed), r), state)
+    rows.append(np.asarray(row))
+  return rows, state
+
+
+def test_it_is_frozen_data_that_comes_back_from_a_ledger(noise):
+  assert hash(noise) == hash(made(type(noise))) and noise == made(type(noise))
+  assert noise.with_multiplier(2.0) == made(type(noise), 2.0) != noise
+  assert find(path(noise)) is type(noise)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    noise.noise_multiplier = 2.0
+  with pytest.raises(ValueError, match='noise_multiplier must be'):
+    noise.with_multiplier(0.0)
+  book = Ledger.plan(APART, 'noise', noise, rounds=ROUNDS, delta=DELTA, bound=BOUND)
+  assert Ledger.from_dict(json.loads(json.dumps(book.to_dict()))).entry == book.entry
+
+
+def test_more_noise_costs_less_and_more_rounds_cost_more(noise):
+  dearer = 0
+  for draws in DRAWS:
+    held = noise.adjacencies(draws)
+    assert held and set(held) <= set(events.ADJACENCIES) and len(set(held)) == len(held)
+    for adjacency in held:
+      how = {'draws': draws, 'adjacency': adjacency}
+      try:
+        cost = epsilon(noise, **how)
+      except IncompatibleStages:
+        continue  # no accountant has the event: refused, not guessed
+      half = epsilon(noise.with_multiplier(2 * Z), **how)
+      assert 0 <= half <= cost < np.inf and epsilon(noise, 1, **how) <= cost
+      dearer += half < cost
+  assert dearer
+
+
+def test_a_client_replaced_costs_no_less_than_one_left_out(noise):
+  try:
+    replaced = epsilon(noise, adjacency='replace_one')
+  except IncompatibleStages:
+    return
+  assert replaced >= epsilon(noise, adjacency='replace_special')
+
+
+def test_what_is_drawn_follows_from_the_key_and_nothing_else(noise):
+  rows, state = drawn(noise)
+  wanted = np.int32 if noise.integers else np.float32
+  assert all(x.dtype == wanted and np.isfinite(x).all() for x in rows)
+  like = jnp.zeros(SIZE, wanted)
+  eager, _ = noise.draw(jax.random.fold_in(jax.random.key(0), 0), like, BOUND, noise.init(like))
+  np.testing.assert_allclose(eager, rows[0], rtol=1e-5, atol=1e-5)
+  other, _ = drawn(noise, seed=1)
+  for a, b in ((rows[0], other[0]), (rows[0], rows[1])):
+    if a is rows[0] and b is rows[1] and noise.correlated:
+      continue
+    assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(SIZE)
+  shapes = lambda t: [(x.shape, x.dtype) for x in jax.tree.leaves(t)]
+  assert shapes(state) == shapes(noise.init(like))
+  assert not jax.tree.leaves(state) or noise.correlated
+
+
+def test_it_is_scaled_to_the_bound(noise):
+  one, two = np.std(drawn(noise)[0][0]), np.std(drawn(noise, scale=2.0)[0][0])
+  assert two / one == pytest.approx(2.0, rel=0.03)
+
+
+def test_the_state_is_replayed_from_the_keys(noise):
+  like = jnp.zeros(SIZE, jnp.int32 if noise.integers else jnp.float32)
+  of = lambda r: jax.random.fold_in(jax.random.key(0), r)
+  again = jax.jit(lambda: noise.replayed(of, like, BOUND, ROUNDS))()
+  for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(drawn(noise)[1]), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def at_least(values, shift):
+  """Returns an epsilon that values prove, with a doubt of 1e-4 in all.
+
+  Of noise alone and noise that is moved: whether a value is above a threshold tells them apart.
+  """
+  found = []
+  for t in np.quantile(values, np.linspace(0.5, 0.9995, 60)):
+    alone, moved = int((values > t).sum()), int((values > t - shift).sum())
+    doubt = 1e-4 / 120
+    high = stats.beta.ppf(1 - doubt, alone + 1, SIZE - alone)
+    low = stats.beta.ppf(doubt, moved, SIZE - moved + 1) if moved else 0.0
+    found.append(np.log(max(low - DELTA, 1e-300) / high))
+  return max(found)
+
+
+def released(noise):
+  """Returns the noise of a first round: that of all shares, where clients carry it."""
+  shares = noise.shares if noise.carried else 1
+  return sum(drawn(noise, seed=s)[0][0].astype(np.float64) for s in range(shares))
+
+
+def test_what_is_drawn_does_not_refute_what_it_is_said_to_cost(noise):
+  claimed = epsilon(noise, 1, adjacency='replace_special')
+  assert at_least(released(noise), BOUND.l2) <= claimed
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoThirds(Gaussian):
+  """Draws less than it is accounted for."""
+
+  def draw(self, key, like, bound, state):
+    """Returns (noise of two thirds of its scale, state)."""
+    noise, state = super().draw(key, like, bound, state)
+    return 2 / 3 * noise, state
+
+
+def test_noise_of_two_thirds_is_refuted():
+  weak = TwoThirds(Z)
+  assert at_least(released(weak), BOUND.l2) > epsilon(weak, 1, adjacency='replace_special')
+  fine = Gaussian(Z)
+  assert at_least(released(fine), BOUND.l2) > 0.5 * epsilon(fine, 1, adjacency='replace_special')
+
+
+def test_fields_that_the_suite_does_not_know_are_told():
+  @dataclasses.dataclass(frozen=True)
+  class Odd(Gaussian):
+    mystery: int = dataclasses.field(kw_only=True)
+
+  with pytest.raises(TypeError, match='mystery'):
+    made(Odd)
+  assert suite.KINDS['test_mechanisms.py'] == '--mechanism'

@@ -1,0 +1,200 @@
+"""Promises of layers, measured: what one client moves, and what a draw depends on.
+
+Every layer that works on messages is put before and after noise on the sum. Where the plan accepts
+it, one client's update is searched for what moves most of what the noise is added to, with the
+client and without it: never more than the bound that the round composes. Every select side is run
+on other data than it says it looks at. `--stage package.module:factory` asks the same of others.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract import suite
+from reference import given, tiny
+
+from fedjax_mem.core import (
+  Bound,
+  Bounds,
+  Draws,
+  IncompatibleStages,
+  Layer,
+  Looks,
+  Noises,
+  Prepares,
+  Stage,
+  Trains,
+  Weighs,
+  compose,
+  tree,
+)
+from fedjax_mem.engine import simulate
+from fedjax_mem.stages import privacy
+from fedjax_mem.stages.select import round_robin, uniform
+from fedjax_mem.stages.weigh import equal
+
+C, N = 0.5, 6
+RNG = np.random.default_rng(4)
+UPDATES = {
+  'a': RNG.normal(size=(N, 6, 3)).astype(np.float32),
+  'b': RNG.normal(size=(N, 9)).astype(np.float32),
+}
+
+
+def pytest_generate_tests(metafunc):
+  if 'case' not in metafunc.fixturenames:
+    return
+  cases = suite.cases(metafunc.config.getoption('--stage'))
+  wanted = selects if 'select' in metafunc.function.__name__ else messages
+  found = [c for c in cases if wanted(c)]
+  metafunc.parametrize('case', found, ids=[c.name for c in found])
+
+
+def parts(case):
+  made = case.make()
+  return () if suite.is_optimizer(made) else (made,) if isinstance(made, Layer) else tuple(made)
+
+
+def messages(case):
+  """Returns whether a case is layers of messages that may stand beside noise on the sum."""
+  own = parts(case)
+  kinds = (Trains, Prepares, Weighs, Noises)
+  return bool(own) and not any(x.select or any(x.fact(k) for k in kinds) for x in own)
+
+
+def selects(case):
+  return any(x.select for x in parts(case))
+
+
+def probed(layer):
+  """Returns the layer with a server side that keeps what it is given, in place of its noise."""
+  floats = lambda t: jax.tree.map(lambda x: x.astype(jnp.float32), t)
+
+  def server(ctx, message, state):
+    update = jax.tree.map(lambda x, s: x.astype(s.dtype), message.update, ctx.spec.update)
+    return message._replace(update=update), floats(message.update), {}
+
+  init = lambda ctx: floats(tree.zeros(ctx.spec.update))
+  return layer._replace(server=Stage(server, init))
+
+
+@functools.cache
+def without(client):
+  """Returns a sampler of all clients, one of which does not arrive (None: all do)."""
+  stays = lambda ctx, cohort: cohort.arrived & (cohort.id != (-1 if client is None else client))
+  change = lambda ctx, cohort: cohort._replace(arrived=stays(ctx, cohort))
+  return tiny.changed(round_robin(N, N), change)
+
+
+def tried(seed):
+  """Yields updates of client 0 that may move much."""
+  rng = np.random.default_rng(seed)
+  for factor in (0.0, 1e-3, 1.0, -1.0, 1e6, -1e6):
+    yield {k: factor * v[0] for k, v in UPDATES.items()}
+    yield {k: factor * rng.normal(size=v[0].shape) for k, v in UPDATES.items()}
+    yield {k: factor * v[1] for k, v in UPDATES.items()}  # as another has it
+    spike = np.zeros(UPDATES['a'][0].size)
+    spike[rng.integers(len(spike))] = factor
+    yield {'a': spike.reshape(UPDATES['a'][0].shape), 'b': np.zeros(9)}
+
+
+def seen(sim, name, client=None):
+  """Returns what the layer of a simulation is given on the server, as a vector."""
+  updates = {k: v.copy() for k, v in UPDATES.items()}
+  for k, v in (client or {}).items():
+    updates[k][0] = v
+  state = given.play(sim, updates=updates)[2]
+  return tiny.vec(state.servers[name])
+
+
+@pytest.mark.first(12)
+@pytest.mark.parametrize('place', ['before', 'after'])
+def test_one_client_moves_what_is_noised_by_no_more_than_its_bound(case, place):
+  noise = privacy.central(C, 1.0)
+  around = lambda x: (*parts(case), x) if place == 'before' else (x, *parts(case))
+  try:
+    sound = given.build(UPDATES, *around(noise), select=round_robin(N, N))
+  except (IncompatibleStages, ValueError):
+    return  # refused: nothing is promised
+  layers, specs = sound.setting.layers, sound.setting.specs
+  bound = layers.bound(next(x for x in layers if x.name == noise.name), 'server', specs).l2
+  there, gone = (
+    given.build(UPDATES, *around(probed(noise)), select=without(who)) for who in (None, 0)
+  )
+  without_it = seen(gone, noise.name)
+  rows = [seen(there, noise.name, update) for update in tried(0)]
+  assert max(np.linalg.norm(row - without_it) for row in rows) <= bound * (1 + 1e-4)
+  assert max(np.linalg.norm(a - b) for a in rows for b in rows) <= 2 * bound * (1 + 1e-4)
+
+
+def mixing():
+  """Returns a layer that copies one client's message to all, and says that it bounds one."""
+  apply = lambda ctx, m, s: (
+    jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), m),
+    s,
+    {},
+  )
+  return Layer('mixes', cohort=Stage(apply, facts=(Bounds(lambda ctx, b: b),)))
+
+
+def test_a_promise_that_does_not_hold_is_measured():
+  case = suite.Case('mixing', mixing, {})
+  with pytest.raises(AssertionError):
+    test_one_client_moves_what_is_noised_by_no_more_than_its_bound(case, 'before')
+
+
+def other_data(kept):
+  """Returns the population with all data changed but that of the client `kept` (None: all)."""
+  rng = np.random.default_rng(8)
+  data = [
+    x if i == kept else {'x': rng.normal(size=x['x'].shape).astype(np.float32) * 9, 'y': x['y']}
+    for i, x in enumerate(tiny.DATA)
+  ]
+  return tiny.population(data)
+
+
+@pytest.mark.first(6)
+def test_a_select_side_depends_on_no_more_data_than_it_says(case):
+  own = parts(case)
+  looks = [x.select.fact(Looks) for x in own if x.select]
+  if any(x is None or x.at == "others' data" for x in looks):
+    return  # nothing is promised, and a claim is refused
+  drawing = () if any(x.fact(Draws) for x in own) else (uniform(tiny.N, tiny.C),)
+  layers = compose(tiny.algorithm(), *drawing, *own, equal())
+  sim = tiny.build(layers)
+  cohorts = lambda pop: tiny.execute(sim, pop=pop)[1]['ids']
+  here = cohorts(tiny.population())
+  if all(x.at == 'nothing' for x in looks):
+    np.testing.assert_array_equal(cohorts(other_data(None)), here)
+    return
+  for client in range(tiny.N):
+    there = cohorts(other_data(client))
+    np.testing.assert_array_equal((there == client).any(1), (here == client).any(1))
+
+
+def peeking():
+  """Returns a sampler that draws by what clients reported, and says that it looks at nothing."""
+
+  def select(ctx, draw, state):
+    layer = uniform(tiny.N, tiny.C)
+    draw, state, metrics = layer.select.apply(ctx, draw, state)
+    shift = jnp.int32(jnp.abs(state_of(ctx)) * 1e3)
+    cohort = draw.cohort._replace(id=(draw.cohort.id + shift) % tiny.N)
+    return draw._replace(cohort=cohort), state, metrics
+
+  state_of = lambda ctx: jnp.abs(ctx.params['w']).sum()
+  law = Draws('odd', tiny.N, tiny.C, tiny.C)
+  return Layer('select', select=Stage(select, facts=(law, Looks('nothing'))))
+
+
+def test_a_sampler_that_looks_where_it_says_it_does_not_is_found():
+  with pytest.raises(AssertionError):
+    test_a_select_side_depends_on_no_more_data_than_it_says(suite.Case('peeking', peeking, {}))
+
+
+def test_bounds_are_numbers():
+  made = compose(given.algorithm(), round_robin(N, N), equal(1.0), privacy.central(C, 1.0))
+  assert made.bound(made[-1], 'server', {}) == Bound(l2=C, linf=C, rows=1)
+  simulate(made, {k: jnp.zeros(v.shape[1:]) for k, v in UPDATES.items()}, given.population(UPDATES))
