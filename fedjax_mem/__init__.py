@@ -7,9 +7,10 @@ Thousands of clients are trained at once, whole rounds run inside one compiled p
     result = fm.run(fm.load_config('configs/quickstart.toml'))
     result.metrics[-1]['test_accuracy']
 
-The rooms `data`, `models`, `optim`, `stages`, `account` and `federated` are attributes of this
-module, and so is the protocol of a round: `Layer`, `Stage`, `Message`, `Task`, `Context`, `compose`
-and the facts that a side of a layer may state. A method of one's own needs nothing else.
+The rooms `data`, `models`, `optim`, `stages`, `mechanisms`, `account` and `federated` are
+attributes of this module, and so is the protocol of a round: `Layer`, `Stage`, `Message`, `Task`,
+`Context`, `compose` and the facts that a side of a layer may state. A method of one's own needs
+nothing else.
 """
 
 import importlib
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fedjax_mem._version import __version__
 
 if TYPE_CHECKING:
-  from fedjax_mem import account, data, federated, models, optim, stages
+  from fedjax_mem import account, data, federated, mechanisms, models, optim, stages
   from fedjax_mem.core import (
     Attacks,
     Bound,
@@ -26,21 +27,29 @@ if TYPE_CHECKING:
     Context,
     Draw,
     Draws,
+    Encodes,
     Fact,
     IncompatibleStages,
+    Integers,
     Layer,
     Looks,
+    Masks,
     Mean,
+    Mechanism,
     Member,
     Message,
     Noises,
+    Pools,
     Prepares,
     Round,
     Rule,
+    Scores,
     Stage,
     Task,
     Total,
     Trains,
+    Weighs,
+    Withholds,
     compose,
   )
   from fedjax_mem.engine import Execution, Simulation, simulate
@@ -55,32 +64,41 @@ __all__ = (
   'Context',
   'Draw',
   'Draws',
+  'Encodes',
   'Execution',
   'Fact',
   'IncompatibleStages',
+  'Integers',
   'Interrupted',
   'Layer',
   'Looks',
+  'Masks',
   'Mean',
+  'Mechanism',
   'Member',
   'Message',
   'Noises',
+  'Pools',
   'Prepares',
   'Result',
   'Round',
   'Rule',
   'RunFailed',
+  'Scores',
   'Simulation',
   'Stage',
   'Task',
   'Total',
   'Trains',
+  'Weighs',
+  'Withholds',
   '__version__',
   'account',
   'compose',
   'data',
   'federated',
   'load_config',
+  'mechanisms',
   'models',
   'optim',
   'resume',
@@ -90,7 +108,7 @@ __all__ = (
 )
 
 # Imported when they are first asked for, so that `fedjax-mem --help` need not start jax.
-_ROOMS = ('account', 'data', 'federated', 'models', 'optim', 'stages')
+_ROOMS = ('account', 'data', 'federated', 'mechanisms', 'models', 'optim', 'stages')
 _HOMES = {
   'Config': 'experiment.config',
   'Execution': 'engine',

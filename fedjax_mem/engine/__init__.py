@@ -1,16 +1,22 @@
-"""The engine: cohorts of clients in parallel, rounds in a row, all in one compiled program."""
+"""The engine: cohorts of clients in parallel, rounds in a row, all in one compiled program.
 
+Who runs a round in another way, such as the objects of `federated`, plans it by `make_setting` and
+calls the passes of the one walk.
+"""
+
+from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.evaluate import evaluator
 from fedjax_mem.engine.execution import Execution, describe, in_table
-from fedjax_mem.engine.plan import table_bytes
+from fedjax_mem.engine.mesh import compiler_options, make_mesh
+from fedjax_mem.engine.plan import make_setting, table_bytes
+from fedjax_mem.engine.round import Setting
 from fedjax_mem.engine.run import Simulation, simulate
-
-__all__ = (
-  'Execution',
-  'Simulation',
-  'describe',
-  'evaluator',
-  'in_table',
-  'simulate',
-  'table_bytes',
+from fedjax_mem.engine.walk import (
+  Cast,
+  client_pass,
+  cohort_pass,
+  context,
+  one_of,
+  select_pass,
+  server_pass,
 )

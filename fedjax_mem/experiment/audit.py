@@ -47,7 +47,7 @@ from fedjax_mem.core import (
 from fedjax_mem.engine import Execution, simulate
 from fedjax_mem.experiment import devices
 from fedjax_mem.experiment.build import Parts, build, build_layers, stage_arguments
-from fedjax_mem.experiment.config import Config, StageConfig
+from fedjax_mem.experiment.config import Config, StageSection
 from fedjax_mem.experiment.privacy import open_books, settled
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
@@ -275,7 +275,7 @@ def _grown(options: dict[str, Any], name: str, factor: float) -> dict[str, Any]:
   return {**options, name: options[name] * factor} if name in options else options
 
 
-def _shared(stages: tuple[StageConfig, ...], factor: float) -> tuple[StageConfig, ...]:
+def _shared(stages: tuple[StageSection, ...], factor: float) -> tuple[StageSection, ...]:
   """Returns the stages with integers that more clients sum, noise that as many more bring.
 
   With the shares of the experiment, the larger cohort would bring more noise than it has; with its
@@ -284,7 +284,7 @@ def _shared(stages: tuple[StageConfig, ...], factor: float) -> tuple[StageConfig
   found = [x for x in stages if x.use in _INTEGERS]
   more = math.ceil(math.log2(factor)) if all('bits' in x.options for x in found) else 0
 
-  def one(stage: StageConfig) -> StageConfig:
+  def one(stage: StageSection) -> StageSection:
     options = dict(stage.options)
     change = {
       'shares': lambda value: math.floor(value * factor),

@@ -11,7 +11,7 @@ from fedjax_mem import models
 from fedjax_mem.core import Attacks, Draws, Layer, Prepares, Round, compose, keys, tree
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.experiment import privacy, registry
-from fedjax_mem.experiment.config import ClientConfig, Config, DataConfig, ServerConfig
+from fedjax_mem.experiment.config import ClientSection, Config, DataSection, ServerSection
 from fedjax_mem.models.base import Model
 from fedjax_mem.optim import SERVER_OPTIMIZERS
 from fedjax_mem.stages.algorithm.training import Sgd
@@ -63,7 +63,7 @@ def assemble(config: Config, data: FederatedData) -> Parts:
 
 def load_data(config: Config, data_dir: str | None = None) -> FederatedData:
   """Returns the population that the data section describes."""
-  section: DataConfig = config.data
+  section: DataSection = config.data
   given = {
     name: getattr(section, name)
     for name in ('alpha', 'labels_per_client', 'examples_per_client', 'min_examples')
@@ -258,7 +258,7 @@ def _validation(data: FederatedData | None) -> Any:
   return jax.device_get(data.preprocess(data.validation))
 
 
-def learning_rate(client: ClientConfig, rounds: int) -> Any:
+def learning_rate(client: ClientSection, rounds: int) -> Any:
   """Returns the clients' learning rate: a number, or a schedule over rounds."""
   first, name = client.learning_rate, client.learning_rate_schedule
   if name == 'constant':
@@ -271,14 +271,14 @@ def learning_rate(client: ClientConfig, rounds: int) -> Any:
   return optax.cosine_decay_schedule(first, length, alpha=client.final_fraction)
 
 
-def client_optimizer(client: ClientConfig) -> Any:
+def client_optimizer(client: ClientSection) -> Any:
   """Returns learning rate -> the clients' optax optimizer; its state starts anew every round."""
   if client.optimizer != 'sgd':
     return registry.factory('client.optimizer', client.optimizer, {})
   return Sgd(client.momentum, client.weight_decay)
 
 
-def server_optimizer(server: ServerConfig) -> optax.GradientTransformation:
+def server_optimizer(server: ServerSection) -> optax.GradientTransformation:
   """Returns the server's optax optimizer of the average update."""
   make = registry.factory('server.optimizer', server.optimizer, SERVER_OPTIMIZERS)
   given = {'b1': server.beta1, 'b2': server.beta2, 'tau': server.tau, 'momentum': server.momentum}

@@ -19,39 +19,18 @@ import tomli_w
 
 from fedjax_mem.core import validate
 from fedjax_mem.experiment.sections import (
-  AlgorithmConfig,
-  ClientConfig,
-  DataConfig,
-  EvaluationConfig,
-  ExecutionConfig,
-  ModelConfig,
-  PrivacyConfig,
+  AlgorithmSection,
+  ClientSection,
+  DataSection,
+  EvaluationSection,
+  ExecutionSection,
+  ModelSection,
+  PrivacySection,
   Section,
-  SelectionConfig,
-  ServerConfig,
-  StageConfig,
-  WeightingConfig,
-)
-
-__all__ = (
-  'VERSION',
-  'AlgorithmConfig',
-  'ClientConfig',
-  'Config',
-  'DataConfig',
-  'EvaluationConfig',
-  'ExecutionConfig',
-  'ModelConfig',
-  'PrivacyConfig',
-  'SelectionConfig',
-  'ServerConfig',
-  'StageConfig',
-  'WeightingConfig',
-  'config_from_dict',
-  'config_hash',
-  'load_config',
-  'to_dict',
-  'to_toml',
+  SelectionSection,
+  ServerSection,
+  StageSection,
+  WeightingSection,
 )
 
 VERSION = 1
@@ -67,34 +46,34 @@ class Config(Section):
     name: of the run's folder: letters, digits, '.', '_' and '-'.
     seed: root of every random draw, in [0, 2**32).
     rounds: rounds of the whole run.
-    data: `DataConfig`.
-    model: `ModelConfig`.
-    algorithm: `AlgorithmConfig`.
-    client: `ClientConfig`.
-    server: `ServerConfig`.
-    selection: `SelectionConfig`.
-    weighting: `WeightingConfig`.
-    privacy: `PrivacyConfig`.
-    evaluation: `EvaluationConfig`.
+    data: `DataSection`.
+    model: `ModelSection`.
+    algorithm: `AlgorithmSection`.
+    client: `ClientSection`.
+    server: `ServerSection`.
+    selection: `SelectionSection`.
+    weighting: `WeightingSection`.
+    privacy: `PrivacySection`.
+    evaluation: `EvaluationSection`.
     stages: further layers, in client order.
-    execution: `ExecutionConfig`.
+    execution: `ExecutionSection`.
   """
 
   version: int = VERSION
   name: str = 'run'
   seed: int = 0
   rounds: int
-  data: DataConfig
-  model: ModelConfig
-  algorithm: AlgorithmConfig = dataclasses.field(default_factory=AlgorithmConfig)
-  client: ClientConfig = dataclasses.field(default_factory=ClientConfig)
-  server: ServerConfig = dataclasses.field(default_factory=ServerConfig)
-  selection: SelectionConfig
-  weighting: WeightingConfig = dataclasses.field(default_factory=WeightingConfig)
-  privacy: PrivacyConfig = dataclasses.field(default_factory=PrivacyConfig)
-  evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-  stages: tuple[StageConfig, ...] = ()
-  execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
+  data: DataSection
+  model: ModelSection
+  algorithm: AlgorithmSection = dataclasses.field(default_factory=AlgorithmSection)
+  client: ClientSection = dataclasses.field(default_factory=ClientSection)
+  server: ServerSection = dataclasses.field(default_factory=ServerSection)
+  selection: SelectionSection
+  weighting: WeightingSection = dataclasses.field(default_factory=WeightingSection)
+  privacy: PrivacySection = dataclasses.field(default_factory=PrivacySection)
+  evaluation: EvaluationSection = dataclasses.field(default_factory=EvaluationSection)
+  stages: tuple[StageSection, ...] = ()
+  execution: ExecutionSection = dataclasses.field(default_factory=ExecutionSection)
 
   def _check(self) -> None:
     if self.version != VERSION:
@@ -108,8 +87,8 @@ class Config(Section):
       )
     validate.integer(at_least=0, at_most=2**32 - 1, seed=self.seed)
     validate.integer(rounds=self.rounds)
-    if not all(isinstance(stage, StageConfig) for stage in self.stages):
-      raise ValueError(f'stages must be a tuple of StageConfig, got {self.stages!r}.')
+    if not all(isinstance(stage, StageSection) for stage in self.stages):
+      raise ValueError(f'stages must be a tuple of StageSection, got {self.stages!r}.')
     population = self.data.num_clients
     if population is not None and self.selection.cohort_size > population:
       raise ValueError(
@@ -286,7 +265,7 @@ def _section(kind: type[Section], raw: Any, where: str) -> Section:
 def _stages(raw: Any) -> tuple[Section, ...]:
   if not isinstance(raw, list | tuple):
     raise ValueError(f'stages must be an array of tables, written [[stages]], got {raw!r}.')
-  return tuple(_section(StageConfig, x, f'stages[{i}]') for i, x in enumerate(raw))
+  return tuple(_section(StageSection, x, f'stages[{i}]') for i, x in enumerate(raw))
 
 
 def _check_keys(kind: type[Section], raw: dict[str, Any], where: str) -> None:

@@ -11,7 +11,7 @@ from fedjax_mem.engine import Execution, Simulation, describe, simulate, table_b
 from fedjax_mem.experiment import devices, examples, privacy, scores, traffic, tuning
 from fedjax_mem.experiment.build import Parts, build
 from fedjax_mem.experiment.config import Config
-from fedjax_mem.experiment.sections import PrivacyConfig
+from fedjax_mem.experiment.sections import PrivacySection
 
 MAX_SEGMENT = 256  # rounds; longer segments would save nothing, their metrics take memory
 
@@ -70,7 +70,7 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
       max_rounds=source.max_rounds,
       shape=source.shape,
       transforms=(parts.data.preprocess,),
-      expect_privacy=config.privacy != PrivacyConfig(),
+      expect_privacy=config.privacy != PrivacySection(),
     )
 
   chosen, picked = tuning.choose(chosen, make, parts.params, work(config, parts))

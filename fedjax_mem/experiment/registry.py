@@ -24,8 +24,6 @@ LAYERS: dict[str, Callable[..., Any]] = {
   **AGGREGATION,
 }
 
-__all__ = ('ALGORITHMS', 'LAYERS', 'SAMPLERS', 'WEIGHINGS', 'call', 'factory')
-
 
 def factory(key: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
   """Returns the factory of that name, from a registry or from 'package.module:factory'.

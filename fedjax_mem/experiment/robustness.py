@@ -22,7 +22,7 @@ from fedjax_mem.data.source import FederatedData
 from fedjax_mem.engine import simulate
 from fedjax_mem.engine.mesh import replicated
 from fedjax_mem.experiment import build, devices
-from fedjax_mem.experiment.config import Config, DataConfig, StageConfig, config_hash
+from fedjax_mem.experiment.config import Config, DataSection, StageSection, config_hash
 from fedjax_mem.experiment.scores import scorer
 from fedjax_mem.report import heatmap, plots
 from fedjax_mem.report.tables import format_table
@@ -154,12 +154,12 @@ def _config(
   """Returns the experiment of a cell and seed."""
   hostile = int(attackers * base.selection.cohort_size + 1e-9)
 
-  def stage(section: dict[str, Any]) -> StageConfig:
+  def stage(section: dict[str, Any]) -> StageSection:
     filled = {'attackers': attackers} if section['use'] in ATTACK_LAYERS else {}
     if section['use'] in _BYZANTINE:
       filled = {'byzantine': hostile}
     options = {**section.get('options', {}), **filled}
-    return StageConfig(**{**section, 'options': options})
+    return StageSection(**{**section, 'options': options})
 
   own = [s for s in base.stages if s.use not in ATTACK_LAYERS and s.use not in AGGREGATION]
   return dataclasses.replace(
@@ -171,7 +171,7 @@ def _config(
   )
 
 
-def _partition(section: DataConfig, label: str) -> DataConfig:
+def _partition(section: DataSection, label: str) -> DataSection:
   changed = dict(PARTITIONS[label])
   if label == 'dirichlet' and section.alpha is None:
     changed['alpha'] = 0.5

@@ -108,7 +108,7 @@ class Section:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(Section):
+class DataSection(Section):
   """Which examples, and how they are spread over the clients.
 
   Attributes:
@@ -147,7 +147,7 @@ class DataConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(Section):
+class ModelSection(Section):
   """The model that is trained.
 
   Attributes:
@@ -164,7 +164,7 @@ class ModelConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AlgorithmConfig(Section):
+class AlgorithmSection(Section):
   """What clients do, and how the server steps.
 
   Attributes:
@@ -181,7 +181,7 @@ class AlgorithmConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClientConfig(Section):
+class ClientSection(Section):
   """Local training. The schedule sets the learning rate of a round; r counts rounds from 0.
 
   Attributes:
@@ -222,7 +222,7 @@ class ClientConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ServerConfig(Section):
+class ServerSection(Section):
   """The server optimizer (Reddi et al. 2021, Algorithm 2); settings of the others are not used.
 
   Attributes:
@@ -249,7 +249,7 @@ class ServerConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SelectionConfig(Section):
+class SelectionSection(Section):
   """Which clients take part in a round.
 
   Attributes:
@@ -279,7 +279,7 @@ class SelectionConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WeightingConfig(Section):
+class WeightingSection(Section):
   """How much each update counts.
 
   Attributes:
@@ -296,7 +296,7 @@ class WeightingConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrivacyConfig(Section):
+class PrivacySection(Section):
   """What is claimed of a run whose stages add noise; the noise itself is a stage.
 
   Attributes:
@@ -320,7 +320,7 @@ class PrivacyConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(Section):
+class EvaluationSection(Section):
   """When and how the server's model is tested.
 
   Attributes:
@@ -337,7 +337,7 @@ class EvaluationConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StageConfig(Section):
+class StageSection(Section):
   """One more layer of the round; stages are listed in the order in which clients run them.
 
   Attributes:
@@ -356,7 +356,7 @@ class StageConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExecutionConfig(Section):
+class ExecutionSection(Section):
   """What changes speed and memory only: it is not in the hash.
 
   Attributes:

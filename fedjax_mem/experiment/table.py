@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_mem.core import validate
-from fedjax_mem.experiment.config import Config, StageConfig, config_hash
+from fedjax_mem.experiment.config import Config, StageSection, config_hash
 from fedjax_mem.experiment.folder import RunFolder
 from fedjax_mem.experiment.loop import resume, run
 from fedjax_mem.report import plots
@@ -106,7 +106,7 @@ def compression(
 
 def _config(base: Config, label: str, seed: int, rounds: int | None) -> Config:
   stage = CODECS[label]
-  added = () if stage is None else (StageConfig(**stage),)
+  added = () if stage is None else (StageSection(**stage),)
   return dataclasses.replace(
     base,
     name=f'{base.name}-{label}',

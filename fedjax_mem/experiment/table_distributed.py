@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fedjax_mem.core import validate
-from fedjax_mem.experiment.config import Config, StageConfig
+from fedjax_mem.experiment.config import Config, StageSection
 from fedjax_mem.experiment.table import done
 from fedjax_mem.report import plots
 from fedjax_mem.report.bits import bits_and_accuracy
@@ -115,7 +115,7 @@ def _config(base: Config, target: float, bits: int | None, seed: int, rounds: in
   )
 
 
-def _stage(stage: StageConfig, bits: int | None) -> StageConfig | None:
+def _stage(stage: StageSection, bits: int | None) -> StageSection | None:
   """Returns the stage with so many bits; with None, what takes its place when the server noises."""
   if stage.use not in ('distributed', 'mask'):
     return stage
@@ -124,7 +124,7 @@ def _stage(stage: StageConfig, bits: int | None) -> StageConfig | None:
   if stage.use == 'mask':
     return None
   clip = {name: stage.options[name] for name in ('l2_clip_norm',) if name in stage.options}
-  return StageConfig(use='central', options=clip)
+  return StageSection(use='central', options=clip)
 
 
 def _entry(target: float, bits: int | None, folders: Sequence[pathlib.Path]) -> Entry:

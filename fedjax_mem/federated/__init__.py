@@ -1,7 +1,7 @@
 """Federated learning as objects: servers, clients, privacy and compression.
 
 A thin front without mathematics of its own: every object calls the sides of the layers that the
-engine compiles into whole rounds, and `simulate` hands the objects to the engine.
+engine compiles into whole rounds, and `simulate_federation` hands the objects to the engine.
 """
 
 from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Metadata
@@ -22,7 +22,7 @@ from fedjax_mem.federated.privacy import (
 )
 from fedjax_mem.federated.secure import SecureAggregator
 from fedjax_mem.federated.server import FederatedServer, NotEnoughClients, RoundReport
-from fedjax_mem.federated.simulate import SimulationResult, simulate
+from fedjax_mem.federated.simulate import SimulationResult, simulate_federation
 
 __all__ = (
   'AggregationStrategy',
@@ -47,5 +47,5 @@ __all__ = (
   'SimulationResult',
   'Unauthentic',
   'as_model',
-  'simulate',
+  'simulate_federation',
 )

@@ -5,10 +5,10 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
+from fedjax_mem import mechanisms
 from fedjax_mem.core import validate
 
 METHODS = ('top_k', 'random_k', 'quantization')
-MECHANISMS = ('gaussian', 'laplace', 'discrete_gaussian')
 SELECTIONS = ('random', 'importance', 'contribution')
 
 
@@ -85,7 +85,7 @@ class PrivacyConfig:
     max_grad_norm: bound on the norm of a whole update (L2; L1 under Laplace noise), > 0.
     noise_multiplier: standard deviation (Laplace: scale) over the bound; None: the least that keeps
       the budget over the releases it is used for.
-    mechanism: 'gaussian', 'laplace' or 'discrete_gaussian'.
+    mechanism: 'gaussian', 'laplace', 'discrete_gaussian', or 'package.module:Class'.
 
   Raises:
     ValueError: a field is out of range.
@@ -103,7 +103,8 @@ class PrivacyConfig:
     validate.positive(max_grad_norm=self.max_grad_norm)
     if self.noise_multiplier is not None:
       validate.positive(noise_multiplier=self.noise_multiplier)
-    validate.one_of(MECHANISMS, mechanism=self.mechanism)
+    if mechanisms.find(self.mechanism).correlated:
+      raise ValueError(f'mechanism must be fresh for every update, got {self.mechanism!r}.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -56,11 +56,12 @@ def _mechanism(config: PrivacyConfig, noise: float) -> Mechanism:
 
 def layers(config: PrivacyConfig, noise: float) -> tuple[Layer, ...]:
   """Returns the layers of the round that clip and noise as a config says."""
-  if config.mechanism == 'laplace':
-    return local_laplace(config.max_grad_norm, noise)
-  if config.mechanism == 'discrete_gaussian':
-    return local_discrete(config.max_grad_norm, noise, levels=_levels(noise))
-  return local(config.max_grad_norm, noise)
+  kind, clip = mechanisms.find(config.mechanism), config.max_grad_norm
+  if kind.integers:
+    return local_discrete(clip, noise, mechanism=kind, levels=_levels(noise))
+  if 'l1' in kind.norm:
+    return local_laplace(clip, noise, mechanism=kind)
+  return local(clip, noise, mechanism=kind)
 
 
 @functools.lru_cache(maxsize=256)

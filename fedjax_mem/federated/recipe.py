@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_mem import engine
 from fedjax_mem.core import (
   Examples,
   IncompatibleStages,
@@ -26,11 +27,6 @@ from fedjax_mem.core import (
   scalar_member,
   tree,
 )
-from fedjax_mem.engine import mesh as meshes
-from fedjax_mem.engine import plan, walk
-from fedjax_mem.engine.clients import Layout
-from fedjax_mem.engine.round import Setting
-from fedjax_mem.engine.walk import Cast, context
 from fedjax_mem.federated import compression, privacy
 from fedjax_mem.federated.config import CompressionConfig, PrivacyConfig
 from fedjax_mem.models.base import Model
@@ -132,7 +128,7 @@ class Sides(NamedTuple):
     states: params -> server states before the first round.
   """
 
-  setting: Setting
+  setting: engine.Setting
   client: Any
   server: Any
   states: Any
@@ -170,19 +166,19 @@ def sides(recipe: Recipe, shapes: tuple) -> Sides:
   arrays = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in shapes}
   number = arrays['y'].shape[0]
   layers = recipe.layers(select.uniform(1, 1))
-  layout = Layout(1, True, meshes.make_mesh(1))
+  layout = engine.Layout(1, True, engine.make_mesh(1))
   population = jax.eval_shape(lambda a: rows(a, number), arrays)
   params = jax.eval_shape(recipe.model.init, jax.random.key(0))
   transforms = (recipe.transform,) if recipe.transform else ()
-  setting = plan.make_setting(
+  setting = engine.make_setting(
     layers, params, population, Shape(1, number, True), layout, transforms, pool=False
   )
-  options = meshes.compiler_options(jax.default_backend()) or None
+  options = engine.compiler_options(jax.default_backend()) or None
   compiled = functools.partial(jax.jit, compiler_options=options)
 
   def states(params: Tree) -> dict[str, Tree]:
-    cast = Cast(jnp.uint32(0), jnp.int32(0), params, None, {}, {}, jnp.zeros(0))
-    return {x.name: x.value(context(x, 'init', cast, setting.specs)) for x in setting.layers}
+    cast = engine.Cast(jnp.uint32(0), jnp.int32(0), params, None, {}, {}, jnp.zeros(0))
+    return {x.name: x.value(engine.context(x, 'init', cast, setting.specs)) for x in setting.layers}
 
   return Sides(
     setting,
@@ -207,7 +203,7 @@ def _client(recipe, setting, params, arrays, count, seed, round, id) -> Sent:
     setting.transforms,
   )
   # No layer of a recipe keeps a state of its clients or is told one by the server.
-  cast = Cast(seed, round, params, alone, {}, arrays, data.index)
+  cast = engine.Cast(seed, round, params, alone, {}, arrays, data.index)
   value: Any = Task(params, data)
   trained, code = params, None
   norm, clipped, ok = jnp.float32(0), jnp.float32(0), jnp.bool_(True)
@@ -216,11 +212,11 @@ def _client(recipe, setting, params, arrays, count, seed, round, id) -> Sent:
     if layer.client is None:
       continue
     if coded is not None and layer is setting.layers[-1]:
-      ctx = context(layer, 'client', cast, setting.specs, me)
+      ctx = engine.context(layer, 'client', cast, setting.specs, me)
       x, shapes = codecs.flat(value.update)
       code = coded.encode(codecs.Keys(ctx.key, ctx.round_key), x, shapes)
-    rows = {layer.name: layer.row(context(layer, 'init', cast, setting.specs, me))}
-    value, _, noted, fine = walk.client_pass(
+    rows = {layer.name: layer.row(engine.context(layer, 'init', cast, setting.specs, me))}
+    value, _, noted, fine = engine.client_pass(
       setting.layers, (layer,), cast, setting.specs, me, value, rows
     )
     clipped = next((x.total for n, x in noted.items() if n.endswith('/uncovered_clipped')), clipped)
@@ -253,12 +249,12 @@ def _loss(recipe: Recipe, task: Task) -> jax.Array:
 
 def _server(setting, params, message, states, seed, round):
   """Runs all server sides, last layer first."""
-  cast = Cast(seed, round, params, None, states, {}, jnp.zeros(0))
+  cast = engine.Cast(seed, round, params, None, states, {}, jnp.zeros(0))
   like: Any = setting.specs[setting.layers[-1].name].update
   same: Any = jax.tree.structure(like)
   if same == jax.tree.structure(message.update):
     # A sum under masks comes back in float32.
     cast_to = lambda x, wanted: x.astype(wanted.dtype)
     message = message._replace(update=jax.tree.map(cast_to, message.update, like))
-  params, new, _, _ = walk.server_pass(setting.layers, cast, setting.specs, message)
+  params, new, _, _ = engine.server_pass(setting.layers, cast, setting.specs, message)
   return params, new

@@ -6,10 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem import core
+from fedjax_mem import core, engine
 from fedjax_mem.core import Layer, Member, Message, Round, scalar_member, tree
-from fedjax_mem.engine import walk
-from fedjax_mem.engine.walk import Cast, context
 from fedjax_mem.federated.config import NotEnoughClients, ServerConfig
 from fedjax_mem.stages.aggregate import AGGREGATION
 
@@ -48,14 +46,14 @@ def rule_of(config: ServerConfig) -> Rule | None:
     on = jnp.ones(number, bool)
     ids = jnp.arange(number, dtype=jnp.int32)
     cohort = Member(ids, on, on, jnp.ones(number, jnp.float32))
-    cast = Cast(seed, round, params, cohort, {}, {}, jnp.zeros(0))
-    specs = {made.name: walk.one_of(stack)}
-    value = made.value(context(made, 'init', cast, specs)) if kept is None else kept
+    cast = engine.Cast(seed, round, params, cohort, {}, {}, jnp.zeros(0))
+    specs = {made.name: engine.one_of(stack)}
+    value = made.value(engine.context(made, 'init', cast, specs)) if kept is None else kept
     cast = cast._replace(servers={made.name: value})
-    init = lambda id: made.row(context(made, 'init', cast, specs, scalar_member(id)))
+    init = lambda id: made.row(engine.context(made, 'init', cast, specs, scalar_member(id)))
     stage: Any = made.cohort
-    stack, _, _ = walk.cohort_pass(made, stage, cast, specs, stack, jax.vmap(init)(ids))
-    total, servers, _, _ = walk.server_pass(Round([made]), cast, specs, tree.total(stack))
+    stack, _, _ = engine.cohort_pass(made, stage, cast, specs, stack, jax.vmap(init)(ids))
+    total, servers, _, _ = engine.server_pass(Round([made]), cast, specs, tree.total(stack))
     return total, servers[made.name]
 
   kept: list[Any] = [None]  # what the rule's server side remembers of earlier rounds

@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_mem import engine
 from fedjax_mem.core import Layer, Member, Message, Round, tree
-from fedjax_mem.engine import walk
-from fedjax_mem.engine.walk import Cast
 from fedjax_mem.federated.config import ServerConfig
 from fedjax_mem.federated.data import LocalData
 from fedjax_mem.stages import select
@@ -99,9 +98,9 @@ class Chooser:
     for attempt in range(_ATTEMPTS):
       seed = jnp.uint32(self._config.seed)
       empty = {x.name: () for x in layers}
-      cast = Cast(seed, jnp.int32(round), params, None, empty, {}, jnp.zeros(0))
+      cast = engine.Cast(seed, jnp.int32(round), params, None, empty, {}, jnp.zeros(0))
       # A cohort of random size may be too small: then it is drawn once more.
-      cast, cohort, _ = walk.select_pass(Round(layers), cast, lambda name: table, attempt)
+      cast, cohort, _ = engine.select_pass(Round(layers), cast, lambda name: table, attempt)
       ids = [int(i) for i, real in zip(cohort.id, cohort.real, strict=True) if real]
       if len(ids) >= min(self._config.min_clients, size):
         break
@@ -169,8 +168,9 @@ def _judge(layer: Layer) -> Any:
     number = stack.weight.shape[0]
     on = stack.weight > 0
     cohort = Member(jnp.arange(number, dtype=jnp.int32), on, on, jnp.ones(number, jnp.float32))
-    cast = Cast(seed, round, params, cohort, {}, {}, jnp.zeros(0))
+    cast = engine.Cast(seed, round, params, cohort, {}, {}, jnp.zeros(0))
     stage: Any = layer.cohort
-    return walk.cohort_pass(layer, stage, cast, {layer.name: walk.one_of(stack)}, stack, rows)[1]
+    specs = {layer.name: engine.one_of(stack)}
+    return engine.cohort_pass(layer, stage, cast, specs, stack, rows)[1]
 
   return jax.jit(judge)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_mem import engine
+from fedjax_mem import engine, mechanisms
 from fedjax_mem.account import Guarantee, calibrate
 from fedjax_mem.account.ledger import Ledger
 from fedjax_mem.core import (
@@ -31,8 +31,6 @@ from fedjax_mem.stages import privacy as layers_of_privacy
 from fedjax_mem.stages import select, weigh
 from fedjax_mem.stages.select.contribution import Score
 
-_MECHANISMS = ('gaussian', 'discrete_gaussian')
-
 
 class SimulationResult(NamedTuple):
   """What a simulated run gave.
@@ -53,7 +51,7 @@ class SimulationResult(NamedTuple):
   contributions: dict[str, float]
 
 
-def simulate(
+def simulate_federation(
   server: Any,
   clients: Any,
   *,
@@ -116,12 +114,12 @@ def _check(config: ServerConfig, recipe: recipes.Recipe) -> None:
   kind, selection = config.aggregation, config.selection_strategy
   if kind is AggregationStrategy.SECURE_AGGREGATION or selection == 'importance':
     raise ValueError(
-      "simulate takes selection_strategy 'random' or 'contribution' and sums in the clear, got "
+      "selection_strategy must be 'random' or 'contribution' here, and sums in the clear, got "
       f'{selection!r} and {kind.value!r}.'
     )
   if selection != 'random' and recipe.compression and recipe.compression.method == 'random_k':
     raise ValueError(
-      "compression_config must be of another method where simulate selects by 'contribution', got "
+      "compression_config must be of another method where the selection is by 'contribution', got "
       "'random_k', which is decoded in the sum alone."
     )
   if selection != 'random' and recipe.privacy is not None:
@@ -191,9 +189,9 @@ def _noise(layer: Layer) -> tuple[Mechanism, Bound]:
 def _central(recipe, number, cohort, rounds) -> tuple[tuple[Layer, ...], Guarantee]:
   """Returns the layers of a server that noises the sum."""
   config: PrivacyConfig | None = recipe.privacy
-  if config is None or config.mechanism not in _MECHANISMS:
+  if config is None or mechanisms.find(config.mechanism).norm != 'l2':
     raise ValueError(
-      f"privacy must be 'local' unless clients have a privacy_config with one of {_MECHANISMS!r}, "
+      "privacy must be 'local' unless clients have a privacy_config with noise of an L2 norm, "
       f'got {config!r}.'
     )
   chooser = select.uniform(number, cohort)

@@ -11,24 +11,3 @@ from fedjax_mem.report.tables import (
   summarise,
 )
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after, write_csv
-
-__all__ = (
-  'MetricsWriter',
-  'Run',
-  'as_runs',
-  'format_table',
-  'learning_curves',
-  'load_run',
-  'over_seeds',
-  'partition',
-  'png',
-  'read_metrics',
-  'render',
-  'runs_table',
-  'save',
-  'seeds_table',
-  'summarise',
-  'truncate_after',
-  'write_csv',
-  'write_report',
-)

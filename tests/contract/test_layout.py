@@ -1,5 +1,7 @@
 """Where tests are: files of unit tests mirror the package, and what has none is listed."""
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
@@ -46,6 +48,17 @@ def test_every_tier_is_in_a_part_of_the_whole_run():
   asked = sorted(word for part in parts for word in part.split() if word.startswith('tests/'))
   tiers = [p for p in (ROOT / 'tests').iterdir() if any(p.glob('**/test_*.py'))]
   assert asked == sorted(f'tests/{tier.name}' for tier in tiers)
+
+
+def test_no_name_is_public_twice():
+  homes: dict[str, str] = {}
+  for found in (None, *pkgutil.walk_packages(fm.__path__, 'fedjax_mem.')):
+    if found is not None and '.builders.' in found.name:
+      continue  # read by tensorflow-datasets alone
+    module = fm if found is None else importlib.import_module(found.name)
+    for name in vars(module).get('__all__', ()):
+      home = homes.setdefault(name, module.__name__)
+      assert home == module.__name__, f'{name} is in __all__ of {home} and {module.__name__}'
 
 
 def test_every_published_name_is_there():

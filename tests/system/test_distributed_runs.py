@@ -7,7 +7,7 @@ import pytest
 
 from fedjax_mem.core import Draws, Integers, Noises
 from fedjax_mem.experiment import build, cli, loop, table, table_distributed
-from fedjax_mem.experiment.config import StageConfig
+from fedjax_mem.experiment.config import StageSection
 from fedjax_mem.experiment.privacy import open_books, settled
 
 pytestmark = pytest.mark.slow
@@ -29,8 +29,8 @@ def masked(make):
   def config(*overrides, bits=16, mask_bits=None, **options):
     options = {'l2_clip_norm': 1.0, 'shares': 3, 'bits': bits} | options
     stages = (
-      StageConfig(use='distributed', options=options),
-      StageConfig(use='mask', options={'bits': mask_bits or bits, 'degree': 2}),
+      StageSection(use='distributed', options=options),
+      StageSection(use='mask', options={'bits': mask_bits or bits, 'degree': 2}),
     )
     return dataclasses.replace(make(*OVERRIDES, *overrides), stages=stages)
 

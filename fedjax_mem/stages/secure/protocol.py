@@ -38,22 +38,6 @@ from fedjax_mem.stages.secure.protocol_client import Client
 from fedjax_mem.stages.secure.protocol_server import Server
 from fedjax_mem.stages.secure.session import Session
 
-__all__ = (
-  'BelowThreshold',
-  'Client',
-  'Degree',
-  'FixedPoint',
-  'Identity',
-  'Kind',
-  'Outcome',
-  'ProtocolError',
-  'Server',
-  'Session',
-  'degree',
-  'rounds',
-  'run',
-)
-
 
 class Outcome(NamedTuple):
   """What one run of the protocol gave, and cost.

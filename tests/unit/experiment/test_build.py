@@ -17,7 +17,7 @@ from fedjax_mem.experiment.build import (
   load_data,
   server_optimizer,
 )
-from fedjax_mem.experiment.config import ClientConfig, ServerConfig
+from fedjax_mem.experiment.config import ClientSection, ServerSection
 from fedjax_mem.experiment.loop import run
 from fedjax_mem.experiment.sections import SERVER_OPTIMIZERS
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures('undrawn')
 
 
 def test_a_constant_rate_is_a_number():
-  assert learning_rate(ClientConfig(learning_rate=0.3), 10) == 0.3
+  assert learning_rate(ClientSection(learning_rate=0.3), 10) == 0.3
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_constant_rate_is_a_number():
   ],
 )
 def test_schedules(options, rounds, closed):
-  schedule = learning_rate(ClientConfig(learning_rate=0.5, **options), rounds)
+  schedule = learning_rate(ClientSection(learning_rate=0.5, **options), rounds)
   for r in (0, 1, 3, 7, 19, 25):
     assert float(schedule(jnp.int32(r))) == pytest.approx(closed(r), rel=1e-5, abs=1e-7), r
 
@@ -91,7 +91,7 @@ def descend(optimizer, gradients, start=1.0):
 @pytest.mark.parametrize(('momentum', 'decay'), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.1), (0.5, 0.01)])
 def test_the_clients_optimizer_has_momentum_and_weight_decay(momentum, decay):
   gradients, rate = [1.0, -2.0, 0.5, 0.0], 0.1
-  config = ClientConfig(momentum=momentum, weight_decay=decay)
+  config = ClientSection(momentum=momentum, weight_decay=decay)
   w, v, expected = 1.0, 0.0, []
   for g in gradients:  # as PyTorch's SGD
     v = momentum * v + g + decay * w
@@ -102,7 +102,7 @@ def test_the_clients_optimizer_has_momentum_and_weight_decay(momentum, decay):
 
 @pytest.mark.parametrize('name', SERVER_OPTIMIZERS)
 def test_every_server_optimizer_builds_with_its_settings(name):
-  config = ServerConfig(
+  config = ServerSection(
     optimizer=name, learning_rate=0.5, momentum=0.8, beta1=0.7, beta2=0.6, tau=0.1
   )
   d = [1.0, -0.5, 2.0]
@@ -128,7 +128,7 @@ def test_every_server_optimizer_builds_with_its_settings(name):
 
 
 def test_a_users_server_optimizer_gets_the_learning_rate_and_none_of_our_defaults():
-  config = ServerConfig(optimizer='optax:sgd', learning_rate=0.5)
+  config = ServerSection(optimizer='optax:sgd', learning_rate=0.5)
   assert descend(server_optimizer(config), [1.0, 1.0]) == pytest.approx([0.5, 0.0])
 
 

@@ -7,16 +7,16 @@ import pytest
 
 from fedjax_mem.experiment import config as config_lib
 from fedjax_mem.experiment.config import (
-  ClientConfig,
+  ClientSection,
   Config,
-  DataConfig,
-  EvaluationConfig,
-  ExecutionConfig,
-  ModelConfig,
-  SelectionConfig,
-  ServerConfig,
-  StageConfig,
-  WeightingConfig,
+  DataSection,
+  EvaluationSection,
+  ExecutionSection,
+  ModelSection,
+  SelectionSection,
+  ServerSection,
+  StageSection,
+  WeightingSection,
   config_hash,
   load_config,
   to_toml,
@@ -59,9 +59,9 @@ def path(tmp_path):
 def make(**changes) -> Config:
   values = {
     'rounds': 3,
-    'data': DataConfig(name='digits', num_clients=10),
-    'model': ModelConfig(name='mlp'),
-    'selection': SelectionConfig(cohort_size=2),
+    'data': DataSection(name='digits', num_clients=10),
+    'model': ModelSection(name='mlp'),
+    'selection': SelectionSection(cohort_size=2),
   }
   return Config(**{**values, **changes})
 
@@ -80,24 +80,27 @@ def test_a_file_is_read_with_defaults(path):
   assert (config.name, config.seed, config.rounds) == ('small', 7, 20)
   assert config.data.alpha == 1.0 and isinstance(config.data.alpha, float)
   assert config.model.options == {'hidden': [64, 32], 'dropout': 0.5}
-  assert config.server == ServerConfig(optimizer='sgd', learning_rate=1.0)
-  assert config.stages == (StageConfig(use='my.package:noise', options={'stddev': 0.1}),)
-  assert config.execution == ExecutionConfig()
+  assert config.server == ServerSection(optimizer='sgd', learning_rate=1.0)
+  assert config.stages == (StageSection(use='my.package:noise', options={'stddev': 0.1}),)
+  assert config.execution == ExecutionSection()
 
 
 FULL = make(
   name='a-b_c.1',
   seed=2**32 - 1,
-  data=DataConfig(
+  data=DataSection(
     name='x/y', partition='labels', num_clients=10, labels_per_client=2, alpha=1e-22,
     partition_seed=0, options={'a': {'b': [1, [2.5, 'x"\n\\'], True]}, 'inf': math.inf},
   ),
-  client=ClientConfig(learning_rate=0.1 + 0.2, learning_rate_schedule='cosine', decay_rounds=9),
-  server=ServerConfig(optimizer='fedyogi', tau=1e-9, learning_rate=1e22),
-  weighting=WeightingConfig(name='capped', options={'cap': 3}),
-  evaluation=EvaluationConfig(every=7),
-  stages=(StageConfig(use='a', before_algorithm=True), StageConfig(use='b.c:d', options={'k': 1})),
-  execution=ExecutionConfig(devices=2, mode='chunk', chunk=5, stream_above_mb=100),
+  client=ClientSection(learning_rate=0.1 + 0.2, learning_rate_schedule='cosine', decay_rounds=9),
+  server=ServerSection(optimizer='fedyogi', tau=1e-9, learning_rate=1e22),
+  weighting=WeightingSection(name='capped', options={'cap': 3}),
+  evaluation=EvaluationSection(every=7),
+  stages=(
+    StageSection(use='a', before_algorithm=True),
+    StageSection(use='b.c:d', options={'k': 1}),
+  ),
+  execution=ExecutionSection(devices=2, mode='chunk', chunk=5, stream_above_mb=100),
 )  # fmt: skip
 
 
@@ -120,7 +123,7 @@ def test_overrides(path):
       'execution.devices=1', 'evaluation={every = 5}',
     ],
   )  # fmt: skip
-  assert config.server == ServerConfig(optimizer='fedadam', learning_rate=0.1)
+  assert config.server == ServerSection(optimizer='fedadam', learning_rate=0.1)
   assert config.name == 'x'
   assert config.data.alpha is None
   assert config.model.options == {'hidden': [8], 'dropout': 0.5, 'act': 'relu'}
@@ -199,22 +202,22 @@ def test_unreadable_files(tmp_path, path):
 
 
 RATES = [
-  (ClientConfig, {}, 'learning_rate'),
-  (ClientConfig, {}, 'momentum'),
-  (ClientConfig, {}, 'weight_decay'),
-  (ClientConfig, {}, 'decay_rate'),
-  (ClientConfig, {}, 'final_fraction'),
-  (ServerConfig, {}, 'learning_rate'),
-  (ServerConfig, {}, 'momentum'),
-  (ServerConfig, {}, 'beta1'),
-  (ServerConfig, {}, 'beta2'),
-  (ServerConfig, {}, 'tau'),
-  (SelectionConfig, {'cohort_size': 1}, 'dropout'),
-  (DataConfig, {'name': 'digits'}, 'alpha'),
-  (DataConfig, {'name': 'digits'}, 'alpha'),
-  (ExecutionConfig, {}, 'segment_seconds'),
-  (ExecutionConfig, {}, 'checkpoint_every_seconds'),
-  (ExecutionConfig, {}, 'stream_above_mb'),
+  (ClientSection, {}, 'learning_rate'),
+  (ClientSection, {}, 'momentum'),
+  (ClientSection, {}, 'weight_decay'),
+  (ClientSection, {}, 'decay_rate'),
+  (ClientSection, {}, 'final_fraction'),
+  (ServerSection, {}, 'learning_rate'),
+  (ServerSection, {}, 'momentum'),
+  (ServerSection, {}, 'beta1'),
+  (ServerSection, {}, 'beta2'),
+  (ServerSection, {}, 'tau'),
+  (SelectionSection, {'cohort_size': 1}, 'dropout'),
+  (DataSection, {'name': 'digits'}, 'alpha'),
+  (DataSection, {'name': 'digits'}, 'alpha'),
+  (ExecutionSection, {}, 'segment_seconds'),
+  (ExecutionSection, {}, 'checkpoint_every_seconds'),
+  (ExecutionSection, {}, 'stream_above_mb'),
 ]
 
 
@@ -228,24 +231,24 @@ def test_bad_rates_are_refused(kind, rest, field, value):
 @pytest.mark.parametrize(
   ('kind', 'rest', 'changes'),
   [
-    (ClientConfig, {}, {'batch_size': 0}),
-    (ClientConfig, {}, {'epochs': -1}),
-    (ClientConfig, {}, {'learning_rate': 0}),
-    (ClientConfig, {}, {'momentum': 1.0}),
-    (ClientConfig, {}, {'learning_rate_schedule': 'cosin'}),
-    (ClientConfig, {}, {'optimizer': 'adam'}),
-    (ServerConfig, {}, {'optimizer': 'fedadm'}),
-    (ServerConfig, {}, {'optimizer': 'pack.age:'}),
-    (ServerConfig, {}, {'optimizer': ''}),
-    (SelectionConfig, {}, {'cohort_size': 0}),
-    (SelectionConfig, {'cohort_size': 1}, {'dropout': 1.0}),
-    (ExecutionConfig, {}, {'devices': 'all'}),
-    (ExecutionConfig, {}, {'devices': 0}),
-    (ExecutionConfig, {}, {'mode': 'fast'}),
-    (ExecutionConfig, {}, {'keep_checkpoints': 1}),
-    (ModelConfig, {'name': 'mlp'}, {'options': {'x': math.nan}}),
-    (ModelConfig, {'name': 'mlp'}, {'options': {'x': None}}),
-    (ModelConfig, {}, {'name': '../x:y'}),
+    (ClientSection, {}, {'batch_size': 0}),
+    (ClientSection, {}, {'epochs': -1}),
+    (ClientSection, {}, {'learning_rate': 0}),
+    (ClientSection, {}, {'momentum': 1.0}),
+    (ClientSection, {}, {'learning_rate_schedule': 'cosin'}),
+    (ClientSection, {}, {'optimizer': 'adam'}),
+    (ServerSection, {}, {'optimizer': 'fedadm'}),
+    (ServerSection, {}, {'optimizer': 'pack.age:'}),
+    (ServerSection, {}, {'optimizer': ''}),
+    (SelectionSection, {}, {'cohort_size': 0}),
+    (SelectionSection, {'cohort_size': 1}, {'dropout': 1.0}),
+    (ExecutionSection, {}, {'devices': 'all'}),
+    (ExecutionSection, {}, {'devices': 0}),
+    (ExecutionSection, {}, {'mode': 'fast'}),
+    (ExecutionSection, {}, {'keep_checkpoints': 1}),
+    (ModelSection, {'name': 'mlp'}, {'options': {'x': math.nan}}),
+    (ModelSection, {'name': 'mlp'}, {'options': {'x': None}}),
+    (ModelSection, {}, {'name': '../x:y'}),
   ],
 )
 def test_bad_values_are_refused(kind, rest, changes):
@@ -268,7 +271,7 @@ def test_bad_values_are_refused(kind, rest, changes):
     {'name': '<script>'},
     {'version': 0},
     {'stages': ('top_k',)},
-    {'selection': SelectionConfig(cohort_size=11)},
+    {'selection': SelectionSection(cohort_size=11)},
   ],
 )
 def test_bad_experiments_are_refused(changes):
@@ -277,12 +280,12 @@ def test_bad_experiments_are_refused(changes):
 
 
 def test_a_factory_may_stand_for_a_name():
-  assert ServerConfig(optimizer='pkg.mod:make').optimizer == 'pkg.mod:make'
+  assert ServerSection(optimizer='pkg.mod:make').optimizer == 'pkg.mod:make'
 
 
 def test_options_are_the_configs_own():
   options = {'hidden': (64,)}
-  model = ModelConfig(name='mlp', options=options)
+  model = ModelSection(name='mlp', options=options)
   options['hidden'] = (1,)
   assert model.options == {'hidden': [64]}
 
@@ -292,17 +295,17 @@ def test_the_hash_covers_what_changes_results_and_nothing_else():
   assert len(base) == 8 and int(base, 16) >= 0
   same = [
     make(name='other'),
-    make(execution=ExecutionConfig(mode='loop', devices=3, stream_above_mb=1)),
-    make(server=ServerConfig(learning_rate=1)),
+    make(execution=ExecutionSection(mode='loop', devices=3, stream_above_mb=1)),
+    make(server=ServerSection(learning_rate=1)),
   ]
   assert {config_hash(x) for x in same} == {base}
   other = [
     make(seed=1),
     make(rounds=4),
-    make(model=ModelConfig(name='mlp', options={'hidden': [3]})),
-    make(client=ClientConfig(learning_rate=0.2)),
-    make(stages=(StageConfig(use='a'),)),
-    make(stages=(StageConfig(use='a', before_algorithm=True),)),
+    make(model=ModelSection(name='mlp', options={'hidden': [3]})),
+    make(client=ClientSection(learning_rate=0.2)),
+    make(stages=(StageSection(use='a'),)),
+    make(stages=(StageSection(use='a', before_algorithm=True),)),
   ]
   assert len({base, *map(config_hash, other)}) == len(other) + 1
 
@@ -313,8 +316,7 @@ def test_the_hash_does_not_change_between_releases():
 
 
 def test_every_field_is_documented():
-  for name in config_lib.__all__:
-    kind = getattr(config_lib, name)
-    if dataclasses.is_dataclass(kind):
+  for name, kind in vars(config_lib).items():
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
       for field in dataclasses.fields(kind):
         assert f'{field.name}: ' in (kind.__doc__ or ''), (name, field.name)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from fedjax_mem.experiment import cli, loop, registry, robustness
-from fedjax_mem.experiment.config import StageConfig
+from fedjax_mem.experiment.config import StageSection
 
 FULL = (
   'selection.name=round_robin',
@@ -77,8 +77,8 @@ def test_the_seeds_of_a_cell_are_those_of_runs_of_their_own(table, make, tmp_pat
   cells, _ = table(seeds=(3, 4), **options)
   base = dataclasses.replace(make(*FULL, 'rounds=5'), seed=4)
   stages = (
-    StageConfig(use='alie', options={'attackers': 0.2, 'z': 1.5}),
-    StageConfig(use='krum', options={'byzantine': 2}),
+    StageSection(use='alie', options={'attackers': 0.2, 'z': 1.5}),
+    StageSection(use='krum', options={'byzantine': 2}),
   )
   alone = loop.run(dataclasses.replace(base, stages=stages), tmp_path / 'runs', quiet=True)
   accuracy = alone.metrics[-1]['test_accuracy']
@@ -150,8 +150,8 @@ def test_every_entry_is_made_of_stages(entries):
 @pytest.mark.slow
 def test_a_run_reports_a_backdoor_and_what_was_skipped(make, tmp_path, capsys, undrawn):
   stages = (
-    StageConfig(use='backdoor', options={'attackers': 3, 'target': 1}, before_algorithm=True),
-    StageConfig(use='krum', options={'byzantine': 3}),
+    StageSection(use='backdoor', options={'attackers': 3, 'target': 1}, before_algorithm=True),
+    StageSection(use='krum', options={'byzantine': 3}),
   )
   config = make(*FULL, 'rounds=2', 'selection.dropout=0.4')
   result = loop.run(dataclasses.replace(config, stages=stages), tmp_path)

@@ -7,7 +7,7 @@ import pytest
 
 from fedjax_mem.core import Layer, Stage
 from fedjax_mem.experiment import cli, loop, table
-from fedjax_mem.experiment.config import StageConfig, config_hash
+from fedjax_mem.experiment.config import StageSection, config_hash
 from fedjax_mem.report.runs import load_run
 from fedjax_mem.report.tables import summarise
 
@@ -18,7 +18,7 @@ DENSE = 4 * PARAMETERS + 25
 @pytest.fixture
 def with_stage(make):
   def config(use, *overrides, before=False, **options):
-    stage = StageConfig(use=use, options=options, before_algorithm=before)
+    stage = StageSection(use=use, options=options, before_algorithm=before)
     return dataclasses.replace(make('rounds=2', *overrides), stages=(stage,))
 
   return config

@@ -8,7 +8,7 @@ from reference.objects import client, loop, server
 from fedjax_mem.federated import (
   AggregationStrategy,
   NotEnoughClients,
-  simulate,
+  simulate_federation,
 )
 
 RULES = {
@@ -34,7 +34,7 @@ def test_every_robust_strategy_is_tried():
 def test_robust_rules_give_what_the_engine_gives(name):
   made = server(aggregation=AggregationStrategy[name], options=RULES[name], max_clients=7)
   clients = [client(i) for i in range(7)]
-  result = simulate(made, clients, rounds=2)
+  result = simulate_federation(made, clients, rounds=2)
   by_loop = loop(made, clients, rounds=2)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5),

@@ -16,7 +16,7 @@ from fedjax_mem.federated import (
   FederatedServer,
   PrivacyConfig,
   ServerConfig,
-  simulate,
+  simulate_federation,
 )
 
 MODEL = models.build('logistic', (4,), 3)
@@ -115,7 +115,7 @@ def test_permutations_share_out_the_whole_gain():
 def test_scores_and_selection_are_the_engines(method):
   made = server(max_clients=3, selection_options={'method': method, 'explore': 0.4})
   clients = [client(i, i == 1) for i in range(6)]
-  found = simulate(made, clients, rounds=6)
+  found = simulate_federation(made, clients, rounds=6)
   assert not made.contributions
   loop(made, clients, 6)
   took_part = [sorted(int(x.removeprefix('c')) for x in r.participants) for r in made.reports]
@@ -191,7 +191,7 @@ def test_what_is_refused():
   with pytest.raises(ValueError, match="must be 'random'"):
     server().register(private)
   with pytest.raises(ValueError, match="must be 'random'"):
-    simulate(server(), [private, client(1, privacy_config=PrivacyConfig())])
+    simulate_federation(server(), [private, client(1, privacy_config=PrivacyConfig())])
   coded = CompressionConfig(method='random_k')
   with pytest.raises(ValueError, match='decoded in the sum alone'):
-    simulate(server(), [client(i, compression_config=coded) for i in range(2)])
+    simulate_federation(server(), [client(i, compression_config=coded) for i in range(2)])

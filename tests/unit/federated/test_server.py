@@ -20,7 +20,7 @@ from fedjax_mem.federated import (
   PrivacyConfig,
   SigningKey,
   recipe,
-  simulate,
+  simulate_federation,
 )
 from fedjax_mem.stages.compress import wire
 
@@ -45,7 +45,9 @@ CASES = {
 def test_the_loop_gives_what_the_engine_gives(case):
   clients = [client(i, **CASES[case]) for i in range(4)]
   made = server(max_clients=3)
-  found = simulate(made, clients, execution=Execution(mode='loop', devices=1, pool=False))
+  found = simulate_federation(
+    made, clients, execution=Execution(mode='loop', devices=1, pool=False)
+  )
   params = loop(made, clients)
   for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(found.model.params), strict=True):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
@@ -58,7 +60,9 @@ def test_the_loop_gives_what_the_engine_gives(case):
 def test_clients_of_unequal_sizes_give_what_the_engine_gives():
   clients = [client(i, count=n) for i, n in enumerate((3, 14, 6, 9, 1))]
   made = server()
-  found = simulate(made, clients, execution=Execution(mode='loop', devices=1, pool=False))
+  found = simulate_federation(
+    made, clients, execution=Execution(mode='loop', devices=1, pool=False)
+  )
   params = loop(made, clients)
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
   jax.tree.map(close, params, found.model.params)
@@ -67,8 +71,8 @@ def test_clients_of_unequal_sizes_give_what_the_engine_gives():
 @pytest.mark.slow
 def test_central_privacy_needs_less_noise():
   clients = [client(i, privacy_config=PrivacyConfig(epsilon=2.0)) for i in range(4)]
-  central = simulate(server(), clients, privacy='central')
-  local = simulate(server(), clients)
+  central = simulate_federation(server(), clients, privacy='central')
+  local = simulate_federation(server(), clients)
   assert central.guarantee.trust == 'central' and local.guarantee.trust == 'local'
   assert max(central.guarantee.epsilon, local.guarantee.epsilon) <= 2.0
 
@@ -78,7 +82,7 @@ def test_fedsgd_and_secure_aggregation():
   clients = [client(i) for i in range(3)]
   kind = AggregationStrategy.FEDERATED_SGD
   made = server(aggregation=kind)
-  found = simulate(made, clients)
+  found = simulate_federation(made, clients)
   params = loop(made, clients)
   np.testing.assert_allclose(
     params['logits']['kernel'], found.model.params['logits']['kernel'], atol=1e-6
