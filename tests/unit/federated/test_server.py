@@ -24,6 +24,8 @@ from fedjax_mem.federated import (
 )
 from fedjax_mem.stages.compress import wire
 
+ONE_BY_ONE = Execution(mode='loop', devices=1, pool=False)
+
 
 def updates_of(made, clients):
   async def run():
