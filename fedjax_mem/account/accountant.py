@@ -142,7 +142,7 @@ class Claim:
       return float(self._rdp(event, np.asarray([count]), delta)[0])
     if curves.is_gaussian(event):
       return curves.gaussian_epsilon(event, count, self.adjacency, delta)
-    interval = self._interval(event, count, delta)
+    interval = self._interval(event, count, delta) if curves.has_grid(event) else 0.0
     return curves.pld_epsilon(event, count, self.adjacency, delta, interval)
 
   def added_delta(self, rounds: int, epsilon: float) -> float:

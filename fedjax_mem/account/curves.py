@@ -122,6 +122,16 @@ def pure_epsilon(event: Any, count: int) -> float | None:
   return count / inner.noise_multiplier if is_laplace else None
 
 
+def has_grid(event: Any) -> bool:
+  """Returns whether `_loss` knows the distribution of an event."""
+  import dp_accounting as dp
+
+  if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
+    return True
+  inner = event.event if isinstance(event, dp.PoissonSampledDpEvent) else event
+  return isinstance(inner, dp.GaussianDpEvent | dp.LaplaceDpEvent)
+
+
 def is_gaussian(event: Any) -> bool:
   """Returns whether the event is Gaussian noise without sampling."""
   import dp_accounting
@@ -144,5 +154,10 @@ def gaussian_epsilon(event: Any, count: int, adjacency: str, delta: float) -> fl
 
 
 def pld_epsilon(event: Any, count: int, adjacency: str, delta: float, interval: float) -> float:
-  """Returns epsilon of `count` compositions of an event with sampling or Laplace noise."""
+  """Returns epsilon of `count` compositions of an event.
+
+  On a grid of that interval where it has sampling or Laplace noise, on the library's own otherwise.
+  """
+  if not has_grid(event):
+    return float(_accountant('pld', adjacency).compose(event, count).get_epsilon(delta))
   return float(_loss(event, adjacency, interval).self_compose(count).get_epsilon_for_delta(delta))

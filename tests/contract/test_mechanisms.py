@@ -21,6 +21,8 @@ from fedjax_mem.core import Bound, Draws, IncompatibleStages
 from fedjax_mem.core.mechanism import path
 from fedjax_mem.mechanisms import MECHANISMS, Gaussian, find
 
+# Delta is far above what is sound, so that so few samples tell.
+pytestmark = pytest.mark.filterwarnings('ignore:delta should be well below')
 KNOWN = {'dimension': 1, 'restart': 4, 'sensitivities': (1.0, 1.2, 1.3, 1.4), 'separation': 4}
 # As one contribution of a single value has it, in steps of a grid for noise on integers.
 BOUND = Bound(6.0, 6.0, 6.0, 1)
@@ -93,10 +95,12 @@ def test_more_noise_costs_less_and_more_rounds_cost_more(noise):
 
 
 def test_a_client_replaced_costs_no_less_than_one_left_out(noise):
+  if {'replace_one', 'replace_special'} - set(noise.adjacencies(APART)):
+    return
   try:
     replaced = epsilon(noise, adjacency='replace_one')
   except IncompatibleStages:
-    return
+    return  # no accountant has the event
   assert replaced >= epsilon(noise, adjacency='replace_special')
 
 
@@ -146,14 +150,23 @@ def at_least(values, shift):
 
 
 def released(noise):
-  """Returns the noise of a first round: that of all shares, where clients carry it."""
+  """Returns the noise of many first rounds on a single value, [SIZE]; of all shares, if any."""
+  like = jnp.zeros(1, jnp.int32 if noise.integers else jnp.float32)
+  first = lambda key: noise.draw(key, like, BOUND, noise.init(like))[0][0]
+  many = jax.jit(jax.vmap(first))
   shares = noise.shares if noise.carried else 1
-  return sum(drawn(noise, seed=s)[0][0].astype(np.float64) for s in range(shares))
+  keys = [jax.random.split(jax.random.key(s), SIZE) for s in range(shares)]
+  return sum(np.asarray(many(k), np.float64) for k in keys)
 
 
 def test_what_is_drawn_does_not_refute_what_it_is_said_to_cost(noise):
-  claimed = epsilon(noise, 1, adjacency='replace_special')
-  assert at_least(released(noise), BOUND.l2) <= claimed
+  values = released(noise)
+  for adjacency, shift in (('replace_special', BOUND.l2), ('replace_one', 2 * BOUND.l2)):
+    try:
+      claimed = epsilon(noise, 1, adjacency=adjacency)
+    except IncompatibleStages:
+      continue  # nothing is claimed
+    assert at_least(values, shift) <= claimed
 
 
 @dataclasses.dataclass(frozen=True)
