@@ -200,8 +200,8 @@ class Claim:
     return curves.rdp_epsilon(event, counts, self.adjacency, delta, self.mechanism.orders)
 
   def _rdp_trajectory(self, rounds: int, delta: float) -> np.ndarray:
-    """Returns epsilon [R]; only correlated noise changes its event from round to round."""
-    if self.mechanism.correlated:
+    """Returns epsilon [R]: of one event composed, or where a mechanism has its own, of each."""
+    if type(self.mechanism).event is not Mechanism.event:
       return np.asarray([self.epsilon(r, delta) for r in range(1, rounds + 1)])
     apart = 1 if self.sampling is None else self.sampling.min_sep
     counts = -(-np.arange(1, rounds + 1) // apart)

@@ -46,8 +46,16 @@ def _quiet():
     log.setLevel(before)
 
 
-@functools.lru_cache(maxsize=1024)
 def _renyi(event: Any, adjacency: str, orders: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (orders [A], divergences [A]) of one event; events made of lists are not kept."""
+  try:
+    return _kept_renyi(event, adjacency, orders)
+  except TypeError:
+    return _kept_renyi.__wrapped__(event, adjacency, orders)
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept_renyi(event: Any, adjacency: str, orders: tuple | None) -> tuple[np.ndarray, np.ndarray]:
   """Returns (orders [A], divergences [A]) of one event."""
   import dp_accounting
 

@@ -76,9 +76,7 @@ def privacy_table(
 
 def _kind(mechanism: str) -> type[Mechanism]:
   """Returns the class of a mechanism that is settled by its multiplier."""
-  kind = mechanisms.find(mechanism)
-  if kind.correlated:
-    raise ValueError(f'mechanism must be fresh in every round here, got {mechanism!r}.')
+  kind = mechanisms.find(mechanism, fresh=True)
   try:
     kind(1.0)
   except (TypeError, ValueError) as error:

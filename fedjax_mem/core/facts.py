@@ -127,7 +127,7 @@ class Noises(Fact):
       mask) or 'local' (each client noises its own message).
     unit: what one neighbour is: a 'client' or an 'example'.
     draws: by example: examples of the largest client -> how a batch of it is drawn.
-    steps: noised releases a participation.
+    steps: of local noise: noised releases a participation.
   """
 
   sides = ('client', 'server')
@@ -144,6 +144,11 @@ class Noises(Fact):
     validate.one_of(TRUSTS, trust=self.trust)
     validate.one_of(UNITS, unit=self.unit)
     validate.integer(steps=self.steps)
+    if self.trust == 'central' and (self.steps, self.unit) != (1, 'client'):
+      raise ValueError(
+        f"steps must be 1, and the unit 'client', of central noise, got {self.steps!r} by "
+        f'{self.unit}.'
+      )
     if (self.draws is None) != (self.unit == 'client'):
       raise ValueError(f"draws must be given for the unit 'example' alone, got {self.draws!r}.")
 
@@ -168,7 +173,7 @@ class Weighted(Fact):
 class Weighs(Fact):
   """This client side makes update and aux those of `of(weight)` clients; exactly one in a round.
 
-  Under noise on the sum it also states `Bounds`: what a client's weight makes of a bound.
+  Under noise it also states `Bounds`: what a client's weight makes of a bound.
 
   Attributes:
     divisor: what the server divides the sum by: None (the weights that arrived), or a fixed number,
@@ -293,16 +298,4 @@ class Scores(Fact):
 
 
 # What says what a side does to messages; a side after the algorithm without any states nothing.
-MESSAGE_FACTS = (
-  Trains,
-  Bounds,
-  Noises,
-  Weighs,
-  Encodes,
-  Integers,
-  Masks,
-  Withholds,
-  Rule,
-  Attacks,
-  Scores,
-)
+MESSAGE_FACTS = (Trains, Bounds, Noises, Weighs, Encodes, Integers, Masks, Rule, Attacks)

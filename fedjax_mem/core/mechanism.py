@@ -56,16 +56,25 @@ class Mechanism:
     return 1
 
   @property
+  def carriers(self) -> int | None:
+    """The fewest clients that bring the noise in shares; None: it is drawn at once.
+
+    Where fewer arrive there is less noise than is accounted: their side states `Withholds` of as
+    many.
+    """
+    return None
+
+  @property
   def carried(self) -> bool:
     """Whether clients bring the noise: where one is missing, its share is missing too."""
-    return False
+    return self.carriers is not None
 
   def with_multiplier(self, noise_multiplier: float) -> Self:
     """Returns the same noise of another size."""
     return dataclasses.replace(self, noise_multiplier=noise_multiplier)
 
-  def check(self, bound: Bound) -> None:
-    """Raises `ValueError` for a bound to which it cannot be scaled."""
+  def check(self, bound: Bound, like: Tree) -> None:
+    """Raises `ValueError` for a bound or shapes for which it would not be what it is said to be."""
 
   # What it costs. `draws` is a `Draws`, or None: noise of a client's own, which hides what the
   # client holds, and not that it took part.
@@ -84,7 +93,9 @@ class Mechanism:
 
   def amplified(self, draws: Any, adjacency: str) -> bool:
     """Returns whether the event claims amplification by sampling."""
-    if draws is None or draws.min_sep > 1 or draws.scheme not in self.amplifies:
+    if self.correlated or draws is None or draws.min_sep > 1:
+      return False
+    if draws.scheme not in self.amplifies:
       return False
     return draws.scheme == 'poisson' or adjacency == 'replace_one'
 
@@ -117,12 +128,16 @@ class Mechanism:
     """
     import dp_accounting
 
-    moves = 2 if adjacency == 'replace_one' and accountant not in self.doubled_by else 1
+    moves = self.moves(adjacency, accountant)
     apart = 1 if draws is None else draws.min_sep
     one = self.once(moves, bound)
     if self.amplified(draws, adjacency):
       one = self.cut(draws, moves) if truncated else _sampled(draws, one)
     return dp_accounting.SelfComposedDpEvent(one, math.ceil(rounds / apart))
+
+  def moves(self, adjacency: str, accountant: str) -> int:
+    """Returns by how many bounds a neighbour moves the sum, where the accountant asks for that."""
+    return 2 if adjacency == 'replace_one' and accountant not in self.doubled_by else 1
 
   def once(self, moves: int, bound: Bound | None) -> Any:
     """Returns the event of one round in which a neighbour moves the sum by `moves` bounds."""
@@ -178,6 +193,8 @@ def _sampled(draws: Any, event: Any) -> Any:
   if draws.scheme == 'poisson':
     rate = min(1.0, draws.expected / draws.population)
     return dp_accounting.PoissonSampledDpEvent(rate, event)
+  if draws.scheme != 'without_replacement':
+    raise NotImplementedError(f'no event is known for a draw by {draws.scheme!r}')
   return dp_accounting.SampledWithoutReplacementDpEvent(
     draws.population, int(draws.expected), event
   )

@@ -103,8 +103,13 @@ class PrivacyConfig:
     validate.positive(max_grad_norm=self.max_grad_norm)
     if self.noise_multiplier is not None:
       validate.positive(noise_multiplier=self.noise_multiplier)
-    if mechanisms.find(self.mechanism).correlated:
-      raise ValueError(f'mechanism must be fresh for every update, got {self.mechanism!r}.')
+    kind = mechanisms.find(self.mechanism, fresh=True)
+    try:
+      kind(1.0)
+    except (TypeError, ValueError) as error:
+      raise ValueError(
+        f'mechanism must be one that its size settles, got {self.mechanism!r}: {error}'
+      ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from fedjax_mem import account, mechanisms
 from fedjax_mem.account import Guarantee, calibrate
 from fedjax_mem.core import (
+  Bound,
   Context,
   Draws,
   Layer,
   Mechanism,
   Message,
+  Noises,
   Round,
   keys,
   scalar_member,
@@ -41,7 +43,9 @@ def multiplier(config: PrivacyConfig, releases: int) -> float:
   if config.noise_multiplier is not None:
     return float(config.noise_multiplier)
   how = _mechanism(config, 1.0)
-  found = calibrate.noise_multiplier(config.epsilon, config.delta, None, releases, how)
+  found = calibrate.noise_multiplier(
+    config.epsilon, config.delta, None, releases, how, bound=_bound(config, 1.0)
+  )
   return float(found.mechanism.noise_multiplier)
 
 
@@ -64,10 +68,21 @@ def layers(config: PrivacyConfig, noise: float) -> tuple[Layer, ...]:
   return local(clip, noise, mechanism=kind)
 
 
+def _bound(config: PrivacyConfig, noise: float) -> Bound:
+  """Returns what the noise of a config is scaled to."""
+  made = Round(layers(config, noise))
+  layer, side, _ = made.having(Noises)[0]
+  return made.bound(layer, side, {})
+
+
 @functools.lru_cache(maxsize=256)
 def _guarantee(config: PrivacyConfig, noise: float, releases: int) -> Guarantee:
-  made = account.claim(None, _mechanism(config, noise), rounds=max(1, releases), delta=config.delta)
-  return made.guarantee(releases, config.delta)
+  how: dict[str, Any] = {
+    'rounds': max(1, releases),
+    'delta': config.delta,
+    'bound': _bound(config, noise),
+  }
+  return account.claim(None, _mechanism(config, noise), **how).guarantee(releases, config.delta)
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,6 +6,7 @@ mechanism, it does not protect anybody's data. What float32 does to the tails is
 function.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -75,6 +76,7 @@ class DiscreteTable(NamedTuple):
   low: np.ndarray
 
 
+@functools.lru_cache(maxsize=16)
 def discrete_table(sigma: float) -> DiscreteTable:
   """Returns the table of the discrete Gaussian, P(X = k) proportional to exp(-k² / 2 sigma²).
 
@@ -90,6 +92,7 @@ def discrete_table(sigma: float) -> DiscreteTable:
   return _table(np.exp(-((k / sigma) ** 2) / 2))
 
 
+@functools.lru_cache(maxsize=16)
 def skellam_table(sigma: float) -> DiscreteTable:
   """Returns the table of the difference of two Poisson variables of mean sigma ** 2 / 2 each.
 

@@ -37,13 +37,16 @@ _CLIPPED = {'l1': ('l1', 'l2', 'linf'), 'l2': ('l2', 'linf')}
 _OTHERS = {'l1': 'central or local', 'l2': 'laplace or local_laplace'}
 
 
-def find(mechanism: Any, norm: str | None = None, integers: bool | None = None) -> type[Mechanism]:
+def find(
+  mechanism: Any, norm: str | None = None, integers: bool | None = None, fresh: bool = False
+) -> type[Mechanism]:
   """Returns the class of a mechanism: given as it is, by its name, or as 'package.module:Class'.
 
   Args:
     mechanism: which.
     norm: 'l1' or 'l2': what the updates that it is for are clipped to; None: whatever.
     integers: whether it is for integers; None: whatever.
+    fresh: refuse noise that is correlated over rounds.
 
   Raises:
     ValueError: there is none, or one for something else.
@@ -68,6 +71,8 @@ def find(mechanism: Any, norm: str | None = None, integers: bool | None = None) 
     raise ValueError(
       f'mechanism must be noise for {"integers" if integers else "floats"} here, got {mechanism!r}.'
     )
+  if fresh and found.correlated:
+    raise ValueError(f'mechanism must be fresh in every round here, got {mechanism!r}.')
   return found
 
 

@@ -12,7 +12,6 @@ import math
 from typing import Any
 
 from fedjax_mem.core.bound import Bound
-from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.mechanisms import _base
 
 # In steps of the grid: from there on sums are accounted as such.
@@ -20,36 +19,16 @@ _LEAST_VARIANCE = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscreteGaussian(Mechanism):
-  """Discrete Gaussian noise; `noise_multiplier` is its parameter sigma over the L2 bound.
-
-  Attributes:
-    shares: None: drawn once, on the server; or the fewest clients that bring it, each a share of
-      the variance of the sum.
-    dimension: number of coordinates, for noise of several shares.
-  """
-
-  integers = True
-  shares: int | None = None
-  dimension: int | None = None
+class DiscreteGaussian(_base.OnIntegers):
+  """Discrete Gaussian noise; `noise_multiplier` is its parameter sigma over the L2 bound."""
 
   def __post_init__(self):
     """Raises `ValueError` for numbers that are out of range, or missing."""
     super().__post_init__()
-    _base.check_shares(self.shares, self.dimension)
     if (self.shares or 1) > 1 and self.dimension is None:
       raise ValueError(
         f'dimension must be given for discrete Gaussian noise of {self.shares} shares, got None.'
       )
-
-  @property
-  def carried(self) -> bool:
-    """Whether clients bring the noise."""
-    return self.shares is not None
-
-  def check(self, bound: Bound) -> None:
-    """Raises `ValueError` for a bound that makes too large a table."""
-    self._table(bound)
 
   def concentrated(self, moves: int, bound: Bound | None = None) -> tuple[float, float]:
     """Returns (rho, xi): the Renyi divergence of order a is at most xi + rho a.
@@ -81,18 +60,8 @@ class DiscreteGaussian(Mechanism):
       return None
     return 10 * sum(math.exp(-2 * math.pi**2 * variance * k / (k + 1)) for k in range(1, shares))
 
-  def once(self, moves: int, bound: Bound | None) -> Any:
-    """Returns the event of one round in which a neighbour moves the sum by `moves` bounds."""
-    return _base.concentrated(self.concentrated(moves, bound))
-
-  def _table(self, bound: Bound) -> Any:
+  def table_of(self, sigma: float) -> Any:
+    """Returns the table of the noise of a scale in steps of the grid."""
     from fedjax_mem.kernels import noise
 
-    share = math.sqrt(self.shares or 1)
-    return noise.discrete_table(self.noise_multiplier * _base.l2_of(bound) / share)
-
-  def draw(self, key: Any, like: Any, bound: Bound, state: Any) -> tuple[Any, Any]:
-    """Returns (int32 noise of the shapes of `like`, state); of one share, if there are any."""
-    from fedjax_mem.kernels import noise
-
-    return noise.tabled(key, like, self._table(bound)), state
+    return noise.discrete_table(sigma)

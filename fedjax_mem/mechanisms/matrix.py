@@ -105,18 +105,33 @@ class Matrix(Mechanism):
       raise ValueError(
         f'its matrix covers {len(self.sensitivities)} rounds, and {rounds} are asked for'
       )
-    moves = 2 if adjacency == 'replace_one' and accountant not in self.doubled_by else 1
-    multiplier = self.noise_multiplier / moves
+    multiplier = self.noise_multiplier / self.moves(adjacency, accountant)
     return dp_accounting.GaussianDpEvent(multiplier / self.sensitivities[rounds - 1])
 
-  def _inverse(self) -> Any:
+  def check(self, bound: Bound, like: Any) -> None:
+    """Raises `ValueError` where the matrix that is drawn is not the one that is accounted."""
+    del bound, like
+    if self.strategy == 'banded' and self.width > self.separation:
+      raise ValueError(
+        f'width must be at most the separation of {self.separation}, so that the columns of one '
+        f'client do not overlap, got {self.width!r}.'
+      )
+    found = self._strategy().sensitivities
+    if not np.allclose(found, self.sensitivities, rtol=1e-6):
+      raise ValueError(
+        f'sensitivities must be those of the {self.strategy!r} matrix of width {self.width}, '
+        f'{found[:4].tolist()!r}…, got {self.sensitivities[:4]!r}….'
+      )
+
+  def _strategy(self) -> 'Strategy':
     make = banded if self.strategy == 'banded' else blt
-    return make(len(self.sensitivities), self.width, self.separation).inverse
+    with jax.ensure_compile_time_eval():  # it may be asked for while a round is traced
+      return make(len(self.sensitivities), self.width, self.separation)
 
   def init(self, like: Any) -> Any:
     """Returns the state before the first round."""
     flat = jax.ShapeDtypeStruct((tree.size(like),), jnp.float32)
-    return {'done': jnp.int32(0), 'matrix': self._inverse().init_multiply(flat)}
+    return {'done': jnp.int32(0), 'matrix': self._strategy().inverse.init_multiply(flat)}
 
   def draw(self, key: Any, like: Any, bound: Bound, state: Any) -> tuple[Any, Any]:
     """Returns (this round's row of C^-1 Z, state)."""
@@ -125,7 +140,7 @@ class Matrix(Mechanism):
     size = jax.ShapeDtypeStruct((tree.size(like),), jnp.float32)
     row = noise.gaussian(key, size, self.noise_multiplier * bound.l2)
     with _ordinary(), jax.default_matmul_precision('highest'):
-      row, matrix = self._inverse().multiply_next(row, state['matrix'])
+      row, matrix = self._strategy().inverse.multiply_next(row, state['matrix'])
     row = jnp.where(state['done'] < len(self.sensitivities), row, jnp.float32(jnp.nan))
     floats = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), like)
     return tree.unravel(row, floats), {'done': state['done'] + 1, 'matrix': matrix}

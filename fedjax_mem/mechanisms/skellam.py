@@ -9,40 +9,23 @@ import math
 from typing import Any
 
 from fedjax_mem.core.bound import Bound
-from fedjax_mem.core.mechanism import Mechanism
 from fedjax_mem.mechanisms import _base
 
 
 @dataclasses.dataclass(frozen=True)
-class Skellam(Mechanism):
+class Skellam(_base.OnIntegers):
   """Skellam noise; `noise_multiplier` is the standard deviation of the sum over the L2 bound.
 
-  Attributes:
-    shares: None: drawn once, on the server; or the fewest clients that bring it, each a share of
-      the variance of the sum.
-    dimension: number of coordinates; with the L2 bound it bounds the L1 norm.
+  With the dimension, which must be given, the L2 bound bounds the L1 norm.
   """
 
-  integers = True
   orders = (*range(2, 64), 128, 256, 512, 1024)
-  shares: int | None = None
-  dimension: int | None = None
 
   def __post_init__(self):
     """Raises `ValueError` for numbers that are out of range, or missing."""
     super().__post_init__()
-    _base.check_shares(self.shares, self.dimension)
     if self.dimension is None:
       raise ValueError('dimension must be given for Skellam noise, got None.')
-
-  @property
-  def carried(self) -> bool:
-    """Whether clients bring the noise."""
-    return self.shares is not None
-
-  def check(self, bound: Bound) -> None:
-    """Raises `ValueError` for a bound that makes too large a table."""
-    self._table(bound)
 
   def concentrated(self, moves: int, bound: Bound | None = None) -> tuple[float, float]:
     """Returns (rho, xi): the Renyi divergence of a whole order a is at most xi + rho a.
@@ -64,18 +47,8 @@ class Skellam(Mechanism):
       ]
     )
 
-  def once(self, moves: int, bound: Bound | None) -> Any:
-    """Returns the event of one round in which a neighbour moves the sum by `moves` bounds."""
-    return _base.concentrated(self.concentrated(moves, bound))
-
-  def _table(self, bound: Bound) -> Any:
+  def table_of(self, sigma: float) -> Any:
+    """Returns the table of the noise of a scale in steps of the grid."""
     from fedjax_mem.kernels import noise
 
-    share = math.sqrt(self.shares or 1)
-    return noise.skellam_table(self.noise_multiplier * _base.l2_of(bound) / share)
-
-  def draw(self, key: Any, like: Any, bound: Bound, state: Any) -> tuple[Any, Any]:
-    """Returns (int32 noise of the shapes of `like`, state); of one share, if there are any."""
-    from fedjax_mem.kernels import noise
-
-    return noise.tabled(key, like, self._table(bound)), state
+    return noise.skellam_table(sigma)

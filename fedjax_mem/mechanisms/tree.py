@@ -38,7 +38,8 @@ class Tree(Mechanism):
   [levels, ...] for each array.
 
   Attributes:
-    restart: rounds between two fresh trees; None: one tree for the whole run, for the accountant.
+    restart: rounds between two fresh trees; None: one tree for the whole run, which is accounted
+      and not drawn.
     honaker: use what the children of a node say of it; without it, the plain tree.
   """
 
@@ -84,13 +85,15 @@ class Tree(Mechanism):
         f'a client may take part once in a tree, here of {steps} rounds, and the sampler keeps '
         f'{kept} between two participations; restart the tree every {kept} rounds'
       )
-    moves = 2 if adjacency == 'replace_one' else 1
+    moves = self.moves(adjacency, accountant)
     one = dp_accounting.SingleEpochTreeAggregationDpEvent(self.noise_multiplier / moves, steps)
     return dp_accounting.SelfComposedDpEvent(one, math.ceil(rounds / kept))
 
   def init(self, like: Any) -> Any:
     """Returns the state before the first round."""
-    levels = (self.restart or 1).bit_length()
+    if self.restart is None:
+      raise ValueError('restart must be given for noise that is drawn, got None.')
+    levels = self.restart.bit_length()
     rows = lambda x: jnp.zeros((levels, *x.shape), jnp.float32)
     return {'done': jnp.int32(0), 'open': jax.tree.map(rows, like)}
 

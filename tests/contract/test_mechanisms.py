@@ -94,6 +94,14 @@ def test_more_noise_costs_less_and_more_rounds_cost_more(noise):
   assert dearer
 
 
+def test_the_trajectory_is_epsilon_after_each_round(noise):
+  how = {'rounds': ROUNDS, 'delta': DELTA, 'bound': BOUND}
+  made = account.claim(APART, noise, **how)
+  path = made.trajectory(ROUNDS, DELTA).epsilon
+  stated = [made.epsilon(r, DELTA) for r in range(1, ROUNDS + 1)]
+  np.testing.assert_allclose(path, stated, rtol=1e-6)
+
+
 def test_a_client_replaced_costs_no_less_than_one_left_out(noise):
   if {'replace_one', 'replace_special'} - set(noise.adjacencies(APART)):
     return

@@ -33,6 +33,6 @@ def planned(layers: Round, specs: dict[str, Tree], sent: Message, servers: dict[
     servers: for each layer, the shapes of its server state.
   """
   if layers.having(Noises):
-    bounds.check(layers, specs)
+    bounds.check(layers, specs, sent)
     released.check(layers, specs, sent, servers)
   byzantine.check_silent(layers)  # after what a claim has to say of it

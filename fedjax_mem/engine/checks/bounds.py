@@ -19,6 +19,7 @@ from fedjax_mem.core import (
   Integers,
   Layer,
   Mechanism,
+  Message,
   Noises,
   Round,
   known,
@@ -27,21 +28,25 @@ from fedjax_mem.core import (
 Tree = Any
 
 
-def check(layers: Round, specs: dict[str, Tree]) -> None:
+def check(layers: Round, specs: dict[str, Tree], sent: Message) -> None:
   """Raises where the norm that noise is scaled to is unknown, or larger than it is drawn for.
 
   Args:
     layers: of the round.
     specs: for each layer, the shapes that its client side receives.
+    sent: shapes of what leaves the last client side.
   """
   for layer, side, noise in layers.having(Noises):
-    if layer.name not in specs or layer is layers.algorithm:
+    if noise.unit == 'example':
       continue  # noise inside of training, or before it, bounds what it noises itself
     here = layers.bound(layer, side, specs)
     for what in ('rows', *noise.mechanism.norms):
       if not known(here._asdict()[what]):
         raise IncompatibleStages(_unknown(layers, layer, side, what, specs))
-    _check_rows(layers, layer, side, here, specs)
+    after = layers.after(layer)
+    leaves = specs[after[0].name] if after else sent
+    beside = set(leaves.aux) - set(specs[layer.name].aux)
+    _check_rows(layers, layer, side, here, specs, bool(beside))
     _check_grid(layers, layer, noise)
     _check_fixed(layer, noise.mechanism, here, specs[layer.name])
 
@@ -90,14 +95,14 @@ def _unknown(layers: Round, layer: Layer, side: str, what: str, specs: dict[str,
 
 
 def _check_rows(
-  layers: Round, layer: Layer, side: str, here: Bound, specs: dict[str, Tree]
+  layers: Round, layer: Layer, side: str, here: Bound, specs: dict[str, Tree], beside: bool
 ) -> None:
   """Raises where a client changes the messages of others, and the noise is not scaled to that.
 
-  Noise of a client's own covers one message; so does what a layer sums beside the update, and that
-  is what a bound that is known only in the round comes from.
+  Noise of a client's own covers one message; so does that on what the layer sums `beside` the
+  update, which has no bound of its own.
   """
-  if here.rows == 1 or (side == 'server' and here.l2 is not IN_ROUND):
+  if here.rows == 1 or (side == 'server' and not beside):
     return
   steps = _steps(layers, layer, side, 'rows', specs)
   name = next((x.name for x, _, old, new in steps if old != new), layers.algorithm.name)
@@ -138,4 +143,4 @@ def _check_fixed(layer: Layer, mechanism: Mechanism, here: Bound, spec: Any) -> 
       'it is bounded by a number known only in the round: clip to a fixed norm.'
     )
   if not moving:
-    mechanism.check(here)
+    mechanism.check(here, spec.update)

@@ -15,6 +15,7 @@ from fedjax_mem.core import (
   Masks,
   Noises,
   Round,
+  Withholds,
 )
 
 
@@ -35,6 +36,7 @@ def check(layers: Round) -> None:
   _check_together([(layer, noise) for layer, _, noise in noisy])
   for layer, side, noise in noisy:
     share = side == 'client' and noise.trust == 'central'
+    _check_place(layers, layer, side, noise)
     _check_carried(layer, side, noise, share)
     _check_selection(layers, layer, noise, share)
     _check_weights(layers, layer, noise)
@@ -49,6 +51,23 @@ def _check_carried(layer: Layer, side: str, noise: Noises, share: bool) -> None:
       f'the {side} side of {layer.name!r} adds {noise.trust} noise, and its mechanism says that '
       f'clients {"bring" if noise.mechanism.carried else "do not bring"} it in shares: shares are '
       'central noise on the client side.'
+    )
+  least, withholds = noise.mechanism.carriers, layer.sides[side].fact(Withholds)
+  if least is not None and (withholds is None or withholds.least < least):
+    raise IncompatibleStages(
+      f'the noise of {layer.name!r} is accounted for {least} shares, and its {side} side does not '
+      f'withhold the sum where fewer clients arrive: state Withholds({least}).'
+    )
+
+
+def _check_place(layers: Round, layer: Layer, side: str, noise: Noises) -> None:
+  """Raises for noise by client that is not on messages, or noise by example that is."""
+  messages = layer in layers.after(layers.algorithm)
+  if (noise.unit == 'client') != messages or (noise.unit == 'example' and side != 'client'):
+    where = 'must stand after' if noise.unit == 'client' else 'must be inside of, or before,'
+    raise IncompatibleStages(
+      f'the {side} side of {layer.name!r} adds noise by {noise.unit}: it {where} the training of '
+      f'{layers.algorithm.name!r}.'
     )
 
 

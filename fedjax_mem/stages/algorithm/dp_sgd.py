@@ -93,11 +93,9 @@ def dp_sgd(
     steps: local steps a round, >= 1.
     rate: probability of each example in each step, in (0, 1], the same for all clients.
     l2_clip_norm: bound on the L2 norm of one example's gradient, > 0.
-    noise_multiplier: standard deviation of the noise on the sum over the bound; 0 adds none, and
-      then claims no privacy at all.
-    capacity: rows of a batch; by default those that the largest client overflows once in 10^14.
-    microbatch: per-example gradients held at a time, >= 1: it bounds memory and changes no result
-      beyond rounding.
+    noise_multiplier: standard deviation of the noise on the sum over the bound; 0: no claim.
+    capacity: rows of a batch; by default, overflown once in 10^14.
+    microbatch: per-example gradients held at a time, >= 1: it bounds memory.
     mechanism: noise of floats scaled to the L2 norm: 'gaussian', or 'package.module:Class'.
     optimizer: learning rate -> the clients' optax optimizer, of noised gradients.
     server_optimizer: optax optimizer of the average update; by default x <- x - update.
@@ -158,8 +156,7 @@ class Steps:
     if self.capacity is not None:
       validate.integer(capacity=self.capacity)
     validate.integer(microbatch=self.microbatch)
-    if mechanisms.find(self.mechanism, 'l2', integers=False).correlated:
-      raise ValueError(f'mechanism must be fresh in every step, got {self.mechanism!r}.')
+    mechanisms.find(self.mechanism, 'l2', integers=False, fresh=True)
 
   @property
   def facts(self) -> tuple[Fact, ...]:
@@ -171,9 +168,7 @@ class Steps:
   @functools.cached_property
   def made(self) -> Mechanism | None:
     """The noise on the sum of gradients, None without."""
-    return mechanisms.make(
-      mechanisms.find(self.mechanism, 'l2', integers=False), self.noise_multiplier
-    )
+    return mechanisms.make(mechanisms.find(self.mechanism), self.noise_multiplier)
 
   def batches(self, examples: int) -> Draws:
     """Returns how the client with the most `examples` draws a batch: no client overflows more."""
@@ -194,7 +189,7 @@ class Steps:
         self.loss, params, task.data, positions, mask, drop, self.l2_clip_norm, self.microbatch
       )
       if self.made is not None:
-        bound = Bound(l2=self.l2_clip_norm, rows=1)
+        bound = Bound(l2=self.l2_clip_norm, linf=self.l2_clip_norm, rows=1)
         summed = tree.add(summed, self.made.draw(add, summed, bound, ())[0])
       grads = jax.tree.map(lambda g, p: (g / self.batch_size).astype(p.dtype), summed, params)
       updates, opt = local.update(grads, opt, params)

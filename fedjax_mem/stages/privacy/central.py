@@ -60,7 +60,7 @@ def central(
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
   clipping.check_multiplier(noise_multiplier)
-  kind = mechanisms.find(mechanism, 'l2')
+  kind = mechanisms.find(mechanism, 'l2', fresh=True)
   validate.integer(at_most=2**14, levels=levels)
   clip = clipping.choose(per_layer)
   if dimension is not None:
@@ -92,7 +92,7 @@ def laplace(
   """
   validate.positive(l1_clip_norm=l1_clip_norm)
   clipping.check_multiplier(noise_multiplier)
-  kind = mechanisms.find(mechanism, 'l1', integers=False)
+  kind = mechanisms.find(mechanism, 'l1', integers=False, fresh=True)
   made = mechanisms.make(kind, noise_multiplier)
   return _layer('laplace', clipping.l1, l1_clip_norm, noising.within_l1(float(l1_clip_norm)), made)
 
@@ -117,7 +117,7 @@ def _discrete(clip_norm: float, made: Mechanism | None, clip: clipping.Clip, lev
   # In steps of the grid, on which the noise is added; rounding is in it.
   grid = noising.within(float(levels))
   if made is not None:
-    made.check(grid.of(None, Bound()))
+    made.check(grid.of(None, Bound()), ())
 
   def client(ctx: Context, message: Message, state):
     del ctx

@@ -171,16 +171,16 @@ def distributed(
   validate.integer(at_most=clients, shares=shares)
   validate.integer(at_most=_LARGEST, dimension=dimension)
   validate.integer(at_least=2, at_most=modular.LARGEST, bits=bits)
-  kind = mechanisms.find(mechanism, 'l2', integers=True)
+  kind = mechanisms.find(mechanism, 'l2', integers=True, fresh=True)
   validate.open_fraction(beta=beta)
   block = rotate.block_size(dimension, largest=BLOCK)
   size = rotate.padded_size(dimension, block)
   found = finest(Setting(noise_multiplier, clients, shares, size, block, beta), bits)
   step = l2_clip_norm / found.levels
   made: Any = mechanisms.make(kind, noise_multiplier, dimension=size, shares=shares)
-  if not made.carried or made.correlated:
+  if not made.carried:
     raise ValueError(f'mechanism must be noise that clients bring in shares, got {mechanism!r}.')
-  made.check(noising.within(found.l2).of(None, Bound()))
+  made.check(noising.within(found.l2).of(None, Bound()), ())
   room = Integers(bits, clients)
   return (
     _clipped(l2_clip_norm, dimension, block),

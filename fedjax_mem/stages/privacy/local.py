@@ -91,7 +91,7 @@ def local_discrete(
 ) -> tuple[Layer, ...]:
   """Returns the layers in which each client rounds its update to a grid and adds integer noise.
 
-  Clipped in L2, rounded to `levels` steps in the clip norm, noised there by a discrete Gaussian,
+  Clipped in L2, rounded to `levels` steps in the clip norm, noised there,
   and sent as floats: a float32 holds every such integer.
 
   Reference: Canonne, Kamath, Steinke (2020), arXiv 2004.00010.
@@ -109,12 +109,13 @@ def local_discrete(
   validate.positive(l2_clip_norm=l2_clip_norm)
   clipping.check_multiplier(noise_multiplier)
   validate.integer(at_most=2**14, levels=levels)
-  kind = mechanisms.find(mechanism, 'l2', integers=True)
+  kind = mechanisms.find(mechanism, 'l2', integers=True, fresh=True)
   made = mechanisms.make(kind, noise_multiplier)
   if made is None:
-    return _layers('local_discrete', clipping.l2, l2_clip_norm, noising.within(1.0), None)
+    own = noising.within(float(l2_clip_norm))
+    return _layers('local_discrete', clipping.l2, l2_clip_norm, own, None)
   grid = noising.within(float(levels))
-  made.check(grid.of(None, Bound()))
+  made.check(grid.of(None, Bound()), ())
 
   def points(update: Tree) -> Tree:
     whole, ok = clipping.on_grid(update, l2_clip_norm, levels)
@@ -133,7 +134,7 @@ def local_discrete(
 def _floats(mechanism: str | type[Mechanism], norm: str, multiplier: float) -> Mechanism | None:
   """Returns the noise of floats that is named, or None where there is none."""
   clipping.check_multiplier(multiplier)
-  return mechanisms.make(mechanisms.find(mechanism, norm, integers=False), multiplier)
+  return mechanisms.make(mechanisms.find(mechanism, norm, integers=False, fresh=True), multiplier)
 
 
 def _added(drawn: Tree, update: Tree) -> Tree:
@@ -179,14 +180,12 @@ def _layers(
   def noised(ctx: Context, message: Message, state):
     drawn, _ = made.draw(ctx.key, message.update, ctx.bound, ())  # type: ignore[union-attr]
     # A client of weight 0 takes no part: it sends nothing.
-    sent = tree.keep(message.weight > 0, noisy(drawn, message.update))
-    return message._replace(update=sent), state, {}
+    on = message.weight > 0
+    sent = tree.keep(on, noisy(drawn, message.update))
+    # Nor does the weight say more than that it takes part: it is sent without noise.
+    return message._replace(update=sent, weight=on.astype(jnp.float32)), state, {}
 
   ball = Layer(f'{name}_clip', client=Stage(clipped, init, (own,)), server=noising.quiet())
   if made is None:
     return (ball,)
-  if made.correlated:
-    raise ValueError(
-      f'mechanism must be fresh in every round where clients draw it, got {type(made).__name__}.'
-    )
   return ball, Layer(name, client=Stage(noised, facts=(Noises(made, 'local'),)))

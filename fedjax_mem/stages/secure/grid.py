@@ -108,9 +108,7 @@ def integers(
   init = lambda ctx: _check_update(ctx.spec.update, dimension)
   return Layer(
     'integers',
-    client=Stage(
-      client, init, (_grown(step, float(value_range), dimension), Integers(bits, clients))
-    ),
+    client=Stage(client, init, (_grown(step, value_range, dimension), Integers(bits, clients))),
     server=Stage(server, facts=(Bounds(lambda ctx, bound: bound.scaled(step)),)),
   )
 

@@ -136,6 +136,45 @@ def test_a_whole_population_is_not_amplified():
   assert epsilon(nearly, 4.0, 10) <= unsampled  # where the library's bound exceeds it
 
 
+@dataclasses.dataclass(frozen=True)
+class Twice(Gaussian):
+  """Says that it releases twice a round."""
+
+  def event(self, draws, adjacency, accountant, rounds, bound=None, truncated=False):
+    """Returns the event of `rounds` rounds."""
+    import dp_accounting
+
+    one = super().event(draws, adjacency, accountant, rounds, bound, truncated)
+    return dp_accounting.SelfComposedDpEvent(one.event, 2 * one.count)
+
+
+@pytest.mark.parametrize('kind', ['rdp', 'pld'])
+def test_the_trajectory_is_that_of_a_mechanisms_own_event(kind):
+  made = accountant.claim(
+    poisson_sampling(1000, 10), Twice(1.3), rounds=6, delta=DELTA, accountant=kind
+  )
+  path = made.trajectory(6, DELTA).epsilon
+  assert path[-1] == pytest.approx(made.epsilon(6, DELTA), rel=1e-9)
+  once = accountant.claim(
+    poisson_sampling(1000, 10), Gaussian(1.3), rounds=12, delta=DELTA, accountant=kind
+  )
+  assert path[2] == pytest.approx(once.epsilon(6, DELTA), rel=1e-3)
+
+
+def test_events_made_of_lists_are_composed():
+  import dp_accounting
+
+  @dataclasses.dataclass(frozen=True)
+  class Two(Gaussian):
+    def once(self, moves, bound):
+      one = dp_accounting.GaussianDpEvent(self.noise_multiplier / moves)
+      return dp_accounting.ComposedDpEvent([one, one])
+
+  both = accountant.epsilon(None, Two(4.0), 3, DELTA, accountant='rdp').epsilon
+  alone = accountant.epsilon(None, Gaussian(4.0), 6, DELTA, accountant='rdp').epsilon
+  assert both == pytest.approx(alone, rel=1e-6)
+
+
 def test_local_noise_claims_no_amplification():
   stated = accountant.epsilon(None, Gaussian(4.0), 9, DELTA, accountant='pld')
   assert (stated.trust, stated.adjacency) == ('local', ONE)

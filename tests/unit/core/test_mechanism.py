@@ -70,6 +70,15 @@ def test_neighbours_that_hold_the_default_first(draws, noise, expected):
   assert list(noise.adjacencies(draws)) == expected
 
 
+def test_a_draw_that_nobody_has_an_event_for_is_not_taken_for_another():
+  @dataclasses.dataclass(frozen=True)
+  class Shuffled(Gaussian):
+    amplifies = ('shuffled',)
+
+  with pytest.raises(NotImplementedError, match="no event is known for a draw by 'shuffled'"):
+    Shuffled(1.0).event(Draws('shuffled', 100, 10, 10), 'replace_one', 'rdp', 3)
+
+
 def test_a_mechanism_is_found_by_name_path_or_class():
   for key, kind in MECHANISMS.items():
     assert find(key) is find(kind) is kind

@@ -1,5 +1,7 @@
 """Plans that would break a claim of privacy are refused, naming both layers and the remedy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ from fedjax_mem.core import (
   Prepares,
   Stage,
   Weighs,
+  Withholds,
   compose,
   tree,
 )
@@ -29,6 +32,7 @@ from fedjax_mem.mechanisms import Gaussian, Laplace
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.algorithm import dp_sgd
 from fedjax_mem.stages.compress import random_k
+from fedjax_mem.stages.privacy import noising
 from fedjax_mem.stages.secure import mask
 from fedjax_mem.stages.select import (
   dropout,
@@ -384,6 +388,94 @@ def test_a_share_of_noise_without_a_mask():
   refused("'integer_noise'", 'put a mask right after it', layers=[*shares()])
   late = uniform(9, 3), dropout(0.1)  # selects before all else, wherever it is listed
   build(*shares(), late[1], MASK)
+
+
+def test_a_share_of_noise_that_may_be_released_by_too_few():
+  *first, last = shares()
+  facts = last.client.facts
+  for stated in ((), (Withholds(1),)):
+    kept = tuple(x for x in facts if not isinstance(x, Withholds))
+    less = last._replace(client=last.client._replace(facts=(*kept, *stated)))
+    refused("'integer_noise'", 'state Withholds(2)', layers=[*first, less, MASK])
+  drawn = Noises(Gaussian(1.0))  # at once, by one client
+  odd = last._replace(client=last.client._replace(facts=(drawn, *facts[1:])))
+  refused("'integer_noise'", 'do not bring it in shares', layers=[*first, odd, MASK])
+
+
+def test_noise_by_client_is_on_messages_and_noise_by_example_in_training():
+  by_example = Noises(Gaussian(1.0), 'local', 'example', lambda n: Draws('poisson', n, 1, n))
+  late = Layer('own', client=PASSES._replace(facts=(by_example,)))
+  refused("'own'", 'noise by example', 'inside of, or before', layers=[late])
+  trains = given.algorithm()
+  by_client = Noises(Gaussian(1.0), 'local')
+  facts = (*trains.client.facts, by_client)
+  inside = trains._replace(client=trains.client._replace(facts=facts))
+  refused("'algorithm'", 'noise by client', 'must stand after', algorithm=inside)
+  stepping = trains._replace(server=trains.server._replace(facts=(Noises(Gaussian(1.0)),)))
+  refused("'algorithm'", 'must stand after', algorithm=stepping)
+
+
+def test_central_noise_is_one_release_by_client():
+  for wrong in ({'steps': 5}, {'unit': 'example', 'draws': lambda n: None}):
+    with pytest.raises(ValueError, match=r'steps must be 1'):
+      Noises(Gaussian(1.0), **wrong)
+
+
+def test_what_is_summed_beside_is_bounded_for_one_message():
+  rows = bounding('rows', lambda ctx, b: b._replace(rows=3), 'cohort')
+  client = lambda ctx, m, s: (m._replace(aux={**m.aux, 'count': m.weight}), s, {})
+  server = lambda ctx, m, s: (m._replace(aux={}), s, {})
+  fixed = Stage(client, facts=(Bounds(lambda ctx, b: Bound(l2=C)),))
+  both = Layer('both', client=fixed, server=Stage(server, facts=(Noises(Gaussian(1.0)),)))
+  build(both)
+  refused("'rows'", "'both'", 'messages of others', layers=[rows, both])
+  build(rows, privacy.central(C, Z))  # scaled to what it may change
+
+
+def test_clips_without_noise_state_the_bound_that_they_leave():
+  """Noise of somebody else's after them is scaled to it."""
+  noise = noise_layer()
+  for make in (privacy.local, privacy.local_discrete):
+    made = build(*make(10.0, 0.0), noise).setting.layers
+    assert made.bound(made[-1], 'server', {}).l2 == 10.0
+
+
+def test_more_values_than_the_noise_is_accounted_for():
+  make = lambda d: privacy.central(C, Z, mechanism='skellam', levels=4, dimension=d)
+  build(make(4))
+  with pytest.raises(ValueError, match='dimension must be at least the 4 values that are noised'):
+    build(make(3))
+
+
+def test_a_matrix_that_is_not_the_one_accounted():
+  known = privacy.matrix_factorization(C, Z, 4, separation=2, bands=2)
+  made = known.fact(Noises).mechanism
+  build(known, select=min_separation(9, 3, 2))
+  for wrong, words in (
+    ({'sensitivities': (1.0,) * 4}, 'sensitivities must be those of the'),
+    ({'width': 3}, 'width must be at most the separation'),
+  ):
+    other = noising.release(dataclasses.replace(made, **wrong))
+    with pytest.raises(ValueError, match=words):
+      build(known._replace(server=other), select=min_separation(9, 3, 2))
+
+
+def test_local_noise_does_not_leave_a_weight_in_the_clear():
+  tells = lambda ctx, m, s: (m._replace(weight=jnp.abs(m.update['a']).sum()), s, {})
+  kept = Stage(tells, facts=(Bounds(lambda ctx, b: b),))
+  sim = build(Layer('tells', client=kept), *privacy.local(C, Z), weigh=equal())
+  sums = []
+
+  def seen(ctx, m, s):
+    sums.append(1)
+    return m, s, {'weight': m.weight}
+
+  sim = build(
+    Layer('tells', client=kept), *privacy.local(C, Z), Layer('seen', server=Stage(seen)),
+    weigh=equal(),
+  )  # fmt: skip
+  _, metrics = sim.run(sim.init({'a': jnp.zeros(4)}), 1)
+  assert sums and metrics['seen/weight'].tolist() == [3.0]
 
 
 def test_a_claim_that_is_expected_and_not_made():
