@@ -4,7 +4,9 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +33,7 @@ from fedjax_mem.stages.algorithm import fedsgd
 from fedjax_mem.stages.secure import integers, mask
 from fedjax_mem.stages.weigh import by_examples, equal
 
+_FOLDER = Path(__file__).parents[2] / 'scripts' / 'examples'
 # What the suite hands to the arguments of these names that have no default.
 ARGUMENTS: dict[str, Any] = {
   'loss': tiny.loss,
@@ -137,6 +140,8 @@ IN_TREE: dict[str, dict[str, dict[str, Any]]] = {
   'WEIGHINGS': {'examples': {}, 'equal': {}, 'capped': {}},
   'SERVER_OPTIMIZERS': {'sgd': {}, 'fedavgm': {}, 'fedadagrad': {}, 'fedadam': {}, 'fedyogi': {}},
 }
+# Methods from outside of the tree, under the contract as well.
+EXAMPLES = ('fedprox:fedprox', 'meamed:meamed', 'stratified:stratified', 'one_bit:one_bit')
 TEST_ONLY = (
   stages.scaffold,
   stages.top_k,
@@ -222,7 +227,14 @@ def cases(chosen: list[str]) -> list[Case]:
     for name, given in entries.items()
     if name in found.get(registry, {})
   ]
-  return tree + test_only()
+  return tree + test_only() + [case(f'test-{name}', example(name)) for name in EXAMPLES]
+
+
+def example(name: str) -> Callable:
+  """Returns a factory of `scripts/examples`, which a user has on the path."""
+  if str(_FOLDER) not in sys.path:
+    sys.path.append(str(_FOLDER))
+  return _load(name)
 
 
 def tree_case(registry: str, name: str) -> Case:
@@ -285,8 +297,8 @@ POOLS = ('ALGORITHMS-fedavg', 'ALGORITHMS-fedsgd', 'WEIGHINGS')
 
 def modes(case: Case) -> list:
   """Returns the execution modes besides `vmap`: one of the default tier, and the others."""
-  # Clients side by side on devices are chunks of one step: 'chunk on devices'.
-  others = ['chunk', 'loop']
+  # 'chunk on devices' is also what clients side by side on devices do, and chunks on one.
+  others = ['loop']
   if case.name.startswith(POOLS):
     others += tiny.POOLED
   slow = [pytest.param(m, marks=pytest.mark.slow) for m in others]

@@ -13,6 +13,7 @@ from fedjax_mem.kernels import low_rank as kernel
 from fedjax_mem.stages import compress
 from fedjax_mem.stages.compress import codec as codecs
 from fedjax_mem.stages.compress import wire
+from fedjax_mem.stages.compress.codec import unbounded as unbounded
 from fedjax_mem.stages.select import round_robin
 
 rng = np.random.default_rng(8)
@@ -40,6 +41,8 @@ def draws(name, client, round=0):
   return codecs.Keys(keys.role_key(base, 'client', client), keys.role_key(base, 'round'))
 
 
+# What a side beside a code states, that says no more than that it does not encode.
+UNBOUNDED = unbounded('a test')
 SLOW = lambda names: [pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
@@ -69,7 +72,7 @@ def test_a_round_counts_the_bytes_of_the_wire_and_sums_what_it_carries(name):
 def test_what_is_sent_beside_the_update_is_counted(name):
   client = lambda ctx, message, state: (message._replace(aux={'x': jnp.ones(3)}), state, {})
   server = lambda ctx, message, state: (message._replace(aux={}), state, {})
-  beside = Layer('beside', client=Stage(client), server=Stage(server))
+  beside = Layer('beside', client=Stage(client, facts=(UNBOUNDED,)), server=Stage(server))
   sizes = []
   for layers in ((CODECS[name](),), (beside, CODECS[name]())):
     _, (metrics,), _ = given.play(given.build(UPDATES, *layers))
@@ -242,7 +245,7 @@ def spoiled(client):
     bad = jnp.where((ctx.client.id == client) & (jnp.arange(40) == 5), jnp.float32(jnp.nan), first)
     return message._replace(update=message.update | {'a': bad}), state, {}
 
-  return Layer('spoiled', client=Stage(apply))
+  return Layer('spoiled', client=Stage(apply, facts=(UNBOUNDED,)))
 
 
 @pytest.mark.slow
@@ -279,7 +282,7 @@ def test_a_matrix_that_is_not_finite_spoils_no_factor_of_others(warm):
     return message._replace(update=message.update | {'b': spoiled}), state, {}
 
   layer = compress.low_rank(2, warm=warm)
-  sim = given.build(UPDATES, Layer('spoiled', client=Stage(apply)), layer)
+  sim = given.build(UPDATES, Layer('spoiled', client=Stage(apply, facts=(UNBOUNDED,))), layer)
   released, metrics, state = given.play(sim, 2)
   for seen in metrics:
     assert seen['not_finite'].tolist() == [-1, -1, 2, -1, -1, -1]

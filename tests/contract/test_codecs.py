@@ -30,6 +30,9 @@ def pytest_generate_tests(metafunc):
     return
   chosen = metafunc.config.getoption('--codec')
   cases = suite.cases(chosen) if chosen else [suite.tree_case('COMPRESSION', x) for x in IN_TREE]
+  if not chosen:
+    own = ('one_bit:one_bit', 'one_bit:without_memory')
+    cases += [suite.case(name, suite.example(name)) for name in own]
   metafunc.parametrize('layer', [c.make() for c in cases], ids=[c.name for c in cases])
 
 

@@ -44,8 +44,11 @@ def made(kind, z=Z):
 
 def pytest_generate_tests(metafunc):
   if 'noise' in metafunc.fixturenames:
-    chosen = metafunc.config.getoption('--mechanism') or list(MECHANISMS)
-    metafunc.parametrize('noise', [made(find(name)) for name in chosen], ids=chosen)
+    chosen = metafunc.config.getoption('--mechanism')
+    kinds = {name: find(name) for name in chosen or MECHANISMS}
+    if not chosen:
+      kinds['knorm:KNorm'] = suite.example('knorm:KNorm')
+    metafunc.parametrize('noise', list(map(made, kinds.values())), ids=list(kinds))
 
 
 def epsilon(noise, rounds=ROUNDS, draws=APART, **how):

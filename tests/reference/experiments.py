@@ -35,7 +35,9 @@ LAYERS = """
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, Stage, tree
+from fedjax_mem.core import Bound, Bounds, Layer, Stage, tree
+
+CHANGES = Bounds(lambda ctx, bound: Bound(), 'it changes what is sent')
 
 
 def counting(size=3):
@@ -45,7 +47,7 @@ def counting(size=3):
     update = tree.scale(1 + 0.01 * state.mean(), message.update)
     return message._replace(update=update), state, {'rounds': state.mean()}
 
-  return Layer('counting', client=Stage(apply, lambda ctx: jnp.zeros(size)))
+  return Layer('counting', client=Stage(apply, lambda ctx: jnp.zeros(size), (CHANGES,)))
 
 
 def nan_clients(ids, start=0):
@@ -55,7 +57,7 @@ def nan_clients(ids, start=0):
     update = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), message.update)
     return message._replace(update=update), state, {}
 
-  return Layer('nan_clients', client=Stage(apply))
+  return Layer('nan_clients', client=Stage(apply, facts=(CHANGES,)))
 
 
 def nan_server(round):

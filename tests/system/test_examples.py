@@ -1,10 +1,11 @@
-"""The examples of methods of one's own: right, usable both ways, resumed, under the contract."""
+"""The examples of methods of one's own: right, usable both ways, and resumed.
+
+The contract suite has them among its cases.
+"""
 
 import functools
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -239,24 +240,3 @@ def test_a_run_of_ones_own_methods_outlives_kill_9(start, tmp_path):
   a, b = (read_metrics(x / 'metrics.jsonl') for x in (folder, reference))
   timeless = lambda rows: [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
   assert len(a) == 6 and timeless(a) == timeless(b)
-
-
-@pytest.mark.slow
-def test_all_keep_the_contract():
-  asked = {
-    '--stage': ('fedprox:fedprox', 'meamed:meamed', 'stratified:stratified', 'one_bit:one_bit'),
-    '--mechanism': ('knorm:KNorm',),
-    '--codec': ('one_bit:one_bit', 'one_bit:without_memory'),
-  }
-  words = [x for option, names in asked.items() for name in names for x in (option, name)]
-  env = {**os.environ}
-  env.pop('PYTEST_ADDOPTS', None)
-  done = subprocess.run(
-    [sys.executable, '-m', 'pytest', 'tests/contract', '-q', '-p', 'no:cacheprovider', *words],
-    cwd=ROOT,
-    env=env,
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0 and 'failed' not in done.stdout, done.stdout + done.stderr
-  assert int(done.stdout.split(' passed')[0].split()[-1]) >= 60, done.stdout

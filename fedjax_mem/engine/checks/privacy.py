@@ -61,7 +61,15 @@ def _check_carried(layer: Layer, side: str, noise: Noises, share: bool) -> None:
 
 
 def _check_place(layers: Round, layer: Layer, side: str, noise: Noises) -> None:
-  """Raises for noise by client that is not on messages, or noise by example that is."""
+  """Raises for noise by client that is not on messages, or noise by example that is.
+
+  Local noise is the client's own: on the server it would be somebody else's.
+  """
+  if noise.trust == 'local' and side == 'server':
+    raise IncompatibleStages(
+      f'the server side of {layer.name!r} adds noise that it calls local: a client adds its own: '
+      'put it on the client side, or call it central.'
+    )
   messages = layer in layers.after(layers.algorithm)
   if (noise.unit == 'client') != messages or (noise.unit == 'example' and side != 'client'):
     where = 'must stand after' if noise.unit == 'client' else 'must be inside of, or before,'

@@ -297,12 +297,17 @@ CALIBRATED = (stage('central', l2_clip_norm=0.5), 'privacy.target_epsilon=4')
     (('weighting.name=examples', 'weighting.options={}'), ('central', 'weigh'), 'no public cap'),
     (('weighting.options={}',), ('central', 'weigh'), 'give it a fixed divisor'),
     (
+      ('selection.clock={median_seconds=1.0, deadline=2.0}',),
+      ('central', 'deadline'),
+      "looks at others' data",
+    ),
+    (
       ('weighting.name=capped', 'weighting.options={cap=50}'),
       ('central', 'weigh'),
       'give it a fixed divisor',
     ),
   ],
-  ids=['data-dependent', 'by examples', 'no divisor', 'capped, no divisor'],
+  ids=['data-dependent', 'by examples', 'no divisor', 'clock', 'capped, no divisor'],
 )
 def test_what_breaks_the_claim_is_refused_by_both_names_in_one_line(
   call, file, out, layers, overrides, stages, words, noise

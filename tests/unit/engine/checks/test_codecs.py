@@ -5,9 +5,9 @@ import pytest
 from reference import given, stages
 
 from fedjax_mem.core import Bound, Bounds, Fact, IncompatibleStages, Layer, Stage, compose
-from fedjax_mem.stages import compress, privacy
+from fedjax_mem.stages import aggregate, attack, compress, privacy
 from fedjax_mem.stages.compress.codec import unbounded
-from fedjax_mem.stages.secure import mask
+from fedjax_mem.stages.secure import integers, mask
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
 
@@ -99,6 +99,34 @@ def test_a_side_that_states_nothing_beside_a_code(side, codec):
   stated = silent.sides[side]._replace(facts=(Bounds(lambda ctx, bound: bound),))
   given.build(UPDATES, codec, silent._replace(**{side: stated}))
   given.build(UPDATES, silent, weigh=equal())  # without a code it may
+
+
+def wrapped(layer):
+  """Returns a layer whose side before the sum repeats none of its promises."""
+  side = 'cohort' if layer.client is None else 'client'
+  inner = layer.sides[side]
+  return layer._replace(name='own', **{side: Stage(inner.apply, inner.init)})
+
+
+@pytest.mark.parametrize(
+  'layer',
+  [
+    compress.top_k(0.2),
+    aggregate.median(),
+    attack.sign_flip(1),
+    mask(clients=4),
+    privacy.central(1.0, 1.0),
+  ],
+  ids=lambda x: x.name,
+)
+def test_what_was_wrapped_promises_nothing(layer):
+  own, whole = wrapped(layer), integers(4.0, clients=4, dimension=30)
+  round = compose(given.algorithm(), round_robin(4, 4), equal(), own)
+  assert [x.name for x, _ in round.silent] == ['own']
+  refused("'sign'", "'own'", 'does not state', layers=[compress.sign(), own])
+  refused("'mask'", "'own'", layers=[whole, own, mask(clients=4)])
+  if layer.name not in ('central', 'mask'):  # whose `init` has a word of its own
+    refused("'central'", "'own'", 'no bound', layers=[privacy.central(1.0, 1.0), own])
 
 
 def test_a_codec_that_was_wrapped_states_nothing():

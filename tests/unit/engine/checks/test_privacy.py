@@ -411,6 +411,8 @@ def test_noise_by_client_is_on_messages_and_noise_by_example_in_training():
   facts = (*trains.client.facts, by_client)
   inside = trains._replace(client=trains.client._replace(facts=facts))
   refused("'algorithm'", 'noise by client', 'must stand after', algorithm=inside)
+  posing = Layer('own', server=PASSES._replace(facts=(by_client,)))
+  refused("'own'", 'calls local', layers=[clip_layer(), posing])
   stepping = trains._replace(server=trains.server._replace(facts=(Noises(Gaussian(1.0)),)))
   refused("'algorithm'", 'must stand after', algorithm=stepping)
 
@@ -419,6 +421,16 @@ def test_central_noise_is_one_release_by_client():
   for wrong in ({'steps': 5}, {'unit': 'example', 'draws': lambda n: None}):
     with pytest.raises(ValueError, match=r'steps must be 1'):
       Noises(Gaussian(1.0), **wrong)
+
+
+def test_discrete_noise_has_room_for_its_cohort():
+  discrete = privacy.central(C, Z, mechanism='discrete_gaussian', levels=2**14)
+  layers = lambda size: compose(
+    given.algorithm(), uniform(200_000, size), equal(float(size)), discrete
+  )
+  checks.composed(layers(131_071))
+  with pytest.raises(IncompatibleStages, match='room for the sum of 131071 clients in 32 bits'):
+    checks.composed(layers(131_072))
 
 
 def test_what_is_summed_beside_is_bounded_for_one_message():
