@@ -42,7 +42,7 @@ def run(tmp_path):
   def contract(stage):
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(root), str(tmp_path)])}
     env.pop('PYTEST_ADDOPTS', None)
-    words = ['tests/contract', '-q', '-p', 'no:cacheprovider', '--stage', stage]
+    words = ['tests/contract/test_contract.py', '-q', '-p', 'no:cacheprovider', '--stage', stage]
     done = subprocess.run(
       [sys.executable, '-m', 'pytest', *words], cwd=root, env=env, capture_output=True, text=True
     )

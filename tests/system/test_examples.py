@@ -219,7 +219,7 @@ def test_each_is_resumed_from_a_configuration_bit_for_bit(make, name, tmp_path, 
 @pytest.mark.slow
 def test_a_run_of_ones_own_methods_outlives_kill_9(start, tmp_path):
   (tmp_path / 'own.toml').write_text(TEXT)
-  both = [*EXAMPLES['fedprox'], *EXAMPLES['stratified'], *EXAMPLES['knorm'], 'client.epochs=60']
+  both = [*EXAMPLES['fedprox'], *EXAMPLES['stratified'], *EXAMPLES['knorm'], 'client.epochs=30']
   sets = [x for s in both for x in ('--set', s)]
   words = lambda out: ('run', tmp_path / 'own.toml', '--out', tmp_path / out, '--quiet', *sets)
   whole, killed = start(*words('whole')), start(*words('killed'))

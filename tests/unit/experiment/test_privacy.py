@@ -532,7 +532,7 @@ def wait(process, out, found):
   ids=['central', 'local'],
 )
 def test_the_ledger_is_exact_after_kill_9(start, file, tmp_path, noise):
-  sets = [x for s in ('rounds=30', 'client.epochs=100', *noise) for x in ('--set', s)]
+  sets = [x for s in ('rounds=30', 'client.epochs=40', *noise) for x in ('--set', s)]
   whole = start('run', file, '--out', tmp_path / 'whole', '--quiet', *sets)
   assert whole.wait() == 0
   (reference,) = (tmp_path / 'whole').iterdir()
