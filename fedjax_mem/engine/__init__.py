@@ -16,6 +16,7 @@ from fedjax_mem.engine.walk import (
   client_pass,
   cohort_pass,
   context,
+  message_pass,
   one_of,
   select_pass,
   server_pass,

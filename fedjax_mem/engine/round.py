@@ -10,6 +10,7 @@ from fedjax_mem.core import Layer, Population, Round, Shape, State, Task, tree
 from fedjax_mem.engine import cohort as cohorts
 from fedjax_mem.engine import pooled, rules, tables, walk
 from fedjax_mem.engine.clients import Layout, Step, side_by_side, spread, summing
+from fedjax_mem.engine.metrics import over_cohort
 from fedjax_mem.engine.walk import Cast, Row
 
 Tree = Any
@@ -157,7 +158,7 @@ def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]):
     new |= held if setting.divided else made
     ok &= fine
     sound &= kept
-    metrics |= walk.over_cohort(noted, cast.cohort.arrived & ok)
+    metrics |= over_cohort(noted, cast.cohort.arrived & ok)
   return value, new, ok, sound, metrics
 
 

@@ -20,7 +20,6 @@ from fedjax_mem.core import (
   IncompatibleStages,
   Layer,
   Looks,
-  Mean,
   Member,
   Message,
   Noises,
@@ -28,12 +27,13 @@ from fedjax_mem.core import (
   Shape,
   Stage,
   Task,
-  Total,
   Trains,
   Withholds,
   keys,
+  scalar_member,
   tree,
 )
+from fedjax_mem.engine.metrics import named, scalars
 
 Tree = Any
 Metrics = dict[str, Any]
@@ -220,6 +220,18 @@ def client_pass(
   return value, new, metrics, fine
 
 
+def message_pass(layers: Round, key: jax.Array, message: Message) -> Message:
+  """Runs the client sides of a part of a round on one message by itself, outside of any round.
+
+  They have that one key, no state, and nothing of a server.
+  """
+  for x, side, bound in layers.bounds({}):
+    if side == 'client':
+      ctx = Context(key, key, jnp.int32(0), scalar_member(0), None, None, (), None, bound=bound)
+      message, _, _ = _applied(x, x.sides[side], ctx, message, ())
+  return message
+
+
 def cohort_pass(
   layer: Layer, stage: Stage, cast: Cast, specs: dict[str, Tree], value: Message, rows: Tree
 ) -> tuple[Message, Tree, Metrics]:
@@ -347,49 +359,3 @@ def _kept(layer: Layer, whose: str, new: Tree, old: Tree) -> Tree:
       f'{tree.shapes(old)!r}, got {tree.shapes(new)!r}.'
     )
   return new
-
-
-def named(layer: Layer, metrics: Metrics) -> Metrics:
-  """Returns the metrics with the layer's name before theirs, unless they bring one."""
-  return {name if '/' in name else f'{layer.name}/{name}': x for name, x in metrics.items()}
-
-
-def scalars(metrics: Metrics) -> dict[str, jax.Array]:
-  """Returns the metrics of what is done once in a round, each one number."""
-
-  def value(metric: Any) -> Any:
-    if isinstance(metric, Total):
-      return metric.value
-    return mean(metric.total, metric.count) if isinstance(metric, Mean) else metric
-
-  made = {name: value(metric) for name, metric in metrics.items()}
-  for name, metric in made.items():
-    check_scalar(name, jnp.shape(metric))
-  return made
-
-
-def over_cohort(metrics: Metrics, on: jax.Array) -> dict[str, jax.Array]:
-  """Returns the metrics of the clients that are `on` [C] as scalars; NaN where there is none."""
-
-  def reduce(value: Any) -> jax.Array:
-    if isinstance(value, Total):
-      return tree.keep(on, value.value).sum()
-    if not isinstance(value, Mean):
-      value = Mean(value.astype(jnp.float32), jnp.ones(on.shape, jnp.float32))
-    return mean(*(tree.keep(on, x).sum() for x in (value.total, value.count)))
-
-  for name, value in metrics.items():
-    for x in jax.tree.leaves(value):
-      check_scalar(name, x.shape[1:])
-  return {name: reduce(value) for name, value in metrics.items()}
-
-
-def mean(total: jax.Array, count: jax.Array) -> jax.Array:
-  """Returns total / count, NaN where the count is 0."""
-  return jnp.where(count > 0, total / count, jnp.nan)
-
-
-def check_scalar(name: str, shape: tuple[int, ...]) -> None:
-  """Raises `ValueError` for a metric that is no scalar."""
-  if shape:
-    raise ValueError(f'metric {name!r} must be a scalar, a Mean or a Total, got shape {shape!r}.')

@@ -9,11 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem import account, mechanisms
+from fedjax_mem import account, engine, mechanisms
 from fedjax_mem.account import Guarantee, calibrate
 from fedjax_mem.core import (
   Bound,
-  Context,
   Draws,
   Layer,
   Mechanism,
@@ -21,7 +20,6 @@ from fedjax_mem.core import (
   Noises,
   Round,
   keys,
-  scalar_member,
   validate,
 )
 from fedjax_mem.federated.config import PrivacyConfig
@@ -91,12 +89,7 @@ def _applier(config: PrivacyConfig, noise: float) -> Callable[..., Any]:
   made = Round(layers(config, noise))
 
   def apply(key: jax.Array, gradients: Any) -> Any:
-    message = Message(gradients, jnp.float32(1), {})
-    for layer, side, bound in made.bounds({}):
-      if side == 'client':
-        ctx = Context(key, key, jnp.int32(0), scalar_member(0), None, None, (), None, bound=bound)
-        message, _, _ = layer.client.apply(ctx, message, ())  # type: ignore[union-attr]
-    return message.update
+    return engine.message_pass(made, key, Message(gradients, jnp.float32(1), {})).update
 
   return jax.jit(apply)
 
