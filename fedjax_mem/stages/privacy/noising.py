@@ -58,6 +58,3 @@ def within(l2: float) -> Bounds:
 def within_l1(l1: float) -> Bounds:
   """Returns the fact of an update whose L1 norm is at most `l1`, whatever enters."""
   return Bounds(lambda ctx, bound: Bound(l1, l1, l1))
-
-
-KEPT = Bounds(lambda ctx, bound: bound)

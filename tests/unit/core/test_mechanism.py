@@ -7,6 +7,7 @@ import pytest
 from fedjax_mem.core import Bound, Draws, Mechanism
 from fedjax_mem.core.mechanism import path
 from fedjax_mem.mechanisms import MECHANISMS, Gaussian, find, make, name
+from fedjax_mem.stages import privacy
 
 POISSON = Draws('poisson', 100, 10, 100)
 
@@ -97,6 +98,15 @@ def test_noise_for_another_norm_or_other_numbers_is_refused():
     find('gaussian', 'l2', integers=True)
   with pytest.raises(ValueError, match="noise for floats here, got 'skellam'"):
     find('skellam', integers=False)
+
+
+@pytest.mark.parametrize('correlated', ['tree', 'matrix'])
+def test_noise_that_is_correlated_is_refused_where_it_must_be_fresh(correlated):
+  with pytest.raises(ValueError, match='must be fresh in every round here'):
+    find(correlated, fresh=True)
+  for make_layer in (privacy.central, privacy.local):
+    with pytest.raises(ValueError, match='must be fresh in every round here'):
+      make_layer(1.0, 1.0, mechanism=correlated)
 
 
 def test_a_mechanism_is_made_of_what_it_takes():

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from reference import given, stages
 
-from fedjax_mem.core import Bound, Bounds, Fact, IncompatibleStages, Layer, Stage, compose
+from fedjax_mem.core import (
+  Bound,
+  Bounds,
+  Fact,
+  IncompatibleStages,
+  Layer,
+  Stage,
+  Withholds,
+  compose,
+)
 from fedjax_mem.stages import aggregate, attack, compress, privacy
 from fedjax_mem.stages.compress.codec import unbounded
 from fedjax_mem.stages.secure import integers, mask
@@ -94,7 +103,10 @@ class Studied(Fact):
 def test_a_side_that_states_nothing_beside_a_code(side, codec):
   silent = SILENT[side]
   studied = silent._replace(**{side: silent.sides[side]._replace(facts=(Studied(),))})
-  for layers in ([codec, silent], [silent, codec], [codec, studied]):
+  # How many clients must arrive says nothing of what is done to their messages either.
+  counts = () if side == 'cohort' else (Withholds(1),)
+  counting = silent._replace(**{side: silent.sides[side]._replace(facts=counts)})
+  for layers in ([codec, silent], [silent, codec], [codec, studied], [codec, counting]):
     refused(repr(codec.name), f"the {side} side of 'own'", 'does not state', layers=layers)
   stated = silent.sides[side]._replace(facts=(Bounds(lambda ctx, bound: bound),))
   given.build(UPDATES, codec, silent._replace(**{side: stated}))
