@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure
-from fedjax_mem.core import Context, Layer, Member
+from fedjax_mem.core import Context, Layer, scalar_member
 from fedjax_mem.experiment import devices
 from fedjax_mem.stages import aggregate as rules
 
@@ -100,7 +100,7 @@ def ours(name: str, clients: int, size: int) -> Callable[[jax.Array], jax.Array]
   """Returns the compiled rule: rows [C, D] -> value [D], or rows."""
   layer = RULES[name](hostile(name, clients))
   on = jnp.ones(clients, bool)
-  cohort = Member(jnp.arange(clients), on, on, jnp.ones(clients))
+  cohort = jax.vmap(scalar_member)(jnp.arange(clients))
   key = jax.random.key(0)
   center = jnp.zeros(size)
   ctx = Context(key, key, jnp.int32(0), None, cohort, None, center, None)

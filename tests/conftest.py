@@ -18,11 +18,11 @@ HERE = Path(__file__).parent
 # `reference` and `contract` hold helpers that tests import; the package need not be installed.
 sys.path[:0] = [p for p in (str(HERE), str(HERE.parent)) if p not in sys.path]
 
-from reference import compiling  # noqa: E402
+from reference import compiling, tiers  # noqa: E402
 
 pytest_plugins = ('reference.experiments',)
 
-MOST_MEMORY = 2 * 10**9  # bytes of a test process, beyond which it frees programs
+MOST_MEMORY = 3 * 10**9  # bytes of a test process, beyond which it frees programs
 
 # Where a test may mix dtypes: rooms that do not declare theirs, and whole runs.
 STANDARD = ('account', 'data', 'experiment', 'federated', 'models', 'report', 'system')
@@ -34,7 +34,7 @@ def pytest_addoption(parser):
   group.addoption(
     '--rest',
     action='store_true',
-    help='only what is left out without --all; layouts on devices: all with more than 2, else none',
+    help='only what is left out without --all; with more than 2 devices, the contract and layouts',
   )
   group.addoption('--optimized', action='store_true', help='compile as users do; takes longer')
   group.addoption('--devices', type=int, default=2, metavar='N', help='forced host CPU devices')
@@ -75,29 +75,32 @@ def pytest_collection_modifyitems(config, items):
   """Keeps the tier that is asked for, and what there are devices for."""
   from contract import suite
 
-  every, rest = (config.getoption(x) for x in ('--all', '--rest'))
+  tier = {'every': config.getoption('--all'), 'rest': config.getoption('--rest')}
+  devices = config.getoption('--devices')
   asked = {file: config.getoption(option) for file, option in suite.KINDS.items()}
   seen: Counter[str] = Counter()
   kept, left = [], []
   for item in items:
     if 'on devices' in item.nodeid:
       item.add_marker(pytest.mark.devices(2))
-    needed = max((m.args[0] for m in item.iter_markers('devices')), default=1)
-    devices = config.getoption('--devices')
-    there = needed <= devices
-    slow = _slow(item, seen)
-    wanted = slow == rest
-    if rest and needed > 1:
-      # All layouts on devices where there are many, those of the default tier once more; but of a
-      # method under contract, whose one client a device is a mode of its own there.
-      wanted = devices > 2 and (slow or item.path.name != 'test_contract.py')
-    wanted |= every
+    test = tiers.Test(
+      _slow(item, seen),
+      max((m.args[0] for m in item.iter_markers('devices')), default=1),
+      _folder(item),
+      item.path.name == 'test_contract.py',
+    )
+    wanted = tiers.runs(test, devices, **tier)
     if any(asked.values()):  # all that the suite asks, and nothing else
-      wanted = bool(asked.get(item.path.name))
-    (kept if wanted and there else left).append(item)
+      wanted = bool(asked.get(item.path.name)) and test.needed <= devices
+    (kept if wanted else left).append(item)
   if left:
     config.hook.pytest_deselected(items=left)
     items[:] = kept
+
+
+def _folder(item) -> str:
+  """Returns the folder of `tests/` that a test is in; another's is as one of whole runs."""
+  return item.path.relative_to(HERE).parts[0] if HERE in item.path.parents else 'system'
 
 
 def _slow(item, seen: Counter[str]) -> bool:
@@ -136,8 +139,8 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(autouse=True)
 def _dtype_promotion(request):
   """Refuses mixed dtypes in the rooms that declare theirs; `standard_promotion` opts out."""
-  inside = request.path.relative_to(HERE).parts if HERE in request.path.parents else ('system',)
-  room = inside[1] if inside[0] == 'unit' else inside[0]
+  room = _folder(request)
+  room = request.path.relative_to(HERE).parts[1] if room == 'unit' else room
   strict = room not in STANDARD and request.node.get_closest_marker('standard_promotion') is None
   with jax.numpy_dtype_promotion('strict' if strict else 'standard'):
     yield

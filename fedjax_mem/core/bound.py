@@ -47,7 +47,13 @@ class Bound(NamedTuple):
   rows: Any = UNKNOWN
 
   def scaled(self, factor: float) -> 'Bound':
-    """Returns the bound of factor x message, factor >= 0."""
+    """Returns the bound of factor x message.
+
+    Raises:
+      ValueError: factor < 0; a message times -1 has the bound of the message.
+    """
+    if isinstance(factor, int | float) and not factor >= 0:
+      raise ValueError(f'factor must be >= 0, got {factor!r}.')
     return Bound(self.l1 * factor, self.l2 * factor, self.linf * factor, self.rows)
 
   def summed(self) -> 'Bound':
@@ -57,6 +63,21 @@ class Bound(NamedTuple):
     goes from one place in the ball to another: by twice the norm.
     """
     return self.scaled(1 if self.rows == 1 else 2 * self.rows)
+
+
+def check(bound: Any, whose: str) -> None:
+  """Raises `ValueError` for what is no bound: a norm below 0, or less than one message.
+
+  Args:
+    bound: what a side states.
+    whose: which side, for the message.
+  """
+  if not isinstance(bound, Bound):
+    raise ValueError(f'{whose} must state a Bound, got {bound!r}.')
+  for name, value in bound._asdict().items():
+    least = 1 if name == 'rows' else 0
+    if isinstance(value, int | float) and not value >= least:
+      raise ValueError(f'{whose} must state {name} >= {least}, got {value!r}.')
 
 
 def known(value: Any) -> bool:

@@ -6,6 +6,7 @@ its exact type, once a side. Research code adds facts of its own, with a `check`
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -89,9 +90,15 @@ class Trains(Fact):
 
 @dataclasses.dataclass(frozen=True)
 class Prepares(Fact):
-  """This client side takes and gives a `Task`: its layer stands before the algorithm."""
+  """This client side takes and gives a `Task`: its layer stands before the algorithm.
+
+  Attributes:
+    by_example: whether what it makes of an example depends on no other example of the client, and
+      the parameters that it gives on none at all. Noise by example needs that.
+  """
 
   sides = ('client',)
+  by_example: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +114,24 @@ class Bounds(Fact):
       side: spec, server_state, params and round. Where the plan asks, all but the spec are
       `IN_ROUND`; in the round they are arrays. Only a cohort side may change `rows`.
     why: where a norm is left unknown, the reason, a clause.
+
+  >>> Bounds(lambda ctx, bound: bound.scaled(0.5)).of(None, Bound(l2=1.0, rows=1)).l2
+  0.5
+
+  That is what a side states that multiplies each message by 0.5, or a server side the sum.
   """
 
   sides = ('client', 'cohort', 'server')
   of: Callable[[Any, Bound], Bound]
   why: str = ''
+
+  def __post_init__(self):
+    """Raises `ValueError` unless `of` takes a context and a bound."""
+    validate.function(of=self.of)
+    try:
+      inspect.signature(self.of).bind(None, None)
+    except TypeError as error:
+      raise ValueError(f'of must take (ctx, bound), got a function with {error}.') from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,7 +141,7 @@ class Mechanism:
 
   def once(self, moves: int, bound: Bound | None) -> Any:
     """Returns the event of one round in which a neighbour moves the sum by `moves` bounds."""
-    raise NotImplementedError(f'{type(self).__name__} must say what a round costs (once or event).')
+    raise NotImplementedError(f'{type(self).__name__} must say what a round costs (once or event)')
 
   def cut(self, draws: Any, moves: int) -> Any:
     """Returns the event of one round with a Poisson cohort that is cut to its capacity.

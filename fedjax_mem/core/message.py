@@ -100,6 +100,6 @@ class State(NamedTuple):
   servers: dict[str, Tree]
 
 
-def scalar_member(id: jax.typing.ArrayLike, real: bool = True) -> Member:
+def scalar_member(id: jax.typing.ArrayLike, real: jax.typing.ArrayLike = True) -> Member:
   """Returns the row of one client that was certain to be drawn; it has arrived if it is real."""
   return Member(jnp.asarray(id, jnp.int32), jnp.bool_(real), jnp.bool_(real), jnp.float32(1))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from fedjax_mem.core.bound import IN_ROUND, Bound
+from fedjax_mem.core.bound import check as check_bound
 from fedjax_mem.core.context import Context
 from fedjax_mem.core.facts import (
   MESSAGE_FACTS,
@@ -135,6 +136,7 @@ class Round(tuple[Layer, ...]):
       ctx = Context(None, None, round, None, None, params, state, specs.get(layer.name))  # type: ignore[arg-type]
       fact = layer.sides[side].fact(Bounds)
       leaves = Bound() if fact is None else fact.of(ctx, bound)
+      check_bound(leaves, f'the {side} side of {layer.name!r}')
       # A client side sees one client, by construction; only a cohort side can mix messages.
       bound = leaves if side == 'cohort' else leaves._replace(rows=bound.rows)
 
@@ -178,6 +180,11 @@ def _check_sides(layer: Layer) -> None:
   for side, stage in layer.sides.items():
     if not isinstance(stage, Stage):
       raise ValueError(f'the {side} side of {layer.name!r} must be a Stage, got {stage!r}.')
+    if not isinstance(stage.facts, tuple) or not all(isinstance(x, Fact) for x in stage.facts):
+      raise ValueError(
+        f'the facts of the {side} side of {layer.name!r} must be a tuple of facts, '
+        f'got {stage.facts!r}.'
+      )
     kinds = [type(x) for x in stage.facts]
     wrong = [x.__name__ for x in kinds if side not in x.sides]
     twice = sorted({x.__name__ for x in kinds if kinds.count(x) > 1})

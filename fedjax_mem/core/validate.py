@@ -5,6 +5,7 @@ Each check takes one keyword argument and returns its value, so that a construct
 """
 
 import difflib
+import importlib
 import math
 import numbers
 from collections.abc import Iterable
@@ -79,6 +80,30 @@ def function(**named: Any) -> Any:
   if not callable(value):
     raise ValueError(f'{name} must be callable, got {value!r}.')
   return value
+
+
+def imported(what: str = 'factory', **named: str) -> Any:
+  """Returns what 'package.module:name' names, a callable.
+
+  Args:
+    what: kind of thing, for messages.
+    **named: the text, by the name of the argument or key that has it.
+
+  Raises:
+    ValueError: no such module, nothing of that name in it, or no callable.
+  """
+  key, value = _single(named)
+  module, _, attribute = value.partition(':')
+  try:
+    found = getattr(importlib.import_module(module), attribute)
+  except (ImportError, ValueError) as error:
+    raise ValueError(
+      f'{key} must name a module that can be imported (is its folder on PYTHONPATH?), '
+      f'got {value!r}: {error}.'
+    ) from error
+  except AttributeError as error:
+    raise ValueError(f'{key} must name a {what} in its module, got {value!r}: {error}.') from error
+  return function(**{key: found})
 
 
 def nearest(value: Any, choices: Iterable[str]) -> str:

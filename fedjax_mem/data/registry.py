@@ -4,7 +4,6 @@ A new data set is one function and one line in `LOADERS`; research code needs no
 `package.module:function`, a function that returns a `Table` or a `FederatedData`.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +78,7 @@ def load(
   Raises:
     ValueError: an unknown name or option, data that are not there or damaged, a bad argument.
   """
-  loader = LOADERS.get(name) or (_import(name) if ':' in name else None)
+  loader = LOADERS.get(name) or (validate.imported('function', data=name) if ':' in name else None)
   if loader is None:
     table = hold_out(_prepared(name, data_dir), validation, seed)
     return distribute(table, partition, num_clients, seed, **options)
@@ -105,14 +104,6 @@ def load(
       )
   table = hold_out(loaded, validation, seed)
   return distribute(table, partition, num_clients, seed, **rest)
-
-
-def _import(name: str) -> Callable[..., Any]:
-  module, _, attribute = name.partition(':')
-  try:
-    return validate.function(data=getattr(importlib.import_module(module), attribute))
-  except (ImportError, AttributeError) as error:
-    raise ValueError(f'data must be package.module:function, got {name!r} ({error}).') from error
 
 
 def _prepared(name: str, data_dir: tfds.Folder) -> Table:

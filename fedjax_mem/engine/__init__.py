@@ -12,10 +12,12 @@ from fedjax_mem.engine.plan import make_setting, table_bytes
 from fedjax_mem.engine.round import Setting
 from fedjax_mem.engine.run import Simulation, simulate
 from fedjax_mem.engine.walk import (
-  Cast,
+  Row,
+  broadcast,
   client_pass,
   cohort_pass,
   context,
+  examples,
   message_pass,
   one_of,
   select_pass,

@@ -22,7 +22,7 @@ from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.cohort import pad
 from fedjax_mem.engine.mesh import replicated
 from fedjax_mem.engine.round import Setting, make_round
-from fedjax_mem.engine.walk import Cast, Row, context
+from fedjax_mem.engine.walk import Row, context
 
 Tree = Any
 
@@ -77,7 +77,7 @@ def initial_state(setting: Setting, params: Tree, population: Population, seed: 
   """Returns the state before the first round: client tables [N, ...] and server values."""
   ids = jnp.arange(setting.shape.num_clients, dtype=jnp.int32)
   cohort = pad(_rows(scalar_member(0)), setting.capacity, setting.shape.num_clients)
-  cast = Cast(seed, jnp.int32(0), params, cohort, {}, population.arrays, population.index)
+  cast = walk.broadcast(seed, 0, params, cohort=cohort, population=population)
   servers = {x.name: x.value(context(x, 'init', cast, setting.specs)) for x in setting.layers}
   cast = cast._replace(servers=servers)
   clients = {}
@@ -110,7 +110,7 @@ def _walk(
 ) -> Any:
   """Sends one client through all its sides, noting in `specs` what each layer receives."""
   cohort = pad(_rows(scalar_member(0)), setting.capacity, setting.shape.num_clients)
-  cast = Cast(seed, jnp.int32(0), params, cohort, {}, population.arrays, population.index)
+  cast = walk.broadcast(seed, 0, params, cohort=cohort, population=population)
   row = Row(scalar_member(0), population.start[0], population.count[0])
   data = walk.examples(cast, row, row.count, setting.shape, True, setting.transforms)
   value: Any = Task(params, data)
@@ -173,7 +173,7 @@ def peek(setting: Setting, state: State, seed: jax.Array, rounds: int) -> jax.Ar
   table = lambda name: tables.whole(state.clients[name], setting.layout.mesh)
 
   def draw(servers: Tree, round: jax.Array) -> tuple[Tree, jax.Array]:
-    cast = Cast(seed, round, state.params, None, servers, {}, jnp.zeros(0))
+    cast = walk.broadcast(seed, round, state.params, servers=servers)
     cast, drawn, _ = walk.select_pass(setting.layers, cast, table)
     return cast.servers, pad(drawn, setting.capacity, number).id
 

@@ -11,9 +11,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, Mean, Message, Pool, Pools, Population, Round, Weighs, tree
+from fedjax_mem.core import (
+  Examples,
+  Layer,
+  Mean,
+  Message,
+  Pool,
+  Pools,
+  Population,
+  Round,
+  Weighs,
+  tree,
+)
 from fedjax_mem.engine.clients import Layout, spread
-from fedjax_mem.engine.walk import Cast, Row, context, examples
+from fedjax_mem.engine.walk import Cast, Row, context
 
 Tree = Any
 # Examples that one product takes: beyond a few thousand it gains nothing, and takes memory.
@@ -92,10 +103,10 @@ def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Cast, row: Row):
 
 def _gathered(arrays: dict, index: jax.Array, where: jax.Array, setting: Any) -> dict:
   """Returns the batch of the examples at the places `where` [B] of the population's index."""
-  cast = Cast(None, None, None, None, {}, arrays, index)  # type: ignore[arg-type]
-  whole = Row(None, jnp.int32(0), jnp.int32(index.shape[0]))  # type: ignore[arg-type]
-  view = examples(cast, whole, jnp.int32(0), setting.shape, False, setting.transforms)
-  return view.take(where)
+  zero, number = jnp.int32(0), jnp.int32(index.shape[0])
+  capacity = setting.shape.capacity
+  whole = Examples(arrays, index, zero, number, zero, capacity, False, setting.transforms)
+  return whole.take(where)
 
 
 def _chunk(clients: int, capacity: int) -> int:

@@ -92,8 +92,8 @@ def _select(
   setting: Setting, state: State, population: Population, seed: jax.Array
 ) -> tuple[Cast, dict]:
   """Returns what everyone knows in this round, the cohort in it, and the metrics of its draw."""
-  cast = Cast(
-    seed, state.round, state.params, None, state.servers, population.arrays, population.index
+  cast = walk.broadcast(
+    seed, state.round, state.params, servers=state.servers, population=population
   )
   whole = lambda name: tables.whole(state.clients[name], setting.layout.mesh)
   cast, _, metrics = walk.select_pass(setting.layers, cast, whole)

@@ -23,6 +23,7 @@ from fedjax_mem.core import (
   Member,
   Message,
   Noises,
+  Population,
   Round,
   Shape,
   Stage,
@@ -33,6 +34,7 @@ from fedjax_mem.core import (
   scalar_member,
   tree,
 )
+from fedjax_mem.engine import hiding
 from fedjax_mem.engine.metrics import named, scalars
 
 Tree = Any
@@ -48,8 +50,10 @@ class Cast(NamedTuple):
     params: the server's parameters.
     cohort: `Member` of arrays [C]; None while selecting.
     servers: for each layer, its server state.
-    arrays: the population's examples, name -> [T, ...].
+    arrays: the population's examples, name -> [T, ...]; none where nobody trains.
     rows: [M] int32, rows of `arrays`.
+
+  `broadcast` makes one.
   """
 
   seed: jax.Array
@@ -59,6 +63,22 @@ class Cast(NamedTuple):
   servers: dict[str, Tree]
   arrays: dict[str, jax.Array]
   rows: jax.Array
+
+
+def broadcast(
+  seed: jax.typing.ArrayLike,
+  round: jax.typing.ArrayLike,
+  params: Tree,
+  *,
+  cohort: Member | None = None,
+  servers: dict[str, Tree] | None = None,
+  population: Population | None = None,
+) -> Cast:
+  """Returns what everyone knows at the start of a round; its servers are a copy of the dict."""
+  arrays = {} if population is None else population.arrays
+  rows = jnp.zeros(0, jnp.int32) if population is None else population.index
+  seed, round = jnp.asarray(seed, jnp.uint32), jnp.asarray(round, jnp.int32)
+  return Cast(seed, round, params, cohort, dict(servers or {}), arrays, rows)
 
 
 def context(
@@ -156,7 +176,8 @@ def select_pass(
     What everyone knows, with the cohort and new server states; the cohort as it was drawn, before
     the layers that leave clients out of it; metrics, all named 'select/…'.
   """
-  draw, drawn = Draw(), None
+  draw, number = Draw(), layers.draws.population
+  drawn: Any = None
   metrics: Metrics = {}
   servers = dict(cast.servers)
   for x in layers.selecting:
@@ -167,16 +188,19 @@ def select_pass(
     ctx = context(x, 'select', cast, {}, table=seen)
     if attempt:
       ctx = ctx._replace(key=jax.random.fold_in(ctx.key, attempt))
+    before = draw
     draw, servers[x.name], noted = _applied(x, stage, ctx, draw, servers[x.name])
     if not isinstance(draw, Draw):
       raise IncompatibleStages(
         f'the select side of {x.name!r} must return a Draw, got {type(draw).__name__}.'
       )
     metrics |= {f'select/{name}': value for name, value in noted.items()}
-    if stage.fact(Draws) is not None:
+    law = stage.fact(Draws)
+    if law is not None:
+      hiding.check_cohort(draw.cohort, law.capacity, x.name)
       drawn = draw.cohort
-  if drawn is None:
-    raise IncompatibleStages(f'{layers.drawing.name!r} must leave a cohort in its Draw, got None.')
+    elif drawn is not None:
+      draw = draw._replace(cohort=hiding.narrowed(before.cohort, draw.cohort, number, x.name))
   return cast._replace(cohort=draw.cohort, servers=servers), drawn, scalars(metrics)
 
 
@@ -201,7 +225,7 @@ def client_pass(
     stage: Any = x.client
     trains = stage.fact(Trains) is not None
     wanted = Message if trains else type(value)
-    ctx = context(x, 'client', cast, specs, client)
+    ctx = hiding.seen(layers, x, context(x, 'client', cast, specs, client))
     # Noise inside of training, or on tasks, bounds what it noises itself.
     if stage.fact(Noises) is not None and isinstance(value, Message):
       ctx = ctx._replace(bound=_bound(layers, x, 'client', cast, specs))
@@ -264,12 +288,10 @@ def server_pass(
   servers = dict(cast.servers)
   released, metrics = _released(layers, cast)
   withholds = [x.name for x, _, _ in layers.having(Withholds)]
-  covered: str | None = None  # the layer whose noise covers what is left
   for x in reversed(layers):
     if x.server is not None:
-      ctx = context(x, 'server', cast, specs)
-      if covered is not None:
-        ctx = ctx._replace(cohort=_Hidden(x.name, covered))
+      ctx = hiding.seen(layers, x, context(x, 'server', cast, specs))
+      value = hiding.weighed(layers, x, value)
       if x.server.fact(Noises) is not None:
         ctx = ctx._replace(bound=_bound(layers, x, 'server', cast, specs))
       value, servers[x.name], noted = _applied(x, x.server, ctx, value, servers[x.name])
@@ -284,10 +306,6 @@ def server_pass(
     if x.name in withholds:
       # Nor do the layers that follow see it, or their metrics tell of it.
       value = tree.keep(released, value)
-    if _covers(x):
-      # What the noise does not cover ends here, or what follows would be no post-processing.
-      covered = x.name
-      value = value._replace(weight=jnp.float32(layers.weighs.divisor))
   if withholds:
     value, servers = tree.select(released, (value, servers), (cast.params, dict(cast.servers)))
   return value, servers, metrics, released
@@ -310,30 +328,22 @@ def _released(layers: Round, cast: Cast) -> tuple[jax.Array, Metrics]:
   return jnp.stack([*enough.values()]).all(), metrics
 
 
-def _covers(layer: Layer) -> bool:
-  """Returns whether what leaves a layer's server side is covered by its noise on the sum."""
-  noise = layer.fact(Noises)
-  return noise is not None and noise.trust == 'central'
-
-
-class _Hidden:
-  """Stands for the cohort where noise on the sum covers everything else: who asks is refused."""
-
-  def __init__(self, asks: str, noise: str):
-    self._asks, self._noise = asks, noise
-
-  def __getattr__(self, name: str) -> Any:
-    """Raises `IncompatibleStages`."""
-    raise IncompatibleStages(
-      f'{self._asks!r} asks for {name!r} of the cohort, which the noise of {self._noise!r} does '
-      f'not cover: list {self._asks!r} after it, or do without.'
-    )
-
-
 def _applied(layer: Layer, stage: Stage, ctx: Context, value: Any, state: Tree) -> Any:
-  """Returns what a side gives; names a layer on the wrong side of the algorithm."""
+  """Returns what a side gives; names a layer on the wrong side of the algorithm.
+
+  Raises:
+    IncompatibleStages: that, or a side that does not return three things.
+  """
   try:
-    return stage.apply(ctx, value, state)
+    given = stage.apply(ctx, value, state)
+    # A `Message` alone has three fields, too.
+    if type(given) is tuple and len(given) == 3 and isinstance(given[2], dict):
+      return given
+    got = type(given).__name__
+    raise IncompatibleStages(
+      f'every side of {layer.name!r} must return (value, state, metrics), metrics a dict, got '
+      f'{f"a tuple of {[type(x).__name__ for x in given]!r}" if got == "tuple" else f"one {got}"}.'
+    )
   except AttributeError as error:
     kind = type(error.obj)
     if kind not in (Draw, Task, Message) or type(value) is not kind:

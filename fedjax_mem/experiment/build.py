@@ -15,6 +15,7 @@ from fedjax_mem.experiment.config import ClientSection, Config, DataSection, Ser
 from fedjax_mem.models.base import Model
 from fedjax_mem.optim import SERVER_OPTIMIZERS
 from fedjax_mem.stages.algorithm.training import Sgd
+from fedjax_mem.stages.compress import named
 from fedjax_mem.stages.select import draw_durations, dropout, stragglers
 from fedjax_mem.stages.select.availability import TRACES
 
@@ -122,9 +123,10 @@ def build_layers(
   tasks = [x for x in chosen if x.fact(Prepares) is not None]
   messages = [x for x in chosen if x not in tasks and {'client', 'cohort'} & set(x.sides)]
   blind = [x for x in chosen if x not in tasks and x not in messages]
-  stage = lambda number: _stage(config, number, given)
-  before = [stage(i) for i, s in enumerate(config.stages) if s.before_algorithm]
-  after = [stage(i) for i, s in enumerate(config.stages) if not s.before_algorithm]
+  stages = [(s, _stage(config, i, given)) for i, s in enumerate(config.stages)]
+  first = lambda section, made: section.before_algorithm or _prepares(made)
+  before = [made for section, made in stages if first(section, made)]
+  after = [made for section, made in stages if not first(section, made)]
   weighting = registry.factory('weighting.name', config.weighting.name, registry.WEIGHINGS)
   layers = compose(
     *before,
@@ -141,9 +143,19 @@ def build_layers(
 
 def _attacked(stages: list[Any]) -> int:
   """Returns how many stages there are up to the last attack on messages, 0 without one."""
-  parts = [x if isinstance(x, tuple) and not isinstance(x, Layer) else (x,) for x in stages]
-  attacks = lambda part: any(isinstance(x, Layer) and x.fact(Attacks) is not None for x in part)
-  return max((i for i, part in enumerate(parts, 1) if attacks(part)), default=0)
+  attacks = lambda made: any(x.fact(Attacks) is not None for x in _layers(made))
+  return max((i for i, made in enumerate(stages, 1) if attacks(made)), default=0)
+
+
+def _prepares(made: Any) -> bool:
+  """Returns whether a stage states that it works on tasks, hence before the algorithm."""
+  return any(x.fact(Prepares) is not None for x in _layers(made))
+
+
+def _layers(made: Any) -> list[Layer]:
+  """Returns the layers of a stage; what is none is told by `compose`."""
+  parts = made if isinstance(made, tuple) and not isinstance(made, Layer) else (made,)
+  return [x for x in parts if isinstance(x, Layer)]
 
 
 def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
@@ -165,7 +177,8 @@ def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
 def _stage(config: Config, number: int, given: dict[str, int]) -> Layer | tuple[Layer, ...]:
   section, key = config.stages[number], f'stages[{number}]'
   make = registry.factory(f'{key}.use', section.use, registry.LAYERS)
-  return registry.call(key, make, section.options, **privacy.unsaid(given, section.options))
+  made = registry.call(key, make, section.options, **privacy.unsaid(given, section.options))
+  return named.as_layer(made)
 
 
 def _algorithm(config: Config, model: Model) -> Layer:

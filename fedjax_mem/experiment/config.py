@@ -138,6 +138,9 @@ def config_from_dict(raw: dict[str, Any]) -> Config:
       values[key] = _stages(value)
     elif dataclasses.is_dataclass(hints[key]):
       values[key] = _section(hints[key], value, key)
+      if key == 'privacy' and value == {}:
+        # Who writes it wants a claim; a default section would make none, silently.
+        raise ValueError("privacy must set 'delta', or be left out, got an empty table.")
   return Config(**values)
 
 
@@ -226,6 +229,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
       place = _element(place, part, text, parts[:i])
   if isinstance(place, dict) and not value.strip():
     place.pop(last, None)
+    if len(parents) == 1 and not place:
+      del raw[parents[0]]  # the whole section is at its default again
   elif isinstance(place, dict):
     place[last] = _value(value.strip())
   else:

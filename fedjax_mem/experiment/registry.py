@@ -1,6 +1,5 @@
 """From names in a configuration to factories: the registries of the rooms, or a user's own."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,17 +37,7 @@ def factory(key: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Cal
   """
   if ':' not in name:
     return known[validate.one_of(known, **{key: name})]
-  module_name, _, attribute = name.partition(':')
-  try:
-    found = getattr(importlib.import_module(module_name), attribute)
-  except ModuleNotFoundError as error:
-    raise ValueError(
-      f'{key} must name a module that can be imported (is its folder on PYTHONPATH?), '
-      f'got {name!r}: {error}.'
-    ) from error
-  except AttributeError as error:
-    raise ValueError(f'{key} must name a factory in its module, got {name!r}: {error}.') from error
-  return validate.function(**{key: found})
+  return validate.imported(**{key: name})
 
 
 def call(key: str, make: Callable[..., Any], options: Mapping[str, Any], **given: Any) -> Any:

@@ -299,6 +299,8 @@ class WeightingSection(Section):
 class PrivacySection(Section):
   """What is claimed of a run whose stages add noise; the noise itself is a stage.
 
+  A run that sets any of it and has no stage that adds noise is refused.
+
   Attributes:
     delta: of the claim, in (0, 1); needed by every run with noise.
     target_epsilon: budget: the run ends before the round that would exceed it, and a stage without
@@ -343,7 +345,8 @@ class StageSection(Section):
   Attributes:
     use: name in a registry of stages or 'package.module:factory'.
     options: keyword arguments of its factory.
-    before_algorithm: run before the algorithm (it changes the task), not after the weighting.
+    before_algorithm: run before the algorithm (it changes the task), not after the weighting; a
+      stage that states `Prepares` does so by itself.
   """
 
   section: ClassVar[str] = 'stages'

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_mem.core import tree
+from fedjax_mem.core import Layer, tree
 from fedjax_mem.federated import compression, data, identity, workers
 from fedjax_mem.federated import recipe as recipes
 from fedjax_mem.federated.config import ClientConfig
@@ -221,10 +221,20 @@ class FederatedClient:
       self.data.transform,
     )
 
-  def sides(self, **changed: Any) -> recipes.Sides:
-    """Returns the compiled sides of the client's recipe, with some of its fields changed."""
+  def sides(
+    self, chooser: Layer | None = None, rules: tuple[Layer, ...] = (), **changed: Any
+  ) -> recipes.Sides:
+    """Returns the compiled sides of the client's recipe, with some of its fields changed.
+
+    Args:
+      chooser: which clients there are; None: this one.
+      rules: of the server.
+      changed: fields of the recipe.
+    """
     shapes = tuple((name, x.shape, x.dtype.name) for name, x in sorted(self._padded.items()))
-    return recipes.sides(self.recipe()._replace(**changed), shapes)
+    return recipes.sides(
+      self.recipe()._replace(**changed), shapes, chooser or recipes.given(1), rules
+    )
 
   async def train_round(self) -> FederatedUpdate:
     """Returns a signed update after local training, done in a worker thread.

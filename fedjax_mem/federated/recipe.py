@@ -14,14 +14,18 @@ import optax
 
 from fedjax_mem import engine
 from fedjax_mem.core import (
-  Examples,
+  Context,
+  Draw,
+  Draws,
   IncompatibleStages,
   Layer,
+  Looks,
   Mean,
   Message,
   Population,
   Round,
   Shape,
+  Stage,
   Task,
   compose,
   scalar_member,
@@ -30,7 +34,7 @@ from fedjax_mem.core import (
 from fedjax_mem.federated import compression, privacy
 from fedjax_mem.federated.config import CompressionConfig, PrivacyConfig
 from fedjax_mem.models.base import Model
-from fedjax_mem.stages import algorithm, select, weigh
+from fedjax_mem.stages import algorithm, weigh
 from fedjax_mem.stages.compress import codec as codecs
 
 Tree = Any
@@ -88,12 +92,24 @@ class Recipe(NamedTuple):
     """Learning rate of the server's step."""
     return self.learning_rate if self.sgd else 1.0
 
-  def layers(self, chooser: Layer) -> Round:
-    """Returns the layers of a round of the clients that a layer selects."""
+  def layers(self, chooser: Layer, *rules: Layer) -> Round:
+    """Returns the round of the clients that a layer selects, with the server's robust rules."""
     weighing = weigh.equal() if self.equal else weigh.by_examples()
     if chooser.cohort is not None:  # it looks at the messages as the server gets them
-      return compose(self.algorithm(), weighing, *self.inner(), chooser)
-    return compose(self.algorithm(), chooser, weighing, *self.inner())
+      return compose(self.algorithm(), weighing, *self.inner(), chooser, *rules)
+    return compose(self.algorithm(), chooser, weighing, *self.inner(), *rules)
+
+
+@functools.cache
+def given(number: int) -> Layer:
+  """Returns the layer of clients chosen elsewhere, by objects: all of them take part."""
+
+  def everyone(ctx: Context, draw: Draw, state: Tree) -> Any:
+    cohort = jax.vmap(scalar_member)(jnp.arange(number, dtype=jnp.int32))
+    return draw._replace(cohort=cohort), state, {}
+
+  facts = (Draws('given', number, number, number), Looks('nothing'))
+  return Layer('select', select=Stage(everyone, facts=facts))
 
 
 class Sent(NamedTuple):
@@ -119,17 +135,20 @@ class Sent(NamedTuple):
 
 
 class Sides(NamedTuple):
-  """The two compiled sides of a recipe, for one shape of a client's data.
+  """The compiled sides of a recipe, for one shape of a client's data.
 
   Attributes:
     setting: the planned round.
     client: (params, arrays, count, seed, round, id) -> `Sent`.
+    cohort: (layer's name, params, stack of messages [C, ...], its rows [C, ...] or None at first,
+      server states, seed, round) -> (sum of messages, new rows).
     server: (params, sum of messages, server states, seed, round) -> (params, states).
     states: params -> server states before the first round.
   """
 
   setting: engine.Setting
   client: Any
+  cohort: Any
   server: Any
   states: Any
 
@@ -140,20 +159,21 @@ def capacity(count: int, batch_size: int) -> int:
   return batch_size * (1 << max(0, (steps - 1).bit_length()))
 
 
-def rows(arrays: dict[str, Any], count: Any) -> Population:
-  """Returns a population of one client."""
+def rows(arrays: dict[str, Any], count: jax.Array) -> Population:
+  """Returns a population of clients [N] whose examples begin with the first row."""
   number = arrays['y'].shape[0]
-  one = jnp.ones(1, jnp.int32)
-  return Population(arrays, jnp.arange(number, dtype=jnp.int32), 0 * one, count * one)
+  return Population(arrays, jnp.arange(number, dtype=jnp.int32), 0 * count, count)
 
 
 @functools.lru_cache(maxsize=256)
-def sides(recipe: Recipe, shapes: tuple) -> Sides:
+def sides(recipe: Recipe, shapes: tuple, chooser: Layer, rules: tuple[Layer, ...] = ()) -> Sides:
   """Returns the sides of a recipe, planned and checked.
 
   Args:
     recipe: the settings.
     shapes: (name, shape, dtype) of each of a client's arrays, padded.
+    chooser: which clients there are.
+    rules: of the server.
 
   Raises:
     IncompatibleStages: settings that do not go together.
@@ -165,24 +185,26 @@ def sides(recipe: Recipe, shapes: tuple) -> Sides:
     )
   arrays = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in shapes}
   number = arrays['y'].shape[0]
-  layers = recipe.layers(select.uniform(1, 1))
+  layers = recipe.layers(chooser, *rules)
+  clients = layers.draws.population
   layout = engine.Layout(1, True, engine.make_mesh(1))
-  population = jax.eval_shape(lambda a: rows(a, number), arrays)
+  population = jax.eval_shape(lambda a: rows(a, jnp.full(clients, number, jnp.int32)), arrays)
   params = jax.eval_shape(recipe.model.init, jax.random.key(0))
   transforms = (recipe.transform,) if recipe.transform else ()
   setting = engine.make_setting(
-    layers, params, population, Shape(1, number, True), layout, transforms, pool=False
+    layers, params, population, Shape(clients, number, True), layout, transforms, pool=False
   )
   options = engine.compiler_options(jax.default_backend()) or None
   compiled = functools.partial(jax.jit, compiler_options=options)
 
   def states(params: Tree) -> dict[str, Tree]:
-    cast = engine.Cast(jnp.uint32(0), jnp.int32(0), params, None, {}, {}, jnp.zeros(0))
+    cast = engine.broadcast(0, 0, params)
     return {x.name: x.value(engine.context(x, 'init', cast, setting.specs)) for x in setting.layers}
 
   return Sides(
     setting,
     compiled(functools.partial(_client, recipe, setting)),
+    compiled(functools.partial(_cohort, setting), static_argnums=0),
     compiled(functools.partial(_server, setting)),
     jax.jit(states),
   )
@@ -192,18 +214,10 @@ def _client(recipe, setting, params, arrays, count, seed, round, id) -> Sent:
   """Runs all client sides, and notes on the way what the metadata say."""
   me = scalar_member(id)
   alone = jax.tree.map(lambda x: x[None], me)
-  data = Examples(
-    arrays,
-    jnp.arange(arrays['y'].shape[0], dtype=jnp.int32),
-    jnp.int32(0),
-    count,
-    count,
-    arrays['y'].shape[0],
-    False,
-    setting.transforms,
-  )
   # No layer of a recipe keeps a state of its clients or is told one by the server.
-  cast = engine.Cast(seed, round, params, alone, {}, arrays, data.index)
+  cast = engine.broadcast(seed, round, params, cohort=alone, population=rows(arrays, count[None]))
+  row = engine.Row(me, jnp.int32(0), count)
+  data = engine.examples(cast, row, count, setting.shape, False, setting.transforms)
   value: Any = Task(params, data)
   trained, code = params, None
   norm, clipped, ok = jnp.float32(0), jnp.float32(0), jnp.bool_(True)
@@ -215,9 +229,9 @@ def _client(recipe, setting, params, arrays, count, seed, round, id) -> Sent:
       ctx = engine.context(layer, 'client', cast, setting.specs, me)
       x, shapes = codecs.flat(value.update)
       code = coded.encode(codecs.Keys(ctx.key, ctx.round_key), x, shapes)
-    rows = {layer.name: layer.row(engine.context(layer, 'init', cast, setting.specs, me))}
+    own = {layer.name: layer.row(engine.context(layer, 'init', cast, setting.specs, me))}
     value, _, noted, fine = engine.client_pass(
-      setting.layers, (layer,), cast, setting.specs, me, value, rows
+      setting.layers, (layer,), cast, setting.specs, me, value, own
     )
     clipped = next((x.total for n, x in noted.items() if n.endswith('/uncovered_clipped')), clipped)
     ok &= fine
@@ -247,9 +261,32 @@ def _loss(recipe: Recipe, task: Task) -> jax.Array:
   return seen.total / seen.count
 
 
+def stacked(messages: list[Message], rows: int) -> Message:
+  """Returns messages as one stack [C, ...].
+
+  Stacks of one size are one program: rows of nobody have weight 0, and take no part.
+  """
+  messages = messages + [tree.zeros(messages[0])] * (rows - len(messages))
+  return jax.tree.map(lambda *x: jnp.stack(x), *messages)
+
+
+def _cohort(setting, name, params, stack, rows, states, seed, round):
+  """Runs the cohort side of a layer; a message of weight 0 is of nobody."""
+  layer = next(x for x in setting.layers if x.name == name)
+  ids = jnp.arange(stack.weight.shape[0], dtype=jnp.int32)
+  cohort = jax.vmap(scalar_member)(ids, stack.weight > 0)
+  cast = engine.broadcast(seed, round, params, cohort=cohort, servers=states)
+  first = lambda id: layer.row(
+    engine.context(layer, 'init', cast, setting.specs, scalar_member(id))
+  )
+  rows = jax.vmap(first)(ids) if rows is None else rows
+  stack, rows, _ = engine.cohort_pass(layer, layer.cohort, cast, setting.specs, stack, rows)
+  return tree.total(stack), rows
+
+
 def _server(setting, params, message, states, seed, round):
   """Runs all server sides, last layer first."""
-  cast = engine.Cast(seed, round, params, None, states, {}, jnp.zeros(0))
+  cast = engine.broadcast(seed, round, params, servers=states)
   like: Any = setting.specs[setting.layers[-1].name].update
   same: Any = jax.tree.structure(like)
   if same == jax.tree.structure(message.update):

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem import engine
-from fedjax_mem.core import Layer, Member, Message, Round, tree
+from fedjax_mem.core import Layer, Message, Round, tree
+from fedjax_mem.federated import recipe
 from fedjax_mem.federated.config import ServerConfig
 from fedjax_mem.federated.data import LocalData
 from fedjax_mem.stages import select
@@ -21,6 +22,7 @@ _OPTIONS = {
   'contribution': ('method', 'explore', 'sweeps', 'truncation', 'subsets', 'batch_size'),
 }
 Loss = Callable[..., Any]
+Judge = Callable[[Message, Score], Score]  # (stack of messages [C, ...], rows [C]) -> new rows
 
 
 class Chooser:
@@ -45,8 +47,7 @@ class Chooser:
     self._chances: dict[str, float] = {}
     self._scores: dict[str, Score] = {}
     self._layers: dict[Any, tuple[Layer, ...]] = {}
-    self._judged: Layer | None = None
-    self._judge: Any = None
+    self._judging: Layer | None = None  # of the last choice, where it looks at messages
     self._size = 0
     if not set(self._options) <= set(_OPTIONS[self._kind]):
       raise ValueError(
@@ -96,9 +97,8 @@ class Chooser:
     layers = self.layers(number, size, clients[0].model.model.loss, step)
     table = self._table([x.client_id for x in clients])
     for attempt in range(_ATTEMPTS):
-      seed = jnp.uint32(self._config.seed)
       empty = {x.name: () for x in layers}
-      cast = engine.Cast(seed, jnp.int32(round), params, None, empty, {}, jnp.zeros(0))
+      cast = engine.broadcast(self._config.seed, round, params, servers=empty)
       # A cohort of random size may be too small: then it is drawn once more.
       cast, cohort, _ = engine.select_pass(Round(layers), cast, lambda name: table, attempt)
       ids = [int(i) for i, real in zip(cohort.id, cohort.real, strict=True) if real]
@@ -106,10 +106,21 @@ class Chooser:
         break
     chances = {int(i): float(c) for i, c in zip(cohort.id, cohort.chance, strict=True)}
     self._chances = {clients[i].client_id: chances[i] for i in ids}
-    if self._kind == 'contribution' and self._judged != layers[0]:
-      self._judged, self._judge = layers[0], _judge(layers[0])
+    self._judging = layers[0] if self._kind == 'contribution' else None
     self._size = size
     return [clients[i] for i in ids]
+
+  def of_round(self, least: int | None) -> tuple[Layer, int]:
+    """Returns (the layer that stands for the last choice in the server's round, its rows C).
+
+    Args:
+      least: rows without which the server's rule does nothing; None: messages are only added, and
+        the round is that of one client, as the clients themselves have it.
+    """
+    if self._judging is not None:
+      return self._judging, self._size
+    rows = 1 if least is None else max(self._size, least)
+    return recipe.given(rows), rows
 
   def _table(self, names: list[str]) -> Any:
     """Returns what the sampler knows of each client, as the engine keeps it."""
@@ -137,40 +148,20 @@ class Chooser:
       return message
     return tree.scale(1 / self._chances.get(client.client_id, 1.0), message)
 
-  def learn(self, seen: list[tuple[Any, Any, Message]], params: Any, round: int) -> None:
+  def learn(self, seen: list[tuple[Any, Any, Message]], judge: Judge) -> None:
     """Remembers what (client, metadata, message before `weighted`) of a round say.
 
     Args:
-      seen: of the sound updates, their updates like `params`.
-      params: from which the clients started.
-      round: from 0.
+      seen: of the sound updates, their updates like the parameters.
+      judge: the side of the layer of the last choice that looks at messages.
     """
     if self._kind == 'importance':
       for client, said, _ in seen:
         self._norms[client.client_id] = said.num_examples * said.norm
     if self._kind != 'contribution':
       return
-    names, messages = [x.client_id for x, _, _ in seen], [x for _, _, x in seen]
-    # Cohorts of one size for one program: who is not there has weight 0 and is no player.
-    messages += [tree.zeros(messages[0])] * (self._size - len(messages))
+    names = [x.client_id for x, _, _ in seen]
     rows = self._rows(names + [''] * (self._size - len(names)))
-    stack = jax.tree.map(lambda *x: jnp.stack(x), *messages)
-    seed = jnp.uint32(self._config.seed)
-    found = self._judge(stack, params, rows, seed, jnp.int32(round))
+    found = judge(recipe.stacked([x for _, _, x in seen], self._size), rows)
     for i, name in enumerate(names):
       self._scores[name] = Score(found.score[i], found.rounds[i])
-
-
-def _judge(layer: Layer) -> Any:
-  """Returns (stack of messages [C, ...], params, rows [C], seed, round) -> new rows, compiled."""
-
-  def judge(stack: Message, params: Any, rows: Score, seed: jax.Array, round: jax.Array) -> Score:
-    number = stack.weight.shape[0]
-    on = stack.weight > 0
-    cohort = Member(jnp.arange(number, dtype=jnp.int32), on, on, jnp.ones(number, jnp.float32))
-    cast = engine.Cast(seed, round, params, cohort, {}, {}, jnp.zeros(0))
-    stage: Any = layer.cohort
-    specs = {layer.name: engine.one_of(stack)}
-    return engine.cohort_pass(layer, stage, cast, specs, stack, rows)[1]
-
-  return jax.jit(judge)

@@ -10,21 +10,18 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Message, tree
+from fedjax_mem.core import tree
 from fedjax_mem.federated import data, identity, intake, workers
 from fedjax_mem.federated import model as models
+from fedjax_mem.federated.aggregator import Aggregator
 from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Metadata, Place
 from fedjax_mem.federated.config import AggregationStrategy, NotEnoughClients, ServerConfig
 from fedjax_mem.federated.model import FederatedModel, check_labels
 from fedjax_mem.federated.privacy import ClientsAccountant
-from fedjax_mem.federated.rules import Rule, rule_of
 from fedjax_mem.federated.secure import SecureAggregator
 from fedjax_mem.federated.selection import Chooser
-from fedjax_mem.stages.secure.errors import BelowThreshold
 
 _log = logging.getLogger('fedjax_mem.federated')
 
@@ -84,10 +81,9 @@ class FederatedServer:
     self._register = identity.Register()
     self._clients: dict[str, FederatedClient] = {}  # that run_round runs over
     self._members: dict[str, FederatedClient] = {}  # in the order they came
-    self._states: dict[str, Any] | None = None
     self._chooser = Chooser(config, held)
     self._chosen: frozenset[str] = frozenset()
-    self._rule: Rule | None = rule_of(config)
+    self._aggregator = Aggregator(config, self._chooser)
     self._masks: SecureAggregator | None = None
     self._sealed: dict[str, bytes] = {}  # what each client got from the masks of this selection
     self._equal = False  # whether all clients count the same
@@ -252,12 +248,11 @@ class FederatedServer:
     self._enough(len(found), f'sound updates (left out: {left_out!r})')
     # As the engine adds clients of unequal sizes: the largest first.
     reads = sorted(found.values(), key=lambda x: -x.client.data.num_examples)
-    new, states = self._step(params, reads)
-    if not bool(tree.finite(new)):
-      raise ValueError('the new parameters must be finite, got NaN or infinity: nothing changed.')
-    self._learn(reads, params)
+    if self._aggregator.rules:
+      # Ties go to the lowest id, whatever the order in which clients were drawn.
+      reads = sorted(reads, key=lambda x: self._number(x.client))
+    new = self._aggregator.step(self.round, params, reads, self._masks)
     self._model = FederatedModel(self._current().model, new)
-    self._states = states
     counts = [x.update.metadata.num_examples for x in reads]
     losses = [x.update.metadata.loss_before for x in reads]
     scores = self.contributions
@@ -295,49 +290,6 @@ class FederatedServer:
       return intake.masked(client, update, self._sealed.get(update.client_id))
     place = self._place(client)
     return intake.decoded(client, update, self._params(), place)
-
-  def _learn(self, reads: list[intake.Read], params: Any) -> None:
-    """Tells the chooser of a round's updates."""
-    if self.config.selection_strategy != 'random':
-      seen = [(x.client, x.update.metadata, x.whole(params)) for x in reads]
-      self._chooser.learn(seen, params, self.round)
-
-  def _step(self, params: Any, reads: list[intake.Read]) -> tuple[Any, Any]:
-    """Returns (parameters, server states) after the server sides on the sum."""
-    if self._sgd and len({x.client.config.learning_rate for x in reads}) > 1:
-      raise ValueError(
-        'learning_rate must be the same for all clients under FedSGD, where it is the step of the '
-        'server, got several.'
-      )
-    alike = len({x.client.config.compression_config for x in reads}) == 1
-    first = reads[0].client
-    sides = first.sides() if alike else first.sides(compression=None)
-    states = {**sides.states(params), **(self._states or {})}
-    seed, round = np.uint32(self.config.seed), np.int32(self.round)
-    total = self._total(params, reads, alike)
-    new, states = sides.server(params, total, states, seed, round)
-    return new, states
-
-  def _total(self, params: Any, reads: list[intake.Read], alike: bool) -> Message:
-    """Returns the sum that enters the server sides."""
-    if self._masks is not None:
-      try:
-        mean = self._masks.secure_aggregate([x.message.update for x in reads])
-      except BelowThreshold as error:
-        raise NotEnoughClients(f'{error} The round is not done and nothing has changed.') from error
-      return Message(jax.tree.map(jnp.asarray, mean), jnp.float32(1), {})
-    if self._rule:
-      # Ties go to the lowest id, whatever the order in which clients were drawn.
-      reads = sorted(reads, key=lambda x: self._number(x.client))
-    messages = [
-      self._chooser.weighted(x.client, x.message if alike else x.whole(params)) for x in reads
-    ]
-    if self._rule:
-      return self._rule(messages, params, self.config.seed, self.round)
-    total = tree.zeros(messages[0])
-    for message in messages:
-      total = tree.add(total, message)
-    return total
 
   async def run_round(self) -> RoundReport:
     """Runs a round over the registered clients: select, train side by side, aggregate, broadcast.

@@ -92,11 +92,10 @@ def simulate_federation(
   else:
     (chooser,) = server._chooser.layers(number, cohort, recipe.model.loss, recipe.server_rate)
     layers, guarantee = _local(recipe, chooser, rounds)
-  extra: tuple[Layer, ...] = (rules.layer(config),) if kind.robust else ()
   population = stack_clients([{'x': x.data.x, 'y': x.data.y} for x in clients])
   transforms = (recipe.transform,) if recipe.transform else ()
   sim = engine.simulate(
-    compose(*layers, *extra),
+    compose(*layers, *rules.of(config)),
     start.params,
     population,
     seed=config.seed,

@@ -4,7 +4,6 @@ A configuration names one by its name here, or by 'package.module:Class'.
 """
 
 import dataclasses
-import importlib
 from typing import Any
 
 from fedjax_mem.core import validate
@@ -55,7 +54,7 @@ def find(
   if isinstance(mechanism, str):
     if ':' not in mechanism:
       validate.one_of(MECHANISMS, mechanism=mechanism)
-    found = MECHANISMS.get(mechanism) or _imported(mechanism)
+    found = MECHANISMS.get(mechanism) or validate.imported('class', mechanism=mechanism)
   if not (isinstance(found, type) and issubclass(found, Mechanism)):
     raise ValueError(
       f"mechanism must be one of {tuple(MECHANISMS)!r} or 'package.module:Class' of a Mechanism, "
@@ -82,18 +81,6 @@ def make(kind: type[Mechanism], noise_multiplier: float, **known: Any) -> Mechan
     return None
   takes = {x.name for x in dataclasses.fields(kind)}
   return kind(noise_multiplier, **{k: v for k, v in known.items() if k in takes})
-
-
-def _imported(name: str) -> Any:
-  """Returns what 'package.module:Class' names, or None."""
-  module, _, attribute = name.partition(':')
-  try:
-    return getattr(importlib.import_module(module), attribute, None)
-  except (ImportError, ValueError) as error:
-    raise ValueError(
-      f"mechanism must be 'package.module:Class' of a module that can be imported, got {name!r}: "
-      f'{error}.'
-    ) from error
 
 
 __all__ = (

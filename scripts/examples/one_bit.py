@@ -49,4 +49,4 @@ def one_bit():
 
 def without_memory():
   """Returns the codec alone, without error feedback."""
-  return codec.layer_of(codec.Codec('one_bit', encode, decode))
+  return codec.layer_of(codec.Codec('one_bit', encode, decode, bounds=codec.KEPT))

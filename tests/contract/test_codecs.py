@@ -1,8 +1,8 @@
 """The contract that every codec keeps, in the tree or out of it.
 
 `pytest tests/contract --codec package.module:factory` runs it on a factory of your own, which
-returns a layer that states `Encodes`. Of a codec with `encode` and `decode` all is asked; of one
-that only its layer can make, what shows in a round.
+returns a `Codec`, or a layer that states `Encodes`. Of a codec with `encode` and `decode` all is
+asked; of one that only its layer can make, what shows in a round.
 """
 
 import jax
@@ -13,7 +13,7 @@ from contract import suite
 from reference import given
 
 from fedjax_mem.core import Encodes, Layer, compose
-from fedjax_mem.stages.compress import Codec, codec_of
+from fedjax_mem.stages.compress import Codec, codec_of, named
 from fedjax_mem.stages.compress import codec as codecs
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
@@ -33,7 +33,9 @@ def pytest_generate_tests(metafunc):
   if not chosen:
     own = ('one_bit:one_bit', 'one_bit:without_memory')
     cases += [suite.case(name, suite.example(name)) for name in own]
-  metafunc.parametrize('layer', [c.make() for c in cases], ids=[c.name for c in cases])
+  metafunc.parametrize(
+    'layer', [named.as_layer(c.make()) for c in cases], ids=[c.name for c in cases]
+  )
 
 
 def codec(layer):

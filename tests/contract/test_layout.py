@@ -1,11 +1,13 @@
 """Where tests are: files of unit tests mirror the package, and what has none is listed."""
 
 import importlib
+import itertools
 import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+from reference import tiers
 
 import fedjax_mem as fm
 
@@ -14,7 +16,7 @@ UNIT, PACKAGE = ROOT / 'tests' / 'unit', ROOT / 'fedjax_mem'
 
 
 def modules() -> set[str]:
-  files = (p for p in PACKAGE.rglob('*.py') if p.stem not in ('__init__', '_version'))
+  files = (p for p in PACKAGE.rglob('*.py') if not p.stem.startswith('__') and p.stem != '_version')
   return {p.relative_to(PACKAGE).with_suffix('').as_posix() for p in files}
 
 
@@ -43,11 +45,15 @@ def test_every_module_has_a_file_or_is_listed_with_the_reason():
   assert sorted(names) == sorted(modules() - mirrored())
 
 
-def test_every_tier_is_in_a_part_of_the_whole_run():
-  parts = re.findall(r'tests --rest (.*)$', (ROOT / '.ci' / 'run').read_text(), re.M)
-  asked = sorted(word for part in parts for word in part.split() if word.startswith('tests/'))
-  tiers = [p for p in (ROOT / 'tests').iterdir() if any(p.glob('**/test_*.py'))]
-  assert asked == sorted(f'tests/{tier.name}' for tier in tiers)
+def test_every_test_is_in_a_part_of_the_whole_run():
+  parts = re.findall(r' tests --rest *(.*)$', (ROOT / '.ci' / 'run').read_text(), re.M)
+  assert parts == ['', '--devices 8']
+  folders = [p.name for p in (ROOT / 'tests').iterdir() if any(p.glob('**/test_*.py'))]
+  for one in itertools.product((False, True), (1, 2, 3, 8), folders, (False, True)):
+    test = tiers.Test(*one)
+    rest = tiers.runs(test, 2, rest=True) or tiers.runs(test, 8, rest=True)
+    assert tiers.runs(test, 2) or rest, test
+    assert tiers.runs(test, 8, every=True)
 
 
 def test_no_name_is_public_twice():

@@ -137,6 +137,56 @@ def test_it_is_scaled_to_the_bound(noise):
   assert two / one == pytest.approx(2.0, rel=0.03)
 
 
+def spread(noise):
+  """Returns the noise of many keys on a tree of 31 values, [4000, 31]."""
+  of = jnp.int32 if noise.integers else jnp.float32
+  like = {'a': jnp.zeros((3, 5), of), 'b': jnp.zeros((3, 5), of), 'c': jnp.zeros((), of)}
+  if any(x.name == 'dimension' for x in dataclasses.fields(noise)):
+    noise = dataclasses.replace(noise, dimension=31)
+  first = lambda key: noise.draw(key, like, BOUND, noise.init(like))[0]
+  rows = jax.jit(jax.vmap(first))(jax.random.split(jax.random.key(5), 4000))
+  assert jax.tree.map(lambda x: (x.shape[1:], x.dtype), rows) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), like
+  )
+  return np.concatenate([np.asarray(x).reshape(4000, -1) for x in jax.tree.leaves(rows)], 1)
+
+
+def test_every_value_of_every_array_has_noise_of_its_own(noise):
+  rows = spread(noise)
+  scale = rows.std(0)
+  np.testing.assert_allclose(scale, np.median(scale), rtol=0.2)
+  apart = np.corrcoef(rows.T) - np.eye(31)
+  assert np.abs(apart).max() < 6 / np.sqrt(4000)
+
+
+@dataclasses.dataclass(frozen=True)
+class SameLeaf(Gaussian):
+  """Draws every array of a tree from one key."""
+
+  def draw(self, key, like, bound, state):
+    """Returns (noise that is the same in arrays of one shape, state)."""
+    one = lambda x: super(SameLeaf, self).draw(key, x, bound, state)[0]
+    return jax.tree.map(one, like), state
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstOnly(Gaussian):
+  """Draws noise for one array of a tree, and none for the others."""
+
+  def draw(self, key, like, bound, state):
+    """Returns (noise of the first array and zeros, state)."""
+    noise, state = super().draw(key, like, bound, state)
+    first, *rest = jax.tree.leaves(noise)
+    leaves = [first, *(0 * x for x in rest)]
+    return jax.tree.unflatten(jax.tree.structure(noise), leaves), state
+
+
+@pytest.mark.parametrize('kind', [SameLeaf, FirstOnly])
+def test_noise_that_some_values_share_or_lack_is_found(kind):
+  with pytest.raises(AssertionError):
+    test_every_value_of_every_array_has_noise_of_its_own(kind(Z))
+
+
 def test_the_state_is_replayed_from_the_keys(noise):
   like = jnp.zeros(SIZE, jnp.int32 if noise.integers else jnp.float32)
   of = lambda r: jax.random.fold_in(jax.random.key(0), r)

@@ -18,10 +18,12 @@ from reference import given, tiny
 from fedjax_mem.core import (
   Bound,
   Bounds,
+  Draw,
   Draws,
   IncompatibleStages,
   Layer,
   Looks,
+  Member,
   Noises,
   Prepares,
   Stage,
@@ -193,6 +195,83 @@ def peeking():
 def test_a_sampler_that_looks_where_it_says_it_does_not_is_found():
   with pytest.raises(AssertionError):
     test_a_select_side_depends_on_no_more_data_than_it_says(suite.Case('peeking', peeking, {}))
+
+
+DRAWN = 600  # rounds, of which frequencies tell
+
+
+def members(case):
+  """Returns (law of the draw, who is in which round [R, N]) of a sampler that looks at nothing."""
+  own = parts(case)
+  sim = tiny.build(compose(tiny.algorithm(), *own, equal()))
+  ids = np.asarray(sim.cohorts(sim.init(tiny.initial()), DRAWN))
+  counts = np.stack([np.bincount(row[row < tiny.N], minlength=tiny.N) for row in ids])
+  assert ids.min() >= 0 and counts.max() == 1, 'a client stands twice in a cohort'
+  return sim.setting.layers.draws, counts
+
+
+@pytest.mark.first(6)
+def test_select_draws_by_the_law_that_it_states(case):
+  own = parts(case)
+  blind = all(x.select.fact(Looks) == Looks('nothing') for x in own)
+  if not blind or not any(x.fact(Draws) for x in own):
+    return  # one that no claim goes with, or another layer's draw
+  law, on = members(case)
+  assert law.population == tiny.N and on.sum(1).max() <= law.capacity
+  for client in on.T:
+    gaps = np.diff(np.flatnonzero(client))
+    assert gaps.size == 0 or gaps.min() >= law.min_sep
+  if law.scheme not in ('poisson', 'without_replacement'):
+    return  # nothing amplifies: no chance is claimed
+  rate = law.expected / law.population
+  near = lambda found, chance: abs(found - chance) < 5 * np.sqrt(chance * (1 - chance) / DRAWN)
+  assert all(near(x, rate) for x in on.mean(0))
+  fixed = law.scheme == 'without_replacement'
+  both = rate * (law.expected - 1) / (law.population - 1) if fixed else rate**2
+  together = (on.T @ on / DRAWN)[~np.eye(law.population, dtype=bool)]
+  assert all(near(x, both) for x in together)
+  # Of Poisson cohorts the variance of the size, 5 standard deviations of it at most away.
+  wanted = 0 if fixed else law.population * rate * (1 - rate)
+  assert abs(on.sum(1).var() - wanted) <= 5 * wanted * np.sqrt(2 / DRAWN)
+  assert not fixed or (on.sum(1) == law.expected).all()
+  # Rounds are drawn independently of each other.
+  again = (on[1:] * on[:-1]).mean(0)
+  assert all(near(x, rate**2) for x in again)
+
+
+def lying(scheme, draw):
+  """Returns a sampler of half the clients that draws otherwise than it states."""
+  half = tiny.N // 2
+
+  def select(ctx, given, state):
+    ids = jnp.asarray(draw(ctx, half), jnp.int32)
+    on = jnp.ones(half, bool)
+    return given._replace(cohort=Member(ids, on, on, jnp.full(half, 0.5))), state, {}
+
+  law = Draws(scheme, tiny.N, half, half, 3 if scheme == 'cyclic' else 1)
+  return Layer('select', select=Stage(select, facts=(law, Looks('nothing'))))
+
+
+@pytest.mark.parametrize(
+  ('scheme', 'draw'),
+  [
+    ('poisson', lambda ctx, half: uniform(tiny.N, half).select.apply(ctx, Draw(), ())[0].cohort.id),
+    ('without_replacement', lambda ctx, half: jnp.arange(half)),
+    ('without_replacement', lambda ctx, half: jnp.zeros(half)),
+    (
+      'without_replacement',
+      lambda ctx, half: (
+        2 * jnp.arange(half) + jax.random.bernoulli(ctx.key, shape=(half,)).astype(jnp.int32)
+      ),
+    ),
+    ('cyclic', lambda ctx, half: jnp.arange(half)),
+  ],
+  ids=['fixed size as poisson', 'the first ones', 'one client in every row', 'strata', 'no pause'],
+)
+def test_a_sampler_that_draws_by_another_law_is_found(scheme, draw):
+  case = suite.Case(f'lying-{scheme}', functools.partial(lying, scheme, draw), {})
+  with pytest.raises(AssertionError):
+    test_select_draws_by_the_law_that_it_states(case)
 
 
 def test_bounds_are_numbers():

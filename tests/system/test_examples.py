@@ -5,6 +5,7 @@ The contract suite has them among its cases.
 
 import functools
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -240,3 +241,14 @@ def test_a_run_of_ones_own_methods_outlives_kill_9(start, tmp_path):
   a, b = (read_metrics(x / 'metrics.jsonl') for x in (folder, reference))
   timeless = lambda rows: [{k: v for k, v in row.items() if k != 'seconds'} for row in rows]
   assert len(a) == 6 and timeless(a) == timeless(b)
+
+
+def test_the_page_on_methods_of_ones_own_runs(capsys):
+  page = (ROOT / 'docs' / 'methods.md').read_text()
+  blocks = re.findall(r'```python\n(.*?)```', page, re.S)
+  names: dict = {}
+  for block in blocks:
+    exec(block, names)
+  told = capsys.readouterr().out
+  assert "'halve'" in told and 'states no bound' in told and 'after 100 rounds' in told
+  assert names['bound'].l2 == pytest.approx(0.25) and names['spent'].epsilon < 20

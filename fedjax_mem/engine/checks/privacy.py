@@ -14,6 +14,7 @@ from fedjax_mem.core import (
   Looks,
   Masks,
   Noises,
+  Prepares,
   Round,
   Withholds,
 )
@@ -40,6 +41,8 @@ def check(layers: Round) -> None:
     _check_carried(layer, side, noise, share)
     _check_selection(layers, layer, noise, share)
     _check_weights(layers, layer, noise)
+    if noise.unit == 'example':
+      _check_tasks(layers, layer)
     if share:
       _check_share(layers, layer)
 
@@ -58,6 +61,17 @@ def _check_carried(layer: Layer, side: str, noise: Noises, share: bool) -> None:
       f'the noise of {layer.name!r} is accounted for {least} shares, and its {side} side does not '
       f'withhold the sum where fewer clients arrive: state Withholds({least}).'
     )
+
+
+def _check_tasks(layers: Round, layer: Layer) -> None:
+  """Raises where a layer may spread an example over others before noise by example."""
+  for x, _, prepares in layers.having(Prepares):
+    if x is not layer and not prepares.by_example:
+      raise IncompatibleStages(
+        f'{layer.name!r} covers one example in training, and {x.name!r} before it does not state '
+        f'that it treats each example by itself: state Prepares(by_example=True) if so, or remove '
+        f'{x.name!r}.'
+      )
 
 
 def _check_place(layers: Round, layer: Layer, side: str, noise: Noises) -> None:
@@ -149,6 +163,11 @@ def _check_looks(layers: Round, noisy: Layer, chooser: Layer, drawn: bool, by_se
     raise IncompatibleStages(
       f'{noisy.name!r} claims privacy, and {chooser.name!r} selects clients by what they report: '
       'use a sampler that does not look at data, such as poisson or uniform.'
+    )
+  if by_server and chooser.server is not None:
+    raise IncompatibleStages(
+      f'{noisy.name!r} covers who is in the cohort, and the server side of {chooser.name!r} shares '
+      f'a state with its select side, which sees that: remove one of the two sides.'
     )
   if not drawn and layers.draws.scheme != 'poisson':
     raise IncompatibleStages(

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from fedjax_mem.core import IncompatibleStages, Layer, Message, Noises, Round, tree
+from fedjax_mem.core import IncompatibleStages, Layer, Message, Noises, Round, Withholds, tree
 
 Tree = Any
 
@@ -24,6 +24,8 @@ def check(layers: Round, specs: dict[str, Tree], sent: Message, servers: dict[st
     if noise.trust == 'local' or side == 'server':
       _check_entering(layers, layer, specs)
     _check_beside(layers, layer, specs, sent, servers)
+    if noise.trust == 'central':
+      _check_memories(layers, layer, share=side == 'client')
 
 
 def _check_entering(layers: Round, layer: Layer, specs: dict[str, Tree]) -> None:
@@ -79,4 +81,21 @@ def _check_beside(
       raise IncompatibleStages(
         f'{x.name!r} comes after {layer.name!r} and keeps a state on the server that is computed '
         f'before the noise is added: put {x.name!r} before {layer.name!r}.'
+      )
+
+
+def _check_memories(layers: Round, layer: Layer, share: bool) -> None:
+  """Raises where clients meet in more than the sum, or the sum shows by itself who arrived."""
+  for x in layers:
+    if x.cohort is not None and any(x.sides[s].init for s in ('client', 'cohort') if s in x.sides):
+      raise IncompatibleStages(
+        f'{layer.name!r} covers what a client changes in the sum, and {x.name!r} keeps a state of '
+        'each client that its cohort side computes from the messages of all: what one client sent '
+        f'would be in the later messages of others. Remove {x.name!r}, or its state.'
+      )
+  for x, _, _ in layers.having(Withholds):
+    if not share or x is not layer:
+      raise IncompatibleStages(
+        f'{x.name!r} withholds the sum where few clients arrive, which shows how many did, and '
+        f'{layer.name!r} has to hide that: remove {x.name!r}.'
       )

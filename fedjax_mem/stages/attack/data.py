@@ -39,7 +39,7 @@ def label_flip(
     flip = lambda batch: {**batch, 'y': jnp.where(bad, num_classes - 1 - batch['y'], batch['y'])}
     return task._replace(data=task.data.map(flip)), state, {}
 
-  return Layer('label_flip', client=Stage(client, facts=(Prepares(),)))
+  return Layer('label_flip', client=Stage(client, facts=(Prepares(by_example=True),)))
 
 
 @dataclasses.dataclass(frozen=True)

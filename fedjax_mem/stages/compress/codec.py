@@ -84,7 +84,14 @@ def _nothing_left(shapes: Shapes) -> Shapes:
   return ((0,),)
 
 
+def unbounded(why: str) -> Bounds:
+  """Returns the fact that leaves every norm unknown, and says why, a clause."""
+  return Bounds(lambda ctx, bound: Bound(), why)
+
+
+# Of codes that enlarge no norm, and of codecs that state nothing.
 KEPT = Bounds(lambda ctx, bound: bound)
+UNSTATED = unbounded('its codec states no bounds')
 
 
 def _any(shapes: Shapes) -> None:
@@ -103,7 +110,8 @@ class Codec(NamedTuple):
     adds: whether codes add; then they have no parts, and decoding draws from `round_key` alone.
     unbiased: whether the expectation of what is decoded is what was encoded.
     error: shapes -> what E ||decoded - x||² is at most, over ||x||²; None: not stated.
-    bounds: bound of x -> bound of what is decoded; of a code that adds, of the code as well.
+    bounds: bound of x -> bound of what is decoded; of a code that adds, of the code as well;
+      unknown where it is not stated.
     feedback: why error feedback would diverge, or None.
     estimate: (draws, x, shapes) -> (what `decode` makes of the code of x, the bytes of the code's
       indices, int32), without making the code; x and what is decoded are lists of the arrays' flat
@@ -119,7 +127,7 @@ class Codec(NamedTuple):
   adds: bool = False
   unbiased: bool = False
   error: Callable[[Shapes], float | None] = lambda shapes: None
-  bounds: Bounds = KEPT
+  bounds: Bounds = UNSTATED
   feedback: str | None = None
   estimate: Callable[[Keys, list, Shapes], tuple[list, jax.Array]] | None = None
 
@@ -136,11 +144,6 @@ class Exchange(NamedTuple):
   name: str
   adds: bool = False
   feedback: str | None = None
-
-
-def unbounded(why: str) -> Bounds:
-  """Returns the fact that leaves every norm unknown, and says why, a clause."""
-  return Bounds(lambda ctx, bound: Bound(), why)
 
 
 def size(shapes: Shapes) -> int:

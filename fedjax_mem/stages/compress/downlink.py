@@ -67,4 +67,5 @@ def downlink(codec: Layer | str | Mapping[str, Any] = 'quantize') -> Layer:
     ratio = jnp.float32(dense_size(ctx.params)) / value.astype(jnp.float32)
     return params, state, {**sent('bytes_down', value, jnp.bool_(True)), 'ratio': ratio}
 
-  return Layer('downlink', client=Stage(client, facts=(Prepares(),)), server=Stage(server, init))
+  prepares = Prepares(by_example=True)
+  return Layer('downlink', client=Stage(client, facts=(prepares,)), server=Stage(server, init))

@@ -5,10 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedjax_mem.core import Layer, validate
+from fedjax_mem.stages.compress.codec import Codec, layer_of
+
+
+def as_layer(made: Any) -> Any:
+  """Returns the layer of a `Codec`; anything else as it is."""
+  return layer_of(made) if isinstance(made, Codec) else made
 
 
 def layer(**given: Any) -> Layer:
   """Returns the layer that is given, or that a name or a table {use = name, …} describes.
+
+  A name is that of a codec here, or 'package.module:factory' of one's own.
 
   Raises:
     ValueError: neither of these, or an unknown name or option.
@@ -25,7 +33,10 @@ def layer(**given: Any) -> Layer:
     raise ValueError(
       f'{argument} must be a codec, its name, or a table with the name as `use`, got {codec!r}.'
     )
-  make = COMPRESSION[validate.one_of(COMPRESSION, **{argument: name})]
+  if ':' in name:
+    make = validate.imported(**{argument: name})
+  else:
+    make = COMPRESSION[validate.one_of(COMPRESSION, **{argument: name})]
   parameters = inspect.signature(make).parameters
   for option in options:
     if option not in parameters:
@@ -36,4 +47,4 @@ def layer(**given: Any) -> Layer:
   missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
   if missing:
     raise ValueError(f'{argument}.{missing[0]} must be given for {name!r}, got none.')
-  return make(**options)
+  return as_layer(make(**options))

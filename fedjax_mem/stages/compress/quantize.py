@@ -25,6 +25,7 @@ from fedjax_mem.core import Layer, validate
 from fedjax_mem.kernels import quantize as kernel
 from fedjax_mem.stages.compress import wire
 from fedjax_mem.stages.compress.codec import (
+  KEPT,
   Code,
   Codec,
   Keys,
@@ -142,7 +143,7 @@ def sign(*, per_leaf: bool = False) -> Layer:
     return _decode(1, block(shapes))(draws, code, shapes)
 
   error = lambda shapes: 1 - 1 / _share(shapes, block(shapes))
-  return layer_of(Codec('sign', encode, decode, error=error))
+  return layer_of(Codec('sign', encode, decode, error=error, bounds=KEPT))
 
 
 def ternary(*, clip: float | None = None, block: int | None = None) -> Layer:

@@ -17,6 +17,7 @@ from fedjax_mem.core import Layer
 from fedjax_mem.kernels import random_k as kernel
 from fedjax_mem.stages.compress import counting
 from fedjax_mem.stages.compress.codec import (
+  KEPT,
   Code,
   Codec,
   Keys,
@@ -67,6 +68,7 @@ def random_k(
     adds=True,
     unbiased=unbiased,
     error=error,
+    bounds=KEPT,
   )
   if unbiased:
     codec = codec._replace(

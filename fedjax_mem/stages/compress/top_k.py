@@ -13,6 +13,7 @@ from fedjax_mem.core import Layer, tree
 from fedjax_mem.kernels import topk
 from fedjax_mem.stages.compress import counting, wire
 from fedjax_mem.stages.compress.codec import (
+  KEPT,
   Code,
   Codec,
   Keys,
@@ -78,4 +79,6 @@ def top_k(fraction: float | None = None, *, k: int | None = None, per_leaf: bool
 
   left = lambda shapes: ((sum(counts(shapes)),),)
   whole = None if per_leaf else estimate
-  return layer_of(Codec('top_k', encode, decode, left, check, error=error, estimate=whole))
+  return layer_of(
+    Codec('top_k', encode, decode, left, check, error=error, bounds=KEPT, estimate=whole)
+  )

@@ -1,6 +1,7 @@
 """What a round accepts, how it is indexed, and what composes over its layers."""
 
 import dataclasses
+import math
 
 import pytest
 from reference import tiny
@@ -17,6 +18,7 @@ from fedjax_mem.core import (
   Layer,
   Looks,
   Prepares,
+  Round,
   Rule,
   Stage,
   Trains,
@@ -191,3 +193,29 @@ def test_what_is_known_in_the_round_absorbs_arithmetic_and_refuses_comparison():
     assert IN_ROUND < 3
   with pytest.raises(TypeError):
     min(IN_ROUND, 3)
+
+
+@pytest.mark.parametrize(
+  ('made', 'words'),
+  [
+    (lambda: Bounds(0.5), 'of must be'),
+    (lambda: Bounds(lambda bound: bound), r'of must take \(ctx, bound\)'),
+    (lambda: Bound(l2=1.0).scaled(-1.0), 'factor must be >= 0, got -1.0'),
+    (lambda: bounded(lambda ctx, b: 0.5), "'own' must state a Bound, got 0.5"),
+    (lambda: bounded(lambda ctx, b: b._replace(l2=-1.0)), "'own' must state l2 >= 0, got -1.0"),
+    (lambda: bounded(lambda ctx, b: b._replace(rows=0)), "'own' must state rows >= 1, got 0"),
+    (lambda: bounded(lambda ctx, b: b._replace(l1=math.nan)), "'own' must state l1 >= 0, got nan"),
+    (
+      lambda: compose(Layer('own', client=Stage(lambda *x: x, facts=Looks('nothing')))),
+      "'own' must be a tuple of facts",
+    ),
+  ],
+)
+def test_what_is_no_bound_or_no_fact(made, words):
+  with pytest.raises(ValueError, match=words):
+    made()
+
+
+def bounded(of):
+  """Returns the bounds along a layer with one cohort side."""
+  return list(Round([Layer('own', cohort=Stage(lambda *x: x, facts=(Bounds(of),)))]).bounds({}))

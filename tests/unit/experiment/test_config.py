@@ -176,6 +176,7 @@ def test_bad_overrides_are_refused(path, override, words):
     ('version = 1', 'version = 2\nunheard_of = 1', ['version must be 1', 'got 2.']),
     ('version = 1', '', ['add `version = 1`']),
     ('stddev = 0.1', 'day = 1979-05-27', ['stages.options.day must be']),
+    ('[[stages]]', '[privacy]\n[[stages]]', ["privacy must set 'delta'", 'got an empty table']),
   ],
 )  # fmt: skip
 def test_bad_files_are_refused_with_one_line(path, old, new, words):

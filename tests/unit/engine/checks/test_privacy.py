@@ -31,7 +31,7 @@ from fedjax_mem.engine import checks, simulate
 from fedjax_mem.mechanisms import Gaussian, Laplace
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.algorithm import dp_sgd
-from fedjax_mem.stages.compress import random_k
+from fedjax_mem.stages.compress import codec, random_k, wire
 from fedjax_mem.stages.privacy import noising
 from fedjax_mem.stages.secure import mask
 from fedjax_mem.stages.select import (
@@ -524,8 +524,75 @@ def test_a_selecting_layer_keeps_no_state_of_the_sum_before_the_noise():
   kept = (Bounds(lambda ctx, bound: bound),)
   server = PASSES._replace(init=lambda ctx: jnp.float32(0), facts=kept)
   keeps = dropout(0.1)._replace(server=server)
-  refused("'central'", "'dropout'", 'before the noise', layers=[privacy.central(C, Z), keeps])
+  refused("'central'", "'dropout'", 'shares a state', layers=[privacy.central(C, Z), keeps])
+  # Nor one that its select side made of who arrived, and that scales the noise afterwards.
+  refused("'central'", "'dropout'", 'shares a state', layers=[keeps, privacy.central(C, Z)])
   build(privacy.central(C, Z), markov(9))  # whose state is of its select side alone
+
+
+KEEPS = (Bounds(lambda ctx, bound: bound),)
+
+
+@pytest.mark.parametrize('place', ['before the clip', 'after the clip'])
+@pytest.mark.parametrize('side', ['client', 'server'])
+@pytest.mark.parametrize('asked', ['real', 'id', 'arrived'])
+def test_who_is_in_the_cohort_turns_no_sign_before_the_noise(side, asked, place):
+  def flip(ctx, message, state):
+    odd = getattr(ctx.cohort, asked).sum() % 2 == 0
+    return message._replace(update=tree.scale(jnp.where(odd, 1.0, -1.0), message.update)), state, {}
+
+  flips, noise = Layer('flips', **{side: Stage(flip, facts=KEEPS)}), privacy.central(C, Z)
+  both = [flips, noise] if place == 'before the clip' else [noise, flips]
+  refused("'flips'", repr(asked), "'central'", 'cover', layers=both)
+  build(flips)
+  build(flips, *privacy.local(C, Z))
+
+
+def test_the_raw_weight_of_the_sum_is_shown_to_nobody_but_a_mask():
+  seen = lambda ctx, m, s: (m, s, {'weight': m.weight})
+  peeks = Layer('peeks', server=Stage(seen, facts=KEEPS))
+  sim = build(privacy.central(C, Z), peeks, select=uniform(9, 2))
+  _, metrics = sim.run(sim.init({'a': jnp.zeros(4)}), 1)
+  assert metrics['peeks/weight'].tolist() == [3.0]
+
+
+def test_a_state_of_each_client_that_is_made_of_all_messages():
+  remembers = lambda ctx: tree.zeros(ctx.spec.update)
+  first = lambda ctx, stack, rows: (stack, jax.tree.map(lambda x: x[::-1], stack.update), {})
+  momentum = Layer('own', cohort=Stage(first, remembers, KEEPS))
+  for layers in ([momentum, privacy.central(C, Z)], [privacy.central(C, Z), momentum]):
+    refused("'central'", "'own'", 'later messages of others', layers=layers)
+  build(momentum)
+  build(*privacy.local(C, Z), momentum)
+
+
+def test_a_sum_that_is_withheld_shows_how_many_arrived():
+  waits = Layer('waits', client=PASSES._replace(facts=(Withholds(2), *KEEPS)))
+  for layers in ([waits, privacy.central(C, Z)], [privacy.central(C, Z), waits]):
+    refused("'central'", "'waits'", 'how many', layers=layers)
+  build(waits, *privacy.local(C, Z))
+
+
+def test_noise_by_example_needs_tasks_of_examples_by_themselves():
+  noise = Noises(Gaussian(1.0), 'local', 'example', lambda n: Draws('poisson', n, 1, n))
+  noisy = given.algorithm()
+  noisy = noisy._replace(client=noisy.client._replace(facts=(*noisy.client.facts, noise)))
+  for facts, fine in (((Prepares(),), False), ((Prepares(by_example=True),), True)):
+    prepares = Layer('prepares', client=PASSES._replace(facts=facts))
+    made = compose(prepares, noisy, uniform(9, 3), equal(3.0))
+    plan = lambda made=made: simulate(made, {'a': jnp.zeros(4)}, given.population(UPDATES))
+    if fine:
+      plan()
+    else:
+      with pytest.raises(IncompatibleStages, match=r"'algorithm'.*'prepares'.*by_example=True"):
+        plan()
+
+
+def test_a_codec_that_states_no_bounds_has_none():
+  whole = lambda draws, x, shapes: codec.Code((wire.Floats(x),), x[:0])
+  grows = codec.layer_of(codec.Codec('grows', whole, lambda d, code, s: 9 * code.parts[0].values))
+  refused("'grows'", 'states no bounds', "'central'", layers=[privacy.central(C, Z), grows])
+  build(grows, privacy.central(C, Z))
 
 
 def test_correlated_noise_needs_a_bound_that_stays():

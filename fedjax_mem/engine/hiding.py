@@ -1,0 +1,90 @@
+"""What sides are not shown: who is in the cohort, where noise on the sum has to cover that.
+
+Under a claim of privacy by central noise, that a client is in the cohort at all is what the noise
+hides. A side that looked at the cohort could let it decide about everybody's message, or about the
+noise itself, beyond any bound of one message. Masks are made of who is in it, and cancel.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from fedjax_mem.core import (
+  Context,
+  IncompatibleStages,
+  Layer,
+  Masks,
+  Member,
+  Message,
+  Noises,
+  Round,
+)
+
+
+def covering(layers: Round) -> str | None:
+  """Returns the name of the layer whose noise on the sum covers who is in the cohort, or None."""
+  names = (x.name for x, _, noise in layers.having(Noises) if noise.trust == 'central')
+  return next(names, None)
+
+
+def seen(layers: Round, layer: Layer, ctx: Context) -> Context:
+  """Returns the context of a client or server side, without the cohort where noise covers it."""
+  cover = covering(layers)
+  if cover is None or layer.fact(Masks) is not None:
+    return ctx
+  return ctx._replace(cohort=_Hidden(layer.name, cover))
+
+
+def weighed(layers: Round, layer: Layer, value: Any) -> Any:
+  """Returns what enters a server side: where noise covers the cohort, the fixed divisor weighs."""
+  hidden = covering(layers) is not None and layer.fact(Masks) is None
+  if not hidden or not isinstance(value, Message):
+    return value
+  return value._replace(weight=jnp.float32(layers.weighs.divisor))
+
+
+def narrowed(drawn: Member, left: Any, number: int, name: str) -> Member:
+  """Returns the cohort after a select side that follows the draw: it can only leave clients out.
+
+  Args:
+    drawn: the cohort before.
+    left: what the side made of it.
+    number: N, the id of padding.
+    name: of the layer.
+
+  Raises:
+    IncompatibleStages: no cohort of as many rows.
+  """
+  check_cohort(left, drawn.id.shape[0], name)
+  real = drawn.real & left.real
+  ids = jnp.where(real, drawn.id, number)
+  chance = jnp.where(real, drawn.chance, jnp.float32(1))
+  return Member(ids, real, drawn.arrived & left.arrived & real, chance)
+
+
+def check_cohort(cohort: Any, rows: int, name: str) -> None:
+  """Raises `IncompatibleStages` for what is no cohort of so many rows."""
+  if isinstance(cohort, Member):
+    shapes = [jnp.shape(x) for x in cohort]
+    if set(shapes) == {(rows,)}:
+      return
+    got = f'arrays of shapes {shapes!r}'
+  else:
+    got = repr(cohort)
+  raise IncompatibleStages(
+    f'the select side of {name!r} must leave a cohort, a Member of arrays [{rows}], got {got}.'
+  )
+
+
+class _Hidden:
+  """Stands for the cohort where noise on the sum covers it: who asks is refused."""
+
+  def __init__(self, asks: str, noise: str):
+    self._asks, self._noise = asks, noise
+
+  def __getattr__(self, name: str) -> Any:
+    """Raises `IncompatibleStages`."""
+    raise IncompatibleStages(
+      f'{self._asks!r} asks for {name!r} of the cohort, which the noise of {self._noise!r} has to '
+      'cover: do without, or state Masks if it cancels in the sum.'
+    )

@@ -1,0 +1,120 @@
+"""What the server makes of the messages of a round: the sides of one `Round`, run over objects."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_mem.core import Message, Rule, tree
+from fedjax_mem.federated import recipe as recipes
+from fedjax_mem.federated import rules
+from fedjax_mem.federated.config import AggregationStrategy, NotEnoughClients, ServerConfig
+from fedjax_mem.federated.intake import Read
+from fedjax_mem.federated.secure import SecureAggregator
+from fedjax_mem.federated.selection import Chooser
+from fedjax_mem.stages.secure.errors import BelowThreshold
+
+
+class Aggregator:
+  """Keeps the server states of a run, and takes steps.
+
+  Args:
+    config: of the server.
+    chooser: what selects; it is told of each step.
+
+  Raises:
+    ValueError: options that the aggregation does not have.
+  """
+
+  def __init__(self, config: ServerConfig, chooser: Chooser):
+    self._config, self._chooser = config, chooser
+    self.rules = rules.of(config)
+    self._states: dict[str, Any] = {}
+
+  def step(self, round: int, params: Any, reads: list[Read], masks: SecureAggregator | None) -> Any:
+    """Returns the parameters after a round; states and scores are those after it, too.
+
+    Args:
+      round: from 0.
+      params: from which the clients started.
+      reads: the sound updates, in the order in which they are added.
+      masks: that hide them, or None.
+
+    Raises:
+      NotEnoughClients: fewer than the rule or the masks need; nothing has changed.
+      ValueError: clients that cannot be added, or a result that is not finite; likewise.
+    """
+    sgd = self._config.aggregation is AggregationStrategy.FEDERATED_SGD
+    if sgd and len({x.client.config.learning_rate for x in reads}) > 1:
+      raise ValueError(
+        'learning_rate must be the same for all clients under FedSGD, where it is the step of the '
+        'server, got several.'
+      )
+    # Who looks at messages sees them decoded.
+    alike = len({x.client.config.compression_config for x in reads}) == 1
+    alike &= self._config.selection_strategy != 'contribution'
+    sides, now = self._sides(reads, alike), (np.uint32(self._config.seed), np.int32(round))
+    states = {**sides.states(params), **self._states}
+    if masks is not None:
+      total = _unmasked(masks, reads)
+    else:
+      weighted = self._chooser.weighted
+      messages = [weighted(x.client, x.message if alike else x.whole(params)) for x in reads]
+      total = self._ruled(sides, params, messages, states, now) if self.rules else _sum(messages)
+    new, states = sides.server(params, total, states, *now)
+    if not bool(tree.finite(new)):
+      raise ValueError('the new parameters must be finite, got NaN or infinity: nothing changed.')
+    self._learn(params, reads, states, now)
+    self._states = states
+    return new
+
+  def _sides(self, reads: list[Read], coded: bool) -> recipes.Sides:
+    """Returns the sides of the server's round, on messages as they are sent or decoded."""
+    chooser, _ = self._chooser.of_round(self._least)
+    changed: dict[str, Any] = {} if coded else {'compression': None}
+    return reads[0].client.sides(chooser, self.rules, **changed)
+
+  @property
+  def _least(self) -> int | None:
+    """Rows without which the rule does nothing, or None without a rule."""
+    return next(((x.fact(Rule) or Rule()).least for x in self.rules), None)
+
+  def _ruled(self, sides, params, messages: list[Message], states, now) -> Message:
+    """Returns the sum after the server's rule."""
+    (layer,) = self.rules
+    _, rows = self._chooser.of_round(self._least)
+    stack = recipes.stacked(messages, rows)
+    total, _ = sides.cohort(layer.name, params, stack, None, states, *now)
+    if not total.weight > 0:
+      why = (layer.fact(Rule) or Rule()).why
+      raise NotEnoughClients(
+        f'updates must be as many as {layer.name!r} needs, {why}, got {len(messages)}: the round '
+        'is skipped, and the model stays as it is.'
+      )
+    return total
+
+  def _learn(self, params: Any, reads: list[Read], states: dict[str, Any], now: Any) -> None:
+    """Tells the chooser of a round's updates."""
+    if self._config.selection_strategy == 'random':
+      return
+    seen = [(x.client, x.update.metadata, x.whole(params)) for x in reads]
+    sides = self._sides(reads, False)
+    judge = lambda stack, rows: sides.cohort('select', params, stack, rows, states, *now)[1]
+    self._chooser.learn(seen, judge)
+
+
+def _sum(messages: list[Message]) -> Message:
+  total = tree.zeros(messages[0])
+  for message in messages:
+    total = tree.add(total, message)
+  return total
+
+
+def _unmasked(masks: SecureAggregator, reads: list[Read]) -> Message:
+  """Returns the sum of masked updates."""
+  try:
+    mean = masks.secure_aggregate([x.message.update for x in reads])
+  except BelowThreshold as error:
+    raise NotEnoughClients(f'{error} The round is not done and nothing has changed.') from error
+  return Message(jax.tree.map(jnp.asarray, mean), jnp.float32(1), {})
