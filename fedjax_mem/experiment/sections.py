@@ -345,8 +345,7 @@ class StageSection(Section):
   Attributes:
     use: name in a registry of stages or 'package.module:factory'.
     options: keyword arguments of its factory.
-    before_algorithm: run before the algorithm (it changes the task), not after the weighting; a
-      stage that states `Prepares` does so by itself.
+    before_algorithm: run before the algorithm; a stage that states `Prepares` does by itself.
   """
 
   section: ClassVar[str] = 'stages'
