@@ -62,7 +62,7 @@ def make_setting(
   setting = Setting(layers, shape, capacity, layout, {}, transforms)
   specs, sent = _specs(setting, params, population)
   setting = setting._replace(specs=specs)
-  init = lambda p, d: initial_state(setting, p, d, jnp.uint32(0)).servers
+  init = lambda p, d: initial_state(setting, p, d, jnp.uint32(0))
   checks.planned(layers, specs, sent, jax.eval_shape(init, params, population))
   if pool:
     setting = setting._replace(pool=pooled.find(layers, setting, params, population))

@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from fedjax_mem.core import Message, Noises, Round
+from fedjax_mem.core import Message, Noises, Round, State
 from fedjax_mem.engine.checks import bounds, byzantine, codecs, masks, privacy, released
 
 Tree = Any
@@ -23,16 +23,16 @@ def composed(layers: Round) -> None:
   privacy.check(layers)
 
 
-def planned(layers: Round, specs: dict[str, Tree], sent: Message, servers: dict[str, Tree]) -> None:
+def planned(layers: Round, specs: dict[str, Tree], sent: Message, state: State) -> None:
   """Raises `IncompatibleStages` for what only shapes show.
 
   Args:
     layers: of the round.
     specs: for each layer after the algorithm, the shapes of what its client side receives.
     sent: shapes of what leaves the last client side.
-    servers: for each layer, the shapes of its server state.
+    state: shapes of the state before the first round.
   """
   if layers.having(Noises):
     bounds.check(layers, specs, sent)
-    released.check(layers, specs, sent, servers)
+    released.check(layers, specs, sent, state)
   byzantine.check_silent(layers)  # after what a claim has to say of it

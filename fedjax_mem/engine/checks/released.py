@@ -4,28 +4,37 @@ from typing import Any
 
 import jax
 
-from fedjax_mem.core import IncompatibleStages, Layer, Message, Noises, Round, Withholds, tree
+from fedjax_mem.core import (
+  IncompatibleStages,
+  Layer,
+  Message,
+  Noises,
+  Round,
+  State,
+  Withholds,
+  tree,
+)
 
 Tree = Any
 
 
-def check(layers: Round, specs: dict[str, Tree], sent: Message, servers: dict[str, Tree]) -> None:
+def check(layers: Round, specs: dict[str, Tree], sent: Message, state: State) -> None:
   """Raises `IncompatibleStages` if something is released beside the noise.
 
   Args:
     layers: of the round.
     specs: for each layer after the algorithm, the shapes of what its client side receives.
     sent: shapes of what leaves the last client side.
-    servers: for each layer, the shapes of its server state.
+    state: shapes of the state before the first round.
   """
   for layer, side, noise in layers.having(Noises):
     if layer.name not in specs:
       continue
     if noise.trust == 'local' or side == 'server':
       _check_entering(layers, layer, specs)
-    _check_beside(layers, layer, specs, sent, servers)
+    _check_beside(layers, layer, specs, sent, state.servers)
     if noise.trust == 'central':
-      _check_memories(layers, layer, share=side == 'client')
+      _check_memories(layers, layer, state.clients, share=side == 'client')
 
 
 def _check_entering(layers: Round, layer: Layer, specs: dict[str, Tree]) -> None:
@@ -84,10 +93,10 @@ def _check_beside(
       )
 
 
-def _check_memories(layers: Round, layer: Layer, share: bool) -> None:
+def _check_memories(layers: Round, layer: Layer, tables: dict[str, Tree], share: bool) -> None:
   """Raises where clients meet in more than the sum, or the sum shows by itself who arrived."""
   for x in layers:
-    if x.cohort is not None and any(x.sides[s].init for s in ('client', 'cohort') if s in x.sides):
+    if x.cohort is not None and jax.tree.leaves(tables[x.name]):
       raise IncompatibleStages(
         f'{layer.name!r} covers what a client changes in the sum, and {x.name!r} keeps a state of '
         'each client that its cohort side computes from the messages of all: what one client sent '

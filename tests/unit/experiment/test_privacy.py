@@ -285,7 +285,7 @@ def by_loss(num_clients, cohort_size):
   law = dataclasses.replace(layer.fact(Draws), scheme='data_dependent')
   return layer._replace(select=layer.select._replace(facts=(law, Looks("others' data"))))
 """
-CALIBRATED = (stage('central', l2_clip_norm=0.5), 'privacy.target_epsilon=2')
+CALIBRATED = (stage('central', l2_clip_norm=0.5), 'privacy.target_epsilon=4')
 
 
 @pytest.mark.first(3)
@@ -355,7 +355,7 @@ APART = ('selection.name=min_separation', 'selection.options={separation=4}')
   ids=lambda x: ', '.join(x).replace('selection.name=', '')[:60],
 )  # fmt: skip
 def test_calibrated_noise_spends_the_budget_and_no_more(make, overrides):
-  config = make(*overrides, 'privacy.target_epsilon=2')
+  config = make(*overrides, 'privacy.target_epsilon=6')
   books, _ = books_of(config)
   assert books.central.allowed == config.rounds
   assert 0.99 * 6 <= books.central.guarantee(config.rounds).epsilon <= 6
