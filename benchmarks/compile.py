@@ -37,7 +37,7 @@ def one(point: dict) -> None:
   from benchmarks import measure, works
   from benchmarks.rounds import execution
   from fedjax_mem.engine import describe, simulate
-  from fedjax_mem.experiment import devices
+  from fedjax_mem.runner import devices
 
   devices.prepare('auto')
   work = works.WORKS[point['work']]

@@ -15,7 +15,7 @@ import json
 
 from benchmarks import measure, works
 from fedjax_mem.core import Layer
-from fedjax_mem.experiment import devices
+from fedjax_mem.runner import devices
 from fedjax_mem.stages import compress
 
 CODECS: dict[str, tuple[Layer, ...]] = {

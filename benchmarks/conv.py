@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjax_mem.kernels import conv
+from fedjax_mem.kernels.nn import conv
 
 STEPS = 8
 # name: side of the input, input and output channels, side of the window, first layer or not.

@@ -21,16 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.kernels import (
-  accumulate,
-  clip,
-  low_rank,
-  packing,
-  quantize,
-  random_k,
-  rotate,
-  topk,
-)
+from fedjax_mem.kernels.codes import low_rank, packing, quantize, random_k, rotate
+from fedjax_mem.kernels.loops import accumulate
+from fedjax_mem.kernels.norms import clip
+from fedjax_mem.kernels.order import topk
 
 SIZES = (10**5, 10**6, 10**7)
 CLIENTS = 4

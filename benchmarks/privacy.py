@@ -15,8 +15,8 @@ from benchmarks import measure, works
 from fedjax_mem import account
 from fedjax_mem.account import poisson
 from fedjax_mem.core import Draws
-from fedjax_mem.experiment import devices
 from fedjax_mem.mechanisms import Gaussian
+from fedjax_mem.runner import devices
 
 
 def rounds(count: int, data_dir: str | None) -> None:

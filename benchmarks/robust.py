@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import measure
 from fedjax_mem.core import Context, Layer, scalar_member
-from fedjax_mem.experiment import devices
+from fedjax_mem.runner import devices
 from fedjax_mem.stages import aggregate as rules
 
 RULES: dict[str, Callable[[int], Layer]] = {

@@ -33,7 +33,7 @@ from benchmarks import measure, serve, works
 from benchmarks.serve import execution as execution  # benchmarks.compile takes it here
 from fedjax_mem.core import State
 from fedjax_mem.engine import Simulation, describe
-from fedjax_mem.experiment.devices import cache_folder
+from fedjax_mem.runner.devices import cache_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

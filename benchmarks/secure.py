@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
-from fedjax_mem.stages.secure import protocol
+from fedjax_mem.secagg import protocol
 
 
 def session(clients: int, params: int, args: argparse.Namespace) -> protocol.Session:

@@ -23,7 +23,7 @@ from fedjax_mem import data as datasets
 from fedjax_mem import models
 from fedjax_mem.core import State
 from fedjax_mem.engine import Execution, Simulation, evaluator, simulate
-from fedjax_mem.experiment import devices
+from fedjax_mem.runner import devices
 
 SEGMENT = 64  # rounds of one dispatch at most
 

@@ -13,8 +13,7 @@ import jax
 from fedjax_mem import data, models
 from fedjax_mem.core import Layer, compose
 from fedjax_mem.engine import Simulation, simulate
-from fedjax_mem.stages.algorithm import fedavg
-from fedjax_mem.stages.algorithm.training import Sgd
+from fedjax_mem.stages.algorithm import Sgd, fedavg
 from fedjax_mem.stages.privacy import central
 from fedjax_mem.stages.select import uniform
 from fedjax_mem.stages.weigh import by_examples, equal

@@ -20,6 +20,7 @@ from fedjax_mem._version import __version__
 
 if TYPE_CHECKING:
   from fedjax_mem import account, data, federated, mechanisms, models, optim, stages
+  from fedjax_mem.config.load import Config, load_config
   from fedjax_mem.core import (
     Attacks,
     Bound,
@@ -53,8 +54,7 @@ if TYPE_CHECKING:
     compose,
   )
   from fedjax_mem.engine import Execution, Simulation, simulate
-  from fedjax_mem.experiment.config import Config, load_config
-  from fedjax_mem.experiment.loop import Interrupted, Result, RunFailed, resume, run
+  from fedjax_mem.runner.loop import Interrupted, Result, RunFailed, resume, run
 
 __all__ = (
   'Attacks',
@@ -110,15 +110,15 @@ __all__ = (
 # Imported when they are first asked for, so that `fedjax-mem --help` need not start jax.
 _ROOMS = ('account', 'data', 'federated', 'mechanisms', 'models', 'optim', 'stages')
 _HOMES = {
-  'Config': 'experiment.config',
+  'Config': 'config.load',
   'Execution': 'engine',
-  'Interrupted': 'experiment.loop',
-  'Result': 'experiment.loop',
-  'RunFailed': 'experiment.loop',
+  'Interrupted': 'runner.loop',
+  'Result': 'runner.loop',
+  'RunFailed': 'runner.loop',
   'Simulation': 'engine',
-  'load_config': 'experiment.config',
-  'resume': 'experiment.loop',
-  'run': 'experiment.loop',
+  'load_config': 'config.load',
+  'resume': 'runner.loop',
+  'run': 'runner.loop',
   'simulate': 'engine',
 }
 

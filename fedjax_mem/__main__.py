@@ -1,6 +1,6 @@
 """`python -m fedjax_mem` is `fedjax-mem`."""
 
-from fedjax_mem.experiment.cli import main
+from fedjax_mem.cli.main import main
 
 if __name__ == '__main__':
   raise SystemExit(main())

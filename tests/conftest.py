@@ -25,7 +25,10 @@ pytest_plugins = ('reference.experiments',)
 MOST_MEMORY = 3 * 10**9  # bytes of a test process, beyond which it frees programs
 
 # Where a test may mix dtypes: rooms that do not declare theirs, and whole runs.
-STANDARD = ('account', 'data', 'experiment', 'federated', 'models', 'report', 'system')
+STANDARD = (
+  *('account', 'cli', 'config', 'data', 'federated', 'models', 'report', 'runner', 'studies'),
+  'system',
+)
 
 
 def pytest_addoption(parser):

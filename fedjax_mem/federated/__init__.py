@@ -20,9 +20,9 @@ from fedjax_mem.federated.privacy import (
   PrivacyAccountant,
   PrivacyBudgetExceeded,
 )
-from fedjax_mem.federated.secure import SecureAggregator
 from fedjax_mem.federated.server import FederatedServer, NotEnoughClients, RoundReport
 from fedjax_mem.federated.simulate import SimulationResult, simulate_federation
+from fedjax_mem.secagg.aggregator import SecureAggregator
 
 __all__ = (
   'AggregationStrategy',

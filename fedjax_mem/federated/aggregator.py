@@ -10,10 +10,10 @@ from fedjax_mem.core import Message, Rule, tree
 from fedjax_mem.federated import recipe as recipes
 from fedjax_mem.federated import rules
 from fedjax_mem.federated.config import AggregationStrategy, NotEnoughClients, ServerConfig
-from fedjax_mem.federated.intake import Read
-from fedjax_mem.federated.secure import SecureAggregator
+from fedjax_mem.federated.inbox import Read
 from fedjax_mem.federated.selection import Chooser
-from fedjax_mem.stages.secure.errors import BelowThreshold
+from fedjax_mem.secagg.aggregator import SecureAggregator
+from fedjax_mem.secagg.errors import BelowThreshold
 
 
 class Aggregator:

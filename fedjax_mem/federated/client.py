@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from fedjax_mem.core import Layer, tree
-from fedjax_mem.federated import compression, data, identity, workers
+from fedjax_mem.federated import compression, data, identity, scheduler
 from fedjax_mem.federated import recipe as recipes
 from fedjax_mem.federated.config import ClientConfig
 from fedjax_mem.federated.model import FederatedModel, as_model, check_labels
@@ -245,7 +245,7 @@ class FederatedClient:
       PrivacyBudgetExceeded: the budget covers no other release; nothing is released.
       ValueError: the update is not finite, or the round was answered from other parameters.
     """
-    return await workers.run(self._train)
+    return await scheduler.threaded(self._train)
 
   def _train(self) -> FederatedUpdate:
     with self._lock:

@@ -24,7 +24,7 @@ from fedjax_mem.core import (
 )
 from fedjax_mem.federated.config import PrivacyConfig
 from fedjax_mem.federated.model import floats
-from fedjax_mem.kernels.noise import LARGEST_SIGMA
+from fedjax_mem.kernels.random.noise import LARGEST_SIGMA
 from fedjax_mem.stages.privacy import local, local_discrete, local_laplace
 
 _LEVELS = 1024

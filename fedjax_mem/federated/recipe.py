@@ -253,7 +253,7 @@ def _loss(recipe: Recipe, task: Task) -> jax.Array:
     mask, batch = positions < data.count, data.take(positions)
     return tree.add(
       seen,
-      algorithm.training.masked_mean_loss(recipe.model.loss, task.params, batch, mask, no_key)[1],
+      algorithm.masked_mean_loss(recipe.model.loss, task.params, batch, mask, no_key)[1],
     )
 
   zero = Mean(jnp.float32(0), jnp.float32(0))

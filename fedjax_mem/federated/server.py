@@ -1,10 +1,8 @@
 """The server: selects clients, checks who sent what, aggregates, and keeps the global model."""
 
-import asyncio
 import dataclasses
 import functools
 import logging
-import os
 import secrets
 import threading
 from collections.abc import Iterable
@@ -12,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_mem.core import tree
-from fedjax_mem.federated import data, identity, intake, workers
+from fedjax_mem.federated import data, inbox, scheduler
 from fedjax_mem.federated import model as models
 from fedjax_mem.federated.aggregator import Aggregator
-from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Metadata, Place
+from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Place
 from fedjax_mem.federated.config import AggregationStrategy, NotEnoughClients, ServerConfig
 from fedjax_mem.federated.model import FederatedModel, check_labels
 from fedjax_mem.federated.privacy import ClientsAccountant
-from fedjax_mem.federated.secure import SecureAggregator
+from fedjax_mem.federated.registry import Registry
 from fedjax_mem.federated.selection import Chooser
+from fedjax_mem.secagg.aggregator import SecureAggregator
 
 _log = logging.getLogger('fedjax_mem.federated')
 
@@ -78,22 +76,21 @@ class FederatedServer:
       check_labels(self._model, held.y, held.input_dtype)
     elif not models.needs_shape(global_model):
       self._model = models.as_model(global_model).copy()
-    self._register = identity.Register()
-    self._clients: dict[str, FederatedClient] = {}  # that run_round runs over
-    self._members: dict[str, FederatedClient] = {}  # in the order they came
+    self._registry = Registry(config)
     self._chooser = Chooser(config, held)
     self._chosen: frozenset[str] = frozenset()
     self._aggregator = Aggregator(config, self._chooser)
     self._masks: SecureAggregator | None = None
     self._sealed: dict[str, bytes] = {}  # what each client got from the masks of this selection
-    self._equal = False  # whether all clients count the same
+    self._equal = False  # whether all clients count the same in this round
     self._lock = threading.Lock()
 
   @property
   def privacy_accountant(self) -> ClientsAccountant:
     """What the clients have spent: the largest counts."""
-    spenders = lambda: [x.privacy for x in self._members.values() if x.privacy is not None]
-    return ClientsAccountant(lambda: spenders() if len(spenders()) == len(self._members) else ())
+    members = self._registry.members
+    spenders = lambda: [x.privacy for x in members.values() if x.privacy is not None]
+    return ClientsAccountant(lambda: spenders() if len(spenders()) == len(members) else ())
 
   @property
   def contributions(self) -> dict[str, float]:
@@ -111,7 +108,7 @@ class FederatedServer:
     Raises:
       ValueError: no such key, or the id has another key already.
     """
-    self._register.enrol(client_id, public_key)
+    self._registry.enrol(client_id, public_key)
 
   def register(self, client: FederatedClient) -> None:
     """Adds a client to those that `run_round` selects from, and enrols its key.
@@ -120,7 +117,7 @@ class FederatedServer:
       ValueError: its id has another key, its model is another, or only enrolled keys are let in.
     """
     self._admit(client)
-    self._clients[client.client_id] = client
+    self._registry.registered[client.client_id] = client
 
   def unregister(self, client_id: str) -> None:
     """Removes a client from those that `run_round` selects from; its key stays enrolled.
@@ -128,38 +125,22 @@ class FederatedServer:
     Raises:
       ValueError: there is no such client.
     """
-    if client_id not in self._clients:
-      raise ValueError(f'client_id must be registered, got {client_id!r}.')
-    del self._clients[client_id]
+    self._registry.remove(client_id)
 
   def _admit(self, client: FederatedClient) -> None:
-    """Enrols a client that is in this process and gives it a number."""
-    name = client.client_id
-    if name not in self._register and self.config.require_enrolled:
-      raise ValueError(
-        f'client_id must be enrolled beforehand, got {name!r}: enrol(client_id, public_key).'
-      )
+    self._registry.admit(client, lambda: self._fitting(client).params)
+
+  def _fitting(self, client: FederatedClient) -> FederatedModel:
+    """Returns the global model, made for the client's examples if it has no parameters yet."""
     if self._model is None:
       shape, dtype = client.data.input_shape, client.data.input_dtype
       self._model = models.as_model(self._given, shape, dtype).copy()
-    if not tree.same(self._model.params, client.model.params):
-      raise ValueError(f'client {name!r} must have a model like the global one, got another.')
-    if client.privacy is not None and self.config.selection_strategy != 'random':
-      raise ValueError(
-        f"selection_strategy must be 'random' for clients with privacy, got "
-        f'{self.config.selection_strategy!r}, which looks at what they report.'
-      )
-    self._register.enrol(name, client.public_key)
-    self._members[name] = client
-
-  def _number(self, client: FederatedClient) -> int:
-    return list(self._members).index(client.client_id)
+    return self._model
 
   def _place(self, client: FederatedClient) -> Place:
     secure = None if self._masks is None else functools.partial(self._masked, self._masks)
-    return Place(
-      self.run_id, self._number(client), self.config.seed, self._sgd, self._equal, secure
-    )
+    number = self._registry.number(client)
+    return Place(self.run_id, number, self.config.seed, self._sgd, self._equal, secure)
 
   @property
   def _sgd(self) -> bool:
@@ -178,7 +159,7 @@ class FederatedServer:
       raise ValueError(f'client_id must be distinct, got {sorted(names)!r}.')
     if self.round >= self.config.rounds:
       raise ValueError(f'rounds must be more than the {self.round} that are done; nothing is left.')
-    self._enough(len(clients), 'clients')
+    self.check_enough(len(clients), 'clients')
     for client in clients:
       self._admit(client)
     rate = clients[0].config.learning_rate if self._sgd else 1.0
@@ -187,13 +168,14 @@ class FederatedServer:
     if self.config.aggregation is AggregationStrategy.SECURE_AGGREGATION:
       threshold = max(self.config.min_clients, len(chosen) // 2 + 1)
       self._masks, self._sealed = SecureAggregator(len(chosen), threshold), {}
-    self._equal = any(x.config.privacy_config is not None for x in self._members.values())
+    self._equal = self._registry.weighs_alike
     for client in clients:
       place = self._place(client)
       client.join(place, self.round, self.config.rounds, self._current())
     return chosen
 
-  def _enough(self, count: int, what: str) -> None:
+  def check_enough(self, count: int, what: str) -> None:
+    """Raises `NotEnoughClients` if there are fewer than `min_clients` of something."""
     if count < self.config.min_clients:
       raise NotEnoughClients(
         f'{what} must be at least min_clients = {self.config.min_clients}, got {count}: the round '
@@ -236,21 +218,18 @@ class FederatedServer:
   def _aggregate(self, updates: list[tuple[str, Any]], left_out: dict[str, str]) -> RoundReport:
     """Does what `aggregate` does, given (who sent it, update) and who is left out already."""
     params = self._params()
-    found: dict[str, intake.Read] = {}
-    for name, update in updates:
-      try:
-        if str(getattr(update, 'client_id', name)) != name:
-          raise identity.Unauthentic(f'of another client, {update.client_id!r}')
-        found[name] = self._read(update, found)
-      except ValueError as error:
-        _log.warning('update of client %r left out: %s', name, error)
-        left_out = {**left_out, name: str(error)}
-    self._enough(len(found), f'sound updates (left out: {left_out!r})')
+    sealed = None if self._masks is None else self._sealed
+    wanted = inbox.Wanted(
+      self.run_id, self.round, params, self._current().digest, self._chosen, sealed
+    )
+    found, wrong = inbox.opened(updates, wanted, self._registry, self._place)
+    left_out = {**left_out, **wrong}
+    self.check_enough(len(found), f'sound updates (left out: {left_out!r})')
     # As the engine adds clients of unequal sizes: the largest first.
     reads = sorted(found.values(), key=lambda x: -x.client.data.num_examples)
     if self._aggregator.rules:
       # Ties go to the lowest id, whatever the order in which clients were drawn.
-      reads = sorted(reads, key=lambda x: self._number(x.client))
+      reads = sorted(reads, key=lambda x: self._registry.number(x.client))
     new = self._aggregator.step(self.round, params, reads, self._masks)
     self._model = FederatedModel(self._current().model, new)
     counts = [x.update.metadata.num_examples for x in reads]
@@ -270,27 +249,6 @@ class FederatedServer:
     self._masks = None
     return report
 
-  def _read(self, update: Any, found: dict[str, intake.Read]) -> intake.Read:
-    """Returns an update checked and decoded; `ValueError` says why not."""
-    if not isinstance(update, FederatedUpdate):
-      raise ValueError(f'garbage: not a FederatedUpdate but an object of {type(update).__name__}')
-    if not isinstance(update.client_id, str) or not isinstance(update.metadata, Metadata):
-      raise identity.Unauthentic('malformed: client_id is no text, or metadata are no Metadata')
-    self._register.check(update.client_id, update.statement, update.signature)
-    if update.run_id != self.run_id or update.round > self.round:
-      raise identity.Unauthentic('of another run or round')
-    if update.client_id in found:
-      raise identity.Unauthentic('replayed: this round has an update of the client already')
-    if update.round < self.round or update.model_hash != self._current().digest:
-      raise identity.Unauthentic('stale: of an earlier round or another model')
-    if update.client_id not in self._chosen:
-      raise identity.Unauthentic('of a client that was not selected for this round')
-    client = self._members[update.client_id]
-    if self._masks is not None:
-      return intake.masked(client, update, self._sealed.get(update.client_id))
-    place = self._place(client)
-    return intake.decoded(client, update, self._params(), place)
-
   async def run_round(self) -> RoundReport:
     """Runs a round over the registered clients: select, train side by side, aggregate, broadcast.
 
@@ -300,30 +258,16 @@ class FederatedServer:
     Raises:
       NotEnoughClients: no clients are registered, or too few updates are left.
     """
-    if not self._clients:
+    clients = self._registry.registered
+    if not clients:
       raise NotEnoughClients('clients must be registered with the server first, got none.')
-    for client in self._clients.values():
+    for client in clients.values():
       if self._model is not None:
         client.receive_global_model(self._model, self.round)
-    chosen = self.select_clients(self._clients.values())
-    slots = asyncio.Semaphore(os.cpu_count() or 1)
-
-    async def one(client: FederatedClient) -> Any:
-      async with slots:
-        train = lambda: asyncio.run(client.train_round())
-        return await workers.run(train, self.config.client_timeout)
-
-    answers = await asyncio.gather(*map(one, chosen), return_exceptions=True)
-    updates, left_out = [], {}
-    for client, answer in zip(chosen, answers, strict=True):
-      if isinstance(answer, BaseException):
-        why = str(answer) if isinstance(answer, workers.Late) else repr(answer)
-        left_out[client.client_id] = why
-        _log.warning('client %r left out: %s', client.client_id, why)
-      else:
-        updates.append((client.client_id, answer))
+    chosen = self.select_clients(clients.values())
+    updates, left_out = await scheduler.trained(chosen, self.config.client_timeout)
     report = self._aggregate(updates, left_out)
-    for client in self._clients.values():
+    for client in clients.values():
       client.receive_global_model(self.get_global_model(), self.round)
     return report
 

@@ -80,7 +80,7 @@ def simulate_federation(
   clients, config = list(clients), server.config
   rounds = validate.integer(rounds=config.rounds if rounds is None else rounds)
   recipe = _common(clients)
-  server._enough(len(clients), 'clients')
+  server.check_enough(len(clients), 'clients')
   kind = config.aggregation
   _check(config, recipe)
   recipe = recipe._replace(sgd=kind is AggregationStrategy.FEDERATED_SGD)

@@ -73,7 +73,7 @@ class OnIntegers(Mechanism):
 
   def draw(self, key: Any, like: Any, bound: Bound, state: Any) -> tuple[Any, Any]:
     """Returns (int32 noise of the shapes of `like`, state); of one share, if there are any."""
-    from fedjax_mem.kernels import noise
+    from fedjax_mem.kernels.random import noise
 
     return noise.tabled(key, like, self._table(bound)), state
 

@@ -37,6 +37,6 @@ class Gaussian(Mechanism):
 
   def draw(self, key: Any, like: Any, bound: Bound, state: Any) -> tuple[Any, Any]:
     """Returns (float32 noise of the shapes of `like`, state)."""
-    from fedjax_mem.kernels import noise
+    from fedjax_mem.kernels.random import noise
 
     return noise.gaussian(key, like, self.noise_multiplier * bound.l2), state

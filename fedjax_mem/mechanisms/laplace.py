@@ -25,6 +25,6 @@ class Laplace(Mechanism):
 
   def draw(self, key: Any, like: Any, bound: Bound, state: Any) -> tuple[Any, Any]:
     """Returns (float32 noise of the shapes of `like`, state)."""
-    from fedjax_mem.kernels import noise
+    from fedjax_mem.kernels.random import noise
 
     return noise.laplace(key, like, self.noise_multiplier * bound.l1), state

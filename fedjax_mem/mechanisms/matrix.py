@@ -135,7 +135,7 @@ class Matrix(Mechanism):
 
   def draw(self, key: Any, like: Any, bound: Bound, state: Any) -> tuple[Any, Any]:
     """Returns (this round's row of C^-1 Z, state)."""
-    from fedjax_mem.kernels import noise
+    from fedjax_mem.kernels.random import noise
 
     size = jax.ShapeDtypeStruct((tree.size(like),), jnp.float32)
     row = noise.gaussian(key, size, self.noise_multiplier * bound.l2)

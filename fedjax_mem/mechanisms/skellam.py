@@ -49,6 +49,6 @@ class Skellam(_base.OnIntegers):
 
   def table_of(self, sigma: float) -> Any:
     """Returns the table of the noise of a scale in steps of the grid."""
-    from fedjax_mem.kernels import noise
+    from fedjax_mem.kernels.random import noise
 
     return noise.skellam_table(sigma)

@@ -99,7 +99,7 @@ class Tree(Mechanism):
 
   def draw(self, key: Any, like: Any, bound: Bound, state: Any) -> tuple[Any, Any]:
     """Returns (noise of this prefix minus that of the one before, state)."""
-    from fedjax_mem.kernels import noise
+    from fedjax_mem.kernels.random import noise
 
     stddev = self.noise_multiplier * bound.l2
     node = lambda height: noise.gaussian(jax.random.fold_in(key, height), like, stddev)

@@ -50,7 +50,7 @@ def from_linen(
 
   Args:
     module: its only collection must be 'params'. For fast convolutions on a CPU give its layers
-      `nn.Conv(..., conv_general_dilated=fedjax_mem.kernels.conv.conv_general_dilated)`.
+      `nn.Conv(..., conv_general_dilated=fedjax_mem.kernels.nn.conv.conv_general_dilated)`.
     input_shape: of one example.
     num_classes: K.
     name: for tables and messages; the module's class by default.

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from fedjax_mem.core import validate
-from fedjax_mem.kernels import pool
+from fedjax_mem.kernels.nn import pool
 from fedjax_mem.models import adapters, base, layers
 
 _NORMS = ('none', 'group')

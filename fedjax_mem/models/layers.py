@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.kernels import conv
+from fedjax_mem.kernels.nn import conv
 
 Initializer = Callable[..., Any]
 glorot = nn.initializers.glorot_uniform()

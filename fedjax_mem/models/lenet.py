@@ -5,7 +5,7 @@ draws: 44,426 parameters for 10 classes of 28 x 28 x 1.
 import flax.linen as nn
 import jax
 
-from fedjax_mem.kernels import pool
+from fedjax_mem.kernels.nn import pool
 from fedjax_mem.models import adapters, base, layers
 
 

@@ -8,6 +8,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from fedjax_mem.report.runs import Run, Source, as_runs, finished, flatten, rounds_done, series
 
 Row = dict[str, Any]
@@ -185,10 +189,17 @@ def format_table(rows: Sequence[Mapping[str, Any]], style: str = 'text') -> str:
     cells = [[_one_line(x).replace('|', r'\|') for x in line] for line in cells]
     ruled = [cells[0], ['---'] * len(heads), *cells[1:]]
     return ''.join(f'| {" | ".join(line)} |\n' for line in ruled)
-  cells = [[_one_line(x) for x in line] for line in cells]
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  lines = ('  '.join(map(str.ljust, line, widths)).rstrip() for line in cells)
-  return '\n'.join(lines) + '\n'
+  return _aligned([[_one_line(x) for x in line] for line in cells])
+
+
+def _aligned(cells: list[list[str]]) -> str:
+  """Returns lines whose columns stand below each other, two spaces apart."""
+  plain = Table.grid(padding=(0, 2, 0, 0))
+  for line in cells:
+    plain.add_row(*map(Text, line))  # what is between brackets is no markup
+  file = io.StringIO()
+  Console(file=file, width=10_000, color_system=None).print(plain)
+  return ''.join(line.rstrip() + '\n' for line in file.getvalue().splitlines())
 
 
 def _one_line(text: str) -> str:

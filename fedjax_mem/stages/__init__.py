@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     algorithm,
     attack,
     compress,
+    masks,
     privacy,
-    secure,
     select,
     weigh,
   )
@@ -20,8 +20,8 @@ __all__ = (
   'algorithm',
   'attack',
   'compress',
+  'masks',
   'privacy',
-  'secure',
   'select',
   'weigh',
 )

@@ -30,7 +30,7 @@ from fedjax_mem.core import (
   compose,
 )
 from fedjax_mem.stages.algorithm import fedsgd
-from fedjax_mem.stages.secure import integers, mask
+from fedjax_mem.stages.masks import integers, mask
 from fedjax_mem.stages.weigh import by_examples, equal
 
 _FOLDER = Path(__file__).parents[2] / 'scripts' / 'examples'

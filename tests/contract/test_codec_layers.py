@@ -9,7 +9,7 @@ from reference import given, tiny, twins
 from fedjax_mem.core import IncompatibleStages, Layer, Stage, compose, keys, tree
 from fedjax_mem.engine import cohort as cohorts
 from fedjax_mem.engine import simulate
-from fedjax_mem.kernels import low_rank as kernel
+from fedjax_mem.kernels.codes import low_rank as kernel
 from fedjax_mem.stages import compress
 from fedjax_mem.stages.compress import codec as codecs
 from fedjax_mem.stages.compress import wire

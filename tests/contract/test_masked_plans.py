@@ -6,7 +6,7 @@ from reference import given, stages
 
 from fedjax_mem.core import IncompatibleStages, Layer, Stage
 from fedjax_mem.stages import compress, privacy
-from fedjax_mem.stages.secure import integers, mask
+from fedjax_mem.stages.masks import integers, mask
 from fedjax_mem.stages.select import poisson, round_robin
 from fedjax_mem.stages.weigh import equal
 

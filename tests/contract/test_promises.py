@@ -210,7 +210,7 @@ def members(case):
   return sim.setting.layers.draws, counts
 
 
-@pytest.mark.first(6)
+@pytest.mark.first(3)
 def test_select_draws_by_the_law_that_it_states(case):
   own = parts(case)
   blind = all(x.select.fact(Looks) == Looks('nothing') for x in own)
@@ -252,6 +252,7 @@ def lying(scheme, draw):
   return Layer('select', select=Stage(select, facts=(law, Looks('nothing'))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('scheme', 'draw'),
   [

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from reference.secure_parties import Parties, body
 
-from fedjax_mem.stages.secure import messages, primitives, protocol
-from fedjax_mem.stages.secure.errors import BelowThreshold, ProtocolError
-from fedjax_mem.stages.secure.protocol import Kind
+from fedjax_mem.secagg import messages, primitives, protocol
+from fedjax_mem.secagg.errors import BelowThreshold, ProtocolError
+from fedjax_mem.secagg.protocol import Kind
 
 MODES = ['semi_honest', 'active']
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from fedjax_mem.core import Examples, IncompatibleStages, Task, scalar_member
 from fedjax_mem.stages import attack as attacks
-from fedjax_mem.stages.attack.hostile import hostile
+from fedjax_mem.stages.attack._base import hostile
 
 C, D = 9, 12
 RNG = np.random.default_rng(2)

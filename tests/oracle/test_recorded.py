@@ -16,7 +16,7 @@ import fedjax_mem as fm
 import fedjax_mem.optim
 import fedjax_mem.stages
 from fedjax_mem import data
-from fedjax_mem.experiment import sections
+from fedjax_mem.config import sections
 from fedjax_mem.models.registry import MODELS
 from fedjax_mem.stages.select.availability import TRACES
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from fedjax_mem.core import Context, Draws
 from fedjax_mem.stages.select import dropout, poisson, round_robin, uniform
-from fedjax_mem.stages.select.draws import ordered_sample
+from fedjax_mem.stages.select._base import ordered_sample
 from fedjax_mem.stages.select.poisson import _thresholds
 
 DRAWS = 4000

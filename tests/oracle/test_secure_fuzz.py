@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from reference.secure_parties import Parties, body, session
 
-from fedjax_mem.stages.secure import messages, protocol
-from fedjax_mem.stages.secure.errors import BelowThreshold, ProtocolError
-from fedjax_mem.stages.secure.protocol import Kind
+from fedjax_mem.secagg import messages, protocol
+from fedjax_mem.secagg.errors import BelowThreshold, ProtocolError
+from fedjax_mem.secagg.protocol import Kind
 
 N, T = 4, 3
 ENDS = collections.Counter()

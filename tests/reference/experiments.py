@@ -119,7 +119,7 @@ def tiny(tmp_path):
 @pytest.fixture
 def make(tiny):
   """Returns the tiny experiment with overrides 'section.key=value'."""
-  from fedjax_mem.experiment.config import load_config
+  from fedjax_mem.config.load import load_config
 
   return lambda *overrides: load_config(tiny, overrides)
 
@@ -131,7 +131,7 @@ def start():
 
   def begin(*words, **env):
     process = subprocess.Popen(
-      [sys.executable, '-m', 'fedjax_mem.experiment.cli', *map(str, words)],
+      [sys.executable, '-m', 'fedjax_mem.cli.main', *map(str, words)],
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,

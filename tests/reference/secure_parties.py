@@ -4,8 +4,8 @@ import os
 
 import numpy as np
 
-from fedjax_mem.stages.secure import messages, protocol
-from fedjax_mem.stages.secure.protocol import Kind
+from fedjax_mem.secagg import messages, protocol
+from fedjax_mem.secagg.protocol import Kind
 
 SIZE = 5
 

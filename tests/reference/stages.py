@@ -17,7 +17,7 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
-from fedjax_mem.stages.select.draws import drawing
+from fedjax_mem.stages.select._base import drawing
 
 
 def scaffold(loss, *, learning_rate: float, steps: int, num_clients: int) -> Layer:

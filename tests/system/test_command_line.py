@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from reference.experiments import one_line, only
 
-from fedjax_mem.experiment import cli
+from fedjax_mem.cli import main as cli
 from fedjax_mem.report.tracker import read_metrics
 
 

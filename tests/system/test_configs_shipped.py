@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from fedjax_mem.experiment.config import load_config
+from fedjax_mem.config.load import load_config
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'configs'
 PATHS = sorted(FOLDER.glob('*.toml'))

@@ -5,10 +5,15 @@ import json
 
 import pytest
 
+from fedjax_mem.cli import main as cli
+from fedjax_mem.config import build
+from fedjax_mem.config.load import StageSection
+from fedjax_mem.config.privacy import settled
 from fedjax_mem.core import Draws, Integers, Noises
-from fedjax_mem.experiment import build, cli, loop, table, table_distributed
-from fedjax_mem.experiment.config import StageSection
-from fedjax_mem.experiment.privacy import open_books, settled
+from fedjax_mem.runner import loop
+from fedjax_mem.runner.ledgers import open_ledgers
+from fedjax_mem.studies import compression as table
+from fedjax_mem.studies import distributed_dp as table_distributed
 
 pytestmark = pytest.mark.slow
 
@@ -61,13 +66,13 @@ def test_noise_is_calibrated_with_the_grid_that_it_makes(masked, mechanism, bits
   known = settled(config, chooser, given).stages[0].options['noise_multiplier']
   made = next(x for x in parts.layers if x.name == 'integer_noise').fact(Noises).mechanism
   assert made.noise_multiplier == known
-  books = open_books(config, parts.layers, parts.data.counts)
-  assert books.room(0, 2) == 2  # the budget is kept
-  assert 19.9 < books.central.guarantee(2).epsilon <= 20.0
+  ledgers = open_ledgers(config, parts.layers, parts.data.counts)
+  assert ledgers.room(0, 2) == 2  # the budget is kept
+  assert 19.9 < ledgers.central.guarantee(2).epsilon <= 20.0
   # A little less noise would not keep it.
   less = masked(bits=bits, mechanism=mechanism, noise_multiplier=known * 0.999)
   with pytest.raises(ValueError, match=r'budget must be at least 20\.0'):
-    open_books(less, build.build(less).layers, parts.data.counts)
+    open_ledgers(less, build.build(less).layers, parts.data.counts)
 
 
 def test_a_run_counts_the_bits_of_the_sum(masked, tmp_path, undrawn):

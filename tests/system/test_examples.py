@@ -18,11 +18,11 @@ from reference import given, tiny
 from scipy import stats
 
 import fedjax_mem as fm
+from fedjax_mem.config.load import load_config
 from fedjax_mem.core import Bound, compose
-from fedjax_mem.experiment.checkpoint import Checkpoints
-from fedjax_mem.experiment.config import load_config
-from fedjax_mem.experiment.loop import resume, run
 from fedjax_mem.report.runs import read_metrics
+from fedjax_mem.runner.checkpoint import Checkpoints
+from fedjax_mem.runner.loop import resume, run
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
@@ -243,6 +243,7 @@ def test_a_run_of_ones_own_methods_outlives_kill_9(start, tmp_path):
   assert len(a) == 6 and timeless(a) == timeless(b)
 
 
+@pytest.mark.slow
 def test_the_page_on_methods_of_ones_own_runs(capsys):
   page = (ROOT / 'docs' / 'methods.md').read_text()
   blocks = re.findall(r'```python\n(.*?)```', page, re.S)

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from fedjax_mem.experiment.build import build
-from fedjax_mem.experiment.config import config_from_dict, config_hash, load_config, to_toml
-from fedjax_mem.experiment.loop import resume, run
+from fedjax_mem.config.build import build
+from fedjax_mem.config.load import config_from_dict, config_hash, load_config, to_toml
 from fedjax_mem.report import plots
 from fedjax_mem.report.tracker import MetricsWriter
+from fedjax_mem.runner.loop import resume, run
 from fedjax_mem.stages.select import draw_durations
 
 pytestmark = pytest.mark.slow

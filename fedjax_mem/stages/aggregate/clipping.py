@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Message, Stage, tree, validate
-from fedjax_mem.kernels import gram
-from fedjax_mem.stages.aggregate import rule
+from fedjax_mem.kernels.norms import gram
+from fedjax_mem.stages.aggregate import _base as rule
 
 
 def centered_clipping(radius: float, iterations: int = 1) -> Layer:

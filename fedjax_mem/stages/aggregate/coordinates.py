@@ -7,8 +7,8 @@ Reference: Yin et al. (2018), arXiv 1803.01498, Definitions 1 and 2.
 """
 
 from fedjax_mem.core import Layer, Rule
-from fedjax_mem.kernels import columns
-from fedjax_mem.stages.aggregate import rule
+from fedjax_mem.kernels.order import columns
+from fedjax_mem.stages.aggregate import _base as rule
 
 
 def median() -> Layer:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer, Rule, validate
-from fedjax_mem.kernels import gram
-from fedjax_mem.stages.aggregate import rule
+from fedjax_mem.kernels.norms import gram
+from fedjax_mem.stages.aggregate import _base as rule
 
 _SQUARINGS = 12  # so that directions that differ by a thousandth in strength are told apart
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer, validate
-from fedjax_mem.kernels import gram
-from fedjax_mem.stages.aggregate import rule
+from fedjax_mem.kernels.norms import gram
+from fedjax_mem.stages.aggregate import _base as rule
 
 
 def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Layer:

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer, Rule, validate
-from fedjax_mem.kernels import columns, gram
-from fedjax_mem.stages.aggregate import rule
+from fedjax_mem.kernels.norms import gram
+from fedjax_mem.kernels.order import columns
+from fedjax_mem.stages.aggregate import _base as rule
 
 _ROUNDING = 1 + 1e-5  # scores that differ by less are the same, rounded
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Message, Rule, validate
-from fedjax_mem.kernels import columns, gram
-from fedjax_mem.stages.aggregate import rule
+from fedjax_mem.kernels.norms import gram
+from fedjax_mem.kernels.order import columns
+from fedjax_mem.stages.aggregate import _base as rule
 
 
 def nnm(byzantine: int) -> Layer:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer, validate
-from fedjax_mem.kernels import columns, gram
-from fedjax_mem.stages.aggregate import rule
+from fedjax_mem.kernels.norms import gram
+from fedjax_mem.kernels.order import columns
+from fedjax_mem.stages.aggregate import _base as rule
 
 _STEPS = 30  # of mean shift, which ends when nothing moves
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from fedjax_mem.core import Layer
+from fedjax_mem.stages.algorithm._base import Sgd, masked_mean_loss
 from fedjax_mem.stages.algorithm.dp_sgd import dp_sgd
 from fedjax_mem.stages.algorithm.fedavg import fedavg
 from fedjax_mem.stages.algorithm.fedsgd import fedsgd
@@ -13,4 +14,4 @@ ALGORITHMS: dict[str, Callable[..., Layer]] = {
   'dp_sgd': dp_sgd,
 }
 
-__all__ = ('ALGORITHMS', 'dp_sgd', 'fedavg', 'fedsgd')
+__all__ = ('ALGORITHMS', 'Sgd', 'dp_sgd', 'fedavg', 'fedsgd', 'masked_mean_loss')

@@ -44,8 +44,8 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
-from fedjax_mem.kernels.clip import clip_by_global_norm
-from fedjax_mem.stages.algorithm import training
+from fedjax_mem.kernels.norms.clip import clip_by_global_norm
+from fedjax_mem.stages.algorithm import _base as training
 
 # Probability that a batch of the largest client overflows the rows chosen by default.
 _OVERFLOW = 1e-14

@@ -18,7 +18,7 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
-from fedjax_mem.stages.algorithm import training
+from fedjax_mem.stages.algorithm import _base as training
 
 
 def fedavg(

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer, tree, validate
-from fedjax_mem.stages.attack import hostile as h
-from fedjax_mem.stages.attack.hostile import Attack, Seen
+from fedjax_mem.stages.attack import _base as h
+from fedjax_mem.stages.attack._base import Attack, Seen
 
 DIRECTIONS = ('std', 'unit', 'sign')
 

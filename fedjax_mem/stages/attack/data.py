@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Prepares, Scores, Stage, Task, validate
-from fedjax_mem.stages.attack import hostile as h
+from fedjax_mem.stages.attack import _base as h
 
 Batch = dict[str, Any]
 

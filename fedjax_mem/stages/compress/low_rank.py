@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Encodes, Layer, Message, Stage, tree, validate
-from fedjax_mem.kernels import low_rank as kernel
+from fedjax_mem.kernels.codes import low_rank as kernel
 from fedjax_mem.stages.compress import wire
 from fedjax_mem.stages.compress.codec import (
   Exchange,

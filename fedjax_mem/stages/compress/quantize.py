@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer, validate
-from fedjax_mem.kernels import quantize as kernel
+from fedjax_mem.kernels.codes import quantize as kernel
 from fedjax_mem.stages.compress import wire
 from fedjax_mem.stages.compress.codec import (
   KEPT,

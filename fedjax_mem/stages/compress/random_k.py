@@ -14,7 +14,7 @@ arXiv 1809.07599.
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer
-from fedjax_mem.kernels import random_k as kernel
+from fedjax_mem.kernels.codes import random_k as kernel
 from fedjax_mem.stages.compress import counting
 from fedjax_mem.stages.compress.codec import (
   KEPT,

@@ -22,7 +22,7 @@ Reference: Suresh et al. (2017), arXiv 1611.00429, section 3; Vargaftik et al. (
 import jax.numpy as jnp
 
 from fedjax_mem.core import Bound, Bounds, Layer, tree, validate
-from fedjax_mem.kernels import rotate as kernel
+from fedjax_mem.kernels.codes import rotate as kernel
 from fedjax_mem.stages.compress import wire
 from fedjax_mem.stages.compress.codec import (
   Code,

@@ -10,7 +10,7 @@ Reference: Aji, Heafield (2017), arXiv 1704.05021; Stich et al. (2018), arXiv 18
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer, tree
-from fedjax_mem.kernels import topk
+from fedjax_mem.kernels.order import topk
 from fedjax_mem.stages.compress import counting, wire
 from fedjax_mem.stages.compress.codec import (
   KEPT,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fedjax_mem import mechanisms
 from fedjax_mem.core import Bound, Bounds, Context, Layer, Message, Noises, Stage, validate
-from fedjax_mem.kernels import noise
+from fedjax_mem.kernels.random import noise
 from fedjax_mem.stages.privacy import clipping, noising
 
 # Bounded in every round, by a number that is known only then.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Mean, Message, tree, validate
-from fedjax_mem.kernels.clip import clip_by_global_norm
+from fedjax_mem.kernels.norms.clip import clip_by_global_norm
 
 Tree = Any
 # (update of float32 arrays, bound) -> (update in the ball, its norm before, fraction clipped)

@@ -57,7 +57,7 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
-from fedjax_mem.kernels import modular, rotate
+from fedjax_mem.kernels.codes import modular, rotate
 from fedjax_mem.stages.privacy import clipping, noising
 
 SPREADS = 4  # standard deviations of a coordinate of the sum that the modulus has room for

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Member, validate
-from fedjax_mem.stages.select import draws
+from fedjax_mem.stages.select import _base as draws
 
 NAME = 'available'
 

@@ -41,7 +41,8 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
-from fedjax_mem.stages.select import draws, shapley
+from fedjax_mem.stages.select import _base as draws
+from fedjax_mem.stages.select import shapley
 
 Tree = Any
 _KEPT = Bounds(lambda ctx, bound: bound)  # it reads messages, and passes them on

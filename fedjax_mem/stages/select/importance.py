@@ -43,7 +43,8 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
-from fedjax_mem.stages.select import draws, losses
+from fedjax_mem.stages.select import _base as draws
+from fedjax_mem.stages.select import losses
 
 _STEPS = 2**23  # values that `jax.random.uniform` takes in float32
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mem.core import Context, Draws, Layer, Member, validate
-from fedjax_mem.stages.select import draws
+from fedjax_mem.stages.select import _base as draws
 
 
 def poisson(num_clients: int, rate: float, capacity: int | None = None) -> Layer:

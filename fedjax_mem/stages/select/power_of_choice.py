@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Draws, Layer, Prepares, Stage, Task, tree, validate
-from fedjax_mem.stages.select import draws, losses
+from fedjax_mem.stages.select import _base as draws
+from fedjax_mem.stages.select import losses
 
 
 class LastLoss(NamedTuple):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Draws, Layer
-from fedjax_mem.stages.select import draws
+from fedjax_mem.stages.select import _base as draws
 
 
 def round_robin(num_clients: int, cohort_size: int) -> Layer:

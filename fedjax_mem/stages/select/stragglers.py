@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mem.core import Context, Layer, Member, validate
-from fedjax_mem.stages.select import draws
+from fedjax_mem.stages.select import _base as draws
 
 
 def stragglers(

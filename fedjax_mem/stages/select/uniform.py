@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Draws, Layer, Member
-from fedjax_mem.stages.select import draws
+from fedjax_mem.stages.select import _base as draws
 
 
 def uniform(num_clients: int, cohort_size: int) -> Layer:

@@ -1,7 +1,7 @@
 """Clients count in proportion to their examples."""
 
 from fedjax_mem.core import Layer
-from fedjax_mem.stages.weigh.weighing import weighing
+from fedjax_mem.stages.weigh._base import weighing
 
 
 def by_examples(divisor: float | None = None) -> Layer:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer
-from fedjax_mem.stages.weigh.weighing import KEPT, weighing
+from fedjax_mem.stages.weigh._base import KEPT, weighing
 
 
 def equal(divisor: float | None = None) -> Layer:

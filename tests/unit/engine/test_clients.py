@@ -10,7 +10,7 @@ from reference import tiny
 from fedjax_mem.core import Layer, Message, Stage, Trains, compose, stack_clients, tree
 from fedjax_mem.engine import Execution
 from fedjax_mem.stages.algorithm import fedavg, fedsgd
-from fedjax_mem.stages.algorithm.training import Sgd
+from fedjax_mem.stages.algorithm._base import Sgd
 from fedjax_mem.stages.select import dropout, poisson, uniform
 from fedjax_mem.stages.weigh import by_examples, capped, equal
 

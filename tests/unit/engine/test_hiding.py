@@ -78,6 +78,7 @@ def tiny_plan(sampler):
   return simulate(made, {'a': jnp.zeros(4)}, given.population(UPDATES))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
   ('returns', 'got'),
   [

@@ -13,7 +13,7 @@ from fedjax_mem.core import Layer, Looks, Stage, compose
 from fedjax_mem.optim import fedadam, fedavgm
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.algorithm import fedsgd
-from fedjax_mem.stages.secure import mask
+from fedjax_mem.stages.masks import mask
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import capped, equal
 

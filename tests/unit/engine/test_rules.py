@@ -14,7 +14,7 @@ from fedjax_mem.stages import aggregate as rules
 from fedjax_mem.stages import attack as attacks
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.algorithm import fedsgd
-from fedjax_mem.stages.secure import integers, mask
+from fedjax_mem.stages.masks import integers, mask
 from fedjax_mem.stages.select import poisson, round_robin
 from fedjax_mem.stages.weigh import by_examples, equal
 

@@ -19,6 +19,7 @@ from fedjax_mem.federated import (
   PrivacyBudgetExceeded,
   PrivacyConfig,
   SigningKey,
+  inbox,
   recipe,
   simulate_federation,
 )
@@ -111,8 +112,8 @@ def test_alike_clients_compile_once():
 def test_values_on_the_wire_are_those_the_server_reads():
   quantized = CompressionConfig(method='quantization', quantization_bits=4)
   made, clients = server(), [client(i, compression_config=quantized) for i in range(2)]
-  for update in updates_of(made, clients):
-    read = made._read(update, {}).message.update
+  for sender, update in zip(clients, updates_of(made, clients), strict=True):
+    read = inbox.decoded(sender, update, made._params(), made._place(sender)).message.update
     for a, b in zip(jax.tree.leaves(read), jax.tree.leaves(update.values), strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     assert update.metadata.bytes == len(update.data) < update.metadata.dense_bytes

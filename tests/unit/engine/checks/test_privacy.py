@@ -32,8 +32,8 @@ from fedjax_mem.mechanisms import Gaussian, Laplace
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.algorithm import dp_sgd
 from fedjax_mem.stages.compress import codec, random_k, wire
+from fedjax_mem.stages.masks import mask
 from fedjax_mem.stages.privacy import noising
-from fedjax_mem.stages.secure import mask
 from fedjax_mem.stages.select import (
   dropout,
   markov,
@@ -533,6 +533,7 @@ def test_a_selecting_layer_keeps_no_state_of_the_sum_before_the_noise():
 KEEPS = (Bounds(lambda ctx, bound: bound),)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize('place', ['before the clip', 'after the clip'])
 @pytest.mark.parametrize('side', ['client', 'server'])
 @pytest.mark.parametrize('asked', ['real', 'id', 'arrived'])

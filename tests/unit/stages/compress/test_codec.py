@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedjax_mem.core import UNKNOWN, Bound, Message
-from fedjax_mem.kernels import rotate as rotation
+from fedjax_mem.kernels.codes import rotate as rotation
 from fedjax_mem.stages import compress
 from fedjax_mem.stages.compress import codec as codecs
 from fedjax_mem.stages.compress import wire

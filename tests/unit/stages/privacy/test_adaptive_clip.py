@@ -9,7 +9,7 @@ import pytest
 from reference import given, tiny
 
 from fedjax_mem.core import Message, Noises
-from fedjax_mem.kernels import noise
+from fedjax_mem.kernels.random import noise
 from fedjax_mem.stages import privacy
 
 Z, EXPECTED = 0.4, 6.0

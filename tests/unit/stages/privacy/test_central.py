@@ -12,7 +12,7 @@ from reference import given, tiny
 from fedjax_mem import mechanisms
 from fedjax_mem.core import Noises, Round, compose, tree
 from fedjax_mem.engine.round import make_round
-from fedjax_mem.kernels import noise
+from fedjax_mem.kernels.random import noise
 from fedjax_mem.optim import fedadam
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.algorithm import fedavg, fedsgd

@@ -25,8 +25,8 @@ from fedjax_mem.core import (
 )
 from fedjax_mem.mechanisms import Gaussian
 from fedjax_mem.stages import privacy
+from fedjax_mem.stages.masks import mask
 from fedjax_mem.stages.privacy.distributed import FINEST, Grid, Setting, _Rounding, finest, grid
-from fedjax_mem.stages.secure import mask
 from fedjax_mem.stages.select import round_robin
 
 C, Z = 0.4, 0.8

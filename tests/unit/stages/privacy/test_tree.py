@@ -10,7 +10,7 @@ from reference import given, tiny
 
 from fedjax_mem.account import Ledger
 from fedjax_mem.core import Draws, Noises
-from fedjax_mem.kernels import noise
+from fedjax_mem.kernels.random import noise
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.select import min_separation
 

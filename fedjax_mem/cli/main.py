@@ -1,0 +1,315 @@
+"""The command `fedjax-mem`: run and resume experiments, compare them, prepare data, find faults."""
+
+import dataclasses
+import pathlib
+import sys
+import traceback
+import warnings
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
+
+from fedjax_mem.cli.privacy import PrivacyCommands
+from fedjax_mem.cli.tables import Table
+
+_warned: set[str] = set()
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_WORDLESS = {KeyboardInterrupt: 'stopped by Ctrl-C', MemoryError: 'out of memory'}
+
+DataDir = Annotated[
+  pathlib.Path | None,
+  arg(help='Where prepared data sets are (default: $FEDJAX_MEM_DATA, or a folder of the user).'),
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Command:
+  debug: Annotated[bool, arg(help='Show the traceback of an error.')] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(_Command):
+  """Run an experiment: train, evaluate, and leave a folder with metrics, plots and a report.
+
+  Example: fedjax-mem run configs/quickstart.toml --set server.learning_rate=0.5 --set seed=1
+  """
+
+  config: Annotated[Positional[pathlib.Path], arg(help='TOML file of the experiment.')]
+  set: Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(help='Override of one key: section.key=value; may be given several times.'),
+  ] = ()
+  out: Annotated[pathlib.Path, arg(help='Folder in which the run folder is made.')] = pathlib.Path(
+    'runs'
+  )
+  data_dir: DataDir = None
+  quiet: Annotated[bool, arg(help='No progress bar.')] = False
+
+  def __call__(self) -> None:
+    """Runs the experiment."""
+    from fedjax_mem.config.load import load_config
+
+    config = load_config(self.config, self.set)  # a mistake in it is told before much is imported
+    from fedjax_mem.runner.loop import run
+
+    _tell(run(config, self.out, data_dir=_text(self.data_dir), quiet=self.quiet))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resume(_Command):
+  """Go on with an unfinished run from its last checkpoint, as if it had never stopped."""
+
+  run: Annotated[Positional[pathlib.Path], arg(help='Folder of the run.')]
+  data_dir: DataDir = None
+  quiet: Annotated[bool, arg(help='No progress bar.')] = False
+
+  def __call__(self) -> None:
+    """Resumes the run."""
+    from fedjax_mem.runner.loop import resume
+
+    _tell(resume(self.run, data_dir=_text(self.data_dir), quiet=self.quiet))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report(_Command):
+  """Write one page that compares several runs, and print their table."""
+
+  runs: Annotated[Positional[tuple[pathlib.Path, ...]], arg(help='Folders of runs.')]
+  out: Annotated[
+    pathlib.Path | None,
+    arg(help='Page to write (default: report.html in the run, or in the folder above several).'),
+  ] = None
+
+  def __call__(self) -> None:
+    """Writes the page."""
+    from fedjax_mem.report.html import write_report
+    from fedjax_mem.report.tables import runs_table
+
+    if not self.runs:
+      raise ValueError('runs must be at least one folder of a run, got none.')
+    beside = self.runs[0] if len(self.runs) == 1 else self.runs[0].parent
+    page = self.out or beside / 'report.html'
+    write_report(self.runs, page)
+    print(runs_table(self.runs))
+    print(f'page: {page}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataList(_Command):
+  """List the data sets, where each is found, and what is missing."""
+
+  data_dir: DataDir = None
+
+  def __call__(self) -> None:
+    """Prints the table."""
+    from fedjax_mem import data
+    from fedjax_mem.report.tables import format_table
+
+    rows = [
+      {
+        'name': x.name,
+        'examples': x.size,
+        'available': 'yes' if x.available else 'no',
+        'where': x.where,
+        'remedy': x.remedy,
+      }
+      for x in data.describe(_text(self.data_dir))
+    ]
+    print(format_table(rows))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataPrepare(_Command):
+  """Prepare a data set: read or download its source once, so that runs load it at once."""
+
+  name: Annotated[Positional[str], arg(help='Name: fashion_mnist, fed_emnist, or any of TFDS.')]
+  data_dir: DataDir = None
+  manual_dir: Annotated[
+    pathlib.Path | None, arg(help='Folder of files that were downloaded by hand.')
+  ] = None
+
+  def __call__(self) -> None:
+    """Prepares the data set."""
+    from fedjax_mem import data
+
+    print(f'prepared in {data.prepare(self.name, _text(self.data_dir), _text(self.manual_dir))}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataShow(_Command):
+  """Draw the partition of an experiment: clients by labels."""
+
+  config: Annotated[Positional[pathlib.Path], arg(help='TOML file of the experiment.')]
+  set: Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(help='Override of one key: section.key=value; may be given several times.'),
+  ] = ()
+  out: Annotated[pathlib.Path, arg(help='Picture to write (PNG).')] = pathlib.Path('partition.png')
+  data_dir: DataDir = None
+
+  def __call__(self) -> None:
+    """Draws the partition."""
+    from fedjax_mem.config.build import load_data
+    from fedjax_mem.config.load import load_config
+    from fedjax_mem.report import plots
+
+    data = load_data(load_config(self.config, self.set), _text(self.data_dir))
+    plots.save(plots.partition(data.label_counts(), title=data.name), self.out)
+    sizes = data.counts
+    print(
+      f'{data.name}: {data.num_clients} clients, {sizes.sum()} examples, '
+      f'{sizes.min()} to {sizes.max()} a client'
+    )
+    if data.unused_labels:
+      print(f'no client holds examples of the labels {list(data.unused_labels)}')
+    print(f'picture: {self.out}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Doctor(_Command):
+  """Say what is installed, which devices and data there are, and how to mend what is missing."""
+
+  def __call__(self) -> None:
+    """Prints the diagnosis."""
+    from fedjax_mem.cli import doctor
+    from fedjax_mem.runner import devices
+
+    devices.prepare('auto')  # as a run would: the devices shown are those it uses
+    doctor.print_checks(doctor.diagnose())
+
+
+Data = (
+  Annotated[DataList, subcommand('list')]
+  | Annotated[DataPrepare, subcommand('prepare')]
+  | Annotated[DataShow, subcommand('show')]
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataCommands:
+  """List, prepare and look at data sets."""
+
+  command: tyro.conf.OmitSubcommandPrefixes[Data]
+
+  @property
+  def debug(self) -> bool:
+    """Whether to show the traceback of an error."""
+    return self.command.debug
+
+  def __call__(self) -> None:
+    """Does what was asked for."""
+    self.command()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Audit(_Command):
+  """Try to break a run's claim of privacy: canary clients, and what an adversary learns of them.
+
+  Prints a lower bound on epsilon (at 95% confidence) beside the accountant's upper bound, by a
+  membership game on one release and by one whole run with many canaries. Needs jax-privacy.
+  """
+
+  config: Annotated[Positional[pathlib.Path], arg(help='TOML file of the experiment.')]
+  set: Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(help='Override of one key: section.key=value; may be given several times.'),
+  ] = ()
+  canaries: Annotated[int, arg(help='Canary clients in the one run.')] = 1000
+  trials: Annotated[int, arg(help='Releases in the membership game.')] = 20_000
+  data_dir: DataDir = None
+
+  def __call__(self) -> None:
+    """Prints what was found; fails if a claim is broken."""
+    from fedjax_mem.config.load import load_config
+
+    config = load_config(self.config, self.set)
+    from fedjax_mem.report.tables import format_table
+    from fedjax_mem.studies import audit
+
+    found = audit.audit(
+      config, data_dir=_text(self.data_dir), canaries=self.canaries, trials=self.trials
+    )
+    print(format_table([audit.row(x) for x in found]))
+    if any(x.broken for x in found):
+      raise RuntimeError('the claim is broken: an attack found more than the accountant allows')
+
+
+Command = (
+  Annotated[Run, subcommand('run')]
+  | Annotated[Resume, subcommand('resume')]
+  | Annotated[Report, subcommand('report')]
+  | Annotated[DataCommands, subcommand('data')]
+  | Annotated[PrivacyCommands, subcommand('privacy')]
+  | Annotated[Table, subcommand('table')]
+  | Annotated[Audit, subcommand('audit')]
+  | Annotated[Doctor, subcommand('doctor')]
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command line and returns its exit code.
+
+  0: done. 1: the run failed. 2: bad input, told in one line. 130: interrupted, with a checkpoint.
+  """
+  command = tyro.cli(
+    Command,
+    prog='fedjax-mem',
+    description='A simulator of federated learning in JAX: thousands of clients, rounds compiled.',
+    args=argv,
+    config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+  )
+  warnings.showwarning = _warn
+  try:
+    command()
+  except KeyboardInterrupt as error:
+    return _complain(error, INTERRUPTED, command.debug)
+  except (ValueError, FileNotFoundError) as error:
+    return _complain(error, BAD_INPUT, command.debug)
+  except Exception as error:  # whatever it is: one line, and the traceback on request
+    return _complain(error, FAILED, command.debug, foreign=_foreign(error))
+  return DONE
+
+
+def _foreign(error: Exception) -> bool:
+  """Returns whether an error is none that this package tells in words of its own."""
+  return not (isinstance(error, OSError) or type(error).__module__.startswith('fedjax_mem.'))
+
+
+def _complain(error: BaseException, code: int, debug: bool, foreign: bool = False) -> int:
+  if debug:
+    traceback.print_exception(error)
+  words = ' '.join(str(error).split()) or _WORDLESS.get(type(error), type(error).__name__)
+  if foreign and not debug:
+    words = f'{type(error).__name__}: {words} (--debug shows where)'
+  kind = {BAD_INPUT: 'error', FAILED: 'failed', INTERRUPTED: 'interrupted'}[code]
+  print(f'fedjax-mem: {kind}: {words}', file=sys.stderr)
+  return code
+
+
+def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
+  """Prints a warning as one line, without the place in the source."""
+  del where, more
+  text = f'fedjax-mem: warning: {" ".join(str(message).split())}'
+  if text not in _warned:
+    _warned.add(text)
+    print(text, file=sys.stderr)
+
+
+def _text(path: pathlib.Path | None) -> str | None:
+  return None if path is None else str(path)
+
+
+def _tell(result) -> None:
+  last = result.metrics[-1]
+  scores = ', '.join(
+    f'{name.replace("_", " ")} {last[name]:.4f}'
+    for name in ('test_accuracy', 'test_loss')
+    if name in last
+  )
+  print(f'round {last["round"]}: {scores}')
+  print(f'folder: {result.folder} (report.html, learning_curve.png, metrics.jsonl)')
+
+
+if __name__ == '__main__':
+  sys.exit(main())

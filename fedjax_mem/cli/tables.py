@@ -1,0 +1,114 @@
+"""The command `fedjax-mem table`: tables that are regenerated from runs."""
+
+import dataclasses
+import pathlib
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+if TYPE_CHECKING:
+  from fedjax_mem.config.load import Config
+
+# Table -> (its experiment, its seeds), unless others are given.
+DEFAULTS: dict[str, tuple[str, tuple[int, ...]]] = {
+  'compression': ('configs/fashion_mnist_fedavg.toml', (0,)),
+  'robustness': ('configs/fashion_mnist_robust.toml', (0, 1, 2)),
+  'distributed_dp': ('configs/digits_secagg.toml', (0,)),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+  """Regenerate a table: run what is missing, then write the table and its plot.
+
+  compression: bytes of a client's message against test accuracy, for every codec.
+  robustness: test accuracy under every attack, for every robust rule.
+  distributed_dp: bits of a value against test accuracy, for noise that clients add to integers.
+
+  What is finished is not repeated: stopped, the command goes on when it is given again.
+  Example: fedjax-mem table compression --seeds 0 1 2
+  """
+
+  which: Annotated[
+    Positional[Literal['compression', 'robustness', 'distributed_dp']], arg(help='Which table.')
+  ]
+  config: Annotated[
+    Positional[pathlib.Path | None],
+    arg(help='TOML file of the experiment (default: one of those in configs/).'),
+  ] = None
+  set: Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(help='Override of one key: section.key=value; may be given several times.'),
+  ] = ()
+  codecs: Annotated[
+    tuple[str, ...],
+    arg(help='compression: which codecs (default: all); an unknown one lists them.'),
+  ] = ()
+  rules: Annotated[tuple[str, ...], arg(help='robustness: which rules (default: all).')] = ()
+  attacks: Annotated[tuple[str, ...], arg(help='robustness: which attacks (default: all).')] = ()
+  partitions: Annotated[
+    tuple[str, ...], arg(help="robustness: 'iid', 'dirichlet' or both (default).")
+  ] = ()
+  attackers: Annotated[float, arg(help='robustness: share of hostile clients.')] = 0.2
+  epsilons: Annotated[
+    tuple[float, ...], arg(help='distributed_dp: budgets of a run (default: 2 8).')
+  ] = ()
+  bits: Annotated[
+    tuple[int, ...], arg(help='distributed_dp: bits of a value (default: 9 10 11 12 14 18).')
+  ] = ()
+  rounds: Annotated[int | None, arg(help='Rounds of each run (default: as in the file).')] = None
+  seeds: Annotated[
+    tuple[int, ...], arg(help='Seeds: one run of every entry for each (default: 0, or 0 1 2).')
+  ] = ()
+  out: Annotated[
+    pathlib.Path | None,
+    arg(help='Folder of the runs, the table and the plot (default: runs/ and its name).'),
+  ] = None
+  data_dir: Annotated[
+    pathlib.Path | None,
+    arg(help='Where prepared data sets are (default: $FEDJAX_MEM_DATA, or a folder of the user).'),
+  ] = None
+  debug: Annotated[bool, arg(help='Show the traceback of an error.')] = False
+
+  def __call__(self) -> None:
+    """Runs what is missing and prints the table."""
+    from fedjax_mem.config.load import load_config
+
+    config, seeds = DEFAULTS[self.which]
+    base = load_config(self.config or config, self.set)
+    from fedjax_mem.report.tables import format_table
+
+    out = self.out or pathlib.Path('runs') / self.which
+    common = {
+      'seeds': self.seeds or seeds,
+      'rounds': self.rounds,
+      'data_dir': None if self.data_dir is None else str(self.data_dir),
+    }
+    print(format_table(getattr(self, f'_{self.which}')(base, out, common)))
+    print(f'table: {out / self.which}.md, plot: {out / self.which}.png')
+
+  def _compression(self, base: 'Config', out: pathlib.Path, common: Any) -> list[dict[str, Any]]:
+    from fedjax_mem.studies import compression as table
+
+    codecs = self.codecs or tuple(table.CODECS)
+    return table.rows(table.compression(base, out, codecs=codecs, **common))
+
+  def _robustness(self, base: 'Config', out: pathlib.Path, common: Any) -> list[dict[str, Any]]:
+    from fedjax_mem.studies import robustness as table
+
+    cells = table.robustness(
+      base,
+      out,
+      rules=self.rules or tuple(table.RULES),
+      attacks=self.attacks or tuple(table.ATTACKS),
+      partitions=self.partitions or tuple(table.PARTITIONS),
+      attackers=self.attackers,
+      **common,
+    )
+    return table.rows(cells)
+
+  def _distributed_dp(self, base: 'Config', out: pathlib.Path, common: Any) -> list[dict[str, Any]]:
+    from fedjax_mem.studies import distributed_dp as table
+
+    epsilons, bits = self.epsilons or table.EPSILONS, self.bits or table.BITS
+    return table.rows(table.distributed_dp(base, out, epsilons=epsilons, bits=bits, **common))

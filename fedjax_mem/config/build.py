@@ -1,0 +1,301 @@
+"""From a configuration to the parts of a run: data, model, layers. Here the methods meet."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from fedjax_mem import data as datasets
+from fedjax_mem import models
+from fedjax_mem.config import privacy, registry
+from fedjax_mem.config.load import ClientSection, Config, DataSection, ServerSection
+from fedjax_mem.core import Attacks, Draws, Layer, Prepares, Round, compose, keys, tree
+from fedjax_mem.data.source import FederatedData
+from fedjax_mem.models.base import Model
+from fedjax_mem.optim import SERVER_OPTIMIZERS
+from fedjax_mem.stages.algorithm import ALGORITHMS, Sgd
+from fedjax_mem.stages.compress import named
+from fedjax_mem.stages.select import SAMPLERS, draw_durations, dropout, stragglers
+from fedjax_mem.stages.select.availability import TRACES
+from fedjax_mem.stages.weigh import WEIGHINGS
+
+
+class Parts(NamedTuple):
+  """What a configuration describes.
+
+  Attributes:
+    data: the clients' examples, on the host.
+    model: the model.
+    params: its initial parameters.
+    layers: of the round.
+  """
+
+  data: FederatedData
+  model: Model
+  params: Any
+  layers: Round
+
+
+def build(config: Config, data_dir: str | None = None) -> Parts:
+  """Returns the parts of an experiment.
+
+  Args:
+    config: the experiment.
+    data_dir: where prepared data sets are; None: the environment or the default decides.
+
+  Raises:
+    ValueError: parts that do not fit each other, or options that a part does not take.
+  """
+  return assemble(config, load_data(config, data_dir))
+
+
+def assemble(config: Config, data: FederatedData) -> Parts:
+  """Returns the parts of an experiment on data that are loaded, as `build`."""
+  if config.selection.cohort_size > data.num_clients:
+    raise ValueError(
+      f'selection.cohort_size must be at most the {data.num_clients} clients of the data, '
+      f'got {config.selection.cohort_size!r}.'
+    )
+  model = build_model(config, data)
+  key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
+  params = jax.jit(model.init)(key)
+  return Parts(data, model, params, build_layers(config, model, data.num_clients, data))
+
+
+def load_data(config: Config, data_dir: str | None = None) -> FederatedData:
+  """Returns the population that the data section describes."""
+  section: DataSection = config.data
+  given = {
+    name: getattr(section, name)
+    for name in ('alpha', 'labels_per_client', 'examples_per_client', 'min_examples')
+    if getattr(section, name) is not None
+  }
+  seed = config.seed if section.partition_seed is None else section.partition_seed
+  return datasets.load(
+    section.name,
+    partition=section.partition,
+    num_clients=section.num_clients,
+    seed=seed,
+    data_dir=data_dir,
+    validation=section.validation,
+    **given,
+    **section.options,
+  )
+
+
+def build_model(config: Config, data: FederatedData) -> Model:
+  """Returns the model for the data, from the registry or from a user's factory."""
+  section = config.model
+  if ':' not in section.name:
+    return models.build(section.name, data.input_shape, data.num_classes, **section.options)
+  make = registry.factory('model.name', section.name, {})
+  given = {'input_shape': data.input_shape, 'num_classes': data.num_classes}
+  model = registry.call('model', make, section.options, **given)
+  if not isinstance(model, Model):
+    raise ValueError(f'model.name must be a factory of a Model, got one of {type(model).__name__}.')
+  if tuple(model.input_shape) != tuple(data.input_shape) or model.num_classes < data.num_classes:
+    raise ValueError(
+      f'model.name must be of a model for inputs {data.input_shape!r} and {data.num_classes} '
+      f'labels to fit the data, got one for {model.input_shape!r} and {model.num_classes}.'
+    )
+  return model
+
+
+def build_layers(
+  config: Config, model: Model, num_clients: int, data: FederatedData | None = None
+) -> Round:
+  """Returns the layers of a round: algorithm, selection, weighing, and the stages in their places.
+
+  A sampler that learns from tasks stands just before the algorithm, one that learns from weighted
+  messages just after the weighing, or after the last attack on them: it is told what arrives. What
+  happens to the clients that are drawn stands just after the draw.
+
+  Args:
+    config: the experiment.
+    model: what is trained.
+    num_clients: N.
+    data: for samplers that know sizes or need a validation split; None: they have neither.
+  """
+  chosen = _selection(config, model, num_clients, data)
+  chooser = next(x for x in chosen if x.fact(Draws) is not None)
+  given = stage_arguments(model, chooser)
+  config = privacy.settled(config, chooser, given)
+  tasks = [x for x in chosen if x.fact(Prepares) is not None]
+  messages = [x for x in chosen if x not in tasks and {'client', 'cohort'} & set(x.sides)]
+  blind = [x for x in chosen if x not in tasks and x not in messages]
+  stages = [(s, _stage(config, i, given)) for i, s in enumerate(config.stages)]
+  first = lambda section, made: section.before_algorithm or _prepares(made)
+  before = [made for section, made in stages if first(section, made)]
+  after = [made for section, made in stages if not first(section, made)]
+  weighting = registry.factory('weighting.name', config.weighting.name, WEIGHINGS)
+  layers = compose(
+    *before,
+    *tasks,
+    _algorithm(config, model),
+    *blind,
+    registry.call('weighting', weighting, config.weighting.options),
+    *after[: _attacked(after)],
+    *messages,
+    *after[_attacked(after) :],
+  )
+  return _in_the_world(config, layers, num_clients, data)
+
+
+def _attacked(stages: list[Any]) -> int:
+  """Returns how many stages there are up to the last attack on messages, 0 without one."""
+  attacks = lambda made: any(x.fact(Attacks) is not None for x in _layers(made))
+  return max((i for i, made in enumerate(stages, 1) if attacks(made)), default=0)
+
+
+def _prepares(made: Any) -> bool:
+  """Returns whether a stage states that it works on tasks, hence before the algorithm."""
+  return any(x.fact(Prepares) is not None for x in _layers(made))
+
+
+def _layers(made: Any) -> list[Layer]:
+  """Returns the layers of a stage; what is none is told by `compose`."""
+  parts = made if isinstance(made, tuple) and not isinstance(made, Layer) else (made,)
+  return [x for x in parts if isinstance(x, Layer)]
+
+
+def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
+  """Returns what stages may ask for by name and an experiment knows, unless their options say it.
+
+  `dimension` is the number of the model's parameters, `clients` the most clients of a round,
+  `num_clients` those of the population, `num_classes` the labels.
+  """
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  draws = privacy.law(chooser)
+  return {
+    'dimension': tree.size(params),
+    'clients': draws.capacity,
+    'num_clients': draws.population,
+    'num_classes': model.num_classes,
+  }
+
+
+def _stage(config: Config, number: int, given: dict[str, int]) -> Layer | tuple[Layer, ...]:
+  section, key = config.stages[number], f'stages[{number}]'
+  make = registry.factory(f'{key}.use', section.use, registry.LAYERS)
+  made = registry.call(key, make, section.options, **privacy.unsaid(given, section.options))
+  return named.as_layer(made)
+
+
+def _algorithm(config: Config, model: Model) -> Layer:
+  section, client = config.algorithm, config.client
+  make = registry.factory('algorithm.name', section.name, ALGORITHMS)
+  return registry.call(
+    'algorithm',
+    make,
+    section.options,
+    loss=model.loss,
+    learning_rate=learning_rate(client, config.rounds),
+    batch_size=client.batch_size,
+    epochs=client.epochs,
+    optimizer=client_optimizer(client),
+    server_optimizer=server_optimizer(config.server),
+  )
+
+
+def _selection(
+  config: Config, model: Model, num_clients: int, data: FederatedData | None
+) -> tuple[Layer, ...]:
+  """Returns the sampler's layers."""
+  section = config.selection
+  make = registry.factory('selection.name', section.name, SAMPLERS)
+  given = {
+    'num_clients': num_clients,
+    'cohort_size': section.cohort_size,
+    'rate': section.cohort_size / num_clients,
+    'loss': model.loss,
+    'sizes': None if data is None else data.counts,
+    'validation': _validation(data),
+  }
+  if config.server.optimizer == 'sgd':
+    given['step'] = config.server.learning_rate
+  seconds = _durations(config, num_clients, data)
+  if seconds is not None:
+    given['durations'] = seconds
+  rows = privacy.capacity(config, num_clients)
+  if rows is not None and 'capacity' not in section.options:
+    given['capacity'] = rows
+  made = registry.call('selection', make, section.options, **given)
+  layers = made if isinstance(made, tuple) and not isinstance(made, Layer) else (made,)
+  if sum(isinstance(x, Layer) and x.fact(Draws) is not None for x in layers) != 1:
+    raise ValueError(
+      f'selection.name must be a factory of a layer that draws the cohort, got {made!r}.'
+    )
+  return layers
+
+
+def _in_the_world(
+  config: Config, layers: Round, num_clients: int, data: FederatedData | None
+) -> Round:
+  """Returns the layers with what happens to clients: they are away, drop out, are late."""
+  section = config.selection
+  place = layers.place(layers.drawing) + 1
+  first: list[Any] = []
+  then: list[Any] = []
+  if section.availability:
+    options = dict(section.availability)
+    trace = registry.factory('selection.availability.use', options.pop('use', ''), TRACES)
+    made = registry.call('selection.availability', trace, options, num_clients=num_clients)
+    (first if options.get('before_draw') else then).append(made)
+  if section.dropout:
+    then.append(dropout(section.dropout))
+  seconds = _durations(config, num_clients, data)
+  if seconds is not None:
+    rest = {k: x for k, x in section.clock.items() if k not in ('median_seconds', 'spread')}
+    # Durations go by each client's examples over the mean of all: public where all are alike.
+    alike = data is None or len(set(np.asarray(data.counts).tolist())) == 1
+    given = {'num_clients': num_clients, 'durations': seconds}
+    given['looks'] = 'nothing' if alike else "others' data"
+    then.append(registry.call('selection.clock', stragglers, rest, **given))
+  return compose(*first, *layers[:place], *then, *layers[place:])
+
+
+def _durations(config: Config, num_clients: int, data: FederatedData | None) -> Any:
+  """Returns the virtual seconds of each client in a round, or None without a clock."""
+  if not config.selection.clock:
+    return None
+  drawn = {k: x for k, x in config.selection.clock.items() if k in ('median_seconds', 'spread')}
+  given: dict[str, Any] = {'num_clients': num_clients, 'seed': config.seed}
+  given['sizes'] = None if data is None else data.counts
+  return registry.call('selection.clock', draw_durations, drawn, **given)
+
+
+def _validation(data: FederatedData | None) -> Any:
+  """Returns the server's validation split as the model takes it, or None."""
+  if data is None or data.validation is None:
+    return None
+  return jax.device_get(data.preprocess(data.validation))
+
+
+def learning_rate(client: ClientSection, rounds: int) -> Any:
+  """Returns the clients' learning rate: a number, or a schedule over rounds."""
+  first, name = client.learning_rate, client.learning_rate_schedule
+  if name == 'constant':
+    return first
+  if name == 'exponential':
+    return optax.exponential_decay(first, client.decay_rounds or 1, client.decay_rate)
+  length = client.decay_rounds or rounds
+  if name == 'linear':
+    return optax.linear_schedule(first, first * client.final_fraction, length)
+  return optax.cosine_decay_schedule(first, length, alpha=client.final_fraction)
+
+
+def client_optimizer(client: ClientSection) -> Any:
+  """Returns learning rate -> the clients' optax optimizer; its state starts anew every round."""
+  if client.optimizer != 'sgd':
+    return registry.factory('client.optimizer', client.optimizer, {})
+  return Sgd(client.momentum, client.weight_decay)
+
+
+def server_optimizer(server: ServerSection) -> optax.GradientTransformation:
+  """Returns the server's optax optimizer of the average update."""
+  make = registry.factory('server.optimizer', server.optimizer, SERVER_OPTIMIZERS)
+  given = {'b1': server.beta1, 'b2': server.beta2, 'tau': server.tau, 'momentum': server.momentum}
+  if ':' in server.optimizer:  # 'optax:sgd' means plain steps, not our default momentum
+    given = {}
+  return registry.call('server', make, {}, learning_rate=server.learning_rate, **given)

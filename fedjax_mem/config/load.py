@@ -1,0 +1,301 @@
+"""What an experiment is: a `Config`, read strictly from TOML, written back, and hashed.
+
+A file has `version = 1`, `name`, `seed`, `rounds` and the sections of `sections.py`. Whatever
+changes results is in the hash that names the run; `[execution]` changes speed only and is not.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import pathlib
+import re
+import tomllib
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import tomli_w
+
+from fedjax_mem.config.sections import (
+  AlgorithmSection,
+  ClientSection,
+  DataSection,
+  EvaluationSection,
+  ExecutionSection,
+  ModelSection,
+  PrivacySection,
+  Section,
+  SelectionSection,
+  ServerSection,
+  StageSection,
+  WeightingSection,
+)
+from fedjax_mem.core import validate
+
+VERSION = 1
+_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Section):
+  """One experiment.
+
+  Attributes:
+    version: of this format, 1.
+    name: of the run's folder: letters, digits, '.', '_' and '-'.
+    seed: root of every random draw, in [0, 2**32).
+    rounds: rounds of the whole run.
+    data: `DataSection`.
+    model: `ModelSection`.
+    algorithm: `AlgorithmSection`.
+    client: `ClientSection`.
+    server: `ServerSection`.
+    selection: `SelectionSection`.
+    weighting: `WeightingSection`.
+    privacy: `PrivacySection`.
+    evaluation: `EvaluationSection`.
+    stages: further layers, in client order.
+    execution: `ExecutionSection`.
+  """
+
+  version: int = VERSION
+  name: str = 'run'
+  seed: int = 0
+  rounds: int
+  data: DataSection
+  model: ModelSection
+  algorithm: AlgorithmSection = dataclasses.field(default_factory=AlgorithmSection)
+  client: ClientSection = dataclasses.field(default_factory=ClientSection)
+  server: ServerSection = dataclasses.field(default_factory=ServerSection)
+  selection: SelectionSection
+  weighting: WeightingSection = dataclasses.field(default_factory=WeightingSection)
+  privacy: PrivacySection = dataclasses.field(default_factory=PrivacySection)
+  evaluation: EvaluationSection = dataclasses.field(default_factory=EvaluationSection)
+  stages: tuple[StageSection, ...] = ()
+  execution: ExecutionSection = dataclasses.field(default_factory=ExecutionSection)
+
+  def _check(self) -> None:
+    if self.version != VERSION:
+      raise ValueError(
+        f'version must be {VERSION}, the one that this package reads, got {self.version!r}.'
+      )
+    if not _NAME.fullmatch(self.name):
+      raise ValueError(
+        "name must be 1 to 100 letters, digits, '.', '_' or '-' and start with a letter or digit, "
+        f'got {self.name!r}.'
+      )
+    validate.integer(at_least=0, at_most=2**32 - 1, seed=self.seed)
+    validate.integer(rounds=self.rounds)
+    if not all(isinstance(stage, StageSection) for stage in self.stages):
+      raise ValueError(f'stages must be a tuple of StageSection, got {self.stages!r}.')
+    population = self.data.num_clients
+    if population is not None and self.selection.cohort_size > population:
+      raise ValueError(
+        f'selection.cohort_size must be at most data.num_clients = {population}, '
+        f'got {self.selection.cohort_size!r}.'
+      )
+
+
+def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Config:
+  """Returns the experiment in a TOML file, with overrides.
+
+  Args:
+    path: of the file; its stem is the default of `name`.
+    overrides: 'section.key=value' each, the value in TOML or a bare string; 'section.key=' goes
+      back to the default; an element of an array goes by its number ('stages.0.use=top_k').
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it cannot be read, or holds an unknown key, a wrong type or a bad value.
+  """
+  path = pathlib.Path(path)
+  raw = _read(path)
+  for text in overrides:
+    _override(raw, text)
+  raw.setdefault('name', path.stem)
+  if 'version' not in raw:
+    raise ValueError(f'version must be {VERSION}, got none: add `version = {VERSION}` to {path}.')
+  return config_from_dict(raw)
+
+
+def config_from_dict(raw: dict[str, Any]) -> Config:
+  """Returns the experiment in a table such as TOML gives.
+
+  Raises:
+    ValueError: an unknown or missing key, a wrong type or a bad value.
+  """
+  # Another version may have other keys, so it is told first.
+  if 'version' in raw and raw['version'] != VERSION:
+    raise ValueError(
+      f'version must be {VERSION}, the one that this package reads, got {raw["version"]!r}.'
+    )
+  hints = typing.get_type_hints(Config)
+  values: dict[str, Any] = dict(raw)
+  _check_keys(Config, raw, '')
+  for key, value in raw.items():
+    if key == 'stages':
+      values[key] = _stages(value)
+    elif dataclasses.is_dataclass(hints[key]):
+      values[key] = _section(hints[key], value, key)
+      if key == 'privacy' and value == {}:
+        # Who writes it wants a claim; a default section would make none, silently.
+        raise ValueError("privacy must set 'delta', or be left out, got an empty table.")
+  return Config(**values)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """Returns a config, or a section of one, as plain tables; what is None is left out."""
+  items: dict[str, Any] = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      value = to_dict(value)
+    elif field.name == 'stages':
+      value = [to_dict(stage) for stage in value]
+    if value is not None and value != {}:
+      items[field.name] = value
+  return items
+
+
+def _given(config: Any) -> dict[str, Any]:
+  """Returns, as plain tables, what is not at its default."""
+  items: dict[str, Any] = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if field.name == 'stages':
+      value = [_given(stage) for stage in value]
+      given = value != []
+    elif dataclasses.is_dataclass(value):
+      value = _given(value)
+      given = value != {}
+    else:
+      made = field.default_factory
+      default = field.default if made is dataclasses.MISSING else made()
+      given = value != default
+    if given:
+      items[field.name] = value
+  return items
+
+
+def to_toml(config: Config) -> str:
+  """Returns the config as TOML that `load_config` reads back to an equal config."""
+  return tomli_w.dumps(to_dict(config))
+
+
+def config_hash(config: Config) -> str:
+  """Returns 8 hexadecimal digits of a hash of what changes results: not `name`, not `execution`.
+
+  What is at its default is left out, so that a key added later changes no hash of today.
+  """
+  items = _given(config)
+  for key in ('name', 'execution'):
+    items.pop(key, None)
+  text = json.dumps(items, sort_keys=True, separators=(',', ':'))
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    text = path.read_bytes().decode()
+  except FileNotFoundError:
+    beside = [x.name for x in path.parent.glob('*.toml')]
+    raise FileNotFoundError(
+      f'there is no config file {path}.{validate.nearest(path.name, beside)}'
+    ) from None
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(f'the config must be a readable TOML file, got {path} ({error}).') from error
+  if not text.strip():
+    raise ValueError(
+      f'the config must be a TOML file with an experiment, got {path}, which is empty.'
+    )
+  try:
+    return tomllib.loads(text)
+  except tomllib.TOMLDecodeError as error:
+    raise ValueError(f'{path} must be valid TOML, got an error: {error}.') from error
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+  """Writes 'a.b=value' into the tables; whether the key is known is checked with the rest."""
+  key, equals, value = text.partition('=')
+  *parents, last = parts = key.strip().split('.')
+  if not equals or not all(parts):
+    raise ValueError(f"an override must be 'section.key=value', got {text!r}.")
+  place: Any = raw
+  for i, part in enumerate(parents):
+    if isinstance(place, dict):
+      place = place.setdefault(part, {})
+    else:
+      place = _element(place, part, text, parts[:i])
+  if isinstance(place, dict) and not value.strip():
+    place.pop(last, None)
+    if len(parents) == 1 and not place:
+      del raw[parents[0]]  # the whole section is at its default again
+  elif isinstance(place, dict):
+    place[last] = _value(value.strip())
+  else:
+    _element(place, last, text, parents)
+    place[int(last)] = _value(value.strip())
+
+
+def _element(place: Any, part: str, text: str, parts: Sequence[str]) -> Any:
+  where = '.'.join(parts)
+  if not isinstance(place, list):
+    raise ValueError(f'{where} must be a section to take the override {text!r}, got {place!r}.')
+  if not part.isdecimal() or int(part) >= len(place):
+    raise ValueError(
+      f'the override {text!r} must number one of the {len(place)} elements of {where} from 0, '
+      f'got {part!r}.'
+    )
+  return place[int(part)]
+
+
+def _value(text: str) -> Any:
+  try:
+    parsed = tomllib.loads(f'value = {text}')
+  except tomllib.TOMLDecodeError:
+    return text
+  return parsed['value'] if len(parsed) == 1 else text
+
+
+def _section(kind: type[Section], raw: Any, where: str) -> Section:
+  if isinstance(raw, kind):
+    return raw
+  if not isinstance(raw, dict):
+    raise ValueError(f'{where} must be a table, got {raw!r}.')
+  _check_keys(kind, raw, where)
+  return kind(**raw)
+
+
+def _stages(raw: Any) -> tuple[Section, ...]:
+  if not isinstance(raw, list | tuple):
+    raise ValueError(f'stages must be an array of tables, written [[stages]], got {raw!r}.')
+  return tuple(_section(StageSection, x, f'stages[{i}]') for i, x in enumerate(raw))
+
+
+def _check_keys(kind: type[Section], raw: dict[str, Any], where: str) -> None:
+  fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+  for key in raw:
+    if key not in fields:
+      place = f'[{where}]' if where else 'the top level'
+      raise ValueError(
+        f'{where + "." if where else ""}{key} must be a key of {place}, got an unknown one.'
+        f'{_hint(key, list(fields))}'
+      )
+  missing = dataclasses.MISSING
+  for name, field in fields.items():
+    if name not in raw and field.default is missing and field.default_factory is missing:
+      raise ValueError(f'{where + "." if where else ""}{name} must be given, got none.')
+
+
+def _hint(key: str, known: list[str]) -> str:
+  """Returns the nearest key there, or the sections that have this very key, or all there are."""
+  if difflib.get_close_matches(key, known, n=1):
+    return validate.nearest(key, known)
+  sections = {name: x for name, x in typing.get_type_hints(Config).items() if isinstance(x, type)}
+  homes = [
+    f'[{name}]'
+    for name, x in sections.items()
+    if dataclasses.is_dataclass(x) and key in {field.name for field in dataclasses.fields(x)}
+  ]
+  return f' It is a key of {" and ".join(homes)}.' if homes else f' Known keys: {", ".join(known)}.'

@@ -1,0 +1,69 @@
+"""From names in a configuration to factories: the registries of the rooms, or a user's own."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedjax_mem.core import validate
+from fedjax_mem.stages.aggregate import AGGREGATION
+from fedjax_mem.stages.attack import ATTACKS
+from fedjax_mem.stages.compress import COMPRESSION
+from fedjax_mem.stages.masks import SECURE
+from fedjax_mem.stages.privacy import PRIVACY
+
+# Layers that a `[[stages]]` table may name; every room of layers adds its registry here.
+LAYERS: dict[str, Callable[..., Any]] = {
+  **ATTACKS,
+  **PRIVACY,
+  **COMPRESSION,
+  **SECURE,
+  **AGGREGATION,
+}
+
+
+def factory(key: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+  """Returns the factory of that name, from a registry or from 'package.module:factory'.
+
+  Args:
+    key: where the name stands in the configuration, for messages.
+    name: a key of `known`, or 'package.module:factory'.
+    known: the registry.
+
+  Raises:
+    ValueError: there is no such name, module or factory.
+  """
+  if ':' not in name:
+    return known[validate.one_of(known, **{key: name})]
+  return validate.imported(**{key: name})
+
+
+def call(key: str, make: Callable[..., Any], options: Mapping[str, Any], **given: Any) -> Any:
+  """Returns `make(**given, **options)`, with options that it does not take refused by name.
+
+  Args:
+    key: the section of the configuration, for messages.
+    make: a factory.
+    options: what the configuration says.
+    **given: what the program fills in; arguments that the factory does not take are left out.
+
+  Raises:
+    ValueError: an unknown or a missing option, or what the factory itself refuses.
+  """
+  parameters = inspect.signature(make).parameters
+  open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+  taken = {name: x for name, x in given.items() if open_ended or name in parameters}
+  free = [name for name in parameters if name not in taken]
+  for name in options:
+    if name in taken:
+      raise ValueError(f'{key}.options.{name} must be left out: the experiment sets it.')
+    if name not in parameters and not open_ended:
+      raise ValueError(
+        f'{key}.options must be among {free!r}, got {name!r}.{validate.nearest(name, free)}'
+      )
+  arguments = {**taken, **options}
+  for name, parameter in parameters.items():
+    missing = parameter.default is parameter.empty and name not in arguments
+    if missing and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+      of = getattr(make, '__name__', make)
+      raise ValueError(f'{key}.options.{name} must be given for {of!r}, got none.')
+  return make(**arguments)

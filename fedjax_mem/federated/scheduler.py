@@ -1,0 +1,89 @@
+"""When clients work: side by side, each in a thread that does not stop the event loop."""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_log = logging.getLogger('fedjax_mem.federated')
+
+
+class Late(Exception):
+  """Work that took longer than it may."""
+
+
+async def threaded(work: Callable[[], Any], timeout: float | None = None) -> Any:
+  """Returns what `work` returns, computed in a thread.
+
+  After a timeout the thread goes on, since no thread can be stopped, and its result is discarded; a
+  daemon does not keep the process alive.
+
+  Raises:
+    Late: it took longer than `timeout` seconds.
+    RuntimeError: it raised what is no ordinary exception, such as `SystemExit`.
+  """
+  loop = asyncio.get_running_loop()
+  done: asyncio.Future = loop.create_future()
+
+  def settle(result: Any, error: Exception | None) -> None:
+    if done.done():
+      return
+    if error is None:
+      done.set_result(result)
+    else:
+      done.set_exception(error)
+
+  def tell(result: Any, error: Exception | None) -> None:
+    try:
+      loop.call_soon_threadsafe(settle, result, error)
+    except RuntimeError:  # the loop has ended: nobody waits for a late result
+      return
+
+  def target() -> None:
+    try:
+      result = work()
+    except BaseException as error:  # whatever it is, it belongs to who waits
+      if not isinstance(error, Exception) or isinstance(error, StopIteration):
+        error = RuntimeError(repr(error))
+      tell(None, error)
+    else:
+      tell(result, None)
+
+  threading.Thread(target=target, daemon=True).start()
+  finished, _ = await asyncio.wait((done,), timeout=timeout)
+  if not finished:
+    done.cancel()
+    raise Late(f'no answer within {timeout} seconds')
+  return done.result()
+
+
+async def trained(
+  chosen: Sequence[Any], timeout: float | None
+) -> tuple[list[tuple[str, Any]], dict[str, str]]:
+  """Trains clients side by side, one a core.
+
+  Args:
+    chosen: clients.
+    timeout: seconds after which a client is left out, or None.
+
+  Returns:
+    ((client id, what it answered) of those that did, client id -> why not of the others).
+  """
+  slots = asyncio.Semaphore(os.cpu_count() or 1)
+
+  async def one(client: Any) -> Any:
+    async with slots:
+      return await threaded(lambda: asyncio.run(client.train_round()), timeout)
+
+  answers = await asyncio.gather(*map(one, chosen), return_exceptions=True)
+  updates, left_out = [], {}
+  for client, answer in zip(chosen, answers, strict=True):
+    if isinstance(answer, BaseException):
+      why = str(answer) if isinstance(answer, Late) else repr(answer)
+      left_out[client.client_id] = why
+      _log.warning('client %r left out: %s', client.client_id, why)
+    else:
+      updates.append((client.client_id, answer))
+  return updates, left_out

@@ -1,0 +1,1 @@
+"""Codes of vectors: bits a value, rotations, low rank, integers modulo a power of two."""

@@ -1,0 +1,285 @@
+"""Uniform quantisation of a vector to 1 to 8 bits a value: QSGD, TernGrad, signs.
+
+b bits stand for L evenly spaced levels on [-s, s]: L = 2 ** b - 1 for b >= 2, so that zero is one
+of them, and L = 2 for b = 1. Levels are `step` = 2 s / (L - 1) apart. s is the scale of the whole
+vector or of each block of it; it travels beside the codes. With s the largest magnitude:
+
+| function | unbiased | error of a value | mean squared error of a value |
+|---|---|---|---|
+| `stochastic` | yes, up to 2 ** -24 step | < step | <= step² / 4 |
+| `deterministic` | no | <= step / 2 | <= step² / 4 |
+| `ternary` | as stochastic | < s | <= s² / 4 |
+| `sign` | no | <= max(s, |x| - s) | |x|² - s², s the mean magnitude |
+
+The bounds hold up to float32's rounding (2 ** -22 s).
+
+Edge cases:
+
+- all zeros, or no magnitude above 2 ** -118: zeros
+- infinity or NaN: the values of that block are all NaN
+- values beyond a scale that was given: clipped to it
+
+Reference: Alistarh et al. (2017), arXiv 1610.02132, for `stochastic` with scale 'l2'; Wen et al.
+(2017), arXiv 1705.07878, for `ternary`; Karimireddy et al. (2019), arXiv 1901.09847, for `sign`.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import validate
+from fedjax_mem.kernels.loops import parts
+from fedjax_mem.kernels.random import threefry
+
+SCALES = ('max', 'l2')
+# Values that a block of random words serves, a byte each; and the step of a sequence in 32 bits
+# that fills an interval evenly: 2**32 over the golden ratio, odd.
+BYTES, GOLDEN = 8, 0x9E3779B9
+
+
+def levels(bits: int) -> int:
+  """Returns the number of levels that codes of `bits` bits stand for."""
+  validate.integer(bits=bits, at_most=8)
+  return 2 if bits == 1 else 2**bits - 1
+
+
+def _rows(x: jax.Array, block: int) -> jax.Array:
+  """Returns x [D] as rows [S, block], the end filled with zeros."""
+  return jnp.pad(x, (0, -x.size % block)).reshape(-1, block)
+
+
+def _checked(x: jax.Array, block: int | None) -> None:
+  if x.ndim != 1 or x.size == 0:
+    raise ValueError(f'x must be one flat vector [D], D >= 1, got shape {x.shape!r}.')
+  if block is not None:
+    validate.integer(block=block)
+
+
+def relative(rows: jax.Array, scales: jax.Array) -> jax.Array:
+  """Returns rows over scales that broadcast against them; over 1 where a scale is not above 0."""
+  # By the inverse, as a compiler may choose to anyway; that of a large scale would be flushed to 0.
+  shrink = jnp.where(scales > 1e30, jnp.float32(2**-30), jnp.float32(1))
+  inverse = 1 / jnp.where(scales > 0, scales * shrink, jnp.float32(1))
+  return (rows * shrink) * inverse
+
+
+def _scales(rows: jax.Array, given: jax.Array | None, scale: str | None) -> jax.Array:
+  """Returns the scale of each of rows [S, block], float32 [S]; NaN where a value is not finite."""
+  rows = rows.astype(jnp.float32)
+  largest = jnp.max(jnp.abs(rows), axis=1)
+  if given is not None:
+    scales = given
+  elif scale == 'l2':
+    scales = largest * jnp.sqrt(jnp.sum(jnp.square(relative(rows, largest[:, None])), axis=1))
+  else:
+    scales = largest
+  return jnp.where(jnp.isfinite(largest), scales, jnp.float32(jnp.nan))
+
+
+def _steps(ratio: jax.Array, bits: int) -> jax.Array:
+  """Returns x / s in steps, from the middle level: in [-(L - 1) / 2, (L - 1) / 2]; 1 bit: [0, 1].
+
+  NaN gives the lowest. No sum follows a product, here or in the rounding: fused into one operation,
+  which a compiler may or may not do, it would round otherwise.
+  """
+  half = jnp.float32((levels(bits) - 1) / 2)
+  steps, low, high = (ratio + 1) * half, jnp.float32(0), jnp.float32(1)
+  if bits > 1:
+    steps, low, high = ratio * half, -half, half
+  return jnp.where(steps >= low, jnp.minimum(steps, high), low)
+
+
+def _encode(
+  key: jax.Array | None, x: jax.Array, bits: int, scale: str | jax.Array, block: int | None
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (codes [D] uint8, scale [S]): rounded at random with a key, else to the nearest."""
+  validate.integer(bits=bits, at_most=8)
+  _checked(x, block)
+  if isinstance(scale, str):
+    return _coded(key, x, None, bits, validate.one_of(SCALES, scale=scale), block)
+  count = 1 if block is None else -(-x.size // block)
+  given = jnp.broadcast_to(jnp.asarray(scale, jnp.float32).reshape(-1), (count,))
+  return _coded(key, x, given, bits, None, block)
+
+
+@functools.partial(jax.jit, static_argnames=('bits', 'scale', 'block'))
+def _coded(
+  key: jax.Array | None,
+  x: jax.Array,
+  given: jax.Array | None,
+  bits: int,
+  scale: str | None,
+  block: int | None,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns what `_encode` does, with scales that are `given` or of the kind `scale`."""
+
+  half = jnp.float32(levels(bits) // 2)
+  rounded = _nearest if key is None else _at_random(key, x.size, block)
+
+  def codes(rows: jax.Array, scales: jax.Array, start: jax.Array, length: int) -> jax.Array:
+    # In rows up to the end: the index of a scale by division would not be vectorised.
+    ratio = relative(rows.astype(jnp.float32), scales[:, None])
+    whole = rounded(_steps(ratio, bits), start)
+    whole = whole if bits == 1 else whole + half
+    return _bytes(whole).reshape(-1)[:length]
+
+  if block is None:
+    scales = _scales(x[None], given, scale)
+    whole = lambda start, length: codes(parts.take(x, start, length)[None], scales, start, length)
+    return parts.stream(whole, x.size, BYTES, parts.SMALL), scales
+
+  def blocks(start: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    rows = _rows(parts.take(x, start, length), block)
+    known = None if given is None else parts.take(given, start // block, len(rows))
+    scales = _scales(rows, known, scale)
+    return codes(rows, scales, start, length), scales
+
+  return parts.stream(blocks, x.size, block, parts.SMALL)
+
+
+def stochastic(
+  key: jax.Array,
+  x: jax.Array,
+  bits: int,
+  scale: str | jax.Array = 'max',
+  block: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (codes [D] uint8, scale [S] float32): x rounded to a level next to it, at random.
+
+  The expectation of the decoded value is x, up to 2 ** -24 of a step and what float32 rounds of x
+  (2 ** -22 |x|): the chance of rounding up is a multiple of 2 ** -23. Each value has 8 random bits
+  of its own. The finer ones come from an evenly spread sequence with a random start, which all
+  values share: roundings depend on each other by less than 2 ** -8.
+
+  Args:
+    key: of this use alone.
+    x: [D] floats.
+    bits: of a code, in [1, 8].
+    scale: 'max' (largest magnitude), 'l2' (the norm, as QSGD; never smaller), or float32 scales [S]
+      or one for all, known to both sides: codes of equal scales add.
+    block: values that share a scale, S = ceil(D / block); by default all, S = 1.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  return _encode(key, x, bits, scale, block)
+
+
+def _nearest(steps: jax.Array, start: jax.Array) -> jax.Array:
+  """Returns the steps, rounded to the nearest."""
+  del start
+  return jnp.round(steps)
+
+
+def _at_random(
+  key: jax.Array, size: int, block: int | None
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """Returns (steps [rows, block], where they begin) -> steps rounded down or up at random.
+
+  Without blocks they are one row, and begin at multiples of BYTES.
+  """
+  of_row = 0 if block is None else -(-block // BYTES)
+  count = -(-size // BYTES) if block is None else -(-size // block) * of_row
+  words = threefry.words(jax.random.fold_in(key, 0), count)
+  shift = jax.random.bits(jax.random.fold_in(key, 1), (), jnp.uint32)
+
+  def rounded(steps: jax.Array, start: jax.Array) -> jax.Array:
+    rows, columns = steps.shape
+    each = -(-columns // BYTES)
+    first = start // BYTES if block is None else start // block * of_row
+    two = [parts.take(w, first, rows * each).reshape(rows, each) for w in words]
+    place = (start + jax.lax.iota(jnp.int32, steps.size)).reshape(rows, columns)
+    finer = place.astype(jnp.uint32) * jnp.uint32(GOLDEN) + shift
+    drawn = (_octets(two)[:, :columns] << 15) | (finer >> 17)
+    # As the fraction of a number in [1, 2): r / 2**23 without a conversion.
+    uniform = jax.lax.bitcast_convert_type(drawn | jnp.uint32(0x3F800000), jnp.float32) - 1
+    whole = jnp.floor(steps)
+    # (r + 1/2) / 2**23 is never 0: a value on a level stays there.
+    up = steps - whole > uniform + jnp.float32(2**-24)
+    return whole + up.astype(jnp.float32)
+
+  return rounded
+
+
+def _octets(words: list[jax.Array]) -> jax.Array:
+  """Returns the bytes of words [rows, n], the lowest first, side by side: uint32 [rows, 8 n]."""
+  # Side by side within a row: of all ways to arrange them, the one that stays vectorised.
+  pieces = [(w >> (8 * i)) & jnp.uint32(0xFF) for w in words for i in range(4)]
+  return jnp.concatenate(pieces, axis=1)
+
+
+def _bytes(whole: jax.Array) -> jax.Array:
+  """Returns whole numbers in [0, 256) as uint8."""
+  # The lowest bits of the sum with 2**23: a conversion, which saturates, takes twice as long.
+  return jax.lax.bitcast_convert_type(whole + jnp.float32(2**23), jnp.uint32).astype(jnp.uint8)
+
+
+def deterministic(
+  x: jax.Array, bits: int, scale: str | jax.Array = 'max', block: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (codes [D] uint8, scale [S] float32): x rounded to the nearest level. Biased.
+
+  The arguments are those of `stochastic`.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  return _encode(None, x, bits, scale, block)
+
+
+@functools.partial(jax.jit, static_argnames=('bits', 'block'))
+def decode(codes: jax.Array, scale: jax.Array, bits: int, block: int | None = None) -> jax.Array:
+  """Returns the levels [D] float32 that the codes [D] stand for.
+
+  Raises:
+    ValueError: an argument is out of range, or the scales are not one a block.
+  """
+  half = jnp.float32((levels(bits) - 1) / 2)
+  _checked(codes, block)
+  count = 1 if block is None else -(-codes.size // block)
+  if scale.shape != (count,):
+    raise ValueError(f'scale must be [{count}], one a block, got shape {scale.shape!r}.')
+  steps = scale / half
+  if block is not None:
+    steps = jnp.broadcast_to(steps[:, None], (count, block)).reshape(-1)[: codes.size]
+  return (codes.astype(jnp.float32) - half) * steps
+
+
+def sign(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns (codes [D] uint8, 1 for x >= 0, else 0; scale [1] float32 = mean magnitude).
+
+  `decode` with 1 bit restores scale or -scale. Biased: E is not x; the squared error is
+  ||x||² - D scale², so it needs error feedback.
+  """
+  x = x.astype(jnp.float32)
+  return (x >= 0).astype(jnp.uint8), jnp.mean(jnp.abs(x))[None]
+
+
+def ternary(
+  key: jax.Array, x: jax.Array, clip: float | None = None, block: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (codes [D] uint8 in 0, 1, 2 for -s, 0, s; scale [S] float32): TernGrad.
+
+  `decode` with 2 bits restores it. Unbiased without `clip`, as `stochastic`.
+
+  Args:
+    key: of this use alone.
+    x: [D] floats.
+    clip: None, or values are first clipped to so many of their root mean square (the paper: 2.5),
+      which bounds s and is biased.
+    block: values that share a scale; by default all.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  if clip is None:
+    return stochastic(key, x, 2, 'max', block)
+  validate.positive(clip=clip)
+  _checked(x, block)
+  rows = _rows(x.astype(jnp.float32), x.size if block is None else block)
+  largest = jnp.max(jnp.abs(rows), axis=1)
+  # The zeros that fill the last block up count towards its mean.
+  root = largest * jnp.sqrt(jnp.mean(jnp.square(relative(rows, largest[:, None])), axis=1))
+  return stochastic(key, x, 2, jnp.minimum(jnp.float32(clip) * root, largest), block)

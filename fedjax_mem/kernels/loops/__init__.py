@@ -1,0 +1,1 @@
+"""Going through what is large, part by part."""

@@ -1,0 +1,1 @@
+"""Layers of networks, written for many clients side by side."""

@@ -1,0 +1,1 @@
+"""Norms and distances: clipping to a ball, distances between rows."""

@@ -1,0 +1,1 @@
+"""Order statistics without a sort: the largest values, medians of columns."""

@@ -1,0 +1,1 @@
+"""One run on the host: its folder, segments of rounds, ledgers, checkpoints, progress."""

@@ -1,0 +1,168 @@
+"""The folder of a run: its name, its lock, its manifest."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import filelock
+
+from fedjax_mem._version import __version__
+from fedjax_mem.config.load import Config, config_hash, load_config, to_toml
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  """Writes a file so that a reader finds the old one or the whole new one."""
+  beside = path.with_name(path.name + '.tmp')
+  with beside.open('w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(beside, path)
+
+
+class RunFolder:
+  """One run's folder.
+
+  Attributes:
+    path: the folder.
+    manifest: what it says of itself, written by `note`.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    """Opens a folder that there is.
+
+    Raises:
+      ValueError: it is not a run's folder.
+    """
+    self.path = path
+    if not (path / 'config.toml').is_file() or not (path / 'manifest.json').is_file():
+      raise ValueError(
+        f'a run must be a folder with config.toml and manifest.json, got {str(path)!r}.'
+      )
+    try:
+      self.manifest: dict[str, Any] = json.loads((path / 'manifest.json').read_text())
+    except ValueError as error:
+      raise ValueError(f'{path / "manifest.json"} must be readable JSON, got {error}.') from error
+
+  @property
+  def config(self) -> Config:
+    """The run's resolved configuration."""
+    return load_config(self.path / 'config.toml')
+
+  def note(self, **facts: Any) -> None:
+    """Adds facts to the manifest, atomically."""
+    self.manifest |= facts
+    _write(self.path / 'manifest.json', json.dumps(self.manifest, indent=2) + '\n')
+
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """Holds the folder for one process; the system frees it when the process dies.
+
+    Raises:
+      ValueError: another process runs in it.
+    """
+    lock = filelock.FileLock(self.path / 'lock', timeout=0)
+    try:
+      held = lock.acquire()
+    except filelock.Timeout as error:
+      raise ValueError(
+        f'{self.path} is in use by another process; when that has ended, go on with '
+        f'`fedjax-mem resume {self.path}`.'
+      ) from error
+    with held:
+      yield
+
+
+def create(config: Config, out: str | os.PathLike) -> RunFolder:
+  """Returns a new folder `out/<name>-<hash>`, or `-2`, `-3`, … beside finished ones.
+
+  It is written under another name first, so that a run's folder is there whole or not at all.
+
+  Raises:
+    ValueError: an unfinished run of the same configuration is there, or the folder cannot be
+      written.
+  """
+  stem = pathlib.Path(out) / f'{config.name}-{config_hash(config)}'
+  fresh = stem.with_name(f'.{stem.name}.{uuid.uuid4().hex}')
+  try:
+    fresh.mkdir(parents=True)
+    _write(fresh / 'config.toml', to_toml(config))
+    _write(fresh / 'manifest.json', json.dumps(_facts(config), indent=2) + '\n')
+    return RunFolder(_rename(fresh, stem))
+  except OSError as error:
+    raise ValueError(f'the run folder {stem} must be writable, got {error}.') from error
+  finally:
+    shutil.rmtree(fresh, ignore_errors=True)  # it is there only if there was an error
+
+
+def _rename(fresh: pathlib.Path, stem: pathlib.Path) -> pathlib.Path:
+  """Renames a folder to the first of `stem`, `stem-2`, … that is free, and returns that."""
+  number = 1
+  while True:
+    path = stem if number == 1 else stem.with_name(f'{stem.name}-{number}')
+    if path.exists():
+      _check_finished(path)
+      number += 1
+      continue
+    try:
+      fresh.rename(path)
+    except OSError:
+      if path.exists():  # another process was faster
+        continue
+      raise
+    return path
+
+
+def _check_finished(path: pathlib.Path) -> None:
+  try:
+    folder = RunFolder(path)
+  except ValueError as error:
+    raise ValueError(f'{error} Remove it, or choose another folder with --out.') from error
+  if folder.manifest.get('status') in ('finished', 'failed'):  # resumed, it would fail again
+    return
+  with folder.locked():  # or it says that another process is at it
+    raise ValueError(
+      f'{path} holds a run of this configuration that is not finished: go on with '
+      f'`fedjax-mem resume {path}`, or remove it.'
+    )
+
+
+def _facts(config: Config) -> dict[str, Any]:
+  return {
+    'name': config.name,
+    'status': 'running',
+    'seed': config.seed,
+    'config_hash': config_hash(config),
+    'created': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'fedjax_mem': __version__,
+    'commit': _commit(),
+    'python': platform.python_version(),
+    'packages': {name: importlib.metadata.version(name) for name in PACKAGES},
+    'machine': f'{platform.system()} {platform.machine()}',
+    'warnings': [],
+  }
+
+
+def _commit() -> str | None:
+  """Returns the commit of the source that runs, '+' if it is changed; None outside a checkout."""
+  here = pathlib.Path(__file__)
+  git = lambda *args: subprocess.run(
+    ['git', '-C', str(here.parent), *args], capture_output=True, text=True, check=True, timeout=10
+  ).stdout.strip()
+  try:
+    git('ls-files', '--error-unmatch', here.name)  # an environment may lie in someone's checkout
+    changed = '+' if git('status', '--porcelain', '--', str(here.parents[1])) else ''
+    return git('rev-parse', 'HEAD') + changed
+  except (OSError, subprocess.SubprocessError):
+    return None

@@ -1,0 +1,335 @@
+"""The host loop: segments of rounds, and between them evaluation, records and checkpoints."""
+
+import dataclasses
+import math
+import os
+import pathlib
+import time
+from contextlib import closing
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_mem.config.load import Config, config_hash
+from fedjax_mem.core import State, tree
+from fedjax_mem.engine import describe
+from fedjax_mem.report import plots
+from fedjax_mem.report.html import write_report
+from fedjax_mem.report.tracker import MetricsWriter, truncate_after
+from fedjax_mem.runner import contributions
+from fedjax_mem.runner import ledgers as spending
+from fedjax_mem.runner.checkpoint import Checkpoints
+from fedjax_mem.runner.folder import RunFolder, create
+from fedjax_mem.runner.interrupt import Interrupt
+from fedjax_mem.runner.prepare import Ready, facts, get_ready
+from fedjax_mem.runner.progress import Progress
+from fedjax_mem.runner.traffic import Traffic, sent
+
+_OWN = ('selected', 'ids', 'clients', 'examples', 'not_finite', 'finite')
+
+
+class RunFailed(RuntimeError):
+  """A run that cannot go on; the message says why, in which round, and what is left."""
+
+
+class Interrupted(KeyboardInterrupt):
+  """A run that was interrupted and has kept a checkpoint; the message says how to go on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a run gives.
+
+  Attributes:
+    params: the server's parameters after the last round.
+    metrics: one record a round, as in `metrics.jsonl`.
+    folder: of the run.
+  """
+
+  params: Any
+  metrics: list[dict[str, Any]]
+  folder: pathlib.Path
+
+
+def run(
+  config: Config,
+  out: str | os.PathLike = 'runs',
+  *,
+  data_dir: str | None = None,
+  quiet: bool = False,
+) -> Result:
+  """Runs an experiment and returns its result; everything is in the run's folder as well.
+
+  Args:
+    config: the experiment.
+    out: folder in which the run's folder `<name>-<hash>` is made.
+    data_dir: where prepared data sets are; None: the environment or the default decides.
+    quiet: no progress bar.
+
+  Raises:
+    ValueError: bad input; nothing has run.
+    RunFailed: the run cannot go on; the folder holds the last good checkpoint.
+    Interrupted: by Ctrl-C, after a checkpoint.
+  """
+  ready = get_ready(config, data_dir, {})
+  folder = create(config, out)
+  with folder.locked():
+    folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **facts(ready))
+    return _Loop(ready, folder, quiet).go(ready.sim.init(ready.parts.params), [])
+
+
+def resume(path: str | os.PathLike, *, data_dir: str | None = None, quiet: bool = False) -> Result:
+  """Goes on with an unfinished run from its newest sound checkpoint, as if it had not stopped.
+
+  Args:
+    path: the run's folder.
+    data_dir: where prepared data sets are; None: where the run found them.
+    quiet: no progress bar.
+
+  Raises:
+    ValueError: not a run's folder, or a run that is finished, in use or of another configuration.
+    RunFailed: the run cannot go on.
+    Interrupted: by Ctrl-C, after a checkpoint.
+  """
+  folder = RunFolder(pathlib.Path(path))
+  with folder.locked():
+    said = folder.manifest
+    # Without the report it was ended between its last checkpoint and its end.
+    if said.get('status') == 'finished' and (folder.path / 'report.html').exists():
+      raise ValueError(f'the run in {folder.path} must be unfinished to resume it: it is finished.')
+    config = folder.config
+    if config_hash(config) != said.get('config_hash'):
+      raise ValueError(
+        f'{folder.path / "config.toml"} must be what the run began with (but for [execution]), '
+        'got a changed one: undo that, or begin a new run with it.'
+      )
+    ready = get_ready(config, data_dir or said.get('data_dir'), said.get('execution', {}))
+    if 'execution' not in said:  # it was ended before its first round
+      folder.note(**facts(ready))
+    loop = _Loop(ready, folder, quiet)
+    return loop.go(*loop.restore())
+
+
+class _Loop:
+  """Runs the segments of one run and keeps its folder."""
+
+  def __init__(self, ready: Ready, folder: RunFolder, quiet: bool):
+    self.ready, self.folder, self.quiet = ready, folder, quiet
+    self.config, self.sim, self.ledgers = ready.config, ready.sim, ready.ledgers
+    self.traffic, self.sent = Traffic(ready.sim), 0
+    self.checkpoints = Checkpoints(
+      folder.path / 'checkpoints', self.config.execution.keep_checkpoints
+    )
+
+  def restore(self) -> tuple[State, list[dict[str, Any]]]:
+    """Returns the newest sound checkpoint's state and the records up to it."""
+    said, layout = self.folder.manifest, self.sim.setting.layout
+    notes = list(self.ready.notes)
+    state = self.sim.init(self.ready.parts.params)
+    if self.checkpoints.numbers():  # else it was stopped before the first: it starts anew
+      state, refused = self.checkpoints.restore(tree.shapes(state))
+      state = jax.device_put(state, self.sim.shardings)
+      notes += refused
+    before, now = said['execution']['devices'], layout.devices
+    if before != now:
+      notes.append(f'resumed on {now} device(s), not {before}: sums may differ in their last bits')
+    if said['backend'] != jax.default_backend():
+      notes.append(
+        f'resumed on {jax.default_backend()}, not {said["backend"]}: results may differ in their '
+        'last bits'
+      )
+    done = int(state.round)
+    said.pop('failure', None)
+    if self.ledgers:
+      self.ledgers.resume(self.folder.path, done)
+    self.folder.note(
+      warnings=list(dict.fromkeys([*said['warnings'], *notes])),
+      resumed=[*said['resumed'], done],
+      status='running',
+    )
+    return state, truncate_after(self.folder.path / 'metrics.jsonl', done)
+
+  def go(self, state: State, records: list[dict[str, Any]]) -> Result:
+    """Runs the rounds that are left, and returns the result."""
+    start, total = int(state.round), self.config.rounds
+    self.sent = sum(map(sent, records))
+    farewell = f'ended at once; go on with: fedjax-mem resume {self.folder.path}'
+    with (
+      closing(self.checkpoints),
+      closing(self.ready.source),
+      Progress(total, start, self.quiet) as bar,
+      Interrupt(bar.note, farewell) as interrupt,
+      MetricsWriter(self.folder.path / 'metrics.jsonl') as writer,
+    ):
+      self._open(bar)
+      state = self._compile(state)
+      saved, speed = -math.inf, _Speed(self.config.execution.segment_seconds)
+      while start < total:
+        room = self.ledgers.room(start, total) if self.ledgers else total
+        if not room:
+          break
+        count = min(speed.rounds(), self._until_evaluation(start), self.sim.max_rounds, room)
+        state, rows, seconds = self._segment(state, count)
+        speed.saw(count, seconds)
+        new = self._records(start, rows, seconds)
+        start += len(new)
+        failure = self._failure(new[-1], rows)
+        last = start == total or (self.ledgers and not self.ledgers.room(start, total))
+        if not failure and (start % self.config.evaluation.every == 0 or last):
+          scores = self.ready.evaluate(state.params)
+          new[-1] |= {f'test_{name}': value for name, value in scores.items()}
+        for record in new:
+          writer.write(record)
+          self._show(bar, record)
+        records += new
+        if failure:
+          self._fail(failure, state, rows)
+        # The first is early: a disk that cannot be written is told before much is lost.
+        late = time.perf_counter() - saved >= self.config.execution.checkpoint_every_seconds
+        if late or last or interrupt.asked:
+          self._save(state)
+          saved = time.perf_counter()
+        if interrupt.asked and not last:
+          self._interrupt(start)
+      self._close(bar, start)
+    return self._finish(state, records)
+
+  def _save(self, state: State) -> None:
+    # The ledger first: a release may be counted that is done again, never one forgotten.
+    if self.ledgers:
+      self.ledgers.save(self.folder.path)
+    self.checkpoints.save(state)
+
+  def _close(self, bar: Progress, done: int) -> None:
+    """Says what the privacy of the run came to."""
+    if not self.ledgers:
+      return
+    if done < self.config.rounds:
+      target = self.config.privacy.target_epsilon
+      text = f'ended after round {done}: the next would exceed the budget of epsilon {target:g}'
+      told = dict.fromkeys([*self.folder.manifest['warnings'], text])  # once, if resumed here
+      self.folder.note(warnings=list(told))
+      bar.note(text)
+    self.folder.note(**spending.facts(self.ledgers))
+    for line in self.ledgers.statements():
+      bar.note(line)
+
+  def _open(self, bar: Progress) -> None:
+    for warning in self.folder.manifest['warnings']:
+      bar.note(f'note: {warning}')
+    bar.note(f'folder: {self.folder.path}')
+    bar.note(f'compiling a round of {describe(self.sim.setting.layout)}')
+
+  def _compile(self, state: State) -> State:
+    began = time.perf_counter()
+    state = jax.block_until_ready(self.sim.compile(state))
+    self.folder.note(compile_seconds=round(time.perf_counter() - began, 3))
+    return state
+
+  def _show(self, bar: Progress, record: dict[str, Any]) -> None:
+    self.sent += sent(record)
+    known = {'bytes': self.sent} if 'bytes_up' in record else {}
+    bar.update({**record, **known})
+    for name in [x for x in record if x.endswith('/skipped') and record[x]]:
+      layer = name.removesuffix('/skipped')
+      bar.note(f'round {record["round"]}: skipped, too few clients were left for {layer!r}')
+    if 'not_finite' in record:
+      names = self.ready.parts.data.clients
+      who = [str(names[x] if names else x) for x in record['not_finite']]
+      bar.note(f'round {record["round"]}: left out, not finite: the updates of {", ".join(who)}')
+
+  def _segment(self, state: State, count: int) -> tuple[State, dict[str, np.ndarray], float]:
+    population = self.ready.source.ahead(self.sim, state, count)
+    began = time.perf_counter()
+    state, rows = self.sim.run(state, count, population)
+    return state, rows, time.perf_counter() - began
+
+  def _until_evaluation(self, start: int) -> int:
+    every = self.config.evaluation.every
+    return min(every - start % every, self.config.rounds - start)
+
+  def _records(self, start: int, rows: dict[str, np.ndarray], seconds: float) -> list[dict]:
+    """Returns one record a round from the stacked metrics of a segment."""
+    count = len(rows['clients'])
+    traffic = self.traffic.records(rows)
+    records = []
+    for i in range(count):
+      record: dict[str, Any] = {'round': start + i + 1}
+      for name, x in rows.items():
+        if name not in _OWN and not self.traffic.counts(name):
+          # The algorithm is what a round is about: its metrics go by their plain names.
+          record[name.removeprefix('algorithm/')] = x[i].item()
+      record |= {name: rows[name][i].item() for name in ('clients', 'examples')}
+      record |= traffic[i]
+      bad = rows['not_finite'][i]
+      if (bad >= 0).any():
+        record['not_finite'] = sorted(bad[bad >= 0].tolist())
+      record['seconds'] = seconds / count
+      records.append(record)
+    if self.ledgers:
+      for record, facts in zip(records, self.ledgers.record(start + 1, rows['ids']), strict=True):
+        record |= facts
+    return records
+
+  def _failure(self, last: dict[str, Any], rows: dict[str, np.ndarray]) -> str | None:
+    """Returns why the run cannot go on after a segment, or None."""
+    if not rows['finite'][-1]:
+      return f"the server's parameters are not finite after round {last['round']}"
+    empty = (rows['clients'] == 0) & (rows['not_finite'] >= 0).any(1)
+    if empty.any():
+      number = last['round'] - len(empty) + 1 + int(np.argmax(empty))
+      return f'no client of round {number} sent a finite update'
+    return None
+
+  def _fail(self, reason: str, state: State, rows: dict[str, np.ndarray]) -> None:
+    if rows['finite'][-1]:
+      self._save(state)
+    elif self.ledgers:  # released all the same
+      self.ledgers.save(self.folder.path)
+    self.folder.note(status='failed', failure=reason)
+    good = self.checkpoints.numbers()
+    kept = (
+      f'the last good checkpoint is that of round {good[0]}' if good else 'no checkpoint is left'
+    )
+    raise RunFailed(
+      f'{reason}; {kept}, in {self.folder.path}. A smaller client.learning_rate or '
+      'server.learning_rate is the usual remedy.'
+    )
+
+  def _interrupt(self, done: int) -> None:
+    self.folder.note(status='interrupted', rounds_done=done)
+    raise Interrupted(
+      f'stopped after round {done}; go on with: fedjax-mem resume {self.folder.path}'
+    )
+
+  def _finish(self, state: State, records: list[dict[str, Any]]) -> Result:
+    self.folder.note(status='finished', rounds_done=int(state.round))
+    plots.save(
+      plots.partition(self.ready.parts.data.label_counts(), title=self.config.data.name),
+      self.folder.path / 'partition.png',
+    )
+    plots.save(plots.learning_curves(self.folder.path), self.folder.path / 'learning_curve.png')
+    contributions.write(self.folder.path, state, self.ready.parts.data.clients)
+    write_report(self.folder.path, self.folder.path / 'report.html')
+    return Result(jax.device_get(state.params), records, self.folder.path)
+
+
+class _Speed:
+  """How many rounds fill a segment, from how long the rounds so far took."""
+
+  def __init__(self, seconds: float):
+    self._seconds = seconds
+    self._last = 0
+    self._round: float | None = None
+
+  def saw(self, rounds: int, seconds: float) -> None:
+    """Notes a segment."""
+    self._round, self._last = seconds / rounds, rounds
+
+  def rounds(self) -> int:
+    """Returns the rounds of the next segment: at first one, then at most four times the last."""
+    if self._round is None:
+      return 1
+    fitting = math.floor(self._seconds / max(self._round, 1e-9))
+    return max(1, min(fitting, 4 * self._last))

@@ -1,0 +1,134 @@
+"""What is settled before a run's folder is touched, so that bad input leaves no trace."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_mem.config.build import Parts, build
+from fedjax_mem.config.load import Config
+from fedjax_mem.config.sections import PrivacySection
+from fedjax_mem.engine import Execution, Simulation, describe, simulate, table_bytes
+from fedjax_mem.runner import devices, examples, scores, traffic, tuning
+from fedjax_mem.runner import ledgers as spending
+
+MAX_SEGMENT = 256  # rounds; longer segments would save nothing, their metrics take memory
+
+
+class Ready(NamedTuple):
+  """What is settled before the run's folder is touched: bad input leaves no trace.
+
+  Attributes:
+    config: the experiment.
+    parts: what it describes.
+    sim: its rounds.
+    source: of its examples.
+    evaluate: parameters -> scores on the test set.
+    ledgers: ledgers of its noise, or None.
+    picked: how the execution was found.
+    notes: what the user is to know about the devices.
+  """
+
+  config: Config
+  parts: Parts
+  sim: Simulation
+  source: examples.Source
+  evaluate: Callable[[Any], dict[str, float]]
+  ledgers: spending.Ledgers | None
+  picked: str
+  notes: list[str]
+
+
+def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) -> Ready:
+  """Returns what a run needs, with the execution that was recorded before (empty: none was)."""
+  wanted = config.execution
+  note = devices.prepare(recorded.get('devices', wanted.devices))
+  devices.start()
+  parts = build(config, data_dir)
+  chosen = Execution(
+    mode=recorded.get('mode', wanted.mode),
+    chunk=recorded.get('chunk', wanted.chunk),
+    devices=recorded.get('devices', wanted.devices),
+  )
+  there = len(jax.devices())
+  # What runs elsewhere has to run here; only who asks for devices that no one has is told so.
+  if (recorded or note) and chosen.devices != 'auto' and int(chosen.devices) > there:
+    chosen = dataclasses.replace(chosen, devices='auto')
+  longest = recorded.get('max_rounds') or min(
+    wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
+  )
+  source = examples.source(parts.data, parts.layers, wanted.stream_above_mb, longest)
+
+  def make(execution: Execution) -> Simulation:
+    return simulate(
+      parts.layers,
+      parts.params,
+      source.population,
+      seed=config.seed,
+      execution=execution,
+      max_rounds=source.max_rounds,
+      shape=source.shape,
+      transforms=(parts.data.preprocess,),
+      expect_privacy=config.privacy != PrivacySection(),
+    )
+
+  chosen, picked = tuning.choose(chosen, make, parts.params, work(config, parts))
+  sim = make(chosen)
+  ledgers = spending.open_ledgers(config, parts.layers, parts.data.counts, sim.setting.specs)
+  evaluate = scores.scorer(parts, config.evaluation.batch_size, sim.setting.layout.mesh)
+  notes = [note] if note else []
+  return Ready(config, parts, sim, source, evaluate, ledgers, picked, notes)
+
+
+def work(config: Config, parts: Parts) -> str:
+  """Returns what the fastest execution depends on, besides the devices."""
+  client = config.client
+  return (
+    f'{config.model.name} of {sum(x.size for x in jax.tree.leaves(parts.params))} parameters, '
+    f'cohort {config.selection.cohort_size}, {client.epochs} x {client.batch_size}'
+  )
+
+
+def _estimator(ready: Ready) -> list[str]:
+  """Returns which average inverse chances make, where they make one that is not unbiased."""
+  weighs = ready.parts.layers.weighs
+  if ready.config.selection.name != 'importance' or weighs.divisor is not None:
+    return []
+  value = 'the weight of all clients'
+  if weighs.of is not None:
+    value = f'{float(weighs.of(np.asarray(ready.parts.data.counts, np.float32)).sum()):.10g}'
+  return [
+    'updates are divided by the sum of the weights that arrived, each over its chance (a '
+    f'self-normalised mean, biased); weighting.options.divisor = {value} makes it unbiased'
+  ]
+
+
+def facts(ready: Ready) -> dict[str, Any]:
+  """Returns what the manifest says before the first round."""
+  parts, sim, layout = ready.parts, ready.sim, ready.sim.setting.layout
+  notes = list(ready.notes)
+  if parts.data.unused_labels:
+    notes.append(f'no client holds examples of the labels {list(parts.data.unused_labels)}')
+  notes += _estimator(ready)
+  notes += traffic.notes(sim, ready.config.rounds)
+  return {
+    'devices': [str(d.device_kind) for d in layout.mesh.devices.flat],
+    'backend': jax.default_backend(),
+    'execution': {
+      'mode': 'loop' if layout.looped else 'chunk',
+      'chunk': None if layout.looped else layout.chunk,
+      'devices': layout.devices,
+      'max_rounds': sim.max_rounds,
+      'words': describe(layout),
+      'picked': ready.picked,
+    },
+    **spending.facts(ready.ledgers),
+    'parameters': sum(x.size for x in jax.tree.leaves(parts.params)),
+    'clients': parts.data.num_clients,
+    'examples': int(parts.data.counts.sum()),
+    'client_state_bytes': table_bytes(sim.setting, sim.params, sim.population),
+    'resumed': [],
+    'warnings': notes,
+  }

@@ -1,0 +1,45 @@
+"""Scores of a model on the test set: those of the model, and those that layers of the round add.
+
+A layer that wants something measured states `Scores`; hits over tries is the score
+'<name>_success'.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from jax.sharding import Mesh
+
+from fedjax_mem.config.build import Parts
+from fedjax_mem.core import Scores
+from fedjax_mem.engine import evaluator
+
+Tree = Any
+
+
+def scorer(parts: Parts, batch_size: int, mesh: Mesh) -> Callable[[Tree], dict[str, float]]:
+  """Returns parameters -> scores on the test set, compiled once.
+
+  Args:
+    parts: of the experiment.
+    batch_size: test examples at a time on a device.
+    mesh: the devices.
+  """
+  measures = {x.name: fact.measure for x, _, fact in parts.layers.having(Scores)}
+
+  def metrics(params: Tree, batch: dict[str, Any]) -> dict[str, Any]:
+    batch = parts.data.preprocess(batch)
+    values = dict(parts.model.metrics(params, batch))
+    for name, measure in measures.items():
+      values[f'{name}_success'], values[f'{name}_tries'] = measure(parts.model, params, batch)
+    return values
+
+  evaluate = evaluator(metrics, parts.data.test, batch_size=batch_size, mesh=mesh)
+
+  def scores(params: Tree) -> dict[str, float]:
+    values = evaluate(params)
+    for name in measures:
+      tries = values.pop(f'{name}_tries')
+      values[f'{name}_success'] /= tries or 1.0
+    return values
+
+  return scores

@@ -1,0 +1,108 @@
+"""`execution.mode = "auto"`: from a table, from what was measured before, or measured.
+
+Only a kind of device that the table does not know is measured, one candidate after another, and the
+pick is kept for the next run. Candidates are ways that are sound everywhere: the whole cohort side
+by side, chunks of it, one client at a time.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fedjax_mem.engine import Execution, Simulation, in_table
+from fedjax_mem.runner.devices import cache_folder
+
+BUDGET = 3.0  # seconds in which candidates are begun; the first is always finished
+_CANDIDATES: tuple[dict[str, Any], ...] = (
+  {'mode': 'vmap'},
+  {'mode': 'chunk', 'chunk': 32},
+  {'mode': 'chunk', 'chunk': 8},
+  {'mode': 'loop'},
+)
+
+
+def choose(
+  execution: Execution,
+  make: Callable[[Execution], Simulation],
+  params: Any,
+  key: str,
+  *,
+  clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Execution, str]:
+  """Returns the execution to run with, and how it was found: 'asked', 'table', 'cache', 'measured'.
+
+  Args:
+    execution: what the configuration says.
+    make: execution -> the simulation of the run with it.
+    params: the initial parameters.
+    key: what the pick depends on: the model, the cohort, the local work.
+    clock: seconds from some moment on.
+  """
+  if execution.mode != 'auto':
+    return execution, 'asked'
+  if in_table(jax.default_backend(), params):
+    return execution, 'table'
+  number = len(jax.devices()) if execution.devices == 'auto' else execution.devices
+  place = f'{jax.devices()[0].device_kind} x {number}: {key}'
+  file = cache_folder() / 'execution.json'
+  kept = _read(file)
+  if place in kept:
+    return dataclasses.replace(execution, **kept[place]), 'cache'
+  pick = _fastest(execution, make, params, clock)
+  _write(file, {**kept, place: pick})
+  return dataclasses.replace(execution, **pick), 'measured'
+
+
+def _fastest(execution: Execution, make: Any, params: Any, clock: Any) -> dict[str, Any]:
+  """Returns the candidate whose second round was the fastest, of those begun within the budget.
+
+  One that does not fit the memory counts as infinitely slow.
+  """
+  began, best, pick = clock(), math.inf, None
+  for candidate in _CANDIDATES:
+    if pick is not None and clock() - began > BUDGET:
+      break
+    try:
+      seconds = _second_round(make(dataclasses.replace(execution, **candidate)), params, clock)
+    except jax.errors.JaxRuntimeError:
+      if candidate is _CANDIDATES[-1] and pick is None:
+        raise
+      continue
+    if seconds < best:
+      best, pick = seconds, candidate
+  return dict(pick or _CANDIDATES[-1])
+
+
+def _second_round(sim: Simulation, params: Any, clock: Any) -> float:
+  """Returns the seconds of the second round: the first one compiles."""
+  state, _ = sim.run(sim.init(params), 1)
+  before = clock()
+  jax.block_until_ready(sim.run(state, 1)[0])
+  return clock() - before
+
+
+def _read(file: pathlib.Path) -> dict[str, Any]:
+  """Returns what was measured before; a damaged or foreign file counts as nothing."""
+  try:
+    kept = json.loads(file.read_text())
+  except (OSError, ValueError):
+    return {}
+  sound = isinstance(kept, dict) and all(x in _CANDIDATES for x in kept.values())
+  return kept if sound else {}
+
+
+def _write(file: pathlib.Path, kept: dict[str, Any]) -> None:
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f'{file.name}.{os.getpid()}.tmp')
+    beside.write_text(json.dumps(kept, indent=2) + '\n')
+    os.replace(beside, file)
+  except OSError:
+    pass  # a cache that cannot be kept costs the next run its measuring, nothing else

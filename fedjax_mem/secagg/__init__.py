@@ -1,0 +1,1 @@
+"""Secure aggregation, the real protocol, on the host, by `cryptography`; see `protocol`."""

@@ -1,0 +1,253 @@
+"""The client of the protocol: bytes in, bytes out, one method a round."""
+
+import operator
+
+import numpy as np
+
+from fedjax_mem.core import validate
+from fedjax_mem.secagg import messages, primitives, shamir
+from fedjax_mem.secagg.errors import BelowThreshold, ProtocolError
+from fedjax_mem.secagg.messages import SERVER, Kind
+from fedjax_mem.secagg.primitives import Identity
+from fedjax_mem.secagg.session import Session
+
+_STEPS = (Kind.ADVERTISE, Kind.SHARES, Kind.MASKED, Kind.CHECK, Kind.UNMASK)
+
+
+def word(client: int) -> bytes:
+  """Returns a client's id as bytes, for labels."""
+  return client.to_bytes(4, 'little')
+
+
+def seed_commitment(session: Session, client: int, seed: bytes) -> bytes:
+  """Returns the hash by which the server recognises a client's restored self-mask seed."""
+  return primitives.digest(b'self-mask seed', session.digest, word(client), seed)
+
+
+def self_mask_key(session: Session, client: int, seed: bytes) -> bytes:
+  """Returns the key of a client's self mask."""
+  return primitives.derive(seed, b'self mask', session.digest, word(client))
+
+
+def pair_mask_key(session: Session, pair: primitives.Pair, a: int, b: int, peer: bytes) -> bytes:
+  """Returns the key of the mask of clients a and b, from one's pair and the other's public key."""
+  return pair.agree(peer, b'pair mask', session.digest, word(min(a, b)), word(max(a, b)))
+
+
+class Client:
+  """One client in one session; every method is called once, in this order.
+
+  A message that is refused changes nothing: the genuine one is still taken. What a method has
+  answered, it never answers again; so no secret is shared twice and no survivors are asked twice.
+
+  Raises:
+    ValueError: the id is out of range, or the identity is not the one the session lists.
+  """
+
+  def __init__(self, session: Session, client: int, identity: Identity | None = None):
+    """Makes the client; in active mode `identity` is its Ed25519 identity."""
+    self.session = session
+    self.id = validate.integer(at_least=0, at_most=session.num_clients - 1, client=client)
+    if session.active:
+      if identity is None or identity.public != session.identities[client]:
+        raise ValueError('identity must be the one that the session lists for this client.')
+    elif identity is not None:
+      raise ValueError("identity must be None in mode 'semi_honest': nothing is signed.")
+    self._identity = identity
+    self._next = Kind.ADVERTISE
+    self._box_pair = primitives.Pair()
+    self._mask_pair = primitives.Pair()
+    self._seed = primitives.random_bytes(primitives.KEY_BYTES)
+    self._open_keys: dict[int, bytes] = {}
+    self._mask_keys: dict[int, bytes] = {}
+    # Shares of others' secrets, and of the own ones: [2, LIMBS] for each, the seed's first.
+    self._shares: dict[int, np.ndarray] = {}
+    self._signed: list[int] | None = None
+
+  def __repr__(self) -> str:
+    """Says who and where it is; no secret."""
+    return f'Client(id={self.id}, next={self._next.name})'
+
+  def advertise_keys(self) -> bytes:
+    """Returns the two public keys, fresh for this one sum (round 0)."""
+    self._expect(Kind.ADVERTISE)
+    return self._send(Kind.ADVERTISE, self._box_pair.public + self._mask_pair.public)
+
+  def share_keys(self, keys: bytes) -> bytes:
+    """Returns the shares of both secrets, in a box for each neighbour that is there (round 1).
+
+    Raises:
+      ProtocolError: the keys are not as they should be: see `messages.unpack`; a client unknown,
+        listed twice or with a bad signature; a key used twice, or of low order.
+      BelowThreshold: too few clients are there.
+    """
+    self._expect(Kind.SHARES)
+    peers = self._peers(self._receive(Kind.KEYS, keys))
+    seals, open_keys, mask_keys = {}, {}, {}
+    for peer, (box, mask) in peers.items():
+      out, back = (self._box_key(peer, box, sends) for sends in (True, False))
+      seals[peer], open_keys[peer] = primitives.Box(out), back
+      mask_keys[peer] = pair_mask_key(self.session, self._mask_pair, self.id, peer, mask)
+    holders = np.array(sorted([*peers, self.id]))
+    secrets = [self._seed, self._mask_pair.secret]
+    shares = shamir.split(secrets, self.session.threshold, holders)
+    sent = np.zeros(len(peers), messages.BOX_RECORD)
+    sent['id'] = sorted(peers)
+    for row, share in zip(sent, shares[holders != self.id], strict=True):
+      peer = int(row['id'])
+      box = seals[peer].seal(share.astype('<u4').tobytes(), self._bound(self.id, peer))
+      row['box'] = np.frombuffer(box, np.uint8)
+    self._open_keys, self._mask_keys = open_keys, mask_keys
+    self._shares = {self.id: shares[holders == self.id][0]}
+    commitment = seed_commitment(self.session, self.id, self._seed)
+    return self._send(Kind.SHARES, commitment + sent.tobytes())
+
+  def mask(self, boxes: bytes, values: np.ndarray) -> bytes:
+    """Returns the values under the self mask and a mask for each neighbour left (round 2).
+
+    Args:
+      boxes: the server's message: the shares for this client, by neighbour.
+      values: integers [D], none above the session's bound in magnitude.
+
+    Raises:
+      ProtocolError: the boxes are not as they should be, or one was altered.
+      BelowThreshold: too few clients are there.
+      ValueError: the values have another shape or dtype, or one is out of range.
+    """
+    self._expect(Kind.MASKED)
+    body = self._receive(Kind.BOXES, boxes)
+    sent = messages.records(body, messages.BOX_RECORD)
+    present = messages.ascending(sent['id'], np.array(list(self._open_keys), np.int64))
+    self._enough(len(present) + 1, 'clients that shared their keys')
+    shares = {}
+    for peer, row in zip(present, sent, strict=True):
+      bound = self._bound(peer, self.id)
+      text = primitives.unseal(self._open_keys[peer], row['box'].tobytes(), bound)
+      shares[peer] = np.frombuffer(text, '<u4').reshape(2, shamir.LIMBS)
+    total = self._words(values)
+    plus = [self._mask_keys[peer] for peer in present if peer > self.id]
+    minus = [self._mask_keys[peer] for peer in present if peer < self.id]
+    own = self_mask_key(self.session, self.id, self._seed)
+    primitives.add_masks(total, [own, *plus], minus)
+    self._shares.update(shares)
+    return self._send(Kind.MASKED, total.tobytes())
+
+  def check(self, survivors: bytes) -> bytes:
+    """Returns the signed set of survivors that the server told this client (active, round 3).
+
+    Raises:
+      ProtocolError: it is not among the survivors, or one of them never shared its keys.
+      BelowThreshold: the survivors are too few.
+    """
+    if not self.session.active:
+      raise ProtocolError("survivors must be checked in mode 'active' only.")
+    self._expect(Kind.CHECK)
+    body = self._receive(Kind.SURVIVORS, survivors)
+    alive = messages.ascending(messages.records(body, messages.ID), np.array(list(self._shares)))
+    self._surviving(alive)
+    self._signed = alive
+    return self._send(Kind.CHECK, bytes(body))
+
+  def unmask(self, request: bytes) -> bytes:
+    """Returns a share of each neighbour's seed if it survived, of its pairwise secret if not.
+
+    Raises:
+      ProtocolError: it asks for both secrets of one client, for one that never shared its keys, or
+        not for all; the survivors are not those signed, or fewer than t signed the same.
+      BelowThreshold: the survivors are too few.
+    """
+    self._expect(Kind.UNMASK)
+    survivors, dropped, signatures = messages.parse_request(self._receive(Kind.REQUEST, request))
+    known = np.array(list(self._shares))
+    if np.isin(survivors, dropped).any():
+      raise ProtocolError('a request must not ask for both secrets of one client.')
+    alive, gone = messages.ascending(survivors, known), messages.ascending(dropped, known)
+    if len(alive) + len(gone) != len(known):
+      raise ProtocolError('a request must be for all that shared their keys, and no other.')
+    self._surviving(alive)
+    if self.session.active:
+      self._consistent(alive, signatures)
+    elif len(signatures):
+      raise ProtocolError("a request must have no signatures in mode 'semi_honest'.")
+    answer = np.zeros(len(known), messages.SHARE_RECORD)
+    answer['id'] = alive + gone
+    answer['secret'] = [0] * len(alive) + [1] * len(gone)
+    answer['share'] = [self._shares[i][0] for i in alive] + [self._shares[i][1] for i in gone]
+    return self._send(Kind.UNMASK, answer.tobytes())
+
+  def _expect(self, kind: Kind) -> None:
+    if self._next != kind:
+      raise ProtocolError(f'{kind.name} must come in its turn, and once, got it out of turn.')
+
+  def _receive(self, kind: Kind, message: bytes) -> memoryview:
+    return messages.unpack(self.session, kind, SERVER, self.id, message)
+
+  def _send(self, kind: Kind, body: bytes) -> bytes:
+    message = messages.pack(self.session, kind, self.id, SERVER, body, self._identity)
+    after = _STEPS[_STEPS.index(kind) + 1 :]
+    if not self.session.active:
+      after = tuple(step for step in after if step != Kind.CHECK)
+    self._next = after[0] if after else Kind.KEYS  # nothing that a client sends: it is done
+    return message
+
+  def _enough(self, count: int, what: str) -> None:
+    if count < self.session.threshold:
+      raise BelowThreshold(f'{what} must be {self.session.threshold} or more, got {count}.')
+
+  def _bound(self, sender: int, receiver: int) -> bytes:
+    """Returns the public bytes that a box is bound to."""
+    return b'shares' + self.session.digest + word(sender) + word(receiver)
+
+  def _box_key(self, peer: int, public: bytes, sends: bool) -> bytes:
+    sender, receiver = (self.id, peer) if sends else (peer, self.id)
+    label = (b'box', self.session.digest, word(sender), word(receiver))
+    return self._box_pair.agree(public, *label)
+
+  def _peers(self, body: memoryview) -> dict[int, tuple[bytes, bytes]]:
+    """Returns the keys of each neighbour that is there, checked."""
+    signed = self.session.active
+    dtype = messages.SIGNED_KEY_RECORD if signed else messages.KEY_RECORD
+    found = messages.records(body, dtype)
+    holders = self.session.holders(self.id)
+    ids = messages.ascending(found['id'], holders[holders != self.id])
+    self._enough(len(ids) + 1, 'clients that advertised keys')
+    peers = {i: (r['box'].tobytes(), r['mask'].tobytes()) for i, r in zip(ids, found, strict=True)}
+    every = [self._box_pair.public, self._mask_pair.public]
+    every += [key for pair in peers.values() for key in pair]
+    if len(set(every)) < len(every):
+      raise ProtocolError('public keys must be distinct, got one twice.')
+    for i, row in zip(ids, found, strict=True):
+      content = messages.signed_part(self.session, Kind.ADVERTISE, i, b''.join(peers[i]))
+      identity = self.session.identities[i] if signed else b''
+      if signed and not primitives.verify(identity, row['signature'].tobytes(), content):
+        raise ProtocolError(f'the keys of client {i} must be signed by it, got others.')
+    return peers
+
+  def _words(self, values: np.ndarray) -> np.ndarray:
+    """Returns the values modulo 2 ** b, checked, in an array of its own."""
+    values = np.asarray(values)
+    if values.shape != (self.session.size,) or values.dtype.kind not in 'iu':
+      got = f'{values.dtype.name}{list(values.shape)}'
+      raise ValueError(f'values must be {self.session.size} integers, got {got}.')
+    bound = self.session.bound
+    if int(values.max()) > bound or int(values.min()) < -bound:
+      raise ValueError(f'values must be at most {bound} in magnitude, got a larger one.')
+    return values.astype(self.session.dtype)
+
+  def _surviving(self, alive: list[int]) -> None:
+    if self.id not in alive:
+      raise ProtocolError('survivors must include the client that is asked.')
+    self._enough(len(alive), 'survivors')
+
+  def _consistent(self, alive: list[int], signatures: np.ndarray) -> None:
+    """Checks that t survivors have signed these same survivors, this client among them or not."""
+    if alive != self._signed:
+      raise ProtocolError('survivors must be those that this client signed, got others.')
+    signers = messages.ascending(signatures['id'], np.array(alive))
+    self._enough(len(signers), 'signatures of the survivors')
+    body = messages.id_list(alive)
+    for signer, row in zip(signers, signatures, strict=True):
+      content = messages.signed_part(self.session, Kind.CHECK, signer, body)
+      identity = self.session.identities[operator.index(signer)]
+      if not primitives.verify(identity, row['signature'].tobytes(), content):
+        raise ProtocolError(f'survivors must be signed by client {signer}, got another signature.')

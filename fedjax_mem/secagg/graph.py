@@ -1,0 +1,133 @@
+"""SecAgg+: a random k-regular graph in place of all pairs, with k and t from the paper's bound.
+
+Clients stand on a ring in a random order; each is linked to the k / 2 on either side (a Harary
+graph). Pair masks and shares go along links only. Three things may go wrong; the bound sums the
+hypergeometric probability of each over all clients (E2: over all pairs of gaps):
+
+| event | what goes wrong | at most |
+|---|---|---|
+| E1 | t or more of an honest client's k neighbours are corrupt | 2 ** -(sigma + 1) |
+| E2 | corrupt and dropped clients cut the ring: k / 2 in a row at two places | 2 ** -(sigma + 1) |
+| E3 | fewer than t of a client's k neighbours are left | 2 ** -eta |
+
+E1 and E2 break privacy (together at most 2 ** -sigma), E3 only the round.
+
+It is assumed that the graph is drawn independently of who is corrupt and who drops out: the seed is
+the honest-but-curious server's, or agreed by all after the cohort is fixed. A server that chooses
+the seed can surround a client with clients of its own; so the active mode takes all pairs.
+
+Reference: Bell, Bonawitz, Gascon, Lepoint, Raykova (2020), "Secure single-server aggregation with
+(poly)logarithmic overhead", definition of good graphs and Algorithm 2.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special, stats
+
+from fedjax_mem.core import validate
+from fedjax_mem.secagg import primitives
+
+
+class Degree(NamedTuple):
+  """Parameters of the graph.
+
+  Attributes:
+    neighbours: k, how many each client has; even.
+    threshold: t, how many of them restore a client's secrets.
+  """
+
+  neighbours: int
+  threshold: int
+
+
+def ring(num_clients: int, seed: bytes) -> np.ndarray:
+  """Returns the order of the clients on the ring, int64 [n], from a seed that all know."""
+  words = np.zeros(num_clients, np.uint64)
+  primitives.add_masks(words, [primitives.digest(b'graph', seed)], [])
+  return np.argsort(words, kind='stable')
+
+
+def neighbourhoods(num_clients: int, neighbours: int, seed: bytes) -> np.ndarray:
+  """Returns each client's neighbours and itself, ascending, int64 [n, k + 1]."""
+  order = ring(num_clients, seed)
+  steps = np.arange(-(neighbours // 2), neighbours // 2 + 1)
+  around = order[(np.arange(num_clients)[:, None] + steps) % num_clients]
+  rows = np.empty_like(around)
+  rows[order] = np.sort(around, axis=1)
+  return rows
+
+
+def corrupt_bound(num_clients: int, neighbours: int, threshold: int, corrupt: int) -> float:
+  """Returns the bound of E1: some honest client has `threshold` or more corrupt neighbours."""
+  others = stats.hypergeom(num_clients - 1, min(corrupt, num_clients - 1), neighbours)
+  return min(1.0, num_clients * float(others.sf(threshold - 1)))
+
+
+def cut_bound(num_clients: int, neighbours: int, removed: int) -> float:
+  """Returns the bound of E2: the ring without the removed clients falls apart."""
+  n, k = num_clients, neighbours
+  if removed < k or n <= k + 1:
+    return 0.0
+  pairs = math.log(n) + math.log(n - k - 1) - math.log(2)
+  gone = special.gammaln(removed + 1) - special.gammaln(removed - k + 1)
+  drawn = special.gammaln(n + 1) - special.gammaln(n - k + 1)
+  return min(1.0, math.exp(pairs + gone - drawn))
+
+
+def dropout_bound(num_clients: int, neighbours: int, threshold: int, dropped: int) -> float:
+  """Returns the bound of E3: some client has fewer than `threshold` neighbours left."""
+  left = stats.hypergeom(num_clients - 1, max(num_clients - dropped - 1, 0), neighbours)
+  return min(1.0, num_clients * float(left.cdf(threshold - 1)))
+
+
+def degree(
+  num_clients: int, *, corrupt: float, dropout: float, sigma: int = 40, eta: int = 30
+) -> Degree:
+  """Returns the smallest degree for which the bound holds, and a threshold.
+
+  Of the thresholds that hold, the one nearest to a majority of the neighbours.
+
+  Args:
+    num_clients: n.
+    corrupt: the share of clients that may collude with the server, in [0, 1).
+    dropout: the share of clients that may drop out, in [0, 1); corrupt + dropout < 1.
+    sigma: privacy fails with probability at most 2 ** -sigma.
+    eta: a round fails with probability at most 2 ** -eta, given that share of drop-outs.
+
+  Raises:
+    ValueError: an argument is out of range, or no graph but the complete one will do.
+  """
+  n = validate.integer(at_least=3, num_clients=num_clients)
+  for name, share in (('corrupt', corrupt), ('dropout', dropout)):
+    if validate.fraction(**{name: share}) == 1:
+      raise ValueError(f'{name} must be below 1, got {share!r}.')
+  if corrupt + dropout >= 1:
+    raise ValueError(f'corrupt + dropout must be below 1, got {corrupt + dropout!r}.')
+  validate.integer(sigma=sigma)
+  validate.integer(eta=eta)
+  # A product such as 0.29 * 100 may come out just below the integer that is meant.
+  bad, gone = (math.floor(share * n + 1e-9) for share in (corrupt, dropout))
+  for k in range(2, n - 1, 2):
+    if cut_bound(n, k, min(bad + gone, n)) > 2.0 ** -(sigma + 1):
+      continue
+    low = _least(lambda t, k=k: corrupt_bound(n, k, t, bad) <= 2.0 ** -(sigma + 1), 2, k)
+    high = _least(lambda t, k=k: dropout_bound(n, k, t, gone) > 2.0**-eta, 2, k) - 1
+    if low <= high:
+      return Degree(k, min(max(k // 2 + 1, low), high))
+  raise ValueError(
+    f'num_clients must be larger for a sparse graph at corrupt = {corrupt!r}, dropout = '
+    f'{dropout!r}, sigma = {sigma!r}, eta = {eta!r}, got {num_clients!r}: use all pairs.'
+  )
+
+
+def _least(holds, first: int, last: int) -> int:
+  """Returns the least integer of [first, last] from which on it holds, or last + 1."""
+  while first <= last:
+    middle = (first + last) // 2
+    if holds(middle):
+      last = middle - 1
+    else:
+      first = middle + 1
+  return first

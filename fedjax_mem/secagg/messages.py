@@ -1,0 +1,178 @@
+"""The bytes of the protocol: a header, a body of records of fixed size, and a seal.
+
+header  magic 4 | kind 1 | sender 4 | receiver 4 | digest of the session 32
+seal    of clients in active mode: the Ed25519 signature of all before it, 64 bytes; else SHA-256,
+        32 bytes, which finds accidents: forgery is kept out by the channel (TLS)
+
+A message longer than its kind and session allow is refused before it is parsed.
+"""
+
+import enum
+import struct
+
+import numpy as np
+
+from fedjax_mem.secagg import primitives
+from fedjax_mem.secagg.errors import ProtocolError
+from fedjax_mem.secagg.primitives import Identity
+from fedjax_mem.secagg.session import Session
+from fedjax_mem.secagg.shamir import LIMBS, SHARE_BYTES
+
+SERVER = 2**32 - 1
+_MAGIC = b'FMS1'
+_HEADER = struct.Struct('<4sBII32s')
+BOX_BYTES = 2 * SHARE_BYTES + primitives.TAG_BYTES
+
+
+class Kind(enum.IntEnum):
+  """The messages of clients, in the order of the rounds, and those of the server between them."""
+
+  ADVERTISE = 0
+  SHARES = 1
+  MASKED = 2
+  CHECK = 3
+  UNMASK = 4
+  KEYS = 16
+  BOXES = 17
+  SURVIVORS = 18
+  REQUEST = 19
+
+
+KEY_RECORD = np.dtype([('id', '<u4'), ('box', 'u1', (32,)), ('mask', 'u1', (32,))])
+BOX_RECORD = np.dtype([('id', '<u4'), ('box', 'u1', (BOX_BYTES,))])
+SIGNATURE_RECORD = np.dtype([('id', '<u4'), ('signature', 'u1', (primitives.SIGNATURE_BYTES,))])
+SIGNED_KEY_RECORD = np.dtype([*KEY_RECORD.descr, ('signature', 'u1', (64,))])
+# Of one client: 0, its self-mask seed (it survived), or 1, its pairwise secret (it dropped out).
+SHARE_RECORD = np.dtype([('id', '<u4'), ('secret', 'u1'), ('share', '<u4', (LIMBS,))])
+ID = np.dtype('<u4')
+
+
+def _body_limit(session: Session, kind: Kind) -> int:
+  """Returns the most bytes that a body of that kind has."""
+  held = len(session.holders(0))
+  return {
+    Kind.ADVERTISE: 2 * primitives.KEY_BYTES,
+    Kind.SHARES: primitives.DIGEST_BYTES + held * BOX_RECORD.itemsize,
+    Kind.MASKED: session.size * session.dtype.itemsize,
+    Kind.CHECK: held * ID.itemsize,
+    Kind.UNMASK: held * SHARE_RECORD.itemsize,
+    Kind.KEYS: held * SIGNED_KEY_RECORD.itemsize,
+    Kind.BOXES: held * BOX_RECORD.itemsize,
+    Kind.SURVIVORS: held * ID.itemsize,
+    # As many as a request for both secrets of everyone would have: that one is named as such.
+    Kind.REQUEST: 8 + held * (2 * ID.itemsize + SIGNATURE_RECORD.itemsize),
+  }[kind]
+
+
+def _header(session: Session, kind: Kind, sender: int, receiver: int) -> bytes:
+  return _HEADER.pack(_MAGIC, kind, sender, receiver, session.digest)
+
+
+def signed_part(session: Session, kind: Kind, sender: int, body: bytes) -> bytes:
+  """Returns what a client signs when it sends that body to the server."""
+  return _header(session, kind, sender, SERVER) + body
+
+
+def pack(
+  session: Session,
+  kind: Kind,
+  sender: int,
+  receiver: int,
+  body: bytes,
+  identity: Identity | None = None,
+) -> bytes:
+  """Returns a message; clients in active mode give their identity."""
+  content = _header(session, kind, sender, receiver) + body
+  seal = primitives.digest(content) if identity is None else identity.sign(content)
+  return content + seal
+
+
+def unpack(session: Session, kind: Kind, sender: int, receiver: int, message: bytes) -> memoryview:
+  """Returns the body of a message that must be of that kind and between those two.
+
+  Raises:
+    ProtocolError: it is not, or too long, cut, altered, of another session, or not signed.
+  """
+  signed = session.active and sender != SERVER
+  size = primitives.SIGNATURE_BYTES if signed else primitives.DIGEST_BYTES
+  if not isinstance(message, bytes):
+    raise ProtocolError(f'message must be bytes, got {type(message).__name__}.')
+  room = len(message) - _HEADER.size - size
+  if room < 0:
+    raise ProtocolError(f'message must be whole, got {len(message)} bytes.')
+  if room > _body_limit(session, kind):
+    raise ProtocolError(f'message must fit a {kind.name} message, got {len(message)} bytes.')
+  magic, found, source, target, digest = _HEADER.unpack_from(message)
+  if magic != _MAGIC:
+    raise ProtocolError('message must be one of this protocol.')
+  if digest != session.digest:
+    raise ProtocolError(
+      'message must be of the session that both have agreed on, got one of another.'
+    )
+  if found != kind:
+    raise ProtocolError(f'message must be of this round ({kind.name}), got kind {found}.')
+  if (source, target) != (sender, receiver):
+    raise ProtocolError(
+      f'message must be from {sender} to {receiver}, got one that says {source} to {target}.'
+    )
+  content, seal = message[:-size], message[-size:]
+  if signed:
+    genuine = primitives.verify(session.identities[sender], seal, content)
+  else:
+    genuine = primitives.same(seal, primitives.digest(content))
+  if not genuine:
+    raise ProtocolError(f'message must be as client {sender} sent it, got one that was altered.')
+  return memoryview(message)[_HEADER.size : _HEADER.size + room]
+
+
+def records(body: memoryview | bytes, dtype: np.dtype) -> np.ndarray:
+  """Returns the records of a body.
+
+  Raises:
+    ProtocolError: it ends within one.
+  """
+  if len(body) % dtype.itemsize:
+    raise ProtocolError(f'body must be records of {dtype.itemsize} bytes, got {len(body)} bytes.')
+  return np.frombuffer(body, dtype)
+
+
+def ascending(ids: np.ndarray, allowed: np.ndarray) -> list[int]:
+  """Returns ids of clients as a list.
+
+  Raises:
+    ProtocolError: they are not ascending and distinct, or not all among those allowed.
+  """
+  ids = ids.astype(np.int64)
+  if (np.diff(ids) <= 0).any():
+    raise ProtocolError('clients must be listed once each, in ascending order.')
+  if not np.isin(ids, allowed).all():
+    raise ProtocolError('clients must be known to the receiver, got one that is not.')
+  return ids.tolist()
+
+
+def id_list(ids: list[int]) -> bytes:
+  """Returns ids of clients as bytes."""
+  return np.array(ids, ID).tobytes()
+
+
+def request(survivors: list[int], dropped: list[int], signatures: bytes) -> bytes:
+  """Returns the body of a request for shares."""
+  return (
+    struct.pack('<II', len(survivors), len(dropped)) + id_list(survivors + dropped) + signatures
+  )
+
+
+def parse_request(body: memoryview) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns the survivors, the dropped and the signature records of a request.
+
+  Raises:
+    ProtocolError: it is cut, or longer than it says.
+  """
+  if len(body) < 8:
+    raise ProtocolError('request must have its counts, got fewer bytes.')
+  alive, gone = struct.unpack_from('<II', body)
+  end = 8 + ID.itemsize * (alive + gone)
+  if end > len(body):
+    raise ProtocolError('request must be as long as it says, got fewer bytes.')
+  ids = records(body[8:end], ID)
+  return ids[:alive], ids[alive:], records(body[end:], SIGNATURE_RECORD)

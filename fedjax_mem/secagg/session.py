@@ -1,0 +1,125 @@
+"""What all parties of one secure sum agree on before it begins; public."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from fedjax_mem.core import validate
+from fedjax_mem.secagg import graph, primitives
+
+MODES = ('semi_honest', 'active')
+MAX_CLIENTS = 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Session:
+  """The public parameters of one sum; every message is bound to the digest of all of them.
+
+  Attributes:
+    name: fresh random bytes, 16 or more, agreed by all; never used for another sum.
+    num_clients: n; clients are 0 to n - 1.
+    threshold: t. Of all n clients, or with `neighbours` of a client's neighbours and itself, so
+      many must be there in every round. With all pairs t > n / 2, in active mode t > 2 n / 3.
+    size: D, the integers of each client.
+    bound: the largest magnitude of such an integer; n * bound < 2 ** (bits - 1), so that the sum
+      of all cannot overflow. A client refuses larger values of its own; what another one puts in
+      cannot be seen by anyone.
+    bits: b, 16, 32 or 64; sums are modulo 2 ** b, and D * b / 8 bytes are sent.
+    mode: 'semi_honest': four rounds; the server and up to t - 1 clients may pool what they see but
+      follow the protocol, and the channels to the server are authentic (TLS). It does not protect
+      against a server that tells clients different things, such as different survivors.
+      'active': five rounds; messages are signed by identities that all know, and clients answer
+      only to a set of survivors that t of them have signed. The server may then do anything;
+      the sum itself is right only if all follow the protocol.
+    neighbours: k of the graph of SecAgg+, even, below n - 1, or None: all pairs. Take k and t from
+      `graph.degree`. In semi-honest mode only: the seed of the graph is the server's.
+    graph_seed: 16 bytes or more, with `neighbours`; see `graph` for what is assumed of it.
+    identities: [n] Ed25519 public keys, in active mode; known to all from outside the protocol.
+
+  Raises:
+    ValueError: an argument is out of range, or does not go with the others.
+  """
+
+  name: bytes
+  num_clients: int
+  threshold: int
+  size: int
+  bound: int
+  bits: int = 32
+  mode: str = 'semi_honest'
+  neighbours: int | None = None
+  graph_seed: bytes = b''
+  identities: tuple[bytes, ...] = ()
+
+  def __post_init__(self):
+    """Checks what is agreed on."""
+    n = validate.integer(at_least=2, at_most=MAX_CLIENTS, num_clients=self.num_clients)
+    validate.integer(size=self.size)
+    validate.one_of(MODES, mode=self.mode)
+    if not isinstance(self.name, bytes) or len(self.name) < 16:
+      raise ValueError(f'name must be 16 or more random bytes, got {self.name!r}.')
+    if self.bits not in (16, 32, 64):
+      raise ValueError(f'bits must be 16, 32 or 64, got {self.bits!r}.')
+    most = (2 ** (self.bits - 1) - 1) // n
+    if most < 1:
+      raise ValueError(f'bits must be more for {n} clients, got {self.bits!r}.')
+    validate.integer(at_most=most, bound=self.bound)
+    if self.neighbours is None:
+      validate.integer(at_least=2, at_most=n, threshold=self.threshold)
+      share = (2, 3) if self.mode == 'active' else (1, 2)
+      if share[1] * self.threshold <= share[0] * n:
+        wanted = f'above {share[0]}/{share[1]} of num_clients = {n} in mode {self.mode!r}'
+        raise ValueError(f'threshold must be {wanted}, got {self.threshold!r}.')
+    else:
+      self._check_graph()
+    self._check_identities()
+
+  def _check_graph(self) -> None:
+    k = self.neighbours
+    if self.mode == 'active':
+      raise ValueError(f"neighbours must be None in mode 'active', got {k!r}: use all pairs.")
+    validate.integer(at_least=2, at_most=self.num_clients - 2, neighbours=k)
+    if k is None or k % 2:
+      raise ValueError(f'neighbours must be even, got {k!r}.')
+    validate.integer(at_least=2, at_most=k, threshold=self.threshold)
+    if not isinstance(self.graph_seed, bytes) or len(self.graph_seed) < 16:
+      raise ValueError('graph_seed must be 16 or more bytes for a sparse graph, got fewer.')
+
+  def _check_identities(self) -> None:
+    known = self.identities
+    if self.mode == 'semi_honest':
+      if known:
+        raise ValueError("identities must be left out in mode 'semi_honest': nothing is signed.")
+      return
+    if len(known) != self.num_clients or len(set(known)) != len(known):
+      raise ValueError(f'identities must be {self.num_clients} distinct keys, got {len(known)}.')
+    if any(not isinstance(k, bytes) or len(k) != primitives.KEY_BYTES for k in known):
+      raise ValueError(f'identities must be public keys of {primitives.KEY_BYTES} bytes.')
+
+  @functools.cached_property
+  def digest(self) -> bytes:
+    """The SHA-256 of the name and all other parameters, 32 bytes."""
+    numbers = (self.num_clients, self.threshold, self.size, self.bound, self.bits)
+    text = repr((*numbers, self.mode, self.neighbours)).encode()
+    return primitives.digest(b'session', self.name, text, self.graph_seed, *self.identities)
+
+  @functools.cached_property
+  def _rows(self) -> np.ndarray:
+    if self.neighbours is None:
+      return np.arange(self.num_clients)[None]
+    return graph.neighbourhoods(self.num_clients, self.neighbours, self.graph_seed)
+
+  def holders(self, client: int) -> np.ndarray:
+    """Returns who hold shares of a client's secrets, ascending: its neighbours and itself."""
+    return self._rows[0 if self.neighbours is None else client]
+
+  @property
+  def active(self) -> bool:
+    """Whether messages are signed and survivors agreed on."""
+    return self.mode == 'active'
+
+  @property
+  def dtype(self) -> np.dtype:
+    """The unsigned integers of b bits, little-endian as they are sent."""
+    return np.dtype(f'<u{self.bits // 8}')

@@ -1,0 +1,11 @@
+"""Masks on the device: the numerics of secure aggregation; the real protocol is `secagg`."""
+
+from collections.abc import Callable
+
+from fedjax_mem.core import Layer
+from fedjax_mem.stages.masks.grid import integers
+from fedjax_mem.stages.masks.mask import mask
+
+SECURE: dict[str, Callable[..., Layer]] = {'integers': integers, 'mask': mask}
+
+__all__ = ('SECURE', 'integers', 'mask')

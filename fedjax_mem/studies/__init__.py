@@ -1,0 +1,1 @@
+"""Many runs: attacks on a claim, and tables of methods."""

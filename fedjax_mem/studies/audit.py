@@ -1,0 +1,381 @@
+"""An attempt to break a claim of privacy: canary clients, and what an adversary learns of them.
+
+Two attacks, both by jax-privacy's estimators, each a lower bound on epsilon at a stated confidence
+beside the accountant's upper bound. A lower bound above the upper one proves a fault; one below it
+proves nothing.
+
+- `release`: the membership game on one release. A canary whose update is one coordinate of each
+  array, as large as the clip allows, takes part in every second of many releases of the sum
+  (nothing is trained).
+- `one_run`: many canaries, each with a direction of its own, take part in one whole run or stay out
+  of it by a fair coin; the final parameters are scored along each direction (Steinke, Nasr,
+  Jagielski 2023, arXiv 2305.08846). All other clients send zeros: a claim must hold for such data
+  too, and what a hundred clients agree on would hide a canary better than the noise does.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_mem import account
+from fedjax_mem.account import Ledger
+from fedjax_mem.config.build import Parts, build, build_layers, stage_arguments
+from fedjax_mem.config.load import Config, StageSection
+from fedjax_mem.config.privacy import settled
+from fedjax_mem.core import (
+  IN_ROUND,
+  Bound,
+  Context,
+  Draws,
+  IncompatibleStages,
+  Layer,
+  Mechanism,
+  Message,
+  Noises,
+  Population,
+  Round,
+  Stage,
+  Task,
+  Trains,
+  compose,
+  keys,
+  stack_clients,
+  tree,
+  validate,
+)
+from fedjax_mem.engine import Execution, simulate
+from fedjax_mem.runner import devices
+from fedjax_mem.runner.ledgers import open_ledgers
+from fedjax_mem.stages.select import round_robin
+from fedjax_mem.stages.weigh import equal
+
+SIGNIFICANCE = 0.05
+_HUGE = 1e6  # before the clip: the canary's update is then exactly the bound
+_INTEGERS = ('integers', 'distributed', 'mask')  # stages with room for so many clients
+_CLIENTS = 4  # of the game on one release: the canary and some that send zeros
+
+
+class Finding(NamedTuple):
+  """What an attack found.
+
+  Attributes:
+    attack: 'release' or 'one_run'.
+    claimed: the accountant's upper bound on epsilon.
+    found: the lower bound on epsilon, at 1 - `significance` confidence.
+    delta: of both.
+    trials: releases, or canaries.
+    significance: probability that a sound mechanism is found guilty, at the most.
+  """
+
+  attack: str
+  claimed: float
+  found: float
+  delta: float
+  trials: int
+  significance: float = SIGNIFICANCE
+
+  @property
+  def broken(self) -> bool:
+    """Whether the claim is refuted."""
+    return self.found > self.claimed
+
+
+def _estimator(took_part: np.ndarray, left_out: np.ndarray) -> Any:
+  try:
+    from jax_privacy import auditing  # imported where it is used: it takes seconds
+  except ImportError as error:
+    raise ValueError("the audit needs jax-privacy: pip install 'fedjax_mem[privacy]'.") from error
+  return auditing.CanaryScoreAuditor(took_part, left_out)
+
+
+def release(
+  layers: tuple[Layer, ...],
+  claimed: Mechanism,
+  params: Any,
+  *,
+  delta: float,
+  trials: int = 20_000,
+  seed: int = 0,
+) -> Finding:
+  """Returns what the membership game finds out about one release of the sum.
+
+  Args:
+    layers: the layers from the clip to the noise, in client order.
+    claimed: the noise that they claim to add.
+    params: the model's parameters; the game is played on arrays of at most eight values each, since
+      noise is independent from one coordinate to the next.
+    delta: of the claim.
+    trials: releases, half of them with the canary, >= 2.
+    seed: of the noise.
+
+  Raises:
+    IncompatibleStages: noise that is correlated over releases, which this game cannot judge.
+    ValueError: a number is out of range.
+  """
+  validate.integer(at_least=2, trials=trials)
+  noisy = Round(layers).having(Noises)
+  kinds = {(noise.trust, noise.unit) for _, _, noise in noisy}
+  if claimed.correlated or claimed.carried or kinds - {('central', 'client')}:
+    raise IncompatibleStages(
+      'the game on one release must be played on fresh central noise by client, '
+      f'got {claimed!r} of {sorted(kinds)}: audit it in one run.'
+    )
+  bound = Round(layers).bound(*noisy[0][:2], {}) if noisy else None
+  small = jax.tree.map(lambda x: jnp.zeros(min(x.size, 8), x.dtype), params)
+  people = stack_clients([{'x': np.zeros((1, 1), np.float32)} for _ in range(_CLIENTS)])
+  still = [_still(x) for x in layers]
+  sim = simulate(
+    compose(_game(claimed), round_robin(_CLIENTS, _CLIENTS), equal(divisor=1.0), *still),
+    small,
+    people,
+    seed=seed,
+    execution=Execution(mode='vmap', devices=1),
+    max_rounds=trials,
+  )
+  _, metrics = sim.run(sim.init(small), trials)
+  scores = metrics['game/score']
+  found = _estimator(scores[0::2], scores[1::2]).epsilon_clopper_pearson(SIGNIFICANCE, delta)
+  everyone = Draws('poisson', _CLIENTS, _CLIENTS, _CLIENTS)  # at rate 1: nothing is gained
+  upper = account.epsilon(everyone, claimed, 1, delta, bound=_known(bound)).epsilon
+  return Finding('release', upper, float(found), delta, trials)
+
+
+def _known(bound: Bound | None) -> Bound | None:
+  """Returns the bound, None if it is known only in a round."""
+  return None if bound is None or IN_ROUND in bound else bound
+
+
+def _game(claimed: Mechanism) -> Layer:
+  """Returns the 'algorithm' of the game: client 0 sends the canary in even rounds, others zeros.
+
+  One coordinate of each array, so that a clip array by array shows; but a ball of L1 has its
+  corners on the axes: there one coordinate tells more.
+  """
+  arrays = 1 if 'l1' in claimed.norms else None
+
+  def client(ctx: Context, task: Task, state):
+    on = (ctx.client.id == 0) & (ctx.round % 2 == 0)
+    leaves, structure = jax.tree_util.tree_flatten(tree.zeros(task.params))
+    leaves[:arrays] = [x.at[0].set(jnp.where(on, _HUGE, 0.0)) for x in leaves[:arrays]]
+    return Message(jax.tree_util.tree_unflatten(structure, leaves), jnp.float32(1), {}), state, {}
+
+  def server(ctx: Context, message: Message, state):
+    seen = jnp.stack([x[0] for x in jax.tree.leaves(message.update)[:arrays]])
+    return ctx.params, state, {'score': seen.sum()}
+
+  return Layer('game', client=Stage(client, facts=(Trains(),)), server=Stage(server))
+
+
+def _still(layer: Layer) -> Layer:
+  """Returns the layer for which every release is the first: a bound that adapts would wander."""
+  stage: Any = layer.server
+  inner = stage.apply
+
+  def apply(ctx: Context, message: Message, state):
+    message, _, metrics = inner(ctx, message, state)
+    return message, state, metrics
+
+  return layer._replace(server=stage._replace(apply=apply))
+
+
+def one_run(
+  config: Config, parts: Parts, *, canaries: int = 1000, layers: tuple[Layer, ...] | None = None
+) -> Finding:
+  """Returns what one whole training run with canary clients gives away.
+
+  The canaries are clients added to the population; the sampling rate, the rounds and the noise stay
+  those of the experiment, so the claim is the experiment's too.
+
+  Args:
+    config: the experiment.
+    parts: what it describes.
+    canaries: clients added, >= 2; no more than the model has parameters, since no two of them share
+      one.
+    layers: of the round for the enlarged population, if not those of the experiment (to audit a
+      fault). What is claimed remains that of the experiment.
+
+  Raises:
+    ValueError: no claim to audit, or fewer than two canaries.
+  """
+  validate.integer(at_least=2, canaries=canaries)
+  canaries = min(canaries, sum(x.size for x in jax.tree.leaves(parts.params)))
+  number = parts.data.num_clients
+  ledger = _ledger(config, parts)
+  delta, rounds = ledger.entry.target_delta, ledger.allowed
+  if layers is None:  # the noise as it is, not calibrated anew
+    chooser = parts.layers.drawing
+    given = stage_arguments(parts.model, chooser)
+    larger = enlarged(settled(config, chooser, given), number, canaries)
+    layers = build_layers(larger, parts.model, number + canaries)
+  key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'audit'), 'init')
+  inside = np.asarray(jax.random.bernoulli(key, 0.5, (canaries,)))
+  made = compose(*layers)
+  place = made.place(made.algorithm) + 1
+  owners = _owners(parts.params, canaries)
+  layer = _canaries(number, inside, owners)
+  round_ = (*made[:place], layer, *made[place:])
+  people = _with_canaries(parts.data.population(), canaries)
+  sim = simulate(
+    round_,
+    parts.params,
+    people,
+    seed=config.seed,
+    max_rounds=min(64, rounds),
+    transforms=(parts.data.preprocess,),
+  )
+  state, done = sim.init(parts.params), 0
+  while done < rounds:
+    state, metrics = sim.run(state, min(sim.max_rounds, rounds - done))
+    done += len(metrics['clients'])
+  moved = tree.sub(parts.params, jax.device_get(state.params))
+  scores = _scores(moved, owners, canaries)
+  found = _estimator(scores[inside], scores[~inside]).epsilon_one_run(SIGNIFICANCE, delta)
+  return Finding('one_run', ledger.guarantee(rounds).epsilon, float(found), delta, canaries)
+
+
+def _ledger(config: Config, parts: Parts) -> Ledger:
+  """Returns the ledger of the experiment, which says what is claimed.
+
+  Raises:
+    ValueError: nothing adds central noise by client, or there is no delta.
+  """
+  ledgers = open_ledgers(config, parts.layers, parts.data.counts)
+  if ledgers is None or ledgers.central is None:
+    raise ValueError('the audit must be of a run with central noise by client, got none.')
+  return ledgers.central
+
+
+def enlarged(config: Config, number: int, canaries: int) -> Config:
+  """Returns the experiment for more clients at the same sampling rate and the same weights.
+
+  The cohort is rounded down: the rate is then that of the experiment or, by less than one client,
+  below it, so that what is claimed of the experiment holds.
+  """
+  more = number + canaries
+  size = config.selection.cohort_size * more // number
+  data = dataclasses.replace(config.data, num_clients=None)
+  selection = dataclasses.replace(config.selection, cohort_size=size)
+  weighting = dataclasses.replace(
+    config.weighting, options=_grown(config.weighting.options, 'divisor', more / number)
+  )
+  stages = tuple(
+    dataclasses.replace(x, options=_grown(x.options, 'expected', more / number))
+    for x in _shared(config.stages, more / number)
+  )
+  return dataclasses.replace(
+    config, data=data, selection=selection, weighting=weighting, stages=stages
+  )
+
+
+def _grown(options: dict[str, Any], name: str, factor: float) -> dict[str, Any]:
+  """Returns the options with an expected cohort among them for the larger population."""
+  return {**options, name: options[name] * factor} if name in options else options
+
+
+def _shared(stages: tuple[StageSection, ...], factor: float) -> tuple[StageSection, ...]:
+  """Returns the stages with integers that more clients sum, noise that as many more bring.
+
+  With the shares of the experiment, the larger cohort would bring more noise than it has; with its
+  bits, the grid would be coarser. Rounding shares down changes nothing of what is claimed.
+  """
+  found = [x for x in stages if x.use in _INTEGERS]
+  more = math.ceil(math.log2(factor)) if all('bits' in x.options for x in found) else 0
+
+  def one(stage: StageSection) -> StageSection:
+    options = dict(stage.options)
+    change = {
+      'shares': lambda value: math.floor(value * factor),
+      'clients': lambda value: math.ceil(value * factor),
+      'bits': lambda value: min(value + more, 32),
+    }
+    options |= {name: change[name](options[name]) for name in change if name in options}
+    return dataclasses.replace(stage, options=options)
+
+  return tuple(one(x) if x in found else x for x in stages)
+
+
+def _with_canaries(people: Population, canaries: int) -> Population:
+  """Returns the population with clients added that hold one example each: it is not used."""
+  start = jnp.concatenate([people.start, jnp.zeros(canaries, jnp.int32)])
+  count = jnp.concatenate([people.count, jnp.ones(canaries, jnp.int32)])
+  return dataclasses.replace(people, start=start, count=count)
+
+
+def _owners(like: Any, canaries: int) -> Any:
+  """Returns, for each parameter, the canary whose direction it belongs to, int32.
+
+  No two directions share a parameter, so that no canary disturbs what another one shows.
+  """
+  leaves, structure = jax.tree_util.tree_flatten(like)
+  starts = np.cumsum([0, *(x.size for x in leaves[:-1])])
+  owners = [
+    (np.arange(first, first + x.size) % canaries).astype(np.int32).reshape(x.shape)
+    for first, x in zip(starts, leaves, strict=True)
+  ]
+  return jax.tree_util.tree_unflatten(structure, owners)
+
+
+def _canaries(number: int, inside: np.ndarray, owners: Any) -> Layer:
+  """Returns the layer that makes the clients from `number` on canaries, and all others zeros.
+
+  A canary that is not `inside` sends nothing, with weight 0.
+  """
+
+  def client(ctx: Context, message: Message, state):
+    mine = ctx.client.id - number
+    canary = mine >= 0
+    on = jnp.asarray(inside).at[mine].get(mode='clip')
+    huge = lambda owner, x: jnp.where(canary & on & (owner == mine), _HUGE, 0.0).astype(x.dtype)
+    update = jax.tree.map(huge, owners, message.update)
+    weight = jnp.where(canary, on.astype(jnp.float32), message.weight)
+    return message._replace(update=update, weight=weight), state, {}
+
+  return Layer('canaries', client=Stage(client))
+
+
+def _scores(moved: Any, owners: Any, canaries: int) -> np.ndarray:
+  """Returns how far the parameters moved along each canary's direction, [canaries]."""
+  scores = np.zeros(canaries)
+  for x, owner in zip(jax.tree.leaves(moved), jax.tree.leaves(owners), strict=True):
+    np.add.at(scores, owner, np.asarray(x))
+  return scores
+
+
+def audit(
+  config: Config, *, data_dir: str | None = None, canaries: int = 1000, trials: int = 20_000
+) -> list[Finding]:
+  """Returns what both attacks find about an experiment, as it is configured.
+
+  Args:
+    config: the experiment; its noise must be central and by client.
+    data_dir: where prepared data sets are.
+    canaries: clients added to the one run, at the most.
+    trials: releases of the membership game.
+
+  Raises:
+    ValueError: nothing adds noise.
+  """
+  devices.prepare(config.execution.devices)
+  parts = build(config, data_dir)
+  entry = _ledger(config, parts).entry
+  claimed, found = entry.claim.mechanism, []
+  if not (claimed.correlated or claimed.carried):
+    noisy = tuple(x for x in parts.layers if x.name == entry.layer)
+    found.append(release(noisy, claimed, parts.params, delta=entry.target_delta, trials=trials))
+  return [*found, one_run(config, parts, canaries=canaries)]
+
+
+def row(finding: Finding) -> dict[str, Any]:
+  """Returns a finding as a row of a table."""
+  return {
+    'attack': finding.attack,
+    'epsilon at least': round(finding.found, 3),
+    'epsilon claimed': round(finding.claimed, 3),
+    'delta': finding.delta,
+    'trials': finding.trials,
+    'verdict': 'BROKEN' if finding.broken else 'not refuted',
+  }

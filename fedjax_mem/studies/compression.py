@@ -1,0 +1,169 @@
+"""The table of codecs: bytes of a client's message against test accuracy, with its plot.
+
+Every entry is a run of one experiment with other stages; runs that are finished are not repeated,
+those that were interrupted are resumed. So the command can be stopped and given again.
+"""
+
+import dataclasses
+import os
+import pathlib
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fedjax_mem.config.load import Config, StageSection, config_hash
+from fedjax_mem.core import validate
+from fedjax_mem.report import plots
+from fedjax_mem.report.runs import Run, load_run
+from fedjax_mem.report.tables import format_table, summarise
+from fedjax_mem.runner.folder import RunFolder
+from fedjax_mem.runner.loop import resume, run
+
+PLAIN = 'none'
+
+
+def _feedback(**codec: Any) -> dict[str, Any]:
+  return {'use': 'error_feedback', 'options': {'codec': codec}}
+
+
+_TOP_5 = {'use': 'top_k', 'fraction': 0.05}
+# Label -> the stage of that entry; the first sends updates as they are.
+CODECS: dict[str, dict[str, Any] | None] = {
+  PLAIN: None,
+  'quantize_8': {'use': 'quantize', 'options': {'bits': 8}},
+  'quantize_4': {'use': 'quantize', 'options': {'bits': 4}},
+  'ternary': {'use': 'ternary', 'options': {'clip': 2.5, 'block': 1024}},
+  'sign_feedback': _feedback(use='sign', per_leaf=True),
+  'eden_4': {'use': 'eden', 'options': {'bits': 4}},
+  'eden_2': {'use': 'eden', 'options': {'bits': 2}},
+  'drive': {'use': 'drive'},
+  'random_k_10': {'use': 'random_k', 'options': {'fraction': 0.1}},
+  'top_k_5': {'use': 'top_k', 'options': {'fraction': 0.05}},
+  'top_k_5_feedback': _feedback(**_TOP_5),
+  'top_k_1_feedback': _feedback(use='top_k', fraction=0.01),
+  'top_k_5_quantize_4_feedback': _feedback(
+    use='chain', first=_TOP_5, second={'use': 'quantize', 'bits': 4, 'stochastic': False}
+  ),
+  'low_rank_2': {'use': 'low_rank', 'options': {'rank': 2}},
+}
+
+
+class Entry(NamedTuple):
+  """One line of the table.
+
+  Attributes:
+    label: of the codec.
+    size: bytes of a client's message, on average over rounds and seeds.
+    down: bytes that a selected client is sent in a round, on average.
+    accuracies: final test accuracy of each seed.
+  """
+
+  label: str
+  size: float
+  down: float
+  accuracies: list[float]
+
+
+def compression(
+  base: Config,
+  out: str | os.PathLike,
+  *,
+  codecs: Iterable[str] = tuple(CODECS),
+  seeds: Sequence[int] = (0,),
+  rounds: int | None = None,
+  data_dir: str | None = None,
+  tell: Callable[[str], None] = print,
+) -> list[Entry]:
+  """Runs what is missing, writes `compression.md`, `.csv` and `.png`, and returns the entries.
+
+  Args:
+    base: the experiment without compression.
+    out: folder of the runs and of the table.
+    codecs: labels of `CODECS`; 'none' is added, to compare with.
+    seeds: of the runs, at least one.
+    rounds: of each run; None: as many as the experiment says.
+    data_dir: where prepared data sets are; None: the environment or the default decides.
+    tell: what is told goes there.
+
+  Raises:
+    ValueError: an unknown codec, no seed, or an experiment that cannot be run.
+    RunFailed: a run cannot go on.
+    Interrupted: by Ctrl-C; given again, the command goes on where it was.
+  """
+  labels = list(dict.fromkeys([PLAIN, *codecs]))
+  for label in labels:
+    validate.one_of(CODECS, codecs=label)
+  if not seeds:
+    raise ValueError('seeds must be at least one, got none.')
+  entries, out = [], pathlib.Path(out)
+  for label in labels:
+    configs = [_config(base, label, seed, rounds) for seed in dict.fromkeys(seeds)]
+    runs = [load_run(done(config, out, data_dir, tell)) for config in configs]
+    entries.append(_entry(label, runs))
+  _write(entries, base, out)
+  return entries
+
+
+def _config(base: Config, label: str, seed: int, rounds: int | None) -> Config:
+  stage = CODECS[label]
+  added = () if stage is None else (StageSection(**stage),)
+  return dataclasses.replace(
+    base,
+    name=f'{base.name}-{label}',
+    seed=seed,
+    rounds=base.rounds if rounds is None else rounds,
+    stages=(*base.stages, *added),
+  )
+
+
+def done(
+  config: Config, out: pathlib.Path, data_dir: str | None, tell: Callable[[str], None]
+) -> pathlib.Path:
+  """Returns the folder of the finished run of an experiment, which is run if it is not there."""
+  path = out / f'{config.name}-{config_hash(config)}'
+  if not path.exists():
+    tell(f'{config.name}, seed {config.seed}: running')
+    return run(config, out, data_dir=data_dir, quiet=True).folder
+  status = RunFolder(path).manifest.get('status')
+  if status == 'finished' and (path / 'report.html').exists():
+    tell(f'{config.name}, seed {config.seed}: finished before')
+    return path
+  tell(f'{config.name}, seed {config.seed}: resuming')
+  return resume(path, data_dir=data_dir, quiet=True).folder
+
+
+def _entry(label: str, runs: Sequence[Run]) -> Entry:
+  total = lambda key: sum(record[key] for run in runs for record in run.records)
+  return Entry(
+    label,
+    total('bytes_up') / max(total('clients'), 1),
+    total('bytes_down') / max(total('clients'), 1),
+    [float(summarise(run)['final_accuracy']) for run in runs],
+  )
+
+
+def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+  """Returns the lines of the table: sizes, how many times fewer bytes, accuracies in per cent."""
+  plain = next(x for x in entries if x.label == PLAIN)
+  mean = lambda x: 100 * statistics.fmean(x.accuracies)
+  several = lambda x: len(x.accuracies) > 1
+  return [
+    {
+      'codec': x.label,
+      'bytes up': round(x.size),
+      'fewer': round(plain.size / x.size, 2),
+      'bytes down': round(x.down),
+      'accuracy': round(mean(x), 2),
+      'deviation': round(100 * statistics.stdev(x.accuracies), 2) if several(x) else None,
+      'points lost': round(mean(plain) - mean(x), 2),
+      'seeds': len(x.accuracies),
+    }
+    for x in entries
+  ]
+
+
+def _write(entries: Sequence[Entry], base: Config, out: pathlib.Path) -> None:
+  for style, suffix in (('markdown', 'md'), ('csv', 'csv')):
+    (out / f'compression.{suffix}').write_text(format_table(rows(entries), style))
+  points: Mapping[str, Any] = {x.label: (x.size, x.accuracies) for x in entries}
+  plots.save(plots.tradeoff(points, f'{base.name}: bytes and accuracy'), out / 'compression.png')

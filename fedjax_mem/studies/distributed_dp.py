@@ -1,0 +1,174 @@
+"""The table of distributed noise: bits of a value against test accuracy and epsilon, with its plot.
+
+Every entry is a run of one experiment whose noise is calibrated to an epsilon: distributed, with
+grids of so many bits, and on the server, on floats, to compare with. As in the other tables, what
+is finished is not repeated, and what was interrupted is resumed.
+"""
+
+import dataclasses
+import os
+import pathlib
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from fedjax_mem.config.load import Config, StageSection
+from fedjax_mem.core import validate
+from fedjax_mem.report import plots
+from fedjax_mem.report.bits import bits_and_accuracy
+from fedjax_mem.report.runs import load_run
+from fedjax_mem.report.tables import format_table, summarise
+from fedjax_mem.stages.privacy.distributed import NoRoom
+from fedjax_mem.studies.compression import done
+
+EPSILONS = (2.0, 8.0)
+BITS = (9, 10, 11, 12, 14, 18)
+
+
+class Entry(NamedTuple):
+  """One line of the table.
+
+  Attributes:
+    target: the epsilon that the noise was calibrated to.
+    bits: of a value of the sum; None: floats, with Gaussian noise on the server.
+    epsilon: of the whole run, as its ledger says.
+    size: bytes of a client's message.
+    accuracies: final test accuracy of each seed.
+  """
+
+  target: float
+  bits: int | None
+  epsilon: float
+  size: float
+  accuracies: list[float]
+
+
+def distributed_dp(
+  base: Config,
+  out: str | os.PathLike,
+  *,
+  epsilons: Sequence[float] = EPSILONS,
+  bits: Sequence[int] = BITS,
+  seeds: Sequence[int] = (0,),
+  rounds: int | None = None,
+  data_dir: str | None = None,
+  tell: Callable[[str], None] = print,
+) -> list[Entry]:
+  """Runs what is missing, writes `distributed_dp.md`, `.csv` and `.png`, and returns the entries.
+
+  Args:
+    base: the experiment, with the stage `distributed` without a noise multiplier.
+    out: folder of the runs and of the table.
+    epsilons: budgets of a run.
+    bits: of a value; a number that has no room for the noise is told and left out.
+    seeds: of the runs, at least one.
+    rounds: of each run; None: as many as the experiment says.
+    data_dir: where prepared data sets are; None: the environment or the default decides.
+    tell: what is told goes there.
+
+  Raises:
+    ValueError: no epsilon, bits or seed, or an experiment that cannot be run.
+    RunFailed: a run cannot go on.
+    Interrupted: by Ctrl-C; given again, the command goes on where it was.
+  """
+  for name, values in (('epsilons', epsilons), ('bits', bits), ('seeds', seeds)):
+    if not values:
+      raise ValueError(f'{name} must be at least one, got none.')
+  for value in epsilons:
+    validate.positive(epsilons=value)
+  _check(base)
+  out = pathlib.Path(out)
+  entries = []
+  for target in dict.fromkeys(epsilons):
+    for number in (None, *sorted(set(bits))):
+      configs = [_config(base, target, number, seed, rounds) for seed in dict.fromkeys(seeds)]
+      try:
+        folders = [done(config, out, data_dir, tell) for config in configs]
+      except NoRoom as error:
+        tell(f'{configs[0].name}: left out, {error}')
+        continue
+      entries.append(_entry(target, number, folders))
+  _write(entries, base, out)
+  return entries
+
+
+def _check(base: Config) -> None:
+  """Raises `ValueError` unless the experiment has distributed noise that is to be calibrated."""
+  noisy = [x for x in base.stages if x.use == 'distributed']
+  if len(noisy) != 1 or 'noise_multiplier' in noisy[0].options or base.privacy.delta is None:
+    raise ValueError(
+      'config must be of an experiment with one stage distributed, without noise_multiplier, and '
+      f'with privacy.delta, got the stages {[x.use for x in base.stages]!r}.'
+    )
+
+
+def _config(base: Config, target: float, bits: int | None, seed: int, rounds: int | None) -> Config:
+  label = 'server' if bits is None else f'{bits}bits'
+  stages = [x for x in map(lambda stage: _stage(stage, bits), base.stages) if x is not None]
+  return dataclasses.replace(
+    base,
+    name=f'{base.name}-eps{target:g}-{label}',
+    seed=seed,
+    rounds=base.rounds if rounds is None else rounds,
+    stages=tuple(stages),
+    privacy=dataclasses.replace(base.privacy, target_epsilon=float(target)),
+  )
+
+
+def _stage(stage: StageSection, bits: int | None) -> StageSection | None:
+  """Returns the stage with so many bits; with None, what takes its place when the server noises."""
+  if stage.use not in ('distributed', 'mask'):
+    return stage
+  if bits is not None:
+    return dataclasses.replace(stage, options={**stage.options, 'bits': bits})
+  if stage.use == 'mask':
+    return None
+  clip = {name: stage.options[name] for name in ('l2_clip_norm',) if name in stage.options}
+  return StageSection(use='central', options=clip)
+
+
+def _entry(target: float, bits: int | None, folders: Sequence[pathlib.Path]) -> Entry:
+  runs = [load_run(folder) for folder in folders]
+  total = lambda key: sum(record[key] for run in runs for record in run.records)
+  return Entry(
+    target,
+    bits,
+    max(float(run.records[-1]['epsilon']) for run in runs),
+    total('bytes_up') / max(total('clients'), 1),
+    [float(summarise(run)['final_accuracy']) for run in runs],
+  )
+
+
+def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+  """Returns the lines of the table: noise, bits, epsilon, bytes, accuracies in per cent."""
+  mean = lambda x: 100 * statistics.fmean(x.accuracies)
+  server = {x.target: mean(x) for x in entries if x.bits is None}
+  several = lambda x: len(x.accuracies) > 1
+  return [
+    {
+      'noise': 'server' if x.bits is None else 'distributed',
+      'bits': 32 if x.bits is None else x.bits,
+      'epsilon': round(x.epsilon, 3),
+      'bytes up': round(x.size),
+      'accuracy': round(mean(x), 2),
+      'deviation': round(100 * statistics.stdev(x.accuracies), 2) if several(x) else None,
+      'points lost': round(server[x.target] - mean(x), 2),
+      'seeds': len(x.accuracies),
+    }
+    for x in entries
+  ]
+
+
+def _write(entries: Sequence[Entry], base: Config, out: pathlib.Path) -> None:
+  for style, suffix in (('markdown', 'md'), ('csv', 'csv')):
+    (out / f'distributed_dp.{suffix}').write_text(format_table(rows(entries), style))
+  lines: dict[str, dict[int, list[float]]] = {}
+  levels: dict[str, float] = {}
+  for x in entries:
+    label = f'ε = {x.target:g}'
+    if x.bits is None:
+      levels[label] = statistics.fmean(x.accuracies)
+    else:
+      lines.setdefault(label, {})[x.bits] = x.accuracies
+  figure = bits_and_accuracy(lines, levels, f'{base.name}: bits, accuracy and ε')
+  plots.save(figure, out / 'distributed_dp.png')

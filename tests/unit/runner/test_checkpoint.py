@@ -1,0 +1,215 @@
+"""Checkpoints: bit for bit, refused when damaged or foreign, the one before it used."""
+
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_mem.core import State, tree
+from fedjax_mem.runner.checkpoint import CheckpointError, Checkpoints
+
+
+def state(number: int, width: int = 5, extra: bool = False) -> State:
+  rng = np.random.default_rng(number)
+  params = {'w': rng.normal(size=(width, 3)).astype(np.float32), 'b': np.zeros(3, np.float32)}
+  params['b'][:] = [np.nan, -0.0, 1e-45]  # bits, not values, have to come back
+  if extra:
+    params['c'] = np.ones(2, np.float32)
+  clients = {
+    'algorithm': (),
+    'codec': {'memory': rng.normal(size=(4, 0)), 'count': np.arange(4, dtype=np.int8)},
+  }
+  servers = {
+    'select': np.int32(number),
+    'flag': np.array(True),
+    'half': jnp.bfloat16(0.1),
+    'bits': np.uint32(2**32 - 1),
+  }
+  return jax.tree.map(jnp.asarray, State(np.int32(number), params, clients, servers))
+
+
+def same_bits(a, b) -> None:
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    x, y = np.asarray(x), np.asarray(y)
+    assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
+
+
+LIKE = tree.shapes(state(0))
+
+
+@pytest.fixture(scope='module')
+def sound(tmp_path_factory):
+  """A folder with the checkpoints 10 and 20."""
+  folder = tmp_path_factory.mktemp('sound') / 'checkpoints'
+  checkpoints = Checkpoints(folder)
+  for number in (10, 20):
+    assert checkpoints.save(state(number)) == number
+  checkpoints.close()
+  return folder
+
+
+@pytest.fixture
+def folder(sound, tmp_path):
+  return shutil.copytree(sound, tmp_path / 'checkpoints')
+
+
+def files(folder, number):
+  return sorted(
+    x for x in (folder / str(number)).rglob('*') if x.is_file() and x.stat().st_size > 0
+  )
+
+
+def test_a_state_comes_back_bit_for_bit(folder):
+  checkpoints = Checkpoints(folder)
+  assert checkpoints.numbers() == [20, 10]
+  read, refused = checkpoints.restore(LIKE)
+  same_bits(read, state(20))
+  assert refused == []
+
+
+def test_the_newest_are_kept_and_one_that_is_there_is_left_alone(tmp_path):
+  checkpoints = Checkpoints(tmp_path / 'new' / 'checkpoints', keep=2)
+  for number in (1, 2, 3):
+    checkpoints.save(state(number))
+  assert checkpoints.numbers() == [3, 2]
+  before = (tmp_path / 'new/checkpoints/3').stat().st_mtime_ns
+  assert checkpoints.save(state(3)) == 3
+  assert (tmp_path / 'new/checkpoints/3').stat().st_mtime_ns == before
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path, folder):
+  checkpoints = Checkpoints(folder)
+  half = folder / '25.orbax-checkpoint-tmp'
+  shutil.copytree(folder / '20', half)
+  checkpoints.close()
+  checkpoints = Checkpoints(folder)
+  assert checkpoints.restore(LIKE)[0].round == 20
+  checkpoints.save(state(30))
+  assert not half.exists()
+  assert checkpoints.numbers() == [30, 20, 10]
+
+
+def damage(path, how: str) -> None:
+  data = path.read_bytes()
+  if how == 'deleted':
+    path.unlink()
+  elif how == 'cut':
+    path.write_bytes(data[: len(data) // 2])
+  elif how == 'emptied':
+    path.write_bytes(b'')
+  else:
+    place = len(data) // 2
+    path.write_bytes(data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :])
+
+
+# Orbax leaves coroutines behind when it fails to read.
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.parametrize('how', ['cut', 'emptied', 'flipped', 'deleted'])
+def test_every_damaged_file_is_noticed_or_does_not_matter(sound, tmp_path, how):
+  refusals = 0
+  for i, original in enumerate(files(sound, 20)):
+    copy = shutil.copytree(sound, tmp_path / str(i))
+    damage(copy / original.relative_to(sound), how)
+    checkpoints = Checkpoints(copy)
+    read, refused = checkpoints.restore(LIKE)
+    checkpoints.close()
+    # Never a third: either the newest, whole, or the one before it, saying so.
+    same_bits(read, state(10 if refused else 20))
+    refusals += bool(refused)
+    if refused:
+      (line,) = refused
+      assert '20' in line and 'refused' in line and '\n' not in line
+  assert refusals >= 3  # the values, their index, the checksum
+
+
+def test_sound_files_that_are_not_those_written_are_noticed(folder):
+  shutil.rmtree(folder / '20' / 'state')
+  shutil.copytree(folder / '10' / 'state', folder / '20' / 'state')
+  read, refused = Checkpoints(folder).restore(LIKE)
+  same_bits(read, state(10))
+  assert refused == ['checkpoint 20 is refused: its checksum does not match its contents']
+
+
+def spoil(folder, number) -> None:
+  for path in files(folder, number):
+    damage(path, 'cut')
+
+
+def test_the_rounds_after_a_refused_checkpoint_are_saved_anew(folder):
+  spoil(folder, 20)
+  checkpoints = Checkpoints(folder)
+  assert checkpoints.restore(LIKE)[0].round == 10
+  for number in (15, 20):  # the old 20 must neither stand in the way nor be taken for the new one
+    checkpoints.save(state(number))
+  checkpoints.close()
+  read, refused = Checkpoints(folder).restore(LIKE)
+  same_bits(read, state(20))
+  assert refused == []
+
+
+def test_all_damaged_is_one_clear_error_and_nothing_is_removed(folder):
+  spoil(folder, 20)
+  spoil(folder, 10)
+  checkpoints = Checkpoints(folder)
+  with pytest.raises(CheckpointError, match=r'no sound checkpoint in .*20.*10') as error:
+    checkpoints.restore(LIKE)
+  assert '\n' not in str(error.value)
+  assert (folder / '20').exists() and (folder / '10').exists()
+
+
+def test_none_at_all_is_an_error(tmp_path):
+  with pytest.raises(CheckpointError, match='there is none'):
+    Checkpoints(tmp_path).restore(LIKE)
+
+
+def other_name():
+  like = LIKE.params
+  return LIKE._replace(params={'w': like['w'], 'bias': like['b']})
+
+
+def other_dtype():
+  return LIKE._replace(params=jax.tree.map(lambda x: x.update(dtype=jnp.bfloat16), LIKE.params))
+
+
+@pytest.mark.parametrize(
+  ('like', 'words'),
+  [
+    (tree.shapes(state(0, width=6)), "its 'params/w' is float32(5, 3), the run has float32(6, 3)"),
+    (tree.shapes(state(0, extra=True)), "the run has 'params/c', it has not"),
+    (other_name(), "it has 'params/b', the run has not"),
+    (other_dtype(), "its 'params/b' is float32(3,), the run has bfloat16(3,)"),
+    (LIKE._replace(params={'w': LIKE.params['w']}), "it has 'params/b', the run has not"),
+    (LIKE._replace(clients={'algorithm': ()}), "it has 'clients/codec/count', the run has not"),
+  ],
+  ids=['shape', 'more', 'name', 'dtype', 'fewer', 'no table'],
+)
+def test_a_checkpoint_of_another_model_is_refused(folder, like, words):
+  checkpoints = Checkpoints(folder)
+  with pytest.raises(CheckpointError) as error:
+    checkpoints.restore(like)
+  assert f'checkpoint 20 is refused: {words}: it is of another experiment' in str(error.value)
+  assert checkpoints.numbers() == [20, 10]
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(CheckpointError, match='cannot be kept in'):
+    Checkpoints(tmp_path / 'file' / 'checkpoints')
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_one_before(folder):
+  checkpoints = Checkpoints(folder)
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+  try:
+    with pytest.raises(CheckpointError, match='checkpoint of round 30 cannot be written'):
+      checkpoints.save(state(30, width=5000))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  checkpoints.close()
+  assert Checkpoints(folder).restore(LIKE)[0].round == 20
