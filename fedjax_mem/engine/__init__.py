@@ -19,7 +19,6 @@ from fedjax_mem.engine.walk import (
   context,
   examples,
   message_pass,
-  one_of,
   select_pass,
   server_pass,
 )

@@ -269,11 +269,6 @@ def cohort_pass(
   return value, _kept(layer, 'client', new, rows), scalars(named(layer, noted))
 
 
-def one_of(stack: Tree) -> Tree:
-  """Returns the shapes of one client's part of a stack [C, ...]."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
-
-
 def server_pass(
   layers: Round, cast: Cast, specs: dict[str, Tree], message: Message
 ) -> tuple[Tree, dict[str, Tree], Metrics, jax.Array]:
