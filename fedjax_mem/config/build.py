@@ -15,9 +15,8 @@ from fedjax_mem.data.source import FederatedData
 from fedjax_mem.models.base import Model
 from fedjax_mem.optim import SERVER_OPTIMIZERS
 from fedjax_mem.stages.algorithm import ALGORITHMS, Sgd
-from fedjax_mem.stages.compress import named
-from fedjax_mem.stages.select import SAMPLERS, draw_durations, dropout, stragglers
-from fedjax_mem.stages.select.availability import TRACES
+from fedjax_mem.stages.compress import _named as named
+from fedjax_mem.stages.select import SAMPLERS, TRACES, draw_durations, dropout, stragglers
 from fedjax_mem.stages.weigh import WEIGHINGS
 
 

@@ -16,7 +16,7 @@ from fedjax_mem.federated import recipe as recipes
 from fedjax_mem.federated.config import ClientConfig
 from fedjax_mem.federated.model import FederatedModel, as_model, check_labels
 from fedjax_mem.federated.privacy import DifferentialPrivacy
-from fedjax_mem.stages.compress import codec as codecs
+from fedjax_mem.stages import compress as codecs
 
 _METADATA = struct.Struct('<qddd?qqd')  # the one form in which they are signed
 

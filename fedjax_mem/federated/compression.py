@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, keys, tree
+from fedjax_mem.core import Layer, keys, tree, wire
 from fedjax_mem.federated.config import CompressionConfig
 from fedjax_mem.federated.model import floats
-from fedjax_mem.stages.compress import codec as codecs
-from fedjax_mem.stages.compress import quantize, random_k, top_k, wire
-from fedjax_mem.stages.compress.codec import Code, Codec, Keys
+from fedjax_mem.stages import compress as codecs
+from fedjax_mem.stages.compress import Code, Codec, Keys, quantize, random_k, top_k
 
 
 @functools.lru_cache(maxsize=64)

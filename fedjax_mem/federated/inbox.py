@@ -14,7 +14,7 @@ from fedjax_mem.federated import compression, identity
 from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Metadata, Place
 from fedjax_mem.federated.registry import Registry
 from fedjax_mem.secagg.aggregator import EncryptedUpdate
-from fedjax_mem.stages.compress import codec as codecs
+from fedjax_mem.stages import compress as codecs
 
 _log = logging.getLogger('fedjax_mem.federated')
 

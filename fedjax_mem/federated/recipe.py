@@ -35,7 +35,7 @@ from fedjax_mem.federated import compression, privacy
 from fedjax_mem.federated.config import CompressionConfig, PrivacyConfig
 from fedjax_mem.models.base import Model
 from fedjax_mem.stages import algorithm, weigh
-from fedjax_mem.stages.compress import codec as codecs
+from fedjax_mem.stages import compress as codecs
 
 Tree = Any
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Encodes, Integers, tree
+from fedjax_mem.core import Encodes, Integers, tree, wire
 from fedjax_mem.engine import Simulation, table_bytes
-from fedjax_mem.stages.compress import dense_size, total_bytes, wire
+from fedjax_mem.stages.compress import dense_size, total_bytes
 
 _NAMES = ('bytes_up', 'bytes_down', 'bytes_more_down')
 _HALVES = tuple(f'/{name}_{half}' for name in _NAMES for half in ('high', 'low'))

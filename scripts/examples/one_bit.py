@@ -6,8 +6,8 @@ In a configuration: `stages = [{use = "one_bit:one_bit"}]`, with this folder on 
 import jax.numpy as jnp
 
 import fedjax_mem as fm
-from fedjax_mem.core import tree
-from fedjax_mem.stages.compress import codec, wire
+from fedjax_mem.core import tree, wire
+from fedjax_mem.stages import compress
 
 
 def encode(draws, x, shapes):
@@ -15,7 +15,7 @@ def encode(draws, x, shapes):
   up = x > 0
   mean = lambda on: jnp.where(on, x, 0).sum() / jnp.maximum(on.sum(dtype=jnp.float32), 1)
   means = jnp.stack([mean(~up), mean(up)])
-  return codec.Code((wire.Levels(up.astype(jnp.int32), 1), wire.Floats(means)), x[:0])
+  return compress.Code((wire.Levels(up.astype(jnp.int32), 1), wire.Floats(means)), x[:0])
 
 
 def decode(draws, code, shapes):
@@ -38,15 +38,15 @@ def one_bit():
     values = jnp.where(tree.finite(x), decode(None, code, None), jnp.nan)
     update = tree.unravel(values, message.update)
     left = tree.select(on, tree.sub(whole, update), memory)
-    size = codec.nbytes(codec.parts_of(code), message.aux)
-    metrics = codec.reported(message.update, message.aux, size, on)
+    size = compress.nbytes(compress.parts_of(code), message.aux)
+    metrics = compress.reported(message.update, message.aux, size, on)
     return message._replace(update=update), left, metrics
 
   zeros = lambda ctx: tree.zeros(ctx.spec.update)
-  fact = fm.Encodes(codec.Exchange('one_bit', feedback='it has a memory of its own'))
+  fact = fm.Encodes(compress.Exchange('one_bit', feedback='it has a memory of its own'))
   return fm.Layer('one_bit', client=fm.Stage(client, zeros, (fact,)))
 
 
 def without_memory():
   """Returns the codec alone, without error feedback."""
-  return codec.layer_of(codec.Codec('one_bit', encode, decode, bounds=codec.KEPT))
+  return compress.layer_of(compress.Codec('one_bit', encode, decode, bounds=compress.KEPT))

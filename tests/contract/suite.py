@@ -79,6 +79,7 @@ IN_TREE: dict[str, dict[str, dict[str, Any]]] = {
     'oort': {},
     'contribution': {'validation': tiny.DATA[0], 'method': 'leave_one_out'},
   },
+  'TRACES': {'diurnal': {}, 'markov': {}},
   'ALGORITHMS': {
     'fedavg': {'epochs': 2, 'optimizer': functools.partial(optax.sgd, momentum=0.9)},
     'fedsgd': {},

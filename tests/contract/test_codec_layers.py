@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from reference import given, tiny, twins
 
-from fedjax_mem.core import IncompatibleStages, Layer, Stage, compose, keys, tree
+from fedjax_mem.core import IncompatibleStages, Layer, Stage, compose, keys, tree, wire
 from fedjax_mem.engine import cohort as cohorts
 from fedjax_mem.engine import simulate
 from fedjax_mem.kernels.codes import low_rank as kernel
 from fedjax_mem.stages import compress
-from fedjax_mem.stages.compress import codec as codecs
-from fedjax_mem.stages.compress import wire
-from fedjax_mem.stages.compress.codec import unbounded as unbounded
+from fedjax_mem.stages.compress import _base as codecs
+from fedjax_mem.stages.compress._base import unbounded as unbounded
 from fedjax_mem.stages.select import round_robin
 
 rng = np.random.default_rng(8)

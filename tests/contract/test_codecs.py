@@ -13,8 +13,9 @@ from contract import suite
 from reference import given
 
 from fedjax_mem.core import Encodes, Layer, compose
-from fedjax_mem.stages.compress import Codec, codec_of, named
-from fedjax_mem.stages.compress import codec as codecs
+from fedjax_mem.stages.compress import Codec, codec_of
+from fedjax_mem.stages.compress import _base as codecs
+from fedjax_mem.stages.compress import _named as named
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
 

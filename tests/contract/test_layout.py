@@ -1,5 +1,6 @@
 """Where tests are: files of unit tests mirror the package, and what has none is listed."""
 
+import ast
 import importlib
 import itertools
 import pkgutil
@@ -87,3 +88,19 @@ def test_the_tests_that_the_page_names_are_there():
   page = (ROOT / 'docs' / 'testing.md').read_text().partition('## What moved where')[0]
   named = re.findall(r'`(tests/[^`*]+)`', page)
   assert named and [name for name in named if not (ROOT / name).exists()] == []
+
+
+METHODS = [p for p in (PACKAGE / 'stages').glob('*/*.py') if not p.stem.startswith('_')]
+
+
+@pytest.mark.parametrize('path', METHODS, ids=lambda p: f'{p.parent.name}/{p.stem}')
+def test_a_file_of_a_room_is_one_method_and_imports_no_other(path):
+  room = f'fedjax_mem.stages.{path.parent.name}'
+  body = ast.parse(path.read_text()).body
+  published = set(importlib.import_module(room).__all__)
+  factories = {p.stem for p in METHODS if p.parent == path.parent}
+  made = {n.name for n in body if isinstance(n, ast.FunctionDef)} & published & factories
+  assert made == {path.stem}
+  froms = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+  taken = {f'{n.module}.{a.name}' for n in froms for a in n.names}
+  assert not [x for x in taken if x.startswith(f'{room}.') and x.split('.')[3] in factories]

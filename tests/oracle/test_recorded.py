@@ -18,7 +18,7 @@ import fedjax_mem.stages
 from fedjax_mem import data
 from fedjax_mem.config import sections
 from fedjax_mem.models.registry import MODELS
-from fedjax_mem.stages.select.availability import TRACES
+from fedjax_mem.stages.select import TRACES
 
 SCRIPT = Path(__file__).parents[2] / 'scripts' / 'record.py'
 # They take long to compile, or read text, of which there is none without a download.

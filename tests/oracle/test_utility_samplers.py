@@ -10,7 +10,7 @@ from scipy import stats
 from fedjax_mem.core import Context, Task, compose
 from fedjax_mem.core.examples import Examples
 from fedjax_mem.stages.select import oort, power_of_choice
-from fedjax_mem.stages.select.losses import measured
+from fedjax_mem.stages.select._losses import measured
 from fedjax_mem.stages.select.oort import Utility, utilities
 from fedjax_mem.stages.select.power_of_choice import LastLoss
 from fedjax_mem.stages.weigh import by_examples

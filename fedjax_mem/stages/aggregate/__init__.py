@@ -3,13 +3,18 @@
 from collections.abc import Callable
 
 from fedjax_mem.core import Layer
-from fedjax_mem.stages.aggregate.clipping import centered_clipping, norm_bounding
-from fedjax_mem.stages.aggregate.coordinates import median, trimmed_mean
+from fedjax_mem.stages.aggregate.bucketing import bucketing
+from fedjax_mem.stages.aggregate.bulyan import bulyan
+from fedjax_mem.stages.aggregate.centered_clipping import centered_clipping
 from fedjax_mem.stages.aggregate.dnc import dnc
 from fedjax_mem.stages.aggregate.geometric_median import geometric_median
-from fedjax_mem.stages.aggregate.krum import bulyan, krum, multi_krum
-from fedjax_mem.stages.aggregate.mixing import bucketing, nnm
+from fedjax_mem.stages.aggregate.krum import krum
+from fedjax_mem.stages.aggregate.median import median
+from fedjax_mem.stages.aggregate.multi_krum import multi_krum
+from fedjax_mem.stages.aggregate.nnm import nnm
+from fedjax_mem.stages.aggregate.norm_bounding import norm_bounding
 from fedjax_mem.stages.aggregate.signguard import signguard
+from fedjax_mem.stages.aggregate.trimmed_mean import trimmed_mean
 
 AGGREGATION: dict[str, Callable[..., Layer]] = {
   'median': median,

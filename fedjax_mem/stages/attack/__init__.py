@@ -3,9 +3,16 @@
 from collections.abc import Callable
 
 from fedjax_mem.core import Layer
-from fedjax_mem.stages.attack.colluding import alie, ipm, min_max, min_sum
-from fedjax_mem.stages.attack.data import backdoor, label_flip
-from fedjax_mem.stages.attack.simple import gaussian, mimic, scaling, sign_flip
+from fedjax_mem.stages.attack.alie import alie
+from fedjax_mem.stages.attack.backdoor import backdoor
+from fedjax_mem.stages.attack.gaussian import gaussian
+from fedjax_mem.stages.attack.ipm import ipm
+from fedjax_mem.stages.attack.label_flip import label_flip
+from fedjax_mem.stages.attack.mimic import mimic
+from fedjax_mem.stages.attack.min_max import min_max
+from fedjax_mem.stages.attack.min_sum import min_sum
+from fedjax_mem.stages.attack.scaling import scaling
+from fedjax_mem.stages.attack.sign_flip import sign_flip
 
 ATTACKS: dict[str, Callable[..., Layer]] = {
   'label_flip': label_flip,

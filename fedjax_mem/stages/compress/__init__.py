@@ -3,14 +3,39 @@
 from collections.abc import Callable
 
 from fedjax_mem.core import Layer
+from fedjax_mem.stages.compress._base import (
+  KEPT,
+  Code,
+  Codec,
+  Exchange,
+  Keys,
+  Shapes,
+  codec_of,
+  dense_size,
+  flat,
+  from_bytes,
+  layer_of,
+  nbytes,
+  parts_of,
+  reported,
+  size,
+  to_bytes,
+  total_bytes,
+  unbounded,
+  unflat,
+)
 from fedjax_mem.stages.compress.chain import chain
-from fedjax_mem.stages.compress.codec import Codec, codec_of, dense_size, total_bytes
 from fedjax_mem.stages.compress.downlink import downlink
+from fedjax_mem.stages.compress.drive import drive
+from fedjax_mem.stages.compress.eden import eden
 from fedjax_mem.stages.compress.error_feedback import error_feedback
-from fedjax_mem.stages.compress.low_rank import low_rank, power_sgd
-from fedjax_mem.stages.compress.quantize import quantize, sign, ternary
+from fedjax_mem.stages.compress.low_rank import low_rank
+from fedjax_mem.stages.compress.power_sgd import power_sgd
+from fedjax_mem.stages.compress.quantize import quantize
 from fedjax_mem.stages.compress.random_k import random_k
-from fedjax_mem.stages.compress.rotate import drive, eden, rotate
+from fedjax_mem.stages.compress.rotate import rotate
+from fedjax_mem.stages.compress.sign import sign
+from fedjax_mem.stages.compress.ternary import ternary
 from fedjax_mem.stages.compress.top_k import top_k
 
 COMPRESSION: dict[str, Callable[..., Layer]] = {
@@ -31,7 +56,12 @@ COMPRESSION: dict[str, Callable[..., Layer]] = {
 
 __all__ = (
   'COMPRESSION',
+  'KEPT',
+  'Code',
   'Codec',
+  'Exchange',
+  'Keys',
+  'Shapes',
   'chain',
   'codec_of',
   'dense_size',
@@ -39,13 +69,23 @@ __all__ = (
   'drive',
   'eden',
   'error_feedback',
+  'flat',
+  'from_bytes',
+  'layer_of',
   'low_rank',
+  'nbytes',
+  'parts_of',
   'power_sgd',
   'quantize',
   'random_k',
+  'reported',
   'rotate',
   'sign',
+  'size',
   'ternary',
+  'to_bytes',
   'top_k',
   'total_bytes',
+  'unbounded',
+  'unflat',
 )

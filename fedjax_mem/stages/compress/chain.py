@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from fedjax_mem.core import Bound, Bounds, Context, Layer
-from fedjax_mem.stages.compress import named
-from fedjax_mem.stages.compress.codec import Code, Codec, Keys, Shapes, codec_of, layer_of, size
+from fedjax_mem.stages.compress import _named as named
+from fedjax_mem.stages.compress._base import Code, Codec, Keys, Shapes, codec_of, layer_of, size
 
 _LEAVE = ('top_k', 'random_k', 'rotate')
 

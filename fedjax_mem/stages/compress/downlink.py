@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Context, IncompatibleStages, Layer, Prepares, Stage, Task, tree
-from fedjax_mem.stages.compress import named
-from fedjax_mem.stages.compress.codec import (
+from fedjax_mem.stages.compress import _named as named
+from fedjax_mem.stages.compress._base import (
   Keys,
   codec_of,
   dense_size,

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Layer
 from fedjax_mem.kernels.codes import random_k as kernel
-from fedjax_mem.stages.compress import counting
-from fedjax_mem.stages.compress.codec import (
+from fedjax_mem.stages.compress import _sparse as sparse
+from fedjax_mem.stages.compress._base import (
   KEPT,
   Code,
   Codec,
@@ -43,8 +43,8 @@ def random_k(
   Raises:
     ValueError: an argument is out of range; k > D is told when the round is planned.
   """
-  counting.check(k, fraction)
-  count = lambda shapes: counting.resolve(size(shapes), k, fraction)
+  sparse.check(k, fraction)
+  count = lambda shapes: sparse.resolve(size(shapes), k, fraction)
 
   def encode(draws: Keys, x, shapes: Shapes) -> Code:
     number = count(shapes)
@@ -64,7 +64,7 @@ def random_k(
     encode,
     decode,
     left=lambda shapes: ((count(shapes),),),
-    check=lambda shapes: counting.check_size(size(shapes), k),
+    check=lambda shapes: sparse.check_size(size(shapes), k),
     adds=True,
     unbiased=unbiased,
     error=error,

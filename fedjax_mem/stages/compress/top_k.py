@@ -9,10 +9,10 @@ Reference: Aji, Heafield (2017), arXiv 1704.05021; Stich et al. (2018), arXiv 18
 
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, tree
+from fedjax_mem.core import Layer, tree, wire
 from fedjax_mem.kernels.order import topk
-from fedjax_mem.stages.compress import counting, wire
-from fedjax_mem.stages.compress.codec import (
+from fedjax_mem.stages.compress import _sparse as sparse
+from fedjax_mem.stages.compress._base import (
   KEPT,
   Code,
   Codec,
@@ -38,15 +38,15 @@ def top_k(fraction: float | None = None, *, k: int | None = None, per_leaf: bool
   Raises:
     ValueError: an argument is out of range; k > D is told when the round is planned.
   """
-  counting.check(k, fraction)
+  sparse.check(k, fraction)
 
   def counts(shapes: Shapes) -> list[int]:
     sizes = [size((shape,)) for shape in shapes] if per_leaf else [size(shapes)]
-    return [min(n, counting.resolve(n, k, fraction)) for n in sizes]
+    return [min(n, sparse.resolve(n, k, fraction)) for n in sizes]
 
   def check(shapes: Shapes) -> None:
     largest = max(size((shape,)) for shape in shapes)
-    counting.check_size(largest if per_leaf else size(shapes), k)
+    sparse.check_size(largest if per_leaf else size(shapes), k)
 
   def encode(draws: Keys, x, shapes: Shapes) -> Code:
     del draws

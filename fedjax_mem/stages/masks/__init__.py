@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from fedjax_mem.core import Layer
-from fedjax_mem.stages.masks.grid import integers
+from fedjax_mem.stages.masks.integers import integers
 from fedjax_mem.stages.masks.mask import mask
 
 SECURE: dict[str, Callable[..., Layer]] = {'integers': integers, 'mask': mask}

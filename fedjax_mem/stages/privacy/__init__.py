@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 from fedjax_mem.core import Layer
 from fedjax_mem.stages.privacy.adaptive_clip import adaptive_clip
-from fedjax_mem.stages.privacy.central import central, laplace
+from fedjax_mem.stages.privacy.central import central
 from fedjax_mem.stages.privacy.distributed import distributed
-from fedjax_mem.stages.privacy.local import local, local_discrete, local_laplace
+from fedjax_mem.stages.privacy.laplace import laplace
+from fedjax_mem.stages.privacy.local import local
+from fedjax_mem.stages.privacy.local_discrete import local_discrete
+from fedjax_mem.stages.privacy.local_laplace import local_laplace
 from fedjax_mem.stages.privacy.matrix_factorization import matrix_factorization
 from fedjax_mem.stages.privacy.tree import tree
 

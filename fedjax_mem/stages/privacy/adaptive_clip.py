@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from fedjax_mem import mechanisms
 from fedjax_mem.core import Bound, Bounds, Context, Layer, Message, Noises, Stage, validate
 from fedjax_mem.kernels.random import noise
-from fedjax_mem.stages.privacy import clipping, noising
+from fedjax_mem.stages.privacy import _clipping as clipping
+from fedjax_mem.stages.privacy import _noising as noising
 
 # Bounded in every round, by a number that is known only then.
 _TRACKED = Bounds(lambda ctx, bound: Bound(l2=ctx.server_state, linf=ctx.server_state))

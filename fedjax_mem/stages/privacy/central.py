@@ -1,13 +1,5 @@
 """Central differential privacy by client: clip each whole update, add noise to the sum.
 
-Formal guarantee: one client more or less moves the sum by at most the clip norm in L2 (L1 under
-Laplace noise), and noise of `noise_multiplier` times that bound is added to the sum, once a round,
-before it is divided and before the server optimizer sees it. Everything after is post-processing.
-It holds with equal or capped weights (at most 1), a fixed divisor, and a cohort drawn without
-looking at data, which the plan checks; epsilon is the accountant's business.
-
-Metrics named `uncovered_…` come from updates without noise: epsilon does not cover them.
-
 Reference: McMahan et al. (2018), arXiv 1710.06963, Algorithm 1.
 """
 
@@ -16,7 +8,6 @@ import jax.numpy as jnp
 from fedjax_mem import mechanisms
 from fedjax_mem.core import (
   Bound,
-  Bounds,
   Context,
   Integers,
   Layer,
@@ -26,7 +17,9 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
-from fedjax_mem.stages.privacy import clipping, noising
+from fedjax_mem.stages.privacy import _clipping as clipping
+from fedjax_mem.stages.privacy import _noising as noising
+from fedjax_mem.stages.privacy._central import layer
 
 _WORD = 32  # bits of the sum of updates on the grid
 
@@ -68,47 +61,7 @@ def central(
   made = mechanisms.make(kind, noise_multiplier, dimension=dimension)
   if kind.integers:
     return _discrete(l2_clip_norm, made, clip, levels)
-  return _layer('central', clip, l2_clip_norm, noising.within(float(l2_clip_norm)), made)
-
-
-def laplace(
-  l1_clip_norm: float,
-  noise_multiplier: float,
-  *,
-  mechanism: str | type[Mechanism] = 'laplace',
-) -> Layer:
-  """Returns the layer that clips each update to an L1 ball and adds Laplace noise: pure epsilon.
-
-  Args:
-    l1_clip_norm: bound on the L1 norm of a client's whole update, > 0.
-    noise_multiplier: scale of the noise over the bound: epsilon is 1 / noise_multiplier a round
-      without amplification; 0 clips only, and then claims no privacy at all.
-    mechanism: noise of floats scaled to the L1 norm: 'laplace', or 'package.module:Class'.
-
-  Reference: Dwork et al. (2006), Calibrating noise to sensitivity, Theorem 1.
-
-  Raises:
-    ValueError: an argument is out of range.
-  """
-  validate.positive(l1_clip_norm=l1_clip_norm)
-  clipping.check_multiplier(noise_multiplier)
-  kind = mechanisms.find(mechanism, 'l1', integers=False, fresh=True)
-  made = mechanisms.make(kind, noise_multiplier)
-  return _layer('laplace', clipping.l1, l1_clip_norm, noising.within_l1(float(l1_clip_norm)), made)
-
-
-def _layer(
-  name: str, clip: clipping.Clip, clip_norm: float, own: Bounds, made: Mechanism | None
-) -> Layer:
-  """Returns the layer that clips on the client and releases on the server."""
-
-  def client(ctx: Context, message: Message, state):
-    del ctx
-    message, _, metrics = clipping.clipped(clip, message, clip_norm)
-    return message, state, metrics
-
-  server = noising.release(made) if made else noising.quiet()
-  return Layer(name, client=Stage(client, facts=(own,)), server=server)
+  return layer('central', clip, l2_clip_norm, noising.within(float(l2_clip_norm)), made)
 
 
 def _discrete(clip_norm: float, made: Mechanism | None, clip: clipping.Clip, levels: int) -> Layer:

@@ -58,7 +58,8 @@ from fedjax_mem.core import (
   validate,
 )
 from fedjax_mem.kernels.codes import modular, rotate
-from fedjax_mem.stages.privacy import clipping, noising
+from fedjax_mem.stages.privacy import _clipping as clipping
+from fedjax_mem.stages.privacy import _noising as noising
 
 SPREADS = 4  # standard deviations of a coordinate of the sum that the modulus has room for
 FINEST = 2**14  # levels: squares of norms on the grid are then exact in int32

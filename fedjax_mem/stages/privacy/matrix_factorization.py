@@ -6,7 +6,7 @@ References: Choquette-Choo et al. (2023), arXiv 2306.08153; McMahan, Xu, Zhang (
 
 from fedjax_mem.core import Layer, validate
 from fedjax_mem.mechanisms import Matrix, matrix
-from fedjax_mem.stages.privacy import noising
+from fedjax_mem.stages.privacy import _noising as noising
 
 
 def matrix_factorization(

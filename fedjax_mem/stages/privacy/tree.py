@@ -8,7 +8,8 @@ Reference: Kairouz et al. (2021), arXiv 2103.00039, Algorithm 1.
 
 from fedjax_mem import mechanisms
 from fedjax_mem.core import Layer, validate
-from fedjax_mem.stages.privacy import clipping, noising
+from fedjax_mem.stages.privacy import _clipping as clipping
+from fedjax_mem.stages.privacy import _noising as noising
 
 
 def tree(

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from fedjax_mem.core import Layer
-from fedjax_mem.stages.select.availability import diurnal, markov
 from fedjax_mem.stages.select.contribution import contribution
+from fedjax_mem.stages.select.diurnal import diurnal
 from fedjax_mem.stages.select.dropout import dropout
 from fedjax_mem.stages.select.importance import importance
+from fedjax_mem.stages.select.markov import markov
 from fedjax_mem.stages.select.min_separation import min_separation
 from fedjax_mem.stages.select.oort import oort
 from fedjax_mem.stages.select.poisson import poisson
@@ -25,9 +26,12 @@ SAMPLERS: dict[str, Callable[..., Layer | tuple[Layer, ...]]] = {
   'oort': oort,
   'contribution': contribution,
 }
+# Traces draw nobody, so they are none of `SAMPLERS`.
+TRACES: dict[str, Callable[..., Layer]] = {'diurnal': diurnal, 'markov': markov}
 
 __all__ = (
   'SAMPLERS',
+  'TRACES',
   'contribution',
   'diurnal',
   'draw_durations',

@@ -42,7 +42,7 @@ from fedjax_mem.core import (
   validate,
 )
 from fedjax_mem.stages.select import _base as draws
-from fedjax_mem.stages.select import shapley
+from fedjax_mem.stages.select import _shapley as shapley
 
 Tree = Any
 _KEPT = Bounds(lambda ctx, bound: bound)  # it reads messages, and passes them on

@@ -44,7 +44,7 @@ from fedjax_mem.core import (
   validate,
 )
 from fedjax_mem.stages.select import _base as draws
-from fedjax_mem.stages.select import losses
+from fedjax_mem.stages.select import _losses as losses
 
 _STEPS = 2**23  # values that `jax.random.uniform` takes in float32
 

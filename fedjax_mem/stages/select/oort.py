@@ -25,7 +25,7 @@ import numpy as np
 
 from fedjax_mem.core import Context, Draws, Layer, Prepares, Stage, Task, tree, validate
 from fedjax_mem.stages.select import _base as draws
-from fedjax_mem.stages.select import losses
+from fedjax_mem.stages.select import _losses as losses
 
 _CUT_OFF = 0.95  # of the utility of the last client that would be taken: c of Algorithm 1
 _CLIPPED = 0.95  # quantile at which utilities are clipped, against outliers

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Draws, Layer, Prepares, Stage, Task, tree, validate
 from fedjax_mem.stages.select import _base as draws
-from fedjax_mem.stages.select import losses
+from fedjax_mem.stages.select import _losses as losses
 
 
 class LastLoss(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from reference.objects import MODEL, client, loop, server
 
+from fedjax_mem.core import wire
 from fedjax_mem.engine import Execution
 from fedjax_mem.federated import (
   AggregationStrategy,
@@ -23,7 +24,6 @@ from fedjax_mem.federated import (
   recipe,
   simulate_federation,
 )
-from fedjax_mem.stages.compress import wire
 
 ONE_BY_ONE = Execution(mode='loop', devices=1, pool=False)
 

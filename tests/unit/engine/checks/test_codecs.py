@@ -15,7 +15,7 @@ from fedjax_mem.core import (
   compose,
 )
 from fedjax_mem.stages import aggregate, attack, compress, privacy
-from fedjax_mem.stages.compress.codec import unbounded
+from fedjax_mem.stages.compress._base import unbounded
 from fedjax_mem.stages.masks import integers, mask
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal

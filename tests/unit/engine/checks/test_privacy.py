@@ -26,14 +26,16 @@ from fedjax_mem.core import (
   Withholds,
   compose,
   tree,
+  wire,
 )
 from fedjax_mem.engine import checks, simulate
 from fedjax_mem.mechanisms import Gaussian, Laplace
 from fedjax_mem.stages import privacy
 from fedjax_mem.stages.algorithm import dp_sgd
-from fedjax_mem.stages.compress import codec, random_k, wire
+from fedjax_mem.stages.compress import _base as codec
+from fedjax_mem.stages.compress import random_k
 from fedjax_mem.stages.masks import mask
-from fedjax_mem.stages.privacy import noising
+from fedjax_mem.stages.privacy import _noising as noising
 from fedjax_mem.stages.select import (
   dropout,
   markov,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedjax_mem.core import Bound, Bounds, Context, Layer, Mechanism, Message, Noises, Stage, tree
-from fedjax_mem.stages.privacy import clipping
+from fedjax_mem.stages.privacy import _clipping as clipping
 
 Tree = Any
 

@@ -1,26 +1,14 @@
-"""Rules that go coordinate by coordinate: the median and the trimmed mean.
+"""The mean of every coordinate without its smallest and largest values.
 
 Robust to f hostile clients of C if C > 2f: every coordinate of the result lies between values of
 honest clients. On several devices the coordinates are divided among them.
 
-Reference: Yin et al. (2018), arXiv 1803.01498, Definitions 1 and 2.
+Reference: Yin et al. (2018), arXiv 1803.01498, Definition 2.
 """
 
 from fedjax_mem.core import Layer, Rule
 from fedjax_mem.kernels.order import columns
 from fedjax_mem.stages.aggregate import _base as rule
-
-
-def median() -> Layer:
-  """Returns the layer that takes the median of every coordinate (of an even number, the mean of
-  the two in the middle).
-  """
-
-  def compute(ctx, x, on, weights):
-    del ctx, weights
-    return columns.median(x, on), {}
-
-  return rule.layer('median', compute, Rule(by_coordinate=True))
 
 
 def trimmed_mean(byzantine: int) -> Layer:

@@ -9,7 +9,7 @@ from reference import given, tiny
 from fedjax_mem.core import IN_ROUND, Bound, Bounds, Context, Message, tree
 from fedjax_mem.engine.round import make_round
 from fedjax_mem.stages import privacy
-from fedjax_mem.stages.privacy import clipping
+from fedjax_mem.stages.privacy import _clipping as clipping
 
 C = 0.3
 rng = np.random.default_rng(0)

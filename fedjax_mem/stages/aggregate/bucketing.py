@@ -1,6 +1,8 @@
-"""What is done to the updates before a rule sees them: bucketing and nearest-neighbour mixing.
+"""Bucketing: updates become the means of random groups, before a rule.
 
-Both bring honest clients nearer to each other, which a rule needs where their data differ.
+It brings honest clients nearer to each other, which a rule needs where their data differ.
+
+Reference: Karimireddy et al. (2022), arXiv 2006.09365, Algorithm 1.
 """
 
 import jax
@@ -8,33 +10,7 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Message, Rule, validate
 from fedjax_mem.kernels.norms import gram
-from fedjax_mem.kernels.order import columns
 from fedjax_mem.stages.aggregate import _base as rule
-
-
-def nnm(byzantine: int) -> Layer:
-  """Returns the layer that replaces every update by the mean of the n - f nearest to it.
-
-  Neighbours that are tied for the last places share them.
-
-  Args:
-    byzantine: f, hostile clients in a cohort, >= 0; it needs C >= 2f + 1 clients.
-
-  Reference: Allouah et al. (2023), arXiv 2302.01772, Algorithm 2.
-
-  Raises:
-    ValueError: f is not an integer >= 0.
-  """
-  f = rule.check_byzantine(byzantine)
-
-  def compute(ctx, x, on, weights):
-    del ctx, weights
-    distances, _ = gram.squared_distances(x, on)
-    near = jnp.maximum(on.sum(dtype=jnp.int32) - f, 1)
-    shares = columns.smallest(distances, on, near).T
-    return gram.combine(shares / near.astype(jnp.float32), x), {}
-
-  return rule.layer('nnm', compute, Rule(2 * f + 1, f'C >= 2f + 1 with f = {f}'))
 
 
 def bucketing(size: int) -> Layer:

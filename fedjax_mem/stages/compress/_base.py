@@ -39,8 +39,8 @@ from fedjax_mem.core import (
   Stage,
   Total,
   tree,
+  wire,
 )
-from fedjax_mem.stages.compress import wire
 
 Tree = Any
 Shapes = tuple[tuple[int, ...], ...]

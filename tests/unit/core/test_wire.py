@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fedjax_mem.stages.compress import wire
+from fedjax_mem.core import wire
 
 FAST = settings(max_examples=60, deadline=None, database=None)
 

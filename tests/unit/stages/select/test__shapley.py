@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_mem.stages.select import shapley
+from fedjax_mem.stages.select import _shapley as shapley
 
 N = 5
 rng = np.random.default_rng(0)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedjax_mem.core import Layer, validate
-from fedjax_mem.stages.compress.codec import Codec, layer_of
+from fedjax_mem.stages.compress._base import Codec, layer_of
 
 
 def as_layer(made: Any) -> Any:

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_mem.core import UNKNOWN, Bound, Message
+from fedjax_mem.core import UNKNOWN, Bound, Message, wire
 from fedjax_mem.kernels.codes import rotate as rotation
 from fedjax_mem.stages import compress
-from fedjax_mem.stages.compress import codec as codecs
-from fedjax_mem.stages.compress import wire
+from fedjax_mem.stages.compress import _base as codecs
 
 SHAPES = ((7,), (), (5, 11, 3), (64, 2))
 D = codecs.size(SHAPES)

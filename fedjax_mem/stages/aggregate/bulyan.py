@@ -1,0 +1,40 @@
+"""Bulyan: clients chosen by Krum, then a trimmed mean of every coordinate around its median.
+
+Reference: El Mhamdi et al. (2018), arXiv 1802.07927, section 4.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import Layer, Rule
+from fedjax_mem.kernels.norms import gram
+from fedjax_mem.kernels.order import columns
+from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate._krum import first, scores
+
+
+def bulyan(byzantine: int) -> Layer:
+  """Returns the layer that selects n - 2f clients by Krum, one after another, then averages, in
+  every coordinate, the n - 4f of their values nearest to their median.
+
+  Args:
+    byzantine: f, hostile clients in a cohort, >= 0; it needs C >= 4f + 3 clients.
+
+  Raises:
+    ValueError: f is not an integer >= 0.
+  """
+  f = rule.check_byzantine(byzantine)
+
+  def compute(ctx, x, on, weights):
+    del weights
+    distances, _ = gram.squared_distances(x, on)
+    count = on.sum(dtype=jnp.int32)
+
+    def choose(_, left: jax.Array) -> jax.Array:
+      best = first(scores(distances, left, f), left, ctx.cohort.id)
+      return left & (jnp.arange(len(left)) != best)
+
+    left = jax.lax.fori_loop(0, jnp.maximum(count - 2 * f, 0), choose, on)
+    return columns.mean_near(x, on & ~left, jnp.maximum(count - 4 * f, 1)), {}
+
+  return rule.layer('bulyan', compute, Rule(4 * f + 3, f'C >= 4f + 3 with f = {f}'))

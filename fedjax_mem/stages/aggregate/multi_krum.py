@@ -1,0 +1,38 @@
+"""Multi-Krum: the average of the clients that are nearest to others.
+
+Reference: Blanchard et al. (2017), Machine learning with adversaries, section 6.
+"""
+
+import jax.numpy as jnp
+
+from fedjax_mem.core import Layer, Rule, validate
+from fedjax_mem.kernels.norms import gram
+from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate._krum import scores
+
+
+def multi_krum(byzantine: int, selected: int | None = None) -> Layer:
+  """Returns the layer that averages the clients with the least scores.
+
+  Clients whose scores are tied for the last places share them.
+
+  Args:
+    byzantine: f, hostile clients in a cohort, >= 0; it needs C >= 2f + 3 clients.
+    selected: m, clients that are averaged (never more than there are); None: all but f.
+
+  Raises:
+    ValueError: f is not an integer >= 0, or m not one >= 1.
+  """
+  f = rule.check_byzantine(byzantine)
+  if selected is not None:
+    validate.integer(selected=selected)
+
+  def compute(ctx, x, on, weights):
+    del ctx, weights
+    distances, _ = gram.squared_distances(x, on)
+    count = on.sum(dtype=jnp.int32)
+    taken = jnp.maximum(count - f, 1) if selected is None else jnp.minimum(selected, count)
+    shares = gram.shares_of_smallest(scores(distances, on, f), on, taken)
+    return gram.combine(shares / jnp.maximum(taken, 1).astype(jnp.float32), x), {}
+
+  return rule.layer('multi_krum', compute, Rule(2 * f + 3, f'C >= 2f + 3 with f = {f}'))

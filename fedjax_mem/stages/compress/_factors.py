@@ -1,0 +1,34 @@
+"""What the codecs of low rank share: which arrays are sent as factors, and their first Q.
+
+An array of two axes or more is a matrix M [A, B] (all axes but the last are A) and is sent as two
+factors P [A, r] and Q [B, r], of one power iteration from the last round's Q. An array whose
+factors would not be smaller is sent as it is. Both codecs are biased and are always under error
+feedback, whose memory they keep. P Qᵀ is a projection of M: no L2 norm grows.
+"""
+
+import math
+
+import jax
+
+from fedjax_mem.core import Context
+from fedjax_mem.kernels.codes import low_rank as kernel
+
+AUX = 'low_rank_q'
+
+
+def sides_of(shape: tuple[int, ...], rank: int) -> tuple[int, int] | None:
+  """Returns (A, B) of an array that is sent as factors, None for one that is sent as it is."""
+  if len(shape) < 2:
+    return None
+  a, b = math.prod(shape[:-1]), shape[-1]
+  return (a, b) if rank <= min(a, b) and rank * (a + b) < a * b else None
+
+
+def starts(ctx: Context, rank: int) -> dict[str, jax.Array]:
+  """Returns a first Q for every array that is sent as factors, by its number."""
+  made = {}
+  for i, x in enumerate(jax.tree.leaves(ctx.spec.update)):
+    sides = sides_of(x.shape, rank)
+    if sides:
+      made[str(i)] = kernel.start(jax.random.fold_in(ctx.key, i), sides[1], rank)
+  return made

@@ -1,0 +1,117 @@
+"""PowerSGD as in the paper, by all-reduce: two exchanges a round, a sum of rank r.
+
+The sum of all M Q is made orthonormal and sent back, the sum of all Mᵀ P follows. Codes add (both
+exchanges are sums), but the layer sees the stack of updates, O(C x D) memory.
+
+Reference: Vogels, Karimireddy, Jaggi (2019), arXiv 1905.13727, Algorithms 1 and 2.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import Context, Encodes, Layer, Message, Stage, tree, validate, wire
+from fedjax_mem.kernels.codes import low_rank as kernel
+from fedjax_mem.stages.compress._base import (
+  Exchange,
+  check_floats,
+  dense_size,
+  nbytes,
+  sent,
+)
+from fedjax_mem.stages.compress._factors import AUX, sides_of, starts
+from fedjax_mem.stages.compress._feedback import REMEMBERS, floats
+
+Tree = Any
+
+
+def power_sgd(rank: int = 2) -> Layer:
+  """Returns PowerSGD in its all-reduce form: two exchanges a round, always under error feedback.
+
+  Client state: the memory, float32 [D]. Server state: Q. A client sends M Q, is sent the
+  orthonormal P, sends Mᵀ P (and the arrays that are no matrices): two messages up, and Q and P
+  down, which `bytes_more_down` counts.
+
+  Args:
+    rank: r, at least 1; arrays for which it would not pay are sent as they are.
+
+  Raises:
+    ValueError: the rank is not >= 1.
+  """
+  validate.integer(rank=rank)
+
+  def init(ctx: Context):
+    check_floats('power_sgd', ctx)
+    return floats(tree.zeros(ctx.spec.update))
+
+  def server(ctx: Context, message: Message, state):
+    del ctx
+    aux = dict(message.aux)
+    summed = aux.pop(AUX)
+    new = {name: kernel.warm(summed[name], last) for name, last in state.items()}
+    return message._replace(aux=aux), new, {}
+
+  return Layer(
+    'power_sgd',
+    cohort=Stage(_AllReduce(rank), init, (REMEMBERS, Encodes(Exchange('power_sgd')))),
+    server=Stage(server, lambda ctx: starts(ctx, rank)),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _AllReduce:
+  """The cohort side of `power_sgd`: it needs the stack of all updates.
+
+  Attributes:
+    rank: of the factors.
+  """
+
+  rank: int
+
+  def __call__(self, ctx: Context, stack: Message, memory: Tree):
+    """Returns (stack, memories [C, …], metrics), as every side of a layer."""
+    # One update that is not finite would spoil P for everyone: its client alone is left out.
+    fine = tree.finite(stack.update, 1)
+    on = ctx.cohort.arrived & (stack.weight > 0) & fine
+    whole = tree.keep(on, tree.add(floats(stack.update), memory))
+    leaves, structure = jax.tree.flatten(whole)
+    made, summed, first, second = [], {}, [], []
+    for i, x in enumerate(leaves):
+      sides = sides_of(x.shape[1:], self.rank)
+      if sides is None:
+        made.append(x)
+        second.append(x[0].reshape(-1))
+        continue
+      m = x.reshape(-1, *sides)
+      p = kernel.orthonormal(kernel.project(m.sum(0), ctx.server_state[str(i)]))
+      q = kernel.back(m, p)
+      made.append(jnp.einsum('ar,cbr->cab', p, q, precision='highest').reshape(x.shape))
+      summed[str(i)] = q
+      first.append(p.reshape(-1))
+      second.append(q[0].reshape(-1))
+    decoded = jax.tree.unflatten(structure, made)
+    sound = jax.tree.map(lambda x, like: x.astype(like.dtype), decoded, stack.update)
+    update = tree.select(fine, sound, stack.update)
+    memory = tree.select(on, tree.sub(whole, decoded), memory)
+    aux = {**stack.aux, AUX: summed}
+    return Message(update, stack.weight, aux), memory, self._metrics(ctx, stack, first, second, on)
+
+  def _metrics(
+    self, ctx: Context, stack: Message, first: list, second: list, on: jax.Array
+  ) -> dict:
+    """Returns what the cohort's messages take: two each up, Q and P down."""
+    aux = jax.tree.map(lambda x: x[0], stack.aux)
+    up = nbytes([wire.Floats(jnp.concatenate(second))] if second else [], aux)
+    down = jnp.int32(0)
+    if first:
+      up += nbytes([wire.Floats(jnp.concatenate(first))])
+      down = jnp.int32(dense_size(ctx.server_state) + dense_size(first))
+    one = jax.tree.map(lambda x: x[0], stack.update)
+    ratio = jnp.float32(dense_size(one, aux)) / up.astype(jnp.float32)
+    return {
+      **sent('bytes_up', up, on.sum()),
+      **sent('bytes_more_down', down, ctx.cohort.real.sum()),
+      'ratio': ratio,
+    }

@@ -1,0 +1,54 @@
+"""TernGrad: -s, 0 or s for each value, at random."""
+
+import jax
+
+from fedjax_mem.core import Layer, validate
+from fedjax_mem.kernels.codes import quantize as kernel
+from fedjax_mem.stages.compress._base import (
+  Code,
+  Codec,
+  Keys,
+  Shapes,
+  layer_of,
+)
+from fedjax_mem.stages.compress._levels import ROUNDS, code_of, decoder, sharing, vectors_of
+
+
+def ternary(*, clip: float | None = None, block: int | None = None) -> Layer:
+  """Returns the layer that sends -s, 0 or s for each value, at random: TernGrad.
+
+  On the wire: two bits a value, and a float32 scale for each array or block.
+
+  Args:
+    clip: None, or values are first clipped to so many of their root mean square (the paper: 2.5):
+      less noise, and biased.
+    block: values that share a scale; None: those of each array.
+
+  Reference: Wen et al. (2017), arXiv 1705.07878, equations 1 and 9.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  if clip is not None:
+    validate.positive(clip=clip)
+  if block is not None:
+    validate.integer(block=block)
+
+  def encode(draws: Keys, x, shapes: Shapes) -> Code:
+    vectors = enumerate(vectors_of(x, shapes, block))
+    fold = lambda i: jax.random.fold_in(draws.own, i)
+    return code_of([kernel.ternary(fold(i), v, clip, block) for i, v in vectors], 2)
+
+  error = lambda shapes: None if clip is not None else sharing(shapes, block) ** 0.5 - 1
+  noisy = 'three values drawn at random add more error than there is to send: give it a clip'
+  return layer_of(
+    Codec(
+      'ternary',
+      encode,
+      decoder(2, block),
+      unbiased=clip is None,
+      error=error,
+      bounds=ROUNDS,
+      feedback=noisy if clip is None else None,
+    )
+  )
