@@ -15,9 +15,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt
+from fedjax_mem.report import figures
 
 # W3 with its clients one by one (no pooling) shows what a client costs; W1 shows chunks and devices
 # for a model that is bound by arithmetic.
@@ -102,17 +102,17 @@ def main() -> None:
   )
   parser.add_argument('--out', default='scaling.png')
   args = parser.parse_args()
-  figure, axes = plt.subplots(
-    1, len(args.what), figsize=(4.4 * len(args.what), 3.8), squeeze=False, layout='constrained'
-  )
-  for ax, what in zip(axes[0], args.what, strict=True):
-    rows = []
-    for value, arguments in SWEEPS[what][1]:
-      facts = point(arguments)
-      rows.append((value, facts))
-      print(json.dumps({'what': what, 'value': value, **facts}), flush=True)
-    draw(ax, what, rows)
-  figure.savefig(args.out, dpi=130)
+  with matplotlib.rc_context(figures.style()):
+    figure = Figure(figsize=(4.4 * len(args.what), 3.8), layout='constrained')
+    axes = figure.subplots(1, len(args.what), squeeze=False)
+    for ax, what in zip(axes[0], args.what, strict=True):
+      rows = []
+      for value, arguments in SWEEPS[what][1]:
+        facts = point(arguments)
+        rows.append((value, facts))
+        print(json.dumps({'what': what, 'value': value, **facts}), flush=True)
+      draw(ax, what, rows)
+  figures.save(figure, args.out)
   print(f'plot: {args.out}', file=sys.stderr)
 
 

@@ -16,9 +16,12 @@ import json
 import os
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks import measure
+from fedjax_mem.report import figures
 from fedjax_mem.secagg import protocol
 
 
@@ -77,9 +80,8 @@ def once(clients: int, params: int, args: argparse.Namespace) -> dict:
 
 def plot(lines: list[dict], path: str) -> None:
   """Draws seconds and bytes, of a client and of the server, against the number of clients."""
-  import matplotlib.pyplot as plt  # of the plot alone
-
-  figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout='constrained')
+  figure = Figure(figsize=(13, 4), layout='constrained')
+  panels = figure.subplots(1, 3)
   for number, params in enumerate(sorted({line['params'] for line in lines})):
     rows = sorted((x for x in lines if x['params'] == params), key=lambda x: x['clients'])
     n, color, size = [x['clients'] for x in rows], f'C{number}', f'D = {params:,}'
@@ -107,7 +109,7 @@ def plot(lines: list[dict], path: str) -> None:
     axes.grid(alpha=0.3)
     axes.set_ylim(top=axes.get_ylim()[1] * 6)  # room for the legend
     axes.legend(fontsize=7, loc='upper left', ncols=2)
-  figure.savefig(path, dpi=150)
+  figures.save(figure, path)
 
 
 def main() -> None:
@@ -125,7 +127,8 @@ def main() -> None:
     lines.append(once(clients, params, args))
     print(json.dumps(lines[-1]), flush=True)
   if args.out:
-    plot(lines, args.out)
+    with matplotlib.rc_context(figures.style()):
+      plot(lines, args.out)
 
 
 if __name__ == '__main__':

@@ -152,10 +152,10 @@ class DataShow(_Command):
     """Draws the partition."""
     from fedjax_mem.config.build import load_data
     from fedjax_mem.config.load import load_config
-    from fedjax_mem.report import plots
+    from fedjax_mem.report import figures, plots
 
     data = load_data(load_config(self.config, self.set), _text(self.data_dir))
-    plots.save(plots.partition(data.label_counts(), title=data.name), self.out)
+    figures.save(plots.partition(data.label_counts(), title=data.name), self.out)
     sizes = data.counts
     print(
       f'{data.name}: {data.num_clients} clients, {sizes.sum()} examples, '

@@ -54,7 +54,7 @@ class _Question:
   def _draw(self, rows: list[dict[str, Any]], file: pathlib.Path) -> None:
     from fedjax_mem import account, mechanisms
     from fedjax_mem.core import Draws
-    from fedjax_mem.report import plots
+    from fedjax_mem.report import figures, plots
 
     curves = {}
     for row in rows:
@@ -69,7 +69,7 @@ class _Question:
         accountant=row['accountant'].lower(),
       )
       curves[_label(row, rows)] = path.epsilon.tolist()
-    plots.save(plots.epsilon(curves, f'N = {self.population:,}, δ = {self.delta:g}'), file)
+    figures.save(plots.epsilon(curves, f'N = {self.population:,}, δ = {self.delta:g}'), file)
     print(f'plot: {file}')
 
 

@@ -85,7 +85,7 @@ class Config(Section):
         "name must be 1 to 100 letters, digits, '.', '_' or '-' and start with a letter or digit, "
         f'got {self.name!r}.'
       )
-    validate.integer(at_least=0, at_most=2**32 - 1, seed=self.seed)
+    validate.seed(seed=self.seed)
     validate.integer(rounds=self.rounds)
     if not all(isinstance(stage, StageSection) for stage in self.stages):
       raise ValueError(f'stages must be a tuple of StageSection, got {self.stages!r}.')

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from fedjax_mem.core import validate
+from fedjax_mem.engine.execution import MODES
+from fedjax_mem.optim import SERVER_OPTIMIZERS
 
-SERVER_OPTIMIZERS = ('sgd', 'fedavgm', 'fedadam', 'fedyogi', 'fedadagrad')
 SCHEDULES = ('constant', 'exponential', 'cosine', 'linear')
-MODES = ('auto', 'vmap', 'chunk', 'loop')
 _FACTORY = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*')
 _KINDS = {
   bool: 'true or false',
@@ -58,14 +58,6 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
       return float(value) if kind is float else value
   wanted = ' or '.join(_KINDS.get(x, f'a {x.__name__}') for x in choices if x is not types.NoneType)
   raise ValueError(f'{name} must be {wanted}, got {value!r}.')
-
-
-def _below_one(**named: Any) -> float:
-  """Returns the value, a number in [0, 1), or raises `ValueError`."""
-  ((name, value),) = named.items()
-  if not 0 <= value < 1:
-    raise ValueError(f'{name} must be a number in [0, 1), got {value!r}.')
-  return value
 
 
 class Section:
@@ -141,9 +133,9 @@ class DataSection(Section):
   def _check(self) -> None:
     self._each(validate.integer, 'num_clients', 'labels_per_client', 'examples_per_client')
     self._each(validate.integer, 'min_examples')
-    self._each(validate.integer, 'partition_seed', at_least=0, at_most=2**32 - 1)
+    self._each(validate.seed, 'partition_seed')
     self._each(validate.non_negative, 'alpha')
-    self._each(_below_one, 'validation')
+    self._each(validate.below_one, 'validation')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +205,7 @@ class ClientSection(Section):
   def _check(self) -> None:
     self._each(validate.integer, 'epochs', 'batch_size', 'decay_rounds')
     self._each(validate.positive, 'learning_rate')
-    self._each(_below_one, 'momentum')
+    self._each(validate.below_one, 'momentum')
     self._each(validate.non_negative, 'weight_decay')
     self._each(validate.probability, 'decay_rate')
     self._each(validate.fraction, 'final_fraction')
@@ -243,9 +235,9 @@ class ServerSection(Section):
   tau: float = 1e-3
 
   def _check(self) -> None:
-    self._named('optimizer', SERVER_OPTIMIZERS)
+    self._named('optimizer', tuple(SERVER_OPTIMIZERS))
     self._each(validate.positive, 'learning_rate', 'tau')
-    self._each(_below_one, 'momentum', 'beta1', 'beta2')
+    self._each(validate.below_one, 'momentum', 'beta1', 'beta2')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -275,7 +267,7 @@ class SelectionSection(Section):
   def _check(self) -> None:
     self._named('name')
     self._each(validate.integer, 'cohort_size')
-    self._each(_below_one, 'dropout')
+    self._each(validate.below_one, 'dropout')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

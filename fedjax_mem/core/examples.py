@@ -6,8 +6,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Batch = dict[str, jax.Array]
+
+
+class Rows(NamedTuple):
+  """A batch of one client's examples.
+
+  Attributes:
+    batch: arrays [B, ...].
+    mask: [B] booleans, which of them are examples; the others are padding.
+    positions: [B] int32, where they are among the client's examples.
+    number: int32 scalar, of the batch, from 0.
+  """
+
+  batch: Batch
+  mask: jax.Array
+  positions: jax.Array
+  number: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -84,9 +101,65 @@ class Examples:
       batch = transform(batch)
     return batch
 
+  def fold(
+    self,
+    f: Callable[[Any, Rows], Any],
+    carry: Any,
+    batch_size: int,
+    chosen: tuple[jax.Array, jax.Array] | None = None,
+  ) -> Any:
+    """Returns the carry after `carry = f(carry, rows)` over the examples, batch after batch.
+
+    Args:
+      f: sees rows [B] with B = min(batch_size, rows that there can be).
+      carry: where it starts, a tree of arrays.
+      batch_size: examples held at a time.
+      chosen: (positions [R] int32, mask [R]) of the examples to go over; None: all of them.
+    """
+    size = min(batch_size, self.capacity if chosen is None else len(chosen[0]))
+    padding = 0 if chosen is None else -len(chosen[0]) % size
+    padded = [jnp.pad(x, (0, padding)) for x in chosen or ()]
+    # All examples: up to the largest client of those side by side, one trip count for all of them.
+    batches = -(-self.longest // size) if chosen is None else len(padded[0]) // size
+
+    def one(number: jax.Array, carry: Any) -> Any:
+      if chosen is None:
+        positions = number * size + jnp.arange(size, dtype=jnp.int32)
+        mask = positions < self.count
+      else:
+        positions, mask = (jax.lax.dynamic_slice(x, (number * size,), (size,)) for x in padded)
+      return f(carry, Rows(self.take(positions), mask, positions, number))
+
+    return jax.lax.fori_loop(0, batches, one, carry)
+
   def map(self, transform: Callable[[Batch], Batch]) -> 'Examples':
     """Returns the examples with `transform` applied to every batch after those there are."""
     return dataclasses.replace(self, transforms=(*self.transforms, transform))
+
+
+def in_batches(
+  arrays: dict[str, Any], batch_size: int, multiple: int = 1
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """Returns the examples in batches, name -> [K, B, ...], and which of them are real, [K, B].
+
+  The padding repeats the first example: it is as valid as any, and is masked.
+
+  Args:
+    arrays: name -> [T, ...], T >= 1, on the host.
+    batch_size: examples of a batch, at most.
+    multiple: what K is a multiple of, such as the number of devices.
+  """
+  total = len(next(iter(arrays.values())))
+  size = min(batch_size, -(-total // multiple))
+  count = -(-total // (size * multiple)) * multiple
+
+  def cut(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    padded = np.concatenate([x, np.broadcast_to(x[:1], (count * size - total, *x.shape[1:]))])
+    return padded.reshape(count, size, *x.shape[1:])
+
+  mask = (np.arange(count * size) < total).reshape(count, size)
+  return {name: cut(x) for name, x in arrays.items()}, mask
 
 
 def shape_of(population: Population) -> Shape:

@@ -54,6 +54,29 @@ def open_fraction(**named: Any) -> float:
   return _number(named, 'a number in (0, 1)', lambda v: 0 < v < 1)
 
 
+def below_one(**named: Any) -> float:
+  """Returns the value, a number in [0, 1), or raises `ValueError`."""
+  return _number(named, 'a number in [0, 1)', lambda v: 0 <= v < 1)
+
+
+def number(**named: Any) -> float:
+  """Returns the value, a finite number, or raises `ValueError`."""
+  return _number(named, 'a finite number', lambda v: True)
+
+
+def boolean(**named: Any) -> bool:
+  """Returns the value, true or false, or raises `ValueError`."""
+  name, value = _single(named)
+  if not isinstance(value, bool):
+    raise ValueError(f'{name} must be true or false, got {value!r}.')
+  return value
+
+
+def seed(**named: Any) -> int:
+  """Returns the value, an integer in [0, 2 ** 32), or raises `ValueError`."""
+  return integer(at_least=0, at_most=2**32 - 1, **named)
+
+
 def integer(at_least: int = 1, at_most: int | None = None, **named: Any) -> int:
   """Returns the value, an integer in [at_least, at_most], or raises `ValueError`."""
   name, value = _single(named)

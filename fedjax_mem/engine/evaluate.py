@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mem.core import tree, validate
+from fedjax_mem.core.examples import in_batches
 from fedjax_mem.engine import mesh as meshes
 
 Tree = Any
@@ -34,17 +34,8 @@ def evaluator(
   total = len(next(iter(arrays.values())))
   if total == 0:
     raise ValueError('arrays must hold at least one example to evaluate on, got 0.')
-  size = min(batch_size, -(-total // mesh.size))
-  batches = -(-total // (size * mesh.size)) * mesh.size
-
-  def cut(x: Any) -> np.ndarray:
-    x = np.asarray(x)
-    padded = np.concatenate([x, np.broadcast_to(x[:1], (batches * size - total, *x.shape[1:]))])
-    return padded.reshape(batches, size, *x.shape[1:])
-
   split = jax.sharding.NamedSharding(mesh, PartitionSpec(meshes.AXIS))
-  held = jax.device_put(jax.tree.map(cut, dict(arrays)), split)
-  mask = jax.device_put((np.arange(batches * size) < total).reshape(batches, size), split)
+  held, mask = jax.device_put(in_batches(arrays, batch_size, mesh.size), split)
 
   def share(params: Tree, held: Tree, mask: jax.Array) -> Tree:
     def one(carry: Tree, row: tuple) -> tuple[Tree, None]:

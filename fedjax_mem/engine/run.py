@@ -181,7 +181,7 @@ def simulate(
       f'a claim of privacy is expected, and no layer of {[x.name for x in made]!r} states that it '
       'adds noise (Noises): add one, such as central with a noise_multiplier > 0.'
     )
-  validate.integer(at_least=0, at_most=2**32 - 1, seed=seed)
+  validate.seed(seed=seed)
   validate.integer(max_rounds=max_rounds)
   execution = execution or Execution()
   layout = executions.resolve(execution, made.draws.capacity, params)

@@ -221,8 +221,7 @@ class ServerConfig:
       found = AggregationStrategy(validate.one_of(values, aggregation=self.aggregation))
       object.__setattr__(self, 'aggregation', found)
     validate.one_of(SELECTIONS, selection_strategy=self.selection_strategy)
-    if not isinstance(self.require_enrolled, bool):
-      raise ValueError(f'require_enrolled must be true or false, got {self.require_enrolled!r}.')
+    validate.boolean(require_enrolled=self.require_enrolled)
     if self.client_timeout is not None:
       validate.positive(client_timeout=self.client_timeout)
     _check_kind(Mapping, options=self.options)
@@ -233,7 +232,7 @@ class ServerConfig:
         "selection_strategy must be 'random' under secure aggregation, got "
         f'{self.selection_strategy!r}, which looks at single updates.'
       )
-    validate.integer(at_least=0, at_most=2**32 - 1, seed=self.seed)
+    validate.seed(seed=self.seed)
 
 
 def _check_kind(kind: type, **given: Any) -> None:

@@ -31,6 +31,7 @@ from fedjax_mem.core import (
   scalar_member,
   tree,
 )
+from fedjax_mem.core.examples import Rows
 from fedjax_mem.federated import compression, privacy
 from fedjax_mem.federated.config import CompressionConfig, PrivacyConfig
 from fedjax_mem.models.base import Model
@@ -245,19 +246,15 @@ def _client(recipe, setting, params, arrays, count, seed, round, id) -> Sent:
 
 def _loss(recipe: Recipe, task: Task) -> jax.Array:
   """Returns the mean loss over a client's examples."""
-  data, size = task.data, recipe.batch_size
   no_key: Any = None  # evaluation
 
-  def part(number: jax.Array, seen: Mean) -> Mean:
-    positions = number * size + jnp.arange(size, dtype=jnp.int32)
-    mask, batch = positions < data.count, data.take(positions)
-    return tree.add(
-      seen,
-      algorithm.masked_mean_loss(recipe.model.loss, task.params, batch, mask, no_key)[1],
+  def part(seen: Mean, rows: Rows) -> Mean:
+    losses = algorithm.masked_mean_loss(
+      recipe.model.loss, task.params, rows.batch, rows.mask, no_key
     )
+    return tree.add(seen, losses[1])
 
-  zero = Mean(jnp.float32(0), jnp.float32(0))
-  seen = jax.lax.fori_loop(0, -(-data.count // size), part, zero)
+  seen = task.data.fold(part, Mean(jnp.float32(0), jnp.float32(0)), recipe.batch_size)
   return seen.total / seen.count
 
 

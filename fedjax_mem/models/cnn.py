@@ -71,7 +71,6 @@ def cnn(
   """
   validate.one_of(_NORMS, norm=norm)
   validate.integer(groups=groups)
-  if not isinstance(dropout, bool):
-    raise ValueError(f'dropout must be true or false, got {dropout!r}.')
+  validate.boolean(dropout=dropout)
   module = Cnn(num_classes, dropout, norm, groups)
   return adapters.from_linen(module, input_shape, num_classes, name='cnn')

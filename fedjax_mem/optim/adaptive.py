@@ -51,14 +51,6 @@ def _adaptive(
   return optax.GradientTransformation(init, update)
 
 
-def _below_one(**named: float) -> float:
-  validate.non_negative(**named)
-  ((name, value),) = named.items()
-  if value >= 1:
-    raise ValueError(f'{name} must be a number in [0, 1), got {value!r}.')
-  return value
-
-
 def fedadagrad(learning_rate: float, tau: float = 1e-3) -> optax.GradientTransformation:
   """Returns FedAdagrad (Reddi et al. 2021, Algorithm 2; b1 = 0).
 
@@ -86,8 +78,8 @@ def fedadam(
   Raises:
     ValueError: a hyper-parameter is out of range.
   """
-  _below_one(b1=b1)
-  _below_one(b2=b2)
+  validate.below_one(b1=b1)
+  validate.below_one(b2=b2)
   return _adaptive(learning_rate, b1, tau, lambda v, d2: b2 * v + (1 - b2) * d2)
 
 
@@ -105,6 +97,6 @@ def fedyogi(
   Raises:
     ValueError: a hyper-parameter is out of range.
   """
-  _below_one(b1=b1)
-  _below_one(b2=b2)
+  validate.below_one(b1=b1)
+  validate.below_one(b2=b2)
   return _adaptive(learning_rate, b1, tau, lambda v, d2: v - (1 - b2) * d2 * jnp.sign(v - d2))

@@ -32,7 +32,5 @@ def fedavgm(learning_rate: float = 1.0, momentum: float = 0.9) -> optax.Gradient
     ValueError: a hyper-parameter is out of range.
   """
   validate.positive(learning_rate=learning_rate)
-  validate.non_negative(momentum=momentum)
-  if momentum >= 1:
-    raise ValueError(f'momentum must be a number in [0, 1), got {momentum!r}.')
+  validate.below_one(momentum=momentum)
   return optax.sgd(learning_rate, momentum=momentum)

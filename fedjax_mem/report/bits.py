@@ -1,15 +1,13 @@
 """Accuracy against bits: what a finer grid of distributed noise buys, and where it ends."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00')
-_MARKERS = 'os^Dv'
+from fedjax_mem.report import figures
 
 
 def bits_and_accuracy(
@@ -22,24 +20,19 @@ def bits_and_accuracy(
     levels: label -> accuracy to compare that line with, drawn dashed in its colour.
     title: above the plot.
   """
-  style: Any = {
-    'font.size': 10,
-    'text.parse_math': False,
-    'axes.grid': True,
-    'grid.color': '#d9d9d9',
-  }
-  with matplotlib.rc_context(style):
+  colours = figures.colours()
+  with matplotlib.rc_context(figures.style()):
     figure = Figure(figsize=(8, 5), layout='constrained')
     ax = figure.add_subplot()
     for i, (label, points) in enumerate(lines.items()):
-      colour = _COLOURS[i % len(_COLOURS)]
+      colour = colours[i % len(colours)]
       scores = [100 * np.asarray(points[bits], float) for bits in sorted(points)]
       middle = np.array([x.mean() for x in scores])
       spans = [
         [m - x.min() for m, x in zip(middle, scores, strict=True)],
         [x.max() - m for m, x in zip(middle, scores, strict=True)],
       ]
-      marker = _MARKERS[i % len(_MARKERS)]
+      marker = figures.MARKERS[i % len(figures.MARKERS)]
       ax.errorbar(
         sorted(points), middle, yerr=spans, marker=marker, color=colour, capsize=3, label=label
       )

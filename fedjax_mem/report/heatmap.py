@@ -1,11 +1,12 @@
 """Heat maps of scores: what is tried by what it is tried against."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+
+from fedjax_mem.report import figures
 
 # (row, column) -> scores of several seeds, in [0, 1]
 Cells = Mapping[tuple[str, str], Sequence[float]]
@@ -23,8 +24,8 @@ def heatmap(panels: Mapping[str, Cells], title: str, label: str = 'test accuracy
   """
   first = next(iter(panels.values()), {})
   rows, columns = (list(dict.fromkeys(key[i] for key in first)) for i in (0, 1))
-  style: Any = {'font.size': 9, 'text.parse_math': False}
-  with matplotlib.rc_context(style):
+  whole = {'axes.grid': False, 'axes.spines.right': True, 'axes.spines.top': True, 'font.size': 9}
+  with matplotlib.rc_context(figures.style() | whole):
     figure = Figure(
       figsize=(3.2 + 0.62 * len(columns) * len(panels), 1.9 + 0.36 * len(rows)),
       layout='constrained',

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_mem.report import plots
+from fedjax_mem.report import figures, plots
 from fedjax_mem.report.runs import Run, Source, as_runs, flatten, warnings
 from fedjax_mem.report.tables import differing_keys, over_seeds, show, summarise
 
@@ -71,7 +71,7 @@ def render(sources: Source | Iterable[Source], title: str | None = None) -> str:
     comparison=None if one else _comparison(runs),
     seeds=None if one else _seeds(runs),
     curves={
-      name: _data(plots.png(plots.learning_curves(runs, dark=name == 'dark')))
+      name: _data(figures.png(plots.learning_curves(runs, dark=name == 'dark')))
       for name in ('light', 'dark')
     },
     pictures=_pictures(runs[0]) if one else [],

@@ -1,72 +1,26 @@
 """Pictures: learning curves of runs, and how a partition spreads the labels over the clients.
 
-Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; line styles
-and markers differ too. Nothing here touches matplotlib's global state but its style, for a moment.
+Their style is that of `figures.py`.
 """
 
-import io
 import math
-import os
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from fedjax_mem.report import figures
 from fedjax_mem.report.runs import Run, Source, as_runs, series
 
-_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-_DARK_COLOURS = ('#56B4E9', '#E69F00', '#2BC79A', '#E8A5C8', '#F0E442', '#FF8A4C')
-_STYLES = ('-', '--', '-.', ':')
-_MARKERS = 'osD^vPX*'
 _LEGEND_ROWS = 12
 _BUBBLES = 60  # clients; above, a bubble is too small to be compared with its neighbour.
 _COLUMNS = 2000  # of a heat map; there are no more pixels to see them with.
 _STEPS = (1, 2, 5, 10)  # between ticks
-
-
-def _style(dark: bool) -> Any:
-  ink, paper, grid = ('#d8dce2', '#16191d', '#3a4048') if dark else ('#222222', 'white', '#d9d9d9')
-  return {
-    'axes.edgecolor': ink,
-    'axes.facecolor': paper,
-    'axes.grid': True,
-    'axes.labelcolor': ink,
-    'axes.spines.right': False,
-    'axes.spines.top': False,
-    'axes.titlesize': 11,
-    'axes.titleweight': 'bold',
-    'figure.facecolor': paper,
-    'font.size': 10,
-    'grid.color': grid,
-    'legend.frameon': False,
-    'text.color': ink,
-    'text.parse_math': False,  # Names are shown as they are.
-    'xtick.color': ink,
-    'ytick.color': ink,
-  }
-
-
-def png(figure: Figure, dpi: int = 130) -> bytes:
-  """Returns a figure as PNG; the same figure gives the same bytes."""
-  file = io.BytesIO()
-  FigureCanvasAgg(figure)
-  figure.savefig(file, format='png', dpi=dpi, metadata={'Software': None})
-  return file.getvalue()
-
-
-def save(figure: Figure, path: str | os.PathLike) -> pathlib.Path:
-  """Writes a figure as PNG and returns the path; the folder is made if it is missing."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(png(figure))
-  return path
 
 
 def learning_curves(
@@ -84,24 +38,19 @@ def learning_curves(
   has_loss = any(series(run, key)[1] for run in runs for key in ('train_loss', 'test_loss'))
   panels = [_accuracy] * has_accuracy + [_loss] * has_loss or [_nothing]
   legend_rows = math.ceil(len(runs) / 3) if len(runs) > 1 else 0
-  with matplotlib.rc_context(_style(dark)):
+  with matplotlib.rc_context(figures.style(dark)):
     figure = Figure(
       figsize=(5.2 * max(len(panels), 1.25), 3.9 + 0.22 * min(legend_rows, _LEGEND_ROWS)),
       layout='constrained',
     )
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for draw, ax in zip(panels, axes, strict=True):
-      draw(ax, runs, _DARK_COLOURS if dark else _COLOURS)
+      draw(ax, runs, figures.colours(dark))
     if len(runs) > 1:
       _legend(figure, axes[0], runs)
     named = f'{runs[0].name}: learning curves' if len(runs) == 1 else f'{len(runs)} runs compared'
-    figure.suptitle(_short(title or named, 90), fontweight='bold')
+    figure.suptitle(figures.short(title or named, 90), fontweight='bold')
   return figure
-
-
-def _short(text: str, length: int = 40) -> str:
-  text = ' '.join(text.split())
-  return text if len(text) <= length else text[: length - 1] + '…'
 
 
 def _legend(figure: Figure, ax: Axes, runs: Sequence[Run]) -> None:
@@ -126,7 +75,12 @@ def _line(
   isolated = finite & ~np.r_[False, finite[:-1]] & ~np.r_[finite[1:], False]
   few = len(values) <= 25
   marks = np.flatnonzero(finite if few else isolated).tolist()
-  shown = {'linewidth': 1.8, 'marker': _MARKERS[i % len(_MARKERS)], 'markersize': 4, **style}
+  shown = {
+    'linewidth': 1.8,
+    'marker': figures.MARKERS[i % len(figures.MARKERS)],
+    'markersize': 4,
+    **style,
+  }
   ax.plot(at, np.where(finite, values, np.nan), color=colour, markevery=marks, **shown)
   begins = ~finite & np.r_[True, finite[:-1]]
   if begins.any():
@@ -143,14 +97,14 @@ def _line(
 
 
 def _line_style(i: int, colours: Sequence[str]) -> Any:
-  return _STYLES[i // len(colours) % len(_STYLES)]
+  return figures.STYLES[i // len(colours) % len(figures.STYLES)]
 
 
 def _accuracy(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
   for i, run in enumerate(runs):
     points = series(run, 'test_accuracy')
     colour, style = colours[i % len(colours)], _line_style(i, colours)
-    _line(ax, points, i, colour, linestyle=style, label=_short(run.name))
+    _line(ax, points, i, colour, linestyle=style, label=figures.short(run.name))
   ax.set_title('Test accuracy')
   ax.set_ylabel('accuracy')
   ax.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -164,7 +118,7 @@ def _loss(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
     train, test = series(run, 'train_loss'), series(run, 'test_loss')
     both = bool(train[1] and test[1])
     colour = colours[i % len(colours)]
-    label = _short(run.name) if len(runs) > 1 else None
+    label = figures.short(run.name) if len(runs) > 1 else None
     # With one run colour tells test from train; with several, weight does.
     if train[1]:
       light = {'linewidth': 1.0, 'alpha': 0.6, 'markersize': 2.5} if both else {}
@@ -221,11 +175,11 @@ def partition(
   clients, classes = counts.shape
   if labels is not None and len(labels) != classes:
     raise ValueError(f'labels must be {classes} names, got {len(labels)}.')
-  with matplotlib.rc_context(_style(dark) | {'axes.grid': False}):
+  with matplotlib.rc_context(figures.style(dark) | {'axes.grid': False}):
     height = 2.6 + 0.24 * min(max(classes, 4), 30)
     figure = Figure(figsize=(9.5, height), layout='constrained')
     above, ax = figure.subplots(2, 1, sharex=True, height_ratios=(1, max(height - 2.2, 1.6)))
-    colour = (_DARK_COLOURS if dark else _COLOURS)[0]
+    colour = figures.colours(dark)[0]
     step = -(-clients // _COLUMNS)
     seen = counts[::step]
     if clients <= 200:
@@ -243,11 +197,11 @@ def partition(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=_STEPS, min_n_ticks=1))
     if classes <= 30:
       names = labels if labels is not None else range(classes)
-      ax.set_yticks(range(classes), [_short(str(x), 20) for x in names])
+      ax.set_yticks(range(classes), [figures.short(str(x), 20) for x in names])
     ax.set_xlim(-0.7, clients - 0.3)
     ax.set_ylim(-0.7, classes - 0.3)
     sizes = f'{clients:,} clients, {int(counts.sum()):,} examples'
-    figure.suptitle(_short(f'{title}: {sizes}' if title else sizes, 100), fontweight='bold')
+    figure.suptitle(figures.short(f'{title}: {sizes}' if title else sizes, 100), fontweight='bold')
   return figure
 
 
@@ -291,8 +245,8 @@ def contributions(
   """
   scores, rounds = np.asarray(scores, float), np.asarray(rounds)
   known = np.flatnonzero(rounds > 0)
-  colours = _DARK_COLOURS if dark else _COLOURS
-  with matplotlib.rc_context(_style(dark)):
+  colours = figures.colours(dark)
+  with matplotlib.rc_context(figures.style(dark)):
     figure = Figure(figsize=(8.5, 4), layout='constrained')
     ax = figure.add_subplot()
     shown = [colours[0] if x >= 0 else colours[1] for x in scores[known]]
@@ -319,13 +273,13 @@ def epsilon(
     title: above the plot.
     dark: colours for a dark page.
   """
-  colours = _DARK_COLOURS if dark else _COLOURS
-  with matplotlib.rc_context(_style(dark)):
+  colours = figures.colours(dark)
+  with matplotlib.rc_context(figures.style(dark)):
     figure = Figure(figsize=(7.5, 4.5), layout='constrained')
     ax = figure.add_subplot()
     for i, (label, values) in enumerate(curves.items()):
       rounds = range(1, len(values) + 1)
-      ax.plot(rounds, values, label=_short(label), color=colours[i % len(colours)])
+      ax.plot(rounds, values, label=figures.short(label), color=colours[i % len(colours)])
     top = max((max(values) for values in curves.values() if len(values)), default=1.0)
     for bound, level in ((1, 'strong'), (5, 'moderate'), (10, 'weak')):
       if bound <= 1.2 * top:
@@ -355,8 +309,8 @@ def tradeoff(
     title: above the plot.
     dark: colours for a dark page.
   """
-  colours = _DARK_COLOURS if dark else _COLOURS
-  with matplotlib.rc_context(_style(dark)):
+  colours = figures.colours(dark)
+  with matplotlib.rc_context(figures.style(dark)):
     figure = Figure(figsize=(8.5, 5), layout='constrained')
     ax = figure.add_subplot()
     for i, (label, (size, values)) in enumerate(points.items()):
@@ -366,10 +320,10 @@ def tradeoff(
         [size],
         [middle],
         yerr=[[middle - scores.min()], [scores.max() - middle]],
-        fmt=_MARKERS[i % len(_MARKERS)],
+        fmt=figures.MARKERS[i % len(figures.MARKERS)],
         color=colours[i % len(colours)],
         capsize=3,
-        label=_short(label),
+        label=figures.short(label),
       )
     ax.set_xscale('log')
     ax.set(xlabel="bytes of a client's message (logarithmic)", ylabel='test accuracy, %')

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from fedjax_mem.core import State
-from fedjax_mem.report import plots
+from fedjax_mem.report import figures, plots
 from fedjax_mem.stages.select.contribution import Score
 
 
@@ -27,4 +27,4 @@ def write(folder: pathlib.Path, state: State, names: tuple[str, ...] | None) -> 
     for i, (score, count) in enumerate(zip(scores, rounds, strict=True))
   ]
   (folder / 'contributions.json').write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
-  plots.save(plots.contributions(scores, rounds), folder / 'contributions.png')
+  figures.save(plots.contributions(scores, rounds), folder / 'contributions.png')

@@ -14,7 +14,7 @@ import numpy as np
 from fedjax_mem.config.load import Config, config_hash
 from fedjax_mem.core import State, tree
 from fedjax_mem.engine import describe
-from fedjax_mem.report import plots
+from fedjax_mem.report import figures, plots
 from fedjax_mem.report.html import write_report
 from fedjax_mem.report.tracker import MetricsWriter, truncate_after
 from fedjax_mem.runner import contributions
@@ -305,11 +305,11 @@ class _Loop:
 
   def _finish(self, state: State, records: list[dict[str, Any]]) -> Result:
     self.folder.note(status='finished', rounds_done=int(state.round))
-    plots.save(
+    figures.save(
       plots.partition(self.ready.parts.data.label_counts(), title=self.config.data.name),
       self.folder.path / 'partition.png',
     )
-    plots.save(plots.learning_curves(self.folder.path), self.folder.path / 'learning_curve.png')
+    figures.save(plots.learning_curves(self.folder.path), self.folder.path / 'learning_curve.png')
     contributions.write(self.folder.path, state, self.ready.parts.data.clients)
     write_report(self.folder.path, self.folder.path / 'report.html')
     return Result(jax.device_get(state.params), records, self.folder.path)

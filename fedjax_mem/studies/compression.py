@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fedjax_mem.config.load import Config, StageSection, config_hash
 from fedjax_mem.core import validate
-from fedjax_mem.report import plots
+from fedjax_mem.report import figures, plots
 from fedjax_mem.report.runs import Run, load_run
 from fedjax_mem.report.tables import format_table, summarise
 from fedjax_mem.runner.folder import RunFolder
@@ -166,4 +166,4 @@ def _write(entries: Sequence[Entry], base: Config, out: pathlib.Path) -> None:
   for style, suffix in (('markdown', 'md'), ('csv', 'csv')):
     (out / f'compression.{suffix}').write_text(format_table(rows(entries), style))
   points: Mapping[str, Any] = {x.label: (x.size, x.accuracies) for x in entries}
-  plots.save(plots.tradeoff(points, f'{base.name}: bytes and accuracy'), out / 'compression.png')
+  figures.save(plots.tradeoff(points, f'{base.name}: bytes and accuracy'), out / 'compression.png')

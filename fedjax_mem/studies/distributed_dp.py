@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fedjax_mem.config.load import Config, StageSection
 from fedjax_mem.core import validate
-from fedjax_mem.report import plots
+from fedjax_mem.report import figures
 from fedjax_mem.report.bits import bits_and_accuracy
 from fedjax_mem.report.runs import load_run
 from fedjax_mem.report.tables import format_table, summarise
@@ -171,4 +171,4 @@ def _write(entries: Sequence[Entry], base: Config, out: pathlib.Path) -> None:
     else:
       lines.setdefault(label, {})[x.bits] = x.accuracies
   figure = bits_and_accuracy(lines, levels, f'{base.name}: bits, accuracy and ε')
-  plots.save(figure, out / 'distributed_dp.png')
+  figures.save(figure, out / 'distributed_dp.png')

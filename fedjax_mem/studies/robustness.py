@@ -23,7 +23,7 @@ from fedjax_mem.core import Shape, tree, validate
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.engine import simulate
 from fedjax_mem.engine.mesh import replicated
-from fedjax_mem.report import heatmap, plots
+from fedjax_mem.report import figures, heatmap
 from fedjax_mem.report.tables import format_table
 from fedjax_mem.runner import devices
 from fedjax_mem.runner.scores import scorer
@@ -278,4 +278,4 @@ def _write(cells: Sequence[Cell], base: Config, attackers: float, out: pathlib.P
   for x in cells:
     panels.setdefault(x.partition, {})[x.rule, x.attack] = x.accuracies
   title = f'{base.data.name}: {100 * attackers:g}% hostile clients, {base.rounds} rounds'
-  plots.save(heatmap.heatmap(panels, title), out / 'robustness.png')
+  figures.save(heatmap.heatmap(panels, title), out / 'robustness.png')

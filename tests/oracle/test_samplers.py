@@ -10,9 +10,9 @@ from reference import tiny
 from scipy import stats
 
 from fedjax_mem.core import Context, Draws
+from fedjax_mem.kernels.random import laws
 from fedjax_mem.stages.select import dropout, poisson, round_robin, uniform
 from fedjax_mem.stages.select._base import ordered_sample
-from fedjax_mem.stages.select.poisson import _thresholds
 
 DRAWS = 4000
 
@@ -177,7 +177,7 @@ def test_the_default_capacity_overflows_once_in_a_billion_rounds_at_most():
   'population, rate, capacity', ((1000, 0.01, 40), (50, 0.5, 50), (5, 1.0, 5))
 )
 def test_the_thresholds_are_the_distribution_to_float64(population, rate, capacity):
-  high, low = _thresholds(stats.binom(population, rate), capacity)
+  high, low = laws.thresholds(stats.binom(population, rate).sf(np.arange(capacity + 1)))
   held = [(int(h) << 32) + int(x) for h, x in zip(high, low, strict=True)]
   k = np.arange(capacity + 1)
   upper = stats.binom(population, rate).sf(k)

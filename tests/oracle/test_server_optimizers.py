@@ -94,7 +94,7 @@ def test_they_descend_a_parabola(name):
   'make, kwargs, message',
   [
     (fedadam, {'b1': 1.0}, r'b1 must be a number in \[0, 1\), got 1.0'),
-    (fedyogi, {'b2': -0.1}, 'b2 must be a finite number >= 0, got -0.1'),
+    (fedyogi, {'b2': -0.1}, r'b2 must be a number in \[0, 1\), got -0.1'),
     (fedadagrad, {'tau': 0}, 'tau must be a finite number > 0, got 0'),
     (fedavgm, {'momentum': 1}, r'momentum must be a number in \[0, 1\), got 1'),
     (sgd, {'learning_rate': float('nan')}, 'learning_rate must be a finite number > 0, got nan'),

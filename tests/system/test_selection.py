@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_mem.config.build import build
 from fedjax_mem.config.load import config_from_dict, config_hash, load_config, to_toml
-from fedjax_mem.report import plots
+from fedjax_mem.report import figures, plots
 from fedjax_mem.report.tracker import MetricsWriter
 from fedjax_mem.runner.loop import resume, run
 from fedjax_mem.stages.select import draw_durations
@@ -182,4 +182,4 @@ def test_the_picture_has_a_bar_for_each_client_with_a_score():
   assert '3 of 4' in ax.get_xlabel()
   up, down = (next(b for b in ax.patches if (b.get_height() > 0) == on) for on in (True, False))
   assert up.get_facecolor() != down.get_facecolor()
-  assert plots.png(plots.contributions([], [], dark=True)).startswith(b'\x89PNG')
+  assert figures.png(plots.contributions([], [], dark=True)).startswith(b'\x89PNG')

@@ -9,13 +9,14 @@ function.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mem.core import validate
+from fedjax_mem.kernels.random.laws import Thresholds, reached, thresholds
 
 Tree = Any
 
@@ -64,21 +65,9 @@ def laplace(key: jax.Array, like: Tree, scale: jax.typing.ArrayLike) -> Tree:
   return _flat(lambda size: scale * jax.random.laplace(key, (size,), jnp.float32), like)
 
 
-class DiscreteTable(NamedTuple):
-  """Distribution function of |X| for an integer X as likely as -X, on the host.
-
-  Attributes:
-    high: [K] uint32, upper halves of floor(2**64 P(|X| <= k)) for k = 0 … K - 1.
-    low: [K] uint32, lower halves.
-  """
-
-  high: np.ndarray
-  low: np.ndarray
-
-
 @functools.lru_cache(maxsize=16)
-def discrete_table(sigma: float) -> DiscreteTable:
-  """Returns the table of the discrete Gaussian, P(X = k) proportional to exp(-k² / 2 sigma²).
+def discrete_table(sigma: float) -> Thresholds:
+  """Returns the table of |X| for the discrete Gaussian, P(X = k) ~ exp(-k² / 2 sigma²).
 
   Args:
     sigma: its parameter in steps of the grid, in (0, 100000]; close to its standard deviation.
@@ -93,10 +82,11 @@ def discrete_table(sigma: float) -> DiscreteTable:
 
 
 @functools.lru_cache(maxsize=16)
-def skellam_table(sigma: float) -> DiscreteTable:
-  """Returns the table of the difference of two Poisson variables of mean sigma ** 2 / 2 each.
+def skellam_table(sigma: float) -> Thresholds:
+  """Returns the table of |X| for the Skellam law.
 
-  P(X = k) = exp(-v) I_k(v) with v = sigma ** 2; sums of such variables are of the same kind.
+  X is the difference of two Poisson variables of mean sigma ** 2 / 2 each: P(X = k) =
+  exp(-v) I_k(v) with v = sigma ** 2. Sums of such variables are of the same kind.
 
   Args:
     sigma: its standard deviation in steps of the grid, in (0, 100000].
@@ -123,18 +113,14 @@ def _check_sigma(sigma: float) -> None:
     raise ValueError(f'sigma must be at most {LARGEST_SIGMA:g} steps of the grid, got {sigma!r}.')
 
 
-def _table(mass: np.ndarray) -> DiscreteTable:
-  """Returns the table of a law whose P(X = k) = P(X = -k) are in proportion to mass [K]."""
+def _table(mass: np.ndarray) -> Thresholds:
+  """Returns the table of |X| for a law whose P(X = k) = P(X = -k) are in proportion to mass [K]."""
   mass = mass * np.where(np.arange(mass.size) > 0, 2.0, 1.0)
   above = np.append(np.cumsum(mass[:0:-1])[::-1], 0.0) / mass[::-1].sum()
-  exact = [max(0, min(2**64 - 1, 2**64 - int(t * 2.0**64))) for t in above]
-  return DiscreteTable(
-    np.array([t >> 32 for t in exact], np.uint32),
-    np.array([t & 0xFFFFFFFF for t in exact], np.uint32),
-  )
+  return thresholds(above)
 
 
-def discrete_gaussian(key: jax.Array, like: Tree, table: DiscreteTable) -> Tree:
+def discrete_gaussian(key: jax.Array, like: Tree, table: Thresholds) -> Tree:
   """Returns int32 discrete Gaussian noise of the shapes of `like`, as `tabled` draws it.
 
   It is the law of the exact sampler of Canonne, Kamath, Steinke (2020), arXiv 2004.00010,
@@ -148,7 +134,7 @@ def discrete_gaussian(key: jax.Array, like: Tree, table: DiscreteTable) -> Tree:
   return tabled(key, like, table)
 
 
-def tabled(key: jax.Array, like: Tree, table: DiscreteTable) -> Tree:
+def tabled(key: jax.Array, like: Tree, table: Thresholds) -> Tree:
   """Returns int32 noise of the shapes of `like`, of the law in a table.
 
   Drawn by the inverse of the distribution function from 64 random bits and a sign: a probability is
@@ -170,7 +156,7 @@ def tabled(key: jax.Array, like: Tree, table: DiscreteTable) -> Tree:
       first, last = carry
       middle = (first + last) // 2
       top, bottom = (x.at[middle].get(mode='clip') for x in (high, low))
-      below = (top < bits[0]) | ((top == bits[0]) & (bottom <= bits[1]))
+      below = reached(top, bottom, bits[0], bits[1])
       below &= first < last
       return jnp.where(below, middle + 1, first), jnp.where(below, last, middle)
 

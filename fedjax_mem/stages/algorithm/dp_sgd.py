@@ -17,13 +17,11 @@ References: Abadi et al. (2016), arXiv 1607.00133, Algorithm 1; McMahan et al. (
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from scipy import stats
 
 from fedjax_mem import mechanisms
 from fedjax_mem.core import (
@@ -44,7 +42,9 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
+from fedjax_mem.core.examples import Rows
 from fedjax_mem.kernels.norms.clip import clip_by_global_norm
+from fedjax_mem.kernels.random import laws
 from fedjax_mem.stages.algorithm import _base as training
 
 # Probability that a batch of the largest client overflows the rows chosen by default.
@@ -63,7 +63,7 @@ def batch_rows(rate: float, examples: int, capacity: int | None) -> int:
   """
   if capacity is not None:
     return min(capacity, examples)
-  return max(1, min(examples, int(stats.binom(examples, rate).isf(_OVERFLOW))))
+  return laws.binomial_capacity(examples, rate, _OVERFLOW)
 
 
 def dp_sgd(
@@ -223,9 +223,8 @@ def poisson_batch(
   which is a uniform choice.
   """
   bits = jax.random.bits(key, (data.capacity,), jnp.uint32)
-  highest = jnp.uint32(math.floor(rate * 2.0**32) - 1)
   everyone = jnp.arange(data.capacity, dtype=jnp.int32)
-  taken = (bits <= highest) & (everyone < data.count)
+  taken = laws.chosen(bits, rate) & (everyone < data.count)
   left_out = (~taken).astype(jnp.int32)
   positions = jax.lax.sort((left_out, bits, everyone), num_keys=2)[2][:rows]
   count = taken.sum(dtype=jnp.int32)
@@ -243,10 +242,6 @@ def _clipped_sum(
   microbatch: int,
 ) -> tuple[Any, dict[str, jax.Array]]:
   """Returns (sum of clipped float32 gradients of the examples in `mask` [rows], what was seen)."""
-  rows = positions.shape[0]
-  size = min(microbatch, rows)
-  parts = -(-rows // size)
-  positions, mask = (jnp.pad(x, (0, parts * size - rows)) for x in (positions, mask))
 
   def one(params: Any, example: dict[str, jax.Array], key: jax.Array) -> jax.Array:
     losses = loss(params, jax.tree.map(lambda x: x[None], example), key)
@@ -256,26 +251,24 @@ def _clipped_sum(
       )
     return losses[0]
 
-  def part(number: jax.Array, carry: tuple) -> tuple:
-    first = number * size
-    here, on = (jax.lax.dynamic_slice(x, (first,), (size,)) for x in (positions, mask))
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(here)
+  def part(carry: tuple, rows: Rows) -> tuple:
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows.positions)
     each = jax.vmap(jax.value_and_grad(one), in_axes=(None, 0, 0))
-    losses, grads = each(params, data.take(here), keys)
+    losses, grads = each(params, rows.batch, keys)
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     ball = jnp.float32(bound * (1 - _MARGIN))
     clipped, norms = jax.vmap(clip_by_global_norm, in_axes=(0, None))(grads, ball)
-    ok = on & tree.finite(clipped, 1)
+    ok = rows.mask & tree.finite(clipped, 1)
     over = ok & (norms > bound)
     seen = {
       'loss': jnp.where(ok, losses, 0).sum(dtype=jnp.float32),
       'clipped': over.sum(dtype=jnp.float32),
       'used': ok.sum(dtype=jnp.float32),
-      'not_finite': (on & ~ok).sum(dtype=jnp.int32),
+      'not_finite': (rows.mask & ~ok).sum(dtype=jnp.int32),
     }
     return tree.add(carry, (tree.total(tree.keep(ok, clipped)), seen))
 
   zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
   seen = {name: jnp.float32(0) for name in ('loss', 'clipped', 'used')}
   seen['not_finite'] = jnp.int32(0)
-  return jax.lax.fori_loop(0, parts, part, (zeros, seen))
+  return data.fold(part, (zeros, seen), microbatch, (positions, mask))

@@ -19,6 +19,7 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
+from fedjax_mem.core.examples import Rows
 from fedjax_mem.stages.algorithm import _base as training
 
 
@@ -49,24 +50,19 @@ def fedsgd(
   server = training.server_step(training.server_optimizer_of(server_optimizer))
 
   def client(ctx: Context, task: Task, state):
-    data = task.data
-    size, _ = training.batch_plan(data, batch_size)
-
-    def part(number: jax.Array, carry: tuple) -> tuple:
-      positions = number * size + jnp.arange(size, dtype=jnp.int32)
-      mask = positions < data.count
-      batch, key = data.take(positions), jax.random.fold_in(ctx.key, number)
+    def part(carry: tuple, rows: Rows) -> tuple:
+      key = jax.random.fold_in(ctx.key, rows.number)
 
       def summed(params):
-        losses = training.masked_mean_loss(loss, params, batch, mask, key)[1]
+        losses = training.masked_mean_loss(loss, params, rows.batch, rows.mask, key)[1]
         return losses.total, losses
 
       grads, seen = jax.grad(summed, has_aux=True)(task.params)
       return tree.add(carry, (grads, seen))
 
     start = (tree.zeros(task.params), Mean(jnp.float32(0), jnp.float32(0)))
-    grads, seen = jax.lax.fori_loop(0, -(-data.longest // size), part, start)
-    count = data.count.astype(jnp.float32)
+    grads, seen = task.data.fold(part, start, batch_size)
+    count = task.data.count.astype(jnp.float32)
     update = tree.scale(1 / jnp.maximum(count, 1.0), grads)
     metrics = {'train_loss': seen, 'steps': Total(jnp.int32(1))}
     return Message(update, count, {}), state, metrics

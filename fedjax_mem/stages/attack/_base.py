@@ -66,7 +66,7 @@ def hostile(attackers: float, num_clients: int | None, seed: int | None) -> Host
   if num_clients is not None:
     validate.integer(num_clients=num_clients)
   if seed is not None:
-    validate.integer(at_least=0, at_most=2**32 - 1, seed=seed)
+    validate.seed(seed=seed)
   share = isinstance(attackers, float) and 0 <= attackers < 1
   if num_clients is None and (share or seed is not None):
     raise ValueError(

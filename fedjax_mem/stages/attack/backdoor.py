@@ -109,7 +109,6 @@ def backdoor(
   validate.integer(at_least=0, at_most=most, target=target)
   validate.probability(share=share)
   validate.integer(size=size)
-  if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-    raise ValueError(f'value must be a number, got {value!r}.')
+  validate.number(value=value)
   side = Backdoor(h.hostile(attackers, num_clients, seed), target, share, size, float(value))
   return Layer('backdoor', client=Stage(side, facts=(Prepares(), Scores(side.measure))))

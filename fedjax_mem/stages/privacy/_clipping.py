@@ -21,18 +21,6 @@ Clip = Callable[[Tree, Any], tuple[Tree, jax.Array, jax.Array]]
 MARGIN = 2.0**-20
 
 
-def check_flag(**named: bool) -> None:
-  """Raises `ValueError` unless the value is true or false."""
-  ((name, value),) = named.items()
-  if not isinstance(value, bool):
-    raise ValueError(f'{name} must be true or false, got {value!r}.')
-
-
-def check_multiplier(noise_multiplier: float) -> None:
-  """Raises `ValueError` unless the noise multiplier is a finite number >= 0 (0: no noise)."""
-  validate.non_negative(noise_multiplier=noise_multiplier)
-
-
 def floats(update: Tree) -> Tree:
   """Returns the update in float32."""
   return jax.tree.map(lambda x: x.astype(jnp.float32), update)
@@ -79,7 +67,7 @@ def l1(update: Tree, bound: Any) -> tuple[Tree, jax.Array, jax.Array]:
 
 def choose(per_layer: bool) -> Clip:
   """Returns the L2 clip over the whole update, or layer by layer."""
-  check_flag(per_layer=per_layer)
+  validate.boolean(per_layer=per_layer)
   return l2_per_layer if per_layer else l2
 
 

@@ -27,6 +27,7 @@ from fedjax_mem.core import (
   Noises,
   Stage,
   tree,
+  validate,
 )
 from fedjax_mem.stages.privacy import _clipping as clipping
 from fedjax_mem.stages.privacy import _noising as noising
@@ -38,7 +39,7 @@ def noise_of_floats(
   mechanism: str | type[Mechanism], norm: str, multiplier: float
 ) -> Mechanism | None:
   """Returns the noise of floats that is named, or None where there is none."""
-  clipping.check_multiplier(multiplier)
+  validate.non_negative(noise_multiplier=multiplier)
   return mechanisms.make(mechanisms.find(mechanism, norm, integers=False, fresh=True), multiplier)
 
 

@@ -87,7 +87,7 @@ def _shared_out(noise_multiplier: float, sigma_b: float) -> tuple[float, float]:
   Raises:
     ValueError: the count alone would cost more.
   """
-  clipping.check_multiplier(noise_multiplier)
+  validate.non_negative(noise_multiplier=noise_multiplier)
   if not noise_multiplier:
     return 0.0, 0.0
   if noise_multiplier >= 2 * sigma_b:

@@ -52,7 +52,7 @@ def central(
     ValueError: an argument is out of range.
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
-  clipping.check_multiplier(noise_multiplier)
+  validate.non_negative(noise_multiplier=noise_multiplier)
   kind = mechanisms.find(mechanism, 'l2', fresh=True)
   validate.integer(at_most=2**14, levels=levels)
   clip = clipping.choose(per_layer)

@@ -31,7 +31,7 @@ def laplace(
     ValueError: an argument is out of range.
   """
   validate.positive(l1_clip_norm=l1_clip_norm)
-  clipping.check_multiplier(noise_multiplier)
+  validate.non_negative(noise_multiplier=noise_multiplier)
   kind = mechanisms.find(mechanism, 'l1', integers=False, fresh=True)
   made = mechanisms.make(kind, noise_multiplier)
   return layer('laplace', clipping.l1, l1_clip_norm, noising.within_l1(float(l1_clip_norm)), made)

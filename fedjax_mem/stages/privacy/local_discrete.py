@@ -41,7 +41,7 @@ def local_discrete(
     ValueError: an argument is out of range, or noise_multiplier * levels is over 100000.
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
-  clipping.check_multiplier(noise_multiplier)
+  validate.non_negative(noise_multiplier=noise_multiplier)
   validate.integer(at_most=2**14, levels=levels)
   kind = mechanisms.find(mechanism, 'l2', integers=True, fresh=True)
   made = mechanisms.make(kind, noise_multiplier)

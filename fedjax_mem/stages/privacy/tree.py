@@ -8,7 +8,6 @@ Reference: Kairouz et al. (2021), arXiv 2103.00039, Algorithm 1.
 
 from fedjax_mem import mechanisms
 from fedjax_mem.core import Layer, validate
-from fedjax_mem.stages.privacy import _clipping as clipping
 from fedjax_mem.stages.privacy import _noising as noising
 
 
@@ -35,6 +34,6 @@ def tree(
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
   validate.integer(at_most=2**30, restart=restart)
-  clipping.check_flag(honaker=honaker)
+  validate.boolean(honaker=honaker)
   made = mechanisms.Tree(noise_multiplier, restart=restart, honaker=honaker)
   return noising.clip_and_release('tree', l2_clip_norm, made)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Task
+from fedjax_mem.core.examples import Rows
 
 
 class Losses(NamedTuple):
@@ -30,15 +31,12 @@ def measured(loss: Any, task: Task, batch_size: int) -> Losses:
     task: the client's.
     batch_size: examples held at a time; it changes no result beyond rounding.
   """
-  data = task.data
-  size = min(batch_size, data.capacity)
 
-  def part(number: jax.Array, carry: tuple) -> tuple:
-    positions = number * size + jnp.arange(size, dtype=jnp.int32)
-    values = jnp.where(positions < data.count, loss(task.params, data.take(positions), None), 0.0)
+  def part(carry: tuple, rows: Rows) -> tuple:
+    values = jnp.where(rows.mask, loss(task.params, rows.batch, None), 0.0)
     return carry[0] + values.sum(), carry[1] + jnp.square(values).sum()
 
   zero = jnp.float32(0)
-  first, second = jax.lax.fori_loop(0, -(-data.longest // size), part, (zero, zero))
-  count = data.count.astype(jnp.float32)
+  first, second = task.data.fold(part, (zero, zero), batch_size)
+  count = task.data.count.astype(jnp.float32)
   return Losses(first / jnp.maximum(count, 1.0), second / jnp.maximum(count, 1.0), count)

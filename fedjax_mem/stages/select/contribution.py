@@ -41,6 +41,7 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
+from fedjax_mem.core.examples import in_batches
 from fedjax_mem.stages.select import _base as draws
 from fedjax_mem.stages.select import _shapley as shapley
 
@@ -131,17 +132,7 @@ def _batches(validation: Any, batch_size: int) -> tuple[dict[str, np.ndarray], n
       f'{validation!r}: in a configuration, set data.validation to a share of the training '
       'examples, such as 0.1.'
     )
-  total = len(next(iter(validation.values())))
-  size = min(batch_size, total)
-  count = -(-total // size)
-
-  def cut(x: Any) -> np.ndarray:
-    x = np.asarray(x)
-    padded = np.concatenate([x, np.broadcast_to(x[:1], (count * size - total, *x.shape[1:]))])
-    return padded.reshape(count, size, *x.shape[1:])
-
-  mask = (np.arange(count * size) < total).reshape(count, size)
-  return {name: cut(x) for name, x in validation.items()}, mask
+  return in_batches(validation, batch_size)
 
 
 class Game:

@@ -43,6 +43,7 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
+from fedjax_mem.kernels.random import laws
 from fedjax_mem.stages.select import _base as draws
 from fedjax_mem.stages.select import _losses as losses
 
@@ -94,7 +95,8 @@ def importance(
   if loss is not None or by == 'loss':
     validate.function(loss=loss)
   prior = draws.per_client(num_clients, sizes=sizes)
-  capacity = _capacity(num_clients, cohort_size) if capacity is None else capacity
+  if capacity is None:
+    capacity = max(cohort_size, laws.binomial_capacity(num_clients, cohort_size / num_clients))
   validate.integer(at_most=num_clients, capacity=capacity)
 
   def draw(ctx: Context, eligible, state):
@@ -137,18 +139,6 @@ def _norms(ctx: Context, message: Message, row: Seen):
 def _inverse(ctx: Context, message: Message, state):
   """Multiplies everything of the message by 1 / chance."""
   return tree.scale(1 / ctx.client.chance, message), state, {}
-
-
-def _capacity(num_clients: int, cohort_size: int) -> int:
-  """Returns the least capacity that overflows with a probability of at most 1e-9.
-
-  Among all probabilities with the same sum the tail is heaviest where they are equal (Hoeffding
-  1956, theorem 5), so a binomial law bounds it.
-  """
-  from scipy import stats  # imported where it is used: it takes a while
-
-  most = stats.binom(num_clients, cohort_size / num_clients).isf(1e-9)
-  return max(cohort_size, min(num_clients, int(most)))
 
 
 def scores(table: Seen, prior: Any) -> jax.Array:

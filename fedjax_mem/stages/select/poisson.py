@@ -1,12 +1,11 @@
 """Poisson sampling: every client takes part independently of all others."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mem.core import Context, Draws, Layer, Member, validate
+from fedjax_mem.kernels.random import laws
 from fedjax_mem.stages.select import _base as draws
 
 
@@ -29,21 +28,19 @@ def poisson(num_clients: int, rate: float, capacity: int | None = None) -> Layer
   """
   validate.integer(num_clients=num_clients)
   validate.probability(rate=rate)
+  if capacity is None:
+    capacity = laws.binomial_capacity(num_clients, rate)
+  validate.integer(at_most=num_clients, capacity=capacity)
   from scipy import stats  # imported where it is used: it takes a while
 
-  law = stats.binom(num_clients, rate)
-  if capacity is None:
-    capacity = max(1, min(num_clients, int(law.isf(1e-9))))
-  validate.integer(at_most=num_clients, capacity=capacity)
-  high, low = _thresholds(law, capacity)
+  high, low = laws.thresholds(stats.binom(num_clients, rate).sf(np.arange(capacity + 1)))
 
   def draw(ctx: Context, eligible, state):
     if eligible is not None:
       cohort, count = _among(ctx.key, eligible, rate, capacity)
       return cohort, state, {'overflow': (count > capacity).astype(jnp.int32)}
     bits = jax.random.bits(jax.random.fold_in(ctx.key, 0), (2,), jnp.uint32)
-    # count = how many k have P(count <= k) <= u, for u of 64 bits: float32 has no such tails.
-    count = ((high < bits[0]) | ((high == bits[0]) & (low <= bits[1]))).sum(dtype=jnp.int32)
+    count = laws.reached(high, low, bits[0], bits[1]).sum(dtype=jnp.int32)
     ids = draws.ordered_sample(jax.random.fold_in(ctx.key, 1), num_clients, capacity)
     taken = jnp.minimum(count, capacity)
     cohort = draws.members(ids, jnp.arange(capacity) < taken, rate, num_clients)
@@ -58,22 +55,7 @@ def _among(
 ) -> tuple[Member, jax.Array]:
   """Returns (the cohort drawn of the clients that are eligible [N], how many were drawn). O(N)."""
   draw = jax.random.bits(jax.random.fold_in(key, 0), eligible.shape, jnp.uint32)
-  # A float32 draw is no finer than 2^-23; rounded down, so that nobody is drawn more often.
-  steps = math.floor(rate * 2.0**32)
-  taken = eligible & (draw <= jnp.uint32(max(steps, 1) - 1)) & (steps > 0)
+  taken = eligible & laws.chosen(draw, rate)
   ids = draws.highest(taken.astype(jnp.float32), jax.random.fold_in(key, 1), capacity)
   cohort = draws.members(ids, taken[ids], rate, len(eligible))
   return cohort, taken.sum(dtype=jnp.int32)
-
-
-def _thresholds(law, capacity: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns floor(2**64 P(count <= k)) for k = 0 … capacity as two uint32 halves, [capacity + 1].
-
-  A threshold at 2**64 (certainty, up to rounding) is held as 2**64 - 1.
-  """
-  upper = law.sf(np.arange(capacity + 1))  # 1 - cdf, exact in the upper tail
-  exact = [max(0, min(2**64 - 1, 2**64 - int(t * 2.0**64))) for t in upper]
-  return (
-    np.array([t >> 32 for t in exact], np.uint32),
-    np.array([t & 0xFFFFFFFF for t in exact], np.uint32),
-  )

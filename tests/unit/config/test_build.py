@@ -17,8 +17,8 @@ from fedjax_mem.config.build import (
   server_optimizer,
 )
 from fedjax_mem.config.load import ClientSection, ServerSection
-from fedjax_mem.config.sections import SERVER_OPTIMIZERS
 from fedjax_mem.core import Draws, Layer
+from fedjax_mem.optim import SERVER_OPTIMIZERS
 from fedjax_mem.runner.loop import run
 
 pytestmark = pytest.mark.usefixtures('undrawn')

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedjax_mem.report import heatmap, plots
+from fedjax_mem.report import figures, heatmap
 
 CELLS = {('mean', 'none'): [0.8, 0.9], ('mean', 'alie'): [0.1], ('krum', 'none'): [0.5]}
 
@@ -15,4 +15,4 @@ def test_a_map_shows_means_and_leaves_blanks():
   assert [t.get_text() for t in first.get_yticklabels()] == ['mean', 'krum']
   assert [t.get_text() for t in first.get_xticklabels()] == ['none', 'alie']
   assert first.get_images()[0].get_array()[0, 0] == pytest.approx(85)
-  assert plots.png(figure).startswith(b'\x89PNG')
+  assert figures.png(figure).startswith(b'\x89PNG')

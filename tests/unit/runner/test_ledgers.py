@@ -155,7 +155,7 @@ def ended(make, tmp_path_factory):
     return save(self, state)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('fedjax_mem.report.plots.png', lambda *args, **options: b'\x89PNG')
+    patch.setattr('fedjax_mem.report.figures.png', lambda *args, **options: b'\x89PNG')
     patch.setattr(Checkpoints, 'save', looks)
     result = run(config, tmp_path_factory.mktemp('ended'), quiet=True)
   return config, result, stated, seen
@@ -445,7 +445,7 @@ def test_a_cohort_of_fixed_size_is_accounted_as_replace_one(make):
 def whole(make, tmp_path_factory):
   config = make('rounds=6')
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('fedjax_mem.report.plots.png', lambda *args, **options: b'\x89PNG')
+    patch.setattr('fedjax_mem.report.figures.png', lambda *args, **options: b'\x89PNG')
     return config, run(config, tmp_path_factory.mktemp('whole'), quiet=True)
 
 
@@ -584,7 +584,7 @@ def locally(make, tmp_path_factory):
   budget = (claim(3).epsilon + claim(4).epsilon) / 2
   config = make(UNIFORM, LOCAL, f'privacy.target_epsilon={budget}')
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('fedjax_mem.report.plots.png', lambda *args, **options: b'\x89PNG')
+    patch.setattr('fedjax_mem.report.figures.png', lambda *args, **options: b'\x89PNG')
     result = run(config, tmp_path_factory.mktemp('locally'), quiet=True)
   return config, result, claim
 
