@@ -53,10 +53,11 @@ if TYPE_CHECKING:
     Withholds,
     compose,
   )
-  from fedjax_mem.engine import Execution, Simulation, simulate
+  from fedjax_mem.engine import Applied, Execution, Simulation, apply, simulate
   from fedjax_mem.runner.loop import Interrupted, Result, RunFailed, resume, run
 
 __all__ = (
+  'Applied',
   'Attacks',
   'Bound',
   'Bounds',
@@ -94,6 +95,7 @@ __all__ = (
   'Withholds',
   '__version__',
   'account',
+  'apply',
   'compose',
   'data',
   'federated',
@@ -110,6 +112,8 @@ __all__ = (
 # Imported when they are first asked for, so that `fedjax-mem --help` need not start jax.
 _ROOMS = ('account', 'data', 'federated', 'mechanisms', 'models', 'optim', 'stages')
 _HOMES = {
+  'Applied': 'engine',
+  'apply': 'engine',
   'Config': 'config.load',
   'Execution': 'engine',
   'Interrupted': 'runner.loop',

@@ -8,7 +8,7 @@ run. RDP is used where it is valid, PLD on request or where RDP has no event.
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -214,7 +214,8 @@ class Claim:
     by_rdp = dataclasses.replace(self, accountant='rdp')
     if self.truncated or not by_rdp.supported(rounds):
       return upper
-    return np.minimum(upper, by_rdp._rdp_trajectory(rounds, delta))
+    lower: np.ndarray = np.minimum(upper, by_rdp._rdp_trajectory(rounds, delta))
+    return lower
 
   def _interval(self, event: Any, count: int, delta: float) -> float:
     """Returns PLD's grid: coarser where epsilon is large, since memory grows with their ratio."""
@@ -228,6 +229,21 @@ class Claim:
       rough = min(alike.epsilon(count, delta), 1e6)
     # A truncated cohort's losses spread over twice the range, at ten times the work.
     return (1e-3 if self.truncated else 1e-4) * max(1.0, rough / 50)
+
+
+class How(TypedDict, total=False):
+  """How `claim` is to account for a run: its arguments of these names."""
+
+  adjacency: str | None
+  accountant: str
+  bound: Bound | None
+
+
+class Told(How, total=False):
+  """All that `claim` may be told besides the run: what a statement says, too."""
+
+  trust: str | None
+  unit: str
 
 
 def claim(
@@ -320,7 +336,7 @@ def _fitting(made: Claim, rounds: int, delta: float, accountant: str) -> Claim:
 
 
 def epsilon(
-  sampling: Draws | None, mechanism: Mechanism, rounds: int, delta: float, **how
+  sampling: Draws | None, mechanism: Mechanism, rounds: int, delta: float, **how: Unpack[Told]
 ) -> Guarantee:
   """Returns the guarantee after `rounds` rounds; `how` as in `claim`.
 
@@ -335,7 +351,7 @@ def epsilon(
 
 
 def trajectory(
-  sampling: Draws | None, mechanism: Mechanism, rounds: int, delta: float, **how
+  sampling: Draws | None, mechanism: Mechanism, rounds: int, delta: float, **how: Unpack[Told]
 ) -> Trajectory:
   """Returns epsilon after each round; `how` as in `claim`."""
   made = claim(sampling, mechanism, rounds=rounds, delta=delta, **how)

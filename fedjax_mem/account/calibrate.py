@@ -3,13 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, Unpack
 
 from fedjax_mem.account import poisson
-from fedjax_mem.account.accountant import Claim, Guarantee, claim
+from fedjax_mem.account.accountant import Claim, Guarantee, Told, claim
 from fedjax_mem.core import Draws, Mechanism, validate
 from fedjax_mem.mechanisms import Gaussian
 
+T = TypeVar('T')
+Point = tuple[Draws | None, Mechanism, int]  # of a run: sampling, mechanism, rounds
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e9
 
 
@@ -35,7 +37,7 @@ def noise_multiplier(
   sampling: Draws | None,
   rounds: int,
   mechanism: Mechanism | None = None,
-  **how,
+  **how: Unpack[Told],
 ) -> Calibrated:
   """Returns the run with the least noise whose epsilon is at most the target.
 
@@ -66,7 +68,7 @@ def noise_multiplier(
         guess = solve(by_rdp)
     return _least_noise(epsilon, target_epsilon, guess, 1e-5 if made.accountant == 'pld' else 1e-8)
 
-  def at(noise: float) -> tuple[Draws | None, Mechanism, int]:
+  def at(noise: float) -> Point:
     return sampling, mechanism.with_multiplier(noise), rounds
 
   return _settle(solve, at, sampling, mechanism, rounds, delta, how)
@@ -105,7 +107,7 @@ def rounds(
   sampling: Draws,
   mechanism: Mechanism,
   most: int = 1_000_000,
-  **how,
+  **how: Unpack[Told],
 ) -> Calibrated:
   """Returns the longest run whose epsilon is at most the target, of at most `most` rounds.
 
@@ -133,7 +135,7 @@ def cohort(
   sampling: Draws,
   mechanism: Mechanism,
   rounds: int,
-  **how,
+  **how: Unpack[Told],
 ) -> Calibrated:
   """Returns the run with the largest cohort whose epsilon is at most the target.
 
@@ -188,7 +190,15 @@ def _largest(fits: Callable[[int], bool], most: int) -> int:
   return low
 
 
-def _settle(solve, at, sampling, mechanism, first_rounds, delta, how) -> Calibrated:
+def _settle(
+  solve: Callable[[Claim], T],
+  at: Callable[[T], Point],
+  sampling: Draws | None,
+  mechanism: Mechanism,
+  first_rounds: int,
+  delta: float,
+  how: Told,
+) -> Calibrated:
   """Solves with one accountant all along, once more if the solution has to be claimed by another.
 
   The claim is first made as if no cohort overflowed, so that the accountant does not change while
@@ -209,6 +219,6 @@ def _settle(solve, at, sampling, mechanism, first_rounds, delta, how) -> Calibra
   )
 
 
-def _claim_at(point: tuple[Draws | None, Mechanism, int], delta: float, how: dict) -> Claim:
+def _claim_at(point: Point, delta: float, how: Told) -> Claim:
   sampling, mechanism, number = point
   return claim(sampling, mechanism, rounds=number, delta=delta, **how)

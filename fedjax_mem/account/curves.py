@@ -8,6 +8,7 @@ import contextlib
 import functools
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,11 @@ def _accountant(name: str, adjacency: str, orders: Any = None) -> Any:
 
 def supports(name: str, event: Any, adjacency: str) -> bool:
   """Returns whether the accountant says that it supports the event under the adjacency."""
-  return _accountant(name, adjacency).supports(event)
+  return bool(_accountant(name, adjacency).supports(event))
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
   """Hides the notes on orders that do not converge: they are left out, which is sound."""
   log = logging.getLogger('absl')
   before = log.level
@@ -46,7 +47,9 @@ def _quiet():
     log.setLevel(before)
 
 
-def _renyi(event: Any, adjacency: str, orders: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+def _renyi(
+  event: Any, adjacency: str, orders: tuple[int, ...] | None
+) -> tuple[np.ndarray, np.ndarray]:
   """Returns (orders [A], divergences [A]) of one event; events made of lists are not kept."""
   try:
     return _kept_renyi(event, adjacency, orders)
@@ -55,7 +58,9 @@ def _renyi(event: Any, adjacency: str, orders: tuple | None) -> tuple[np.ndarray
 
 
 @functools.lru_cache(maxsize=1024)
-def _kept_renyi(event: Any, adjacency: str, orders: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+def _kept_renyi(
+  event: Any, adjacency: str, orders: tuple[int, ...] | None
+) -> tuple[np.ndarray, np.ndarray]:
   """Returns (orders [A], divergences [A]) of one event."""
   import dp_accounting
 

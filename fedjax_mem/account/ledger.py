@@ -9,15 +9,16 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, Unpack
 
 from fedjax_mem import mechanisms
-from fedjax_mem.account.accountant import NOT_COVERED, Claim, Guarantee, claim
+from fedjax_mem.account.accountant import NOT_COVERED, Claim, Guarantee, How, claim
 from fedjax_mem.core import Bound, Draws, Mechanism, validate
 from fedjax_mem.core.mechanism import path as path_of
 
+T = TypeVar('T')
 VERSION = 3
 
 
@@ -76,7 +77,7 @@ class Ledger:
     rounds: int,
     delta: float,
     budget: float | None = None,
-    **how: Any,
+    **how: Unpack[How],
   ) -> 'Ledger':
     """Returns the ledger of a run before its first round.
 
@@ -145,12 +146,12 @@ class Ledger:
     """Returns the ledger that `to_dict` was taken of, bit for bit."""
     return cls(entry_from_dict(data['entry']), data['budget'], data['rounds'])
 
-  def save(self, path: str | os.PathLike) -> None:
+  def save(self, path: str | os.PathLike[str]) -> None:
     """Writes the ledger; a reader sees the old one or the new one, never a part."""
     write(path, self.to_dict())
 
   @classmethod
-  def load(cls, path: str | os.PathLike) -> 'Ledger':
+  def load(cls, path: str | os.PathLike[str]) -> 'Ledger':
     """Returns the ledger of a file.
 
     Raises:
@@ -158,7 +159,7 @@ class Ledger:
     """
     return read(path, 'central', cls.from_dict)
 
-  def resume(self, path: str | os.PathLike) -> 'Ledger':
+  def resume(self, path: str | os.PathLike[str]) -> 'Ledger':
     """Returns this plan with the rounds of a saved ledger of the same run.
 
     Raises:
@@ -222,9 +223,13 @@ def entry_to_dict(item: Entry) -> dict[str, Any]:
   }
 
 
+def _known(values: Iterable[float | None]) -> tuple[float, ...]:
+  """Returns the values, where `finite` left None, infinity."""
+  return tuple(math.inf if value is None else value for value in values)
+
+
 def entry_from_dict(data: Mapping[str, Any]) -> Entry:
   """Returns the entry that `entry_to_dict` was taken of."""
-  known = lambda values: tuple(math.inf if value is None else value for value in values)
   fields = dict(data['mechanism'])
   made = Claim(
     None if data['sampling'] is None else Draws(**data['sampling']),
@@ -232,16 +237,16 @@ def entry_from_dict(data: Mapping[str, Any]) -> Entry:
     data['adjacency'],
     data['accountant'],
     data['truncated'],
-    None if data['bound'] is None else Bound(*known(data['bound'])),
+    None if data['bound'] is None else Bound(*_known(data['bound'])),
     data['trust'],
     data['unit'],
   )
   return Entry(
-    data['layer'], made, data['target_delta'], known(data['epsilon']), tuple(data['delta'])
+    data['layer'], made, data['target_delta'], _known(data['epsilon']), tuple(data['delta'])
   )
 
 
-def check_same(saved: Entry, planned: Entry, path: str | os.PathLike) -> None:
+def check_same(saved: Entry, planned: Entry, path: str | os.PathLike[str]) -> None:
   """Raises `ValueError` unless a saved entry accounts for what is about to run."""
   for name in ('layer', 'claim', 'target_delta'):
     old, new = saved._asdict()[name], planned._asdict()[name]
@@ -249,7 +254,7 @@ def check_same(saved: Entry, planned: Entry, path: str | os.PathLike) -> None:
       raise ValueError(f'{path} must be the ledger of this run, with {name} {new!r}, got {old!r}.')
 
 
-def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
+def write(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
   """Writes JSON at once: to a neighbour on the same disk, flushed, then renamed."""
   path = Path(path)
   part = path.with_name(path.name + '.part')
@@ -261,7 +266,7 @@ def write(path: str | os.PathLike, data: Mapping[str, Any]) -> None:
   part.replace(path)
 
 
-def read(path: str | os.PathLike, kind: str, parse) -> Any:
+def read(path: str | os.PathLike[str], kind: str, parse: Callable[[Any], T]) -> T:
   """Returns what `parse` makes of a ledger file of one kind; `ValueError` if it is no such file."""
   try:
     data = json.loads(Path(path).read_text(encoding='utf-8'))

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjax_mem.account import ledger as ledgers
-from fedjax_mem.account.accountant import NOT_COVERED, Guarantee, claim
+from fedjax_mem.account.accountant import NOT_COVERED, Guarantee, How, claim
 from fedjax_mem.account.ledger import Entry
 from fedjax_mem.core import Draws, Mechanism, validate
 
@@ -55,7 +55,7 @@ class LocalLedger:
     steps: int = 1,
     batches: Draws | None = None,
     budget: float | None = None,
-    **how: Any,
+    **how: Unpack[How],
   ) -> 'LocalLedger':
     """Returns the ledger before the first round.
 
@@ -162,16 +162,16 @@ class LocalLedger:
       ledgers.entry_from_dict(data['entry']), counts, data['steps'], data['budget'], data['rounds']
     )
 
-  def save(self, path: str | os.PathLike) -> None:
+  def save(self, path: str | os.PathLike[str]) -> None:
     """Writes the ledger at once. Save it before the checkpoint of the same round, never after."""
     ledgers.write(path, self.to_dict())
 
   @classmethod
-  def load(cls, path: str | os.PathLike) -> 'LocalLedger':
+  def load(cls, path: str | os.PathLike[str]) -> 'LocalLedger':
     """Returns the ledger of a file; `ValueError` if it is not a whole one of this version."""
     return ledgers.read(path, 'local', cls.from_dict)
 
-  def resume(self, path: str | os.PathLike) -> 'LocalLedger':
+  def resume(self, path: str | os.PathLike[str]) -> 'LocalLedger':
     """Returns this plan with the participations of a saved ledger of the same run.
 
     Raises:

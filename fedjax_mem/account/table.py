@@ -4,16 +4,18 @@ A row is a dict of column -> number or text, in the order of the columns.
 """
 
 import warnings
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from fedjax_mem import mechanisms
 from fedjax_mem.account import calibrate, events
-from fedjax_mem.account.accountant import Guarantee, claim
+from fedjax_mem.account.accountant import Guarantee, How, claim
 from fedjax_mem.core import Draws, IncompatibleStages, Mechanism, validate
 
 COMMANDS = ('epsilon', 'calibrate', 'plan')
 TARGETS = (1.0, 2.0, 5.0, 10.0)
 
+T = TypeVar('T')
 Row = dict[str, Any]
 
 
@@ -60,14 +62,15 @@ def privacy_table(
   validate.integer(population=population)
   validate.one_of(events.SCHEMES, scheme=scheme)
   kind = _kind(mechanism)
-  how = {'adjacency': adjacency, 'accountant': accountant}
+  how: How = {'adjacency': adjacency, 'accountant': accountant}
   if command == 'calibrate':
-    given = {'cohort': cohort, 'rounds': rounds, 'noise_multiplier': noise_multiplier}
-    return _calibrate(population, delta, given, target_epsilon, scheme, kind, how)
-  _require(command, cohort=cohort, rounds=rounds)
+    target = _given(command, target_epsilon=target_epsilon)
+    return _calibrate(
+      population, delta, cohort, rounds, noise_multiplier, target, scheme, kind, how
+    )
+  cohort, rounds = _given(command, cohort=cohort), _given(command, rounds=rounds)
   if command == 'epsilon':
-    _require(command, noise_multiplier=noise_multiplier)
-    noise = kind(noise_multiplier or 0.0)
+    noise = kind(_given(command, noise_multiplier=noise_multiplier))
     sampling = _sampling(scheme, population, cohort, rounds, delta)
     return _epsilon(sampling, noise, rounds, delta, how)
   targets = TARGETS if target_epsilon is None else (target_epsilon,)
@@ -86,13 +89,17 @@ def _kind(mechanism: str) -> type[Mechanism]:
   return kind
 
 
-def _require(command: str, **named: Any) -> None:
-  missing = [name for name, value in named.items() if value is None]
-  if missing:
-    raise ValueError(f'{missing[0]} must be given for {command!r}, got None.')
+def _given(command: str, **named: T | None) -> T:
+  """Returns the one value, or raises `ValueError` where it is None."""
+  ((name, value),) = named.items()
+  if value is None:
+    raise ValueError(f'{name} must be given for {command!r}, got None.')
+  return value
 
 
-def _sampling(scheme, population, cohort, rounds, delta, epsilon=10.0) -> Draws:
+def _sampling(
+  scheme: str, population: int, cohort: float, rounds: int, delta: float, epsilon: float = 10.0
+) -> Draws:
   """Returns the sampling of a cohort; a Poisson cohort gets the rows that its run needs."""
   validate.positive(cohort=cohort)
   if cohort > population:
@@ -127,7 +134,9 @@ def _row(
   }
 
 
-def _epsilon(sampling, mechanism, rounds, delta, how) -> list[Row]:
+def _epsilon(
+  sampling: Draws, mechanism: Mechanism, rounds: int, delta: float, how: How
+) -> list[Row]:
   """Returns a row for each accountant and adjacency that holds, those of the default first."""
   first = claim(sampling, mechanism, rounds=rounds, delta=delta, **how)
   rows = [_row(sampling, mechanism, first.guarantee(rounds, delta))]
@@ -150,29 +159,46 @@ def _epsilon(sampling, mechanism, rounds, delta, how) -> list[Row]:
   return rows
 
 
-def _calibrate(population, delta, named, target, scheme, kind, how) -> list[Row]:
+def _calibrate(
+  population: int,
+  delta: float,
+  cohort: float | None,
+  rounds: int | None,
+  noise: float | None,
+  target: float,
+  scheme: str,
+  kind: type[Mechanism],
+  how: How,
+) -> list[Row]:
   """Returns the row of the run with the one number that is None found."""
-  _require('calibrate', target_epsilon=target)
-  cohort, rounds, noise = named['cohort'], named['rounds'], named['noise_multiplier']
-  missing = [name for name, value in named.items() if value is None]
-  if len(missing) != 1:
-    raise ValueError(
-      f'exactly one of cohort, rounds and noise_multiplier must be left out, got {named!r}.'
-    )
-  if missing == ['noise_multiplier']:
+  if noise is None and cohort is not None and rounds is not None:
     sampling = _sampling(scheme, population, cohort, rounds, delta, target)
     found = calibrate.noise_multiplier(target, delta, sampling, rounds, kind(1.0), **how)
-  elif missing == ['cohort']:
+  elif cohort is None and rounds is not None and noise is not None:
     template = Draws(scheme, population, 1, population)
     found = calibrate.cohort(target, delta, template, kind(noise), rounds, **how)
-  else:
+  elif rounds is None and cohort is not None and noise is not None:
     # The rows depend on the rounds, which are not known: those of the longest run that is tried.
     sampling = _sampling(scheme, population, cohort, 1_000_000, delta, target)
     found = calibrate.rounds(target, delta, sampling, kind(noise), **how)
+  else:
+    named = {'cohort': cohort, 'rounds': rounds, 'noise_multiplier': noise}
+    raise ValueError(
+      f'exactly one of cohort, rounds and noise_multiplier must be left out, got {named!r}.'
+    )
   return [_row(found.sampling, found.mechanism, found.guarantee, target)]
 
 
-def _plan(population, cohort, rounds, delta, targets, scheme, kind, how) -> list[Row]:
+def _plan(
+  population: int,
+  cohort: float,
+  rounds: int,
+  delta: float,
+  targets: Iterable[float],
+  scheme: str,
+  kind: type[Mechanism],
+  how: How,
+) -> list[Row]:
   """Returns a row for each target and for cohorts of 1, 4 and 16 times the one given."""
   sizes = sorted({min(population, cohort * factor) for factor in (1, 4, 16)})
   rows = []

@@ -43,7 +43,7 @@ class Check:
   remedy: str = ''
 
 
-def diagnose(out: str | os.PathLike = 'runs') -> list[Check]:
+def diagnose(out: str | os.PathLike[str] = 'runs') -> list[Check]:
   """Returns what was found on this machine; never raises.
 
   Args:
@@ -178,7 +178,7 @@ def _memory() -> tuple[float | None, float | None]:
   return min(total, limit), max(0, min(free, limit - used))
 
 
-def _folders(out: str | os.PathLike) -> list[Check]:
+def _folders(out: str | os.PathLike[str]) -> list[Check]:
   from fedjax_mem.data import places
 
   return [

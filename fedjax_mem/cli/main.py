@@ -5,13 +5,16 @@ import pathlib
 import sys
 import traceback
 import warnings
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from fedjax_mem.cli.privacy import PrivacyCommands
 from fedjax_mem.cli.tables import Table
+
+if TYPE_CHECKING:
+  from fedjax_mem.runner.loop import Result
 
 _warned: set[str] = set()
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -300,7 +303,7 @@ def _text(path: pathlib.Path | None) -> str | None:
   return None if path is None else str(path)
 
 
-def _tell(result) -> None:
+def _tell(result: 'Result') -> None:
   last = result.metrics[-1]
   scores = ', '.join(
     f'{name.replace("_", " ")} {last[name]:.4f}'

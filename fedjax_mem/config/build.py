@@ -9,7 +9,8 @@ import optax
 from fedjax_mem import data as datasets
 from fedjax_mem import models
 from fedjax_mem.config import privacy, registry
-from fedjax_mem.config.load import ClientSection, Config, DataSection, ServerSection
+from fedjax_mem.config.load import Config
+from fedjax_mem.config.sections import ClientSection, DataSection, ServerSection
 from fedjax_mem.core import Attacks, Draws, Layer, Prepares, Round, compose, keys, tree
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.models.base import Model
@@ -124,9 +125,9 @@ def build_layers(
   messages = [x for x in chosen if x not in tasks and {'client', 'cohort'} & set(x.sides)]
   blind = [x for x in chosen if x not in tasks and x not in messages]
   stages = [(s, _stage(config, i, given)) for i, s in enumerate(config.stages)]
-  first = lambda section, made: section.before_algorithm or _prepares(made)
-  before = [made for section, made in stages if first(section, made)]
-  after = [made for section, made in stages if not first(section, made)]
+  first = [section.before_algorithm or _prepares(made) for section, made in stages]
+  before = [made for (_, made), early in zip(stages, first, strict=True) if early]
+  after = [made for (_, made), early in zip(stages, first, strict=True) if not early]
   weighting = registry.factory('weighting.name', config.weighting.name, WEIGHINGS)
   layers = compose(
     *before,
@@ -143,8 +144,8 @@ def build_layers(
 
 def _attacked(stages: list[Any]) -> int:
   """Returns how many stages there are up to the last attack on messages, 0 without one."""
-  attacks = lambda made: any(x.fact(Attacks) is not None for x in _layers(made))
-  return max((i for i, made in enumerate(stages, 1) if attacks(made)), default=0)
+  attacks = [any(x.fact(Attacks) is not None for x in _layers(made)) for made in stages]
+  return max((i for i, found in enumerate(attacks, 1) if found), default=0)
 
 
 def _prepares(made: Any) -> bool:
@@ -178,13 +179,14 @@ def _stage(config: Config, number: int, given: dict[str, int]) -> Layer | tuple[
   section, key = config.stages[number], f'stages[{number}]'
   make = registry.factory(f'{key}.use', section.use, registry.LAYERS)
   made = registry.call(key, make, section.options, **privacy.unsaid(given, section.options))
-  return named.as_layer(made)
+  layer: Layer | tuple[Layer, ...] = named.as_layer(made)
+  return layer
 
 
 def _algorithm(config: Config, model: Model) -> Layer:
   section, client = config.algorithm, config.client
   make = registry.factory('algorithm.name', section.name, ALGORITHMS)
-  return registry.call(
+  layer: Layer = registry.call(
     'algorithm',
     make,
     section.options,
@@ -195,6 +197,7 @@ def _algorithm(config: Config, model: Model) -> Layer:
     optimizer=client_optimizer(client),
     server_optimizer=server_optimizer(config.server),
   )
+  return layer
 
 
 def _selection(

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-Tree = Any
+from fedjax_mem.core.tree import Tree
 
 
 class Context(NamedTuple):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Batch = dict[str, jax.Array]
+Transform = Callable[[Batch], Batch]
 
 
 class Rows(NamedTuple):
@@ -84,9 +85,7 @@ class Examples:
   longest: jax.Array
   capacity: int = dataclasses.field(metadata={'static': True})
   ragged: bool = dataclasses.field(default=True, metadata={'static': True})
-  transforms: tuple[Callable[[Batch], Batch], ...] = dataclasses.field(
-    default=(), metadata={'static': True}
-  )
+  transforms: tuple[Transform, ...] = dataclasses.field(default=(), metadata={'static': True})
 
   def take(self, positions: jax.Array) -> Batch:
     """Returns the examples at `positions` [B] in 0 … count - 1 as a batch of arrays [B, ...].
@@ -132,7 +131,7 @@ class Examples:
 
     return jax.lax.fori_loop(0, batches, one, carry)
 
-  def map(self, transform: Callable[[Batch], Batch]) -> 'Examples':
+  def map(self, transform: Transform) -> 'Examples':
     """Returns the examples with `transform` applied to every batch after those there are."""
     return dataclasses.replace(self, transforms=(*self.transforms, transform))
 

@@ -75,7 +75,7 @@ class Looks(Fact):
   sides = ('select',)
   at: str
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Raises `ValueError` for another word."""
     if self.at not in LOOKS:
       raise ValueError(f'at must be one of {LOOKS!r}, got {self.at!r}.')
@@ -125,7 +125,7 @@ class Bounds(Fact):
   of: Callable[[Any, Bound], Bound]
   why: str = ''
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Raises `ValueError` unless `of` takes a context and a bound."""
     validate.function(of=self.of)
     try:
@@ -157,7 +157,7 @@ class Noises(Fact):
   draws: Callable[[int], Draws] | None = None
   steps: int = 1
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Raises `ValueError` for what is no mechanism, or for another word."""
     if not isinstance(self.mechanism, Mechanism):
       raise ValueError(f'mechanism must be a Mechanism, got {self.mechanism!r}.')

@@ -8,8 +8,8 @@ import jax
 from fedjax_mem.core.context import Context
 from fedjax_mem.core.facts import SIDES, Fact
 from fedjax_mem.core.message import Metrics
+from fedjax_mem.core.tree import Tree
 
-Tree = Any
 F = TypeVar('F', bound=Fact)
 
 # (ctx, batch of examples [B, ...], weights [B], mask [B], number of their clients) -> (sum of

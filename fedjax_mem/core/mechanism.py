@@ -11,8 +11,7 @@ from typing import Any, ClassVar, Self
 
 from fedjax_mem.core import validate
 from fedjax_mem.core.bound import Bound
-
-Tree = Any
+from fedjax_mem.core.tree import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Mechanism:
   doubled_by: ClassVar[tuple[str, ...]] = ()
   orders: ClassVar[tuple[int, ...] | None] = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Raises `ValueError` for a multiplier that is not > 0."""
     validate.positive(noise_multiplier=self.noise_multiplier)
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core.examples import Examples
+from fedjax_mem.core.tree import Tree
 
-Tree = Any
 Metrics = dict[str, Any]
 
 

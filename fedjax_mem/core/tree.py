@@ -1,13 +1,21 @@
 """Arithmetic on pytrees of arrays: short names for what the stages write again and again."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Tree = Any
+T = TypeVar('T')
+
+
+def _map(f: Callable[..., Any], tree: T, *others: T) -> T:
+  """Returns `jax.tree.map`, whose tree is of the same kind as those it is made of."""
+  mapped: T = jax.tree.map(f, tree, *others)
+  return mapped
 
 
 def _lift(c: jax.Array, x: jax.Array) -> jax.Array:
@@ -15,20 +23,20 @@ def _lift(c: jax.Array, x: jax.Array) -> jax.Array:
   return c.reshape(c.shape + (1,) * (x.ndim - c.ndim))
 
 
-def add(a: Tree, b: Tree) -> Tree:
+def add(a: T, b: T) -> T:
   """Returns a + b, leaf by leaf."""
-  return jax.tree.map(jnp.add, a, b)
+  return _map(jnp.add, a, b)
 
 
-def sub(a: Tree, b: Tree) -> Tree:
+def sub(a: T, b: T) -> T:
   """Returns a - b, leaf by leaf."""
-  return jax.tree.map(jnp.subtract, a, b)
+  return _map(jnp.subtract, a, b)
 
 
-def scale(c: jax.typing.ArrayLike, tree: Tree) -> Tree:
+def scale(c: jax.typing.ArrayLike, tree: T) -> T:
   """Returns c * tree in the tree's dtypes; `c` is a scalar or, for a stack [C, ...], [C]."""
   c = jnp.asarray(c)
-  return jax.tree.map(lambda x: _lift(c, x).astype(x.dtype) * x, tree)
+  return _map(lambda x: _lift(c, x).astype(x.dtype) * x, tree)
 
 
 def zeros(like: Tree) -> Tree:
@@ -36,20 +44,20 @@ def zeros(like: Tree) -> Tree:
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
 
-def select(on: jax.Array, a: Tree, b: Tree) -> Tree:
+def select(on: jax.Array, a: T, b: T) -> T:
   """Returns a where `on`, else b; `on` is a boolean scalar or, for stacks [C, ...], [C].
 
   A plain `where`, so values that are not finite on the other side do no harm.
   """
-  return jax.tree.map(lambda x, y: jnp.where(_lift(on, x), x, y), a, b)
+  return _map(lambda x, y: jnp.where(_lift(on, x), x, y), a, b)
 
 
-def keep(on: jax.Array, tree: Tree) -> Tree:
+def keep(on: jax.Array, tree: T) -> T:
   """Returns the tree where `on`, else exact zeros (even where the tree is NaN)."""
-  return jax.tree.map(lambda x: jnp.where(_lift(on, x), x, jnp.zeros((), x.dtype)), tree)
+  return _map(lambda x: jnp.where(_lift(on, x), x, jnp.zeros((), x.dtype)), tree)
 
 
-def total(tree: Tree) -> Tree:
+def total(tree: T) -> T:
   """Returns the sum over the leading axis of every leaf, in the leaf's own dtype."""
 
   def one(x: jax.Array) -> jax.Array:
@@ -58,7 +66,7 @@ def total(tree: Tree) -> Tree:
     # XLA's CPU back end adds rows a column at a time: as a product it is some 50 times faster.
     return jnp.einsum('c...,c->...', x, jnp.ones(len(x), x.dtype), precision='highest')
 
-  return jax.tree.map(one, tree)
+  return _map(one, tree)
 
 
 def ravel(tree: Tree, axes: int = 0) -> jax.Array:
@@ -121,7 +129,7 @@ def finite(tree: Tree, axes: int = 0) -> jax.Array:
 
   Integer leaves are finite. An empty tree is finite (a scalar `True`).
   """
-  ok = jnp.bool_(True)
+  ok: jax.Array = jnp.bool_(True)
   for x in jax.tree.leaves(tree):
     if jnp.issubdtype(x.dtype, jnp.inexact):
       # By the largest magnitude, which NaN is: half the time of an `all` over booleans.
@@ -151,6 +159,6 @@ def nbytes(tree: Tree) -> int:
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def copy(tree: Tree) -> Tree:
+def copy(tree: T) -> T:
   """Returns fresh, strongly typed arrays: nothing that is donated later belongs to the caller."""
-  return jax.tree.map(lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype, copy=True), tree)
+  return _map(lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype, copy=True), tree)

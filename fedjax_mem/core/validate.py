@@ -8,21 +8,23 @@ import difflib
 import importlib
 import math
 import numbers
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeGuard, TypeVar
+
+T = TypeVar('T')
 
 
-def _single(named: dict[str, Any]) -> tuple[str, Any]:
+def _single(named: dict[str, T]) -> tuple[str, T]:
   if len(named) != 1:
     raise TypeError(f'one keyword argument expected, got {sorted(named)!r}.')
   return next(iter(named.items()))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _number(named: dict[str, Any], wanted: str, holds) -> float:
+def _number(named: dict[str, Any], wanted: str, holds: Callable[[float], bool]) -> float:
   name, value = _single(named)
   if not _is_number(value) or not math.isfinite(value) or not holds(value):
     raise ValueError(f'{name} must be {wanted}, got {value!r}.')
@@ -87,7 +89,7 @@ def integer(at_least: int = 1, at_most: int | None = None, **named: Any) -> int:
   return int(value)
 
 
-def one_of(choices: Iterable[str], **named: Any) -> str:
+def one_of(choices: Iterable[str], **named: str) -> str:
   """Returns the value, one of `choices`, or raises `ValueError` with the nearest of them."""
   name, value = _single(named)
   choices = list(choices)
@@ -97,15 +99,16 @@ def one_of(choices: Iterable[str], **named: Any) -> str:
   return value
 
 
-def function(**named: Any) -> Any:
+def function(**named: Any) -> Callable[..., Any]:
   """Returns the value, a callable, or raises `ValueError`."""
   name, value = _single(named)
   if not callable(value):
     raise ValueError(f'{name} must be callable, got {value!r}.')
-  return value
+  made: Callable[..., Any] = value
+  return made
 
 
-def imported(what: str = 'factory', **named: str) -> Any:
+def imported(what: str = 'factory', **named: str) -> Callable[..., Any]:
   """Returns what 'package.module:name' names, a callable.
 
   Args:

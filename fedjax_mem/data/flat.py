@@ -215,7 +215,7 @@ def _map(path: Path, entry: dict[str, Any]) -> np.ndarray:
   size, wanted = path.stat().st_size, _HEADER + math.prod(shape) * dtype.itemsize
   if size != wanted:
     raise ValueError(f'{path.name} has {size} bytes of {wanted}')
-  array = np.load(path, mmap_mode='r', allow_pickle=False)
+  array: np.ndarray = np.load(path, mmap_mode='r', allow_pickle=False)
   if array.shape != shape or array.dtype != dtype:
     raise ValueError(f'{path.name} holds {array.dtype} {array.shape!r}, not {dtype} {shape!r}')
   if array.nbytes <= _SUMMED_BYTES and zlib.crc32(array.data.cast('B')) != entry['crc32']:

@@ -54,7 +54,7 @@ class FederatedData:
   test_clients: np.ndarray | None = None
   validation: Arrays | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     validate.integer(num_classes=self.num_classes)
     parts = [('arrays', self.arrays), ('test', self.test)]
     if self.validation is not None:
@@ -211,9 +211,9 @@ def from_arrays(
 
 
 def _labels(name: str, y: Any) -> np.ndarray:
-  y = np.asarray(y)
-  if not np.issubdtype(y.dtype, np.integer):
-    raise ValueError(f'{name} must be integers, got {y.dtype}.')
-  if len(y) and (y.min() < 0 or y.max() > _INT32_MAX):
-    raise ValueError(f'{name} must be in [0, 2**31), got {y.min()} to {y.max()}.')
-  return y.astype(np.int32)
+  labels: np.ndarray = np.asarray(y)
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(f'{name} must be integers, got {labels.dtype}.')
+  if len(labels) and (labels.min() < 0 or labels.max() > _INT32_MAX):
+    raise ValueError(f'{name} must be in [0, 2**31), got {labels.min()} to {labels.max()}.')
+  return labels.astype(np.int32)

@@ -135,5 +135,5 @@ class StreamedPopulation:
   def __enter__(self) -> 'StreamedPopulation':
     return self
 
-  def __exit__(self, *unused) -> None:
+  def __exit__(self, *unused: object) -> None:
     self.close()

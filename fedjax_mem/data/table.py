@@ -140,7 +140,8 @@ def _test_clients(table: Table, parts: Partition) -> np.ndarray | None:
   size = 1 + max(int(parts.clients.max()), int(table.test_client_ids.max(initial=0)))
   position = np.full(size + 1, -1, np.int32)  # The last entry answers for the id -1.
   position[parts.clients] = np.arange(len(parts.clients))
-  return position[table.test_client_ids]
+  positions: np.ndarray = position[table.test_client_ids]
+  return positions
 
 
 def add_noise(data: FederatedData, stddev: np.ndarray, seed: int) -> FederatedData:

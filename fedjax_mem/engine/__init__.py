@@ -4,21 +4,26 @@ Who runs a round in another way, such as the objects of `federated`, plans it by
 calls the passes of the one walk.
 """
 
-from fedjax_mem.engine.clients import Layout
-from fedjax_mem.engine.evaluate import evaluator
-from fedjax_mem.engine.execution import Execution, describe, in_table
-from fedjax_mem.engine.mesh import compiler_options, make_mesh
-from fedjax_mem.engine.plan import make_setting, table_bytes
-from fedjax_mem.engine.round import Setting
-from fedjax_mem.engine.run import Simulation, simulate
-from fedjax_mem.engine.walk import (
-  Row,
-  broadcast,
-  client_pass,
-  cohort_pass,
-  context,
-  examples,
-  message_pass,
-  select_pass,
-  server_pass,
-)
+from fedjax_mem.engine.clients import Layout as Layout
+from fedjax_mem.engine.evaluate import evaluator as evaluator
+from fedjax_mem.engine.execution import Execution as Execution
+from fedjax_mem.engine.execution import describe as describe
+from fedjax_mem.engine.execution import in_table as in_table
+from fedjax_mem.engine.given import Applied as Applied
+from fedjax_mem.engine.given import apply as apply
+from fedjax_mem.engine.mesh import compiler_options as compiler_options
+from fedjax_mem.engine.mesh import make_mesh as make_mesh
+from fedjax_mem.engine.plan import make_setting as make_setting
+from fedjax_mem.engine.plan import table_bytes as table_bytes
+from fedjax_mem.engine.round import Setting as Setting
+from fedjax_mem.engine.run import Simulation as Simulation
+from fedjax_mem.engine.run import simulate as simulate
+from fedjax_mem.engine.walk import Row as Row
+from fedjax_mem.engine.walk import broadcast as broadcast
+from fedjax_mem.engine.walk import client_pass as client_pass
+from fedjax_mem.engine.walk import cohort_pass as cohort_pass
+from fedjax_mem.engine.walk import context as context
+from fedjax_mem.engine.walk import examples as examples
+from fedjax_mem.engine.walk import message_pass as message_pass
+from fedjax_mem.engine.walk import select_pass as select_pass
+from fedjax_mem.engine.walk import server_pass as server_pass

@@ -4,15 +4,14 @@ However it is run, a client sees no axis, and a linear round holds O(chunk x D),
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from fedjax_mem.core import tree
+from fedjax_mem.core import Tree, tree
 from fedjax_mem.engine.mesh import AXIS
 
-Tree = Any
 # (everyone's, the largest count side by side, one client's) -> (value, what stays per client)
 OneClient = Callable[[Tree, jax.Array, Tree], tuple[Tree, Tree]]
 # (everyone's, what a chunk of clients has) -> (value, what stays per client)

@@ -1,17 +1,14 @@
 """The cohort of a round: padding, order, rows of the tables, and what is written back."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from fedjax_mem.core import Member, Population, tree
+from fedjax_mem.core import Member, Population, Tree, tree
 from fedjax_mem.engine.mesh import AXIS
 from fedjax_mem.engine.walk import Row
 
-Tree = Any
 # Bytes of rows, of all devices, that are exchanged at once: a small part of a CPU's last cache.
 EXCHANGED = 2**23
 
@@ -45,7 +42,8 @@ def arrange(row: Row, chunk: int, devices: int) -> Row:
   chunks[1::2] = chunks[1::2, ::-1].copy()
   places = (chunks.T.reshape(-1, 1) * chunk + np.arange(chunk)).reshape(-1)
   order = jnp.argsort(-row.count, stable=True)[places]
-  return jax.tree.map(lambda x: x[order], row)
+  arranged: Row = jax.tree.map(lambda x: x[order], row)
+  return arranged
 
 
 def gather(tables: Tree, ids: jax.Array) -> Tree:

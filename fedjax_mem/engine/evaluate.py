@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from fedjax_mem.core import tree, validate
+from fedjax_mem.core import Batch, Tree, tree, validate
 from fedjax_mem.core.examples import in_batches
 from fedjax_mem.engine import mesh as meshes
 
-Tree = Any
 # (params, batch) -> name -> [B], one value an example
-MetricsFn = Callable[[Tree, dict[str, jax.Array]], dict[str, jax.Array]]
+MetricsFn = Callable[[Tree, Batch], dict[str, jax.Array]]
 
 
 def evaluator(
@@ -38,7 +37,7 @@ def evaluator(
   held, mask = jax.device_put(in_batches(arrays, batch_size, mesh.size), split)
 
   def share(params: Tree, held: Tree, mask: jax.Array) -> Tree:
-    def one(carry: Tree, row: tuple) -> tuple[Tree, None]:
+    def one(carry: Tree, row: tuple[Batch, jax.Array]) -> tuple[Tree, None]:
       batch, on = row
       values = metrics(params, batch)
       return tree.add(carry, jax.tree.map(lambda v: jnp.where(on, v, 0).sum(), values)), None

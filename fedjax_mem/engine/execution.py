@@ -38,7 +38,7 @@ class Execution:
   devices: int | str = 'auto'
   pool: bool = True
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     validate.one_of(MODES, mode=self.mode)
     if (self.chunk is not None) != (self.mode == 'chunk'):
       raise ValueError(

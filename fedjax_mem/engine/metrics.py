@@ -5,9 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, Mean, Total, tree
-
-Metrics = dict[str, Any]
+from fedjax_mem.core import Layer, Mean, Metrics, Total, tree
 
 
 def named(layer: Layer, metrics: Metrics) -> Metrics:

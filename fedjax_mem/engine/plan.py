@@ -1,12 +1,13 @@
 """What is settled before a round is traced: shapes, what fits together, what it costs in memory."""
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import (
+  Layer,
   Member,
   Message,
   Population,
@@ -14,6 +15,8 @@ from fedjax_mem.core import (
   Shape,
   State,
   Task,
+  Transform,
+  Tree,
   scalar_member,
   tree,
 )
@@ -24,8 +27,6 @@ from fedjax_mem.engine.mesh import replicated
 from fedjax_mem.engine.round import Setting, make_round
 from fedjax_mem.engine.walk import Row, context
 
-Tree = Any
-
 
 def make_setting(
   layers: Round,
@@ -33,7 +34,7 @@ def make_setting(
   population: Population,
   shape: Shape,
   layout: Layout,
-  transforms: tuple[Callable[[dict], dict], ...] = (),
+  transforms: tuple[Transform, ...] = (),
   pool: bool = True,
 ) -> Setting:
   """Returns the setting of a run, checked.
@@ -80,21 +81,20 @@ def initial_state(setting: Setting, params: Tree, population: Population, seed: 
   cast = walk.broadcast(seed, 0, params, cohort=cohort, population=population)
   servers = {x.name: x.value(context(x, 'init', cast, setting.specs)) for x in setting.layers}
   cast = cast._replace(servers=servers)
-  clients = {}
-  for layer in setting.layers:
-    init = lambda id, layer=layer: layer.row(
-      context(layer, 'init', cast, setting.specs, scalar_member(id))
-    )
-    clients[layer.name] = jax.vmap(init)(ids)
-  state = State(jnp.int32(0), params, clients, cast.servers)
-  return tree.copy(state)
+
+  def row(layer: Layer, id: jax.Array) -> Tree:
+    return layer.row(context(layer, 'init', cast, setting.specs, scalar_member(id)))
+
+  clients = {x.name: jax.vmap(functools.partial(row, x))(ids) for x in setting.layers}
+  return tree.copy(State(jnp.int32(0), params, clients, cast.servers))
 
 
 def _specs(
   setting: Setting, params: Tree, population: Population
 ) -> tuple[dict[str, Tree], Message]:
-  """Returns, for each layer after the algorithm, the shapes of what its client side receives, and
-  the shapes of what leaves the last one.
+  """Returns the shapes of what client sides receive, by layer, and of what leaves the last one.
+
+  Of the layers after the algorithm.
   """
   specs: dict[str, Tree] = {}
   sent = jax.eval_shape(lambda p, d: _walk(setting, p, d, jnp.uint32(0), specs), params, population)
@@ -102,7 +102,8 @@ def _specs(
 
 
 def _rows(member: Member) -> Member:
-  return jax.tree.map(lambda x: x[None], member)
+  row: Member = jax.tree.map(lambda x: x[None], member)
+  return row
 
 
 def _walk(
@@ -125,10 +126,9 @@ def _walk(
       )
       own = rows[layer.name]
     if layer.cohort is not None:
-      stack = lambda t: jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (setting.capacity, *jnp.shape(x))), t
-      )
-      many = walk.cohort_pass(layer, layer.cohort, cast, specs, stack(value), stack(own))[0]
+      stack = lambda x: jnp.broadcast_to(x, (setting.capacity, *jnp.shape(x)))
+      many, rows = jax.tree.map(stack, (value, own))
+      many = walk.cohort_pass(layer, layer.cohort, cast, specs, many, rows)[0]
       value = jax.tree.map(lambda x: x[0], many)
   return value
 
@@ -143,12 +143,11 @@ def _check_fixed_point(setting: Setting, params: Tree, population: Population) -
   there = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where, weak_type=x.weak_type)
   placed = jax.tree.map(there, (before, jax.eval_shape(lambda d: d, population)))
   after = jax.eval_shape(setting.round, *placed, seed)[0]
-  describe = lambda t: jax.tree.map(
-    lambda x: (x.shape, str(x.dtype), bool(getattr(x, 'weak_type', False))), t
-  )
+  leaf = lambda x: (x.shape, str(x.dtype), bool(getattr(x, 'weak_type', False)))
   for layer in setting.layers:
     for side in ('client', 'server'):
-      old, new = (describe(getattr(s, f'{side}s')[layer.name]) for s in (before, after))
+      states = (getattr(s, f'{side}s')[layer.name] for s in (before, after))
+      old, new = (jax.tree.map(leaf, x) for x in states)
       if jax.tree.flatten(old) != jax.tree.flatten(new):
         raise ValueError(
           f'the {side} state of {layer.name!r} must keep its structure, shapes and dtypes '

@@ -6,12 +6,13 @@ client's own update is ever formed: that is what it saves. It holds if nothing b
 and the sum asks for the update of one client, which the plan knows.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import (
+  Batch,
   Examples,
   Layer,
   Mean,
@@ -20,18 +21,24 @@ from fedjax_mem.core import (
   Pools,
   Population,
   Round,
+  Total,
+  Tree,
   Weighs,
   tree,
 )
 from fedjax_mem.engine.clients import Layout, spread
 from fedjax_mem.engine.walk import Cast, Row, context
 
-Tree = Any
+if TYPE_CHECKING:
+  from fedjax_mem.engine.round import Setting
+
+# (algorithm, weighing layer, pool)
+Found = tuple[Layer, Layer, Pool]
 # Examples that one product takes: beyond a few thousand it gains nothing, and takes memory.
 _EXAMPLES = 8192
 
 
-def find(layers: Round, setting: Any, params: Tree, population: Population):
+def find(layers: Round, setting: 'Setting', params: Tree, population: Population) -> Found | None:
   """Returns (algorithm, weighing layer, pool) if the round can be pooled, else None.
 
   Args:
@@ -53,7 +60,9 @@ def find(layers: Round, setting: Any, params: Tree, population: Population):
   return None if pool is None else (algorithm, weighing, pool)
 
 
-def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Cast, row: Row):
+def run(
+  found: Found, setting: 'Setting', cast: Cast, row: Row
+) -> tuple[Message, dict[str, jax.Array]]:
   """Returns (sum of messages, metrics of the algorithm) over the cohort.
 
   Args:
@@ -101,7 +110,7 @@ def run(found: tuple[Layer, Layer, Pool], setting: Any, cast: Cast, row: Row):
   return message, {f'{algorithm.name}/{name}': _value(x) for name, x in metrics.items()}
 
 
-def _gathered(arrays: dict, index: jax.Array, where: jax.Array, setting: Any) -> dict:
+def _gathered(arrays: Batch, index: jax.Array, where: jax.Array, setting: 'Setting') -> Batch:
   """Returns the batch of the examples at the places `where` [B] of the population's index."""
   zero, number = jnp.int32(0), jnp.int32(index.shape[0])
   capacity = setting.shape.capacity
@@ -115,7 +124,7 @@ def _chunk(clients: int, capacity: int) -> int:
   return max(k for k in range(1, clients + 1) if clients % k == 0 and k <= most)
 
 
-def _value(metric: Any) -> jax.Array:
+def _value(metric: Mean | Total) -> jax.Array:
   if not isinstance(metric, Mean):
     return metric.value
   return jnp.where(metric.count > 0, metric.total / metric.count, jnp.nan)

@@ -6,14 +6,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, Population, Round, Shape, State, Task, tree
+from fedjax_mem.core import (
+  Layer,
+  Metrics,
+  Population,
+  Round,
+  Shape,
+  State,
+  Task,
+  Transform,
+  Tree,
+  tree,
+)
 from fedjax_mem.engine import cohort as cohorts
 from fedjax_mem.engine import pooled, rules, tables, walk
-from fedjax_mem.engine.clients import Layout, Step, side_by_side, spread, summing
+from fedjax_mem.engine.clients import Layout, OneClient, Step, side_by_side, spread, summing
 from fedjax_mem.engine.metrics import over_cohort
 from fedjax_mem.engine.walk import Cast, Row
 
-Tree = Any
+# (sum of messages, client states, whether clients [C] are ok, whether their states are, metrics)
+Ran = tuple[Any, dict[str, Tree], jax.Array, jax.Array, Metrics]
+# What all clients get: the cast, and client states unless they are divided.
+Everyone = tuple[Cast, Tree]
+# What each gets: its row, its value, and its place in the cohort or its state.
+Packed = tuple[Row, Any, Tree]
 RoundFn = Callable[[State, Population, jax.Array], tuple[State, dict[str, jax.Array]]]
 
 
@@ -39,8 +55,8 @@ class Setting(NamedTuple):
   capacity: int
   layout: Layout
   specs: dict[str, Tree]
-  transforms: tuple[Callable[[dict], dict], ...] = ()
-  pool: Any = None
+  transforms: tuple[Transform, ...] = ()
+  pool: pooled.Found | None = None
   divided: bool = False
   round: Any = None
 
@@ -54,7 +70,9 @@ def make_round(setting: Setting) -> RoundFn:
   and `finite` (whether the new parameters are).
   """
 
-  def round(state: State, population: Population, seed: jax.Array):
+  def round(
+    state: State, population: Population, seed: jax.Array
+  ) -> tuple[State, dict[str, jax.Array]]:
     cast, metrics = _select(setting, state, population, seed)
     row = cohorts.rows(population, cast.cohort)
     if not setting.shape.equal:
@@ -90,7 +108,7 @@ def make_round(setting: Setting) -> RoundFn:
 
 def _select(
   setting: Setting, state: State, population: Population, seed: jax.Array
-) -> tuple[Cast, dict]:
+) -> tuple[Cast, Metrics]:
   """Returns what everyone knows in this round, the cohort in it, and the metrics of its draw."""
   cast = walk.broadcast(
     seed, state.round, state.params, servers=state.servers, population=population
@@ -101,22 +119,26 @@ def _select(
   return cast._replace(cohort=cohort), metrics
 
 
-def _messages(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]):
+def _messages(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) -> Ran:
   """Returns what `_clients` does, from all examples at once where the plan found that they pool.
 
   A sum that is not finite cannot tell whose fault it is: then the clients run one by one.
   """
-  each = lambda: _clients(setting, cast, row, states)
+
+  def each() -> Ran:
+    return _clients(setting, cast, row, states)
+
   if setting.pool is None:
     return each()
   message, metrics = pooled.run(setting.pool, setting, cast, row)
   everyone = jnp.ones(setting.capacity, bool)
   old = cohorts.gather(states, cast.cohort.id)
   pooled_ones = lambda: (message, old, everyone, everyone, metrics)
-  return jax.lax.cond(tree.finite(message), pooled_ones, each)
+  ran: Ran = jax.lax.cond(tree.finite(message), pooled_ones, each)
+  return ran
 
 
-def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]):
+def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) -> Ran:
   """Runs all client and cohort sides.
 
   Returns:
@@ -126,7 +148,7 @@ def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]):
   value: Any = None
   # Who has no side that sees clients has no state of them either.
   new: dict[str, Tree] = {x.name: states[x.name] for x in setting.layers if not _works(x)}
-  metrics: dict[str, Any] = {}
+  metrics: Metrics = {}
   ok = sound = jnp.ones(setting.capacity, bool)
   cut = walk.segments(setting.layers)
   for number, (side, group) in enumerate(cut):
@@ -173,7 +195,7 @@ def _cohort(
   value: Any,
   states: dict[str, Tree],
   new: dict[str, Tree],
-):
+) -> tuple[Any, dict[str, Tree], Metrics]:
   """Returns (stack, {layer's name: rows [C, ...]}, metrics) of one cohort side."""
   # In one layer the client side runs first, and leaves the rows.
   old = new[layer.name] if layer.client is not None else None
@@ -202,7 +224,7 @@ def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
     block = summing(block)
 
   # Here and not for the whole cohort at once: a row is read when it is needed, and only then.
-  def step(everyone: tuple, held: Tree, packed: tuple) -> tuple[Tree, Tree, Tree]:
+  def step(everyone: Everyone, held: Tree, packed: Packed) -> tuple[Tree, Tree, Tree]:
     (cast, given), (row, value, slot) = everyone, packed
     if not setting.divided:
       old = cohorts.gather(given, row.client.id)
@@ -217,11 +239,11 @@ def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
   return step
 
 
-def _chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool):
+def _chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -> OneClient:
   """Returns what one client does on these client sides."""
   ragged = not (setting.layout.looped or setting.shape.equal)
 
-  def one(cast: Cast, longest: jax.Array, packed: tuple) -> tuple[Tree, Tree]:
+  def one(cast: Cast, longest: jax.Array, packed: Packed) -> tuple[Tree, Tree]:
     row, value, old = packed
     if first:
       data = walk.examples(cast, row, longest, setting.shape, ragged, setting.transforms)

@@ -1,23 +1,11 @@
 """Robust rules whose coordinates do not depend on each other, divided among the devices."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from fedjax_mem.core import (
-  Context,
-  Layer,
-  Message,
-  Rule,
-  Stage,
-  tree,
-)
+from fedjax_mem.core import Context, Layer, Message, Metrics, Rule, Stage, Tree, tree
 from fedjax_mem.engine.mesh import AXIS
-
-Tree = Any
 
 
 def divided_side(layer: Layer, mesh: Mesh) -> Stage:
@@ -30,22 +18,25 @@ def divided_side(layer: Layer, mesh: Mesh) -> Stage:
     layer: one with a cohort side.
     mesh: the devices.
   """
-  stage: Any = layer.cohort
+  stage = layer.sides['cohort']
   rule = stage.fact(Rule)
   if mesh.size == 1 or rule is None or not rule.by_coordinate:
     return stage
-  apply: Callable[[Context, Message, Tree], tuple] = stage.apply
 
-  def divided(ctx: Context, stack: Message, state: Tree) -> tuple[Message, Tree, dict[str, Any]]:
+  def divided(ctx: Context, stack: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     flat = tree.ravel(stack.update, 1)
     flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % mesh.size)))
     # Whether a row counts must not depend on the part of it that a device sees.
     fine = jnp.isfinite(flat).all(1)
     weight = jnp.where(fine, stack.weight, 0)
 
-    def part(whole: tuple, flat: jax.Array) -> tuple:
+    def part(
+      whole: tuple[Context, jax.Array, Tree], flat: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, Tree, Metrics]]:
       known, weight, state = whole
-      new, state, metrics = apply(known._replace(spec=ctx.spec), Message(flat, weight, {}), state)
+      new, state, metrics = stage.apply(
+        known._replace(spec=ctx.spec), Message(flat, weight, {}), state
+      )
       return new.update, (new.weight, state, metrics)
 
     split, everywhere = PartitionSpec(None, AXIS), PartitionSpec()

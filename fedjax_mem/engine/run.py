@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +14,8 @@ from fedjax_mem.core import (
   Population,
   Shape,
   State,
+  Transform,
+  Tree,
   compose,
   shape_of,
   tree,
@@ -27,7 +27,8 @@ from fedjax_mem.engine import plan, tables
 from fedjax_mem.engine.execution import Execution
 from fedjax_mem.engine.round import Setting
 
-Tree = Any
+# (rounds done, whether to go on, state, rows of metrics)
+Carry = tuple[jax.Array, jax.Array, State, dict[str, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +55,12 @@ class Simulation:
     return tables.shardings(self.setting.divided, self.setting.layout.mesh)
 
   @functools.cached_property
-  def _init(self):
+  def _init(self) -> jax.stages.Wrapped:
     init = functools.partial(plan.initial_state, self.setting)
     return jax.jit(init, out_shardings=self.shardings)
 
   @functools.cached_property
-  def segment(self):
+  def segment(self) -> jax.stages.Wrapped:
     """The compiled program: (state, population, seed, rounds) -> (state, metrics, rounds done)."""
     layout = self.setting.layout
     options = meshes.compiler_options(layout.mesh.devices.flat[0].platform)
@@ -87,7 +88,9 @@ class Simulation:
         f'params must be of the shapes {self.params!r}, got {tree.shapes(params)!r}.'
       )
     population = self.population if population is None else population
-    return self._init(params, population, np.uint32(self.seed if seed is None else seed))
+    used = np.uint32(self.seed if seed is None else seed)
+    state: State = self._init(params, population, used)
+    return state
 
   def compile(self, state: State, population: Population | None = None) -> State:
     """Returns the state as it is, donated and given back, with the segment compiled.
@@ -97,7 +100,8 @@ class Simulation:
       population: as for `run`.
     """
     population = self.population if population is None else population
-    return self.segment(state, population, np.uint32(self.seed), np.int32(0))[0]
+    same: State = self.segment(state, population, np.uint32(self.seed), np.int32(0))[0]
+    return same
 
   def run(
     self,
@@ -137,10 +141,11 @@ class Simulation:
     """
     if rounds > 1 and not self.setting.layers.blind:
       raise ValueError(f'rounds must be 1 for a sampler with feedback, got {rounds!r}.')
-    return self._peek(state, np.uint32(self.seed), rounds)
+    ids: jax.Array = self._peek(state, np.uint32(self.seed), rounds)
+    return ids
 
   @functools.cached_property
-  def _peek(self):
+  def _peek(self) -> jax.stages.Wrapped:
     peek = functools.partial(plan.peek, self.setting)
     return jax.jit(peek, static_argnums=2)
 
@@ -154,7 +159,7 @@ def simulate(
   execution: Execution | None = None,
   max_rounds: int = 64,
   shape: Shape | None = None,
-  transforms: tuple[Callable[[dict], dict], ...] = (),
+  transforms: tuple[Transform, ...] = (),
   expect_privacy: bool = False,
 ) -> Simulation:
   """Returns the simulation of a round, checked before anything is compiled.
@@ -209,11 +214,11 @@ def _segment(
   like = jax.eval_shape(round, state, population, seed)[1]
   rows = jax.tree.map(lambda x: jnp.zeros((max_rounds, *x.shape), x.dtype), like)
 
-  def go_on(carry: tuple) -> jax.Array:
+  def go_on(carry: Carry) -> jax.Array:
     done, sound, _, _ = carry
     return (done < rounds) & sound
 
-  def body(carry: tuple) -> tuple:
+  def body(carry: Carry) -> Carry:
     done, _, state, rows = carry
     state, metrics = round(state, population, seed)
     rows = jax.tree.map(lambda all, x: all.at[done].set(x), rows, metrics)

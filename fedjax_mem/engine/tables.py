@@ -13,13 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_mem.core import Round, State, Withholds, tree
+from fedjax_mem.core import Round, State, Tree, Withholds, tree
 from fedjax_mem.engine import cohort as cohorts
 from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.mesh import AXIS, replicated
 from fedjax_mem.engine.walk import Row
-
-Tree = Any
 
 
 def divides(layers: Round, num_clients: int, devices: int) -> bool:
@@ -51,7 +49,8 @@ def at_home(row: Row, population: int, devices: int) -> Row:
   last = (home == devices).astype(jnp.int32)
   clients = jnp.argsort(jnp.where(stays, 2 + home * places + rank, last), stable=True)
   order = jnp.zeros_like(clients).at[jnp.argsort(taken.reshape(-1), stable=True)].set(clients)
-  return jax.tree.map(lambda x: x[order], row)
+  arranged: Row = jax.tree.map(lambda x: x[order], row)
+  return arranged
 
 
 def whole(table: Tree, mesh: Mesh) -> Tree:
@@ -64,7 +63,7 @@ def whole(table: Tree, mesh: Mesh) -> Tree:
   return jax.lax.with_sharding_constraint(table, replicated(mesh))
 
 
-def shardings(divided: bool, mesh: Mesh) -> Any:
+def shardings(divided: bool, mesh: Mesh) -> State:
   """Returns where the state of a run is kept: a prefix of its tree.
 
   Args:
@@ -173,7 +172,8 @@ def _only(on: jax.Array, rows: Tree) -> Tree:
       return jax.lax.complex(one(x.real), one(x.imag))
     if not jnp.issubdtype(x.dtype, jnp.floating):
       wide = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.int32)
-      return jax.lax.psum(x.astype(wide), AXIS).astype(x.dtype)
+      summed: jax.Array = jax.lax.psum(x.astype(wide), AXIS)
+      return summed.astype(x.dtype)
     # Summed as integers: a sum of floats would turn -0 into 0.
     bits = jnp.dtype(f'uint{8 * x.dtype.itemsize}')
     wide = bits if x.dtype.itemsize > 4 else jnp.dtype(jnp.uint32)

@@ -22,6 +22,7 @@ from fedjax_mem.core import (
   Looks,
   Member,
   Message,
+  Metrics,
   Noises,
   Population,
   Round,
@@ -29,6 +30,8 @@ from fedjax_mem.core import (
   Stage,
   Task,
   Trains,
+  Transform,
+  Tree,
   Withholds,
   keys,
   scalar_member,
@@ -36,9 +39,6 @@ from fedjax_mem.core import (
 )
 from fedjax_mem.engine import hiding
 from fedjax_mem.engine.metrics import named, scalars
-
-Tree = Any
-Metrics = dict[str, Any]
 
 
 class Cast(NamedTuple):
@@ -137,7 +137,7 @@ def examples(
   longest: jax.Array,
   shape: Shape,
   ragged: bool,
-  transforms: tuple[Callable[[dict], dict], ...] = (),
+  transforms: tuple[Transform, ...] = (),
 ) -> Examples:
   """Returns one client's view of its examples."""
   return Examples(

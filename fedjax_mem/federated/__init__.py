@@ -10,6 +10,7 @@ from fedjax_mem.federated.config import (
   AggregationStrategy,
   ClientConfig,
   CompressionConfig,
+  NotEnoughClients,
   PrivacyConfig,
   ServerConfig,
 )
@@ -20,7 +21,7 @@ from fedjax_mem.federated.privacy import (
   PrivacyAccountant,
   PrivacyBudgetExceeded,
 )
-from fedjax_mem.federated.server import FederatedServer, NotEnoughClients, RoundReport
+from fedjax_mem.federated.server import FederatedServer, RoundReport
 from fedjax_mem.federated.simulate import SimulationResult, simulate_federation
 from fedjax_mem.secagg.aggregator import SecureAggregator
 

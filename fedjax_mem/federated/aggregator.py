@@ -15,6 +15,8 @@ from fedjax_mem.federated.selection import Chooser
 from fedjax_mem.secagg.aggregator import SecureAggregator
 from fedjax_mem.secagg.errors import BelowThreshold
 
+Now = tuple[np.uint32, np.int32]  # seed of the run, round from 0
+
 
 class Aggregator:
   """Keeps the server states of a run, and takes steps.
@@ -80,11 +82,19 @@ class Aggregator:
     """Rows without which the rule does nothing, or None without a rule."""
     return next(((x.fact(Rule) or Rule()).least for x in self.rules), None)
 
-  def _ruled(self, sides, params, messages: list[Message], states, now) -> Message:
+  def _ruled(
+    self,
+    sides: recipes.Sides,
+    params: Any,
+    messages: list[Message],
+    states: dict[str, Any],
+    now: Now,
+  ) -> Message:
     """Returns the sum after the server's rule."""
     (layer,) = self.rules
     _, rows = self._chooser.of_round(self._least)
     stack = recipes.stacked(messages, rows)
+    total: Message
     total, _ = sides.cohort(layer.name, params, stack, None, states, *now)
     if not total.weight > 0:
       why = (layer.fact(Rule) or Rule()).why
@@ -94,7 +104,7 @@ class Aggregator:
       )
     return total
 
-  def _learn(self, params: Any, reads: list[Read], states: dict[str, Any], now: Any) -> None:
+  def _learn(self, params: Any, reads: list[Read], states: dict[str, Any], now: Now) -> None:
     """Tells the chooser of a round's updates."""
     if self._config.selection_strategy == 'random':
       return
@@ -105,7 +115,7 @@ class Aggregator:
 
 
 def _sum(messages: list[Message]) -> Message:
-  total = tree.zeros(messages[0])
+  total: Message = tree.zeros(messages[0])
   for message in messages:
     total = tree.add(total, message)
   return total

@@ -5,6 +5,7 @@ import struct
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -104,7 +105,7 @@ class Place:
   seed: int = 0
   sgd: bool = False
   equal: bool = False
-  secure: Any = None
+  secure: Callable[[Any, str, float], bytes] | None = None
 
 
 class _Done(NamedTuple):
@@ -158,7 +159,8 @@ class FederatedClient:
     """Returns the arrays, their last example repeated up to a size that others have too."""
     more = recipes.capacity(self.data.num_examples, self.config.batch_size) - self.data.num_examples
     pad = lambda x: np.concatenate([x, np.broadcast_to(x[-1:], (more, *x.shape[1:]))])
-    return {'x': pad(self.data.x), 'y': pad(self.data.y)}
+    padded: dict[str, np.ndarray] = jax.tree.map(pad, {'x': self.data.x, 'y': self.data.y})
+    return padded
 
   @property
   def client_id(self) -> str:
@@ -266,7 +268,8 @@ class FederatedClient:
       self._done = done
       if not place.run_id:
         self._round += 1
-      return done.update
+      update: FederatedUpdate = done.update
+      return update
 
   def _computed(self, start: FederatedModel, place: Place, round: int) -> tuple[Any, float]:
     """Returns (what was computed, seconds); the privacy of its release is paid for."""

@@ -97,7 +97,7 @@ class PrivacyConfig:
   noise_multiplier: float | None = _said(None, 'Noise scale (auto-computed)')
   mechanism: str = _said('gaussian', 'Noise mechanism')
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     validate.positive(epsilon=self.epsilon)
     validate.open_fraction(delta=self.delta)
     validate.positive(max_grad_norm=self.max_grad_norm)
@@ -129,7 +129,7 @@ class CompressionConfig:
   compression_ratio: float = _said(0.1, 'Ratio of values to keep')
   quantization_bits: int = _said(8, 'Bits for quantization')
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     validate.one_of(METHODS, method=self.method)
     validate.probability(compression_ratio=self.compression_ratio)
     validate.integer(at_most=8, quantization_bits=self.quantization_bits)
@@ -162,7 +162,7 @@ class ClientConfig:
     default=None, metadata={'doc': 'Compression settings'}
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not isinstance(self.client_id, str) or not self.client_id:
       raise ValueError(f'client_id must be a text of at least one letter, got {self.client_id!r}.')
     if self.client_id.encode(errors='replace').decode() != self.client_id:
@@ -212,7 +212,7 @@ class ServerConfig:
   selection_options: Mapping[str, Any] | None = _said(None, 'Options of the selection method')
   seed: int = _said(0, 'Seed of everything random')
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     validate.integer(min_clients=self.min_clients)
     validate.integer(at_least=self.min_clients, max_clients=self.max_clients)
     validate.integer(rounds=self.rounds)

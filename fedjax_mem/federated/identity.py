@@ -14,7 +14,7 @@ class Unauthentic(ValueError):
 class SigningKey:
   """A client's Ed25519 key pair, fresh; the private half never leaves the object."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     from cryptography.hazmat.primitives.asymmetric import ed25519
 
     self._key = ed25519.Ed25519PrivateKey.generate()
@@ -44,7 +44,7 @@ def statement(
 class Register:
   """Public keys by client id; an id keeps its key."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._keys: dict[str, bytes] = {}
 
   def __contains__(self, client_id: object) -> bool:

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fedjax_mem.core import keys, tree
+from fedjax_mem.core import Tree, keys, tree
 from fedjax_mem.models import adapters
 from fedjax_mem.models.base import Model
 
-Tree = Any
 # Of the parameters of a model that brings none: the server and every client start from the same.
 SEED = 0
 
@@ -124,7 +123,9 @@ def _label_shape(model: Model, dtype: str) -> tuple[int, ...]:
   """Returns the shape of one example's label: () or, for sequences, (T,)."""
   x = jax.ShapeDtypeStruct((1, *model.input_shape), dtype)
   params = jax.eval_shape(model.init, jax.random.key(0))
-  return jax.eval_shape(lambda p, x: model.apply(p, x, None), params, x).shape[1:-1]
+  logits = jax.eval_shape(lambda p, x: model.apply(p, x, None), params, x)
+  shape: tuple[int, ...] = logits.shape[1:-1]
+  return shape
 
 
 def check_labels(model: FederatedModel, y: np.ndarray, dtype: Any) -> None:
@@ -210,7 +211,9 @@ def _classes(logits: Any) -> int:
 
 # Kept, so that copies of a module share one set of functions, hence one compiled program. By
 # equality, since a module with a list among its fields, such as `nn.Sequential`, has no hash.
-_KNOWN: collections.deque = collections.deque(maxlen=64)
+_KNOWN: collections.deque[tuple[nn.Module, tuple[int, ...], str, Model]] = collections.deque(
+  maxlen=64
+)
 
 
 def _linen(module: nn.Module, shape: tuple[int, ...], dtype: str) -> Model:
@@ -240,7 +243,9 @@ def _from_linen(module: nn.Module, shape: tuple[int, ...], dtype: str) -> Model:
 
 
 @functools.lru_cache(maxsize=64)
-def _functions(init: Callable, apply: Callable, shape: tuple[int, ...], dtype: str) -> Model:
+def _functions(
+  init: Callable[..., Any], apply: Callable[..., Any], shape: tuple[int, ...], dtype: str
+) -> Model:
   x = jax.ShapeDtypeStruct((1, *shape), dtype)
   params = jax.eval_shape(init, jax.random.key(0))
   more = [None] * (len(inspect.signature(apply).parameters) > 2)

@@ -14,6 +14,7 @@ import optax
 
 from fedjax_mem import engine
 from fedjax_mem.core import (
+  Batch,
   Context,
   Draw,
   Draws,
@@ -27,6 +28,7 @@ from fedjax_mem.core import (
   Shape,
   Stage,
   Task,
+  Tree,
   compose,
   scalar_member,
   tree,
@@ -38,7 +40,8 @@ from fedjax_mem.models.base import Model
 from fedjax_mem.stages import algorithm, weigh
 from fedjax_mem.stages import compress as codecs
 
-Tree = Any
+# (name, shape, dtype) of each of a client's arrays
+Shapes = tuple[tuple[str, tuple[int, ...], str], ...]
 
 
 class Recipe(NamedTuple):
@@ -167,7 +170,7 @@ def rows(arrays: dict[str, Any], count: jax.Array) -> Population:
 
 
 @functools.lru_cache(maxsize=256)
-def sides(recipe: Recipe, shapes: tuple, chooser: Layer, rules: tuple[Layer, ...] = ()) -> Sides:
+def sides(recipe: Recipe, shapes: Shapes, chooser: Layer, rules: tuple[Layer, ...] = ()) -> Sides:
   """Returns the sides of a recipe, planned and checked.
 
   Args:
@@ -211,7 +214,16 @@ def sides(recipe: Recipe, shapes: tuple, chooser: Layer, rules: tuple[Layer, ...
   )
 
 
-def _client(recipe, setting, params, arrays, count, seed, round, id) -> Sent:
+def _client(
+  recipe: Recipe,
+  setting: engine.Setting,
+  params: Tree,
+  arrays: Batch,
+  count: jax.Array,
+  seed: jax.Array,
+  round: jax.Array,
+  id: jax.Array,
+) -> Sent:
   """Runs all client sides, and notes on the way what the metadata say."""
   me = scalar_member(id)
   alone = jax.tree.map(lambda x: x[None], me)
@@ -254,7 +266,7 @@ def _loss(recipe: Recipe, task: Task) -> jax.Array:
     )
     return tree.add(seen, losses[1])
 
-  seen = task.data.fold(part, Mean(jnp.float32(0), jnp.float32(0)), recipe.batch_size)
+  seen: Mean = task.data.fold(part, Mean(jnp.float32(0), jnp.float32(0)), recipe.batch_size)
   return seen.total / seen.count
 
 
@@ -264,24 +276,43 @@ def stacked(messages: list[Message], rows: int) -> Message:
   Stacks of one size are one program: rows of nobody have weight 0, and take no part.
   """
   messages = messages + [tree.zeros(messages[0])] * (rows - len(messages))
-  return jax.tree.map(lambda *x: jnp.stack(x), *messages)
+  stack: Message = jax.tree.map(lambda *x: jnp.stack(x), *messages)
+  return stack
 
 
-def _cohort(setting, name, params, stack, rows, states, seed, round):
+def _cohort(
+  setting: engine.Setting,
+  name: str,
+  params: Tree,
+  stack: Message,
+  rows: Tree,
+  states: dict[str, Tree],
+  seed: jax.Array,
+  round: jax.Array,
+) -> tuple[Message, Tree]:
   """Runs the cohort side of a layer; a message of weight 0 is of nobody."""
   layer = next(x for x in setting.layers if x.name == name)
+  side = layer.sides['cohort']
   ids = jnp.arange(stack.weight.shape[0], dtype=jnp.int32)
   cohort = jax.vmap(scalar_member)(ids, stack.weight > 0)
   cast = engine.broadcast(seed, round, params, cohort=cohort, servers=states)
-  first = lambda id: layer.row(
-    engine.context(layer, 'init', cast, setting.specs, scalar_member(id))
-  )
+
+  def first(id: jax.Array) -> Tree:
+    return layer.row(engine.context(layer, 'init', cast, setting.specs, scalar_member(id)))
+
   rows = jax.vmap(first)(ids) if rows is None else rows
-  stack, rows, _ = engine.cohort_pass(layer, layer.cohort, cast, setting.specs, stack, rows)
+  stack, rows, _ = engine.cohort_pass(layer, side, cast, setting.specs, stack, rows)
   return tree.total(stack), rows
 
 
-def _server(setting, params, message, states, seed, round):
+def _server(
+  setting: engine.Setting,
+  params: Tree,
+  message: Message,
+  states: dict[str, Tree],
+  seed: jax.Array,
+  round: jax.Array,
+) -> tuple[Tree, dict[str, Tree]]:
   """Runs all server sides, last layer first."""
   cast = engine.broadcast(seed, round, params, servers=states)
   like: Any = setting.specs[setting.layers[-1].name].update

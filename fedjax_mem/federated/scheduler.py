@@ -5,8 +5,9 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar('T')
 _log = logging.getLogger('fedjax_mem.federated')
 
 
@@ -14,7 +15,7 @@ class Late(Exception):
   """Work that took longer than it may."""
 
 
-async def threaded(work: Callable[[], Any], timeout: float | None = None) -> Any:
+async def threaded(work: Callable[[], T], timeout: float | None = None) -> T:
   """Returns what `work` returns, computed in a thread.
 
   After a timeout the thread goes on, since no thread can be stopped, and its result is discarded; a
@@ -25,7 +26,7 @@ async def threaded(work: Callable[[], Any], timeout: float | None = None) -> Any
     RuntimeError: it raised what is no ordinary exception, such as `SystemExit`.
   """
   loop = asyncio.get_running_loop()
-  done: asyncio.Future = loop.create_future()
+  done: asyncio.Future[T] = loop.create_future()
 
   def settle(result: Any, error: Exception | None) -> None:
     if done.done():

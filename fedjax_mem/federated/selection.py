@@ -135,7 +135,8 @@ class Chooser:
   def _rows(self, names: list[str]) -> Score:
     unscored = Score(jnp.float32(0), jnp.int32(0))
     rows = [self._scores.get(x, unscored) for x in names]
-    return jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    stack: Score = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    return stack
 
   @property
   def scores(self) -> dict[str, float]:

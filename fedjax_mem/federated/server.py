@@ -16,7 +16,7 @@ from fedjax_mem.federated.aggregator import Aggregator
 from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Place
 from fedjax_mem.federated.config import AggregationStrategy, NotEnoughClients, ServerConfig
 from fedjax_mem.federated.model import FederatedModel, check_labels
-from fedjax_mem.federated.privacy import ClientsAccountant
+from fedjax_mem.federated.privacy import ClientsAccountant, DifferentialPrivacy
 from fedjax_mem.federated.registry import Registry
 from fedjax_mem.federated.selection import Chooser
 from fedjax_mem.secagg.aggregator import SecureAggregator
@@ -89,8 +89,12 @@ class FederatedServer:
   def privacy_accountant(self) -> ClientsAccountant:
     """What the clients have spent: the largest counts."""
     members = self._registry.members
-    spenders = lambda: [x.privacy for x in members.values() if x.privacy is not None]
-    return ClientsAccountant(lambda: spenders() if len(spenders()) == len(members) else ())
+
+    def spenders() -> list[DifferentialPrivacy]:
+      known = [x.privacy for x in members.values() if x.privacy is not None]
+      return known if len(known) == len(members) else []
+
+    return ClientsAccountant(spenders)
 
   @property
   def contributions(self) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The same objects, handed to the compiled engine."""
 
+import functools
 import time
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from fedjax_mem.core import (
 from fedjax_mem.engine import Execution
 from fedjax_mem.federated import compression, rules
 from fedjax_mem.federated import recipe as recipes
+from fedjax_mem.federated.client import FederatedClient
 from fedjax_mem.federated.config import AggregationStrategy, PrivacyConfig, ServerConfig
 from fedjax_mem.federated.model import FederatedModel
 from fedjax_mem.federated.privacy import DifferentialPrivacy, multiplier
@@ -148,7 +150,7 @@ def _timed(
   return state, metrics, seconds
 
 
-def _common(clients: list[Any]) -> recipes.Recipe:
+def _common(clients: list[FederatedClient]) -> recipes.Recipe:
   """Returns the recipe that all clients share."""
   if not clients:
     raise ValueError('clients must be at least one, got none.')
@@ -167,7 +169,9 @@ def _common(clients: list[Any]) -> recipes.Recipe:
   return plain[0]
 
 
-def _local(recipe, chooser, rounds) -> tuple[tuple[Layer, ...], Guarantee | None]:
+def _local(
+  recipe: recipes.Recipe, chooser: Layer, rounds: int
+) -> tuple[tuple[Layer, ...], Guarantee | None]:
   """Returns the layers of clients that noise their own updates."""
   config: PrivacyConfig | None = recipe.privacy
   if config is None:
@@ -185,7 +189,9 @@ def _noise(layer: Layer) -> tuple[Mechanism, Bound]:
   return noise.mechanism, Round([layer]).bound(layer, 'server', {})
 
 
-def _central(recipe, number, cohort, rounds) -> tuple[tuple[Layer, ...], Guarantee]:
+def _central(
+  recipe: recipes.Recipe, number: int, cohort: int, rounds: int
+) -> tuple[tuple[Layer, ...], Guarantee]:
   """Returns the layers of a server that noises the sum."""
   config: PrivacyConfig | None = recipe.privacy
   if config is None or mechanisms.find(config.mechanism).norm != 'l2':
@@ -196,7 +202,9 @@ def _central(recipe, number, cohort, rounds) -> tuple[tuple[Layer, ...], Guarant
   chooser = select.uniform(number, cohort)
   sampling: Any = chooser.fact(Draws)
   noise = config.noise_multiplier
-  make = lambda z: layers_of_privacy.central(config.max_grad_norm, z, mechanism=config.mechanism)
+  make = functools.partial(
+    layers_of_privacy.central, config.max_grad_norm, mechanism=config.mechanism
+  )
   if noise is None:
     like, bound = _noise(make(1.0))
     budget = config.epsilon, config.delta

@@ -26,7 +26,7 @@ class OnIntegers(Mechanism):
   shares: int | None = None
   dimension: int | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Raises `ValueError` for numbers that are out of range."""
     super().__post_init__()
     for name, value in (('shares', self.shares), ('dimension', self.dimension)):

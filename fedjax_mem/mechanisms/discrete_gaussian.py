@@ -22,7 +22,7 @@ _LEAST_VARIANCE = 0.25
 class DiscreteGaussian(_base.OnIntegers):
   """Discrete Gaussian noise; `noise_multiplier` is its parameter sigma over the L2 bound."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Raises `ValueError` for numbers that are out of range, or missing."""
     super().__post_init__()
     if (self.shares or 1) > 1 and self.dimension is None:

@@ -21,6 +21,8 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import types
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -55,7 +57,7 @@ class Matrix(Mechanism):
   strategy: str = 'banded'
   width: int = 1
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Stores the sensitivities as a tuple; raises `ValueError` if they are missing or decrease."""
     super().__post_init__()
     validate.integer(separation=self.separation)
@@ -158,7 +160,7 @@ class Strategy(NamedTuple):
   sensitivities: np.ndarray
 
 
-def _library():
+def _library() -> types.ModuleType:
   """Returns jax_privacy's matrices, which take seconds to import."""
   try:
     from jax_privacy import matrix_factorization as matrices
@@ -167,11 +169,12 @@ def _library():
       f'jax_privacy must be installed for correlated noise (pip install "fedjax_mem[privacy]"), '
       f'got: {error}.'
     ) from error
-  return matrices
+  library: types.ModuleType = matrices
+  return library
 
 
 @contextlib.contextmanager
-def _ordinary():
+def _ordinary() -> Iterator[None]:
   """Runs the library under jax's ordinary promotion, whatever the caller has set."""
   with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):
     yield
@@ -269,4 +272,5 @@ def toeplitz_sensitivities(column: np.ndarray, separation: int) -> np.ndarray:
   total = np.zeros_like(column)
   for first in range(0, len(column), separation):
     total[first:] += column[: len(column) - first]
-  return np.sqrt(np.cumsum(total**2))
+  norms: np.ndarray = np.sqrt(np.cumsum(total**2))
+  return norms

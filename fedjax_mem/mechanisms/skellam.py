@@ -21,7 +21,7 @@ class Skellam(_base.OnIntegers):
 
   orders = (*range(2, 64), 128, 256, 512, 1024)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Raises `ValueError` for numbers that are out of range, or missing."""
     super().__post_init__()
     if self.dimension is None:

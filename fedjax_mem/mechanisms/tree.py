@@ -19,6 +19,7 @@ Efficient use of differentially private binary trees.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,7 +48,7 @@ class Tree(Mechanism):
   restart: int | None = None
   honaker: bool = True
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Raises `ValueError` for numbers that are out of range."""
     super().__post_init__()
     if self.restart is not None:
@@ -108,7 +109,9 @@ class Tree(Mechanism):
     return change, {'done': done, 'open': opened}
 
 
-def step(draw, opened, done: jax.Array, honaker: bool):
+def step(
+  draw: Callable[[jax.Array], trees.Tree], opened: trees.Tree, done: jax.Array, honaker: bool
+) -> tuple[trees.Tree, trees.Tree]:
   """Returns (noise of this prefix minus that of the last, estimates of the nodes now open).
 
   Args:
@@ -121,7 +124,9 @@ def step(draw, opened, done: jax.Array, honaker: bool):
   # Round done + 1 completes one node of each height 0 … closed; those below are merged into it.
   closed = jax.lax.population_count(done ^ (done + 1)) - 1
 
-  def merge(height: jax.Array, carry: tuple):
+  def merge(
+    height: jax.Array, carry: tuple[trees.Tree, trees.Tree]
+  ) -> tuple[trees.Tree, trees.Tree]:
     estimate, gone = carry
     row = jax.tree.map(lambda x: x[height], opened)
     children = trees.add(estimate, row)

@@ -8,7 +8,7 @@ section 5). Group normalisation has none.
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -78,8 +78,8 @@ def from_linen(
 
   def apply(params: base.Params, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     rngs = None if key is None else {'dropout': key}
-    logits: Any = module.apply({'params': params}, x, rngs=rngs, **settings(key is not None))
-    return logits
+    logits = module.apply({'params': params}, x, rngs=rngs, **settings(key is not None))
+    return cast(jax.Array, logits)
 
   return base.build(
     name, init, apply, input_shape, num_classes, input_dtype=input_dtype, padding_id=padding_id
@@ -138,7 +138,8 @@ def from_nnx(
       built.eval()
     else:
       built.train()
-    return built(x)
+    logits: jax.Array = built(x)
+    return logits
 
   return base.build(
     name, init, apply, input_shape, num_classes, input_dtype=input_dtype, padding_id=padding_id

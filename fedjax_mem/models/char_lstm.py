@@ -1,4 +1,5 @@
-"""The next-character model of Shakespeare in TensorFlow Federated and Reddi et al. (2021, table 4):
+"""The next-character model of Shakespeare in TensorFlow Federated and Reddi et al. (2021, table 4).
+
 820,522 parameters for 90 characters.
 """
 
@@ -10,7 +11,9 @@ from fedjax_mem.core import validate
 from fedjax_mem.models import adapters, base, layers
 
 
-def _forget_open(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+def _forget_open(
+  key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32
+) -> jax.Array:
   """Returns zeros, and ones for the forget gate (Jozefowicz et al. 2015), as Keras does."""
   del key
   width = shape[0] // 4
@@ -36,7 +39,9 @@ class Lstm(nn.Module):
     # All time steps' inputs in one product; only the recurrent one has to wait.
     drive = jnp.einsum('btf,fh->tbh', x, kernel) + bias[None, None]
 
-    def step(carry, drive):
+    def step(
+      carry: tuple[jax.Array, jax.Array], drive: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
       hidden, cell = carry
       i, f, g, o = jnp.split(drive + hidden @ recurrent, 4, axis=-1)
       cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
@@ -45,7 +50,8 @@ class Lstm(nn.Module):
 
     start = jnp.zeros((x.shape[0], self.width), drive.dtype)
     _, hidden = jax.lax.scan(step, (start, start), drive)
-    return hidden.transpose(1, 0, 2)
+    outputs: jax.Array = hidden.transpose(1, 0, 2)
+    return outputs
 
 
 class CharLstm(nn.Module):

@@ -1,5 +1,6 @@
-"""The EMNIST CNN of Reddi et al. (2021, arXiv:2003.00295, table 4), 1,206,590 parameters for 62
-classes of 28 x 28 x 1.
+"""The EMNIST CNN of Reddi et al. (2021, arXiv:2003.00295, table 4).
+
+1,206,590 parameters for 62 classes of 28 x 28 x 1.
 
 Pooling comes before the rectifier here: the two commute, exactly and with the same gradients, and
 the rectifier then runs on a quarter of the values.

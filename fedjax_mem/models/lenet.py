@@ -1,5 +1,6 @@
-"""The LeNet-style CNN of NIID-Bench (Li et al. 2022, arXiv:2102.02079, section 5), drawn as PyTorch
-draws: 44,426 parameters for 10 classes of 28 x 28 x 1.
+"""The LeNet-style CNN of NIID-Bench (Li et al. 2022, arXiv:2102.02079, section 5).
+
+44,426 parameters for 10 classes of 28 x 28 x 1, drawn as PyTorch draws them.
 """
 
 import flax.linen as nn

@@ -1,6 +1,6 @@
-"""ResNet (He et al. 2016) with group instead of batch normalisation, as federated learning uses it
-(Hsieh et al. 2020, arXiv:1910.00189; Reddi et al. 2021 for CIFAR-100 with 2 groups).
+"""ResNet (He et al. 2016) with group instead of batch normalisation, as federated learning uses it.
 
+So do Hsieh et al. (2020, arXiv:1910.00189), and Reddi et al. (2021) for CIFAR-100 with 2 groups.
 The stem is a 3x3 convolution without pooling, for images of 24 to 64 pixels.
 """
 

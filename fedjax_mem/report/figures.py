@@ -56,7 +56,7 @@ def png(figure: Figure, dpi: int = 130) -> bytes:
   return file.getvalue()
 
 
-def save(figure: Figure, path: str | os.PathLike) -> pathlib.Path:
+def save(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
   """Writes a figure as PNG and returns the path; the folder is made if it is missing."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,14 @@ import functools
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_mem.report import figures, plots
 from fedjax_mem.report.runs import Run, Source, as_runs, flatten, warnings
 from fedjax_mem.report.tables import differing_keys, over_seeds, show, summarise
+
+if TYPE_CHECKING:
+  import jinja2
 
 _HEADS = {
   'run': 'run',
@@ -34,7 +37,7 @@ _PERCENT = ('final_accuracy', 'best_accuracy')
 
 
 def write_report(
-  sources: Source | Iterable[Source], path: str | os.PathLike, title: str | None = None
+  sources: Source | Iterable[Source], path: str | os.PathLike[str], title: str | None = None
 ) -> pathlib.Path:
   """Writes the page about one run or several and returns its path.
 
@@ -83,7 +86,7 @@ def render(sources: Source | Iterable[Source], title: str | None = None) -> str:
 
 
 @functools.cache
-def _template() -> Any:
+def _template() -> 'jinja2.Template':
   import jinja2  # where a page is made: a run that makes none does not wait for it
 
   loader = jinja2.PackageLoader('fedjax_mem.report')
@@ -158,8 +161,8 @@ def _cards(run: Run) -> list[tuple[str, str]]:
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
-  named = lambda run: f'{run.name}: ' if len(runs) > 1 else ''
-  return [named(run) + text for run in runs for text in warnings(run)]
+  told = [(run, text) for run in runs for text in warnings(run)]
+  return [f'{run.name}: {text}' if len(runs) > 1 else text for run, text in told]
 
 
 def _comparison(runs: Sequence[Run]) -> _Table:
@@ -168,12 +171,12 @@ def _comparison(runs: Sequence[Run]) -> _Table:
   best = {
     key: max((row[key] for row in rows if row[key] is not None), default=None) for key in _PERCENT
   }
-  marked = lambda row, key: key in best and row[key] == best[key] is not None
   lines = []
   for row in rows:
     cells = [_Cell(row['run'], head=True)]
     for key in keys[1:]:
-      kind = 'n best' if marked(row, key) else 'n'
+      marked = key in best and row[key] == best[key] is not None
+      kind = 'n best' if marked else 'n'
       cells.append(_Cell(_summary_text(key, row[key]), kind=kind))
     lines.append(_Row(cells))
   return _Table([_HEADS[key] for key in keys], lines)

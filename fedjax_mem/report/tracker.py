@@ -48,7 +48,7 @@ class MetricsWriter:
   A last line that an earlier process left half-written is cut off first.
   """
 
-  def __init__(self, path: str | os.PathLike):
+  def __init__(self, path: str | os.PathLike[str]):
     self.path = pathlib.Path(path)
     self.path.parent.mkdir(parents=True, exist_ok=True)
     if self.path.exists():
@@ -97,7 +97,7 @@ def _mend(path: pathlib.Path) -> None:
       file.truncate()
 
 
-def read_metrics(path: str | os.PathLike) -> list[Record]:
+def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
   """Returns the records of a `metrics.jsonl`, oldest first; a torn last line is left out.
 
   Raises:
@@ -116,7 +116,7 @@ def read_metrics(path: str | os.PathLike) -> list[Record]:
   return records
 
 
-def truncate_after(path: str | os.PathLike, round: int) -> list[Record]:
+def truncate_after(path: str | os.PathLike[str], round: int) -> list[Record]:
   """Drops the records of the rounds after `round`, atomically, and returns those that stay.
 
   For resuming: a run that goes on from a checkpoint writes the later rounds again.
@@ -143,7 +143,7 @@ def columns(records: Iterable[Mapping[str, Any]]) -> list[str]:
   return list(dict.fromkeys(key for record in records for key in record))
 
 
-def write_csv(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
+def write_csv(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
   """Writes records as CSV, a column for every key there is; what a record lacks stays empty."""
   records = list(records)
   with pathlib.Path(path).open('w', newline='', encoding='utf-8') as file:

@@ -16,8 +16,6 @@ import numpy as np
 
 from fedjax_mem.core import State
 
-Tree = Any
-
 
 class CheckpointError(RuntimeError):
   """A checkpoint cannot be written, or none can be read."""
@@ -131,7 +129,8 @@ class Checkpoints:
     if _checksum(flat) != crc:
       raise _Unsound('its checksum does not match its contents')
     structure = jax.tree.structure(like)
-    return jax.tree.unflatten(structure, [flat[name] for name in wanted])
+    state: State = jax.tree.unflatten(structure, [flat[name] for name in wanted])
+    return state
 
   def close(self) -> None:
     """Releases the folder."""

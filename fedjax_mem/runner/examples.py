@@ -69,7 +69,8 @@ class Streamed(Source):
       population = self._stream.take() if self._begun else self._stream.segment(ids[:rounds])
       self._stream.prefetch(ids[rounds : rounds + self.max_rounds])
       self._begun = True
-    return jax.device_put(population, replicated(sim.setting.layout.mesh))
+    held: Population = jax.device_put(population, replicated(sim.setting.layout.mesh))
+    return held
 
   def close(self) -> None:
     """Ends the background thread."""

@@ -84,7 +84,7 @@ class RunFolder:
       yield
 
 
-def create(config: Config, out: str | os.PathLike) -> RunFolder:
+def create(config: Config, out: str | os.PathLike[str]) -> RunFolder:
   """Returns a new folder `out/<name>-<hash>`, or `-2`, `-3`, … beside finished ones.
 
   It is written under another name first, so that a run's folder is there whole or not at all.
@@ -157,9 +157,12 @@ def _facts(config: Config) -> dict[str, Any]:
 def _commit() -> str | None:
   """Returns the commit of the source that runs, '+' if it is changed; None outside a checkout."""
   here = pathlib.Path(__file__)
-  git = lambda *args: subprocess.run(
-    ['git', '-C', str(here.parent), *args], capture_output=True, text=True, check=True, timeout=10
-  ).stdout.strip()
+
+  def git(*args: str) -> str:
+    command = ['git', '-C', str(here.parent), *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
   try:
     git('ls-files', '--error-unmatch', here.name)  # an environment may lie in someone's checkout
     changed = '+' if git('status', '--porcelain', '--', str(here.parents[1])) else ''

@@ -150,8 +150,15 @@ def _local(
 ) -> LocalLedger:
   """Returns the ledger of noise that clients add, for `most` participations."""
   batches = None if noise.draws is None else noise.draws(int(counts.max()))
-  sizes = {'num_clients': len(counts), 'rounds': most, 'steps': noise.steps}
-  return LocalLedger.plan(name, noise.mechanism, batches=batches, **sizes, **how)
+  return LocalLedger.plan(
+    name,
+    noise.mechanism,
+    num_clients=len(counts),
+    rounds=most,
+    steps=noise.steps,
+    batches=batches,
+    **how,
+  )
 
 
 def facts(ledgers: Ledgers | None) -> dict[str, Any]:
@@ -162,10 +169,11 @@ def facts(ledgers: Ledgers | None) -> dict[str, Any]:
   return {'privacy': {'statements': lines, 'not covered': account.NOT_COVERED}}
 
 
-def read(folder: str | os.PathLike) -> dict[str, Any]:
+def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
   """Returns the central ledger of a run's folder as plain data.
 
   Raises:
     FileNotFoundError: the run has none.
   """
-  return json.loads((pathlib.Path(folder) / 'ledger.json').read_text())
+  ledger: dict[str, Any] = json.loads((pathlib.Path(folder) / 'ledger.json').read_text())
+  return ledger

@@ -54,7 +54,7 @@ class Result:
 
 def run(
   config: Config,
-  out: str | os.PathLike = 'runs',
+  out: str | os.PathLike[str] = 'runs',
   *,
   data_dir: str | None = None,
   quiet: bool = False,
@@ -79,7 +79,9 @@ def run(
     return _Loop(ready, folder, quiet).go(ready.sim.init(ready.parts.params), [])
 
 
-def resume(path: str | os.PathLike, *, data_dir: str | None = None, quiet: bool = False) -> Result:
+def resume(
+  path: str | os.PathLike[str], *, data_dir: str | None = None, quiet: bool = False
+) -> Result:
   """Goes on with an unfinished run from its newest sound checkpoint, as if it had not stopped.
 
   Args:
@@ -249,7 +251,9 @@ class _Loop:
     every = self.config.evaluation.every
     return min(every - start % every, self.config.rounds - start)
 
-  def _records(self, start: int, rows: dict[str, np.ndarray], seconds: float) -> list[dict]:
+  def _records(
+    self, start: int, rows: dict[str, np.ndarray], seconds: float
+  ) -> list[dict[str, Any]]:
     """Returns one record a round from the stacked metrics of a segment."""
     count = len(rows['clients'])
     traffic = self.traffic.records(rows)

@@ -10,10 +10,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from fedjax_mem.config.build import Parts
-from fedjax_mem.core import Scores
+from fedjax_mem.core import Scores, Tree
 from fedjax_mem.engine import evaluator
-
-Tree = Any
 
 
 def scorer(parts: Parts, batch_size: int, mesh: Mesh) -> Callable[[Tree], dict[str, float]]:

@@ -87,4 +87,5 @@ def _forgotten(sim: Simulation, rounds: int) -> list[str]:
 
 def sent(record: Mapping[str, Any]) -> int:
   """Returns the bytes of a record, up and down."""
-  return record.get('bytes_up', 0) + record.get('bytes_down', 0)
+  total: int = record.get('bytes_up', 0) + record.get('bytes_down', 0)
+  return total

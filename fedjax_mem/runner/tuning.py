@@ -60,7 +60,12 @@ def choose(
   return dataclasses.replace(execution, **pick), 'measured'
 
 
-def _fastest(execution: Execution, make: Any, params: Any, clock: Any) -> dict[str, Any]:
+def _fastest(
+  execution: Execution,
+  make: Callable[[Execution], Simulation],
+  params: Any,
+  clock: Callable[[], float],
+) -> dict[str, Any]:
   """Returns the candidate whose second round was the fastest, of those begun within the budget.
 
   One that does not fit the memory counts as infinitely slow.
@@ -80,7 +85,7 @@ def _fastest(execution: Execution, make: Any, params: Any, clock: Any) -> dict[s
   return dict(pick or _CANDIDATES[-1])
 
 
-def _second_round(sim: Simulation, params: Any, clock: Any) -> float:
+def _second_round(sim: Simulation, params: Any, clock: Callable[[], float]) -> float:
   """Returns the seconds of the second round: the first one compiles."""
   state, _ = sim.run(sim.init(params), 1)
   before = clock()

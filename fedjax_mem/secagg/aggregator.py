@@ -182,16 +182,25 @@ class SecureAggregator:
 class _Round:
   """One round of the aggregator: its parties, and the form of the updates."""
 
-  def __init__(self, code, session, clients, server, boxes, leaves, structure):
-    self.code: FixedPoint = code
-    self.session: Session = session
-    self.clients: list[Client] = clients
-    self.boxes: dict[int, bytes] = boxes
+  def __init__(
+    self,
+    code: FixedPoint,
+    session: Session,
+    clients: list[Client],
+    server: Server,
+    boxes: dict[int, bytes],
+    leaves: list[Any],
+    structure: Any,
+  ):
+    self.code = code
+    self.session = session
+    self.clients = clients
+    self.boxes = boxes
     self.slots: dict[Hashable, int] = {}
     self.structure = structure
     self.shapes = [np.shape(leaf) for leaf in leaves]
     self._like = [(np.asarray(x).dtype, isinstance(x, jax.Array)) for x in leaves]
-    self._server: Server = server
+    self._server = server
 
   def fresh_server(self) -> Server:
     """Returns the server as it was before masked values: a refused list leaves no trace."""

@@ -39,7 +39,7 @@ class FixedPoint:
   aux_limit: float = 1.0
   bits: int = 32
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Checks the numbers."""
     validate.integer(num_clients=self.num_clients)
     validate.integer(at_least=0, update=self.update)
@@ -60,7 +60,7 @@ class FixedPoint:
   @property
   def bound(self) -> int:
     """The largest magnitude of an integer of one client."""
-    return (2 ** (self.bits - 1) - 1) // self.num_clients
+    return ((1 << (self.bits - 1)) - 1) // self.num_clients
 
   def step(self, limit: float) -> float:
     """Returns the step of values up to that limit, a power of two."""

@@ -20,7 +20,9 @@ Reference: Bell, Bonawitz, Gascon, Lepoint, Raykova (2020), "Secure single-serve
 (poly)logarithmic overhead", definition of good graphs and Algorithm 2.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +56,7 @@ def neighbourhoods(num_clients: int, neighbours: int, seed: bytes) -> np.ndarray
   order = ring(num_clients, seed)
   steps = np.arange(-(neighbours // 2), neighbours // 2 + 1)
   around = order[(np.arange(num_clients)[:, None] + steps) % num_clients]
-  rows = np.empty_like(around)
+  rows: np.ndarray = np.empty_like(around)
   rows[order] = np.sort(around, axis=1)
   return rows
 
@@ -109,11 +111,18 @@ def degree(
   validate.integer(eta=eta)
   # A product such as 0.29 * 100 may come out just below the integer that is meant.
   bad, gone = (math.floor(share * n + 1e-9) for share in (corrupt, dropout))
+
+  def private(k: int, t: int) -> bool:
+    return corrupt_bound(n, k, t, bad) <= 2.0 ** -(sigma + 1)
+
+  def fails(k: int, t: int) -> bool:
+    return dropout_bound(n, k, t, gone) > 2.0**-eta
+
   for k in range(2, n - 1, 2):
     if cut_bound(n, k, min(bad + gone, n)) > 2.0 ** -(sigma + 1):
       continue
-    low = _least(lambda t, k=k: corrupt_bound(n, k, t, bad) <= 2.0 ** -(sigma + 1), 2, k)
-    high = _least(lambda t, k=k: dropout_bound(n, k, t, gone) > 2.0**-eta, 2, k) - 1
+    low = _least(functools.partial(private, k), 2, k)
+    high = _least(functools.partial(fails, k), 2, k) - 1
     if low <= high:
       return Degree(k, min(max(k // 2 + 1, low), high))
   raise ValueError(
@@ -122,7 +131,7 @@ def degree(
   )
 
 
-def _least(holds, first: int, last: int) -> int:
+def _least(holds: Callable[[int], bool], first: int, last: int) -> int:
   """Returns the least integer of [first, last] from which on it holds, or last + 1."""
   while first <= last:
     middle = (first + last) // 2

@@ -147,7 +147,8 @@ def ascending(ids: np.ndarray, allowed: np.ndarray) -> list[int]:
     raise ProtocolError('clients must be listed once each, in ascending order.')
   if not np.isin(ids, allowed).all():
     raise ProtocolError('clients must be known to the receiver, got one that is not.')
-  return ids.tolist()
+  listed: list[int] = ids.tolist()
+  return listed
 
 
 def id_list(ids: list[int]) -> bytes:

@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -167,7 +167,7 @@ def add_masks(total: np.ndarray, plus: list[bytes], minus: list[bytes]) -> None:
   """
   signed = [(np.add, key) for key in plus] + [(np.subtract, key) for key in minus]
   buffer = np.empty(_CHUNK, np.uint8)
-  words = buffer.view(total.dtype.newbyteorder('<'))
+  out, words = buffer.data, buffer.view(total.dtype.newbyteorder('<'))
   step = len(words)
   for first in range(0, len(signed), _OPEN):
     streams = [(ufunc, _stream(key)) for ufunc, key in signed[first : first + _OPEN]]
@@ -175,9 +175,9 @@ def add_masks(total: np.ndarray, plus: list[bytes], minus: list[bytes]) -> None:
       part = total[start : start + step]
       zeros = _ZEROS if len(part) == step else _ZEROS[: part.nbytes]
       for ufunc, stream in streams:
-        stream.update_into(zeros, buffer)
+        stream.update_into(zeros, out)
         ufunc(part, words[: len(part)], out=part)
 
 
-def _stream(key: bytes):
+def _stream(key: bytes) -> CipherContext:
   return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()

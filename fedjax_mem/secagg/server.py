@@ -1,7 +1,7 @@
 """The server of the protocol: it carries messages, adds masked values, and takes the masks away."""
 
 import copy
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +15,9 @@ from fedjax_mem.secagg.client import (
 from fedjax_mem.secagg.errors import BelowThreshold, ProtocolError
 from fedjax_mem.secagg.messages import SERVER, Kind
 from fedjax_mem.secagg.session import Session
+
+# (messages to the clients that are left, the round that follows)
+Closed = tuple[dict[int, bytes], Kind | None]
 
 
 class Server:
@@ -141,8 +144,7 @@ class Server:
 
   def _to(self, kind: Kind, bodies: dict[int, bytes]) -> dict[int, bytes]:
     """Returns the server's messages of that kind."""
-    pack = lambda i, body: messages.pack(self.session, kind, SERVER, i, body)
-    return {i: pack(i, body) for i, body in bodies.items()}
+    return {i: messages.pack(self.session, kind, SERVER, i, x) for i, x in bodies.items()}
 
   def _check_keys(self, sender: int, body: memoryview) -> None:
     if len(body) != 2 * primitives.KEY_BYTES:
@@ -185,7 +187,7 @@ class Server:
     alive = set(self._survivors)
     return [i for i in holds if i in alive], [i for i in holds if i not in alive]
 
-  def _close_keys(self, present: list[int]):
+  def _close_keys(self, present: list[int]) -> Closed:
     self._keys = dict(self._bodies)
     parts = {i: np.array([i], messages.ID).tobytes() + self._bodies[i] for i in present}
     if self.session.active:
@@ -193,7 +195,7 @@ class Server:
     bodies = {i: b''.join(parts[j] for j in self._neighbours(i, parts)) for i in present}
     return self._to(Kind.KEYS, bodies), Kind.SHARES
 
-  def _close_shares(self, present: list[int]):
+  def _close_shares(self, present: list[int]) -> Closed:
     start = primitives.DIGEST_BYTES
     self._commitments = {i: self._bodies[i][:start] for i in present}
     inbox: dict[int, list[bytes]] = {i: [] for i in present}
@@ -206,14 +208,14 @@ class Server:
           inbox[receiver].append(record.tobytes())
     return self._to(Kind.BOXES, {i: b''.join(x) for i, x in inbox.items()}), Kind.MASKED
 
-  def _close_masked(self, present: list[int]):
+  def _close_masked(self, present: list[int]) -> Closed:
     self._survivors = present
     if not self.session.active:
       return self._request({}), Kind.UNMASK
     body = messages.id_list(present)
     return self._to(Kind.SURVIVORS, {i: body for i in present}), Kind.CHECK
 
-  def _close_check(self, present: list[int]):
+  def _close_check(self, present: list[int]) -> Closed:
     return self._request({i: self._signatures[i] for i in present}), Kind.UNMASK
 
   def _request(self, signatures: dict[int, bytes]) -> dict[int, bytes]:
@@ -222,7 +224,7 @@ class Server:
     bodies = {i: messages.request(*self._asked(i), signed) for i in self._answering}
     return self._to(Kind.REQUEST, bodies)
 
-  def _close_unmask(self, present: list[int]):
+  def _close_unmask(self, present: list[int]) -> Closed:
     alive = set(self._survivors)
     # Of the dropped, those that left masks behind: a neighbour of theirs survived.
     gone = [i for i in self._commitments if i not in alive and self._neighbours(i, alive)]
@@ -272,14 +274,14 @@ class Server:
       restored.update(zip(members, shamir.restore(np.array(group), rows), strict=True))
     return restored
 
-  _CHECKS: ClassVar = {
+  _CHECKS: ClassVar[dict[Kind, Callable[['Server', int, memoryview], None]]] = {
     Kind.ADVERTISE: _check_keys,
     Kind.SHARES: _check_shares,
     Kind.MASKED: _check_masked,
     Kind.CHECK: _check_survivors,
     Kind.UNMASK: _check_unmask,
   }
-  _CLOSES: ClassVar = {
+  _CLOSES: ClassVar[dict[Kind, Callable[['Server', list[int]], Closed]]] = {
     Kind.ADVERTISE: _close_keys,
     Kind.SHARES: _close_shares,
     Kind.MASKED: _close_masked,

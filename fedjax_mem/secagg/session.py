@@ -52,7 +52,7 @@ class Session:
   graph_seed: bytes = b''
   identities: tuple[bytes, ...] = ()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Checks what is agreed on."""
     n = validate.integer(at_least=2, at_most=MAX_CLIENTS, num_clients=self.num_clients)
     validate.integer(size=self.size)
@@ -112,7 +112,8 @@ class Session:
 
   def holders(self, client: int) -> np.ndarray:
     """Returns who hold shares of a client's secrets, ascending: its neighbours and itself."""
-    return self._rows[0 if self.neighbours is None else client]
+    row: np.ndarray = self._rows[0 if self.neighbours is None else client]
+    return row
 
   @property
   def active(self) -> bool:

@@ -23,7 +23,8 @@ def _limbs(secrets: list[bytes]) -> np.ndarray:
   """Returns the limbs of secrets of 32 bytes, [S, LIMBS]."""
   padded = b''.join(secret + b'\0' for secret in secrets)
   parts = np.frombuffer(padded, np.uint8).reshape(len(secrets), LIMBS, 3).astype(np.uint64)
-  return parts[..., 0] | parts[..., 1] << np.uint64(8) | parts[..., 2] << np.uint64(16)
+  limbs: np.ndarray = parts[..., 0] | parts[..., 1] << np.uint64(8) | parts[..., 2] << np.uint64(16)
+  return limbs
 
 
 def _uniform(*shape: int) -> np.ndarray:
@@ -104,7 +105,8 @@ def lagrange_at_zero(points: np.ndarray) -> np.ndarray:
   np.fill_diagonal(gaps, 1)
   others = np.broadcast_to(x, gaps.shape).copy()
   np.fill_diagonal(others, 1)
-  return _product(others) * _inverse(_product(gaps)) % PRIME
+  weights: np.ndarray = _product(others) * _inverse(_product(gaps)) % PRIME
+  return weights
 
 
 def _product(factors: np.ndarray) -> np.ndarray:

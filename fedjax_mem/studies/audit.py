@@ -24,8 +24,9 @@ import numpy as np
 from fedjax_mem import account
 from fedjax_mem.account import Ledger
 from fedjax_mem.config.build import Parts, build, build_layers, stage_arguments
-from fedjax_mem.config.load import Config, StageSection
+from fedjax_mem.config.load import Config
 from fedjax_mem.config.privacy import settled
+from fedjax_mem.config.sections import StageSection
 from fedjax_mem.core import (
   IN_ROUND,
   Bound,
@@ -35,12 +36,14 @@ from fedjax_mem.core import (
   Layer,
   Mechanism,
   Message,
+  Metrics,
   Noises,
   Population,
   Round,
   Stage,
   Task,
   Trains,
+  Tree,
   compose,
   keys,
   stack_clients,
@@ -157,13 +160,13 @@ def _game(claimed: Mechanism) -> Layer:
   """
   arrays = 1 if 'l1' in claimed.norms else None
 
-  def client(ctx: Context, task: Task, state):
+  def client(ctx: Context, task: Task, state: Tree) -> tuple[Message, Tree, Metrics]:
     on = (ctx.client.id == 0) & (ctx.round % 2 == 0)
     leaves, structure = jax.tree_util.tree_flatten(tree.zeros(task.params))
     leaves[:arrays] = [x.at[0].set(jnp.where(on, _HUGE, 0.0)) for x in leaves[:arrays]]
     return Message(jax.tree_util.tree_unflatten(structure, leaves), jnp.float32(1), {}), state, {}
 
-  def server(ctx: Context, message: Message, state):
+  def server(ctx: Context, message: Message, state: Tree) -> tuple[Tree, Tree, Metrics]:
     seen = jnp.stack([x[0] for x in jax.tree.leaves(message.update)[:arrays]])
     return ctx.params, state, {'score': seen.sum()}
 
@@ -175,7 +178,7 @@ def _still(layer: Layer) -> Layer:
   stage: Any = layer.server
   inner = stage.apply
 
-  def apply(ctx: Context, message: Message, state):
+  def apply(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     message, _, metrics = inner(ctx, message, state)
     return message, state, metrics
 
@@ -325,7 +328,7 @@ def _canaries(number: int, inside: np.ndarray, owners: Any) -> Layer:
   A canary that is not `inside` sends nothing, with weight 0.
   """
 
-  def client(ctx: Context, message: Message, state):
+  def client(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     mine = ctx.client.id - number
     canary = mine >= 0
     on = jnp.asarray(inside).at[mine].get(mode='clip')

@@ -11,7 +11,8 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_mem.config.load import Config, StageSection, config_hash
+from fedjax_mem.config.load import Config, config_hash
+from fedjax_mem.config.sections import StageSection
 from fedjax_mem.core import validate
 from fedjax_mem.report import figures, plots
 from fedjax_mem.report.runs import Run, load_run
@@ -48,6 +49,9 @@ CODECS: dict[str, dict[str, Any] | None] = {
 }
 
 
+_SUMMED = ('bytes_up', 'bytes_down', 'clients')
+
+
 class Entry(NamedTuple):
   """One line of the table.
 
@@ -66,7 +70,7 @@ class Entry(NamedTuple):
 
 def compression(
   base: Config,
-  out: str | os.PathLike,
+  out: str | os.PathLike[str],
   *,
   codecs: Iterable[str] = tuple(CODECS),
   seeds: Sequence[int] = (0,),
@@ -133,11 +137,11 @@ def done(
 
 
 def _entry(label: str, runs: Sequence[Run]) -> Entry:
-  total = lambda key: sum(record[key] for run in runs for record in run.records)
+  sums = {key: sum(r[key] for run in runs for r in run.records) for key in _SUMMED}
   return Entry(
     label,
-    total('bytes_up') / max(total('clients'), 1),
-    total('bytes_down') / max(total('clients'), 1),
+    sums['bytes_up'] / max(sums['clients'], 1),
+    sums['bytes_down'] / max(sums['clients'], 1),
     [float(summarise(run)['final_accuracy']) for run in runs],
   )
 
@@ -145,8 +149,13 @@ def _entry(label: str, runs: Sequence[Run]) -> Entry:
 def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
   """Returns the lines of the table: sizes, how many times fewer bytes, accuracies in per cent."""
   plain = next(x for x in entries if x.label == PLAIN)
-  mean = lambda x: 100 * statistics.fmean(x.accuracies)
-  several = lambda x: len(x.accuracies) > 1
+
+  def mean(x: Entry) -> float:
+    return 100 * statistics.fmean(x.accuracies)
+
+  def deviation(x: Entry) -> float | None:
+    return round(100 * statistics.stdev(x.accuracies), 2) if len(x.accuracies) > 1 else None
+
   return [
     {
       'codec': x.label,
@@ -154,7 +163,7 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
       'fewer': round(plain.size / x.size, 2),
       'bytes down': round(x.down),
       'accuracy': round(mean(x), 2),
-      'deviation': round(100 * statistics.stdev(x.accuracies), 2) if several(x) else None,
+      'deviation': deviation(x),
       'points lost': round(mean(plain) - mean(x), 2),
       'seeds': len(x.accuracies),
     }

@@ -12,7 +12,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_mem.config.load import Config, StageSection
+from fedjax_mem.config.load import Config
+from fedjax_mem.config.sections import StageSection
 from fedjax_mem.core import validate
 from fedjax_mem.report import figures
 from fedjax_mem.report.bits import bits_and_accuracy
@@ -45,7 +46,7 @@ class Entry(NamedTuple):
 
 def distributed_dp(
   base: Config,
-  out: str | os.PathLike,
+  out: str | os.PathLike[str],
   *,
   epsilons: Sequence[float] = EPSILONS,
   bits: Sequence[int] = BITS,
@@ -129,21 +130,28 @@ def _stage(stage: StageSection, bits: int | None) -> StageSection | None:
 
 def _entry(target: float, bits: int | None, folders: Sequence[pathlib.Path]) -> Entry:
   runs = [load_run(folder) for folder in folders]
-  total = lambda key: sum(record[key] for run in runs for record in run.records)
+  sent, clients = (
+    sum(record[key] for run in runs for record in run.records) for key in ('bytes_up', 'clients')
+  )
   return Entry(
     target,
     bits,
     max(float(run.records[-1]['epsilon']) for run in runs),
-    total('bytes_up') / max(total('clients'), 1),
+    sent / max(clients, 1),
     [float(summarise(run)['final_accuracy']) for run in runs],
   )
 
 
 def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
   """Returns the lines of the table: noise, bits, epsilon, bytes, accuracies in per cent."""
-  mean = lambda x: 100 * statistics.fmean(x.accuracies)
+
+  def mean(x: Entry) -> float:
+    return 100 * statistics.fmean(x.accuracies)
+
+  def deviation(x: Entry) -> float | None:
+    return round(100 * statistics.stdev(x.accuracies), 2) if len(x.accuracies) > 1 else None
+
   server = {x.target: mean(x) for x in entries if x.bits is None}
-  several = lambda x: len(x.accuracies) > 1
   return [
     {
       'noise': 'server' if x.bits is None else 'distributed',
@@ -151,7 +159,7 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
       'epsilon': round(x.epsilon, 3),
       'bytes up': round(x.size),
       'accuracy': round(mean(x), 2),
-      'deviation': round(100 * statistics.stdev(x.accuracies), 2) if several(x) else None,
+      'deviation': deviation(x),
       'points lost': round(server[x.target] - mean(x), 2),
       'seeds': len(x.accuracies),
     }

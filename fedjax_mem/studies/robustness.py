@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from fedjax_mem.config import build
-from fedjax_mem.config.load import Config, DataSection, StageSection, config_hash
+from fedjax_mem.config.load import Config, config_hash
+from fedjax_mem.config.sections import DataSection, StageSection
 from fedjax_mem.core import Shape, tree, validate
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.engine import simulate
@@ -90,7 +91,7 @@ class Cell(NamedTuple):
 
 def robustness(
   base: Config,
-  out: str | os.PathLike,
+  out: str | os.PathLike[str],
   *,
   rules: Iterable[str] = tuple(RULES),
   attacks: Iterable[str] = tuple(ATTACKS),
@@ -215,8 +216,10 @@ def _scores(
 
 
 def _alike(configs: Sequence[Config], data: dict[int, FederatedData]) -> bool:
-  """Returns whether one program serves all seeds: the test set is the same, and no sampler or clock
-  holds sizes, durations or a validation split, which are those of one seed.
+  """Returns whether one program serves all seeds.
+
+  It does if the test set is the same, and no sampler or clock holds sizes, durations or a
+  validation split, which are those of one seed.
   """
   section, tests = configs[0].selection, [data[c.seed].test for c in configs]
   blind = section.name in _BLIND and not section.clock

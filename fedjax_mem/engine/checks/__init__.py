@@ -3,12 +3,8 @@
 `composed` looks at the layers alone, `planned` at what only shapes show.
 """
 
-from typing import Any
-
-from fedjax_mem.core import Message, Noises, Round, State
+from fedjax_mem.core import Message, Noises, Round, State, Tree
 from fedjax_mem.engine.checks import bounds, byzantine, codecs, masks, privacy, released
-
-Tree = Any
 
 
 def composed(layers: Round) -> None:

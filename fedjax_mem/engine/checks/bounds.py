@@ -22,10 +22,9 @@ from fedjax_mem.core import (
   Message,
   Noises,
   Round,
+  Tree,
   known,
 )
-
-Tree = Any
 
 
 def check(layers: Round, specs: dict[str, Tree], sent: Message) -> None:

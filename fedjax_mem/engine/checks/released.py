@@ -11,11 +11,10 @@ from fedjax_mem.core import (
   Noises,
   Round,
   State,
+  Tree,
   Withholds,
   tree,
 )
-
-Tree = Any
 
 
 def check(layers: Round, specs: dict[str, Tree], sent: Message, state: State) -> None:

@@ -114,7 +114,6 @@ def _coded(
   block: int | None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns what `_encode` does, with scales that are `given` or of the kind `scale`."""
-
   half = jnp.float32(levels(bits) // 2)
   rounded = _nearest if key is None else _at_random(key, x.size, block)
 

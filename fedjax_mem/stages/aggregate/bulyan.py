@@ -14,8 +14,10 @@ from fedjax_mem.stages.aggregate._krum import first, scores
 
 
 def bulyan(byzantine: int) -> Layer:
-  """Returns the layer that selects n - 2f clients by Krum, one after another, then averages, in
-  every coordinate, the n - 4f of their values nearest to their median.
+  """Returns the layer that selects clients by Krum, then averages near the median.
+
+  It selects n - 2f clients, one after another, and averages in every coordinate the n - 4f of
+  their values that are nearest to their median.
 
   Args:
     byzantine: f, hostile clients in a cohort, >= 0; it needs C >= 4f + 3 clients.

@@ -12,8 +12,9 @@ from fedjax_mem.stages.aggregate import _base as rule
 
 
 def median() -> Layer:
-  """Returns the layer that takes the median of every coordinate (of an even number, the mean of
-  the two in the middle).
+  """Returns the layer that takes the median of every coordinate.
+
+  Of an even number of clients it is the mean of the two values in the middle.
   """
 
   def compute(ctx, x, on, weights):
