@@ -37,7 +37,7 @@ from fedjax_mem.core import (
   scalar_member,
   tree,
 )
-from fedjax_mem.engine import hiding
+from fedjax_mem.engine import hiding, shapes
 from fedjax_mem.engine.metrics import named, scalars
 
 
@@ -235,6 +235,8 @@ def client_pass(
         f'the client side of {x.name!r} must return a {wanted.__name__}, '
         f'got {type(value).__name__}.'
       )
+    if isinstance(value, Message):
+      shapes.check_message(x, value)
     new[x.name] = _kept(x, 'client', row, rows[x.name])
     metrics |= named(x, noted)
     if trains:
@@ -265,7 +267,9 @@ def cohort_pass(
     (stack, new rows [C, ...], metrics).
   """
   ctx = context(layer, 'cohort', cast, specs)
+  clients = value.weight.shape[0]
   value, new, noted = _applied(layer, stage, ctx, value, rows)
+  shapes.check_stack(layer, value, clients)
   return value, _kept(layer, 'client', new, rows), scalars(named(layer, noted))
 
 
@@ -293,10 +297,11 @@ def server_pass(
       metrics |= scalars(named(x, noted))
     # From the algorithm on it is parameters.
     wanted = specs.get(x.name, tree.shapes(cast.params))
-    if not tree.same(value, wanted):
+    unlike = shapes.unlike(value, wanted)
+    if unlike:
       raise IncompatibleStages(
         f'the server side of {x.name!r} must return what its client side receives, '
-        f'{wanted!r}, got {tree.shapes(value)!r}.'
+        f'{wanted!r}, got {tree.shapes(value)!r}: {unlike}'
       )
     if x.name in withholds:
       # Nor do the layers that follow see it, or their metrics tell of it.
@@ -358,9 +363,10 @@ def _applied(layer: Layer, stage: Stage, ctx: Context, value: Any, state: Tree) 
 def _kept(layer: Layer, whose: str, new: Tree, old: Tree) -> Tree:
   """Returns the new state, or raises unless it keeps its structure, shapes and dtypes."""
   # Writing the rows into the table would cast them to its dtypes, silently.
-  if not tree.same(new, old):
+  unlike = shapes.unlike(new, old)
+  if unlike:
     raise ValueError(
       f'the {whose} state of {layer.name!r} must keep its structure, shapes and dtypes, '
-      f'{tree.shapes(old)!r}, got {tree.shapes(new)!r}.'
+      f'{tree.shapes(old)!r}, got {tree.shapes(new)!r}: {unlike}'
     )
   return new

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,19 +147,17 @@ def vec(tree) -> np.ndarray:
 
 
 def assert_same_bits(a, b) -> None:
-  """Fails unless two trees agree in structure, dtypes and every bit."""
-  assert jax.tree.structure(a) == jax.tree.structure(b)
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    x, y = np.asarray(x), np.asarray(y)
-    assert x.dtype == y.dtype and x.shape == y.shape
-    np.testing.assert_array_equal(x, y)
+  """Fails unless two trees agree in structure, dtypes and every bit; names the leaf."""
+  a, b = host(a), host(b)
+  chex.assert_trees_all_equal_shapes_and_dtypes(a, b)
+  chex.assert_trees_all_equal(a, b)
 
 
 def assert_close(a, b, atol=2e-6) -> None:
   """Fails unless two trees agree up to the order of their sums; integers exactly."""
-  assert jax.tree.structure(a) == jax.tree.structure(b)
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    x, y = np.asarray(x), np.asarray(y)
-    assert x.dtype == y.dtype
-    tolerance = atol if np.issubdtype(x.dtype, np.inexact) else 0
-    np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+  a, b = host(a), host(b)
+  chex.assert_trees_all_equal_structs(a, b)
+  chex.assert_trees_all_equal_dtypes(a, b)
+  whole = lambda t: [x for x in jax.tree.leaves(t) if not np.issubdtype(x.dtype, np.inexact)]
+  chex.assert_trees_all_equal(whole(a), whole(b))
+  chex.assert_trees_all_close(a, b, rtol=atol, atol=atol)
