@@ -21,13 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.kernels.codes import low_rank, packing, quantize, random_k, rotate
-from fedjax_mem.kernels.loops import accumulate
-from fedjax_mem.kernels.norms import clip
+from fedjax_mem.kernels.codes import hadamard, low_rank, packing, quantize, random_k, rotate
 from fedjax_mem.kernels.order import topk
 
 SIZES = (10**5, 10**6, 10**7)
-CLIENTS = 4
 KEY = jax.random.key(0)
 
 
@@ -51,41 +48,10 @@ class Case(NamedTuple):
   carries: bool = False
 
 
-def vector(size: int, rows: int | None = None) -> jax.Array:
-  """Returns normal values [size], or [rows, size], as small as an update's."""
-  shape = (size,) if rows is None else (rows, size)
+def vector(size: int) -> jax.Array:
+  """Returns normal values [size], as small as an update's."""
   rng = np.random.default_rng(0)
-  return jnp.asarray(0.01 * rng.standard_normal(shape, np.float32))
-
-
-def clip_and_add(size: int) -> Case:
-  """One client's update, clipped and added to the running total."""
-
-  def plain(total: jax.Array, x: jax.Array) -> jax.Array:
-    return total + 0.5 * clip.clip_by_global_norm(x, 1.0)[0]
-
-  ours = lambda total, x: accumulate.clipped_sum(x, 1.0, 0.5, total)[0]
-  return Case(ours, plain, (jnp.zeros(size), vector(size)), 16 * size, carries=True)
-
-
-def clipped_sum(size: int) -> Case:
-  """Several clients' updates, clipped, weighted and summed."""
-  weight = jnp.arange(1.0, CLIENTS + 1)
-
-  def plain(total: jax.Array, x: jax.Array) -> jax.Array:
-    clipped, _ = jax.vmap(lambda row: clip.clip_by_global_norm(row, 1.0))(x)
-    return total + (weight[:, None] * clipped).sum(0)
-
-  ours = lambda total, x: accumulate.clipped_sum(x, 1.0, weight, total)[0]
-  moved = (2 * CLIENTS + 2) * 4 * size
-  return Case(ours, plain, (jnp.zeros(size), vector(size, CLIENTS)), moved, carries=True)
-
-
-def with_noise(size: int) -> Case:
-  """Gaussian noise on a sum."""
-  plain = lambda total, key: total + 0.1 * jax.random.normal(key, total.shape)
-  ours = lambda total, key: accumulate.with_noise(key, total, 0.1)
-  return Case(ours, plain, (jnp.zeros(size), KEY), 8 * size, size, carries=True)
+  return jnp.asarray(0.01 * rng.standard_normal(size, np.float32))
 
 
 def top_k(size: int) -> Case:
@@ -171,7 +137,7 @@ def _butterflies(x: jax.Array, key: jax.Array, block: int) -> jax.Array:
 
 def rotation(size: int) -> Case:
   """The randomised Hadamard transform."""
-  block = rotate.block_size(size)
+  block = hadamard.block_size(size)
   plain = lambda x, key: _butterflies(x, key, block)
   ours = lambda x, key: rotate.rotate(key, x)
   return Case(ours, plain, (vector(size), KEY), 8 * size, size // 32)
@@ -179,7 +145,7 @@ def rotation(size: int) -> Case:
 
 def eden(size: int) -> Case:
   """EDEN with 2 bits, packed."""
-  block, table = rotate.block_size(size), jnp.asarray(rotate.centroids(2))
+  block, table = hadamard.block_size(size), jnp.asarray(rotate.centroids(2))
 
   def plain(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     y = _butterflies(x, key, block)
@@ -208,9 +174,6 @@ def power_sgd(size: int) -> Case:
 
 
 CASES: dict[str, Callable[[int], Case]] = {
-  'clip_and_add': clip_and_add,
-  f'clipped_sum_{CLIENTS}': clipped_sum,
-  'with_noise': with_noise,
   'top_k': top_k,
   'top_k_mask': top_k_mask,
   'random_k': random_5,

@@ -170,20 +170,6 @@ class Mechanism:
     """
     raise NotImplementedError(f'{type(self).__name__} must say how it is drawn (draw).')
 
-  def replayed(self, key_of_round: Any, like: Tree, bound: Bound, rounds: Any) -> Tree:
-    """Returns the state after `rounds` rounds, from the keys alone, in O(rounds) draws.
-
-    Args:
-      key_of_round: round, int32 from 0 -> its key.
-      like: arrays or shapes.
-      bound: of one contribution, the same in all rounds.
-      rounds: how many.
-    """
-    import jax
-
-    again = lambda r, state: self.draw(key_of_round(r), like, bound, state)[1]
-    return jax.lax.fori_loop(0, rounds, again, self.init(like))
-
 
 def _sampled(draws: Any, event: Any) -> Any:
   """Returns the event of a round whose cohort is drawn."""

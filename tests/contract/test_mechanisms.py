@@ -190,7 +190,8 @@ def test_noise_that_some_values_share_or_lack_is_found(kind):
 def test_the_state_is_replayed_from_the_keys(noise):
   like = jnp.zeros(SIZE, jnp.int32 if noise.integers else jnp.float32)
   of = lambda r: jax.random.fold_in(jax.random.key(0), r)
-  again = jax.jit(lambda: noise.replayed(of, like, BOUND, ROUNDS))()
+  one = lambda r, state: noise.draw(of(r), like, BOUND, state)[1]
+  again = jax.jit(lambda: jax.lax.fori_loop(0, ROUNDS, one, noise.init(like)))()
   for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(drawn(noise)[1]), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 

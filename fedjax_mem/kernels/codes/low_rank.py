@@ -25,7 +25,16 @@ DEPENDENT = 1e-5
 
 
 def start(key: jax.Array, columns: int, rank: int) -> jax.Array:
-  """Returns a first Q [columns, rank], standard normal."""
+  """Returns a first Q [columns, rank], standard normal.
+
+  Args:
+    key: used for nothing else.
+    columns: B, of the matrices [A, B] to approximate.
+    rank: R, at least 1.
+
+  Raises:
+    ValueError: columns or rank is below 1.
+  """
   validate.integer(columns=columns)
   validate.integer(rank=rank)
   return jax.random.normal(key, (columns, rank), jnp.float32)
@@ -36,6 +45,14 @@ def orthonormal(p: jax.Array) -> jax.Array:
   """Returns p [A, R] with orthonormal columns of the same span, by Gram-Schmidt done twice.
 
   Columns that depend on those before them become zero. The columns' scale does not matter.
+
+  >>> orthonormal(jnp.array([[2.0, 1.0, 4.0], [0.0, 3.0, 1.0]])).tolist()
+  [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+
+  Reference: Giraud, Langou, Rozloznik (2005): twice is enough.
+
+  Args:
+    p: [A, R] floats.
   """
   p = p.astype(jnp.float32)
 
@@ -48,8 +65,10 @@ def orthonormal(p: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.abs(column), initial=0)
     column = column / jnp.where(largest == 0, jnp.float32(1), largest)
     before = jnp.sqrt(jnp.sum(jnp.square(column)))
-    # The columns from i on are in the way of the product: their coefficients are dropped.
+    # Only the columns before i are orthonormal: the coefficients of the others are dropped.
+    # The product with all columns has a static shape; one with the first i would not.
     done = jnp.arange(p.shape[1]) < i
+    # Twice: what rounding leaves of the earlier columns the first time, the second time removes.
     for _ in range(2):
       parts = jnp.where(done, product(basis.T, column), jnp.float32(0))
       column = column - product(basis, parts)
@@ -58,11 +77,17 @@ def orthonormal(p: jax.Array) -> jax.Array:
     unit = column / jnp.where(gone, jnp.float32(1), norm)
     return basis.at[:, i].set(jnp.where(gone, jnp.float32(0), unit))
 
-  return jax.lax.fori_loop(0, p.shape[1], step, p)
+  basis: jax.Array = jax.lax.fori_loop(0, p.shape[1], step, p)
+  return basis
 
 
 def project(m: jax.Array, q: jax.Array) -> jax.Array:
-  """Returns M Q [A, R], float32, of m [A, B] and q [B, R]."""
+  """Returns M Q [A, R], float32.
+
+  Args:
+    m: [A, B] floats.
+    q: [B, R] floats.
+  """
   return jnp.matmul(m.astype(jnp.float32), q.astype(jnp.float32), precision='highest')
 
 
@@ -84,7 +109,12 @@ def encode(m: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def back(m: jax.Array, p: jax.Array) -> jax.Array:
-  """Returns Mᵀ P [..., B, R], float32, of m [..., A, B] and p [A, R]."""
+  """Returns Mᵀ P [..., B, R], float32.
+
+  Args:
+    m: [..., A, B] floats.
+    p: [A, R] floats.
+  """
   # In this order M is read row by row: on a CPU ten times as fast as a product with its transpose,
   # to which XLA would turn a transpose of the result.
   rows = jnp.matmul(p.T, m.astype(jnp.float32), precision='highest')
@@ -92,14 +122,23 @@ def back(m: jax.Array, p: jax.Array) -> jax.Array:
 
 
 def decode(p: jax.Array, q: jax.Array) -> jax.Array:
-  """Returns P Qᵀ [A, B], float32."""
+  """Returns P Qᵀ [A, B], float32.
+
+  Args:
+    p: [A, R].
+    q: [B, R].
+  """
   return jnp.matmul(p, q.T, precision='highest')
 
 
 def warm(q: jax.Array, last: jax.Array) -> jax.Array:
-  """Returns the Q [B, R] to start the next round from: q, but `last` for columns that died.
+  """Returns the Q [B, R] to start the next round from: q, with unusable columns from `last`.
 
   A column of zeros (of an M that was zero, or of lower rank) or of NaN would never recover.
+
+  Args:
+    q: [B, R], from `encode`.
+    last: [B, R], what this round started from.
   """
   alive = (jnp.isfinite(q).all(0) & (q != 0).any(0))[None]
   return jnp.where(alive, q, last)

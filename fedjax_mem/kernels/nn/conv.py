@@ -11,8 +11,18 @@ contiguous runs of memory whatever the window:
 - 'HWBC' [H, W, B, C]: for many channels; runs of B * C values, and the one Winograd wants.
 - 'CHWB' [C, H, W, B]: for few channels (fewer than a vector's lanes), where the batch fills them.
 
+Worked example of im2col, in one dimension: the input 1, 2, 3, 4 under a window of 2 has three
+patches, the columns of a matrix. The kernel (10, 1) times it is the convolution.
+
+>>> geometry = _Geometry((4,), (2,), (1,), ((0, 0),), (1,))
+>>> patches = _patches(jnp.arange(1.0, 5.0).reshape(1, 4, 1), geometry)
+>>> patches[0].tolist()
+[[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]]
+>>> (jnp.array([[10.0, 1.0]]) @ patches[0]).tolist()
+[[12.0, 23.0, 34.0]]
+
 Letters in shapes: B batch, C input channels, O output channels, H and W input, P and Q output
-height and width, R and S height and width of the window, F groups of features.
+height and width, R and S height and width of the window, F groups of features, N = P * Q * B.
 """
 
 import functools
@@ -29,18 +39,25 @@ from fedjax_mem.kernels.nn import winograd
 
 LAYOUTS = ('HWBC', 'CHWB')
 METHODS = ('auto', 'winograd', 'gemm', 'lax')
-# Where Winograd's transforms pay off, as benchmarks/conv.py finds on a CPU with AVX-512 (batch 20):
-# side of the window -> least number of input and output channels; and the least output side, below
-# which most of a tile is padding.
+# Where Winograd's transforms pay off, as benchmarks/conv.py finds on a CPU with AVX-512 (batch 20).
+# Side of the window -> least number of input and of output channels.
 WINOGRAD_CHANNELS = {3: 8, 5: 16}
-WINOGRAD_SIDE = 3
+WINOGRAD_SIDE = 3  # least height and width of the output: below it most of a tile is padding
+# 'VALID', 'SAME', or (low, high) for each spatial dimension.
 Padding = str | Sequence[tuple[int, int]]
 
 
 class _Geometry(NamedTuple):
-  """The static part of a convolution; one entry for each spatial dimension.
+  """The static part of a convolution; tuples have one entry for each spatial dimension.
 
-  With `last` the output's channels are its last axis, else its first.
+  Attributes:
+    size: of the input.
+    window: its size, without dilation.
+    strides: of the window.
+    padding: (low, high); negative: the input is cut.
+    dilation: distance between the inputs that a window looks at.
+    groups: F, of features.
+    last: whether the output's channels are its last axis, else its first.
   """
 
   size: tuple[int, ...]
@@ -53,6 +70,7 @@ class _Geometry(NamedTuple):
 
   def output(self) -> tuple[int, ...]:
     """Returns the spatial shape of the output."""
+    # A window of k with dilation d covers (k - 1) d + 1 inputs.
     return tuple(
       max(0, (n + lo + hi - (k - 1) * d - 1) // s + 1)
       for n, k, s, (lo, hi), d in zip(
@@ -80,7 +98,9 @@ def resolve_padding(
     if padding.upper() == 'VALID':
       return ((0, 0),) * len(size)
     total = [
-      max(0, (-(-n // s) - 1) * s + k - n) for n, k, s in zip(size, window, strides, strict=True)
+      # What the ceil(n / s) windows reach beyond the input: for n = 5, s = 2, k = 3 it is 2.
+      max(0, (-(-n // s) - 1) * s + k - n)
+      for n, k, s in zip(size, window, strides, strict=True)
     ]
     return tuple((t // 2, t - t // 2) for t in total)
   pairs = tuple((int(lo), int(hi)) for lo, hi in padding)
@@ -100,23 +120,26 @@ def _pad(x: jax.Array, padding: Sequence[tuple[int, int]], first: int) -> jax.Ar
 
 def _slices(geometry: _Geometry, i: int) -> list[slice]:
   """Returns, for each place in the window along spatial dimension i, the inputs it looks at."""
+  # Place k sees the inputs k d, k d + s, k d + 2 s, …: one strided slice with an entry for each
+  # output. For a window of 2, stride 2 and 3 outputs: 0, 2, 4 and 1, 3, 5.
   stride, dilation, count = geometry.strides[i], geometry.dilation[i], geometry.output()[i]
   starts = [k * dilation for k in range(geometry.window[i])]
   return [slice(start, start + (count - 1) * stride + 1, stride) for start in starts]
 
 
 def _patches(x: jax.Array, geometry: _Geometry) -> jax.Array:
-  """Returns the patches [F, R * S * C / F, P * Q * B] under the window, of x [C, H, W, B].
-
-  One spatial dimension after another, the last first: R + S slices instead of R * S, most of them
-  long runs, and what XLA fuses into a slice (a conversion of the input) is done S times only.
-  """
+  """Returns the patches [F, R * S * C / F, N] under the window, of x [C, H, W, B]: im2col."""
+  # One spatial dimension after another, the last first: R + S slices instead of R * S, most of them
+  # long runs, and what XLA fuses into a slice (a conversion of the input) is done S times only.
   channels, dims, groups = x.shape[0], len(geometry.window), geometry.groups
   patches = _pad(x, geometry.padding, 1)
   for i in reversed(range(dims)):
+    # Each turn adds a leading axis for the window, so that axes are counted from the end.
     axis = patches.ndim - 1 - dims + i
     index = [slice(None)] * axis
     patches = jnp.stack([patches[(*index, view)] for view in _slices(geometry, i)])
+  # [R, S, C, P, Q, B] becomes [R * S, F, C / F, …]; the groups go first, the rest are the rows in
+  # the order of the kernel's [R, S, C / F].
   grouped = patches.reshape(-1, groups, channels // groups, *patches.shape[dims + 1 :])
   return grouped.swapaxes(0, 1).reshape(groups, grouped.shape[0] * grouped.shape[2], -1)
 
@@ -127,6 +150,8 @@ def _spread(patches: jax.Array, geometry: _Geometry) -> jax.Array:
   batch = patches.shape[2] // math.prod(output)
   grouped = patches.reshape(groups, math.prod(window), -1, patches.shape[2])
   total = grouped.swapaxes(0, 1).reshape(*window, -1, *output, batch)
+  # The dimensions of `_patches` in the opposite order, each undone: the parts of a window's axis
+  # are added where they were sliced. Inputs under several windows get several terms.
   for i, (size, (low, high)) in enumerate(zip(geometry.size, geometry.padding, strict=True)):
     # One shifted sum after another, in place: one sum of padded parts tests bounds per element.
     parts, axis = total, len(window)
@@ -146,19 +171,36 @@ def _matrix(kernel: jax.Array, groups: int) -> jax.Array:
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-  """Returns the product of a [F, ...] and b [F, ...], group by group, over the given dimensions."""
+  """Returns the product of a [F, ...] and b [F, ...], group by group.
+
+  Args:
+    a: [F, ., .].
+    b: [F, ., .].
+    contract: the dimension of a and that of b, 1 or 2, that are summed over.
+  """
   if a.shape[0] == 1:  # A batched product of one matrix would miss the fast path.
     return lax.dot_general(a[0], b[0], (((contract[0] - 1,), (contract[1] - 1,)), ((), ())))[None]
   return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((0,), (0,))))
 
 
+# A derivative of its own: the input's gradient sums slices in place (`_spread`), and the patches
+# are kept from the forward pass.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _gemm(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
-  """Returns the convolution of x [C, H, W, B], [O, P, Q, B], or [P, Q, B, O] if geometry.last."""
+  """Returns the convolution of x, [O, P, Q, B], or [P, Q, B, O] if geometry.last.
+
+  Args:
+    x: [C, H, W, B].
+    kernel: [R, S, C / F, O].
+    geometry: of the convolution.
+  """
   return _gemm_forward(x, kernel, geometry)[0]
 
 
-def _gemm_forward(x, kernel, geometry):
+def _gemm_forward(
+  x: jax.Array, kernel: jax.Array, geometry: _Geometry
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  """Returns (what `_gemm` returns, (patches, kernel) for `_gemm_backward`)."""
   patches, matrix = _patches(x, geometry), _matrix(kernel, geometry.groups)
   spatial, out = (*geometry.output(), x.shape[-1]), kernel.shape[-1]
   if geometry.last:  # One group only: of several, the groups would come first.
@@ -166,15 +208,26 @@ def _gemm_forward(x, kernel, geometry):
   return _dot(matrix, patches, (1, 1)).reshape(out, *spatial), (patches, kernel)
 
 
-def _gemm_backward(geometry, residuals, cotangent):
+def _gemm_backward(
+  geometry: _Geometry, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the gradients of x [C, H, W, B] and of the kernel [R, S, C / F, O].
+
+  Args:
+    geometry: of the convolution.
+    residuals: from `_gemm_forward`.
+    cotangent: in the shape of the output.
+  """
   patches, kernel = residuals
   groups, out = geometry.groups, kernel.shape[-1]
+  # The product was matrix^T patches, summed over the rows of both; its derivatives are the patches
+  # times g, summed over N, and the matrix times g, summed over the output channels.
   # g is [F, O / F, N], or [1, N, O] with the channels last.
   g = cotangent.reshape((1, -1, out) if geometry.last else (groups, out // groups, -1))
   channel, column = (2, 1) if geometry.last else (1, 2)
   d_matrix = _dot(patches, g, (2, column))
   d_kernel = d_matrix.transpose(1, 0, 2).reshape(kernel.shape)
-  # Where nobody asks for the input's gradient (a first layer), XLA drops these two lines.
+  # Where the input's gradient is not used (a first layer), XLA drops these two lines.
   d_patches = _dot(_matrix(kernel, groups), g, (2, channel))
   return _spread(d_patches, geometry), d_kernel
 
@@ -207,6 +260,7 @@ def resolve(
   validate.one_of(METHODS, method=method)
   validate.one_of(LAYOUTS, layout=layout)
   r, s, channels, out = kernel_shape
+  # Winograd is written for square windows of the sides in `TILES` and stride 1 only.
   possible = layout == 'HWBC' and r == s and r in winograd.TILES and tuple(strides) == (1, 1)
   if method == 'winograd' and not possible:
     raise ValueError(
@@ -218,6 +272,7 @@ def resolve(
     return method
   if jax.default_backend() != 'cpu':
     return 'lax'
+  # With few channels the transforms cost more than the products they save.
   pays = possible and min(channels, out) >= WINOGRAD_CHANNELS[r] and min(output) >= WINOGRAD_SIDE
   return 'winograd' if pays else 'gemm'
 
@@ -287,11 +342,24 @@ def conv_general_dilated(
   precision: Any = None,
   preferred_element_type: Any = None,
 ) -> jax.Array:
-  """Returns what `lax.conv_general_dilated` returns, by matrix products on a CPU.
+  """Returns what `lax.conv_general_dilated` returns, computed by matrix products on a CPU.
 
   For `flax.linen.Conv(..., conv_general_dilated=conv_general_dilated)`: a module that a user has
   written becomes fast under per-client weights without another change. Any number of spatial
   dimensions, layouts, strides, dilations and feature groups.
+
+  Args:
+    lhs: the input. It and all the others: as for `lax.conv_general_dilated`.
+    rhs: the kernel.
+    window_strides: for each spatial dimension.
+    padding: likewise.
+    lhs_dilation: likewise.
+    rhs_dilation: likewise.
+    dimension_numbers: any layout.
+    feature_group_count: any.
+    batch_group_count: 1 on a CPU.
+    precision: not used on a CPU.
+    preferred_element_type: dtype of the result; None: that of the product.
 
   Raises:
     ValueError: a batch group count other than 1.
@@ -304,6 +372,7 @@ def conv_general_dilated(
   if batch_group_count != 1:
     raise ValueError(f'batch_group_count must be 1, got {batch_group_count!r}.')
   numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+  # The axes of each operand, wherever they are, and from here on only the layout CHWB.
   (batch, feature, *spatial), (out, inner, *window) = numbers.lhs_spec, numbers.rhs_spec
   kernel = rhs.transpose(*window, inner, out)
   sizes, strides = kernel.shape[:-2], tuple(window_strides)
@@ -319,7 +388,9 @@ def conv_general_dilated(
     y = conv(lhs.transpose(*spatial, batch, feature), kernel, padding=pairs).transpose(3, 0, 1, 2)
   else:
     x = lhs.transpose(feature, *spatial, batch)
+    # The input's dilation puts d - 1 zeros between values.
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, d - 1) for d in (1, *inputs, 1)])
     y = _gemm(x, kernel, geometry)
+  # From [O, P, Q, B] to the caller's layout: the inverse of the permutation `places`.
   order = sorted(range(len(places)), key=lambda i: places[i])
   return y.transpose(order).astype(preferred_element_type or y.dtype)

@@ -3,6 +3,15 @@
 `lax.reduce_window` and its transpose, `select_and_scatter`, run element by element on a CPU. With
 windows that do not overlap, pooling is a maximum over strided slices and its transpose a
 comparison, both full vectors wide.
+
+Worked example: one row of four values, in windows of 1 x 2. The slices are 3, 2 and 1, 2; their
+maximum is 3, 2. Of the second window both values are its maximum: the gradient goes to the first.
+
+>>> x = jnp.array([3.0, 1.0, 2.0, 2.0]).reshape(1, 4, 1, 1)
+>>> max_pool(x, (1, 2)).ravel().tolist()
+[3.0, 2.0]
+>>> jax.grad(lambda x: max_pool(x, (1, 2)).sum())(x).ravel().tolist()
+[1.0, 0.0, 1.0, 0.0]
 """
 
 import functools
@@ -18,6 +27,8 @@ from fedjax_mem.core import validate
 def _parts(x: jax.Array, window: tuple[int, int], axis: int) -> list[jax.Array]:
   """Returns the R * S slices of x, one for each place in the window, in row-major order."""
   r, s = window
+  # Strided slices: part (i, j) holds the value at row i, column j of every window. The slices stop
+  # before the rows and columns that do not fill a window.
   rows = [lax.slice_in_dim(x, i, x.shape[axis] // r * r, r, axis) for i in range(r)]
   stop = x.shape[axis + 1] // s * s
   return [lax.slice_in_dim(row, j, stop, s, axis + 1) for row in rows for j in range(s)]
@@ -25,10 +36,15 @@ def _parts(x: jax.Array, window: tuple[int, int], axis: int) -> list[jax.Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _max_pool(x: jax.Array, window: tuple[int, int], axis: int) -> jax.Array:
+  """Returns the maximum over the window, whose rows are along `axis` and columns along the next."""
   return functools.reduce(jnp.maximum, _parts(x, window, axis))
 
 
-def _forward(x, window, axis):
+# A derivative of its own: that of a chain of maxima would split ties in halves at each maximum.
+def _forward(
+  x: jax.Array, window: tuple[int, int], axis: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  """Returns (the output, (x, the output) for `_backward`)."""
   y = _max_pool(x, window, axis)
   return y, (x, y)
 
@@ -40,9 +56,23 @@ def _interleave(parts: list[jax.Array], axis: int) -> jax.Array:
   return jnp.stack(parts, axis + 1).reshape(shape)
 
 
-def _backward(window, axis, residuals, cotangent):
+def _backward(
+  window: tuple[int, int],
+  axis: int,
+  residuals: tuple[jax.Array, jax.Array],
+  cotangent: jax.Array,
+) -> tuple[jax.Array]:
+  """Returns the gradient of x, in a tuple.
+
+  Args:
+    window: (R, S).
+    axis: of the window's rows.
+    residuals: from `_forward`.
+    cotangent: in the shape of the output.
+  """
   x, y = residuals
   r, s = window
+  # One slice after another: the first whose value is the maximum gets the gradient.
   taken = jnp.zeros(y.shape, bool)
   shares = []
   for part in _parts(x, window, axis):
@@ -51,6 +81,7 @@ def _backward(window, axis, residuals, cotangent):
     shares.append(jnp.where(hit, cotangent, jnp.zeros((), cotangent.dtype)))
   rows = [_interleave(shares[i * s : i * s + s], axis + 1) for i in range(r)]
   full = _interleave(rows, axis)
+  # Rows and columns that fill no window have no gradient.
   rest = [(0, n - m, 0) for n, m in zip(x.shape, full.shape, strict=True)]
   return (lax.pad(full, jnp.zeros((), full.dtype), rest),)
 

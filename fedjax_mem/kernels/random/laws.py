@@ -41,8 +41,8 @@ def thresholds(above: np.ndarray[Any, Any]) -> Thresholds:
 
 def reached(high: ArrayLike, low: ArrayLike, upper: ArrayLike, lower: ArrayLike) -> jax.Array:
   """Returns whether thresholds (high, low) are at most the draws of 64 bits (upper, lower)."""
-  high, low = jnp.asarray(high), jnp.asarray(low)
-  return (high < upper) | ((high == upper) & (low <= lower))
+  above = jnp.less(high, upper)
+  return above | (jnp.equal(high, upper) & jnp.less_equal(low, lower))
 
 
 def chosen(bits: jax.Array, probability: float) -> jax.Array:
@@ -52,7 +52,9 @@ def chosen(bits: jax.Array, probability: float) -> jax.Array:
   no finer than 2**-23.)
   """
   steps = math.floor(probability * 2.0**32)
-  return (bits <= jnp.uint32(max(steps, 1) - 1)) & (steps > 0)
+  if not steps:
+    return jnp.zeros(bits.shape, bool)
+  return jnp.less_equal(bits, jnp.uint32(steps - 1))
 
 
 def binomial_capacity(number: int, probability: float, overflow: float = 1e-9) -> int:

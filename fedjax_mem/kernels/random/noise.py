@@ -2,8 +2,21 @@
 
 All values of a tree come from one flat draw, so no two arrays can share a stream. JAX's generators
 are not cryptographic and floating point is not the real line (Mironov 2012): this noise simulates a
-mechanism, it does not protect anybody's data. What float32 does to the tails is stated at each
-function.
+mechanism, it does not protect anybody's data. Each function states what float32 does to the tails.
+
+Noise on integers is drawn by inverting its distribution function, P(|X| <= k), a table of 64-bit
+fractions computed on the host. Exact samplers reject, so that their number of steps is random;
+a search in a table takes the same steps for every value, and so can be compiled.
+
+Worked example: the discrete Gaussian with sigma 1. The first entries of its table are
+P(|X| <= 0) = 0.399, P(|X| <= 1) = 0.883, P(|X| <= 2) = 0.991:
+
+>>> table = discrete_table(1.0)
+>>> [round(float(t) / 2**32, 3) for t in table.high[:3]]
+[0.399, 0.883, 0.991]
+
+A uniform number u = 0.5 lies between the first two, so |X| is 1: the number of entries <= u. One
+more random bit is the sign.
 """
 
 import functools
@@ -19,15 +32,23 @@ from fedjax_mem.core import validate
 from fedjax_mem.kernels.random.laws import Thresholds, reached, thresholds
 
 Tree = Any
+_Interval = tuple[jax.Array, jax.Array]
 
-# The largest parameter of noise on integers: its table holds ten times as many entries.
+# The largest parameter of noise on integers, in steps of the grid: its table holds ten times as
+# many entries, of 8 bytes.
 LARGEST_SIGMA = 100_000.0
 
 
 def _flat(draw: Callable[[int], jax.Array], like: Tree) -> Tree:
-  """Returns one draw of as many values as `like` has, cut into its shapes."""
+  """Returns one draw of as many values as `like` has, cut into its shapes.
+
+  Args:
+    draw: number of values -> vector of so many.
+    like: arrays or shapes.
+  """
   leaves, structure = jax.tree.flatten(like)
   ends = np.cumsum([x.size for x in leaves])
+  # Nothing to draw, but the result keeps the dtype of a draw.
   if not leaves or ends[-1] == 0:
     return jax.tree.map(lambda x: draw(0).reshape(x.shape), like)
   flat = draw(int(ends[-1]))
@@ -42,7 +63,7 @@ def gaussian(key: jax.Array, like: Tree, stddev: jax.typing.ArrayLike) -> Tree:
   deviations (probability 7e-8) never occur.
 
   Args:
-    key: of this use alone.
+    key: used for nothing else.
     like: arrays or shapes.
     stddev: standard deviation, >= 0: a number or a float32 scalar.
   """
@@ -57,7 +78,7 @@ def laplace(key: jax.Array, like: Tree, scale: jax.typing.ArrayLike) -> Tree:
   (probability 1e-7) never occur.
 
   Args:
-    key: of this use alone.
+    key: used for nothing else.
     like: arrays or shapes.
     scale: >= 0: a number or a float32 scalar.
   """
@@ -68,6 +89,8 @@ def laplace(key: jax.Array, like: Tree, scale: jax.typing.ArrayLike) -> Tree:
 @functools.lru_cache(maxsize=16)
 def discrete_table(sigma: float) -> Thresholds:
   """Returns the table of |X| for the discrete Gaussian, P(X = k) ~ exp(-k² / 2 sigma²).
+
+  Reference: Canonne, Kamath, Steinke (2020), arXiv 2004.00010, Definition 1.
 
   Args:
     sigma: its parameter in steps of the grid, in (0, 100000]; close to its standard deviation.
@@ -88,6 +111,8 @@ def skellam_table(sigma: float) -> Thresholds:
   X is the difference of two Poisson variables of mean sigma ** 2 / 2 each: P(X = k) =
   exp(-v) I_k(v) with v = sigma ** 2. Sums of such variables are of the same kind.
 
+  Reference: Skellam (1946); Agarwal, Kairouz, Liu (2021), arXiv 2110.04995, as a private mechanism.
+
   Args:
     sigma: its standard deviation in steps of the grid, in (0, 100000].
 
@@ -98,51 +123,50 @@ def skellam_table(sigma: float) -> Thresholds:
   variance = float(sigma) ** 2
   # Beyond this lies less than 2**-64, also where the tail is that of a Poisson variable.
   size = math.ceil(10 * sigma) + 40
-  # I_k / I_(k-1) by its continued fraction from far out, where an approximation does.
+  # Ratios, not the functions, which overflow: r_k = I_k / I_(k-1) = 1 / (2 k / v + r_(k+1)). From
+  # the far end down, where r_k is about v / (k + sqrt(k² + v²)): each step divides the error of
+  # that start further, so that 50 steps beyond the table are enough. Upwards, errors would grow.
+  # For v = 4: r_1 = I_1(4) / I_0(4) = 0.8635.
   start = size + 50
   ratio = variance / (start + math.hypot(start, variance))
   ratios = np.empty(start)
   for k in range(start - 1, 0, -1):
     ratio = 1 / (2 * k / variance + ratio)
     ratios[k] = ratio
+  # Masses relative to P(X = 0): products of ratios, as sums of logarithms. `_table` normalises.
   return _table(np.exp(np.concatenate([[0.0], np.cumsum(np.log(ratios[1:size]))])))
 
 
 def _check_sigma(sigma: float) -> None:
+  """Raises `ValueError` unless sigma is in (0, LARGEST_SIGMA]."""
   if validate.positive(sigma=sigma) > LARGEST_SIGMA:
     raise ValueError(f'sigma must be at most {LARGEST_SIGMA:g} steps of the grid, got {sigma!r}.')
 
 
 def _table(mass: np.ndarray) -> Thresholds:
-  """Returns the table of |X| for a law whose P(X = k) = P(X = -k) are in proportion to mass [K]."""
+  """Returns the table of a distribution with P(X = k) = P(X = -k) proportional to mass [K].
+
+  >>> table = _table(np.array([2.0, 1.0]))
+  >>> (table.high / 2**32).tolist()
+  [0.5, 0.9999999997671694]
+  """
+  # Of 0 there is one, of every other magnitude two: k and -k. In the example: 2, 2.
   mass = mass * np.where(np.arange(mass.size) > 0, 2.0, 1.0)
+  # P(|X| > k), summed from the far end, smallest first: 1 - P keeps tails that P(|X| <= k) near 1
+  # would round away in float64. The entries are exact integers only from here on.
   above = np.append(np.cumsum(mass[:0:-1])[::-1], 0.0) / mass[::-1].sum()
   return thresholds(above)
 
 
-def discrete_gaussian(key: jax.Array, like: Tree, table: Thresholds) -> Tree:
-  """Returns int32 discrete Gaussian noise of the shapes of `like`, as `tabled` draws it.
-
-  It is the law of the exact sampler of Canonne, Kamath, Steinke (2020), arXiv 2004.00010,
-  Algorithm 3, up to what is said there.
-
-  Args:
-    key: of this use alone.
-    like: arrays or shapes.
-    table: from `discrete_table`.
-  """
-  return tabled(key, like, table)
-
-
 def tabled(key: jax.Array, like: Tree, table: Thresholds) -> Tree:
-  """Returns int32 noise of the shapes of `like`, of the law in a table.
+  """Returns int32 noise of the shapes of `like`, of the distribution in a table.
 
   Drawn by the inverse of the distribution function from 64 random bits and a sign: a probability is
   off by at most 2**-64, or a rounding of float64 (1e-16 of it, from the tail; for Skellam some
   roundings). But the bits are JAX's, and how long a draw takes is not hidden.
 
   Args:
-    key: of this use alone.
+    key: used for nothing else.
     like: arrays or shapes.
     table: from `discrete_table` or `skellam_table`.
   """
@@ -150,18 +174,23 @@ def tabled(key: jax.Array, like: Tree, table: Thresholds) -> Tree:
   count = table.high.size
 
   def draw(size: int) -> jax.Array:
+    # Rows 0 and 1 are the uniform number of 64 bits, row 2 the sign.
     bits = jax.random.bits(key, (3, size), jnp.uint32)
 
-    def halve(_, carry: tuple) -> tuple:
+    def halve(_: jax.Array | int, carry: _Interval) -> _Interval:
+      # Binary search for the number of entries <= the uniform number, in [first, last].
       first, last = carry
       middle = (first + last) // 2
       top, bottom = (x.at[middle].get(mode='clip') for x in (high, low))
+      # Entry <= number, for numbers of two halves.
       below = reached(top, bottom, bits[0], bits[1])
+      # Every search takes as many steps as the longest: one that has ended stays where it is.
       below &= first < last
       return jnp.where(below, middle + 1, first), jnp.where(below, last, middle)
 
     ends = jnp.zeros(size, jnp.int32), jnp.full(size, count, jnp.int32)
     magnitude = jax.lax.fori_loop(0, count.bit_length(), halve, ends)[0]
+    # Zero has both signs, which are one value: its mass was not doubled.
     return jnp.where(bits[2] >> 31 == 0, magnitude, -magnitude)
 
   return _flat(draw, like)

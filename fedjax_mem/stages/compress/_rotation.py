@@ -17,7 +17,7 @@ padding costs less than 2% of any vector of 6,400 values or more.
 """
 
 from fedjax_mem.core import Bound, Bounds, validate
-from fedjax_mem.kernels.codes import rotate as kernel
+from fedjax_mem.kernels.codes import hadamard
 from fedjax_mem.stages.compress._base import (
   Shapes,
   size,
@@ -38,4 +38,4 @@ def check_block(block: int | None) -> None:
 
 
 def block_of(shapes: Shapes, block: int | None) -> int:
-  return kernel.block_size(size(shapes)) if block is None else block
+  return hadamard.block_size(size(shapes)) if block is None else block

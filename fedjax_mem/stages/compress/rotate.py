@@ -4,6 +4,7 @@ Reference: Suresh et al. (2017), arXiv 1611.00429, section 3.
 """
 
 from fedjax_mem.core import Layer
+from fedjax_mem.kernels.codes import hadamard
 from fedjax_mem.kernels.codes import rotate as kernel
 from fedjax_mem.stages.compress._base import (
   Code,
@@ -35,7 +36,7 @@ def rotate(*, block: int | None = None) -> Layer:
   def decode(draws: Keys, code: Code, shapes: Shapes):
     return kernel.unrotate(draws.round_key, code.rest, size(shapes), block_of(shapes, block))
 
-  left = lambda shapes: ((kernel.padded_size(size(shapes), block_of(shapes, block)),),)
+  left = lambda shapes: ((hadamard.padded_size(size(shapes), block_of(shapes, block)),),)
   return layer_of(
     Codec(
       'rotate',

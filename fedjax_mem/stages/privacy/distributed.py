@@ -57,7 +57,7 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
-from fedjax_mem.kernels.codes import modular, rotate
+from fedjax_mem.kernels.codes import hadamard, modular, rotate
 from fedjax_mem.stages.privacy import _clipping as clipping
 from fedjax_mem.stages.privacy import _noising as noising
 
@@ -174,8 +174,8 @@ def distributed(
   validate.integer(at_least=2, at_most=modular.LARGEST, bits=bits)
   kind = mechanisms.find(mechanism, 'l2', integers=True, fresh=True)
   validate.open_fraction(beta=beta)
-  block = rotate.block_size(dimension, largest=BLOCK)
-  size = rotate.padded_size(dimension, block)
+  block = hadamard.block_size(dimension, largest=BLOCK)
+  size = hadamard.padded_size(dimension, block)
   found = finest(Setting(noise_multiplier, clients, shares, size, block, beta), bits)
   step = l2_clip_norm / found.levels
   made: Any = mechanisms.make(kind, noise_multiplier, dimension=size, shares=shares)

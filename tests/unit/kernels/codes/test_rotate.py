@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, linalg, stats
 
-from fedjax_mem.kernels.codes import rotate
+from fedjax_mem.kernels.codes import hadamard, rotate
 from fedjax_mem.kernels.loops import parts
 
 KEY = jax.random.key(11)
@@ -37,8 +37,8 @@ def _error(estimate, x):
 def test_hadamard_matrix(block):
   x = jnp.asarray(np.random.default_rng(0).normal(size=(block, 3)), jnp.float32)
   expected = linalg.hadamard(block) @ np.asarray(x, np.float64) / math.sqrt(block)
-  np.testing.assert_allclose(rotate.hadamard(x), expected, atol=2e-6)
-  np.testing.assert_allclose(rotate.hadamard(rotate.hadamard(x)), x, atol=2e-6)
+  np.testing.assert_allclose(hadamard.hadamard(x), expected, atol=2e-6)
+  np.testing.assert_allclose(hadamard.hadamard(hadamard.hadamard(x)), x, atol=2e-6)
 
 
 @pytest.mark.slow
@@ -46,8 +46,8 @@ def test_hadamard_matrix(block):
 def test_rotation_keeps_norms_and_is_undone(size, block):
   x = _vector(size, 1) + 1
   y = rotate.rotate(KEY, x, block)
-  chosen = block or rotate.block_size(size)
-  assert y.dtype == jnp.float32 and y.shape == (rotate.padded_size(size, chosen),)
+  chosen = block or hadamard.block_size(size)
+  assert y.dtype == jnp.float32 and y.shape == (hadamard.padded_size(size, chosen),)
   np.testing.assert_allclose(jnp.linalg.norm(y), jnp.linalg.norm(x), rtol=1e-5)
   np.testing.assert_allclose(rotate.unrotate(KEY, y, size, block), x, rtol=1e-4, atol=1e-4)
 
@@ -63,13 +63,13 @@ def test_signs_are_fair_and_no_part_repeats():
 
 def test_block_sizes():
   for size in (10**5, 123_457, 421_642, 1_199_882, 1_663_370, 10**7):
-    block = rotate.block_size(size)
+    block = hadamard.block_size(size)
     assert block & (block - 1) == 0 and block >= 1024
-    assert rotate.padded_size(size, block) - size < 0.02 * size
+    assert hadamard.padded_size(size, block) - size < 0.02 * size
   rng = np.random.default_rng(0)
   for size in rng.integers(6400, 10**5, 200):
-    assert -int(size) % rotate.block_size(int(size)) < 0.02 * size
-  assert rotate.block_size(10) == 64 and rotate.block_size(1024) == 1024
+    assert -int(size) % hadamard.block_size(int(size)) < 0.02 * size
+  assert hadamard.block_size(10) == 64 and hadamard.block_size(1024) == 1024
 
 
 @pytest.mark.parametrize('bits', [1, 2, 3, 4])
@@ -131,7 +131,7 @@ def test_eden_twin(bits):
 @pytest.mark.parametrize('bits, block', [(1, None), (3, 8), (2, 4096)])
 def test_in_one_go_over_several_tiles(bits, block):
   """A tile of blocks of 4,096 has twice as many values."""
-  size = 2 * max(parts.SMALL, rotate.LANES * (block or 1)) + 31
+  size = 2 * max(parts.SMALL, hadamard.LANES * (block or 1)) + 31
   x = _vector(size)
 
   def both(x):

@@ -30,7 +30,6 @@ def test_numpy_twin(scale, share):
   bound = share * norm
   clipped, reported = jax.jit(clip.clip_by_global_norm)(tree, jnp.float32(bound))
   np.testing.assert_allclose(reported, norm, rtol=1e-6)
-  np.testing.assert_allclose(clip.global_norm(tree), norm, rtol=1e-6)
   factor = min(1.0, bound / norm)
   for actual, x in zip(jax.tree.leaves(clipped), jax.tree.leaves(tree), strict=True):
     np.testing.assert_allclose(actual, np.asarray(x, np.float64) * factor, rtol=2e-6)

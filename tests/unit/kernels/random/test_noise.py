@@ -60,7 +60,7 @@ def pmf(sigma, width):
 
 @pytest.mark.parametrize('sigma', [0.7, 3.0])
 def test_the_discrete_law_is_accepted_at_its_scale_and_rejected_at_others(sigma):
-  got = flat(noise.discrete_gaussian(KEY, LIKE, noise.discrete_table(sigma)))
+  got = flat(noise.tabled(KEY, LIKE, noise.discrete_table(sigma)))
 
   def pvalue(scale):
     k, mass = pmf(scale, int(8 * sigma) + 5)
@@ -77,7 +77,7 @@ def test_the_discrete_law_is_accepted_at_its_scale_and_rejected_at_others(sigma)
 
 
 def test_the_discrete_law_at_a_fine_grid_is_nearly_gaussian():
-  got = flat(noise.discrete_gaussian(KEY, LIKE, noise.discrete_table(1024.0)))
+  got = flat(noise.tabled(KEY, LIKE, noise.discrete_table(1024.0)))
   assert (got == np.round(got)).all()
   assert stats.kstest(got, stats.norm(scale=1024).cdf).pvalue > 1e-3
 
@@ -109,7 +109,7 @@ def test_the_table_is_the_distribution_function(sigma):
 
 def test_the_signs_are_even_and_large_values_occur():
   like = jax.ShapeDtypeStruct((200_000,), jnp.float32)
-  got = flat(noise.discrete_gaussian(KEY, like, noise.discrete_table(2.0)))
+  got = flat(noise.tabled(KEY, like, noise.discrete_table(2.0)))
   assert abs((got > 0).mean() - (got < 0).mean()) < 0.006
   assert np.abs(got).max() >= 8
 

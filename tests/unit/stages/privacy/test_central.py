@@ -72,7 +72,7 @@ def test_a_discrete_round_lies_on_the_grid_and_is_its_twin():
   points[outside] = np.trunc(scaled[outside])
   assert outside.any() and not outside.all()
   table = noise.discrete_table(Z * levels)
-  added = noise.discrete_gaussian(given.server_key('central'), like(), table)
+  added = noise.tabled(given.server_key('central'), like(), table)
   np.testing.assert_array_equal(np.round(grid), points.sum(0) + tiny.vec(added))
 
 
