@@ -103,9 +103,9 @@ def layers(tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
   """Leaves the plots of a run empty: drawing them takes as long as the run."""
-  from fedjax_mem.report import plots
+  from fedjax_mem.report import figures
 
-  monkeypatch.setattr(plots, 'png', lambda *args, **options: b'\x89PNG')
+  monkeypatch.setattr(figures, 'png', lambda *args, **options: b'\x89PNG')
 
 
 @pytest.fixture

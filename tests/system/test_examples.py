@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import given, tiny
+from reference.experiments import TINY
 from scipy import stats
 
 import fedjax_mem as fm
@@ -29,25 +30,14 @@ from fedjax_mem.stages.weigh import equal
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / 'scripts' / 'examples'
-TEXT = """
-version = 1
-name = 'own'
-rounds = 6
-[data]
-name = 'digits'
-num_clients = 12
-[model]
-name = 'logistic'
-[client]
-batch_size = 40
-learning_rate = 0.2
-[selection]
-cohort_size = 4
-[execution]
-devices = 1
+# The tiny experiment, for methods of one's own.
+TEXT = (
+  TINY.replace('batch_size = 20', 'batch_size = 40\nlearning_rate = 0.2')
+  + """
 max_segment_rounds = 2
 checkpoint_every_seconds = 0
 """
+)
 KNORM = (
   'stages=[{use="central", options={l2_clip_norm=0.5, noise_multiplier=2.0, '
   'mechanism="knorm:KNorm"}}]'
