@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 HERE = ROOT / 'scripts' / 'examples'
 # The tiny experiment, for methods of one's own.
 TEXT = (
-  TINY.replace('batch_size = 20', 'batch_size = 40\nlearning_rate = 0.2')
+  TINY.replace("'tiny'", "'own'").replace('batch_size = 20', 'batch_size = 40\nlearning_rate = 0.2')
   + """
 max_segment_rounds = 2
 checkpoint_every_seconds = 0
