@@ -1,6 +1,6 @@
 """fedjax_mem: a simulator of federated learning in JAX.
 
-Thousands of clients are trained at once, whole rounds run inside one compiled program.
+Thousands of clients train in parallel, and many rounds run inside one compiled program.
 
     import fedjax_mem as fm
 
@@ -8,8 +8,8 @@ Thousands of clients are trained at once, whole rounds run inside one compiled p
     result.metrics[-1]['test_accuracy']
 
 The rooms `data`, `models`, `optim`, `stages`, `mechanisms`, `account` and `federated` are
-attributes of this module, and so is the protocol of a round: `Layer`, `Stage`, `Message`, `Task`,
-`Context`, `compose` and the facts that a side of a layer may state. A method of one's own needs
+attributes of this module. So is the protocol of a round: `Layer`, `Stage`, `Message`, `Task`,
+`Context`, `compose` and the facts that a side of a layer may state. A method of your own needs
 nothing else.
 """
 
@@ -109,7 +109,7 @@ __all__ = (
   'stages',
 )
 
-# Imported when they are first asked for, so that `fedjax-mem --help` need not start jax.
+# Imported on first use, so that `fedjax-mem --help` need not import jax.
 _ROOMS = ('account', 'data', 'federated', 'mechanisms', 'models', 'optim', 'stages')
 _HOMES = {
   'Applied': 'engine',

@@ -1,4 +1,7 @@
-"""Privacy accounting: what ran, as events; epsilon by RDP and PLD; calibration; the ledger."""
+"""Privacy accounting on the host: epsilon by RDP and PLD, calibration, and the ledger of a run.
+
+`epsilon` is computed in `accountant.py`, from the event that a mechanism states for its rounds.
+"""
 
 from fedjax_mem.account.accountant import (
   NOT_COVERED,

@@ -1,8 +1,8 @@
 """Epsilon of a run, by Renyi differential privacy (RDP) or by privacy loss distributions (PLD).
 
-`claim` pairs a sampler with a mechanism, picks the accountant by what it supports and returns a
-`Claim`; the claim knows epsilon after any number of rounds, and the whole trajectory ahead of the
-run. RDP is used where it is valid, PLD on request or where RDP has no event.
+`claim` takes a sampler and a mechanism, chooses an accountant that supports them, and returns a
+`Claim`. The claim gives epsilon after any number of rounds, and the whole trajectory before the run
+begins. RDP is used where it is valid, PLD on request or where RDP has no event.
 """
 
 import dataclasses
@@ -15,27 +15,32 @@ import numpy as np
 from fedjax_mem.account import curves, events, poisson
 from fedjax_mem.core import Bound, Draws, Mechanism, validate
 
-# Bounds of epsilon up to which a level holds.
+# (largest epsilon, name) of each level.
 LEVELS = ((1.0, 'Strong'), (5.0, 'Moderate'), (10.0, 'Weak'))
 NOT_COVERED = 'not covered by ε'
 
 
 def level(epsilon: float) -> str:
-  """Returns the privacy level of an epsilon: Strong (<= 1), Moderate, Weak (<= 10) or Minimal."""
+  """Returns the privacy level of an epsilon: Strong (<= 1), Moderate, Weak (<= 10) or Minimal.
+
+  >>> [level(epsilon) for epsilon in (1.0, 5.0, 10.0, 11.0)]
+  ['Strong', 'Moderate', 'Weak', 'Minimal']
+  """
   return next((name for bound, name in LEVELS if epsilon <= bound), 'Minimal')
 
 
 class Guarantee(NamedTuple):
-  """A statement of differential privacy, with all that it depends on.
+  """A statement of differential privacy, with everything that it depends on.
 
   Attributes:
-    epsilon: of the rounds so far.
+    epsilon: epsilon of the rounds so far.
     delta: the target, plus what overflowing Poisson cohorts add to it.
     accountant: 'RDP' or 'PLD'.
-    adjacency: what a neighbour is, one of `events.ADJACENCIES`.
-    unit: whose presence or data are protected, 'client' or 'example'.
-    trust: 'central' (from who sees the sum) or 'local' (from the server too).
-    rounds: that ran.
+    adjacency: what neighbouring data sets are, one of `events.ADJACENCIES`.
+    unit: what is protected, a 'client' or an 'example'.
+    trust: 'central' (the noise in the sum protects) or 'local' (each message is protected, from the
+      server too).
+    rounds: number of rounds that ran.
   """
 
   epsilon: float
@@ -76,7 +81,7 @@ class Trajectory(NamedTuple):
 
 
 def check_delta(delta: float, population: int | None = None) -> float:
-  """Returns delta, in (0, 1); warns where it is no better than publishing one client's data.
+  """Returns delta, in (0, 1); warns where it would allow publishing one client's data.
 
   Raises:
     ValueError: delta is not in (0, 1).
@@ -94,16 +99,17 @@ def check_delta(delta: float, population: int | None = None) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """What is accounted, and how: a sampler, a mechanism, an adjacency and an accountant.
+  """What is accounted for, and how: a sampler, a mechanism, an adjacency and an accountant.
 
   Attributes:
-    sampling: what the sampler did; None: noise of a client's own.
-    mechanism: which noise was added.
+    sampling: how the cohort is drawn; None: noise that each client adds to its own message.
+    mechanism: the noise.
     adjacency: one of `events.ADJACENCIES`.
     accountant: 'rdp' or 'pld'.
-    truncated: a Poisson cohort is accounted as cut to its capacity; otherwise its overflow is added
-      to delta.
-    bound: that the noise is scaled to, where its cost depends on that (noise on integers).
+    truncated: whether a Poisson cohort is accounted for as cut to its capacity; otherwise the
+      probability that it overflows is added to delta.
+    bound: the bound that the noise is scaled to, where its cost depends on that (noise on
+      integers).
     trust: 'central' or 'local', for the statement.
     unit: 'client' or 'example', for the statement.
   """
@@ -129,12 +135,12 @@ class Claim:
     )
 
   def supported(self, rounds: int) -> bool:
-    """Returns whether the accountant says that it supports the event."""
+    """Returns whether the accountant supports the event of so many rounds."""
     event, _ = self._event(rounds)
     return curves.supports(self.accountant, event, self.adjacency)
 
   def epsilon(self, rounds: int, delta: float) -> float:
-    """Returns epsilon after `rounds` rounds at `delta`, without what overflow adds to delta."""
+    """Returns epsilon after `rounds` rounds at `delta`, which here does not include overflow."""
     if rounds == 0:
       return 0.0
     event, count = self._event(rounds)
@@ -146,14 +152,14 @@ class Claim:
     return curves.pld_epsilon(event, count, self.adjacency, delta, interval)
 
   def added_delta(self, rounds: int, epsilon: float) -> float:
-    """Returns what overflowing Poisson cohorts add to delta."""
+    """Returns what overflowing Poisson cohorts add to delta, at that epsilon."""
     return poisson.added_delta(self.sampling, rounds, epsilon) if self.overflow_counts else 0.0
 
   @property
   def overflow_counts(self) -> bool:
-    """Whether cutting a cohort changes what is claimed, so that its probability adds to delta.
+    """Whether the probability that a cohort overflows, and is cut, has to be added to delta.
 
-    It does not where the draw is the same for both neighbours and nothing is claimed of it.
+    It has not if the draw is the same for both neighbours and no amplification is claimed for it.
     """
     by_draw = self.mechanism.amplified(self.sampling, self.adjacency)
     return not self.truncated and (by_draw or self.adjacency == 'add_or_remove_one')
@@ -178,10 +184,11 @@ class Claim:
     )
 
   def trajectory(self, rounds: int, delta: float, points: int = 24) -> Trajectory:
-    """Returns epsilon after each round, computed ahead of the run.
+    """Returns epsilon after each round, computed before the run.
 
-    RDP composes linearly, so each round is exact. PLD is composed at about `points` rounds, the
-    last among them; between them epsilon is the next one's or RDP's, whichever is lower: both hold.
+    RDP composes linearly, so it is computed for each round. PLD is composed at about `points`
+    rounds, the last among them; between them epsilon is that of the next such round or that of RDP,
+    the lower of the two, since both are valid bounds.
 
     Raises:
       ValueError: rounds or points is not a whole number >= 1, or delta not in (0, 1).
@@ -200,7 +207,7 @@ class Claim:
     return curves.rdp_epsilon(event, counts, self.adjacency, delta, self.mechanism.orders)
 
   def _rdp_trajectory(self, rounds: int, delta: float) -> np.ndarray:
-    """Returns epsilon [R]: of one event composed, or where a mechanism has its own, of each."""
+    """Returns epsilon [R]: of one event composed, or of R events if `event` is overridden."""
     if type(self.mechanism).event is not Mechanism.event:
       return np.asarray([self.epsilon(r, delta) for r in range(1, rounds + 1)])
     apart = 1 if self.sampling is None else self.sampling.min_sep
@@ -218,7 +225,10 @@ class Claim:
     return lower
 
   def _interval(self, event: Any, count: int, delta: float) -> float:
-    """Returns PLD's grid: coarser where epsilon is large, since memory grows with their ratio."""
+    """Returns the interval of PLD's grid: coarser where epsilon is large.
+
+    Memory grows with epsilon over the interval. Epsilon is estimated by RDP.
+    """
     rough = curves.pure_epsilon(event, count)
     if rough is None:
       doubled = 2 if self.adjacency == 'replace_one' else 1
@@ -227,20 +237,20 @@ class Claim:
         self, mechanism=weaker, adjacency='add_or_remove_one', accountant='rdp', truncated=False
       )
       rough = min(alike.epsilon(count, delta), 1e6)
-    # A truncated cohort's losses spread over twice the range, at ten times the work.
+    # The losses of a truncated cohort spread over twice the range, and take ten times the work.
     return (1e-3 if self.truncated else 1e-4) * max(1.0, rough / 50)
 
 
-class How(TypedDict, total=False):
-  """How `claim` is to account for a run: its arguments of these names."""
+class Options(TypedDict, total=False):
+  """The arguments of `claim` that say how to account for a run."""
 
   adjacency: str | None
   accountant: str
   bound: Bound | None
 
 
-class Told(How, total=False):
-  """All that `claim` may be told besides the run: what a statement says, too."""
+class ClaimOptions(Options, total=False):
+  """All optional arguments of `claim`: also those that only the statement contains."""
 
   trust: str | None
   unit: str
@@ -258,16 +268,22 @@ def claim(
   trust: str | None = None,
   unit: str = 'client',
 ) -> Claim:
-  """Returns what can be claimed of a sampler and a mechanism, by the accountant that supports it.
+  """Returns what can be claimed of a sampler and a mechanism, by an accountant that supports them.
+
+  >>> sampling = Draws('poisson', population=3383, expected=120, capacity=3383)
+  >>> made = claim(sampling, fm.mechanisms.Gaussian(1.2), rounds=100, delta=1e-5)
+  >>> made.accountant, made.adjacency, [round(made.epsilon(r, 1e-5), 2) for r in (10, 100)]
+  ('rdp', 'add_or_remove_one', [1.14, 1.99])
 
   Args:
-    sampling: what the sampler does; None: it is noise of a client's own.
-    mechanism: which noise is added.
-    rounds: of the whole run.
+    sampling: how the cohort is drawn; None: noise that each client adds to its own message.
+    mechanism: the noise.
+    rounds: rounds of the whole run, >= 1.
     delta: target, in (0, 1).
-    adjacency: one of `events.ADJACENCIES`; by default the one that goes with the pair.
+    adjacency: one of `events.ADJACENCIES`; by default the first of `mechanism.adjacencies`.
     accountant: 'auto' (RDP where valid, else PLD), 'rdp' or 'pld'.
-    bound: that the noise is scaled to; needed where its cost depends on it (noise on integers).
+    bound: the bound that the noise is scaled to; needed where the cost depends on it (noise on
+      integers).
     trust: 'central' or 'local', for the statement; by default local without a sampler.
     unit: 'client' or 'example', for the statement.
 
@@ -291,7 +307,7 @@ def claim(
 
 
 def _reason(made: Claim, rounds: int, names: Sequence[str]) -> str:
-  """Returns why no accountant supports a pair, and what would be supported."""
+  """Returns why no accountant supports a claim, and which similar claims are supported."""
   others = [
     f'{name!r} with {other!r}'
     for name in events.ACCOUNTANTS
@@ -310,10 +326,10 @@ def _holds(made: Claim, rounds: int) -> bool:
 
 
 def _fitting(made: Claim, rounds: int, delta: float, accountant: str) -> Claim:
-  """Returns the claim, as of a truncated cohort where overflow would add too much to delta.
+  """Returns the claim, for a truncated cohort if overflow would add too much to delta.
 
   Raises:
-    IncompatibleStages: overflow adds too much, and the accountant asked for has no event for that.
+    IncompatibleStages: overflow adds too much, and the accountant has no event for truncation.
   """
   tau = poisson.overflow(made.sampling, rounds) if made.overflow_counts else 0.0
   if tau == 0:
@@ -336,7 +352,11 @@ def _fitting(made: Claim, rounds: int, delta: float, accountant: str) -> Claim:
 
 
 def epsilon(
-  sampling: Draws | None, mechanism: Mechanism, rounds: int, delta: float, **how: Unpack[Told]
+  sampling: Draws | None,
+  mechanism: Mechanism,
+  rounds: int,
+  delta: float,
+  **how: Unpack[ClaimOptions],
 ) -> Guarantee:
   """Returns the guarantee after `rounds` rounds; `how` as in `claim`.
 
@@ -351,8 +371,18 @@ def epsilon(
 
 
 def trajectory(
-  sampling: Draws | None, mechanism: Mechanism, rounds: int, delta: float, **how: Unpack[Told]
+  sampling: Draws | None,
+  mechanism: Mechanism,
+  rounds: int,
+  delta: float,
+  **how: Unpack[ClaimOptions],
 ) -> Trajectory:
-  """Returns epsilon after each round; `how` as in `claim`."""
+  """Returns epsilon after each round; `how` as in `claim`.
+
+  >>> sampling = Draws('poisson', population=3383, expected=120, capacity=3383)
+  >>> path = trajectory(sampling, fm.mechanisms.Gaussian(1.2), rounds=100, delta=1e-5)
+  >>> path.epsilon.shape, path.epsilon[[0, 9, 99]].round(2).tolist()
+  ((100,), [0.94, 1.14, 1.99])
+  """
   made = claim(sampling, mechanism, rounds=rounds, delta=delta, **how)
   return made.trajectory(rounds, delta)

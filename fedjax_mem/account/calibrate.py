@@ -1,4 +1,4 @@
-"""The missing number of a private run: its noise, its rounds or its cohort, from the others."""
+"""Calibration of a private run: its noise, its rounds or its cohort, each from the other two."""
 
 import dataclasses
 import math
@@ -6,23 +6,23 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar, Unpack
 
 from fedjax_mem.account import poisson
-from fedjax_mem.account.accountant import Claim, Guarantee, Told, claim
+from fedjax_mem.account.accountant import Claim, ClaimOptions, Guarantee, claim
 from fedjax_mem.core import Draws, Mechanism, validate
 from fedjax_mem.mechanisms import Gaussian
 
 T = TypeVar('T')
-Point = tuple[Draws | None, Mechanism, int]  # of a run: sampling, mechanism, rounds
+Point = tuple[Draws | None, Mechanism, int]  # sampling, mechanism and rounds of a run
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e9
 
 
 class Calibrated(NamedTuple):
-  """A run that keeps its budget.
+  """A run within its budget.
 
   Attributes:
     mechanism: with the noise multiplier of the run.
     sampling: with the cohort of the run.
-    rounds: of the run.
-    guarantee: what holds at its end; its epsilon is at most the target.
+    rounds: number of rounds of the run.
+    guarantee: the guarantee at its end; its epsilon is at most the target.
   """
 
   mechanism: Mechanism
@@ -37,20 +37,20 @@ def noise_multiplier(
   sampling: Draws | None,
   rounds: int,
   mechanism: Mechanism | None = None,
-  **how: Unpack[Told],
+  **how: Unpack[ClaimOptions],
 ) -> Calibrated:
   """Returns the run with the least noise whose epsilon is at most the target.
 
   Args:
     target_epsilon: budget of the whole run, > 0.
     delta: target, in (0, 1).
-    sampling: what the sampler does; None: noise of a client's own.
-    rounds: of the whole run.
-    mechanism: which noise; its multiplier is ignored. By default Gaussian.
+    sampling: how the cohort is drawn; None: noise that each client adds to its own message.
+    rounds: rounds of the whole run.
+    mechanism: the noise, whose multiplier is ignored; by default Gaussian.
     **how: `bound`, `adjacency` and `accountant`, as in `accountant.claim`.
 
   Raises:
-    ValueError: a number is out of range, or no noise suffices.
+    ValueError: a number is out of range, or no noise is enough.
     IncompatibleStages: the pair has no valid event.
   """
   validate.positive(target_epsilon=target_epsilon)
@@ -107,7 +107,7 @@ def rounds(
   sampling: Draws,
   mechanism: Mechanism,
   most: int = 1_000_000,
-  **how: Unpack[Told],
+  **how: Unpack[ClaimOptions],
 ) -> Calibrated:
   """Returns the longest run whose epsilon is at most the target, of at most `most` rounds.
 
@@ -135,16 +135,16 @@ def cohort(
   sampling: Draws,
   mechanism: Mechanism,
   rounds: int,
-  **how: Unpack[Told],
+  **how: Unpack[ClaimOptions],
 ) -> Calibrated:
   """Returns the run with the largest cohort whose epsilon is at most the target.
 
   Args:
     target_epsilon: budget of the whole run, > 0.
     delta: target, in (0, 1).
-    sampling: its scheme and population; the cohort is found, and a Poisson capacity with it.
-    mechanism: which noise, with its multiplier.
-    rounds: of the whole run.
+    sampling: gives the scheme and the population; the cohort is found, and its capacity with it.
+    mechanism: the noise, with its multiplier.
+    rounds: rounds of the whole run.
     **how: as in `accountant.claim`.
 
   Raises:
@@ -170,7 +170,7 @@ def cohort(
 def resize(
   sampling: Draws, expected: float, rounds: int, delta: float, epsilon: float = 10.0
 ) -> Draws:
-  """Returns the sampling with another cohort, and the capacity or `min_sep` that goes with it."""
+  """Returns the sampling with another cohort, and the capacity and `min_sep` that it implies."""
   if sampling.scheme == 'poisson':
     rows = poisson.capacity(sampling.population, expected, rounds, delta, epsilon)
     return dataclasses.replace(sampling, expected=expected, capacity=rows)
@@ -197,12 +197,12 @@ def _settle(
   mechanism: Mechanism,
   first_rounds: int,
   delta: float,
-  how: Told,
+  how: ClaimOptions,
 ) -> Calibrated:
-  """Solves with one accountant all along, once more if the solution has to be claimed by another.
+  """Returns the solution by one accountant, or by PLD if only a truncated cohort can be claimed.
 
-  The claim is first made as if no cohort overflowed, so that the accountant does not change while
-  the search goes on.
+  The first claim is made as if no cohort overflowed, so that the accountant does not change during
+  the search.
   """
   roomy = sampling
   if sampling is not None:
@@ -219,6 +219,6 @@ def _settle(
   )
 
 
-def _claim_at(point: Point, delta: float, how: Told) -> Claim:
+def _claim_at(point: Point, delta: float, how: ClaimOptions) -> Claim:
   sampling, mechanism, number = point
   return claim(sampling, mechanism, rounds=number, delta=delta, **how)

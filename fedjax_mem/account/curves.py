@@ -1,7 +1,7 @@
-"""Numbers from `dp_accounting`: Renyi curves and privacy loss distributions of an event, composed.
+"""Epsilon of composed events, from `dp_accounting`'s Renyi curves and privacy loss distributions.
 
-Both are computed once for an event and kept, so that epsilon after another round costs only the
-composition.
+Both are computed once for an event and cached, so that epsilon after another number of rounds costs
+only the composition.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ def _accountant(name: str, adjacency: str, orders: Any = None) -> Any:
 
 
 def supports(name: str, event: Any, adjacency: str) -> bool:
-  """Returns whether the accountant says that it supports the event under the adjacency."""
+  """Returns whether the accountant supports the event under the adjacency."""
   return bool(_accountant(name, adjacency).supports(event))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Hides the notes on orders that do not converge: they are left out, which is sound."""
+  """Hides log lines on orders that do not converge: leaving out an order is sound."""
   log = logging.getLogger('absl')
   before = log.level
   log.setLevel(logging.ERROR)
@@ -50,7 +50,7 @@ def _quiet() -> Iterator[None]:
 def _renyi(
   event: Any, adjacency: str, orders: tuple[int, ...] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (orders [A], divergences [A]) of one event; events made of lists are not kept."""
+  """Returns (orders [A], divergences [A]) of one event, cached unless the event has no hash."""
   try:
     return _kept_renyi(event, adjacency, orders)
   except TypeError:
@@ -71,7 +71,7 @@ def _kept_renyi(
     # The bound for sampling without replacement is loose near a rate of 1, where it exceeds the
     # divergence without sampling, which always holds.
     values = np.minimum(values, _renyi(event.event, adjacency, orders)[1])
-  # A divergence is not negative: such an order is lost to rounding and left out.
+  # A divergence is not negative: such a value is a rounding error, and its order is left out.
   return done.orders, np.where(values >= 0, values, np.inf)
 
 
@@ -80,8 +80,9 @@ def rdp_epsilon(
 ) -> np.ndarray:
   """Returns epsilon [R] of `counts` [R] compositions of the event, by the Renyi orders `at`.
 
-  Reference: Canonne, Kamath, Steinke (2020), arXiv 2004.00010, Proposition 12; for Laplace noise
-  the order of infinity too, which is the sum of the pure epsilons.
+  For Laplace noise the infinite order is used too, which is the sum of the pure epsilons.
+
+  Reference: Canonne, Kamath, Steinke (2020), arXiv 2004.00010, Proposition 12.
   """
   import dp_accounting
 
@@ -91,7 +92,7 @@ def rdp_epsilon(
   found = []
   for start in range(0, len(distinct), _CHUNK):
     total = distinct[start : start + _CHUNK, None] * values
-    # Pinsker's kind of bound: delta >= sqrt(1 - exp(-KL)) needs no epsilon at all.
+    # If delta >= sqrt(1 - exp(-divergence)), which bounds the total variation, epsilon is 0.
     free = delta**2 + np.expm1(-total) > 0
     found.append(np.where(free, 0.0, total + constant).min(axis=1))
   epsilon = np.maximum(np.concatenate(found), 0.0)
@@ -126,7 +127,7 @@ def _loss(event: Any, adjacency: str, interval: float) -> Any:
 
 
 def pure_epsilon(event: Any, count: int) -> float | None:
-  """Returns the pure epsilon of `count` releases without sampling, None where there is none."""
+  """Returns the pure epsilon of `count` Laplace releases without sampling; else None."""
   import dp_accounting
 
   sampled = isinstance(event, dp_accounting.PoissonSampledDpEvent)
@@ -153,9 +154,9 @@ def is_gaussian(event: Any) -> bool:
 
 
 def gaussian_epsilon(event: Any, count: int, adjacency: str, delta: float) -> float:
-  """Returns epsilon of `count` unsampled Gaussians: PLD's limit of a fine grid, in closed form.
+  """Returns epsilon of `count` unsampled Gaussians in closed form: PLD with a grid without error.
 
-  Together they are one of multiplier z / sqrt(count).
+  Together they are one Gaussian of multiplier z / sqrt(count).
 
   Reference: Balle and Wang (2018), arXiv 1805.06530, Theorem 5.
   """
@@ -169,7 +170,7 @@ def gaussian_epsilon(event: Any, count: int, adjacency: str, delta: float) -> fl
 def pld_epsilon(event: Any, count: int, adjacency: str, delta: float, interval: float) -> float:
   """Returns epsilon of `count` compositions of an event.
 
-  On a grid of that interval where it has sampling or Laplace noise, on the library's own otherwise.
+  The grid has that interval if `has_grid`, else the library's own.
   """
   if not has_grid(event):
     return float(_accountant('pld', adjacency).compose(event, count).get_epsilon(delta))

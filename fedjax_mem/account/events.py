@@ -1,17 +1,18 @@
-"""What may be accounted: samplers that are sound by themselves, and neighbours that hold for them.
+"""Events: which pairs of a sampler and a mechanism can be accounted for, and under which adjacency.
 
-The event itself, and which amplification it claims, is the mechanism's (`core/mechanism.py`). A
-pair without one is refused. What is not amplified is accounted as if a client took part whenever it
-may. That is sound because the draw does not depend on the clients' data: divergences are jointly
-quasi-convex, so the mixture over cohorts is no worse than its worst cohort.
+The mechanism makes the event, and decides which amplification it claims (`core/mechanism.py`); a
+pair without an event is refused. Without amplification a client is accounted for as if it took part
+whenever it may. That is sound because the draw does not depend on the clients' data: divergences
+are jointly quasi-convex, so the mixture over cohorts is no worse than its worst cohort.
 
 Adjacencies:
-  'add_or_remove_one': a client more or less; the sum moves by C.
-  'replace_one': one client's data become another's; the sum moves by 2 C.
-  'replace_special': one client's contributions become zero, its place in the draw stays; C.
+  'add_or_remove_one': one client more or less; the sum moves by C.
+  'replace_one': one client's data are replaced by any other; the sum moves by 2 C.
+  'replace_special': one client's contributions become zero, but its place in the draw stays; the
+    sum moves by C.
 
-Where nothing is said of a draw (None), it is noise of a client's own: the client knows that it
-takes part, and hides what it holds.
+A draw of None means noise that each client adds to its own message. It hides the client's data, but
+not that the client takes part.
 """
 
 from typing import Any
@@ -33,7 +34,7 @@ def refuse(sampling: Draws | None, mechanism: Mechanism, reason: Any) -> Incompa
 
 
 def check(sampling: Draws | None, mechanism: Mechanism) -> None:
-  """Raises unless the sampling is sound by itself.
+  """Raises for a sampling that cannot be accounted for with any mechanism.
 
   Raises:
     ValueError: a size is out of range (a rate over 1, an empty cohort).
@@ -57,7 +58,7 @@ def check(sampling: Draws | None, mechanism: Mechanism) -> None:
 
 
 def check_adjacency(sampling: Draws | None, mechanism: Mechanism, adjacency: str) -> None:
-  """Raises `IncompatibleStages` for a neighbour that the pair does not hold for."""
+  """Raises `IncompatibleStages` for an adjacency under which the pair gives no guarantee."""
   validate.one_of(ADJACENCIES, adjacency=adjacency)
   held = mechanism.adjacencies(sampling)
   if adjacency not in held:
@@ -70,7 +71,7 @@ def check_adjacency(sampling: Draws | None, mechanism: Mechanism, adjacency: str
 
 
 def _why_not(sampling: Draws | None, mechanism: Mechanism) -> str:
-  """Returns why a client more or less is not covered."""
+  """Returns why 'add_or_remove_one' does not hold."""
   if sampling is None:
     return 'a client cannot hide that it took part, only what it holds'
   if mechanism.carried:
@@ -94,17 +95,17 @@ def build(
   """Returns an event, and how often it is composed in `rounds` rounds.
 
   Args:
-    sampling: what the sampler did; None: noise of a client's own.
-    mechanism: which noise was added.
+    sampling: how the cohort is drawn; None: noise that each client adds to its own message.
+    mechanism: the noise.
     adjacency: one of `ADJACENCIES`.
     accountant: 'rdp' or 'pld'.
     rounds: rounds that ran, at least 1.
-    bound: that the noise is scaled to.
-    truncated: account a Poisson cohort cut to its capacity as such, instead of as a Poisson cohort
-      whose overflow is added to delta.
+    bound: the bound that the noise is scaled to.
+    truncated: account for a Poisson cohort as cut to its capacity, instead of adding the
+      probability of overflow to delta.
 
   Raises:
-    IncompatibleStages: no valid event.
+    IncompatibleStages: there is no valid event.
   """
   import dp_accounting
 

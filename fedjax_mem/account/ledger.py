@@ -1,8 +1,8 @@
-"""The ledger of a run: what ran, how private it is after each round, and when to stop.
+"""The ledger of a run: what is released, epsilon after each round, and when to stop.
 
-The whole trajectory of epsilon is computed when the run is planned, so a round only looks it up.
-A ledger is plain data, written whole and at once. A round that is run again after a resume draws
-the same cohort and the same noise, hence releases nothing new: it is counted once.
+The whole trajectory of epsilon is computed when the run is planned; a round only looks it up. A
+ledger is plain data, written atomically. A round that runs again after a resume draws the same
+cohort and the same noise, so it releases nothing new and is counted once.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, Unpack
 
 from fedjax_mem import mechanisms
-from fedjax_mem.account.accountant import NOT_COVERED, Claim, Guarantee, How, claim
+from fedjax_mem.account.accountant import NOT_COVERED, Claim, Guarantee, Options, claim
 from fedjax_mem.core import Bound, Draws, Mechanism, validate
 from fedjax_mem.core.mechanism import path as path_of
 
@@ -27,10 +27,10 @@ class Entry(NamedTuple):
 
   Attributes:
     layer: name of the layer that adds the noise.
-    claim: what is accounted, and how.
-    target_delta: before overflow is added.
-    epsilon: of rounds 1 … R.
-    delta: reported, of rounds 1 … R.
+    claim: what is accounted for, and how.
+    target_delta: delta before overflow is added.
+    epsilon: epsilon after rounds 1 … R.
+    delta: reported delta after rounds 1 … R.
   """
 
   layer: str
@@ -50,12 +50,12 @@ class Entry(NamedTuple):
 
 
 class Ledger:
-  """What the server's releases cost: central noise only.
+  """The cost of the server's releases, for central noise.
 
   Attributes:
-    entry: what is released, and epsilon ahead of the run.
+    entry: what is released, and epsilon after each planned round.
     budget: the epsilon not to exceed, or None.
-    planned: rounds covered.
+    planned: rounds that the entry covers.
     rounds: rounds done.
     allowed: the most rounds within the budget (`planned` without one).
   """
@@ -77,22 +77,22 @@ class Ledger:
     rounds: int,
     delta: float,
     budget: float | None = None,
-    **how: Unpack[How],
+    **how: Unpack[Options],
   ) -> 'Ledger':
     """Returns the ledger of a run before its first round.
 
     Args:
-      sampling: what the layer that selects does.
+      sampling: how the cohort is drawn.
       layer: name of the layer that adds the noise.
-      mechanism: that it adds to the sum.
-      rounds: R, of the whole run.
+      mechanism: the noise that it adds to the sum.
+      rounds: R, rounds of the whole run.
       delta: target, in (0, 1).
       budget: the epsilon not to exceed, or None.
       **how: `bound`, `adjacency` and `accountant`, as in `accountant.claim`.
 
     Raises:
       ValueError: a number is out of range, or the budget does not cover one round.
-      IncompatibleStages: a pair without a valid event.
+      IncompatibleStages: the pair has no valid event.
     """
     if budget is not None:
       validate.positive(budget=budget)
@@ -103,13 +103,13 @@ class Ledger:
     """Returns whether round `round` (from 1) would exceed the budget.
 
     Raises:
-      ValueError: the round was not planned, so that nothing is known of it.
+      ValueError: the round was not planned, so that its epsilon is not known.
     """
     validate.integer(at_most=self.planned, round=round)
     return round > self.allowed
 
   def advance(self, round: int) -> None:
-    """Records that rounds up to `round` (from 1) ran; what was recorded before stays.
+    """Records that rounds up to `round` (from 1) ran; a smaller number changes nothing.
 
     Raises:
       ValueError: the round was not planned, or exceeds the budget.
@@ -143,11 +143,11 @@ class Ledger:
 
   @classmethod
   def from_dict(cls, data: Mapping[str, Any]) -> 'Ledger':
-    """Returns the ledger that `to_dict` was taken of, bit for bit."""
+    """Returns the ledger whose `to_dict` gave the data, bit for bit."""
     return cls(entry_from_dict(data['entry']), data['budget'], data['rounds'])
 
   def save(self, path: str | os.PathLike[str]) -> None:
-    """Writes the ledger; a reader sees the old one or the new one, never a part."""
+    """Writes the ledger; a reader sees the old one or the new one, never a mixture."""
     write(path, self.to_dict())
 
   @classmethod
@@ -155,15 +155,15 @@ class Ledger:
     """Returns the ledger of a file.
 
     Raises:
-      ValueError: the file is not a whole ledger of this version.
+      ValueError: the file is not a complete ledger of this version.
     """
     return read(path, 'central', cls.from_dict)
 
   def resume(self, path: str | os.PathLike[str]) -> 'Ledger':
-    """Returns this plan with the rounds of a saved ledger of the same run.
+    """Returns this plan with the rounds done of a saved ledger of the same run.
 
     Raises:
-      ValueError: the file is no ledger, or one of another noise, sampler or delta.
+      ValueError: the file is no ledger, or one with another noise, sampler or delta.
     """
     saved = Ledger.load(path)
     check_same(saved.entry, self.entry, path)
@@ -172,7 +172,7 @@ class Ledger:
 
 
 def ahead(layer: str, made: Claim, rounds: int, delta: float, every: int = 1) -> Entry:
-  """Returns the entry of a claim, of each `every`-th of its `rounds` rounds."""
+  """Returns the entry of a claim, with epsilon after each `every`-th of `rounds` rounds."""
   path = made.trajectory(rounds, delta)
   return Entry(
     layer,
@@ -184,7 +184,7 @@ def ahead(layer: str, made: Claim, rounds: int, delta: float, every: int = 1) ->
 
 
 def within(entry: Entry, budget: float | None, what: str) -> int:
-  """Returns how many rounds or participations keep the budget; `ValueError` if not even one."""
+  """Returns how many rounds or participations the budget allows; `ValueError` if not one."""
   if budget is None:
     return len(entry.epsilon)
   if entry.epsilon[0] > budget:
@@ -205,7 +205,7 @@ def finite(value: float) -> float | None:
 
 
 def entry_to_dict(item: Entry) -> dict[str, Any]:
-  """Returns an entry as plain data; a mechanism goes by the path of its class."""
+  """Returns an entry as plain data; the mechanism is named by the path of its class."""
   made = item.claim
   return {
     'layer': item.layer,
@@ -224,12 +224,12 @@ def entry_to_dict(item: Entry) -> dict[str, Any]:
 
 
 def _known(values: Iterable[float | None]) -> tuple[float, ...]:
-  """Returns the values, where `finite` left None, infinity."""
+  """Returns the values with infinity for None, the reverse of `finite`."""
   return tuple(math.inf if value is None else value for value in values)
 
 
 def entry_from_dict(data: Mapping[str, Any]) -> Entry:
-  """Returns the entry that `entry_to_dict` was taken of."""
+  """Returns the entry whose `entry_to_dict` gave the data."""
   fields = dict(data['mechanism'])
   made = Claim(
     None if data['sampling'] is None else Draws(**data['sampling']),
@@ -247,7 +247,7 @@ def entry_from_dict(data: Mapping[str, Any]) -> Entry:
 
 
 def check_same(saved: Entry, planned: Entry, path: str | os.PathLike[str]) -> None:
-  """Raises `ValueError` unless a saved entry accounts for what is about to run."""
+  """Raises `ValueError` unless a saved entry accounts for the same run as the planned one."""
   for name in ('layer', 'claim', 'target_delta'):
     old, new = saved._asdict()[name], planned._asdict()[name]
     if old != new:
@@ -255,7 +255,7 @@ def check_same(saved: Entry, planned: Entry, path: str | os.PathLike[str]) -> No
 
 
 def write(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
-  """Writes JSON at once: to a neighbour on the same disk, flushed, then renamed."""
+  """Writes JSON atomically: to a file beside `path`, flushed to the disk, then renamed."""
   path = Path(path)
   part = path.with_name(path.name + '.part')
   with part.open('w', encoding='utf-8') as file:

@@ -1,4 +1,4 @@
-"""The ledger of noise that clients add themselves: the client that took part most often counts."""
+"""The ledger of noise that clients add themselves: epsilon of the client that took part most."""
 
 import os
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjax_mem.account import ledger as ledgers
-from fedjax_mem.account.accountant import NOT_COVERED, Guarantee, How, claim
+from fedjax_mem.account.accountant import NOT_COVERED, Guarantee, Options, claim
 from fedjax_mem.account.ledger import Entry
 from fedjax_mem.core import Draws, Mechanism, validate
 
 
 class LocalLedger:
-  """What the messages of the client with the most participations cost.
+  """The cost of the messages of the client with the most participations.
 
   For noise by client (each message is noised) and for noise by example (DP-SGD inside the client,
   `steps` noised gradients a participation).
@@ -55,7 +55,7 @@ class LocalLedger:
     steps: int = 1,
     batches: Draws | None = None,
     budget: float | None = None,
-    **how: Unpack[How],
+    **how: Unpack[Options],
   ) -> 'LocalLedger':
     """Returns the ledger before the first round.
 
@@ -155,7 +155,7 @@ class LocalLedger:
 
   @classmethod
   def from_dict(cls, data: Mapping[str, Any]) -> 'LocalLedger':
-    """Returns the ledger that `to_dict` was taken of, bit for bit."""
+    """Returns the ledger whose `to_dict` gave the data, bit for bit."""
     counts = np.zeros(data['num_clients'], np.int64)
     counts[data['clients']] = data['participations']
     return cls(
@@ -163,12 +163,12 @@ class LocalLedger:
     )
 
   def save(self, path: str | os.PathLike[str]) -> None:
-    """Writes the ledger at once. Save it before the checkpoint of the same round, never after."""
+    """Writes the ledger atomically; call it before the round's checkpoint is saved, never after."""
     ledgers.write(path, self.to_dict())
 
   @classmethod
   def load(cls, path: str | os.PathLike[str]) -> 'LocalLedger':
-    """Returns the ledger of a file; `ValueError` if it is not a whole one of this version."""
+    """Returns the ledger of a file; `ValueError` if it is not a complete one of this version."""
     return ledgers.read(path, 'local', cls.from_dict)
 
   def resume(self, path: str | os.PathLike[str]) -> 'LocalLedger':

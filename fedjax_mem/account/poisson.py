@@ -1,13 +1,13 @@
-"""Poisson cohorts in a fixed number of rows: how many rows, and what cutting the rest costs.
+"""Poisson cohorts in a fixed number of rows: the capacity, and what an overflow adds to delta.
 
-A cohort is padded to a capacity; one that would not fit is cut uniformly. The run then differs from
-the one that is accounted only if some cohort overflows, with probability tau in the whole run. For
-neighbours D and D' and any event S
+A cohort is padded to its capacity; one that would not fit is cut, uniformly at random. The run
+differs from the one that is accounted for only if some cohort overflows, which has probability tau
+in the whole run. For neighbours D and D' and any event S
 
   P(cut run on D in S) <= P(run on D in S) + tau <= e^eps P(run on D' in S) + delta + tau
                        <= e^eps P(cut run on D' in S) + delta + (1 + e^eps) tau,
 
-so what is added to delta is (1 + e^eps) tau and not tau alone.
+so an overflow adds (1 + e^eps) tau to delta, and not only tau.
 
 Reference: Chua et al. (2024), arXiv 2411.04205, section 4 (truncated Poisson batches).
 """
@@ -16,7 +16,7 @@ import math
 
 from fedjax_mem.core import Draws, validate
 
-# The part of delta that overflowing cohorts may add to it.
+# The fraction of delta that overflowing cohorts may add to it.
 SHARE = 0.01
 
 
@@ -54,7 +54,7 @@ def capacity(
     expected: clients expected in a cohort, N times the rate, in (0, N].
     rounds: of the whole run.
     delta: target, in (0, 1).
-    epsilon: the largest the run may reach; the default leaves any worth of the name room.
+    epsilon: the largest that the run may reach, > 0; the default covers every useful guarantee.
 
   Raises:
     ValueError: a number is out of range.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from fedjax_mem import mechanisms
 from fedjax_mem.account import calibrate, events
-from fedjax_mem.account.accountant import Guarantee, How, claim
+from fedjax_mem.account.accountant import Guarantee, Options, claim
 from fedjax_mem.core import Draws, IncompatibleStages, Mechanism, validate
 
 COMMANDS = ('epsilon', 'calibrate', 'plan')
@@ -35,34 +35,39 @@ def privacy_table(
 ) -> list[Row]:
   """Returns the rows of one of the privacy commands.
 
-  'epsilon': what a run costs, by each accountant and adjacency that supports it.
+  'epsilon': epsilon of a run, by each accountant and adjacency that supports it.
   'calibrate': the one of noise_multiplier, rounds and cohort that is None, from the other two.
   'plan': noise for a range of targets and cohorts up to the population, with `noise_share`, the
-    noise's standard deviation in the average update as a part of the clip norm: what is paid.
+    standard deviation of the noise in the average update over the clip norm: the price in utility.
+
+  >>> run = {'population': 3383, 'cohort': 120, 'rounds': 100, 'delta': 1e-5}
+  >>> row = privacy_table('calibrate', target_epsilon=2.0, **run)[0]
+  >>> round(row['noise_multiplier'], 3), round(row['epsilon'], 3), row['capacity']
+  (1.196, 2.0, 194)
 
   Args:
     command: one of `COMMANDS`.
     population: N, clients.
     delta: target, in (0, 1).
-    cohort: clients expected in a cohort.
-    rounds: of the whole run.
-    noise_multiplier: standard deviation over clip norm.
-    target_epsilon: budget; 'plan' without one takes the bounds of the privacy levels.
+    cohort: clients expected in a cohort, in (0, N].
+    rounds: rounds of the whole run.
+    noise_multiplier: standard deviation of the noise over the clip norm, > 0.
+    target_epsilon: budget; for 'plan', None stands for `TARGETS`.
     scheme: 'poisson', 'without_replacement' or 'cyclic'.
-    mechanism: 'gaussian', 'laplace', 'discrete_gaussian', or 'package.module:Class' of one whose
-      multiplier says all.
+    mechanism: 'gaussian', 'laplace', 'discrete_gaussian', or 'package.module:Class' of one that
+      needs only a noise multiplier.
     adjacency: one of `events.ADJACENCIES`, or None.
     accountant: 'auto', 'rdp' or 'pld'.
 
   Raises:
-    ValueError: a number is out of range, missing or too many.
+    ValueError: a number is out of range or missing, or one too many is given.
     IncompatibleStages: the pair has no valid event.
   """
   validate.one_of(COMMANDS, command=command)
   validate.integer(population=population)
   validate.one_of(events.SCHEMES, scheme=scheme)
   kind = _kind(mechanism)
-  how: How = {'adjacency': adjacency, 'accountant': accountant}
+  how: Options = {'adjacency': adjacency, 'accountant': accountant}
   if command == 'calibrate':
     target = _given(command, target_epsilon=target_epsilon)
     return _calibrate(
@@ -78,7 +83,7 @@ def privacy_table(
 
 
 def _kind(mechanism: str) -> type[Mechanism]:
-  """Returns the class of a mechanism that is settled by its multiplier."""
+  """Returns the class of a mechanism that needs only a noise multiplier."""
   kind = mechanisms.find(mechanism, fresh=True)
   try:
     kind(1.0)
@@ -100,7 +105,7 @@ def _given(command: str, **named: T | None) -> T:
 def _sampling(
   scheme: str, population: int, cohort: float, rounds: int, delta: float, epsilon: float = 10.0
 ) -> Draws:
-  """Returns the sampling of a cohort; a Poisson cohort gets the rows that its run needs."""
+  """Returns the sampling of a cohort; a Poisson cohort gets the capacity that its run needs."""
   validate.positive(cohort=cohort)
   if cohort > population:
     raise ValueError(
@@ -135,16 +140,16 @@ def _row(
 
 
 def _epsilon(
-  sampling: Draws, mechanism: Mechanism, rounds: int, delta: float, how: How
+  sampling: Draws, mechanism: Mechanism, rounds: int, delta: float, how: Options
 ) -> list[Row]:
-  """Returns a row for each accountant and adjacency that holds, those of the default first."""
+  """Returns a row for each accountant and adjacency that holds, the default ones first."""
   first = claim(sampling, mechanism, rounds=rounds, delta=delta, **how)
   rows = [_row(sampling, mechanism, first.guarantee(rounds, delta))]
   names = events.ACCOUNTANTS if how['accountant'] == 'auto' else (how['accountant'],)
   relations = events.ADJACENCIES if how['adjacency'] is None else (how['adjacency'],)
   done = {(first.accountant, first.adjacency)}
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # given once, with the first row
+    warnings.simplefilter('ignore')  # the claim of the first row has given them
     for relation in relations:
       for name in names:
         try:
@@ -168,9 +173,9 @@ def _calibrate(
   target: float,
   scheme: str,
   kind: type[Mechanism],
-  how: How,
+  how: Options,
 ) -> list[Row]:
-  """Returns the row of the run with the one number that is None found."""
+  """Returns the row of the run, with the number that was None."""
   if noise is None and cohort is not None and rounds is not None:
     sampling = _sampling(scheme, population, cohort, rounds, delta, target)
     found = calibrate.noise_multiplier(target, delta, sampling, rounds, kind(1.0), **how)
@@ -178,7 +183,7 @@ def _calibrate(
     template = Draws(scheme, population, 1, population)
     found = calibrate.cohort(target, delta, template, kind(noise), rounds, **how)
   elif rounds is None and cohort is not None and noise is not None:
-    # The rows depend on the rounds, which are not known: those of the longest run that is tried.
+    # The capacity depends on the rounds, which are not known: it is that of the longest run tried.
     sampling = _sampling(scheme, population, cohort, 1_000_000, delta, target)
     found = calibrate.rounds(target, delta, sampling, kind(noise), **how)
   else:
@@ -197,7 +202,7 @@ def _plan(
   targets: Iterable[float],
   scheme: str,
   kind: type[Mechanism],
-  how: How,
+  how: Options,
 ) -> list[Row]:
   """Returns a row for each target and for cohorts of 1, 4 and 16 times the one given."""
   sizes = sorted({min(population, cohort * factor) for factor in (1, 4, 16)})

@@ -100,6 +100,10 @@ class Config(Section):
 def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Config:
   """Returns the experiment in a TOML file, with overrides.
 
+  >>> config = load_config('configs/quickstart.toml', ['rounds=20', 'data.alpha=0.1'])
+  >>> config.rounds, config.data.alpha, config.client.batch_size
+  (20, 0.1, 10)
+
   Args:
     path: of the file; its stem is the default of `name`.
     overrides: 'section.key=value' each, the value in TOML or a bare string; 'section.key=' goes

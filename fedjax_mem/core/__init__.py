@@ -1,4 +1,4 @@
-"""The protocol of a round and the small things everything else is written with."""
+"""The protocol of a round, and helpers for trees, keys and arguments that all rooms use."""
 
 from fedjax_mem.core.bound import IN_ROUND as IN_ROUND
 from fedjax_mem.core.bound import UNKNOWN as UNKNOWN

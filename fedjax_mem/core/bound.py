@@ -7,9 +7,10 @@ UNKNOWN = math.inf
 
 
 class _InRound:
-  """A number that is known in the round and not before: arithmetic with it gives it back.
+  """A number that is known only within a round: arithmetic with it gives it back.
 
-  It has no order: whoever compares it depends on a number that the accountant does not have.
+  It has no order, so that comparing it raises: the result would depend on a number that the
+  accountant does not have.
   """
 
   def _absorb(self, other: Any = 0) -> Any:
@@ -29,16 +30,17 @@ IN_ROUND = _InRound()
 
 
 class Bound(NamedTuple):
-  """What one client can change.
+  """What one client can change: the norms of a message, and how many messages.
 
   Each is a number, `UNKNOWN` (infinite) or `IN_ROUND`; in a compiled round a norm may be a traced
   scalar.
 
   Attributes:
     l1: bound of the L1 norm of one message's update.
-    l2: of its L2 norm.
-    linf: of its largest absolute value.
-    rows: how many messages of the cohort; only a cohort side changes it, and no clip resets it.
+    l2: bound of its L2 norm.
+    linf: bound of its largest absolute value.
+    rows: how many messages of the cohort one client can change. Only a cohort side makes it more
+      than 1, and no clip makes it 1 again.
   """
 
   l1: Any = UNKNOWN
@@ -59,18 +61,19 @@ class Bound(NamedTuple):
   def summed(self) -> 'Bound':
     """Returns what one client can change in the sum of the cohort's messages.
 
-    Its own message comes or goes, and moves the sum by its norm. One of others that it can change
-    goes from one place in the ball to another: by twice the norm.
+    If it can change its own message only, that message is there or not: the sum moves by its norm.
+    If it can change messages of other clients, each moves from one point of the norm's ball to
+    another, by up to twice the norm.
     """
     return self.scaled(1 if self.rows == 1 else 2 * self.rows)
 
 
 def check(bound: Any, whose: str) -> None:
-  """Raises `ValueError` for what is no bound: a norm below 0, or less than one message.
+  """Raises `ValueError` for anything but a bound with norms >= 0 and rows >= 1.
 
   Args:
     bound: what a side states.
-    whose: which side, for the message.
+    whose: the side, for the error message.
   """
   if not isinstance(bound, Bound):
     raise ValueError(f'{whose} must state a Bound, got {bound!r}.')

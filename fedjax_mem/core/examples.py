@@ -17,9 +17,9 @@ class Rows(NamedTuple):
 
   Attributes:
     batch: arrays [B, ...].
-    mask: [B] booleans, which of them are examples; the others are padding.
-    positions: [B] int32, where they are among the client's examples.
-    number: int32 scalar, of the batch, from 0.
+    mask: [B] booleans: true for an example, false for padding.
+    positions: [B] int32, positions among the client's examples.
+    number: int32 scalar, the number of the batch, from 0.
   """
 
   batch: Batch
@@ -47,7 +47,7 @@ class Population:
 
 
 class Shape(NamedTuple):
-  """What has to be known about a population before it is traced.
+  """What must be known about a population before a round is traced.
 
   Attributes:
     num_clients: N.
@@ -73,8 +73,8 @@ class Examples:
     longest: int32 scalar, the largest count among the clients that run side by side with this one;
       never batched, so a loop up to it has one trip count for all of them.
     capacity: examples of the largest client of the population (static).
-    ragged: false if all clients that run side by side have `longest` examples (static): masking
-      of whole steps is then not needed.
+    ragged: false if all clients that run side by side have `longest` examples (static), so that
+      no client has to skip whole steps.
     transforms: functions batch -> batch, applied after the gather, first to last (static).
   """
 
@@ -90,8 +90,8 @@ class Examples:
   def take(self, positions: jax.Array) -> Batch:
     """Returns the examples at `positions` [B] in 0 … count - 1 as a batch of arrays [B, ...].
 
-    Positions at or beyond `count` give the client's last example: the caller masks them. Another
-    client's would not do, since the gradient of a masked loss is 0 * NaN where its data are NaN.
+    Positions at or beyond `count` give the client's last example, which the caller masks. It is
+    never another client's: where that is NaN, the gradient of the masked loss would be 0 * NaN.
     """
     last = jnp.maximum(self.count - 1, 0)
     rows = self.index.at[self.start + jnp.minimum(positions, last)].get(mode='clip')
@@ -110,15 +110,16 @@ class Examples:
     """Returns the carry after `carry = f(carry, rows)` over the examples, batch after batch.
 
     Args:
-      f: sees rows [B] with B = min(batch_size, rows that there can be).
-      carry: where it starts, a tree of arrays.
+      f: (carry, rows [B]) -> carry, with B = min(batch_size, the most rows there can be).
+      carry: the first carry, a tree of arrays.
       batch_size: examples held at a time.
       chosen: (positions [R] int32, mask [R]) of the examples to go over; None: all of them.
     """
     size = min(batch_size, self.capacity if chosen is None else len(chosen[0]))
     padding = 0 if chosen is None else -len(chosen[0]) % size
     padded = [jnp.pad(x, (0, padding)) for x in chosen or ()]
-    # All examples: up to the largest client of those side by side, one trip count for all of them.
+    # For all examples: as many batches as the largest of the clients side by side has, so that
+    # under vmap all of them have the same trip count.
     batches = -(-self.longest // size) if chosen is None else len(padded[0]) // size
 
     def one(number: jax.Array, carry: Any) -> Any:
@@ -132,7 +133,7 @@ class Examples:
     return jax.lax.fori_loop(0, batches, one, carry)
 
   def map(self, transform: Transform) -> 'Examples':
-    """Returns the examples with `transform` applied to every batch after those there are."""
+    """Returns the examples with `transform` applied to every batch, after earlier transforms."""
     return dataclasses.replace(self, transforms=(*self.transforms, transform))
 
 
@@ -141,7 +142,7 @@ def in_batches(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """Returns the examples in batches, name -> [K, B, ...], and which of them are real, [K, B].
 
-  The padding repeats the first example: it is as valid as any, and is masked.
+  Padding repeats the first example, a valid one, and is masked.
 
   Args:
     arrays: name -> [T, ...], T >= 1, on the host.

@@ -1,8 +1,9 @@
-"""What a side of a layer promises; no fact: unknown, and refused wherever a guarantee needs it.
+"""Facts: what a side of a layer promises, as plain data.
 
-A fact stands on the side that it speaks of, so that who replaces the side loses it. A wrapper that
-keeps a promise repeats it in the open: `Stage(apply, init, facts=inner.facts)`. A fact is found by
-its exact type, once a side. Research code adds facts of its own, with a `check`.
+Without a fact the property is unknown, and the round is refused wherever a guarantee needs it. A
+fact is stated on the side that it describes, so replacing the side drops the fact; a wrapper that
+keeps the promise states it again: `Stage(apply, init, facts=inner.facts)`. A fact is found by its
+exact type, at most once a side. Research code may add facts of its own, with a `check`.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ class Fact:
   """A promise of one side.
 
   Attributes:
-    sides: on which it means something; on any other it is refused.
+    sides: the sides on which it may be stated; on any other it is refused.
   """
 
   sides: ClassVar[tuple[str, ...]] = SIDES
@@ -45,15 +46,15 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True)
 class Draws(Fact):
-  """This select side draws the cohort, by a law that the accountant may know: plain data.
+  """This select side draws the cohort, by a law that the accountant may know.
 
   Attributes:
-    scheme: 'poisson' (independent inclusion), 'without_replacement' (uniform, of fixed size), or
-      any other word, which amplifies nothing.
+    scheme: 'poisson' (each client independently, with the same probability), 'without_replacement'
+      (uniform, of fixed size), or any other word, for which no amplification is claimed.
     population: N, clients.
-    expected: clients expected in a cohort (C, or N times the rate).
-    capacity: rows of a cohort; a Poisson cohort beyond it is cut uniformly.
-    min_sep: rounds between two participations of a client at the least.
+    expected: clients expected in a cohort (C, or N times the sampling rate).
+    capacity: rows of a cohort; a larger Poisson cohort is cut to it, uniformly at random.
+    min_sep: the least number of rounds between two participations of a client.
   """
 
   sides = ('select',)
@@ -66,35 +67,39 @@ class Draws(Fact):
 
 @dataclasses.dataclass(frozen=True)
 class Looks(Fact):
-  """What a select side depends on, besides randomness and public numbers.
+  """What data this select side depends on, besides randomness and public numbers.
 
   Attributes:
-    at: 'nothing' (then it is given no table), 'own data' of a client, or "others' data".
+    at: 'nothing' (then it gets no table of client states); 'own data', if whether a client is
+      selected depends on the data of that client only; or "others' data".
   """
 
   sides = ('select',)
   at: str
 
   def __post_init__(self) -> None:
-    """Raises `ValueError` for another word."""
+    """Raises `ValueError` unless `at` is one of `LOOKS`."""
     if self.at not in LOOKS:
       raise ValueError(f'at must be one of {LOOKS!r}, got {self.at!r}.')
 
 
 @dataclasses.dataclass(frozen=True)
 class Trains(Fact):
-  """This client side turns a `Task` into a `Message`; its server side gives parameters."""
+  """This client side trains: it turns a `Task` into a `Message`.
+
+  The server side of its layer turns the aggregate into parameters.
+  """
 
   sides = ('client',)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepares(Fact):
-  """This client side takes and gives a `Task`: its layer stands before the algorithm.
+  """This client side turns a `Task` into a `Task`: its layer comes before the algorithm.
 
   Attributes:
-    by_example: whether what it makes of an example depends on no other example of the client, and
-      the parameters that it gives on none at all. Noise by example needs that.
+    by_example: whether it changes each example by itself, without regard to the client's other
+      examples, and the parameters without regard to any. Noise by example needs that.
   """
 
   sides = ('client',)
@@ -103,22 +108,22 @@ class Prepares(Fact):
 
 @dataclasses.dataclass(frozen=True)
 class Bounds(Fact):
-  """What this side makes of the bound of what one client can change.
+  """How this side changes the bound of what one client can change.
 
-  Every side on the path from a clip out to the sum, and back to the noise, states it; one that does
-  not leaves everything unknown. It speaks of one message as it is on that side: on a client side
-  that encodes, of the code; on a server side, of what is decoded.
+  Every side on the path from a clip to the sum, and from there to the noise, must state it; a side
+  that does not leaves the bound unknown. The bound is that of one message in the form that leaves
+  the side: of the code where a client side encodes, of what is decoded on a server side.
 
-  Attributes:
-    of: (ctx, `Bound` of what enters) -> `Bound` of what leaves. `ctx` holds what is public on every
-      side: spec, server_state, params and round. Where the plan asks, all but the spec are
-      `IN_ROUND`; in the round they are arrays. Only a cohort side may change `rows`.
-    why: where a norm is left unknown, the reason, a clause.
+  A side that multiplies each message (or on the server the sum) by 0.5 states
 
   >>> Bounds(lambda ctx, bound: bound.scaled(0.5)).of(None, Bound(l2=1.0, rows=1)).l2
   0.5
 
-  That is what a side states that multiplies each message by 0.5, or a server side the sum.
+  Attributes:
+    of: (ctx, `Bound` of what enters) -> `Bound` of what leaves. `ctx` has what is public on every
+      side: spec, server_state, params and round. In the plan all but the spec are `IN_ROUND`, in a
+      round they are arrays. Only a cohort side may change `rows`.
+    why: where a norm is left unknown, the reason as a clause, for error messages.
   """
 
   sides = ('client', 'cohort', 'server')
@@ -136,18 +141,18 @@ class Bounds(Fact):
 
 @dataclasses.dataclass(frozen=True)
 class Noises(Fact):
-  """This side adds a mechanism's noise, scaled to what one client can change in what it receives.
+  """This side adds noise, scaled to what one client can change in what the side receives.
 
-  That is `ctx.bound` there. On the algorithm's client side it is noise inside of training, which
-  bounds what it noises itself.
+  The side gets that bound as `ctx.bound`. Noise on the algorithm's client side is noise inside of
+  training, and clips what it is added to itself.
 
   Attributes:
-    mechanism: which noise.
-    trust: 'central' (what protects is the noise in the sum; from a client side, its shares, under a
-      mask) or 'local' (each client noises its own message).
-    unit: what one neighbour is: a 'client' or an 'example'.
-    draws: by example: examples of the largest client -> how a batch of it is drawn.
-    steps: of local noise: noised releases a participation.
+    mechanism: the noise.
+    trust: 'central' (the sum is protected: the server adds noise to it, or clients add shares of
+      the noise, under a mask) or 'local' (each client adds noise to its own message).
+    unit: what neighbouring data sets differ in: a 'client' or an 'example'.
+    draws: for the unit 'example': examples of the largest client -> how its batches are drawn.
+    steps: for local noise: noised releases in one participation.
   """
 
   sides = ('client', 'server')
@@ -158,7 +163,7 @@ class Noises(Fact):
   steps: int = 1
 
   def __post_init__(self) -> None:
-    """Raises `ValueError` for what is no mechanism, or for another word."""
+    """Raises `ValueError` for an attribute that is out of range, or two that contradict."""
     if not isinstance(self.mechanism, Mechanism):
       raise ValueError(f'mechanism must be a Mechanism, got {self.mechanism!r}.')
     validate.one_of(TRUSTS, trust=self.trust)
@@ -175,7 +180,7 @@ class Noises(Fact):
 
 @dataclasses.dataclass(frozen=True)
 class Weighted(Fact):
-  """This side works on messages that are weighted: its layer comes after the weighing."""
+  """This side works on weighted messages: its layer comes after the weighing."""
 
   sides: ClassVar[tuple[str, ...]] = ('client', 'cohort')
 
@@ -191,14 +196,14 @@ class Weighted(Fact):
 
 @dataclasses.dataclass(frozen=True)
 class Weighs(Fact):
-  """This client side makes update and aux those of `of(weight)` clients; exactly one in a round.
+  """This client side multiplies update and aux by the client's weight; exactly one does in a round.
 
-  Under noise it also states `Bounds`: what a client's weight makes of a bound.
+  Under noise it also states `Bounds`: how the weight changes a bound.
 
   Attributes:
-    divisor: what the server divides the sum by: None (the weights that arrived), or a fixed number,
-      under privacy the expected cohort.
-    alike: whether everyone who takes part has the weight 1.
+    divisor: what the server divides the sum by: None (the sum of the weights that arrived), or a
+      fixed number, under privacy the expected cohort.
+    alike: whether every client that takes part has the weight 1.
     of: the message's weight -> the weight used, both float32; 0 must stay 0. None: it depends on
       more than the message's weight.
   """
@@ -211,12 +216,14 @@ class Weighs(Fact):
 
 @dataclasses.dataclass(frozen=True)
 class Encodes(Fact):
-  """What leaves this side stands for a code, whose bytes are counted: whoever changes it breaks it.
+  """This side encodes: what leaves it stands for a code, whose bytes are counted.
+
+  A later side must not change it, since no code would stand for the result.
 
   Attributes:
-    codec: with `name` of the method; `adds`, whether the decoded sum of codes is the sum of what
-      is decoded (then the code itself leaves, else what the server will decode); `feedback`, why
-      error feedback would diverge, or None.
+    codec: an object with `name`, the method's; `adds`, whether decoding the sum of codes gives the
+      sum of the decoded updates (if so, the side passes on the code, else the decoded update); and
+      `feedback`, why error feedback with it would diverge, or None.
   """
 
   sides = ('client', 'cohort')
@@ -228,8 +235,8 @@ class Integers(Fact):
   """What leaves this client side are int32, summed modulo 2 ** bits.
 
   Attributes:
-    bits: of a value of the sum.
-    clients: the most clients whose sum has room.
+    bits: bits of a value of the sum.
+    clients: the most clients whose sum fits.
   """
 
   sides = ('client',)
@@ -239,7 +246,7 @@ class Integers(Fact):
 
 @dataclasses.dataclass(frozen=True)
 class Masks(Fact):
-  """From this client side on, messages modulo 2 ** bits are seen as a sum only."""
+  """This client side masks integers modulo 2 ** bits: from here on only their sum can be seen."""
 
   sides = ('client',)
   bits: int
@@ -247,10 +254,10 @@ class Masks(Fact):
 
 @dataclasses.dataclass(frozen=True)
 class Withholds(Fact):
-  """This client side brings what the sum needs of at least so many clients, such as noise.
+  """The sum is not released unless so many clients arrive, such as those that add its noise.
 
-  Where fewer arrive, nothing of the sum is released: parameters, client states and those of server
-  sides stay as they were. The metric `<layer>/withheld` tells it, 0 or 1.
+  Where fewer arrive, parameters, client states and the states of server sides stay as they were,
+  and the metric `<layer>/withheld` is 1 instead of 0.
 
   Attributes:
     least: clients that must arrive.
@@ -262,14 +269,14 @@ class Withholds(Fact):
 
 @dataclasses.dataclass(frozen=True)
 class Pools(Fact):
-  """The sum over clients of what this training side sends is one sum over all their examples.
+  """The messages of this training side can be summed as one sum over all clients' examples.
 
-  A round is pooled if no layer but this one and the weighing has a client, cohort or server side,
-  and these two no cohort side.
+  The round is then pooled (`engine/pooled.py`), if only this layer and the weighing have a client,
+  cohort or server side, and neither has a cohort side.
 
   Attributes:
-    find: (`Shape` of the population, shapes of the parameters, shapes of a batch) -> how to sum
-      over all examples of many clients at once, a `Pool`; None: it is no such sum there.
+    find: (`Shape` of the population, shapes of the parameters, shapes of a batch) -> a `Pool`, the
+      function that computes the sum; None: not with these shapes.
   """
 
   sides = ('client',)
@@ -281,11 +288,11 @@ class Rule(Weighted):
   """This cohort side is a robust rule, on weighted messages.
 
   Attributes:
-    least: rows that it needs.
-    why: that condition in words, for messages.
+    least: the fewest rows that it works with.
+    why: that condition in words, for error messages.
     rows: rows that enter -> rows that leave.
-    by_coordinate: whether a coordinate of the result depends on that coordinate alone, so that
-      coordinates may be divided among devices.
+    by_coordinate: whether each coordinate of the result depends only on the same coordinate of the
+      rows, so that coordinates may be divided among devices.
   """
 
   sides = ('cohort',)
@@ -297,9 +304,9 @@ class Rule(Weighted):
 
 @dataclasses.dataclass(frozen=True)
 class Attacks(Weighted):
-  """This cohort side stands for clients that lie, not for the server; it comes after the weighing.
+  """This cohort side is what byzantine clients do, not the server; it comes after the weighing.
 
-  Where what one of them sends depends on no other client, it states `Bounds` that keep the rows.
+  If what each of them sends depends on no other client, it also states `Bounds` that keep `rows`.
   """
 
   sides = ('cohort',)
@@ -307,7 +314,7 @@ class Attacks(Weighted):
 
 @dataclasses.dataclass(frozen=True)
 class Scores(Fact):
-  """How far this client side has come with what it wants, measured on test examples.
+  """This client side has an aim of its own, such as a backdoor, measured on test examples.
 
   Attributes:
     measure: (model, params, batch) -> (successes [B], tries [B]), float32.
@@ -317,5 +324,6 @@ class Scores(Fact):
   measure: Callable[[Any, Any, dict[str, Any]], tuple[Any, Any]]
 
 
-# What says what a side does to messages; a side after the algorithm without any states nothing.
+# The facts that describe what a side does to messages. A client or cohort side after the algorithm
+# without any of them is `silent`: refused wherever that has to be known.
 MESSAGE_FACTS = (Trains, Bounds, Noises, Weighs, Encodes, Integers, Masks, Rule, Attacks)

@@ -1,10 +1,10 @@
-"""Every PRNG key of a run is derived here, from what it is for; nothing stores a key.
+"""PRNG keys: each is derived from its use, (seed, round, layer, role, client); none is stored.
 
-A key is `fold_in` of (seed, round, layer, role, client). Resuming costs O(1), and neither the
-order of clients, nor chunking, nor the number of devices can change a draw. The role is folded in
-before a client's id, since `fold_in(key, i)` equals `split(key, n)[i]`: a stage that splits its
-key could otherwise meet the key of another client. A layer enters by the checksum of its name, not
-by its position, so that adding a layer changes no other layer's draws.
+So resuming costs O(1), and neither the order of clients, nor chunking, nor the number of devices
+can change a draw. The role is folded in before the client's id, since `fold_in(key, i)` equals
+`split(key, n)[i]`: a stage that splits its key could otherwise get the key of a client. A layer
+enters by the checksum of its name, not by its position, so that adding a layer changes no other
+layer's draws.
 
 JAX's generators are not cryptographic: masks and noise drawn from them simulate a protocol.
 """
@@ -29,12 +29,13 @@ def layer_key(root: jax.Array, round: jax.typing.ArrayLike, name: str) -> jax.Ar
 
 
 def role_key(layer: jax.Array, role: str, client: jax.typing.ArrayLike | None = None) -> jax.Array:
-  """Returns the key of one role in a layer; of one client in it if its id is given.
+  """Returns the key of one role in a layer, or of one client in that role.
 
   Args:
     layer: a key from `layer_key`.
     role: one of 'round', 'client', 'server', 'cohort', 'select', 'init' and 'client_init'. A role
-      is either of one or of every client: a key that is a parent of others is handed to nobody.
+      has either one key or one key for each client, never both: a key from which others are derived
+      is not used for draws.
     client: id of the client, for a role that every client plays.
   """
   validate.one_of(_ROLES, role=role)

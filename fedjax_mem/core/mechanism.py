@@ -1,8 +1,8 @@
-"""Noise as an object: all that anyone asks of a mechanism.
+"""Mechanism: a kind of noise as one object, which says how it is drawn and what it costs.
 
-A side that adds noise states it in its `Noises`; whatever draws it asks `draw`, whoever accounts
-for it asks `event`. A mechanism is a frozen subclass, one file in `mechanisms/` or anywhere else;
-nobody knows one by its name.
+A side that adds noise states its mechanism in `Noises`. The side calls `draw`; the accountant calls
+`event`. A mechanism is a frozen subclass, in a file of `mechanisms/` or anywhere else; no other
+module depends on which one it is.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ class Mechanism:
   the accountant doubles the sensitivity where one client is replaced by another.
 
   Attributes:
-    noise_multiplier: size of the noise over the norm bound of one contribution.
-    norm: which norm of a contribution it is scaled to: 'l1', 'l2' or 'linf', or several of them.
+    noise_multiplier: size of the noise over the norm bound of one contribution, > 0.
+    norm: the norm of a contribution that the noise is scaled to, 'l1', 'l2' or 'linf', or several.
     integers: whether it is noise for integers.
-    correlated: whether the noise of a round depends on that of earlier ones, so that it is one
-      release over rounds: the bound must then be the same in all of them.
-    amplifies: schemes of sampling for which `event` claims amplification.
-    doubled_by: accountants that double the noise's sensitivity under 'replace_one' by themselves.
+    correlated: whether the noise of a round depends on that of earlier rounds. All rounds are then
+      one release, and the bound must be the same in all of them.
+    amplifies: sampling schemes for which `event` claims amplification.
+    doubled_by: accountants that double the sensitivity under 'replace_one' themselves.
     orders: the Renyi orders for which its event holds; None: all.
   """
 
@@ -51,21 +51,21 @@ class Mechanism:
 
   @property
   def min_sep(self) -> int:
-    """Rounds between two participations of a client that it assumes."""
+    """The least number of rounds between two participations of a client that it assumes."""
     return 1
 
   @property
   def carriers(self) -> int | None:
-    """The fewest clients that bring the noise in shares; None: it is drawn at once.
+    """The fewest clients that add the noise in shares; None: it is drawn at once.
 
-    Where fewer arrive there is less noise than is accounted: their side states `Withholds` of as
-    many.
+    If fewer arrive there is less noise than is accounted for, so their side must state `Withholds`
+    of at least this number.
     """
     return None
 
   @property
   def carried(self) -> bool:
-    """Whether clients bring the noise: where one is missing, its share is missing too."""
+    """Whether clients add the noise in shares: where a client is missing, so is its share."""
     return self.carriers is not None
 
   def with_multiplier(self, noise_multiplier: float) -> Self:
@@ -73,19 +73,20 @@ class Mechanism:
     return dataclasses.replace(self, noise_multiplier=noise_multiplier)
 
   def check(self, bound: Bound, like: Tree) -> None:
-    """Raises `ValueError` for a bound or shapes for which it would not be what it is said to be."""
+    """Raises `ValueError` for a bound or shapes with which the event would not hold."""
 
-  # What it costs. `draws` is a `Draws`, or None: noise of a client's own, which hides what the
-  # client holds, and not that it took part.
+  # The cost of the noise. `draws` is a `Draws`, or None for noise that a client adds to its own
+  # message: that hides the client's data, but not that it took part.
 
   def adjacencies(self, draws: Any) -> tuple[str, ...]:
-    """Returns the neighbours that it can be accounted for, the default first."""
+    """Returns the adjacencies that it can be accounted for, the default first."""
     poisson = draws is not None and draws.scheme == 'poisson' and draws.min_sep == 1
     removed = ('add_or_remove_one',) if poisson and not self.carried else ()
     if removed and 'poisson' in self.amplifies and not self.correlated:
       return (*removed, 'replace_special', 'replace_one')
     apart = draws is not None and (draws.scheme == 'cyclic' or draws.min_sep > 1)
-    # Where nothing is claimed of the draw, a place in it is not worth hiding.
+    # No amplification is claimed here, so a client's place in the draw need not be hidden: by
+    # default, its contributions become zero and the place stays.
     if apart or poisson or self.correlated:
       return ('replace_special', 'replace_one', *removed)
     return ('replace_one', 'replace_special')
@@ -99,7 +100,7 @@ class Mechanism:
     return draws.scheme == 'poisson' or adjacency == 'replace_one'
 
   def horizon(self, draws: Any) -> int | None:
-    """Returns the most rounds that it covers, or None where there is no end."""
+    """Returns the most rounds that it covers, or None where there is no limit."""
     del draws
     return None
 
@@ -115,27 +116,28 @@ class Mechanism:
     """Returns the `dp_accounting` event of `rounds` rounds.
 
     Args:
-      draws: what the sampler did.
+      draws: how the cohort is drawn.
       adjacency: one of those of `adjacencies`.
       accountant: 'rdp' or 'pld'. They differ under 'replace_one', where a sum moves by 2 C.
-      rounds: that ran, at least 1.
-      bound: that the noise is scaled to; noise on integers costs by it.
-      truncated: account a Poisson cohort that is cut to its capacity as such.
+      rounds: number of rounds that ran, at least 1.
+      bound: the bound that the noise is scaled to; the cost of noise on integers depends on it.
+      truncated: account for a Poisson cohort as one that is cut to its capacity.
 
     Raises:
-      ValueError: no such event, with the reason.
+      ValueError: there is no such event; the message is the reason.
     """
     import dp_accounting
 
     moves = self.moves(adjacency, accountant)
     apart = 1 if draws is None else draws.min_sep
     one = self.once(moves, bound)
+    # Without amplification a client is accounted for in every round in which it may take part.
     if self.amplified(draws, adjacency):
       one = self.cut(draws, moves) if truncated else _sampled(draws, one)
     return dp_accounting.SelfComposedDpEvent(one, math.ceil(rounds / apart))
 
   def moves(self, adjacency: str, accountant: str) -> int:
-    """Returns by how many bounds a neighbour moves the sum, where the accountant asks for that."""
+    """Returns by how many bounds a neighbour moves the sum, as the event has to state it."""
     return 2 if adjacency == 'replace_one' and accountant not in self.doubled_by else 1
 
   def once(self, moves: int, bound: Bound | None) -> Any:
@@ -146,7 +148,7 @@ class Mechanism:
     """Returns the event of one round with a Poisson cohort that is cut to its capacity.
 
     Raises:
-      NotImplementedError: there is none.
+      NotImplementedError: no such event is known.
     """
     raise NotImplementedError(f'{type(self).__name__} has no event for a cohort that is cut.')
 
@@ -160,19 +162,19 @@ class Mechanism:
   def draw(self, key: Any, like: Tree, bound: Bound, state: Tree) -> tuple[Tree, Tree]:
     """Returns (noise of the shapes of `like`, state): float32, or int32 if it is for integers.
 
-    Where clients carry it, of one of them.
+    If clients add the noise in shares, it is one share.
 
     Args:
-      key: of this use alone.
+      key: a PRNG key that is used for nothing else.
       like: arrays or shapes.
-      bound: of one contribution.
+      bound: bound of one contribution.
       state: from `init`, or from the round before.
     """
     raise NotImplementedError(f'{type(self).__name__} must say how it is drawn (draw).')
 
 
 def _sampled(draws: Any, event: Any) -> Any:
-  """Returns the event of a round whose cohort is drawn."""
+  """Returns the event of a round, amplified by the sampling of its cohort."""
   import dp_accounting
 
   if draws.scheme == 'poisson':
@@ -186,5 +188,5 @@ def _sampled(draws: Any, event: Any) -> Any:
 
 
 def path(mechanism: Mechanism) -> str:
-  """Returns 'package.module:Class', by which a ledger finds it again."""
+  """Returns 'package.module:Class', by which a ledger names the mechanism's class."""
   return f'{type(mechanism).__module__}:{type(mechanism).__qualname__}'

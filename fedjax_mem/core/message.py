@@ -1,4 +1,4 @@
-"""What crosses between the sides of a round: cohorts, tasks, messages, metrics, states.
+"""What passes from side to side in a round: cohorts, tasks, messages, metrics, states.
 
 Letters in shapes: N clients in the population, C clients in a cohort (padded), D parameters,
 B examples in a batch.
@@ -36,8 +36,8 @@ class Draw(NamedTuple):
   """What the select sides of a round pass on.
 
   Attributes:
-    eligible: [N] bool, who may be drawn; None: everyone, at no work in N.
-    cohort: `Member` of arrays [C]; None before the draw. No client is twice in it.
+    eligible: [N] bool, which clients may be drawn; None: all, without work that grows with N.
+    cohort: `Member` of arrays [C], in which no client occurs twice; None before the draw.
   """
 
   eligible: Any = None
@@ -57,9 +57,9 @@ class Message(NamedTuple):
   Attributes:
     update: server - client (or a tree that contains it).
     weight: float32 scalar; 0 means "takes no part". On the server, after the division, the divisor
-      that was used. Negative, from a server side whose layer `withholds`: nothing is released.
-    aux: dict of what is summed beside the update and neither clipped nor compressed. The layer
-      that adds an entry removes it.
+      that was used.
+    aux: dict of what is summed beside the update and is neither clipped nor compressed. The layer
+      whose client side adds an entry removes it on the server.
   """
 
   update: Tree

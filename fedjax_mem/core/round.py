@@ -1,12 +1,20 @@
 """A round: its layers, checked and indexed.
 
-A round is a tuple of layers and nothing else. Select sides run first, in order. Clients run the
-client sides from left to right; what leaves the last one is summed over the cohort; the server runs
-the server sides from right to left. The algorithm is the layer that turns a `Task` into a `Message`
-on the client, and the aggregate into new parameters on the server.
+A round is a tuple of layers. It runs in four parts:
+
+1. The server runs the select sides, in order: one draws the cohort, others leave clients out.
+2. The layers follow from left to right: each client of the cohort runs their client sides, and a
+   cohort side sees the messages of all clients at once.
+3. What leaves the last of them is summed over the cohort.
+4. The server runs the server sides on the sum, from right to left, so that what the last layer did
+   to the messages is undone first.
 
     draw > drop > [ poison? > train > weigh > attack? > clip > encode > mask ] x C > cohort rules?
          > sum > unmask > decode > noise > divide > step
+
+The algorithm is the layer that trains: on the client it turns a `Task` into a `Message`, on the
+server it turns the decoded sum into new parameters. Layers before it work on tasks and parameters,
+layers after it on messages.
 """
 
 import functools
@@ -62,7 +70,7 @@ class Round(tuple[Layer, ...]):
 
   @functools.cached_property
   def blind(self) -> bool:
-    """Whether who is selected in later rounds is known ahead: nobody learns from clients."""
+    """Whether later cohorts are known ahead: no select side learns anything from clients."""
     looks = [x.select.fact(Looks) for x in self.selecting]  # type: ignore[union-attr]
     return all(x == Looks('nothing') for x in looks) and all(
       x.server is None for x in self.selecting
@@ -97,15 +105,15 @@ class Round(tuple[Layer, ...]):
 
   @functools.cached_property
   def path(self) -> tuple[tuple[Layer, str], ...]:
-    """The sides that a message meets, in order: out to the sum, and back."""
-    # Of a part of a round, without an algorithm: all its layers.
+    """The sides that a message meets, in order: to the sum on clients, then back on the server."""
+    # A part of a round may have no algorithm: then all its layers work on messages.
     inner = self[self.place(self.algorithm) :] if self.having(Trains) else tuple(self)
     out = [(x, side) for x in inner for side in ('client', 'cohort') if side in x.sides]
     return (*out, *((x, 'server') for x in reversed(inner) if x.server is not None))
 
   @functools.cached_property
   def silent(self) -> tuple[tuple[Layer, str], ...]:
-    """The sides of messages, before the sum, that state nothing of what they do to them."""
+    """The client and cohort sides that work on messages and state none of `MESSAGE_FACTS`."""
     return tuple(
       (x, side)
       for x, side in self.path
@@ -119,13 +127,17 @@ class Round(tuple[Layer, ...]):
     round: Any = IN_ROUND,
     params: Any = IN_ROUND,
   ) -> Iterator[tuple[Layer, str, Bound]]:
-    """Yields (layer, side, what one client can change in what it receives) along the path.
+    """Yields (layer, side, `Bound` of what one client can change in what the side receives).
+
+    The bound is composed along `path`, from the `Bounds` that each side states; a side that states
+    none leaves it unknown. Before the round the plan asks for it, without server states: bounds
+    that depend on them are then `IN_ROUND`.
 
     Args:
       specs: for each layer, the shapes that its client side receives.
-      servers: the server states, in a round; None: they are `IN_ROUND`.
-      round: number of the round, in a round.
-      params: the server's parameters, in a round.
+      servers: the server states, within a round; None: they are `IN_ROUND`.
+      round: number of the round, within a round.
+      params: the server's parameters, within a round.
     """
     bound, summed = Bound(rows=1), False
     for layer, side in self.path:
@@ -137,24 +149,33 @@ class Round(tuple[Layer, ...]):
       fact = layer.sides[side].fact(Bounds)
       leaves = Bound() if fact is None else fact.of(ctx, bound)
       check_bound(leaves, f'the {side} side of {layer.name!r}')
-      # A client side sees one client, by construction; only a cohort side can mix messages.
+      # Only a cohort side can mix messages: a client side sees one, and a server side their sum.
       bound = leaves if side == 'cohort' else leaves._replace(rows=bound.rows)
 
   def bound(self, layer: Layer, side: str, specs: dict[str, Any], **known: Any) -> Bound:
     """Returns what one client can change in what a side receives; `known` as in `bounds`."""
-    along = self.bounds(specs, **known)  # no further than that: later sides may not be known yet
+    along = self.bounds(specs, **known)  # lazily: the specs of later sides may not be known yet
     return next(b for x, where, b in along if (x.name, where) == (layer.name, side))
 
 
 def compose(*parts: Layer | tuple[Layer, ...]) -> Round:
   """Returns the layers of a round, flattened and checked.
 
+  >>> loss = lambda params, batch, key: (params - batch['x']) ** 2
+  >>> train = fm.stages.algorithm.fedavg(loss, learning_rate=0.1, batch_size=10)
+  >>> draw = fm.stages.select.uniform(num_clients=100, cohort_size=10)
+  >>> layers = compose(draw, train, fm.stages.weigh.by_examples())
+  >>> [layer.name for layer in layers], layers.draws.expected
+  (['select', 'algorithm', 'weigh'], 10)
+
   Args:
     *parts: layers, or tuples of layers (a factory may return several).
 
   Raises:
-    IncompatibleStages: names are not distinct, a fact stands twice or on a side that it does not
-      name, a state is declared twice, or not exactly one layer draws, trains or weighs.
+    ValueError: a part, a side or a fact is of another kind.
+    IncompatibleStages: names are not distinct, a fact is stated twice or on a side where it means
+      nothing, a state is declared twice, not exactly one layer draws, trains or weighs, or a layer
+      is on the wrong side of the algorithm.
   """
   layers = Round(x for part in parts for x in ((part,) if isinstance(part, Layer) else part))
   for layer in layers:
@@ -176,7 +197,7 @@ def compose(*parts: Layer | tuple[Layer, ...]) -> Round:
 
 
 def _check_sides(layer: Layer) -> None:
-  """Raises for facts in a wrong place or twice, or a state that is declared twice."""
+  """Raises for a fact on a wrong side or stated twice, or a state that is declared twice."""
   for side, stage in layer.sides.items():
     if not isinstance(stage, Stage):
       raise ValueError(f'the {side} side of {layer.name!r} must be a Stage, got {stage!r}.')

@@ -1,4 +1,4 @@
-"""Arithmetic on pytrees of arrays: short names for what the stages write again and again."""
+"""Arithmetic on pytrees of arrays: short names for the operations that most stages need."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ T = TypeVar('T')
 
 
 def _map(f: Callable[..., Any], tree: T, *others: T) -> T:
-  """Returns `jax.tree.map`, whose tree is of the same kind as those it is made of."""
+  """Returns `jax.tree.map`, typed: the result has the type of the trees."""
   mapped: T = jax.tree.map(f, tree, *others)
   return mapped
 
@@ -47,7 +47,7 @@ def zeros(like: Tree) -> Tree:
 def select(on: jax.Array, a: T, b: T) -> T:
   """Returns a where `on`, else b; `on` is a boolean scalar or, for stacks [C, ...], [C].
 
-  A plain `where`, so values that are not finite on the other side do no harm.
+  A plain `where`: values that are not finite in the tree that is not taken have no effect.
   """
   return _map(lambda x, y: jnp.where(_lift(on, x), x, y), a, b)
 
@@ -63,7 +63,8 @@ def total(tree: T) -> T:
   def one(x: jax.Array) -> jax.Array:
     if x.dtype != jnp.float32 or x.ndim < 2:
       return x.sum(0, dtype=x.dtype)
-    # XLA's CPU back end adds rows a column at a time: as a product it is some 50 times faster.
+    # As a matrix product: XLA's CPU back end reduces the leading axis column by column, which is
+    # some 50 times slower.
     return jnp.einsum('c...,c->...', x, jnp.ones(len(x), x.dtype), precision='highest')
 
   return _map(one, tree)
@@ -81,10 +82,10 @@ def ravel(tree: Tree, axes: int = 0) -> jax.Array:
   ]
   if not parts:
     return jnp.zeros((*lead, 0), jnp.float32)
-  # Not `jnp.concatenate`: XLA's CPU back end fuses it with what follows, and then searches each
-  # value's leaf one by one, which takes five times as long as copying the leaves. Nor a padded
-  # leaf: what is fused into a padding is computed value by value, and updated zeros become one;
-  # so it begins with what is no constant. All of it is replaced.
+  # `jnp.concatenate` takes five times as long as copying the leaves: XLA's CPU back end fuses it
+  # with what follows, and then searches the leaf of every single value. The copies must not start
+  # from zeros: updates of a constant become a padding, whose fused operand is computed value by
+  # value. So they start from an iota, of which nothing is left in the end.
   whole = jax.lax.broadcasted_iota(jnp.float32, (*lead, size), len(lead))
   for start, x in parts:
     whole = jax.lax.dynamic_update_slice(whole, x, (0,) * axes + (start,))
@@ -95,9 +96,9 @@ def unravel(flat: jax.Array, like: Tree, axes: int = 0) -> Tree:
   """Returns the values [D], or [..., D], as a tree of the shapes and dtypes of `like`.
 
   Args:
-    flat: what `ravel` gives.
-    like: arrays or `ShapeDtypeStruct`s, with as many leading axes.
-    axes: how many these are.
+    flat: from `ravel`.
+    like: arrays or `ShapeDtypeStruct`s, with the same leading axes.
+    axes: number of leading axes.
   """
   leaves, structure = jax.tree.flatten(like)
   parts, start = [], 0
@@ -132,7 +133,7 @@ def finite(tree: Tree, axes: int = 0) -> jax.Array:
   ok: jax.Array = jnp.bool_(True)
   for x in jax.tree.leaves(tree):
     if jnp.issubdtype(x.dtype, jnp.inexact):
-      # By the largest magnitude, which NaN is: half the time of an `all` over booleans.
+      # One maximum, which is NaN if any value is: half the time of an `all` over booleans.
       rows = jnp.abs(x).reshape((*x.shape[:axes], -1))
       ok = ok & (jnp.max(rows, axis=-1, initial=0) < jnp.inf)
   return ok
@@ -145,7 +146,7 @@ def shapes(tree: Tree) -> Tree:
 
 def same(a: Tree, b: Tree) -> bool:
   """Returns whether two trees agree in structure, shapes and dtypes (not in their values)."""
-  # By leaves and structure: nodes of a user's own kind need not know equality.
+  # By leaves and structure, since nodes of a user's own class need not define equality.
   return jax.tree.flatten(shapes(a)) == jax.tree.flatten(shapes(b))
 
 
@@ -160,5 +161,5 @@ def nbytes(tree: Tree) -> int:
 
 
 def copy(tree: T) -> T:
-  """Returns fresh, strongly typed arrays: nothing that is donated later belongs to the caller."""
+  """Returns fresh, strongly typed arrays, so that donating them frees none of the caller's."""
   return _map(lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype, copy=True), tree)

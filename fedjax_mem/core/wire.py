@@ -1,4 +1,4 @@
-"""The bytes of a message: how many they are, and what is refused when they are read.
+"""The wire format of a message: its bytes, their number, and checks when they are read.
 
 A message is a header, parts, and a checksum; all numbers are little-endian.
 
@@ -13,13 +13,13 @@ A message is a header, parts, and a checksum; all numbers are little-endian.
     indices   0: bitmap          size u64 | `size` bits, of which `count` are set
               1: gaps            size u64 | `count` gaps between rising indices, less one, LEB128
 
-Indices are written in the shorter form, the bitmap if both are equal. What the receiver can derive
-is not sent: shapes, and whatever follows from the seed, the round and the client (coordinates of
+Indices are written in the shorter form, the bitmap if both are equally long. What the receiver can
+derive is not sent: shapes, and what follows from the seed, the round and the client (coordinates of
 random-k, rotations).
 
-NumPy and the standard library only: a server that receives needs no more. The checksum finds
-accidents, not attackers; those cannot do more than send other numbers, since nothing is allocated
-that the message is not long enough for, and every index is checked.
+Only NumPy and the standard library are needed, so that a server can read messages without jax. The
+checksum detects accidents, not attackers. An attacker can do no more than send other numbers: no
+memory is allocated for values that the message does not contain, and every index is checked.
 """
 
 import dataclasses
@@ -38,13 +38,13 @@ _SIZE = struct.Struct('<Q')
 _CHECKSUM = struct.Struct('<I')
 OVERHEAD = _HEADER.size + _CHECKSUM.size
 PART = _PART.size
-INDICES = _SIZE.size  # what indices take besides
+INDICES = _SIZE.size  # bytes of a part of indices besides its header and the indices themselves
 MOST_PARTS = 2**16 - 1
 MOST_SIZE = 2**31 - 1  # of a vector whose indices are sent: they are int32
 _RAW, _FLOATS, _LEVELS, _INDICES = range(4)
 _NAMES = ('raw', 'floats', 'levels', 'indices')
 _BITMAP, _GAPS = 0, 1
-# A gap of g takes one byte, and one more for each of these that it reaches.
+# A gap takes one byte, and one more for each of these numbers that it is not below.
 STEPS = (2**7, 2**14, 2**21, 2**28)
 
 
@@ -112,9 +112,9 @@ def spec(part: Part) -> Spec:
 
 
 def fixed_size(part: Part) -> int:
-  """Returns the bytes of a part, the indices' themselves left out."""
-  said = spec(part)
-  kind, count, extent = said.kind, said.count, said.extent
+  """Returns the number of bytes of a part, without the indices of a part of indices."""
+  expected = spec(part)
+  kind, count, extent = expected.kind, expected.count, expected.extent
   body = {'raw': count, 'floats': 4 * count, 'levels': -(-count * extent // 8), 'indices': INDICES}
   return PART + body[kind]
 
@@ -129,17 +129,17 @@ def encode(weight: float, parts: Sequence[Part]) -> bytes:
 
   Args:
     weight: of the message.
-    parts: with NumPy arrays (or what NumPy takes for one).
+    parts: with arrays that NumPy can read.
 
   Raises:
     ValueError: values that the parts cannot hold.
   """
   if len(parts) > MOST_PARTS:
     raise ValueError(f'parts must be at most {MOST_PARTS}, got {len(parts)}.')
-  said = [_HEADER.pack(MAGIC, VERSION, len(parts), weight)]
+  pieces = [_HEADER.pack(MAGIC, VERSION, len(parts), weight)]
   for part in parts:
-    said += _encoded(part)
-  body = b''.join(said)
+    pieces += _encoded(part)
+  body = b''.join(pieces)
   return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
@@ -217,8 +217,8 @@ def decode(data: bytes, like: Sequence[Spec] | None = None, most: int = 2**31 - 
 
   Args:
     data: the bytes.
-    like: what the receiver expects of each part; None: anything sound.
-    most: bytes of a message that are taken at the most.
+    like: what the receiver expects of each part; None: any valid parts.
+    most: the most bytes that a message may have.
 
   Raises:
     ValueError: a message that is too long, truncated, damaged, of another version, or other than
@@ -237,19 +237,20 @@ def decode(data: bytes, like: Sequence[Spec] | None = None, most: int = 2**31 - 
   if like is not None and number != len(like):
     raise ValueError(f'a message must have {len(like)} parts, got {number}.')
   reader = _Reader(data[_HEADER.size : -_CHECKSUM.size])
-  # Headers before the checksum: a message that claims too much is refused without a pass over it.
+  # Headers first: a message that claims more than it contains is refused before the checksum reads
+  # all of it.
   parts = [reader.part(None if like is None else like[i]) for i in range(number)]
   if reader.left:
     raise ValueError(f'a message must end after its last part, got {reader.left} more bytes.')
-  (said,) = _CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)
+  (sent,) = _CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)
   found = zlib.crc32(data[: -_CHECKSUM.size])
-  if said != found:
-    raise ValueError(f'the checksum must be {found:#010x}, got {said:#010x}: a damaged message.')
+  if sent != found:
+    raise ValueError(f'the checksum must be {found:#010x}, got {sent:#010x}: a damaged message.')
   return Packet(weight, tuple(parts))
 
 
 class _Reader:
-  """What is left of a message while it is read."""
+  """A message while it is read, from the first byte to the last."""
 
   def __init__(self, data: bytes):
     self._data, self._at = data, 0
@@ -260,7 +261,7 @@ class _Reader:
     return len(self._data) - self._at
 
   def part(self, wanted: Spec | None) -> Part:
-    """Reads the next part; `wanted` is what the receiver expects, None: anything sound."""
+    """Returns the next part; `wanted` is what the receiver expects, None: any valid part."""
     kind, form, count = _PART.unpack(self._take(PART))
     if kind >= len(_KINDS):
       raise ValueError(f'the kind of a part must be below {len(_KINDS)}, got {kind}.')
@@ -290,7 +291,7 @@ class _Reader:
     )
 
   def _take(self, count: int) -> bytes:
-    """Returns the next `count` bytes; nothing is allocated for what is not there."""
+    """Returns the next `count` bytes, or raises `ValueError` if the message has fewer."""
     if count > self.left:
       raise ValueError(f'a message must hold the {count} bytes it claims, got {self.left} more.')
     self._at += count

@@ -1,7 +1,8 @@
 """The engine: cohorts of clients in parallel, rounds in a row, all in one compiled program.
 
-Who runs a round in another way, such as the objects of `federated`, plans it by `make_setting` and
-calls the passes of the one walk.
+Read `run.py` (many rounds) first, then `round.py` (one round) and `walk.py` (the order of the
+sides). Code that runs a round in another way, such as the objects of `federated`, plans it by
+`make_setting` and calls the passes of `walk.py` itself.
 """
 
 from fedjax_mem.engine.clients import Layout as Layout

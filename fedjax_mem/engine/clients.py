@@ -1,6 +1,10 @@
 """From one client to the cohort: a loop, a vmap, chunks of clients, on one device or on a mesh.
 
-However it is run, a client sees no axis, and a linear round holds O(chunk x D), not O(C x D).
+What runs is built in three layers. `OneClient` is the work of one client, without a client axis.
+`side_by_side` makes a `Block` of it: the work of one chunk, by vmap or for one client as it is.
+`round.py` adds the reading and writing of states, which gives a `Step`; `spread` runs steps over
+the whole cohort, one after another on every device. Where the result is a sum, it is summed step by
+step, so that a round holds O(chunk x D) values and not O(C x D).
 """
 
 from collections.abc import Callable
@@ -12,12 +16,14 @@ from jax.sharding import Mesh, PartitionSpec
 from fedjax_mem.core import Tree, tree
 from fedjax_mem.engine.mesh import AXIS
 
-# (everyone's, the largest count side by side, one client's) -> (value, what stays per client)
+# In all three, `everyone` is what all clients get, and `row` or `rows` what each client gets. A
+# `value` may be summed over clients; `rest` is kept for each of them.
+
+# (everyone, most examples of a client in the chunk, row) -> (value, rest)
 OneClient = Callable[[Tree, jax.Array, Tree], tuple[Tree, Tree]]
-# (everyone's, what a chunk of clients has) -> (value, what stays per client)
+# (everyone, rows of a chunk) -> (value, rest)
 Block = Callable[[Tree, Tree], tuple[Tree, Tree]]
-# (everyone's, what the device hands from step to step, what a chunk of clients has) -> (value, what
-# is handed on, what stays per client)
+# (everyone, carry of the device, rows of a chunk) -> (value, carry, rest)
 Step = Callable[[Tree, Tree, Tree], tuple[Tree, Tree, Tree]]
 
 
@@ -46,22 +52,24 @@ class Layout(NamedTuple):
 
 
 def side_by_side(one: OneClient, counts: Callable[[Tree], jax.Array], layout: Layout) -> Block:
-  """Returns what runs `one` on `layout.chunk` clients side by side, or on one alone.
+  """Returns `one` for `layout.chunk` clients side by side, or, if looped, for a single client.
 
   Args:
     one: what one client does.
-    counts: rows -> their examples, int32.
+    counts: rows -> their numbers of examples, int32.
     layout: how to run them.
   """
 
-  def alone(everyone: Tree, row: Tree) -> tuple[Tree, Tree]:
+  def single(everyone: Tree, row: Tree) -> tuple[Tree, Tree]:
     return one(everyone, counts(row), row)
 
   def block(everyone: Tree, rows: Tree) -> tuple[Tree, Tree]:
+    # The same for all clients of the chunk, so that under vmap their loops over examples have one
+    # trip count.
     longest = counts(rows).max()
     return jax.vmap(lambda row: one(everyone, longest, row))(rows)
 
-  return alone if layout.looped else block
+  return single if layout.looped else block
 
 
 def summing(block: Block) -> Block:
@@ -87,12 +95,13 @@ def spread(
   """Returns (value, carry, rest) of `step` over the cohort, chunk by chunk on every device.
 
   Args:
-    step: (everyone, carry, rows of a chunk) -> (value, carry, rest); a value is one sum if
-      `summed`, else stacked; rest is stacked.
+    step: (everyone, carry, rows of a chunk) -> (value, carry, rest). The value is a sum over the
+      chunk if `summed`, else stacked; rest is always stacked.
     everyone: what all clients get.
-    carry: what a device hands from one step to the next; its leading axis is cut into the devices.
+    carry: what a device hands from one step to the next; its leading axis is split over the
+      devices.
     rows: what each client gets, [C, ...]; C is a multiple of devices x chunk.
-    chunk: clients that a step takes; None: one client, without an axis.
+    chunk: clients that a step takes; None: one client, without a client axis.
     mesh: the devices.
     summed: whether the values of all steps are summed, or stay stacked [C, ...].
   """
@@ -100,7 +109,7 @@ def spread(
   def on_device(everyone: Tree, carry: Tree, rows: Tree) -> tuple[Tree, Tree, Tree]:
     if chunk is None:
       return _scan(step, everyone, carry, rows, summed)
-    if chunk == jax.tree.leaves(rows)[0].shape[0]:
+    if chunk == jax.tree.leaves(rows)[0].shape[0]:  # a single step needs no loop
       return step(everyone, carry, rows)
     parts = jax.tree.map(lambda x: x.reshape((-1, chunk, *x.shape[1:])), rows)
     value, carry, rest = _scan(step, everyone, carry, parts, summed)
@@ -115,8 +124,8 @@ def spread(
     return (jax.lax.psum(value, AXIS) if summed else value), carry, rest
 
   split, whole = PartitionSpec(AXIS), PartitionSpec()
-  # check_vma=True would sum gradients with respect to replicated parameters over the devices,
-  # silently; we never differentiate through the shard_map itself.
+  # check_vma=True would silently sum gradients with respect to replicated parameters over the
+  # devices. Clients need their own gradients, and the shard_map itself is never differentiated.
   return jax.shard_map(
     on_mesh,
     mesh=mesh,
@@ -129,7 +138,7 @@ def spread(
 def _scan(
   step: Step, everyone: Tree, carry: Tree, rows: Tree, summed: bool
 ) -> tuple[Tree, Tree, Tree]:
-  """Returns (value, carry, rest) of `step` over the leading axis of rows; a sum if `summed`."""
+  """Returns (value, carry, rest) of `step` over the leading axis of rows; value summed if asked."""
   first = jax.tree.map(lambda x: x[0], rows)
   like = jax.eval_shape(lambda: step(everyone, carry, first)[0])
 

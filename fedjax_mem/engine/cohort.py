@@ -1,4 +1,4 @@
-"""The cohort of a round: padding, order, rows of the tables, and what is written back."""
+"""The cohort of a round: its padding and order, and the rows of its clients in the tables."""
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,15 @@ from fedjax_mem.core import Member, Population, Tree, tree
 from fedjax_mem.engine.mesh import AXIS
 from fedjax_mem.engine.walk import Row
 
-# Bytes of rows, of all devices, that are exchanged at once: a small part of a CPU's last cache.
+# Bytes of rows that all devices exchange at once: a small part of a CPU's last-level cache.
 EXCHANGED = 2**23
 
 
 def pad(cohort: Member, capacity: int, population: int) -> Member:
   """Returns the cohort with padding rows up to `capacity`; a padding id is the population's size.
 
-  An id beyond the table is dropped by a scatter and clipped by a gather, both on purpose.
+  That id is beyond every table. So a gather clips it and reads some row, which nothing uses, and a
+  scatter drops what it would write.
   """
   spare = capacity - cohort.id.shape[0]
   fill = (population, False, False, 1)
@@ -32,10 +33,11 @@ def rows(population: Population, cohort: Member) -> Row:
 
 
 def arrange(row: Row, chunk: int, devices: int) -> Row:
-  """Returns the rows [C] in an order that wastes little: alike sizes together, devices balanced.
+  """Returns the rows [C] in an order in which chunks have little padding and devices equal work.
 
-  Sorted by size, they are cut into chunks, and the chunks dealt to the devices there and back. The
-  order of clients changes no draw; it changes the order of floating-point sums.
+  Sorted by their numbers of examples, clients of similar size share a chunk. The chunks are dealt
+  to the devices in turn, first to last and then last to first, so that no device gets all the large
+  ones. The order of clients changes no draw; it changes the order of floating-point sums.
   """
   capacity = row.count.shape[0]
   chunks = np.arange(capacity // chunk).reshape(-1, devices)
@@ -47,24 +49,24 @@ def arrange(row: Row, chunk: int, devices: int) -> Row:
 
 
 def gather(tables: Tree, ids: jax.Array) -> Tree:
-  """Returns the rows `ids` ([C], or one) of tables [N, ...]; a padding id gives some row."""
+  """Returns the rows `ids` ([C], or one) of tables [N, ...]; padding gets an arbitrary row."""
   return jax.tree.map(lambda x: x.at[ids].get(mode='clip'), tables)
 
 
 def commit(tables: Tree, ids: jax.Array, ok: jax.Array, new: Tree, mesh: Mesh) -> Tree:
   """Returns the tables [N, ...] with the rows of the clients that are `ok` [C] replaced.
 
-  Every device has the tables whole. Long rows are exchanged a few at a time, so that what others
-  send is written while it is in the cache, and a device holds no second copy of all new rows.
+  Every device has all rows of the tables. Long rows are exchanged a few at a time: what the other
+  devices send is written while it is in the cache, and no device holds a copy of all new rows.
 
   Args:
     tables: client states.
     ids: [C] of the cohort.
-    ok: [C], whose rows count.
+    ok: [C] bool, whether a client's row is replaced.
     new: rows [C, ...]; C is a multiple of the devices.
     mesh: the devices.
   """
-  # Out of the table, a row is dropped.
+  # A place beyond the table drops the row.
   places = jax.tree.map(lambda table: jnp.where(ok, ids, len(table)), tables)
 
   def write(tables: Tree, places: Tree, new: Tree) -> Tree:
@@ -72,6 +74,7 @@ def commit(tables: Tree, ids: jax.Array, ok: jax.Array, new: Tree, mesh: Mesh) -
     return jax.tree.map(put, tables, places, new)
 
   slots = len(ids) // mesh.size
+  # Rows that a device sends at once, then the largest divisor of its rows that is not above that.
   several = EXCHANGED // max(1, tree.nbytes(new) // slots)
   if mesh.size == 1 or several >= slots:
     return write(tables, places, new)

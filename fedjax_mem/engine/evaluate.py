@@ -22,7 +22,7 @@ def evaluator(
 
   Args:
     metrics: (params, batch) -> values [B], one an example.
-    arrays: the examples, name -> [T, ...], as they are stored.
+    arrays: the examples, name -> [T, ...], in their stored dtypes.
     batch_size: examples a device holds at a time; it changes no result beyond rounding.
     mesh: devices among which the batches are split.
 

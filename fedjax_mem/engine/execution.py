@@ -1,4 +1,4 @@
-"""How rounds are executed: what changes speed only, never a result beyond the order of sums."""
+"""How rounds are executed: options that change speed, and of a result only the order of sums."""
 
 import dataclasses
 from typing import Any
@@ -11,9 +11,9 @@ from fedjax_mem.engine.mesh import make_mesh
 
 MODES = ('auto', 'vmap', 'chunk', 'loop')
 
-# (platform, parameters at most, clients side by side on a device; 0: one at a time, all: None),
-# first match counts. The CPU rows were measured by `python -m benchmarks.scaling --what chunk`; on
-# accelerators a whole cohort side by side is a default, not a measurement.
+# (platform, most parameters, clients side by side on a device; 0: one at a time); the first match
+# counts. The CPU rows were measured by `python -m benchmarks.scaling --what chunk`. Other platforms
+# run the whole cohort side by side: a default, which was not measured.
 _TABLE = (
   ('cpu', 20_000, 25),
   ('cpu', float('inf'), 0),
@@ -29,8 +29,9 @@ class Execution:
       (one client at a time) or 'auto' (a table by platform and model size decides).
     chunk: clients side by side on each device, for mode 'chunk'.
     devices: devices over which the cohort is split, or 'auto' for all there are.
-    pool: whether the clients' only local steps may be computed as one, where nothing asks for the
-      update of a single client (then the mode is not used).
+    pool: whether a round in which each client takes one local step may be computed as one gradient
+      (`engine/pooled.py`), where no layer needs the update of a single client; `mode` is then not
+      used.
   """
 
   mode: str = 'auto'
@@ -55,7 +56,7 @@ def resolve(execution: Execution, capacity: int, params: Any) -> Layout:
   """Returns the layout for a cohort of `capacity` clients and a model.
 
   Args:
-    execution: what was asked for.
+    execution: the options.
     capacity: rows of the cohort, before padding.
     params: the model's parameters (arrays or shapes).
 
@@ -76,7 +77,7 @@ def resolve(execution: Execution, capacity: int, params: Any) -> Layout:
 
 
 def in_table(platform: str, params: Any) -> bool:
-  """Returns whether the table says how a model of this size runs fastest on a platform."""
+  """Returns whether mode 'auto' is by measurement for a model of this size on a platform."""
   size = sum(x.size for x in jax.tree.leaves(params))
   return any(platform == name and size <= at_most for name, at_most, _ in _TABLE)
 

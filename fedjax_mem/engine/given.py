@@ -1,4 +1,4 @@
-"""One round whose clients send updates that are given: what do some layers make of them?"""
+"""One round whose clients send given updates, to see what some layers make of them."""
 
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ _WEIGHT = 'weight'
 
 
 class Applied(NamedTuple):
-  """What a round of given updates gives.
+  """The result of a round of given updates.
 
   Attributes:
     update: what the server's optimizer would be handed, a tree of NumPy arrays [...].
@@ -42,10 +42,10 @@ class Applied(NamedTuple):
 def apply(
   updates: Tree, *layers: Layer | tuple[Layer, ...], weights: Any = None, seed: int = 0
 ) -> Applied:
-  """Returns what layers make of the updates of C clients: the mean, or what stands in its place.
+  """Returns what layers make of the updates of C clients: without any layer, their mean.
 
-  Runs one whole round, checked as any other, in which client i sends row i and the server keeps
-  what comes out. To see what a method does, and to try one of your own.
+  Runs one whole round, checked as any other, in which client i sends row i. Use it to see what a
+  method does, and to try one of your own.
 
   >>> fm.apply([[1.0, 2.0], [3.0, 4.0]]).update.tolist()
   [2.0, 3.0]
@@ -54,11 +54,11 @@ def apply(
 
   Args:
     updates: tree of [C, ...] floats, in client order.
-    layers: after the algorithm, outermost on the client first. Where none of them draws, all
-      clients take part. Where none weighs, the average goes by `weights`; with central noise each
-      client counts 1 and the sum is divided by C.
+    layers: after the algorithm, in the order in which they run on the client. Where none of them
+      draws, all clients take part. Where none weighs, the average is weighted by `weights`; with
+      noise (`Noises`) each client weighs 1 and the sum is divided by C.
     weights: [C] numbers > 0; None: 1 each.
-    seed: of all that is drawn, in [0, 2 ** 32).
+    seed: root of every random draw, in [0, 2 ** 32).
 
   Raises:
     ValueError: updates or weights of no common length C, or an argument out of range.
@@ -104,7 +104,7 @@ def _rows(updates: Tree, weights: Any) -> tuple[list[Any], Any, Any]:
 
 
 def _sends(structure: Any) -> Layer:
-  """Returns the algorithm whose clients send what they hold; the parameters become the sum."""
+  """Returns an algorithm whose clients send what they hold; its new parameters are the result."""
 
   def client(ctx: Context, task: Task, state: Tree) -> tuple[Message, Tree, dict[str, Any]]:
     del ctx

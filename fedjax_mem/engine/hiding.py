@@ -1,8 +1,8 @@
-"""What sides are not shown: who is in the cohort, where noise on the sum has to cover that.
+"""Hiding the cohort: under noise on the sum, client and server sides cannot see who is in it.
 
-Under a claim of privacy by central noise, that a client is in the cohort at all is what the noise
-hides. A side that looked at the cohort could let it decide about everybody's message, or about the
-noise itself, beyond any bound of one message. Masks are made of who is in it, and cancel.
+Central noise hides whether a client is in the cohort at all. A side that looked at the cohort could
+make every message, or the noise itself, depend on one client's presence, which no bound on one
+message covers. Masks are the exception: they are derived from the cohort, and cancel in the sum.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ def seen(layers: Round, layer: Layer, ctx: Context) -> Context:
 
 
 def weighed(layers: Round, layer: Layer, value: Any) -> Any:
-  """Returns what enters a server side: where noise covers the cohort, the fixed divisor weighs."""
+  """Returns what enters a server side; under noise on the sum its weight is the fixed divisor."""
   hidden = covering(layers) is not None and layer.fact(Masks) is None
   if not hidden or not isinstance(value, Message):
     return value
@@ -48,12 +48,12 @@ def narrowed(drawn: Member, left: Any, number: int, name: str) -> Member:
 
   Args:
     drawn: the cohort before.
-    left: what the side made of it.
+    left: the cohort that the side returned.
     number: N, the id of padding.
     name: of the layer.
 
   Raises:
-    IncompatibleStages: no cohort of as many rows.
+    IncompatibleStages: `left` is not a cohort of as many rows.
   """
   check_cohort(left, drawn.id.shape[0], name)
   real = drawn.real & left.real
@@ -63,7 +63,7 @@ def narrowed(drawn: Member, left: Any, number: int, name: str) -> Member:
 
 
 def check_cohort(cohort: Any, rows: int, name: str) -> None:
-  """Raises `IncompatibleStages` for what is no cohort of so many rows."""
+  """Raises `IncompatibleStages` for anything but a cohort of so many rows."""
   if isinstance(cohort, Member):
     shapes = [jnp.shape(x) for x in cohort]
     if set(shapes) == {(rows,)}:
@@ -77,7 +77,7 @@ def check_cohort(cohort: Any, rows: int, name: str) -> None:
 
 
 class _Hidden:
-  """Stands for the cohort where noise on the sum covers it: who asks is refused."""
+  """Stands for the cohort where noise on the sum hides it: any access to it raises."""
 
   def __init__(self, asks: str, noise: str):
     self._asks, self._noise = asks, noise

@@ -1,4 +1,4 @@
-"""Devices: the one mesh, and what is asked of the compiler on each platform."""
+"""Devices: the mesh of all of them, and the compiler options of each platform."""
 
 import functools
 from typing import Any
@@ -38,9 +38,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 @functools.cache
 def compiler_options(platform: str) -> dict[str, Any]:
-  """Returns the options to compile with on a platform that this compiler knows.
+  """Returns the compiler options for a platform, without those that this compiler does not know.
 
-  They are passed with the program, not by `XLA_FLAGS`, where an unknown flag aborts the process.
+  They are passed with each program, not by `XLA_FLAGS`, where an unknown flag aborts the process.
   """
   wanted = {'cpu': {'xla_cpu_prefer_vector_width': 512}}.get(platform, {})
   return {name: value for name, value in wanted.items() if _known(name, value)}

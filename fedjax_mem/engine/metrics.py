@@ -1,4 +1,4 @@
-"""Metrics of a round: from what layers note to one number each."""
+"""Metrics of a round: from what the sides of layers return to one number each."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from fedjax_mem.core import Layer, Mean, Metrics, Total, tree
 
 
 def named(layer: Layer, metrics: Metrics) -> Metrics:
-  """Returns the metrics with the layer's name before theirs, unless they bring one."""
+  """Returns the metrics named 'layer/metric'; a name that has a '/' already stays as it is."""
   return {name if '/' in name else f'{layer.name}/{name}': x for name, x in metrics.items()}
 
 
 def scalars(metrics: Metrics) -> dict[str, jax.Array]:
-  """Returns the metrics of what is done once in a round, each one number."""
+  """Returns the metrics of a side that runs once in a round, each as one number."""
 
   def value(metric: Any) -> Any:
     if isinstance(metric, Total):
@@ -28,7 +28,7 @@ def scalars(metrics: Metrics) -> dict[str, jax.Array]:
 
 
 def over_cohort(metrics: Metrics, on: jax.Array) -> dict[str, jax.Array]:
-  """Returns the metrics of the clients that are `on` [C] as scalars; NaN where there is none."""
+  """Returns the metrics of the clients that are `on` [C] as scalars; a mean over none is NaN."""
 
   def reduce(value: Any) -> jax.Array:
     if isinstance(value, Total):

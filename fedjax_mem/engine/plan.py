@@ -1,4 +1,7 @@
-"""What is settled before a round is traced: shapes, what fits together, what it costs in memory."""
+"""The plan of a run: shapes, checks that the layers fit together, and the memory of client states.
+
+The checks run before the first round, on shapes alone (`jax.eval_shape`): they compute nothing.
+"""
 
 import functools
 from typing import Any
@@ -45,7 +48,7 @@ def make_setting(
     population: all examples (arrays or shapes).
     shape: static facts about the population.
     layout: how the cohort is laid out.
-    transforms: functions batch -> batch, applied to what is gathered.
+    transforms: functions batch -> batch, applied to every batch that is gathered.
     pool: whether to look for a way to sum over all examples of the cohort at once.
 
   Raises:
@@ -92,9 +95,9 @@ def initial_state(setting: Setting, params: Tree, population: Population, seed: 
 def _specs(
   setting: Setting, params: Tree, population: Population
 ) -> tuple[dict[str, Tree], Message]:
-  """Returns the shapes of what client sides receive, by layer, and of what leaves the last one.
+  """Returns the shapes of what client sides receive, and of what leaves the last of them.
 
-  Of the layers after the algorithm.
+  The first is a dict by layer, of the layers after the algorithm: those that receive a `Message`.
   """
   specs: dict[str, Tree] = {}
   sent = jax.eval_shape(lambda p, d: _walk(setting, p, d, jnp.uint32(0), specs), params, population)
@@ -109,7 +112,7 @@ def _rows(member: Member) -> Member:
 def _walk(
   setting: Setting, params: Tree, population: Population, seed: jax.Array, specs: dict[str, Tree]
 ) -> Any:
-  """Sends one client through all its sides, noting in `specs` what each layer receives."""
+  """Returns what client 0 sends after all its sides; `specs` is filled with what each receives."""
   cohort = pad(_rows(scalar_member(0)), setting.capacity, setting.shape.num_clients)
   cast = walk.broadcast(seed, 0, params, cohort=cohort, population=population)
   row = Row(scalar_member(0), population.start[0], population.count[0])
@@ -138,7 +141,7 @@ def _check_fixed_point(setting: Setting, params: Tree, population: Population) -
   seed = jax.ShapeDtypeStruct((), jnp.uint32)
   init = lambda p, d, s: initial_state(setting, p, d, s)
   before = jax.eval_shape(init, params, population, seed)
-  # On the mesh, as the program of many rounds has them: its trace of a round is then this one.
+  # With the shardings that the program of many rounds has, so that it reuses this trace of a round.
   where = replicated(setting.layout.mesh)
   there = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where, weak_type=x.weak_type)
   placed = jax.tree.map(there, (before, jax.eval_shape(lambda d: d, population)))
@@ -156,7 +159,7 @@ def _check_fixed_point(setting: Setting, params: Tree, population: Population) -
 
 
 def table_bytes(setting: Setting, params: Tree, population: Population) -> dict[str, int]:
-  """Returns the bytes of each layer's table of client states [N, ...], without making them."""
+  """Returns the bytes of each layer's table of client states [N, ...], without allocating it."""
   state = jax.eval_shape(
     lambda p, d: initial_state(setting, p, d, jnp.uint32(0)), params, population
   )
@@ -164,9 +167,9 @@ def table_bytes(setting: Setting, params: Tree, population: Population) -> dict[
 
 
 def peek(setting: Setting, state: State, seed: jax.Array, rounds: int) -> jax.Array:
-  """Returns the ids [rounds, C] that the next rounds will draw, without running them.
+  """Returns the ids [rounds, C] that the next rounds will draw, without running these rounds.
 
-  Those of clients that later select sides leave out are among them.
+  Clients that select sides leave out after the draw are among them.
   """
   number = setting.shape.num_clients
   table = lambda name: tables.whole(state.clients[name], setting.layout.mesh)

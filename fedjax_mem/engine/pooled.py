@@ -1,9 +1,14 @@
-"""One local step of many clients as one: the cohort's examples in a few large matrix products.
+"""The pooled round: one local step of all clients, computed as one gradient over their examples.
 
-All clients share their parameters in their first local step. Where that is the only one, the sum of
-their weighted updates is a gradient of the weighted loss over all their examples together, and no
-client's own update is ever formed: that is what it saves. It holds if nothing between the algorithm
-and the sum asks for the update of one client, which the plan knows.
+All clients begin their first local step at the same parameters w. If it is the only step, client k
+with weight p_k and n_k examples sends the gradient of its mean loss (times the learning rate), and
+the weighted sum is
+
+    sum_k p_k grad (1 / n_k) sum_i loss(w, x_ki) = grad sum_k sum_i (p_k / n_k) loss(w, x_ki),
+
+a single gradient over the examples of the whole cohort. A few large matrix products compute it, and
+no client's own update is ever formed. This is possible if no layer between the algorithm and the
+sum needs the update of a single client, which `find` decides from the layers and their facts.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
 
 # (algorithm, weighing layer, pool)
 Found = tuple[Layer, Layer, Pool]
-# Examples that one product takes: beyond a few thousand it gains nothing, and takes memory.
+# Examples in one product. Beyond a few thousand a larger product is no faster, and needs memory.
 _EXAMPLES = 8192
 
 
@@ -48,6 +53,7 @@ def find(layers: Round, setting: 'Setting', params: Tree, population: Population
     population: the examples, or their shapes.
   """
   algorithm, weighing = layers.algorithm, layers.weighing
+  # Any other client, cohort or server side might need the update of a single client.
   others = [x for x in layers if x not in (algorithm, weighing)]
   pools = algorithm.fact(Pools)
   plain = all(set(x.sides) <= {'select'} for x in others) and algorithm.cohort is None
@@ -68,7 +74,7 @@ def run(
   Args:
     found: from `find`.
     setting: of the run.
-    cast: what everyone knows.
+    cast: of the round.
     row: the cohort.
   """
   algorithm, weighing, pool = found
@@ -76,13 +82,14 @@ def run(
   weight: Any = weighing.client.fact(Weighs).of  # type: ignore[union-attr]
 
   def step(everyone: Cast, carry: Tree, rows: Row) -> tuple[Tree, Tree, Tree]:
+    # Each of a client's n_k examples weighs p_k / n_k; padding and lost clients weigh 0.
     on = rows.client.arrived & (rows.count > 0)
     used = tree.keep(on, weight(rows.count.astype(jnp.float32)))
     each = used / jnp.maximum(rows.count, 1).astype(jnp.float32)
     place = jnp.arange(setting.shape.capacity, dtype=jnp.int32)
     mask = (place[None, :] < rows.count[:, None]) & on[:, None]
     weights = jnp.where(mask, each[:, None], 0.0)
-    # Padding repeats a client's last example: another's could be NaN, and 0 * NaN is not 0.
+    # Padding repeats a client's last example. Another client's could be NaN, and 0 * NaN is not 0.
     within = jnp.minimum(place[None, :], jnp.maximum(rows.count - 1, 0)[:, None])
     where = (rows.start[:, None] + within).reshape(-1)
     batch = _gathered(everyone.arrays, everyone.rows, where, setting)
@@ -96,7 +103,7 @@ def run(
     return (Message(update, used.sum(), {}), metrics), carry, ()
 
   layout: Layout = setting.layout
-  # Only what a step reads is spread over the mesh: the context holds the same for everyone.
+  # Only what a step reads goes to all devices; the context is made once, outside of the steps.
   everyone = cast._replace(servers={}, cohort=None)
   (message, metrics), _, _ = spread(
     step,

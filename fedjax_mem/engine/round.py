@@ -1,4 +1,11 @@
-"""One compiled round: the passes of the walk, mapped over the cohort, and what is committed."""
+"""One compiled round: the passes of the walk, mapped over the cohort.
+
+A round draws the cohort (`_select`), makes the sum of its messages (`_messages`), steps the server
+(`walk.server_pass`) and commits the clients' new states. The messages come from `_clients`, which
+runs the segments of the round one after another: client sides chunk by chunk, where the last
+segment is summed at once, and cohort sides on the whole stack. Where nothing needs the message of a
+single client, `pooled.run` computes their sum in a faster way.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,12 +31,14 @@ from fedjax_mem.engine.clients import Layout, OneClient, Step, side_by_side, spr
 from fedjax_mem.engine.metrics import over_cohort
 from fedjax_mem.engine.walk import Cast, Row
 
-# (sum of messages, client states, whether clients [C] are ok, whether their states are, metrics)
+# (sum of messages, client states, whether each client's message is finite [C], whether its new
+# states are [C], metrics)
 Ran = tuple[Any, dict[str, Tree], jax.Array, jax.Array, Metrics]
-# What all clients get: the cast, and client states unless they are divided.
+# What all clients get: the cast, and the tables of client states unless these are divided.
 Everyone = tuple[Cast, Tree]
-# What each gets: its row, its value, and its place in the cohort or its state.
+# What each client gets: its row, its value, and its place in the cohort or its state.
 Packed = tuple[Row, Any, Tree]
+# (state, population, seed) -> (state, metrics)
 RoundFn = Callable[[State, Population, jax.Array], tuple[State, dict[str, jax.Array]]]
 
 
@@ -42,12 +51,12 @@ class Setting(NamedTuple):
     capacity: C, rows of a cohort with padding.
     layout: how the cohort is laid out.
     specs: for each layer after the algorithm, the shapes of what its client side receives.
-    transforms: functions batch -> batch, applied to what is gathered (normalisation).
+    transforms: functions batch -> batch, applied to every batch that is gathered (normalisation).
     pool: how to sum over all examples of the cohort at once, or None.
     divided: whether the tables of client states are divided over the devices, and their rows
       written in the loop over clients.
-    round: the round of this setting, jitted: traced once for all that asks for its shapes and for
-      the program of many rounds; None until the plan has checked it.
+    round: the round of this setting, jitted, so that the plan's check of its shapes and the program
+      of many rounds share one trace; None until the plan has made it.
   """
 
   layers: Round
@@ -64,10 +73,10 @@ class Setting(NamedTuple):
 def make_round(setting: Setting) -> RoundFn:
   """Returns (state, population, seed) -> (state, metrics) of one round.
 
-  Metrics are scalars named 'layer/metric', those of all select sides 'select/metric', and the
-  round's own: `clients` that counted, `examples` of theirs, `selected`, `ids` of those [C] (-1:
-  padding), `not_finite` (ids [C] of clients left out since their update was not finite, else -1)
-  and `finite` (whether the new parameters are).
+  Metrics are scalars named 'layer/metric', or 'select/metric' for all select sides. A round adds
+  its own: `selected` (clients in the cohort), `ids` (theirs, [C]; -1: padding), `clients` (those
+  whose messages are in the sum), `examples` (of these), `not_finite` ([C], ids of clients left out
+  because their update was not finite, else -1) and `finite` (whether the new parameters are).
   """
 
   def round(
@@ -75,6 +84,7 @@ def make_round(setting: Setting) -> RoundFn:
   ) -> tuple[State, dict[str, jax.Array]]:
     cast, metrics = _select(setting, state, population, seed)
     row = cohorts.rows(population, cast.cohort)
+    # The order of the cohort changes no draw, only speed and the order of sums.
     if not setting.shape.equal:
       row = cohorts.arrange(row, setting.layout.chunk, setting.layout.devices)
     elif setting.divided:
@@ -82,6 +92,7 @@ def make_round(setting: Setting) -> RoundFn:
     cast = cast._replace(cohort=row.client)
     message, new, ok, sound, noted = _messages(setting, cast, row, state.clients)
     metrics |= noted
+    # From here on clients without a finite message count as dropped out.
     not_finite = jnp.where(cast.cohort.arrived & ~ok, cast.cohort.id, -1)
     cast = _left_out(cast, ok)
     params, servers, noted, released = walk.server_pass(
@@ -90,8 +101,8 @@ def make_round(setting: Setting) -> RoundFn:
     metrics |= noted
     arrived = cast.cohort.arrived
     clients = new
-    if not setting.divided:
-      kept = arrived & sound & released
+    if not setting.divided:  # else the rows were written as soon as each client had run
+      kept = arrived & sound & released  # what must hold for a client's new states to count
       clients = cohorts.commit(state.clients, cast.cohort.id, kept, new, setting.layout.mesh)
     metrics |= {
       'selected': cast.cohort.real.sum(dtype=jnp.int32),
@@ -109,7 +120,7 @@ def make_round(setting: Setting) -> RoundFn:
 def _select(
   setting: Setting, state: State, population: Population, seed: jax.Array
 ) -> tuple[Cast, Metrics]:
-  """Returns what everyone knows in this round, the cohort in it, and the metrics of its draw."""
+  """Returns the cast of this round, with the padded cohort, and the metrics of its draw."""
   cast = walk.broadcast(
     seed, state.round, state.params, servers=state.servers, population=population
   )
@@ -120,9 +131,10 @@ def _select(
 
 
 def _messages(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) -> Ran:
-  """Returns what `_clients` does, from all examples at once where the plan found that they pool.
+  """Returns what `_clients` does, computed from all examples at once where the round is pooled.
 
-  A sum that is not finite cannot tell whose fault it is: then the clients run one by one.
+  If the pooled sum is not finite, the clients run one by one instead: only then is it known which
+  of them has to be left out.
   """
 
   def each() -> Ran:
@@ -142,12 +154,12 @@ def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) ->
   """Runs all client and cohort sides.
 
   Returns:
-    The sum of messages, new client states [C, ...] (the tables with them, if divided), whether
-    clients [C] are ok, whether their new states [C] are finite, and metrics.
+    The sum of messages, new client states [C, ...] (the tables with them, if divided), whether each
+    client's message is finite [C], whether its new states are [C], and metrics.
   """
   value: Any = None
-  # Who has no side that sees clients has no state of them either.
-  new: dict[str, Tree] = {x.name: states[x.name] for x in setting.layers if not _works(x)}
+  # The tables of all other layers stay as they are.
+  new: dict[str, Tree] = {x.name: states[x.name] for x in setting.layers if not _has_rows(x)}
   metrics: Metrics = {}
   ok = sound = jnp.ones(setting.capacity, bool)
   cut = walk.segments(setting.layers)
@@ -160,7 +172,8 @@ def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) ->
       metrics |= noted
       sound &= tree.finite(rows, 1)
       if last or cut[number + 1][0] == 'cohort':
-        # What an attack sends is named, too, before a rule leaves it out.
+        # Checked between cohort sides too, so that a client whose attack sends NaN is named before
+        # a robust rule leaves its message out.
         ok &= tree.finite(value, 1)
       if last:
         value = tree.total(tree.keep(cast.cohort.arrived & ok, value))
@@ -169,7 +182,7 @@ def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) ->
     held, given = (own, ()) if setting.divided else ((), own)
     value, held, (made, noted, fine, kept) = spread(
       _step(setting, group, first=number == 0, last=last),
-      # A client does not know who else will arrive: that may depend on the data of others.
+      # Client sides are not shown which clients arrive: that may depend on other clients' data.
       (cast._replace(cohort=cast.cohort._replace(arrived=cast.cohort.real)), given),
       held,
       (row, value, jnp.arange(setting.capacity, dtype=jnp.int32)),
@@ -184,7 +197,8 @@ def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) ->
   return value, new, ok, sound, metrics
 
 
-def _works(layer: Layer) -> bool:
+def _has_rows(layer: Layer) -> bool:
+  """Returns whether a layer has a side that may change its client states."""
   return layer.client is not None or layer.cohort is not None
 
 
@@ -197,7 +211,7 @@ def _cohort(
   new: dict[str, Tree],
 ) -> tuple[Any, dict[str, Tree], Metrics]:
   """Returns (stack, {layer's name: rows [C, ...]}, metrics) of one cohort side."""
-  # In one layer the client side runs first, and leaves the rows.
+  # In one layer the client side runs first: the cohort side goes on from the rows that it left.
   old = new[layer.name] if layer.client is not None else None
   if old is None:
     old = cohorts.gather(states[layer.name], cast.cohort.id)
@@ -207,23 +221,24 @@ def _cohort(
 
 
 def _left_out(cast: Cast, ok: jax.Array) -> Cast:
-  """Returns the cast in which clients that are not `ok` [C] count as lost.
+  """Returns the cast in which clients that are not `ok` [C] count as dropped out.
 
-  Layers that see the cohort treat both alike: masks of either are recovered.
+  Layers that see the cohort treat both cases alike: the masks of either are recovered.
   """
   cohort = cast.cohort
   return cast._replace(cohort=cohort._replace(arrived=cohort.arrived & ok))
 
 
 def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -> Step:
-  """Returns what clients side by side do on these client sides."""
+  """Returns the step that runs these client sides for a chunk of clients, with their states."""
   layout, population = setting.layout, setting.shape.num_clients
   chain = _chain(setting, group, first, last)
   block = side_by_side(chain, lambda packed: packed[0].count, layout)
   if last and not layout.looped:
     block = summing(block)
 
-  # Here and not for the whole cohort at once: a row is read when it is needed, and only then.
+  # States are gathered here, chunk by chunk, so that memory holds those of one chunk and not those
+  # of the whole cohort.
   def step(everyone: Everyone, held: Tree, packed: Packed) -> tuple[Tree, Tree, Tree]:
     (cast, given), (row, value, slot) = everyone, packed
     if not setting.divided:
@@ -240,7 +255,15 @@ def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
 
 
 def _chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -> OneClient:
-  """Returns what one client does on these client sides."""
+  """Returns the function that runs these client sides for one client.
+
+  Args:
+    setting: of the run.
+    group: the layers whose client sides run.
+    first: whether they are the first, so that the client's `Task` is made here.
+    last: whether they are the last, so that a message that is not finite, or did not arrive,
+      becomes zeros, which add nothing to the sum.
+  """
   ragged = not (setting.layout.looped or setting.shape.equal)
 
   def one(cast: Cast, longest: jax.Array, packed: Packed) -> tuple[Tree, Tree]:

@@ -1,4 +1,4 @@
-"""Robust rules whose coordinates do not depend on each other, divided among the devices."""
+"""Robust rules that treat each coordinate by itself, with the coordinates divided over devices."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from fedjax_mem.engine.mesh import AXIS
 def divided_side(layer: Layer, mesh: Mesh) -> Stage:
   """Returns the cohort side of a layer, its coordinates divided among the devices.
 
-  Only if there are several, and the layer says that coordinates do not depend on each other:
-  messages are laid out client by client before, and have to be laid out part by part.
+  The side stays as it is on one device, or if its `Rule` does not state `by_coordinate`. Before it
+  every device has the whole messages of some clients; divided, it gets some coordinates of all.
 
   Args:
     layer: one with a cohort side.
@@ -26,7 +26,7 @@ def divided_side(layer: Layer, mesh: Mesh) -> Stage:
   def divided(ctx: Context, stack: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     flat = tree.ravel(stack.update, 1)
     flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % mesh.size)))
-    # Whether a row counts must not depend on the part of it that a device sees.
+    # Decided on whole rows: a device that sees only the finite part of a row must ignore it, too.
     fine = jnp.isfinite(flat).all(1)
     weight = jnp.where(fine, stack.weight, 0)
 

@@ -1,4 +1,8 @@
-"""Many rounds in one compiled program: a segment is one dispatch, with its state donated."""
+"""Many rounds in one compiled program: `simulate` plans a run, `Simulation.run` runs its rounds.
+
+The rounds of one call are a segment: a loop inside one program, which is dispatched once and reuses
+the memory of the state that it is given (donation).
+"""
 
 import dataclasses
 import functools
@@ -51,7 +55,7 @@ class Simulation:
 
   @property
   def shardings(self) -> State:
-    """Where a state is kept, as a prefix of its tree: for `jax.device_put` of a state restored."""
+    """The shardings of a state, a prefix of its tree, for `jax.device_put` of a restored state."""
     return tables.shardings(self.setting.divided, self.setting.layout.mesh)
 
   @functools.cached_property
@@ -78,7 +82,7 @@ class Simulation:
     Args:
       params: the initial parameters; they are copied.
       population: other examples than those planned for, of the same shapes.
-      seed: another seed; nothing is compiled anew.
+      seed: another seed than that of the simulation; nothing is compiled again.
 
     Raises:
       ValueError: parameters of another structure or shape than those planned for.
@@ -93,7 +97,7 @@ class Simulation:
     return state
 
   def compile(self, state: State, population: Population | None = None) -> State:
-    """Returns the state as it is, donated and given back, with the segment compiled.
+    """Returns the state after no rounds: compiles the segment. The state given is donated.
 
     Args:
       state: from `init`.
@@ -136,8 +140,8 @@ class Simulation:
     """Returns the ids [rounds, C] that the next rounds will draw, padding included.
 
     Raises:
-      ValueError: a layer that selects looks at data, or has a server side, so later draws depend on
-        the rounds in between.
+      ValueError: more than one round is asked for, and a layer that selects looks at data or has a
+        server side, so that later draws depend on the rounds in between.
     """
     if rounds > 1 and not self.setting.layers.blind:
       raise ValueError(f'rounds must be 1 for a sampler with feedback, got {rounds!r}.')
@@ -164,17 +168,27 @@ def simulate(
 ) -> Simulation:
   """Returns the simulation of a round, checked before anything is compiled.
 
+  Two clients draw the model to 1 and to 3; FedAvg settles in the middle:
+
+  >>> loss = lambda params, batch, key: 0.5 * (params - batch['x']) ** 2
+  >>> train = fm.stages.algorithm.fedavg(loss, learning_rate=0.5, batch_size=4)
+  >>> layers = (fm.stages.select.round_robin(2, 2), train, fm.stages.weigh.by_examples())
+  >>> clients = fm.core.stack_clients([{'x': jnp.full(4, 1.0)}, {'x': jnp.full(4, 3.0)}])
+  >>> sim = simulate(layers, jnp.float32(0), clients)
+  >>> round(float(sim.run(sim.init(jnp.float32(0)), rounds=20)[0].params), 3)
+  2.0
+
   Args:
-    layers: of the round, outermost on the client first.
+    layers: of the round, in the order in which they run on the client.
     params: the initial parameters, or their shapes.
     population: the examples of N clients.
-    seed: everything random follows from it; in [0, 2**32).
+    seed: root of every random draw, in [0, 2**32).
     execution: how to run the cohort; by default chosen by the platform and the model.
     max_rounds: rounds of the longest segment that `run` will be asked for.
     shape: static facts about the population; by default read from it.
     transforms: functions batch -> batch, applied to every batch that is gathered (normalisation:
       the examples stay in their stored dtype).
-    expect_privacy: refuse a round no layer of which claims to add noise.
+    expect_privacy: refuse a round in which no layer states that it adds noise (`Noises`).
 
   Raises:
     IncompatibleStages: layers that do not fit together, or make no claim where one is expected.
@@ -208,7 +222,7 @@ def _segment(
 ) -> tuple[State, dict[str, jax.Array], jax.Array]:
   """Returns the state after up to `rounds` rounds, metrics [max_rounds, ...] and the rounds done.
 
-  A while loop and not a scan, so that one program serves segments of every length.
+  A while loop and not a scan, so that the same program runs segments of every length.
   """
   round = setting.round
   like = jax.eval_shape(round, state, population, seed)[1]
@@ -228,7 +242,7 @@ def _segment(
   done, _, state, rows = jax.lax.while_loop(
     go_on, body, (jnp.int32(0), jnp.bool_(True), state, rows)
   )
-  # As `init` leaves it, so that the first and the second segment are one program.
+  # With the shardings that `init` gives, so that the second segment is not compiled again.
   kept = tables.shardings(setting.divided, setting.layout.mesh)
   state = jax.lax.with_sharding_constraint(state, kept)
   return state, rows, done

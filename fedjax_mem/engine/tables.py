@@ -1,10 +1,14 @@
-"""Tables of client states: read and written in the loop over clients, divided over the devices.
+"""Tables of client states: divided over the devices, read and written in the loop over clients.
 
-Where nothing that comes after a client can undo what it leaves behind, its row is written as soon
-as it has run, in place: no round holds a second copy of the cohort's rows. A device then has
-N / devices rows of every table. The row of a client that runs elsewhere is fetched before its step
-and sent back after. Clients with equally many examples run where their row is as far as there is
-room (`at_home`); others run in the order of their sizes, so that they are padded little.
+A table has one row a client, [N, ...]. Where nothing later in the round can undo a client's new
+state, its row is written in place as soon as the client has run, so that no round holds a second
+copy of the cohort's rows. The tables are then divided: every device has N / devices rows of each.
+
+A client may run on a device that does not have its row. All devices run the same step at the same
+time, so before the step (`read`) every such row is sent from its device to the one that runs the
+client, and after the step (`write`) the new row is sent back. Clients with equally many examples
+run where their row is, as far as there is room (`at_home`), so that few rows are sent. Others run
+in the order of their numbers of examples, so that little of a chunk is padding (`cohort.arrange`).
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +27,8 @@ from fedjax_mem.engine.walk import Row
 def divides(layers: Round, num_clients: int, devices: int) -> bool:
   """Returns whether the rows of N clients are divided over the devices, and written in the loop.
 
-  Not if a layer sees the whole cohort or withholds the round: what it leaves out must be undone.
+  They are not if a layer has a cohort side or withholds the round: whether a row counts is then
+  known only after all clients have run.
   """
   final = not (layers.having(Withholds) or any(x.cohort is not None for x in layers))
   return final and num_clients % devices == 0
@@ -32,7 +37,8 @@ def divides(layers: Round, num_clients: int, devices: int) -> bool:
 def at_home(row: Row, population: int, devices: int) -> Row:
   """Returns the rows [C] in an order in which clients run on the device that has their row.
 
-  A device that has more of them than places, C / devices, leaves the last to others.
+  A device has C / devices places. If the rows of more clients than that are on it, the last of
+  these clients run on other devices.
 
   Args:
     row: of the cohort; C is a multiple of the devices.
@@ -40,12 +46,15 @@ def at_home(row: Row, population: int, devices: int) -> Row:
     devices: that the cohort, and the rows of the population, are cut into.
   """
   places = len(row.count) // devices
-  home = row.client.id // (population // devices)  # that of padding is no device
+  home = row.client.id // (population // devices)  # the device with the row; `devices` for padding
   here = home[:, None] == jnp.arange(devices)[None]
+  # How many earlier clients of the cohort have the same home.
   rank = jnp.where(here, jnp.cumsum(here, 0), 0).sum(1, dtype=jnp.int32) - 1
   stays = (home < devices) & (rank < places)
   taken = jnp.arange(places)[None] < here.sum(0)[:, None]
-  # Those that stay are as many as the places taken; the others fill what is free, padding last.
+  # One sort orders the clients: first those without a place at home, padding at their end, then
+  # those that stay, place by place. Another orders the places: free ones first, then those taken.
+  # Both halves are equally long, so that the i-th client gets the i-th place.
   last = (home == devices).astype(jnp.int32)
   clients = jnp.argsort(jnp.where(stays, 2 + home * places + rank, last), stable=True)
   order = jnp.zeros_like(clients).at[jnp.argsort(taken.reshape(-1), stable=True)].set(clients)
@@ -67,7 +76,7 @@ def shardings(divided: bool, mesh: Mesh) -> State:
   """Returns where the state of a run is kept: a prefix of its tree.
 
   Args:
-    divided: whether a device has but its part of the tables.
+    divided: whether each device has only its part of the tables.
     mesh: the devices.
   """
   everywhere: Any = replicated(mesh)
@@ -76,12 +85,12 @@ def shardings(divided: bool, mesh: Mesh) -> State:
 
 
 class Turn(NamedTuple):
-  """The clients that run at once, of all devices: k side by side on each (looped: no such axis).
+  """The clients that run at the same time on all devices, as one device sees them.
 
   Attributes:
-    ids: [devices, k].
+    ids: [devices, k], k side by side on each device ([devices] if looped).
     rows: rows of a table on a device.
-    me: this device, or None where there is but one.
+    me: number of this device, or None if it is the only one.
   """
 
   ids: jax.Array
@@ -89,7 +98,7 @@ class Turn(NamedTuple):
   me: jax.Array | None
 
   def places(self, device: Any) -> jax.Array:
-    """Returns where this device has the rows of that device's clients; `rows` if it has not."""
+    """Returns where in this device's part the rows of `device`'s clients are; `rows`: not here."""
     if self.me is None:
       return self.ids[0]
     place = self.ids[device] - self.me * self.rows
@@ -97,10 +106,10 @@ class Turn(NamedTuple):
 
   @property
   def away(self) -> jax.Array:
-    """Which of the clients are not where their row is, [devices, k]; never padding."""
+    """Which clients run on another device than the one that has their row, [devices, k]."""
     home = self.ids // self.rows
     devices = jnp.arange(len(home)).reshape((-1,) + (1,) * (home.ndim - 1))
-    return (home != devices) & (home < len(home))
+    return (home != devices) & (home < len(home))  # not padding, whose home is no device
 
 
 def turn(ids: jax.Array, slot: jax.Array, population: int, layout: Layout) -> Turn:
@@ -112,6 +121,7 @@ def turn(ids: jax.Array, slot: jax.Array, population: int, layout: Layout) -> Tu
     population: N.
     layout: how the cohort is laid out.
   """
+  # Every device runs its part of the cohort in the same number of steps: this is step `now`.
   steps = ids.reshape(layout.devices, -1, *slot.shape)
   now = slot.reshape(-1)[0] // layout.chunk % steps.shape[1]
   me = jax.lax.axis_index(AXIS) if layout.devices > 1 else None
@@ -119,29 +129,29 @@ def turn(ids: jax.Array, slot: jax.Array, population: int, layout: Layout) -> Tu
 
 
 def read(tables: Tree, turn: Turn) -> Tree:
-  """Returns the rows [k, ...] of this device's clients; padding gets some row, or zeros."""
+  """Returns the rows [k, ...] of this device's clients; those of padding mean nothing."""
   me = turn.me
 
   def fetch(device: jax.Array, rows: Tree) -> Tree:
     if me is None:
-      return tree.keep(device < 0, rows)  # for the sake of the loop
+      return tree.keep(device < 0, rows)  # never runs: one device has all rows
     places = turn.places(device)
     got = _only(places < turn.rows, cohorts.gather(tables, places))
     return tree.select(device == me, got, rows)
 
-  # On one device there is nothing to fetch, but what a loop gives is in memory: else the compiler
-  # may read a row again after it has been written, from a copy of the whole table.
+  # One device fetches nothing. The loop, of no passes, is there since its result must be in memory:
+  # otherwise the compiler may read a row after it has been written, from a copy of the whole table.
   return _each(turn.away, fetch, cohorts.gather(tables, turn.places(me)))
 
 
 def write(tables: Tree, turn: Turn, ok: jax.Array, new: Tree) -> Tree:
   """Returns the tables with the rows [k, ...] of this device's clients that are `ok` [k] replaced.
 
-  Those that other devices send are written, too.
+  The new rows of clients that ran on other devices, and whose rows are here, are written too.
   """
 
   def put(tables: Tree, places: jax.Array, ok: jax.Array, rows: Tree) -> Tree:
-    # Beyond the table, a row is dropped.
+    # A place beyond the table drops the row.
     at = jnp.where(ok, places, turn.rows)
     return jax.tree.map(lambda table, x: table.at[at].set(x, mode='drop'), tables, rows)
 
@@ -158,14 +168,20 @@ def write(tables: Tree, turn: Turn, ok: jax.Array, new: Tree) -> Tree:
 
 
 def _each(away: jax.Array, f: Any, carry: Tree) -> Tree:
-  """Returns the carry after f(device, carry) for every device with a client that is `away`."""
+  """Returns the carry after f(device, carry) for every device with a client that is `away`.
+
+  All devices make the same passes, as `f` exchanges rows between them.
+  """
   some = away.reshape(len(away), -1).any(1)
   devices = jnp.argsort(~some, stable=True)
   return jax.lax.fori_loop(0, some.sum(), lambda i, carry: f(devices[i], carry), carry)
 
 
 def _only(on: jax.Array, rows: Tree) -> Tree:
-  """Returns the rows [k, ...], to the bit, of the one device on which each is `on` [k]."""
+  """Returns on every device the rows [k, ...] of the one device on which each is `on` [k].
+
+  A sum over the devices, to which all others add zeros; exact to the bit.
+  """
 
   def one(x: jax.Array) -> jax.Array:
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
@@ -174,7 +190,7 @@ def _only(on: jax.Array, rows: Tree) -> Tree:
       wide = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.int32)
       summed: jax.Array = jax.lax.psum(x.astype(wide), AXIS)
       return summed.astype(x.dtype)
-    # Summed as integers: a sum of floats would turn -0 into 0.
+    # The bits are summed as integers, since -0.0 + 0.0 = 0.0.
     bits = jnp.dtype(f'uint{8 * x.dtype.itemsize}')
     wide = bits if x.dtype.itemsize > 4 else jnp.dtype(jnp.uint32)
     whole = jax.lax.psum(jax.lax.bitcast_convert_type(x, bits).astype(wide), AXIS)

@@ -1,7 +1,11 @@
-"""The one walk through the layers of a round: who else runs a round calls these passes.
+"""The walk through the layers of a round: four passes, one for each kind of side.
 
-The compiled round maps `client_pass` over a cohort, the plan calls it by shapes alone, the object
-API once for its one client. Nobody else knows the order of the sides, nor makes their contexts.
+    select_pass > client_pass, once for each client > cohort_pass > (the sum) > server_pass
+
+Only this module knows in which order the sides run, and only it makes their contexts. Everything
+that runs a round calls these passes: the compiled round maps `client_pass` over the cohort
+(`round.py`), the plan calls it on shapes, without computing anything (`plan.py`), and a client
+object of `federated` calls it once, for itself.
 """
 
 import dataclasses
@@ -35,14 +39,15 @@ from fedjax_mem.core import (
   Withholds,
   keys,
   scalar_member,
+  shapes,
   tree,
 )
-from fedjax_mem.engine import hiding, shapes
+from fedjax_mem.engine import hiding
 from fedjax_mem.engine.metrics import named, scalars
 
 
 class Cast(NamedTuple):
-  """What every client and the server know at the start of a round.
+  """What all contexts of a round are made of; `broadcast` makes one.
 
   Attributes:
     seed: uint32 scalar, the run's seed.
@@ -50,10 +55,8 @@ class Cast(NamedTuple):
     params: the server's parameters.
     cohort: `Member` of arrays [C]; None while selecting.
     servers: for each layer, its server state.
-    arrays: the population's examples, name -> [T, ...]; none where nobody trains.
-    rows: [M] int32, rows of `arrays`.
-
-  `broadcast` makes one.
+    arrays: the population's examples, name -> [T, ...]; empty where no client trains.
+    rows: [M] int32, rows of `arrays`, client after client (`Population.index`).
   """
 
   seed: jax.Array
@@ -74,7 +77,7 @@ def broadcast(
   servers: dict[str, Tree] | None = None,
   population: Population | None = None,
 ) -> Cast:
-  """Returns what everyone knows at the start of a round; its servers are a copy of the dict."""
+  """Returns the `Cast` of a round; it has its own copy of the dict `servers`."""
   arrays = {} if population is None else population.arrays
   rows = jnp.zeros(0, jnp.int32) if population is None else population.index
   seed, round = jnp.asarray(seed, jnp.uint32), jnp.asarray(round, jnp.int32)
@@ -94,12 +97,13 @@ def context(
   Args:
     layer: the layer.
     role: 'select', 'init', 'client', 'cohort' or 'server'.
-    cast: what everyone knows.
+    cast: of the round.
     specs: for each layer traced so far, the shapes that its client side receives.
     client: the one client, on a client side.
     table: the layer's client states, on a select side that looks at data.
   """
   base = keys.layer_key(keys.seed_key(cast.seed), cast.round, layer.name)
+  # A layer's first server state and its clients' first rows are drawn from different keys.
   if role == 'init' and client is not None:
     role = 'client_init'
   return Context(
@@ -118,12 +122,12 @@ def context(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """What belongs to one client of the cohort; with a leading axis [C], to the cohort.
+  """One client of the cohort and where its examples are; with a leading axis [C], the cohort.
 
   Attributes:
     client: the client.
-    start: int32, where its part of the population's index begins.
-    count: int32, its examples (0 for padding).
+    start: int32, where the client's part of the population's index begins.
+    count: int32, number of the client's examples (0 for padding).
   """
 
   client: Member
@@ -139,7 +143,7 @@ def examples(
   ragged: bool,
   transforms: tuple[Transform, ...] = (),
 ) -> Examples:
-  """Returns one client's view of its examples."""
+  """Returns one client's view of its examples; the arguments are those of `Examples`."""
   return Examples(
     cast.arrays, cast.rows, row.start, row.count, longest, shape.capacity, ragged, transforms
   )
@@ -148,7 +152,8 @@ def examples(
 def segments(layers: Round) -> list[tuple[str, tuple[Layer, ...]]]:
   """Returns ('client' | 'cohort', layers) in the order in which they run.
 
-  Client sides that follow each other run together, for one client; a cohort side alone.
+  Successive client sides are one segment: a client runs all of them without any other client. A
+  cohort side needs the messages of all clients, so it ends a segment and is one of its own.
   """
   cut: list[tuple[str, tuple[Layer, ...]]] = []
   group: tuple[Layer, ...] = ()
@@ -168,13 +173,14 @@ def select_pass(
 
   Args:
     layers: of the round.
-    cast: what everyone knows, without a cohort.
+    cast: of the round, without a cohort.
     table: name of a layer -> its client states [N, ...].
-    attempt: of a server that draws anew where too few are there: from 1 on, another draw.
+    attempt: 0; from 1 on, the number of another draw, for a server that draws again where too few
+      of the selected clients are available.
 
   Returns:
-    What everyone knows, with the cohort and new server states; the cohort as it was drawn, before
-    the layers that leave clients out of it; metrics, all named 'select/…'.
+    The cast with the cohort and the new server states; the cohort as it was drawn, before the
+    layers that leave clients out of it; metrics, all named 'select/…'.
   """
   draw, number = Draw(), layers.draws.population
   drawn: Any = None
@@ -183,7 +189,7 @@ def select_pass(
   for x in layers.selecting:
     stage: Any = x.select
     looks = stage.fact(Looks)
-    # Who says that it looks at nothing is shown nothing.
+    # A side that states that it looks at nothing gets no table: so its statement cannot be false.
     seen = None if looks is not None and looks.at == 'nothing' else table(x.name)
     ctx = context(x, 'select', cast, {}, table=seen)
     if attempt:
@@ -199,7 +205,7 @@ def select_pass(
     if law is not None:
       hiding.check_cohort(draw.cohort, law.capacity, x.name)
       drawn = draw.cohort
-    elif drawn is not None:
+    elif drawn is not None:  # after the draw, a side can only leave clients out
       draw = draw._replace(cohort=hiding.narrowed(before.cohort, draw.cohort, number, x.name))
   return cast._replace(cohort=draw.cohort, servers=servers), drawn, scalars(metrics)
 
@@ -213,10 +219,19 @@ def client_pass(
   value: Any,
   rows: dict[str, Tree],
 ) -> tuple[Any, dict[str, Tree], Metrics, jax.Array]:
-  """Runs the client sides of some layers, a `group` in the round, for ONE client.
+  """Runs the client sides of some layers for ONE client.
+
+  Args:
+    layers: of the round.
+    group: the layers among them whose client sides run now.
+    cast: of the round.
+    specs: for each layer, the shapes that its client side receives.
+    client: the client.
+    value: what enters the first of these sides, a `Task` or a `Message`.
+    rows: for each layer of the group, the client's state.
 
   Returns:
-    (value, its new rows, metrics, whether its update is finite where it leaves the algorithm).
+    (value, new rows, metrics, whether the update was finite when it left the algorithm).
   """
   new: dict[str, Tree] = {}
   metrics: Metrics = {}
@@ -226,7 +241,8 @@ def client_pass(
     trains = stage.fact(Trains) is not None
     wanted = Message if trains else type(value)
     ctx = hiding.seen(layers, x, context(x, 'client', cast, specs, client))
-    # Noise inside of training, or on tasks, bounds what it noises itself.
+    # Noise on messages is scaled to the bound composed so far. Noise inside of training, or on
+    # tasks, clips what it works on itself.
     if stage.fact(Noises) is not None and isinstance(value, Message):
       ctx = ctx._replace(bound=_bound(layers, x, 'client', cast, specs))
     value, row, noted = _applied(x, stage, ctx, value, rows[x.name])
@@ -240,16 +256,16 @@ def client_pass(
     new[x.name] = _kept(x, 'client', row, rows[x.name])
     metrics |= named(x, noted)
     if trains:
-      # Before anything is encoded: a NaN would become some integer or other.
+      # Checked before anything is encoded: rounded to integers, a NaN could not be recognised.
       fine = tree.finite(value)
       value = tree.keep(fine, value)
   return value, new, metrics, fine
 
 
 def message_pass(layers: Round, key: jax.Array, message: Message) -> Message:
-  """Runs the client sides of a part of a round on one message by itself, outside of any round.
+  """Returns what the client sides of a part of a round make of one message, outside of a round.
 
-  They have that one key, no state, and nothing of a server.
+  Every side gets the same `key` as its key and its round's key, an empty state and no parameters.
   """
   for x, side, bound in layers.bounds({}):
     if side == 'client':
@@ -261,7 +277,15 @@ def message_pass(layers: Round, key: jax.Array, message: Message) -> Message:
 def cohort_pass(
   layer: Layer, stage: Stage, cast: Cast, specs: dict[str, Tree], value: Message, rows: Tree
 ) -> tuple[Message, Tree, Metrics]:
-  """Runs the cohort side of a layer, or a stage in its place, on the stack [C, ...].
+  """Runs the cohort side of a layer on the stack of messages [C, ...].
+
+  Args:
+    layer: with a cohort side.
+    stage: that side, or one that computes the same in another way.
+    cast: of the round.
+    specs: for each layer, the shapes that its client side receives.
+    value: stack of messages [C, ...].
+    rows: client states [C, ...] of the layer.
 
   Returns:
     (stack, new rows [C, ...], metrics).
@@ -276,9 +300,9 @@ def cohort_pass(
 def server_pass(
   layers: Round, cast: Cast, specs: dict[str, Tree], message: Message
 ) -> tuple[Tree, dict[str, Tree], Metrics, jax.Array]:
-  """Runs the server sides, last first.
+  """Runs the server sides on the sum of the messages, from the last layer to the first.
 
-  Where a layer withholds the sum, parameters and states are those from before.
+  Where a layer withholds the sum (`Withholds`), parameters and states are those of `cast`.
 
   Returns:
     (new parameters, server states, metrics, whether the sum was released).
@@ -295,7 +319,8 @@ def server_pass(
         ctx = ctx._replace(bound=_bound(layers, x, 'server', cast, specs))
       value, servers[x.name], noted = _applied(x, x.server, ctx, value, servers[x.name])
       metrics |= scalars(named(x, noted))
-    # From the algorithm on it is parameters.
+    # After the algorithm in the list of layers: the message that the client side received. The
+    # algorithm, and the layers listed before it: parameters.
     wanted = specs.get(x.name, tree.shapes(cast.params))
     unlike = shapes.unlike(value, wanted)
     if unlike:
@@ -304,7 +329,7 @@ def server_pass(
         f'{wanted!r}, got {tree.shapes(value)!r}: {unlike}'
       )
     if x.name in withholds:
-      # Nor do the layers that follow see it, or their metrics tell of it.
+      # Zeros from here on: the layers that follow, and their metrics, do not see the sum either.
       value = tree.keep(released, value)
   if withholds:
     value, servers = tree.select(released, (value, servers), (cast.params, dict(cast.servers)))
@@ -329,14 +354,15 @@ def _released(layers: Round, cast: Cast) -> tuple[jax.Array, Metrics]:
 
 
 def _applied(layer: Layer, stage: Stage, ctx: Context, value: Any, state: Tree) -> Any:
-  """Returns what a side gives; names a layer on the wrong side of the algorithm.
+  """Returns (value, state, metrics) of a side.
 
   Raises:
-    IncompatibleStages: that, or a side that does not return three things.
+    IncompatibleStages: the side does not return these three, or it uses a `Task` as a `Message` or
+      the other way round: its layer is on the wrong side of the algorithm.
   """
   try:
     given = stage.apply(ctx, value, state)
-    # A `Message` alone has three fields, too.
+    # By its type, since a bare `Message` is a tuple of three, too.
     if type(given) is tuple and len(given) == 3 and isinstance(given[2], dict):
       return given
     got = type(given).__name__
@@ -361,8 +387,8 @@ def _applied(layer: Layer, stage: Stage, ctx: Context, value: Any, state: Tree) 
 
 
 def _kept(layer: Layer, whose: str, new: Tree, old: Tree) -> Tree:
-  """Returns the new state, or raises unless it keeps its structure, shapes and dtypes."""
-  # Writing the rows into the table would cast them to its dtypes, silently.
+  """Returns the new state, or raises `ValueError` unless it keeps structure, shapes and dtypes."""
+  # Otherwise writing the rows would cast them to the table's dtypes, silently.
   unlike = shapes.unlike(new, old)
   if unlike:
     raise ValueError(

@@ -1,6 +1,6 @@
-"""Mechanisms of noise, one a file: what a round costs, and the noise itself.
+"""Mechanisms of noise, one a file: how the noise is drawn, and what a round costs.
 
-A configuration names one by its name here, or by 'package.module:Class'.
+A configuration names a mechanism by its key in `MECHANISMS`, or by 'package.module:Class'.
 """
 
 import dataclasses
@@ -26,12 +26,16 @@ MECHANISMS: dict[str, type[Mechanism]] = {
 
 
 def name(mechanism: Mechanism) -> str:
-  """Returns the name of a mechanism here, or 'package.module:Class'."""
+  """Returns the key of a mechanism in `MECHANISMS`, or 'package.module:Class'.
+
+  >>> name(Gaussian(1.0))
+  'gaussian'
+  """
   kind = type(mechanism)
   return next((key for key, value in MECHANISMS.items() if value is kind), path(mechanism))
 
 
-# What a clip to one norm bounds.
+# The norms that a clip to one norm bounds.
 _CLIPPED = {'l1': ('l1', 'l2', 'linf'), 'l2': ('l2', 'linf')}
 _OTHERS = {'l1': 'central or local', 'l2': 'laplace or local_laplace'}
 
@@ -39,16 +43,19 @@ _OTHERS = {'l1': 'central or local', 'l2': 'laplace or local_laplace'}
 def find(
   mechanism: Any, norm: str | None = None, integers: bool | None = None, fresh: bool = False
 ) -> type[Mechanism]:
-  """Returns the class of a mechanism: given as it is, by its name, or as 'package.module:Class'.
+  """Returns the class of a mechanism, given as a class, a name or 'package.module:Class'.
+
+  >>> find('laplace').__name__, find('fedjax_mem.mechanisms.laplace:Laplace').__name__
+  ('Laplace', 'Laplace')
 
   Args:
-    mechanism: which.
-    norm: 'l1' or 'l2': what the updates that it is for are clipped to; None: whatever.
-    integers: whether it is for integers; None: whatever.
+    mechanism: the class or its name.
+    norm: the norm that the updates are clipped to, 'l1' or 'l2'; None: any.
+    integers: whether the noise must be for integers, or for floats; None: either.
     fresh: refuse noise that is correlated over rounds.
 
   Raises:
-    ValueError: there is none, or one for something else.
+    ValueError: there is no such mechanism, or it does not meet these conditions.
   """
   found = mechanism
   if isinstance(mechanism, str):
@@ -76,7 +83,18 @@ def find(
 
 
 def make(kind: type[Mechanism], noise_multiplier: float, **known: Any) -> Mechanism | None:
-  """Returns the mechanism of that size, given what it takes of what is `known`; None: no noise."""
+  """Returns a mechanism with those arguments of `known` that its class takes, or None for no noise.
+
+  >>> make(Skellam, 2.0, shares=10, dimension=1000, restart=8)
+  Skellam(noise_multiplier=2.0, shares=10, dimension=1000)
+  >>> make(Gaussian, 0.0) is None
+  True
+
+  Args:
+    kind: class of the mechanism.
+    noise_multiplier: size of the noise over the norm bound, >= 0; 0: no noise.
+    **known: arguments of mechanisms; `kind` gets those that are fields of its own.
+  """
   if not noise_multiplier:
     return None
   takes = {x.name for x in dataclasses.fields(kind)}

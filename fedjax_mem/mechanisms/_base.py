@@ -1,4 +1,4 @@
-"""What noise on integers shares: shares of clients, a table, costs that are lines in the order."""
+"""Noise on integers: drawn at once or in shares, from a table; its cost is linear in the order."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from fedjax_mem.core import validate
 from fedjax_mem.core.bound import Bound
 from fedjax_mem.core.mechanism import Mechanism
 
-# Order at which the best of several bounds that are lines in the order is chosen.
+# The Renyi order at which the lowest of several bounds, each linear in the order, is chosen.
 _TYPICAL_ORDER = 16
 
 
@@ -17,9 +17,9 @@ class OnIntegers(Mechanism):
   """Noise for integers, drawn once by the server or in shares by the clients.
 
   Attributes:
-    shares: None: drawn once; or the fewest clients that bring it, each a share of the variance of
-      the sum.
-    dimension: number of coordinates, or more.
+    shares: the fewest clients that add it, each an equal share of the variance of the sum; None: it
+      is drawn at once.
+    dimension: number of coordinates, or an upper bound of it.
   """
 
   integers = True
@@ -35,7 +35,7 @@ class OnIntegers(Mechanism):
 
   @property
   def carriers(self) -> int | None:
-    """The fewest clients that bring the noise in shares; None: it is drawn at once."""
+    """The fewest clients that add the noise in shares; None: it is drawn at once."""
     return self.shares
 
   def check(self, bound: Bound, like: Any) -> None:
@@ -54,12 +54,12 @@ class OnIntegers(Mechanism):
 
     Args:
       moves: how far the sum moves, in bounds: 1 or 2.
-      bound: on the integer grid.
+      bound: the bound of one contribution, on the integer grid.
     """
     raise NotImplementedError
 
   def table_of(self, sigma: float) -> Any:
-    """Returns the table of the noise of a scale in steps of the grid."""
+    """Returns the table from which noise of scale `sigma`, in steps of the grid, is drawn."""
     raise NotImplementedError
 
   def once(self, moves: int, bound: Bound | None) -> Any:
@@ -79,7 +79,7 @@ class OnIntegers(Mechanism):
 
 
 def lowest(lines: list[tuple[float, float]]) -> tuple[float, float]:
-  """Returns (rho, xi) of the bound xi + rho x order that is lowest at a typical order."""
+  """Returns the (rho, xi) whose bound xi + rho x order is lowest at a typical order."""
   return min(lines, key=lambda line: line[0] * _TYPICAL_ORDER + line[1])
 
 
@@ -87,7 +87,7 @@ def l2_of(bound: Bound | None) -> float:
   """Returns the L2 bound on the integer grid.
 
   Raises:
-    ValueError: it is not known.
+    ValueError: it is not a known number.
   """
   if bound is None or not isinstance(bound.l2, int | float) or not math.isfinite(bound.l2):
     raise ValueError(

@@ -1,7 +1,7 @@
 """Discrete Gaussian noise on integers, drawn once by the server or in shares by the clients.
 
-Of a sum of shares, which is not quite a discrete Gaussian, that of one share alone always holds:
-the others are post-processing.
+A sum of shares is not quite a discrete Gaussian. The guarantee of a single share always holds, as
+adding the other shares is post-processing; if the shares are large enough, a better one is proved.
 
 References: Canonne, Kamath, Steinke (2020), arXiv 2004.00010, Theorem 4 and its multivariate form;
 sums: Kairouz, Liu, Steinke (2021), arXiv 2102.06387, Proposition 14.
@@ -14,13 +14,19 @@ from typing import Any
 from fedjax_mem.core.bound import Bound
 from fedjax_mem.mechanisms import _base
 
-# In steps of the grid: from there on sums are accounted as such.
+# Least variance of a share, in steps of the grid, from which the bound for sums is proved.
 _LEAST_VARIANCE = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class DiscreteGaussian(_base.OnIntegers):
-  """Discrete Gaussian noise; `noise_multiplier` is its parameter sigma over the L2 bound."""
+  """Discrete Gaussian noise; `noise_multiplier` is its parameter sigma over the L2 bound.
+
+  >>> mechanism = DiscreteGaussian(2.0)
+  >>> noise, _ = mechanism.draw(jax.random.key(0), jnp.zeros(100_000), Bound(l2=3.0), ())
+  >>> noise.dtype.name, round(float(noise.std()))
+  ('int32', 6)
+  """
 
   def __post_init__(self) -> None:
     """Raises `ValueError` for numbers that are out of range, or missing."""
@@ -35,10 +41,11 @@ class DiscreteGaussian(_base.OnIntegers):
 
     Args:
       moves: how far the sum moves, in bounds: 1 or 2.
-      bound: on the integer grid; needed for several shares.
+      bound: the bound of one contribution, on the integer grid; needed for several shares.
     """
     ratio, shares = moves / self.noise_multiplier, self.shares or 1
     tau, dimension = self._penalty(bound), self.dimension or 1
+    # That of a single share, whose variance is 1 / shares of the sum's; then those of the sum.
     lines = [(shares * ratio**2 / 2, 0.0)]
     if tau is not None:
       lines += [
@@ -50,7 +57,7 @@ class DiscreteGaussian(_base.OnIntegers):
   def _penalty(self, bound: Bound | None) -> float | None:
     """Returns tau: how far a sum of shares is from one discrete Gaussian (0 for a single share).
 
-    None where a share is too small, sigma < 1/2 in steps of the grid, for what is proved.
+    None where a share is too small for the proof, sigma < 1/2 in steps of the grid.
     """
     shares = self.shares or 1
     if shares == 1:
@@ -61,7 +68,7 @@ class DiscreteGaussian(_base.OnIntegers):
     return 10 * sum(math.exp(-2 * math.pi**2 * variance * k / (k + 1)) for k in range(1, shares))
 
   def table_of(self, sigma: float) -> Any:
-    """Returns the table of the noise of a scale in steps of the grid."""
+    """Returns the table from which noise of scale `sigma`, in steps of the grid, is drawn."""
     from fedjax_mem.kernels.random import noise
 
     return noise.discrete_table(sigma)

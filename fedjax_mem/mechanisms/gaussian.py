@@ -1,4 +1,4 @@
-"""Gaussian noise: `noise_multiplier` standard deviations to the L2 bound.
+"""Gaussian noise, whose standard deviation is `noise_multiplier` x the L2 bound.
 
 Reference: Dwork and Roth (2014), Theorem 3.22; amplified by Poisson sampling (Abadi et al. 2016,
 arXiv 1607.00133) and by fixed-size sampling without replacement, where one client replaces another.
@@ -13,7 +13,12 @@ from fedjax_mem.core.mechanism import Mechanism
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian(Mechanism):
-  """Gaussian noise; `noise_multiplier` is its standard deviation over the L2 bound."""
+  """Gaussian noise; `noise_multiplier` is its standard deviation over the L2 bound.
+
+  >>> noise, _ = Gaussian(2.0).draw(jax.random.key(0), jnp.zeros(100_000), Bound(l2=3.0), ())
+  >>> round(float(noise.std()))
+  6
+  """
 
   amplifies = ('poisson', 'without_replacement')
   doubled_by = ('pld',)

@@ -1,4 +1,4 @@
-"""Laplace noise of scale `noise_multiplier` x the L1 bound: pure epsilon.
+"""Laplace noise, whose scale is `noise_multiplier` x the L1 bound: pure differential privacy.
 
 Reference: Dwork et al. (2006), Calibrating noise to sensitivity, Theorem 1.
 """
@@ -12,7 +12,15 @@ from fedjax_mem.core.mechanism import Mechanism
 
 @dataclasses.dataclass(frozen=True)
 class Laplace(Mechanism):
-  """Laplace noise; `noise_multiplier` is its scale over the L1 bound."""
+  """Laplace noise; `noise_multiplier` is its scale over the L1 bound.
+
+  A release costs epsilon = 1 / `noise_multiplier` where the neighbour's contribution is zero, and
+  twice that where it is any other:
+
+  >>> cost = fm.account.epsilon(None, Laplace(4.0), 1, 1e-5, adjacency='replace_special')
+  >>> round(cost.epsilon, 3)
+  0.25
+  """
 
   norm = 'l1'
   amplifies = ('poisson',)

@@ -1,13 +1,13 @@
 """Correlated noise by matrix factorisation (DP-MF): C^-1 Z instead of Z, streamed row by row.
 
-With Z independent Gaussian rows, one a round, the sums plus C^-1 Z are post-processing of
-C (sums) + Z: a Gaussian mechanism on the encoded sums. Noise of one round cancels part of the
-noise of earlier ones, so prefix sums, which is what training adds up, carry less of it.
+Z has independent Gaussian rows, one a round. The sums plus C^-1 Z are post-processing of C (sums)
++ Z, a Gaussian mechanism on the encoded sums. The noise of a round cancels part of the noise of
+earlier rounds, so that prefix sums, which training accumulates, contain less noise.
 
-Formal guarantee: L2 sensitivity of the encoded contributions of one client of bound 1, over every
-participation pattern with at least `separation` rounds between two, is computed for each number of
-rounds; the sampler must enforce the separation. Beyond those rounds the noise is NaN and the run
-stops: nothing is known there.
+Formal guarantee: for each number of rounds, the L2 sensitivity of the encoded contributions of one
+client of bound 1 is computed, over every participation pattern with at least `separation` rounds
+between two participations; the sampler must enforce the separation. After those rounds nothing is
+guaranteed, so the noise is NaN and the run stops.
 
 Rows of Z come from the round's key and the state is arrays only, so a resumed run continues bit for
 bit. The matrices are those of jax_privacy, optimised in float64 and applied in float32.
@@ -40,14 +40,22 @@ STRATEGIES = ('banded', 'blt')
 class Matrix(Mechanism):
   """Noise C^-1 Z; `noise_multiplier` is the standard deviation of Z over the L2 bound.
 
+  All rounds together cost one Gaussian release, with the sensitivity of the rounds that ran:
+
+  >>> apart = fm.Draws('cyclic', population=80, expected=10, capacity=10, min_sep=8)
+  >>> mechanism = Matrix(2.0, sensitivities=(0.9, 1.0), separation=8, width=2)
+  >>> [round(fm.account.epsilon(apart, mechanism, r, 1e-5).epsilon, 2) for r in (1, 2)]
+  [1.93, 2.17]
+
   State: `done` (rounds so far) and `matrix`, the stream's arrays for D values.
 
   Attributes:
-    sensitivities: L2 sensitivity of the encoded contributions of one client of bound 1, in the
-      rounds up to the r-th, for each r (never decreasing). One round more is not covered.
-    separation: rounds between two participations of a client that `sensitivities` assumes.
-    strategy: which C: 'banded' or 'blt'.
-    width: of 'banded' its bands, of 'blt' its buffers.
+    sensitivities: for each r, the L2 sensitivity of the encoded contributions of one client of
+      bound 1 in the first r rounds (never decreasing). Further rounds are not covered.
+    separation: the least number of rounds between two participations of a client that
+      `sensitivities` assumes.
+    strategy: the kind of C, 'banded' or 'blt'.
+    width: number of bands of 'banded', of buffers of 'blt'.
   """
 
   correlated = True
@@ -73,11 +81,11 @@ class Matrix(Mechanism):
 
   @property
   def min_sep(self) -> int:
-    """Rounds between two participations of a client that it assumes."""
+    """The least number of rounds between two participations of a client that it assumes."""
     return self.separation
 
   def horizon(self, draws: Any) -> int | None:
-    """Returns the rounds that its matrix covers."""
+    """Returns the number of rounds that its matrix covers."""
     del draws
     return len(self.sensitivities)
 
@@ -111,7 +119,7 @@ class Matrix(Mechanism):
     return dp_accounting.GaussianDpEvent(multiplier / self.sensitivities[rounds - 1])
 
   def check(self, bound: Bound, like: Any) -> None:
-    """Raises `ValueError` where the matrix that is drawn is not the one that is accounted."""
+    """Raises `ValueError` where the matrix that is drawn is not the one that is accounted for."""
     del bound, like
     if self.strategy == 'banded' and self.width > self.separation:
       raise ValueError(
@@ -127,7 +135,7 @@ class Matrix(Mechanism):
 
   def _strategy(self) -> 'Strategy':
     make = banded if self.strategy == 'banded' else blt
-    with jax.ensure_compile_time_eval():  # it may be asked for while a round is traced
+    with jax.ensure_compile_time_eval():  # this may run while a round is traced
       return make(len(self.sensitivities), self.width, self.separation)
 
   def init(self, like: Any) -> Any:
@@ -149,11 +157,11 @@ class Matrix(Mechanism):
 
 
 class Strategy(NamedTuple):
-  """The inverse of a strategy matrix C as a stream, and what C does to one client.
+  """The inverse of a strategy matrix C as a stream, and the sensitivities of C.
 
   Attributes:
     inverse: a jax_privacy `StreamingMatrix`: rows z -> rows of C^-1 Z.
-    sensitivities: [rounds] float64, L2 sensitivity in the first r rounds, for each r.
+    sensitivities: [rounds] float64, for each r the L2 sensitivity in the first r rounds.
   """
 
   inverse: Any
@@ -161,7 +169,7 @@ class Strategy(NamedTuple):
 
 
 def _library() -> types.ModuleType:
-  """Returns jax_privacy's matrices, which take seconds to import."""
+  """Returns jax_privacy's matrices, imported on first use since that takes seconds."""
   try:
     from jax_privacy import matrix_factorization as matrices
   except ImportError as error:
@@ -175,7 +183,7 @@ def _library() -> types.ModuleType:
 
 @contextlib.contextmanager
 def _ordinary() -> Iterator[None]:
-  """Runs the library under jax's ordinary promotion, whatever the caller has set."""
+  """Runs the library under jax's default promotion rules, which the caller may have changed."""
   with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):
     yield
 
@@ -184,8 +192,8 @@ def _ordinary() -> Iterator[None]:
 def banded(rounds: int, bands: int, separation: int) -> Strategy:
   """Returns a column-normalised banded strategy, optimised for the mean error of prefix sums.
 
-  Optimised as a Toeplitz matrix, which takes seconds and costs less than 0.5% of the error
-  (McKenna 2024), then normalised.
+  It is optimised as a Toeplitz matrix, which takes seconds and increases the error by less than
+  0.5% (McKenna 2024), then normalised.
 
   Args:
     rounds: size of the matrix.

@@ -1,6 +1,6 @@
-"""Skellam noise on integers: a sum of shares is Skellam again.
+"""Skellam noise on integers: a sum of Skellam variables is Skellam noise again.
 
-Reference: Agarwal, Kairouz, Liu (2021), arXiv 2110.04995, Corollary 4.1, which holds for whole
+Reference: Agarwal, Kairouz, Liu (2021), arXiv 2110.04995, Corollary 4.1, which holds for integer
 orders.
 """
 
@@ -16,7 +16,14 @@ from fedjax_mem.mechanisms import _base
 class Skellam(_base.OnIntegers):
   """Skellam noise; `noise_multiplier` is the standard deviation of the sum over the L2 bound.
 
-  With the dimension, which must be given, the L2 bound bounds the L1 norm.
+  The dimension must be given: with it, the L2 bound gives a bound of the L1 norm.
+
+  Ten clients add a share each, of a tenth of the variance:
+
+  >>> mechanism = Skellam(2.0, shares=10, dimension=100_000)
+  >>> share, _ = mechanism.draw(jax.random.key(0), jnp.zeros(100_000), Bound(l2=30.0), ())
+  >>> share.dtype.name, round(float(share.std()))  # 2 x 30 / sqrt(10)
+  ('int32', 19)
   """
 
   orders = (*range(2, 64), 128, 256, 512, 1024)
@@ -28,14 +35,15 @@ class Skellam(_base.OnIntegers):
       raise ValueError('dimension must be given for Skellam noise, got None.')
 
   def concentrated(self, moves: int, bound: Bound | None = None) -> tuple[float, float]:
-    """Returns (rho, xi): the Renyi divergence of a whole order a is at most xi + rho a.
+    """Returns (rho, xi): the Renyi divergence of an integer order a is at most xi + rho a.
 
     Args:
       moves: how far the sum moves, in bounds: 1 or 2.
-      bound: on the integer grid.
+      bound: the bound of one contribution, on the integer grid.
     """
     base = _base.l2_of(bound)
-    # Of any vector of integers; or what is known besides.
+    # The L1 norm of a vector of integers is at most sqrt(dimension) x its L2 norm, and at most the
+    # square of its L2 norm; `bound` may know better.
     one = min(math.sqrt(self.dimension or 1) * base, base**2, bound.l1 if bound else math.inf)
     variance = (self.noise_multiplier * base) ** 2
     l1, l2 = moves * one, moves * base
@@ -48,7 +56,7 @@ class Skellam(_base.OnIntegers):
     )
 
   def table_of(self, sigma: float) -> Any:
-    """Returns the table of the noise of a scale in steps of the grid."""
+    """Returns the table from which noise of scale `sigma`, in steps of the grid, is drawn."""
     from fedjax_mem.kernels.random import noise
 
     return noise.skellam_table(sigma)

@@ -1,17 +1,17 @@
-"""Tree aggregation (DP-FTRL): noise of few tree nodes in every prefix sum, no sampling needed.
+"""Tree aggregation (DP-FTRL): each prefix sum has the noise of few tree nodes; no sampling needed.
 
-The rounds of a tree are its leaves, in binary. Each node has noise of its own, and what is released
-are the noisy sums of nodes. The noise of the sum of the first t rounds comes from the nodes of t's
-binary digits, so it grows with log t instead of t. Honaker's estimator then averages each node with
-what its two children say of it, which lowers the variance of a node of height h from 1 to
-1 / (2 (1 - 2^-(h + 1))).
+The rounds are the leaves of a binary tree. Each node has independent noise, and the noisy sums of
+the nodes are released. The sum of the first t rounds is made of one node for each binary digit 1 of
+t, so the variance of its noise grows with log t and not with t. Honaker's estimator also averages
+each node with the sum of its two children, which lowers the variance of a node of height h from 1
+to 1 / (2 (1 - 2^-(h + 1))).
 
-What is drawn for a round is an increment: the noise of this prefix minus that of the one before.
-Its noise at a node is drawn from the key of the round that completes it, and the estimates of the
-open nodes are the state: O(log rounds) arrays, and no key.
+The noise that is added in a round is an increment: the noise of this prefix minus that of the one
+before. The noise of a node is drawn from the key of the round that completes it. The state is the
+estimates of the nodes not yet merged into a higher one: O(log rounds) arrays, and no key.
 
 A client that takes part once in a tree changes the sums of at most ceil(log2 restart) + 1 nodes, by
-at most the bound each. The sampler must keep `restart` rounds between two participations.
+at most the bound each. The sampler must keep `restart` rounds between two participations (min_sep).
 
 References: Kairouz et al. (2021), arXiv 2103.00039, Algorithm 1 and appendix B; Honaker (2015),
 Efficient use of differentially private binary trees.
@@ -35,13 +35,19 @@ from fedjax_mem.core.mechanism import Mechanism
 class Tree(Mechanism):
   """Tree noise; `noise_multiplier` is the standard deviation of a node over the L2 bound.
 
+  With 8 rounds between two participations of a client, and a new tree every 8 rounds:
+
+  >>> apart = fm.Draws('cyclic', population=80, expected=10, capacity=10, min_sep=8)
+  >>> str(fm.account.epsilon(apart, Tree(2.0, restart=8), rounds=8, delta=1e-5))[:9]
+  'ε = 4.729'
+
   State: `done` (rounds of the present tree) and `open`, estimates of the noise of open nodes,
   [levels, ...] for each array.
 
   Attributes:
-    restart: rounds between two fresh trees; None: one tree for the whole run, which is accounted
-      and not drawn.
-    honaker: use what the children of a node say of it; without it, the plain tree.
+    restart: rounds of a tree, after which a new one begins; None: one tree for the whole run, which
+      can be accounted for but not drawn.
+    honaker: whether to average a node with its children (Honaker's estimator).
   """
 
   correlated = True
@@ -56,7 +62,7 @@ class Tree(Mechanism):
 
   @property
   def min_sep(self) -> int:
-    """Rounds between two participations of a client that it assumes."""
+    """The least number of rounds between two participations of a client that it assumes."""
     return self.restart or 1
 
   def horizon(self, draws: Any) -> int | None:
@@ -72,7 +78,7 @@ class Tree(Mechanism):
     bound: Bound | None = None,
     truncated: bool = False,
   ) -> Any:
-    """Returns the event of `rounds` rounds: of as many trees as a client can be in.
+    """Returns the event of `rounds` rounds: one tree, composed for each that a client can be in.
 
     Raises:
       ValueError: a client may take part more than once in a tree.
@@ -115,13 +121,14 @@ def step(
   """Returns (noise of this prefix minus that of the last, estimates of the nodes now open).
 
   Args:
-    draw: height -> noise of the node of that height which this round completes.
-    opened: [levels, ...] for each array, estimates of the nodes open after `done` rounds: height h
-      is open if bit h of `done` is set; the other rows are stale.
+    draw: height -> noise of the node of that height that this round completes.
+    opened: [levels, ...] for each array, estimates of the nodes that are open after `done` rounds:
+      that of height h is open if bit h of `done` is set; the other rows are stale.
     done: int32, rounds of this tree so far.
     honaker: average a node with its children.
   """
-  # Round done + 1 completes one node of each height 0 … closed; those below are merged into it.
+  # Round done + 1 completes one node of each height 0 … closed. The highest of them becomes open;
+  # the open nodes below it are merged into it.
   closed = jax.lax.population_count(done ^ (done + 1)) - 1
 
   def merge(
@@ -130,7 +137,8 @@ def step(
     estimate, gone = carry
     row = jax.tree.map(lambda x: x[height], opened)
     children = trees.add(estimate, row)
-    # Variances over a node's own: 1 and twice a child's, 1 / (1 - 2^-(h + 1)).
+    # Weights by inverse variance. In units of the node's own noise: 1, and twice that of a child's
+    # estimate, 1 / (1 - 2^-(height + 1)).
     ratio = 1 / (1 - jnp.exp2(-(height + 1).astype(jnp.float32)))
     share = ratio / (1 + ratio) if honaker else jnp.float32(1)
     mix = lambda mine, theirs: share * mine + (1 - share) * theirs

@@ -54,6 +54,12 @@ def _adaptive(
 def fedadagrad(learning_rate: float, tau: float = 1e-3) -> optax.GradientTransformation:
   """Returns FedAdagrad (Reddi et al. 2021, Algorithm 2; b1 = 0).
 
+  >>> optimizer = fedadagrad(learning_rate=0.1)
+  >>> updates = jnp.array([2.0, 0.02])
+  >>> step, _ = optimizer.update(updates, optimizer.init(jnp.zeros(2)))
+  >>> [round(x, 3) for x in step.tolist()]
+  [-0.1, -0.095]
+
   Args:
     learning_rate: server learning rate, > 0.
     tau: degree of adaptivity, > 0; the second moment starts at tau**2.
@@ -68,6 +74,12 @@ def fedadam(
   learning_rate: float, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
   """Returns FedAdam (Reddi et al. 2021, Algorithm 2).
+
+  >>> optimizer = fedadam(learning_rate=0.1)
+  >>> updates = jnp.array([2.0, 0.02])
+  >>> step, _ = optimizer.update(updates, optimizer.init(jnp.zeros(2)))
+  >>> [round(x, 3) for x in step.tolist()]
+  [-0.1, -0.062]
 
   Args:
     learning_rate: server learning rate, > 0.
@@ -87,6 +99,12 @@ def fedyogi(
   learning_rate: float, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
   """Returns FedYogi (Reddi et al. 2021, Algorithm 2).
+
+  >>> optimizer = fedyogi(learning_rate=0.1)
+  >>> updates = jnp.array([2.0, 0.02])
+  >>> step, _ = optimizer.update(updates, optimizer.init(jnp.zeros(2)))
+  >>> [round(x, 3) for x in step.tolist()]
+  [-0.1, -0.062]
 
   Args:
     learning_rate: server learning rate, > 0.

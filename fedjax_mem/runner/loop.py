@@ -61,11 +61,21 @@ def run(
 ) -> Result:
   """Runs an experiment and returns its result; everything is in the run's folder as well.
 
+  >>> import tempfile
+  >>> config = fm.load_config('configs/quickstart.toml', ['rounds=1', 'data.num_clients=10'])
+  >>> with tempfile.TemporaryDirectory() as out:
+  ...   result = run(config, out, quiet=True)
+  folder: ...quickstart-...
+  compiling a round of ...
+  round 1/1 · ...
+  >>> {'train_loss', 'test_accuracy', 'bytes_up'} <= set(result.metrics[-1])
+  True
+
   Args:
     config: the experiment.
     out: folder in which the run's folder `<name>-<hash>` is made.
     data_dir: where prepared data sets are; None: the environment or the default decides.
-    quiet: no progress bar.
+    quiet: report progress by plain lines, without a bar.
 
   Raises:
     ValueError: bad input; nothing has run.
@@ -84,10 +94,18 @@ def resume(
 ) -> Result:
   """Goes on with an unfinished run from its newest sound checkpoint, as if it had not stopped.
 
+  The path is that of the run, such as `resume('runs/quickstart-d5ec03a3')`. Another folder is
+  refused:
+
+  >>> resume('configs')
+  Traceback (most recent call last):
+    ...
+  ValueError: a run must be a folder with config.toml and manifest.json, got 'configs'.
+
   Args:
     path: the run's folder.
     data_dir: where prepared data sets are; None: where the run found them.
-    quiet: no progress bar.
+    quiet: report progress by plain lines, without a bar.
 
   Raises:
     ValueError: not a run's folder, or a run that is finished, in use or of another configuration.

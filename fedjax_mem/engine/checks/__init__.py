@@ -1,6 +1,9 @@
-"""What a plan refuses, each a function of the round that knows no method by name.
+"""What a plan refuses: checks of a round by the facts of its layers, never by a method's name.
 
-`composed` looks at the layers alone, `planned` at what only shapes show.
+`composed` needs only the layers, `planned` also the shapes of what they pass on. Clip norms and
+other bounds are checked in `bounds.py`, the place of noise and how the cohort is drawn in
+`privacy.py`, sums and states without noise in `released.py`, integers and masks in `masks.py`,
+codecs in `codecs.py`, robust rules and attacks in `byzantine.py`.
 """
 
 from fedjax_mem.core import Message, Noises, Round, State, Tree
@@ -31,4 +34,4 @@ def planned(layers: Round, specs: dict[str, Tree], sent: Message, state: State) 
   if layers.having(Noises):
     bounds.check(layers, specs, sent)
     released.check(layers, specs, sent, state)
-  byzantine.check_silent(layers)  # after what a claim has to say of it
+  byzantine.check_silent(layers)  # last, since the checks of privacy name the cause more exactly

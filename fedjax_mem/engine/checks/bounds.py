@@ -1,9 +1,9 @@
-"""The norm that noise is scaled to: known where it is added, and the one that it is drawn for.
+"""Bounds (clip norms): noise needs a known bound on what one client can change where it is added.
 
-What one client can change in the sum is composed along the path of a message (`Round.bounds`): out
-over the client and cohort sides, and back over the server sides that are listed after the noise,
-which work on the sum before it. A side that states no `Bounds` leaves it unknown, and noise on what
-is unknown is refused.
+The bound is composed along the path of a message (`Round.bounds`): over the client and cohort sides
+to the sum, and over the server sides that work on the sum before the noise, which are those of the
+layers listed after it. A side that states no `Bounds` leaves the bound unknown, and noise that
+would be scaled to an unknown bound is refused.
 """
 
 from itertools import pairwise
@@ -28,7 +28,7 @@ from fedjax_mem.core import (
 
 
 def check(layers: Round, specs: dict[str, Tree], sent: Message) -> None:
-  """Raises where the norm that noise is scaled to is unknown, or larger than it is drawn for.
+  """Raises where the bound that noise is scaled to is unknown, or not one that it can be drawn for.
 
   Args:
     layers: of the round.
@@ -37,13 +37,14 @@ def check(layers: Round, specs: dict[str, Tree], sent: Message) -> None:
   """
   for layer, side, noise in layers.having(Noises):
     if noise.unit == 'example':
-      continue  # noise inside of training, or before it, bounds what it noises itself
+      continue  # it is inside of training or before it, and bounds what it works on itself
     here = layers.bound(layer, side, specs)
     for what in ('rows', *noise.mechanism.norms):
       if not known(here._asdict()[what]):
         raise IncompatibleStages(_unknown(layers, layer, side, what, specs))
     after = layers.after(layer)
     leaves = specs[after[0].name] if after else sent
+    # What the layer itself adds to the sum beside the update.
     beside = set(leaves.aux) - set(specs[layer.name].aux)
     _check_rows(layers, layer, side, here, specs, bool(beside))
     _check_grid(layers, layer, noise)
@@ -53,7 +54,10 @@ def check(layers: Round, specs: dict[str, Tree], sent: Message) -> None:
 def _steps(
   layers: Round, layer: Layer, side: str, what: str, specs: dict[str, Tree]
 ) -> list[tuple[Layer, str, Any, Any]]:
-  """Returns (layer, side, bound of what enters, of what leaves) up to a side, the last first."""
+  """Returns (layer, side, bound of what enters, of what leaves) of all sides before a given one.
+
+  The last side comes first; the bounds are the field `what`, a norm or the rows.
+  """
   places = list(layers.bounds(specs))
   stop = next(i for i, (x, s, _) in enumerate(places) if (x.name, s) == (layer.name, side))
   return [
@@ -63,7 +67,7 @@ def _steps(
 
 
 def _unknown(layers: Round, layer: Layer, side: str, what: str, specs: dict[str, Tree]) -> str:
-  """Returns who leaves unknown what noise is scaled to, why, and what to do."""
+  """Returns a message: which side leaves the bound unknown, why, and what to do."""
   breaks = next(
     (
       (x, s)
@@ -96,10 +100,10 @@ def _unknown(layers: Round, layer: Layer, side: str, what: str, specs: dict[str,
 def _check_rows(
   layers: Round, layer: Layer, side: str, here: Bound, specs: dict[str, Tree], beside: bool
 ) -> None:
-  """Raises where a client changes the messages of others, and the noise is not scaled to that.
+  """Raises where a client can change other clients' messages, and the noise covers one message.
 
-  Noise of a client's own covers one message; so does that on what the layer sums `beside` the
-  update, which has no bound of its own.
+  Noise that a client adds to its own message covers that message only. The same holds for noise on
+  what the layer sums `beside` the update, which has no composed bound.
   """
   if here.rows == 1 or (side == 'server' and not beside):
     return
@@ -112,10 +116,10 @@ def _check_rows(
 
 
 def _check_grid(layers: Round, layer: Layer, noise: Noises) -> None:
-  """Raises where noise for integers meets floats, or the other way round.
+  """Raises where noise for integers is added to floats, or the other way round.
 
-  Whether the sum is of integers is what the layer's own client side leaves. A client that noises
-  its own message may leave floats again.
+  The layer's own client side states whether the sum is one of integers. Only central noise is
+  checked: a client that noises its own integers may turn them into floats again.
   """
   whole = layer.client is not None and layer.client.fact(Integers) is not None
   if noise.trust == 'central' and noise.mechanism.integers != whole:
@@ -128,7 +132,7 @@ def _check_grid(layers: Round, layer: Layer, noise: Noises) -> None:
 
 
 def _check_fixed(layer: Layer, mechanism: Mechanism, here: Bound, spec: Any) -> None:
-  """Raises where noise that is drawn for one bound meets one that changes from round to round."""
+  """Raises where noise needs the same bound in every round, and the bound changes."""
   remembers = jax.tree.leaves(jax.eval_shape(lambda: mechanism.init(spec.update)))
   if remembers and not mechanism.correlated:
     raise IncompatibleStages(

@@ -1,7 +1,7 @@
 """Robust rules and attacks in the wrong place.
 
-A cohort side that is a robust rule states `Rule`, one that stands for clients that lie `Attacks`.
-One that states nothing may be a rule: where the sum is divided by a fixed number it is refused.
+The cohort side of a robust rule states `Rule`, that of byzantine clients `Attacks`. A cohort side
+that states nothing may be a robust rule: it is refused where the sum is divided by a fixed number.
 """
 
 from fedjax_mem.core import (
@@ -39,7 +39,7 @@ def check(layers: Round) -> None:
 
 
 def check_silent(layers: Round) -> None:
-  """Raises for a cohort side of unknown kind whose result would be divided by a fixed number."""
+  """Raises for a cohort side that states nothing, if its result is divided by a fixed number."""
   for x, side in layers.silent:
     if side == 'cohort' and layers.weighs.divisor is not None:
       raise IncompatibleStages(
@@ -57,8 +57,9 @@ def _fewer(before: tuple[Layer, ...]) -> str:
 
 
 def _check_visible(layer: Layer, layers: Round) -> None:
-  """Raises where updates are hidden, or are integers, when a layer has to see them."""
-  # An attack may come before the mask, and what is an integer only later may be seen before.
+  """Raises where a rule or an attack would see masked updates, or integers modulo 2 ** bits."""
+  # A mask anywhere in the round hides updates from a rule, which the server runs; an attack may
+  # come before the mask. Integers are seen only by layers after the one that makes them.
   hidden = [x for x, _, _ in layers.having(Masks)] if layer.fact(Rule) is not None else []
   whole = [x for x in layers.before(layer) if x.fact(Integers) is not None]
   for x in (*whole, *hidden):
@@ -69,7 +70,7 @@ def _check_visible(layer: Layer, layers: Round) -> None:
 
 
 def _check_divisor(layer: Layer, layers: Round) -> None:
-  """Raises where the division would change what the rule has found."""
+  """Raises for a fixed divisor: the sum of a rule's rows divided by it is not the rule's result."""
   divisor = layers.weighs.divisor
   if divisor is not None:
     raise IncompatibleStages(

@@ -1,9 +1,9 @@
-"""Codecs in the wrong company, so that bytes are what they are said to be.
+"""Layers that a codec does not go with: with them, other bytes would be sent than are counted.
 
-A side that encodes states `Encodes`. Where its code adds, the server decodes the sum, and a mask
-may cover it; where it does not, what is summed is what the client has decoded itself, and nothing
-may change it on the way. A side that states nothing may do anything to a message: beside a code it
-is refused.
+A side that encodes states `Encodes`. If the codes add, the server decodes their sum, and a mask may
+cover them. If they do not, each client's code is decoded before the sum, and no later layer may
+change it. A side that states nothing may do anything to a message, so it is refused in a round with
+a codec.
 """
 
 from fedjax_mem.core import Encodes, IncompatibleStages, Integers, Layer, Noises, Round
@@ -32,7 +32,7 @@ def check(layers: Round) -> None:
 
 
 def _check_after(layer: Layer, encodes: Encodes, later: Layer) -> None:
-  """Raises for a layer after a codec that would change what is on the wire."""
+  """Raises for a layer after a codec that would change what is sent."""
   if later.fact(Encodes) is not None:
     raise IncompatibleStages(
       f'{layer.name!r} and {later.name!r} both encode the update, and only one message is sent: '

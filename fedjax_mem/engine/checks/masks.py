@@ -1,8 +1,8 @@
 """Masks, and the integers that they cover.
 
-A side that leaves integers states `Integers`: the modulus of their sum, and how many clients there
-is room for. What masks comes last, right after such a side, and nobody looks at single messages in
-the name of the server: a cohort side stands for clients that attack, or there is none.
+A side that leaves integers states `Integers`: the modulus of their sum, and for how many clients it
+has room. A mask comes last, right after such a side. The server cannot see single messages under a
+mask, so the only cohort sides are those of byzantine clients (`Attacks`).
 """
 
 from fedjax_mem.core import (
@@ -16,7 +16,7 @@ from fedjax_mem.core import (
 
 
 def check(layers: Round) -> None:
-  """Raises where an integer sum has no room, or a mask hides nothing or is looked under."""
+  """Raises where an integer sum may overflow, or where a mask is misplaced or seen through."""
   for layer, _, whole in layers.having(Integers):
     _check_room(layers, layer, whole)
   masked = layers.having(Masks)
@@ -38,7 +38,7 @@ def _check_room(layers: Round, layer: Layer, whole: Integers) -> None:
 
 
 def _check_covered(layers: Round, layer: Layer, mask: Masks) -> None:
-  """Raises unless what reaches the mask are integers modulo the same number."""
+  """Raises unless integers of the same modulus reach the mask."""
   out = [(x, side) for x, side in layers.path if side != 'server']
   place = [(x.name, side) for x, side in out].index((layer.name, 'client'))
   source, side = out[place - 1]
@@ -67,7 +67,7 @@ def _check_last(layers: Round, layer: Layer) -> None:
 
 
 def _check_unseen(layers: Round, layer: Layer) -> None:
-  """Raises for a cohort side that looks at single messages, and stands for no client."""
+  """Raises for a cohort side that sees single messages, unless it is an attack's."""
   for x in layers:
     if x.cohort is not None and x.cohort.fact(Attacks) is None:
       raise IncompatibleStages(
@@ -77,7 +77,7 @@ def _check_unseen(layers: Round, layer: Layer) -> None:
 
 
 def _check_choosers(layers: Round) -> None:
-  """Raises where who is selected depends on single messages that only a sum is seen of."""
+  """Raises where selection depends on single messages of which only the sum is seen."""
   hidden = [x.name for x, _, _ in (*layers.having(Integers), *layers.having(Masks))]
   for chooser in layers.selecting:
     if chooser.cohort is not None and hidden:

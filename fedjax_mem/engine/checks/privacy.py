@@ -1,7 +1,7 @@
-"""What a claim of privacy needs of the layers: their order, weights, who is selected.
+"""What noise needs of the other layers: their order, the weights, and how the cohort is drawn.
 
-All raise `IncompatibleStages`, naming the layer that adds noise, the layer that breaks its promise,
-and the remedy.
+All checks raise `IncompatibleStages`, which names the layer that adds noise, the layer that breaks
+its claim, and the remedy.
 """
 
 from typing import Any
@@ -21,13 +21,13 @@ from fedjax_mem.core import (
 
 
 def check(layers: Round) -> None:
-  """Raises for a combination in which the noise would not give what it is accounted for.
+  """Raises for a combination in which the noise would not give the privacy that is accounted.
 
   Args:
     layers: of the round, one of which weighs.
 
   Raises:
-    IncompatibleStages: a promise that does not hold.
+    IncompatibleStages: two layers that do not go together.
   """
   noisy = layers.having(Noises)
   names = [layer.name for layer, _, _ in noisy]
@@ -48,7 +48,7 @@ def check(layers: Round) -> None:
 
 
 def _check_carried(layer: Layer, side: str, noise: Noises, share: bool) -> None:
-  """Raises where shares of noise are accounted as drawn at once, or the other way round."""
+  """Raises where noise in shares is accounted as noise drawn at once, or the other way round."""
   if noise.mechanism.carried != share:
     raise IncompatibleStages(
       f'the {side} side of {layer.name!r} adds {noise.trust} noise, and its mechanism says that '
@@ -64,7 +64,7 @@ def _check_carried(layer: Layer, side: str, noise: Noises, share: bool) -> None:
 
 
 def _check_tasks(layers: Round, layer: Layer) -> None:
-  """Raises where a layer may spread an example over others before noise by example."""
+  """Raises where a layer before noise by example may make several examples depend on one."""
   for x, _, prepares in layers.having(Prepares):
     if x is not layer and not prepares.by_example:
       raise IncompatibleStages(
@@ -77,7 +77,7 @@ def _check_tasks(layers: Round, layer: Layer) -> None:
 def _check_place(layers: Round, layer: Layer, side: str, noise: Noises) -> None:
   """Raises for noise by client that is not on messages, or noise by example that is.
 
-  Local noise is the client's own: on the server it would be somebody else's.
+  Local noise is added by the client itself, so it cannot be on a server side.
   """
   if noise.trust == 'local' and side == 'server':
     raise IncompatibleStages(
@@ -94,7 +94,7 @@ def _check_place(layers: Round, layer: Layer, side: str, noise: Noises) -> None:
 
 
 def _check_share(layers: Round, layer: Layer) -> None:
-  """Raises where anything but a mask works on messages that hold a share of the noise."""
+  """Raises unless only masks, and at least one, follow a layer that adds a share of the noise."""
   later = [x for x in layers.after(layer) if set(x.sides) - {'select'}]
   for x in later:
     if x.fact(Masks) is None:
@@ -110,7 +110,7 @@ def _check_share(layers: Round, layer: Layer) -> None:
 
 
 def _check_together(noisy: list[tuple[Layer, Noises]]) -> None:
-  """Raises where two mechanisms protect the same thing and nobody can say what they amount to."""
+  """Raises where two mechanisms protect the same unit: their joint cost is not accounted."""
   first: dict[tuple[str, str], Layer] = {}
   for layer, noise in noisy:
     other = first.setdefault((noise.trust, noise.unit), layer)
@@ -122,11 +122,11 @@ def _check_together(noisy: list[tuple[Layer, Noises]]) -> None:
 
 
 def _check_selection(layers: Round, layer: Layer, noise: Noises, share: bool) -> None:
-  """Raises where who is selected depends on data, or more often than correlated noise assumes."""
+  """Raises where selection depends on data, or breaks the `min_sep` that the noise assumes."""
   drawn = False
   for x in layers.selecting:
     drawn = drawn or x is layers.drawing
-    # A client's own noise does not hide whether it arrives; that of the server does.
+    # The server's noise hides whether a client arrives; noise that the client adds does not.
     _check_looks(layers, layer, x, drawn, noise.trust == 'central' and not share)
   wanted, kept = noise.mechanism.min_sep, layers.draws.min_sep
   if noise.unit == 'client' and wanted > kept:
@@ -142,15 +142,15 @@ def _check_looks(layers: Round, noisy: Layer, chooser: Layer, drawn: bool, by_se
 
   Args:
     layers: of the round.
-    noisy: the layer that makes the claim.
-    chooser: the layer that selects.
+    noisy: the layer that adds noise.
+    chooser: the layer with the select side.
     drawn: whether it draws, or comes after the draw.
     by_server: whether the server adds the noise to the sum.
   """
   stage: Any = chooser.select
   looks, draws = stage.fact(Looks), stage.fact(Draws)
-  # After the draw, that a client does not arrive is a message of zeros, which is within the bound
-  # of noise on the sum.
+  # After the draw, a client that does not arrive sends, in effect, zeros: within the bound that
+  # noise on the sum covers.
   after = drawn and draws is None
   allowed = ('nothing', 'own data') if after and by_server else ('nothing',)
   if looks is None or looks.at not in allowed:
@@ -177,7 +177,7 @@ def _check_looks(layers: Round, noisy: Layer, chooser: Layer, drawn: bool, by_se
 
 
 def _check_weights(layers: Round, layer: Layer, noise: Noises) -> None:
-  """Raises where weights or the divisor would tell what the noise is to hide."""
+  """Raises where weights or the divisor would reveal what the noise has to hide."""
   weighing, weighs = layers.weighing, layers.weighs
   alike = noise.unit == 'example' or noise.trust == 'local'
   if alike and not weighs.alike:

@@ -1,4 +1,4 @@
-"""Nothing leaves beside the noise: no sum without noise, no state of a sum before it."""
+"""No release without noise: every sum is noised, and no state is kept of a sum before its noise."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from fedjax_mem.core import (
 
 
 def check(layers: Round, specs: dict[str, Tree], sent: Message, state: State) -> None:
-  """Raises `IncompatibleStages` if something is released beside the noise.
+  """Raises `IncompatibleStages` if anything is released without noise.
 
   Args:
     layers: of the round.
@@ -37,7 +37,7 @@ def check(layers: Round, specs: dict[str, Tree], sent: Message, state: State) ->
 
 
 def _check_entering(layers: Round, layer: Layer, specs: dict[str, Tree]) -> None:
-  """Raises where what enters the clip is not made of floats."""
+  """Raises where a value that enters the clip is not a float."""
   whole = tree.not_floats(specs[layer.name].update)
   if whole:
     raise IncompatibleStages(
@@ -47,7 +47,7 @@ def _check_entering(layers: Round, layer: Layer, specs: dict[str, Tree]) -> None
 
 
 def _sums(layers: Round, specs: dict[str, Tree], sent: Message) -> list[tuple[Layer, list[str]]]:
-  """Returns the layers that sum something beside the update without noise, and what."""
+  """Returns (layer, names) of all that is summed beside the update without noise."""
   found: list[tuple[Layer, list[str]]] = []
   known: set[str] = set()
   start = layers.place(layers.algorithm)
@@ -69,7 +69,7 @@ def _check_beside(
   sent: Message,
   servers: dict[str, Tree],
 ) -> None:
-  """Raises where something is summed, or kept on the server, that the noise never covers."""
+  """Raises where the noise does not cover a sum, or a state that the server keeps."""
   after = [x.name for x in layers.after(layer)]
   noise: Any = layer.fact(Noises)
   central = noise.trust == 'central'
@@ -93,7 +93,7 @@ def _check_beside(
 
 
 def _check_memories(layers: Round, layer: Layer, tables: dict[str, Tree], share: bool) -> None:
-  """Raises where clients meet in more than the sum, or the sum shows by itself who arrived."""
+  """Raises where a client's message reaches other clients' states, or arrivals can be counted."""
   for x in layers:
     if x.cohort is not None and jax.tree.leaves(tables[x.name]):
       raise IncompatibleStages(

@@ -1,7 +1,6 @@
 """What users call a model and a data loader; the discrete local noise."""
 
 import asyncio
-import doctest
 
 import flax.linen as nn
 import jax
@@ -19,10 +18,7 @@ from fedjax_mem.federated import (
   PrivacyConfig,
   ServerConfig,
   as_model,
-  compression,
   data,
-  model,
-  privacy,
 )
 
 X, Y = np.ones((5, 4), np.float32), np.array([0, 1, 2, 1, 0])
@@ -161,10 +157,3 @@ def test_mechanisms_keep_their_budget_and_scale(mechanism):
   wanted = dp.noise_multiplier * 0.5 * (2**0.5 if mechanism == 'laplace' else 1.0)
   assert abs(float(noise.std()) / wanted - 1) < 0.05
   assert 2.9 < dp.get_privacy_spent().epsilon <= 3.0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('module', [compression, model, privacy])
-def test_doctests(module):
-  found = doctest.testmod(module)
-  assert found.attempted and not found.failed

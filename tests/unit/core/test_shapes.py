@@ -2,8 +2,7 @@ import jax.numpy as jnp
 import pytest
 
 import fedjax_mem as fm
-from fedjax_mem.core import Message, Stage
-from fedjax_mem.engine import shapes
+from fedjax_mem.core import Message, Stage, shapes
 
 UPDATES = {'a': [[1.0, 2.0], [3.0, 4.0]], 'b': [1.0, 2.0]}
 

@@ -9,7 +9,10 @@ from typing import Any
 
 import chex
 
-from fedjax_mem.core import IncompatibleStages, Layer, Message, Tree, tree
+from fedjax_mem.core import tree
+from fedjax_mem.core.layer import IncompatibleStages, Layer
+from fedjax_mem.core.message import Message
+from fedjax_mem.core.tree import Tree
 
 
 def check_message(layer: Layer, message: Message) -> None:
