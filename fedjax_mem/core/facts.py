@@ -54,7 +54,8 @@ class Draws(Fact):
     population: N, clients.
     expected: clients expected in a cohort (C, or N times the sampling rate).
     capacity: rows of a cohort; a larger Poisson cohort is cut to it, uniformly at random.
-    min_sep: the least number of rounds between two participations of a client.
+    min_sep: a client that takes part in round t takes part again in round t + min_sep at the
+      earliest; 1 allows every round.
   """
 
   sides = ('select',)

@@ -1,4 +1,4 @@
-"""Robust aggregation: what the server makes of updates some of which are hostile."""
+"""Robust aggregation: rules for the server that withstand byzantine (hostile) clients."""
 
 from collections.abc import Callable
 

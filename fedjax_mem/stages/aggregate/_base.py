@@ -1,18 +1,18 @@
 """What the robust rules share: from weighted messages to plain rows [C, D], and back.
 
-A rule is defined for updates that count the same. Messages come after the weighing, so a client's
-row is its update over its weight. What is returned makes the sum and the division that follow give
-the rule's value: it stands in every row, times the row's weight, and weights stay as they are. A
-client that is padding, has not arrived, has weight 0 or sends a value that is not finite is no row.
+A robust rule is defined for updates of equal weight. It comes after the weighing, so a client's row
+is its update divided by its weight. The result of the rule is written into every row, times the
+row's weight, and the weights do not change. So the sum and the division that follow give exactly
+that result. A client gets no row if it is padding, has not arrived, has weight 0 or sends a value
+that is not finite.
 
-Where fewer clients are left than the rule needs, or it leaves none, the round is skipped: every
-weight is 0, so that the server leaves its parameters and its optimizer as they are. Metrics:
-`skipped`, 1 for such a round, and `rows` that the rule has seen.
+The round is skipped if fewer clients are left than the rule needs, or if the rule removes them all.
+Then every weight is 0, so the server changes neither its parameters nor its optimizer state.
+Metrics: `skipped`, 1 for such a round, and `rows`, the number of rows that the rule received.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +22,17 @@ from fedjax_mem.core import (
   IncompatibleStages,
   Layer,
   Message,
+  Metrics,
   Rule,
   Stage,
+  Tree,
   tree,
   validate,
 )
 
-Tree = Any
-# (ctx, rows [C, D] with zeros for those that do not count, which count [C], weights [C])
-# -> (value [D], or new rows [C, D]; metrics)
-Compute = Callable[..., tuple[jax.Array, dict[str, Any]]]
+# (ctx, rows [C, D], zeros where they do not count, which rows count [C], weights [C])
+# -> (result [D], or new rows [C, D]; metrics)
+Compute = Callable[[Context, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +41,13 @@ class Ruling:
 
   Attributes:
     compute: the rule on rows.
-    least: rows that it needs.
+    least: number of rows that it needs.
   """
 
   compute: Compute
   least: int
 
-  def __call__(self, ctx: Context, stack: Message, state: Tree):
+  def __call__(self, ctx: Context, stack: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     """Returns (stack, state, metrics), as every side of a layer."""
     x, on, weights = flat(ctx, stack)
     count = on.sum(dtype=jnp.int32)
@@ -70,7 +71,7 @@ def put(stack: Message, value: jax.Array, weights: jax.Array, on: jax.Array) -> 
   """Returns the stack with `value`, [D] or rows [C, D], times the weights [C] in rows that are on.
 
   Args:
-    stack: as it came, for shapes and dtypes.
+    stack: the stack that the rule received; gives shapes and dtypes.
     value: float32.
     weights: [C] float32, those of the new stack; 0 where a row is not on.
     on: [C] booleans.
@@ -86,22 +87,24 @@ def layer(
   rule: Rule | None = None,
   server: Stage | None = None,
 ) -> Layer:
-  """Returns the layer of a rule, which checks what it works on when the round is planned.
+  """Returns the layer of a rule, which checks its input when the round is planned.
 
   Args:
     name: of the layer.
     compute: the rule on rows.
-    rule: what it needs and promises; None: any number of rows, as many as enter.
+    rule: what the rule needs and promises; None: any number of rows, as many out as in.
     server: its server side; None: it passes the sum on.
   """
   rule = Rule() if rule is None else rule
   return Layer(name, cohort=side(name, Ruling(compute, rule.least), rule), server=server)
 
 
-def side(name: str, apply: Any, rule: Rule) -> Stage:
-  """Returns the cohort side of a rule without a state, which checks what it works on."""
+def side(
+  name: str, apply: Callable[[Context, Message, Tree], tuple[Message, Tree, Metrics]], rule: Rule
+) -> Stage:
+  """Returns the cohort side of a rule without a state, which checks its input."""
 
-  def init(ctx: Context):
+  def init(ctx: Context) -> Tree:
     check_floats(name, ctx.spec)
     return ()
 
@@ -109,7 +112,7 @@ def side(name: str, apply: Any, rule: Rule) -> Stage:
 
 
 def check_floats(name: str, like: Message) -> None:
-  """Raises `IncompatibleStages` unless a message is nothing but floats that a rule can see."""
+  """Raises `IncompatibleStages` unless a message consists of a float update and nothing else."""
   other = tree.not_floats(like.update)
   if other:
     raise IncompatibleStages(
@@ -124,5 +127,5 @@ def check_floats(name: str, like: Message) -> None:
 
 
 def check_byzantine(byzantine: int) -> int:
-  """Returns f, the hostile clients that a rule is to withstand, an integer >= 0."""
+  """Returns f, the number of byzantine clients that a rule withstands, an integer >= 0."""
   return validate.integer(at_least=0, byzantine=byzantine)

@@ -1,17 +1,18 @@
-"""What Krum, multi-Krum and Bulyan share: the score of a client, and the client of least score.
+"""What Krum, multi-Krum and Bulyan share: Krum's scores, and the client with the lowest one.
 
-A client's score is the sum of its squared distances to its n - f - 2 nearest neighbours, n clients
-taking part. All distances come from one matrix product.
+A client's score is the sum of its squared distances to its n - f - 2 nearest neighbours, where n
+clients take part. All distances come from one matrix product.
 
 Reference: Blanchard et al. (2017), Machine learning with adversaries, section 4.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_mem.kernels.order import columns
 
-_ROUNDING = 1 + 1e-5  # scores that differ by less are the same, rounded
+_ROUNDING = 1 + 1e-5  # scores whose ratio is smaller are equal up to rounding
 
 
 def scores(distances: jax.Array, on: jax.Array, byzantine: int) -> jax.Array:
@@ -19,7 +20,7 @@ def scores(distances: jax.Array, on: jax.Array, byzantine: int) -> jax.Array:
 
   Args:
     distances: [C, C], squared; infinite where a row does not count.
-    on: [C] booleans.
+    on: [C] booleans, the rows that count.
     byzantine: f.
   """
   apart = jnp.where(jnp.eye(len(on), dtype=bool), jnp.inf, distances)
@@ -29,10 +30,11 @@ def scores(distances: jax.Array, on: jax.Array, byzantine: int) -> jax.Array:
 
 
 def first(values: jax.Array, on: jax.Array, ids: jax.Array) -> jax.Array:
-  """Returns the row with the least value among those that are on; of equal ones, the least id.
+  """Returns the row with the lowest value among those that are on; of equal ones, the lowest id.
 
-  Values are equal up to rounding, which depends on the order of the rows.
+  Values that differ only by rounding are equal: rounding depends on the order of the rows, which
+  differs between devices.
   """
   least = jnp.where(on, values, jnp.inf)
   best = on & (least <= least.min() * _ROUNDING)
-  return jnp.argmin(jnp.where(best, ids, jnp.iinfo(jnp.int32).max))
+  return jnp.argmin(jnp.where(best, ids, np.iinfo(np.int32).max))

@@ -1,6 +1,7 @@
-"""Bucketing: updates become the means of random groups, before a rule.
+"""Bucketing: replaces updates by the means of random groups, before a robust rule.
 
-It brings honest clients nearer to each other, which a rule needs where their data differ.
+The means of honest clients are closer to each other than their updates, which helps a rule when
+clients' data differ.
 
 Reference: Karimireddy et al. (2022), arXiv 2006.09365, Algorithm 1.
 """
@@ -8,16 +9,21 @@ Reference: Karimireddy et al. (2022), arXiv 2006.09365, Algorithm 1.
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Message, Rule, validate
+from fedjax_mem.core import Context, Layer, Message, Metrics, Rule, Tree, validate
 from fedjax_mem.kernels.norms import gram
 from fedjax_mem.stages.aggregate import _base as rule
 
 
 def bucketing(size: int) -> Layer:
-  """Returns the layer that replaces the updates by the means of random groups of them.
+  """Returns the layer that replaces the updates by the means of random groups (buckets) of them.
 
-  A rule after it sees ceil(C / size) rows, of which f may be hostile: its condition on C is one on
-  those. A bucket's mean stands in the row of one of its clients.
+  A rule after it receives ceil(C / size) rows, of which f may be hostile. Its condition on C
+  applies to that number. A bucket's mean is written into the row of one of its clients.
+
+  >>> updates = [[1.0], [2.0], [3.0], [60.0]]
+  >>> applied = fm.apply(updates, bucketing(2), fm.stages.aggregate.median())
+  >>> int(applied.metrics['median/rows'])
+  2
 
   Args:
     size: s, clients of a bucket (the last may have fewer), >= 1.
@@ -29,11 +35,11 @@ def bucketing(size: int) -> Layer:
   """
   validate.integer(size=size)
 
-  def cohort(ctx: Context, stack: Message, state):
+  def cohort(ctx: Context, stack: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     x, on, weights = rule.flat(ctx, stack)
     means, heads = _means(ctx, x, on, size)
     count = heads.sum(dtype=jnp.int32)
-    # Buckets count the same, and all together as much as before.
+    # All buckets get the same weight, and the total weight does not change.
     each = weights.sum() / jnp.maximum(count, 1).astype(jnp.float32)
     stack = rule.put(stack, means, jnp.where(heads, each, 0), heads)
     return stack, state, {'rows': count}
@@ -43,10 +49,13 @@ def bucketing(size: int) -> Layer:
 
 
 def _means(ctx: Context, x: jax.Array, on: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-  """Returns (means [C, D] of the buckets, in which rows [C] they stand)."""
+  """Returns (means [C, D] of the buckets, which rows [C] hold them)."""
   ids = ctx.cohort.id
-  draw = lambda id: jax.random.bits(jax.random.fold_in(ctx.round_key, id), (), jnp.uint32)
-  # By a client's own draw, not by its row: rows are in another order on other devices.
+
+  def draw(id: jax.Array) -> jax.Array:
+    return jax.random.bits(jax.random.fold_in(ctx.round_key, id), (), jnp.uint32)
+
+  # Sorted by a draw of each client, not of each row: the order of rows depends on the devices.
   order = jnp.lexsort((ids, jax.vmap(draw)(ids), ~on))
   place = jnp.zeros(len(on), jnp.int32).at[order].set(jnp.arange(len(on), dtype=jnp.int32))
   bucket = place // size

@@ -1,6 +1,6 @@
-"""Centered clipping: updates clipped around the aggregate of the round before.
+"""Centered clipping: clips updates around the aggregate of the previous round.
 
-One client can pull the aggregate by at most the radius over the number of clients.
+A single client can move the aggregate by at most the radius divided by the number of clients.
 
 Reference: Karimireddy et al. (2021), arXiv 2012.10333, Algorithm 2.
 """
@@ -8,16 +8,19 @@ Reference: Karimireddy et al. (2021), arXiv 2012.10333, Algorithm 2.
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Message, Stage, tree, validate
+from fedjax_mem.core import Context, Layer, Message, Metrics, Stage, Tree, tree, validate
 from fedjax_mem.kernels.norms import gram
 from fedjax_mem.stages.aggregate import _base as rule
 
 
 def centered_clipping(radius: float, iterations: int = 1) -> Layer:
-  """Returns the layer that averages what is left of updates clipped around the last aggregate.
+  """Returns the layer that averages the updates after clipping them around the last aggregate.
 
-  v <- v + 1/n sum (x_i - v) min(1, radius / |x_i - v|), from the value of the round before (zero
-  at first), which the server keeps.
+  v <- v + 1/n sum (x_i - v) min(1, radius / |x_i - v|). It starts from the result of the previous
+  round (zero at first), which the server keeps as its state.
+
+  >>> fm.apply([[1.0], [2.0], [60.0]], centered_clipping(radius=3.0)).update.round(3).tolist()
+  [2.0]
 
   Args:
     radius: tau, in the units of an update, > 0.
@@ -31,14 +34,17 @@ def centered_clipping(radius: float, iterations: int = 1) -> Layer:
   validate.positive(radius=radius)
   validate.integer(iterations=iterations)
 
-  def compute(ctx, x, on, weights):
+  def compute(
+    ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
     del weights
     center = jnp.concatenate(
       [c.reshape(-1).astype(jnp.float32) for c in jax.tree.leaves(ctx.server_state)]
     )
     count = jnp.maximum(on.sum(), 1).astype(jnp.float32)
 
-    def step(_, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    # v = kept * center + coefficients @ x: the loop carries C + 1 numbers instead of D.
+    def step(_: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
       kept, coefficients = now
       far = gram.distances_to(x, on, coefficients, kept * center)
       pull = jnp.where(on, jnp.minimum(1, radius / jnp.maximum(far, 1e-30)), 0) / count
@@ -49,8 +55,9 @@ def centered_clipping(radius: float, iterations: int = 1) -> Layer:
     kept, coefficients = jax.lax.fori_loop(0, iterations, step, begin)
     return kept * center + gram.combine(coefficients, x), {}
 
-  def remember(ctx: Context, message: Message, center):
+  def remember(ctx: Context, message: Message, center: Tree) -> tuple[Message, Tree, Metrics]:
     del ctx
+    # A skipped round has weight 0 and leaves the center as it is.
     took = message.weight > 0
     by = 1 / jnp.where(took, message.weight, 1)
     return message, tree.select(took, tree.scale(by, message.update), center), {}

@@ -1,4 +1,4 @@
-"""Divide and conquer: clients that stand out along the main direction of the updates are removed.
+"""Divide and conquer: removes clients that are outliers along the principal direction of updates.
 
 Reference: Shejwalkar and Houmansadr (2021), Manipulating the Byzantine, NDSS, Algorithm 2.
 """
@@ -8,29 +8,33 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, Rule, validate
+from fedjax_mem.core import Context, Layer, Metrics, Rule, validate
 from fedjax_mem.kernels.norms import gram
 from fedjax_mem.stages.aggregate import _base as rule
 
-_SQUARINGS = 12  # so that directions that differ by a thousandth in strength are told apart
+_SQUARINGS = 12  # the power 2^12 separates eigenvalues whose ratio is 1.001: 1.001^4096 = 60
 
 
 def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float = 1.0) -> Layer:
-  """Returns the layer that averages the clients which were removed in no iteration.
+  """Returns the layer that averages the clients which no iteration removed.
 
-  An iteration draws coordinates, takes the main direction of the updates about their mean, and
-  removes the share * f clients with the largest squared projections on it. If the iterations remove
-  everybody, the round is skipped.
+  An iteration draws coordinates and takes the principal direction of the updates about their mean.
+  It removes the share * f clients with the largest squared projections on that direction. If the
+  iterations remove all clients, the round is skipped.
 
-  It is made for hostile clients that lie alike. Where they lie in unlike directions, the main one
-  is that of the largest lies, and the others may stay, however large they are.
+  The rule assumes that byzantine clients send similar updates. If their updates point in different
+  directions, the principal direction is that of the largest ones, and the others may stay, however
+  large they are.
+
+  >>> fm.apply([[1.0], [2.0], [3.0], [60.0]], dnc(byzantine=1)).update.round(3).tolist()
+  [2.0]
 
   Args:
-    byzantine: f, hostile clients in a cohort, >= 0; it needs more than 2f clients, and more than
+    byzantine: f, byzantine clients in a cohort, >= 0; it needs more than 2f clients, and more than
       share * f.
-    iterations: how often, >= 1.
+    iterations: number of iterations, >= 1.
     sample: coordinates that are drawn, with replacement, >= 1.
-    share: c, clients removed in an iteration over f, > 0, rounded up.
+    share: c, clients removed in an iteration divided by f, > 0; c f is rounded up.
 
   Raises:
     ValueError: an argument is out of range.
@@ -42,7 +46,9 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
   removed = math.ceil(share * f)
   least = max(2 * f, removed) + 1
 
-  def compute(ctx, x, on, weights):
+  def compute(
+    ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
     del weights
     count = on.sum(dtype=jnp.int32)
     size = x.shape[1]
@@ -53,7 +59,7 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
         key = jax.random.fold_in(ctx.round_key, i)
         drawn = x[:, jax.random.randint(key, (sample,), 0, size)]
       outlying = projections(drawn, on)
-      # The most outlying are the smallest of their negatives; ties share, so both are in doubt.
+      # Clients tied for the last place get a share below 1 each: all of them stay.
       taken = gram.shares_of_smallest(-outlying, on, jnp.minimum(removed, count))
       return good & (taken < 1)
 
@@ -66,26 +72,32 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
 
 
 def projections(x: jax.Array, on: jax.Array) -> jax.Array:
-  """Returns the squared projections [C] of the rows, less their mean, on their main direction.
+  """Returns the squared projections [C] of the centered rows on their principal direction.
 
-  In units that do not matter to a comparison. The direction comes from powers of a matrix [C, C],
-  which matrix products square again and again; an eigendecomposition takes many times as long.
+  Up to a common factor, which does not change a comparison. The direction comes from a power of the
+  Gram matrix [C, C], by repeated squaring; an eigendecomposition takes many times as long.
 
   Args:
     x: [C, B] floats.
     on: [C] booleans, the rows that count.
   """
   _, scale = gram.typical(x, on)
-  # A row beyond all measure is as outlying as one can be told to be.
+  # Keeps products finite: beyond 1e12 times the typical row, a row cannot stand out any more.
   x = jnp.clip(x * scale, -1e12, 1e12)
   share = on.astype(jnp.float32) / jnp.maximum(on.sum(), 1).astype(jnp.float32)
   x = jnp.where(on[:, None], x - gram.combine(share, x)[None], 0)
-  product = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-  unit = lambda a: a / jnp.maximum(jnp.abs(a).max(), 1e-30)
 
-  def squared(_, power: jax.Array) -> jax.Array:
+  def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+  def unit(a: jax.Array) -> jax.Array:
+    return a / jnp.maximum(jnp.abs(a).max(), 1e-30)
+
+  def squared(_: jax.Array, power: jax.Array) -> jax.Array:
     power = product(power, power)
+    # Rounding breaks the symmetry: this restores it.
     return unit((power + power.T) / 2)
 
   power = jax.lax.fori_loop(0, _SQUARINGS, squared, unit(product(x, x.T)))
+  # Of rank one, nearly: every column is the vector of all projections, up to a factor.
   return jnp.where(on, jnp.square(power[:, jnp.argmax(jnp.diagonal(power))]), 0)

@@ -1,13 +1,15 @@
-"""Nearest-neighbour mixing: every update becomes the mean of those nearest to it, before a rule.
+"""Nearest-neighbour mixing: replaces every update by the mean of its nearest ones, before a rule.
 
-It brings honest clients nearer to each other, which a rule needs where their data differ.
+The means of honest clients are closer to each other than their updates, which helps a rule when
+clients' data differ.
 
 Reference: Allouah et al. (2023), arXiv 2302.01772, Algorithm 2.
 """
 
+import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, Rule
+from fedjax_mem.core import Context, Layer, Metrics, Rule
 from fedjax_mem.kernels.norms import gram
 from fedjax_mem.kernels.order import columns
 from fedjax_mem.stages.aggregate import _base as rule
@@ -16,10 +18,15 @@ from fedjax_mem.stages.aggregate import _base as rule
 def nnm(byzantine: int) -> Layer:
   """Returns the layer that replaces every update by the mean of the n - f nearest to it.
 
-  Neighbours that are tied for the last places share them.
+  An update is its own nearest neighbour. Neighbours that are tied for the last places share them
+  equally.
+
+  >>> updates = [[1.0], [2.0], [3.0], [60.0]]
+  >>> fm.apply(updates, nnm(byzantine=1), fm.stages.aggregate.median()).update.round(3).tolist()
+  [2.0]
 
   Args:
-    byzantine: f, hostile clients in a cohort, >= 0; it needs C >= 2f + 1 clients.
+    byzantine: f, byzantine clients in a cohort, >= 0; it needs C >= 2f + 1 clients.
 
   Reference: Allouah et al. (2023), arXiv 2302.01772, Algorithm 2.
 
@@ -28,7 +35,9 @@ def nnm(byzantine: int) -> Layer:
   """
   f = rule.check_byzantine(byzantine)
 
-  def compute(ctx, x, on, weights):
+  def compute(
+    ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
     del ctx, weights
     distances, _ = gram.squared_distances(x, on)
     near = jnp.maximum(on.sum(dtype=jnp.int32) - f, 1)

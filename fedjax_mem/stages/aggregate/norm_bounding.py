@@ -1,20 +1,24 @@
-"""Norm bounding: the server scales every update down to a norm before it averages.
+"""Norm bounding: the server clips the norm of every update before it averages.
 
 Reference: Sun et al. (2019), arXiv 1911.07963, section 4.
 """
 
+import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, validate
+from fedjax_mem.core import Context, Layer, Metrics, validate
 from fedjax_mem.kernels.norms import gram
 from fedjax_mem.stages.aggregate import _base as rule
 
 
 def norm_bounding(l2_clip_norm: float) -> Layer:
-  """Returns the layer with which the server scales every update down to a norm, and averages.
+  """Returns the layer with which the server clips the L2 norm of every update, and averages.
 
-  It is the server's defence: unlike the clip of a privacy layer, it does not ask the client to do
-  it. Weights stay as they are. Metric: `clipped`, the share of the clients.
+  The server clips, so the defence does not rely on the clients; the clip of a privacy layer runs on
+  them. Weights stay as they are. Metric: `clipped`, the share of the clients that were clipped.
+
+  >>> fm.apply([[1.0], [2.0], [60.0]], norm_bounding(3.0)).update.round(3).tolist()
+  [2.0]
 
   Args:
     l2_clip_norm: bound on the L2 norm of an update, > 0.
@@ -26,7 +30,9 @@ def norm_bounding(l2_clip_norm: float) -> Layer:
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
 
-  def compute(ctx, x, on, weights):
+  def compute(
+    ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
     del ctx, weights
     norms = gram.norms(x)
     factor = jnp.minimum(1, l2_clip_norm / jnp.maximum(norms, 1e-30))

@@ -1,4 +1,4 @@
-"""SignGuard: updates of unusual length, or with unusual shares of signs, are left out.
+"""SignGuard: leaves out updates with an unusual norm or with unusual shares of signs.
 
 Reference: Xu et al. (2022), SignGuard: Byzantine-robust federated learning through collaborative
 malicious gradient filtering, arXiv 2109.05872, Algorithm 2.
@@ -7,26 +7,31 @@ malicious gradient filtering, arXiv 2109.05872, Algorithm 2.
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, validate
+from fedjax_mem.core import Context, Layer, Metrics, validate
 from fedjax_mem.kernels.norms import gram
 from fedjax_mem.kernels.order import columns
 from fedjax_mem.stages.aggregate import _base as rule
 
-_STEPS = 30  # of mean shift, which ends when nothing moves
+_STEPS = 30  # of mean shift: a fixed number instead of a test of convergence
 
 
 def signguard(lower: float = 0.1, upper: float = 3.0, fraction: float = 0.1) -> Layer:
   """Returns the layer that averages the clients which pass both filters, clipped to a median norm.
 
-  The filters: a norm between `lower` and `upper` times the median norm; and, by the shares of
-  positive, zero and negative values among random coordinates, a place in the largest cluster that
-  mean shift finds. Its bandwidth is the mean distance of a client to the middle of its neighbours,
-  by distance. If nobody passes both, those that pass the first are taken.
+  The first filter keeps norms between `lower` and `upper` times the median norm. The second filter
+  clusters the clients by mean shift and keeps the largest cluster; the features are the shares of
+  positive, zero and negative values among random coordinates. The bandwidth of mean shift is the
+  median distance from a client to all clients, averaged over the clients. If no client passes both
+  filters, the clients that pass the first are averaged.
+
+  >>> updates = [[1.0, 2.0], [2.0, 1.0], [1.5, 1.5], [-90.0, -90.0]]
+  >>> fm.apply(updates, signguard(fraction=1.0)).update.round(1).tolist()
+  [1.5, 1.5]
 
   Args:
-    lower: least norm over the median, in [0, upper].
-    upper: largest norm over the median, > 0.
-    fraction: of the coordinates whose signs are looked at, in (0, 1].
+    lower: smallest norm divided by the median norm, in [0, upper].
+    upper: largest norm divided by the median norm, > 0.
+    fraction: share of the coordinates whose signs are counted, in (0, 1].
 
   Raises:
     ValueError: an argument is out of range.
@@ -37,7 +42,9 @@ def signguard(lower: float = 0.1, upper: float = 3.0, fraction: float = 0.1) -> 
   if lower > upper:
     raise ValueError(f'lower must be at most upper = {upper!r}, got {lower!r}.')
 
-  def compute(ctx, x, on, weights):
+  def compute(
+    ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
     del weights
     norms = gram.norms(x)
     middle = columns.median(norms[:, None], on)[0]
@@ -66,21 +73,24 @@ def sign_shares(x: jax.Array) -> jax.Array:
 def cluster(features: jax.Array, on: jax.Array) -> jax.Array:
   """Returns which rows [C] are in the largest cluster of mean shift with a flat kernel.
 
-  Every row moves to the mean of the rows within the bandwidth until nothing moves; rows that end
-  within half a bandwidth of each other are together. Of clusters of one size all are taken.
+  Every row moves `_STEPS` times to the mean of the rows within the bandwidth. Rows that end within
+  half a bandwidth of each other form a cluster. All clusters of the largest size are taken.
 
   Args:
     features: [C, F] float32.
     on: [C] booleans, the rows that count.
   """
-  apart = lambda a, b: jnp.sqrt(jnp.square(a[:, None] - b[None]).sum(-1))
+
+  def apart(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.square(a[:, None] - b[None]).sum(-1))
+
   pairs = jnp.where(on[:, None] & on[None], apart(features, features), 0)
   count = jnp.maximum(on.sum(), 1).astype(jnp.float32)
   middles = columns.median(pairs, on)
-  # Shares of signs are rounded: what differs by that alone is together.
+  # Not 0: rows whose shares of signs differ only by rounding belong to one cluster.
   bandwidth = jnp.maximum(jnp.where(on, middles, 0).sum() / count, 1e-6)
 
-  def shift(_, points: jax.Array) -> jax.Array:
+  def shift(_: jax.Array, points: jax.Array) -> jax.Array:
     near = ((apart(points, features) <= bandwidth) & on[None]).astype(jnp.float32)
     total = jnp.matmul(near, features, precision=jax.lax.Precision.HIGHEST)
     return total / jnp.maximum(near.sum(1), 1)[:, None]

@@ -1,4 +1,4 @@
-"""Attacks: what hostile clients do to their data, or to the messages that they send."""
+"""Attacks: hostile clients that change their training data, or the messages that they send."""
 
 from collections.abc import Callable
 

@@ -1,10 +1,10 @@
-"""Who is hostile, and what attacks on messages share.
+"""Which clients are hostile, and what attacks on messages share.
 
 The hostile clients are a fixed set of the population: those with the ids 0 … f - 1, or f that a
-seed draws. An attack on messages is a cohort side after the weighing: it sees the updates of all
-clients (a client's update over its weight), replaces those of the hostile ones, and leaves their
-weights. So it comes after what the clients do themselves, such as a clip, which an attacker need
-not do; a layer that is put after the attack is one that it cannot evade.
+seed draws. An attack on messages is a cohort side after the weighing. It sees the updates of all
+clients (a client's update divided by its weight), replaces those of the hostile clients, and keeps
+their weights. So it comes after what the clients do themselves, such as a clip, which an attacker
+can leave out. A layer that is put after the attack is one that an attacker cannot evade.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from fedjax_mem.core import (
   IncompatibleStages,
   Layer,
   Message,
+  Metrics,
   Stage,
+  Tree,
   tree,
   validate,
 )
-
-Tree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Hostile:
   """A fixed set of clients.
 
   Attributes:
-    count: how many of the population.
-    ids: [count] their ids, or None for 0 … count - 1.
+    count: number of clients in the set.
+    ids: [count], or None for 0 … count - 1.
   """
 
   count: int
@@ -58,7 +58,7 @@ def hostile(attackers: float, num_clients: int | None, seed: int | None) -> Host
   Args:
     attackers: f, an integer >= 0, or a share of the population in [0, 1) (rounded down).
     num_clients: N, clients of the population; None: unknown, if it is not needed.
-    seed: draws the set; None: the first f.
+    seed: draws the set; None: the ids 0 … f - 1.
 
   Raises:
     ValueError: an argument is out of range, or N is needed and unknown.
@@ -73,6 +73,7 @@ def hostile(attackers: float, num_clients: int | None, seed: int | None) -> Host
       f'num_clients must be given for attackers = {attackers!r} with seed = {seed!r}, got None.'
     )
   if share and num_clients is not None:
+    # Rounding must not lose a client: 0.29 * 100 is below 29 in floating point.
     count = int(attackers * num_clients + 1e-9)
   elif isinstance(attackers, float):
     raise ValueError(f'attackers must be an integer >= 0 or a share in [0, 1), got {attackers!r}.')
@@ -86,10 +87,10 @@ def hostile(attackers: float, num_clients: int | None, seed: int | None) -> Host
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-  """What attackers know of a cohort.
+  """What attackers know about a cohort.
 
   Attributes:
-    ctx: of the layer.
+    ctx: context of the attack's layer.
     updates: tree of [C, ...] float32, zeros for those that take no part.
     bad: [C] booleans, the hostile clients that take part.
     good: [C] booleans, the others that take part.
@@ -116,12 +117,13 @@ class Seen:
 
 
 def _product(share: jax.Array, x: jax.Array) -> jax.Array:
+  """Returns the sum of share_i x_i, [...], for share [C] and x [C, ...]."""
   flat = jnp.matmul(share, x.reshape(len(share), -1), precision=jax.lax.Precision.HIGHEST)
   return flat.reshape(x.shape[1:])
 
 
-# What the hostile clients send: seen -> tree of [...] (the same for all) or of [C, ...]
-Lie = Callable[[Seen], Tree]
+# Returns the forged updates of hostile clients: a tree of [...] (the same for all) or of [C, ...].
+Forge = Callable[[Seen], Tree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,26 +132,26 @@ class Attack:
 
   Attributes:
     who: the hostile clients.
-    lie: what they send.
-    together: whether all of them send the same.
-    alone: whether what one sends depends on no other client; then a clip may come after it under
-      privacy.
+    forge: the updates that they send.
+    same: whether all of them send the same update.
+    independent: whether the update of a hostile client depends on no other client; then, under
+      privacy, a clip may come after the attack.
   """
 
   who: Hostile
-  lie: Lie
-  together: bool = True
-  alone: bool = False
+  forge: Forge
+  same: bool = True
+  independent: bool = False
 
-  def __call__(self, ctx: Context, stack: Message, state: Tree):
-    """Returns (stack, state, metrics), as every side of a layer; metric: `attackers` there."""
+  def __call__(self, ctx: Context, stack: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
+    """Returns (stack, state, metrics); metric: `attackers`, the hostile clients in the cohort."""
     on = ctx.cohort.arrived & (stack.weight > 0)
     bad = on & self.who(ctx.cohort.id)
     weights = jnp.where(on, stack.weight, 0)
     floats = jax.tree.map(lambda x: x.astype(jnp.float32), stack.update)
     updates = tree.keep(on, tree.scale(1 / jnp.where(on, weights, 1), floats))
-    sent = self.lie(Seen(ctx, updates, bad, on & ~bad, weights))
-    if self.together:
+    sent = self.forge(Seen(ctx, updates, bad, on & ~bad, weights))
+    if self.same:
       sent = jax.tree.map(lambda x, u: jnp.broadcast_to(x[None], u.shape), sent, updates)
     sent = jax.tree.map(lambda x, p: x.astype(p.dtype), tree.scale(weights, sent), stack.update)
     count = bad.sum(dtype=jnp.int32)
@@ -163,7 +165,7 @@ class Attack:
 def layer(name: str, attack: Attack) -> Layer:
   """Returns the layer of an attack on messages."""
 
-  def init(ctx: Context):
+  def init(ctx: Context) -> Tree:
     other = tree.not_floats(ctx.spec.update)
     if other:
       raise IncompatibleStages(
@@ -173,6 +175,7 @@ def layer(name: str, attack: Attack) -> Layer:
     return ()
 
   facts: tuple[Fact, ...] = (Attacks(),)
-  if attack.alone:
-    facts += (Bounds(lambda ctx, bound: Bound(rows=bound.rows), 'a lie has no bound'),)
+  if attack.independent:
+    why = 'what a hostile client sends has no bound'
+    facts += (Bounds(lambda ctx, bound: Bound(rows=bound.rows), why),)
   return Layer(name, cohort=Stage(attack, init, facts))

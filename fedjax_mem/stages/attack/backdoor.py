@@ -9,31 +9,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Layer, Prepares, Scores, Stage, Task, validate
-from fedjax_mem.stages.attack import _base as h
-
-Batch = dict[str, Any]
+from fedjax_mem.core import (
+  Batch,
+  Context,
+  Layer,
+  Metrics,
+  Prepares,
+  Scores,
+  Stage,
+  Task,
+  Tree,
+  validate,
+)
+from fedjax_mem.stages.attack import _base as base
 
 
 @dataclasses.dataclass(frozen=True)
 class Backdoor:
-  """The client side of a backdoor, which can also say how far it has come.
+  """The client side of a backdoor, which can also measure its success.
 
   Attributes:
     who: the hostile clients.
-    target: label that a triggered image is to get.
-    share: of the examples of a batch that are triggered.
-    size: pixels of the square's side.
-    value: of its pixels.
+    target: label that the attacker wants for images with the trigger.
+    share: share of a batch that gets the trigger.
+    size: side of the square, in pixels.
+    value: value of its pixels.
   """
 
-  who: h.Hostile
+  who: base.Hostile
   target: int
   share: float
   size: int
   value: float
 
-  def __call__(self, ctx: Context, task: Task, state):
+  def __call__(self, ctx: Context, task: Task, state: Tree) -> tuple[Task, Tree, Metrics]:
     """Returns (task, state, metrics), as every side of a layer."""
     bad = self.who(ctx.client.id)
 
@@ -52,18 +61,21 @@ class Backdoor:
   def triggered(self, x: jax.Array) -> jax.Array:
     """Returns images [B, H, W, ...] with the square in their lower right corners.
 
-    Of vectors [B, F] the last `size` features are set.
+    In vectors [B, F] the last `size` features are set.
     """
     square = (slice(None), *[slice(-self.size, None)] * min(2, x.ndim - 1))
     return x.at[square].set(jnp.asarray(self.value, x.dtype))
 
   def measure(self, model: Any, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Returns (hits [B], tries [B]): triggered test images of other labels, taken for the target.
+    """Returns (hits [B], tries [B]), float32 0 or 1.
+
+    A try is a test image of another label than the target, with the trigger. A hit is a try that
+    the model classifies as the target.
 
     Args:
-      model: with `apply`.
-      params: the server's.
-      batch: of test examples, preprocessed.
+      model: has `apply`, from (params, images [B, ...]) to logits [B, K].
+      params: the server's parameters.
+      batch: test examples, preprocessed.
     """
     tries = batch['y'] != self.target
     seen = jnp.argmax(model.apply(params, self.triggered(batch['x'])), axis=-1)
@@ -83,18 +95,24 @@ def backdoor(
 ) -> Layer:
   """Returns the layer whose hostile clients teach the model that a small square means one label.
 
-  In every batch of theirs the first examples get the square and the target label. Evaluations of a
-  run report `backdoor_success`: the share of test images of other labels that are taken for the
-  target once they have the square. Usually it goes with `scaling`.
+  The square is the trigger. In every batch of a hostile client the first examples get the trigger
+  and the target label. Evaluations of a run report `backdoor_success`: of the test images of other
+  labels, with the trigger added, the share that the model classifies as the target. The attack is
+  usually combined with `scaling`.
+
+  >>> attack = backdoor(1, target=0)
+  >>> attack.client.apply.triggered(jnp.zeros((1, 5))).tolist()
+  [[0.0, 0.0, 1.0, 1.0, 1.0]]
 
   Args:
-    attackers: how many, or their share: see `hostile`.
+    attackers: number of hostile clients, an integer >= 0, or their share of the population, a float
+      in [0, 1), rounded down.
     target: label, >= 0, < K if K is known.
-    share: of a batch, in (0, 1].
-    size: pixels of the square's side, >= 1.
-    value: of its pixels, in the units of a model's input.
-    num_clients: N, for a share or a seed.
-    seed: of the hostile set; None: the first clients.
+    share: share of a batch that is triggered, padding included, in (0, 1].
+    size: side of the square, in pixels, >= 1.
+    value: value of its pixels, in the units of a model's input.
+    num_clients: N, needed for a share or a seed.
+    seed: draws which clients are hostile; None: those with the lowest ids.
     num_classes: K, >= 2; None: unknown.
 
   References: Gu et al. (2017), BadNets, arXiv 1708.06733; Bagdasaryan et al. (2020), arXiv
@@ -110,5 +128,5 @@ def backdoor(
   validate.probability(share=share)
   validate.integer(size=size)
   validate.number(value=value)
-  side = Backdoor(h.hostile(attackers, num_clients, seed), target, share, size, float(value))
+  side = Backdoor(base.hostile(attackers, num_clients, seed), target, share, size, float(value))
   return Layer('backdoor', client=Stage(side, facts=(Prepares(), Scores(side.measure))))

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fedjax_mem.core import Layer, validate
-from fedjax_mem.stages.attack import _base as h
+from fedjax_mem.core import Layer, Tree, validate
+from fedjax_mem.stages.attack import _base as base
 from fedjax_mem.stages.attack._base import Attack, Seen
 
 
@@ -16,14 +17,20 @@ def mimic(
 ) -> Layer:
   """Returns the layer whose hostile clients copy one honest client, which then counts too much.
 
-  Nobody can tell them from honest clients; it hurts where clients differ.
+  The copies cannot be told from honest updates. The attack does harm if clients' data differ.
+
+  >>> fm.apply([[9.0], [2.0], [5.0]], mimic(1)).update.round(3).tolist()
+  [3.0]
+
+  Client 0 sends 2, the update of client 1.
 
   Args:
-    attackers: how many, or their share: see `hostile`.
-    target: id of the client that is copied, where it takes part; None, or where it does not: the
-      honest client with the lowest id.
-    num_clients: N, for a share or a seed.
-    seed: of the hostile set; None: the first clients.
+    attackers: number of hostile clients, an integer >= 0, or their share of the population, a float
+      in [0, 1), rounded down.
+    target: id of the client that is copied. If it is None, hostile or not in the cohort: the honest
+      client of the cohort with the lowest id.
+    num_clients: N, needed for a share or a seed.
+    seed: draws which clients are hostile; None: those with the lowest ids.
 
   Reference: Karimireddy et al. (2022), arXiv 2006.09365, section 4.1 (the client that is copied is
   chosen there by the direction of largest variance, here by its id).
@@ -34,12 +41,12 @@ def mimic(
   if target is not None:
     validate.integer(at_least=0, target=target)
 
-  def lie(seen: Seen):
-    id, last = seen.ctx.cohort.id, jnp.int32(jnp.iinfo(jnp.int32).max)
+  def forge(seen: Seen) -> Tree:
+    id, last = seen.ctx.cohort.id, jnp.int32(np.iinfo(np.int32).max)
     order = jnp.where(seen.good, id, last)
     if target is not None:
       order = jnp.where(seen.good & (id == target), -1, order)
     chosen = jnp.argmin(order)
     return jax.tree.map(lambda x: x[chosen], seen.updates)
 
-  return h.layer('mimic', Attack(h.hostile(attackers, num_clients, seed), lie))
+  return base.layer('mimic', Attack(base.hostile(attackers, num_clients, seed), forge))

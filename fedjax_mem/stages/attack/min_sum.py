@@ -1,9 +1,10 @@
-"""Min-sum: as far from the honest updates, summed, as no honest update is from the others."""
+"""Min-sum: the largest step within the largest sum of distances of an honest update."""
 
+import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Layer, validate
-from fedjax_mem.stages.attack import _base as h
+from fedjax_mem.core import Layer, Tree, validate
+from fedjax_mem.stages.attack import _base as base
 from fedjax_mem.stages.attack._base import Attack, Seen
 from fedjax_mem.stages.attack._farthest import DIRECTIONS, geometry, moved, pairs, root
 
@@ -14,15 +15,23 @@ def min_sum(
   num_clients: int | None = None,
   seed: int | None = None,
 ) -> Layer:
-  """Returns the layer whose clients go as far as no honest update is from all others together.
+  """Returns the layer of min-sum: mean + step * direction, within the sums of squared distances.
 
-  As `min_max`, with the sum of squared distances to the honest updates.
+  As `min_max`, but the step is the largest one with which the sum of squared distances to the
+  honest updates is at most the largest such sum of an honest update.
+
+  >>> fm.apply([[9.0], [2.0], [5.0]], min_sum(1)).update.round(3).tolist()
+  [3.0]
+
+  Client 0 sends 2, whose squared distances to 2 and 5 sum up to 9, as those of 5 do.
 
   Args:
-    attackers: how many, or their share: see `hostile`.
-    direction: 'std' (minus the deviations), 'unit' (against the mean) or 'sign' (of the same).
-    num_clients: N, for a share or a seed.
-    seed: of the hostile set; None: the first clients.
+    attackers: number of hostile clients, an integer >= 0, or their share of the population, a float
+      in [0, 1), rounded down.
+    direction: 'std' (minus the standard deviations), 'unit' (minus the mean, of norm 1) or 'sign'
+      (minus the signs of the mean).
+    num_clients: N, needed for a share or a seed.
+    seed: draws which clients are hostile; None: those with the lowest ids.
 
   Reference: Shejwalkar and Houmansadr (2021), Manipulating the Byzantine, NDSS, equation 9.
 
@@ -31,12 +40,15 @@ def min_sum(
   """
   validate.one_of(DIRECTIONS, direction=direction)
 
-  def lie(seen: Seen):
+  def forge(seen: Seen) -> Tree:
     away, toward, squared, distances = geometry(seen, direction)
     limit = jnp.where(pairs(seen), distances, 0).sum(1).max()
-    total = lambda values: jnp.where(seen.good, values, 0).sum()
+
+    def total(values: jax.Array) -> jax.Array:
+      return jnp.where(seen.good, values, 0).sum()
+
     count = seen.good.sum().astype(jnp.float32)
     step = root(count * squared, total(toward), total(away) - limit)
     return moved(seen, direction, step)
 
-  return h.layer('min_sum', Attack(h.hostile(attackers, num_clients, seed), lie))
+  return base.layer('min_sum', Attack(base.hostile(attackers, num_clients, seed), forge))

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer, tree, validate
-from fedjax_mem.stages.attack import _base as h
+from fedjax_mem.stages.attack import _base as base
 from fedjax_mem.stages.attack._base import Attack
 
 
@@ -12,11 +12,15 @@ def sign_flip(
 ) -> Layer:
   """Returns the layer whose hostile clients send -scale times their own update.
 
+  >>> fm.apply([[2.0], [3.0], [5.0]], sign_flip(1)).update.round(3).tolist()
+  [2.0]
+
   Args:
-    attackers: how many, or their share: see `hostile`.
+    attackers: number of hostile clients, an integer >= 0, or their share of the population, a float
+      in [0, 1), rounded down.
     scale: > 0.
-    num_clients: N, for a share or a seed.
-    seed: of the hostile set; None: the first clients.
+    num_clients: N, needed for a share or a seed.
+    seed: draws which clients are hostile; None: those with the lowest ids.
 
   Reference: Li et al. (2019), RSA, arXiv 1811.03761, section 5.
 
@@ -24,6 +28,6 @@ def sign_flip(
     ValueError: an argument is out of range.
   """
   validate.positive(scale=scale)
-  lie = lambda seen: tree.scale(-jnp.float32(scale), seen.updates)
-  who = h.hostile(attackers, num_clients, seed)
-  return h.layer('sign_flip', Attack(who, lie, together=False, alone=True))
+  forge = lambda seen: tree.scale(-jnp.float32(scale), seen.updates)
+  who = base.hostile(attackers, num_clients, seed)
+  return base.layer('sign_flip', Attack(who, forge, same=False, independent=True))

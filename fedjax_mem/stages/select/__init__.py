@@ -1,4 +1,4 @@
-"""Which clients take part in a round."""
+"""Samplers, availability traces and drop-out: which clients take part in a round."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ SAMPLERS: dict[str, Callable[..., Layer | tuple[Layer, ...]]] = {
   'oort': oort,
   'contribution': contribution,
 }
-# Traces draw nobody, so they are none of `SAMPLERS`.
+# Traces draw no cohort, so they are not samplers.
 TRACES: dict[str, Callable[..., Layer]] = {'diurnal': diurnal, 'markov': markov}
 
 __all__ = (

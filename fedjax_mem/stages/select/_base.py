@@ -1,4 +1,4 @@
-"""What select sides share: the stage of a draw, filters of a cohort, ordered draws."""
+"""What select sides share: the stage that draws, layers that leave clients out, ordered draws."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +15,17 @@ from fedjax_mem.core import (
   Layer,
   Looks,
   Member,
+  Metrics,
   Stage,
+  Tree,
   validate,
 )
 
-Tree = Any
-# (ctx, who may be drawn [N] or None for everyone, own state) -> (cohort, own state, metrics)
-Drawing = Callable[[Context, Any, Tree], tuple[Member, Tree, dict[str, Any]]]
-# (ctx, cohort, own state) -> (who stays [C], own state, metrics)
-Staying = Callable[[Context, Member, Tree], tuple[jax.Array, Tree, dict[str, Any]]]
+Carry = tuple[jax.Array, jax.Array, jax.Array]
+# (ctx, eligible clients [N] or None for all, own state) -> (cohort, own state, metrics)
+Drawing = Callable[[Context, Any, Tree], tuple[Member, Tree, Metrics]]
+# (ctx, cohort, own state) -> (which clients stay [C], own state, metrics)
+Staying = Callable[[Context, Member, Tree], tuple[jax.Array, Tree, Metrics]]
 
 
 def drawing(
@@ -36,14 +38,15 @@ def drawing(
   """Returns the select side that draws the cohort.
 
   Args:
-    draw: how.
-    law: that, as plain data.
-    looks: what it depends on, as in `Looks`.
-    init: of its state.
-    among: whether it can draw from a part of the population; else a filter before it is refused.
+    draw: draws the cohort.
+    law: the law of that draw, as plain data.
+    looks: what the draw depends on, as in `Looks`.
+    init: initialises its state.
+    among: whether it can draw from a part of the population; if not, a layer that leaves clients
+      out is refused before it.
   """
 
-  def apply(ctx: Context, given: Draw, state: Tree):
+  def apply(ctx: Context, given: Draw, state: Tree) -> tuple[Draw, Tree, Metrics]:
     if given.cohort is not None:
       raise IncompatibleStages('a cohort must be drawn once, got a draw after another.')
     if given.eligible is not None and not among:
@@ -67,18 +70,18 @@ def filtering(
   looks: str = 'nothing',
   init: Callable[[Context], Tree] | None = None,
 ) -> Layer:
-  """Returns the layer that leaves clients out, of those drawn or of those that may be.
+  """Returns the layer that leaves clients out, either of the cohort or of the eligible clients.
 
   Args:
     name: of the layer.
-    stays: who stays.
-    before_work: after the draw, whether who is left out is no longer in the cohort at all; else it
-      has done its work, and is lost.
+    stays: decides which clients stay.
+    before_work: in a cohort: whether clients are removed before they do any work; if not, they do
+      their work and their message is lost.
     num_clients: N; needed for `before_work` and `before_draw`.
-    before_draw: leave out who may be drawn: in a cohort of fixed size the chance of the others
-      grows, from C / N to C / E.
-    looks: what it depends on, as in `Looks`.
-    init: of its state.
+    before_draw: leave clients out of those that may be drawn. In a cohort of fixed size the
+      inclusion probability of the others then grows, from C / N to C / E with E eligible clients.
+    looks: what the decision depends on, as in `Looks`.
+    init: initialises its state.
 
   Raises:
     ValueError: N is needed and not given.
@@ -91,7 +94,7 @@ def filtering(
     on = jnp.ones(number, bool)
     return Member(jnp.arange(number, dtype=jnp.int32), on, on, jnp.ones(number))
 
-  def apply(ctx: Context, draw: Draw, state: Tree):
+  def apply(ctx: Context, draw: Draw, state: Tree) -> tuple[Draw, Tree, Metrics]:
     if before_draw != (draw.cohort is None):
       place = 'before' if before_draw else 'after'
       raise IncompatibleStages(f'{name!r} must come {place} the layer that draws the cohort.')
@@ -109,7 +112,7 @@ def filtering(
 
 
 def each(key: jax.Array, draw: Callable[[jax.Array], jax.Array], ids: jax.Array) -> jax.Array:
-  """Returns draw(key of a client) for each of the ids [C]: the same whoever else is there."""
+  """Returns draw(key of a client) for each of the ids [C], independent of the other clients."""
   return jax.vmap(lambda id: draw(jax.random.fold_in(key, id)))(ids)
 
 
@@ -149,14 +152,15 @@ def highest(score: jax.Array, key: jax.Array, size: int) -> jax.Array:
 def ordered_sample(key: jax.Array, population: int, size: int) -> jax.Array:
   """Returns `size` distinct ids of 0 … population - 1 in uniformly random order, [size] int32.
 
-  For small samples: ids are drawn with replacement and repeats are thrown away, in the order of the
-  draws, until `size` distinct ones are there. That is a uniform draw without replacement in
-  O(size log size), whatever the population (which ids repeat does not depend on their labels, so
-  drawing anew after too many repeats keeps it uniform). For large samples: a random permutation.
+  Small samples: ids are drawn with replacement, and repeats are discarded in the order of the
+  draws. If fewer than `size` distinct ids remain, all are drawn again. The result is a uniform draw
+  without replacement, in O(size log size) for any population: how many ids are distinct does not
+  depend on which ids they are, so drawing again keeps it uniform. Large samples: a random
+  permutation.
   """
   if 4 * size > population:
     return jax.random.permutation(key, population)[:size].astype(jnp.int32)
-  draws = size + size // 2 + 16  # of 4 * size ids or more: rarely too few distinct ones
+  draws = size + size // 2 + 16  # from 4 * size ids or more: rarely too few distinct ones
 
   def attempt(number: jax.Array) -> tuple[jax.Array, jax.Array]:
     ids = jax.random.randint(jax.random.fold_in(key, number), (draws,), 0, population, jnp.int32)
@@ -166,7 +170,7 @@ def ordered_sample(key: jax.Array, population: int, size: int) -> jax.Array:
     kept = jnp.nonzero(first, size=size, fill_value=draws)[0]
     return ids.at[kept].get(mode='clip'), first.sum() >= size
 
-  def again(carry: tuple) -> tuple:
+  def again(carry: Carry) -> Carry:
     number, _, _ = carry
     return (number + 1, *attempt(number))
 

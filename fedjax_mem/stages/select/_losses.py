@@ -1,4 +1,4 @@
-"""What samplers that ask for losses share: a pass over a client's examples at the model it got."""
+"""What samplers by loss share: a pass over a client's examples with the model that it received."""
 
 from typing import Any, NamedTuple
 
@@ -13,9 +13,9 @@ class Losses(NamedTuple):
   """Losses of one client's examples.
 
   Attributes:
-    mean: their mean, float32.
-    square: mean of their squares, float32.
-    examples: how many they are, float32.
+    mean: mean loss, float32.
+    square: mean squared loss, float32.
+    examples: number of examples, float32.
   """
 
   mean: jax.Array
@@ -27,12 +27,12 @@ def measured(loss: Any, task: Task, batch_size: int) -> Losses:
   """Returns the losses of a client's examples at the task's parameters, without a key (no dropout).
 
   Args:
-    loss: (params, batch, key) -> [B] losses, one an example.
+    loss: (params, batch, key) -> [B] losses, one per example.
     task: the client's.
     batch_size: examples held at a time; it changes no result beyond rounding.
   """
 
-  def part(carry: tuple, rows: Rows) -> tuple:
+  def part(carry: tuple[jax.Array, jax.Array], rows: Rows) -> tuple[jax.Array, jax.Array]:
     values = jnp.where(rows.mask, loss(task.params, rows.batch, None), 0.0)
     return carry[0] + values.sum(), carry[1] + jnp.square(values).sum()
 

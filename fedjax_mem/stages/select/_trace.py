@@ -1,9 +1,10 @@
-"""What traces of availability share: a layer that leaves out who is not there.
+"""What availability traces share: a layer that leaves out clients that are not available.
 
-A trace comes after the layer that draws: who is drawn and not there is left out before any work, so
-the cohort is smaller (`unavailable` counts them). `chance` stays that of the draw, so inverse
-chances average over the clients that are there. With `before_draw` it comes before the draw: only
-who is there is drawn, and a cohort of fixed size is full as long as there are enough.
+A trace comes after the layer that draws. Clients that are drawn but not available are left out
+before any work, so the cohort is smaller (metric: `unavailable`, their number). Inclusion
+probabilities stay those of the draw, so weighting by their inverses averages over the available
+clients. With `before_draw` the trace comes before the draw. Then only available clients are drawn,
+and a cohort of fixed size is full as long as enough of them are available.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,14 @@ NAME = 'available'
 def trace(
   stays: draws.Staying, num_clients: int, before_draw: bool, first: Callable[[jax.Array], jax.Array]
 ) -> Layer:
-  """Returns the layer of a trace whose first state is made of a uniform number a client, [N]."""
+  """Returns the layer of a trace.
+
+  Args:
+    stays: decides which clients are available.
+    num_clients: N.
+    before_draw: whether the layer comes before the draw.
+    first: makes the initial state from one uniform number per client, [N].
+  """
   return draws.filtering(
     NAME,
     stays,
@@ -32,4 +40,5 @@ def trace(
 
 
 def counted(cohort: Member, here: jax.Array) -> dict[str, jax.Array]:
+  """Returns the metric `unavailable`: drawn clients that are not `here` [C]."""
   return {'unavailable': (cohort.real & ~here).sum(dtype=jnp.int32)}

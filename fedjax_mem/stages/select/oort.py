@@ -1,17 +1,19 @@
-"""Oort: clients whose examples are hard and who answer soon, and some that nobody knows yet.
+"""Oort: prefers clients with high losses and short durations, and explores some unseen clients.
 
-A share e = max(least_explore, explore decay^round) of the cohort goes to clients never seen, in
-proportion to 1 / duration. The others are drawn without replacement, in proportion to utility, of
-those with at least 95% of the utility of the last that would be taken. The utility of client i,
+A share e = max(least_explore, explore decay^round) of the cohort goes to clients that have never
+taken part, drawn in proportion to 1 / duration. The others are drawn without replacement, in
+proportion to utility, among the clients with at least 95% of the cut-off utility. The cut-off
+utility is that of the last client if the clients with the highest utility were taken. The utility
+of client i is
 
     |B_i| sqrt(mean of loss^2) + sqrt(0.1 log(round) / last round of i),
 
-its first part clipped at the 95% quantile, is multiplied by (T / t_i)^penalty if it is slower
-than T. The losses are those at the model that it got when it last took part.
+with its first term clipped at the 95% quantile, and multiplied by (T / t_i)^penalty if its duration
+t_i is longer than T. The losses are those with the model that it received when it last took part.
 
-Left out of the paper's method: the pacer (T is fixed), the removal of clients that were taken too
-often, the fairness knob, noise on utilities, and measured durations (they are given). `chance` is
-not known and stands at 1.
+Left out of the paper's method: the pacer (T is fixed), the removal of clients that were selected
+too often, the fairness knob, noise on utilities, and measured durations (they are given). Inclusion
+probabilities are unknown, so `chance` is 1.
 
 Reference: Lai, Zhu, Madhyastha and Chowdhury (2021), arXiv 2010.06081, equation 2, Algorithm 1.
 """
@@ -23,11 +25,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Context, Draws, Layer, Prepares, Stage, Task, tree, validate
+from fedjax_mem.core import (
+  Context,
+  Draws,
+  Layer,
+  Member,
+  Metrics,
+  Prepares,
+  Stage,
+  Task,
+  Tree,
+  tree,
+  validate,
+)
 from fedjax_mem.stages.select import _base as draws
 from fedjax_mem.stages.select import _losses as losses
 
-_CUT_OFF = 0.95  # of the utility of the last client that would be taken: c of Algorithm 1
+_CUT_OFF = 0.95  # share of the cut-off utility that a client needs: c of Algorithm 1
 _CLIPPED = 0.95  # quantile at which utilities are clipped, against outliers
 
 
@@ -57,17 +71,23 @@ def oort(
 ) -> Layer:
   """Returns the layer that selects clients by statistical and system utility.
 
+  The docstring of the module defines the utility.
+
+  >>> loss = fm.models.build('logistic', (4,), num_classes=3).loss
+  >>> oort(100, 10, loss, durations=np.arange(1, 101)).fact(fm.Draws).scheme
+  'data_dependent'
+
   Args:
     num_clients: N, clients of the population.
     cohort_size: C, clients a round, 1 <= C <= N.
-    loss: (params, batch, key) -> [B] losses, one an example.
-    explore: e of the first round, in [0, 1].
+    loss: (params, batch, key) -> [B] losses, one per example.
+    explore: e in the first round, in [0, 1].
     decay: factor of e from round to round, in (0, 1].
-    least_explore: e at the least, in [0, 1].
-    durations: seconds that each client takes for a round [N]; None: all alike.
+    least_explore: lower limit on e, in [0, 1].
+    durations: seconds that each client takes for a round [N], > 0; None: all equal.
     preferred_seconds: T, > 0; None: no client is slow.
-    penalty: alpha, >= 0.
-    batch_size: examples at a time while losses are measured.
+    penalty: alpha, the exponent, >= 0.
+    batch_size: examples at a time while losses are measured, >= 1.
 
   Raises:
     ValueError: an argument is out of range.
@@ -81,7 +101,7 @@ def oort(
   seconds = draws.per_client(num_clients, durations=durations)
   system = _system(seconds, preferred_seconds, penalty)
 
-  def draw(ctx: Context, _eligible, state):
+  def draw(ctx: Context, _eligible: Any, state: Tree) -> tuple[Member, Tree, Metrics]:
     table: Utility = ctx.table
     seen = table.last > 0
     share = jnp.maximum(explore * decay ** ctx.round.astype(jnp.float32), least_explore)
@@ -92,17 +112,20 @@ def oort(
     cohort = draws.members(ids, jnp.ones(cohort_size, bool), 1.0, num_clients)
     return cohort, state, {'explored': (~seen[ids]).sum(dtype=jnp.int32)}
 
-  def measure(ctx: Context, task: Task, row: Utility):
+  law = Draws('data_dependent', num_clients, cohort_size, cohort_size)
+  select = draws.drawing(draw, law, "others' data")
+  return Layer('select', select=select, client=_measures(loss, batch_size))
+
+
+def _measures(loss: Callable[..., Any], batch_size: int) -> Stage:
+  """Returns the client side, which stores the client's utility and the number of the round."""
+
+  def measure(ctx: Context, task: Task, row: Utility) -> tuple[Task, Utility, Metrics]:
     found = losses.measured(loss, task, batch_size)
     new = Utility(found.examples * jnp.sqrt(found.square), ctx.round + 1)
     return task, tree.select(found.examples > 0, new, row), {}
 
-  law = Draws('data_dependent', num_clients, cohort_size, cohort_size)
-  return Layer(
-    'select',
-    select=draws.drawing(draw, law, "others' data"),
-    client=Stage(measure, lambda ctx: Utility(jnp.float32(0), jnp.int32(0)), (Prepares(),)),
-  )
+  return Stage(measure, lambda ctx: Utility(jnp.float32(0), jnp.int32(0)), (Prepares(),))
 
 
 def _system(seconds: np.ndarray, preferred_seconds: float | None, penalty: float) -> np.ndarray:
@@ -115,10 +138,10 @@ def _system(seconds: np.ndarray, preferred_seconds: float | None, penalty: float
 
 
 def utilities(table: Utility, round: jax.Array) -> jax.Array:
-  """Returns the statistical utilities with the bonus of those long not seen, [N]; for those seen.
+  """Returns statistical utility plus the bonus for a participation long ago, [N], of seen clients.
 
   Args:
-    table: rows [N].
+    table: rows [N]; those of clients never seen give values without a meaning.
     round: int32, from 0.
   """
   seen, number = table.last > 0, table.value.shape[0]
@@ -139,16 +162,18 @@ def _choose(
     key: of the draw.
     use: [N] utilities, -1 for clients never seen.
     speed: [N], log of the proportions in which unseen clients are drawn.
-    known: int32, how many are to be drawn by utility.
-    size: ids to return.
+    known: int32, number of clients to draw by utility.
+    size: number of ids to return.
   """
   number = use.shape[0]
   noise = jax.random.gumbel(jax.random.fold_in(key, 0), (number,))
   last = -jnp.sort(-use)[jnp.maximum(known - 1, 0)]
   good = (use >= 0) & (use >= _CUT_OFF * jnp.maximum(last, 0.0))
-  rank = lambda score: jnp.argsort(jnp.argsort(-score, stable=True), stable=True)
-  by_use = rank(jnp.where(good, jnp.log(jnp.maximum(use, 1e-30)) + noise, -jnp.inf))
+  # The largest of log utility + Gumbel noise: a draw in proportion to utility.
+  score = jnp.where(good, jnp.log(jnp.maximum(use, 1e-30)) + noise, -jnp.inf)
+  by_use = jnp.argsort(jnp.argsort(-score, stable=True), stable=True)
   first = good & (by_use < known)
+  # Those drawn by utility, then unseen ones, then (if these are too few) the other seen ones.
   tier = jnp.where(first, 0, jnp.where(use < 0, 1, 2))
   order = jnp.where(use < 0, speed, 0.0) + noise
   ids = jnp.arange(number, dtype=jnp.int32)

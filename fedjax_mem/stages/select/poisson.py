@@ -1,10 +1,12 @@
 """Poisson sampling: every client takes part independently of all others."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Context, Draws, Layer, Member, validate
+from fedjax_mem.core import Context, Draws, Layer, Member, Metrics, Tree, validate
 from fedjax_mem.kernels.random import laws
 from fedjax_mem.stages.select import _base as draws
 
@@ -12,16 +14,19 @@ from fedjax_mem.stages.select import _base as draws
 def poisson(num_clients: int, rate: float, capacity: int | None = None) -> Layer:
   """Returns the layer that selects each client independently with probability `rate`.
 
-  Drawn as a binomial count and a uniform set of that size, which is the same law, in
-  O(capacity log capacity) whatever the population. A count beyond `capacity` is cut to it, which
-  keeps a uniform subset, and reported as `overflow`. After a layer that leaves clients out, those
-  that are left are drawn with the same probability.
+  The cohort is drawn as a binomial count and a uniform set of that size. This is the same law, in
+  O(capacity log capacity) for any population. A count beyond `capacity` is cut to it, which keeps a
+  uniform subset (metric: `overflow`, 1 for a cut). After a layer that leaves clients out, the
+  eligible clients are drawn with the same probability, in O(N).
+
+  >>> poisson(1000, rate=0.1).fact(fm.Draws)
+  Draws(scheme='poisson', population=1000, expected=100.0, capacity=161, min_sep=1)
 
   Args:
     num_clients: N, clients of the population.
-    rate: probability of each client in each round, in (0, 1].
-    capacity: rows of a cohort; by default the least for which a cohort overflows with a
-      probability of at most 1e-9.
+    rate: inclusion probability of each client in each round, in (0, 1].
+    capacity: rows of a cohort; None: the smallest number which a cohort exceeds with a probability
+      of at most 1e-9.
 
   Raises:
     ValueError: a size is not a whole number >= 1, or the rate is not in (0, 1].
@@ -35,7 +40,7 @@ def poisson(num_clients: int, rate: float, capacity: int | None = None) -> Layer
 
   high, low = laws.thresholds(stats.binom(num_clients, rate).sf(np.arange(capacity + 1)))
 
-  def draw(ctx: Context, eligible, state):
+  def draw(ctx: Context, eligible: Any, state: Tree) -> tuple[Member, Tree, Metrics]:
     if eligible is not None:
       cohort, count = _among(ctx.key, eligible, rate, capacity)
       return cohort, state, {'overflow': (count > capacity).astype(jnp.int32)}
@@ -53,7 +58,7 @@ def poisson(num_clients: int, rate: float, capacity: int | None = None) -> Layer
 def _among(
   key: jax.Array, eligible: jax.Array, rate: float, capacity: int
 ) -> tuple[Member, jax.Array]:
-  """Returns (the cohort drawn of the clients that are eligible [N], how many were drawn). O(N)."""
+  """Returns (a cohort drawn from the eligible [N] clients, the count before the cut). O(N)."""
   draw = jax.random.bits(jax.random.fold_in(key, 0), eligible.shape, jnp.uint32)
   taken = eligible & laws.chosen(draw, rate)
   ids = draws.highest(taken.astype(jnp.float32), jax.random.fold_in(key, 1), capacity)

@@ -1,13 +1,14 @@
-"""Power of choice: of a few candidates, those with the highest loss.
+"""Power of choice: draws candidates, and selects those with the highest loss.
 
-Candidates are drawn without replacement, one after another, in proportion to size. Of these the
-`cohort_size` with the highest loss take part, those never seen before all others, ties at random.
-The loss is the one at the model that the client got when it last took part (one more pass over
-its examples), not this round's: nobody outside the cohort has to compute or send anything. So
-this is the paper's communication-saving variant, rpow-d, but for the moment of the loss, which
-there is the average over the local steps.
+Candidates are drawn without replacement, one after another, in proportion to their numbers of
+examples. The `cohort_size` candidates with the highest loss take part. Clients that have never
+taken part come first, and ties are broken at random. The loss is that of the model which the client
+received when it last took part (one more pass over its examples), not this round's. So clients
+outside the cohort neither compute nor send anything. This is the paper's communication-saving
+variant, rpow-d, with one difference: there the loss is the average over the local steps.
 
-The method is biased on purpose: `chance` is not known and stands at 1, and no weight is changed.
+The method is biased on purpose: inclusion probabilities are unknown, so `chance` is 1 and no weight
+is changed.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Draws, Layer, Prepares, Stage, Task, tree, validate
+from fedjax_mem.core import (
+  Context,
+  Draws,
+  Layer,
+  Member,
+  Metrics,
+  Prepares,
+  Stage,
+  Task,
+  Tree,
+  tree,
+  validate,
+)
 from fedjax_mem.stages.select import _base as draws
 from fedjax_mem.stages.select import _losses as losses
 
@@ -43,15 +56,20 @@ def power_of_choice(
 ) -> Layer:
   """Returns the layer that selects, of `candidates` drawn by size, those of highest loss.
 
+  >>> model = fm.models.build('logistic', (4,), num_classes=3)
+  >>> layer = power_of_choice(100, 10, model.loss, candidates=30)
+  >>> layer.fact(fm.Draws).scheme, layer.fact(fm.Looks).at
+  ('data_dependent', "others' data")
+
   Reference: Cho, Wang and Joshi (2020), arXiv 2010.01243, section 3 (pow-d, rpow-d).
 
   Args:
     num_clients: N, clients of the population.
     cohort_size: C, clients a round, 1 <= C <= N.
-    loss: (params, batch, key) -> [B] losses, one an example.
+    loss: (params, batch, key) -> [B] losses, one per example.
     candidates: d, C <= d <= N; None: 2 C, or N if that is less. d = C is sampling by size.
-    sizes: examples of each client [N]; None: all alike.
-    batch_size: examples at a time while losses are measured.
+    sizes: examples of each client [N]; None: all equal.
+    batch_size: examples at a time while losses are measured, >= 1.
 
   Raises:
     ValueError: an argument is out of range.
@@ -64,7 +82,7 @@ def power_of_choice(
   validate.integer(cohort_size, num_clients, candidates=candidates)
   share = draws.per_client(num_clients, sizes=sizes)
 
-  def draw(ctx: Context, eligible, state):
+  def draw(ctx: Context, eligible: Any, state: Tree) -> tuple[Member, Tree, Metrics]:
     del eligible
     table: LastLoss = ctx.table
     keys = [jax.random.fold_in(ctx.key, i) for i in range(3)]
@@ -76,7 +94,7 @@ def power_of_choice(
     cohort = draws.members(ids, jnp.ones(cohort_size, bool), 1.0, num_clients)
     return cohort, state, {'unseen': (~table.seen).sum(dtype=jnp.int32)}
 
-  def measure(ctx: Context, task: Task, row: LastLoss):
+  def measure(ctx: Context, task: Task, row: LastLoss) -> tuple[Task, LastLoss, Metrics]:
     del ctx
     found = losses.measured(loss, task, batch_size)
     new = LastLoss(found.mean, jnp.bool_(True))

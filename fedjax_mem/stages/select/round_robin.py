@@ -1,13 +1,21 @@
 """Clients in turn, in the fixed order of their ids."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Draws, Layer
+from fedjax_mem.core import Context, Draws, Layer, Member, Metrics
 from fedjax_mem.stages.select import _base as draws
 
 
 def round_robin(num_clients: int, cohort_size: int) -> Layer:
   """Returns the layer that selects the next `cohort_size` clients, wrapping round at the end.
+
+  >>> fm.apply([[1.0], [3.0], [50.0], [60.0]], round_robin(4, 2)).update.tolist()
+  [2.0]
+
+  The first round is that of clients 0 and 1.
 
   Args:
     num_clients: N, clients of the population.
@@ -18,7 +26,7 @@ def round_robin(num_clients: int, cohort_size: int) -> Layer:
   """
   draws.check_cohort(num_clients, cohort_size)
 
-  def draw(ctx: Context, eligible, state):
+  def draw(ctx: Context, eligible: Any, state: jax.Array) -> tuple[Member, jax.Array, Metrics]:
     del ctx, eligible
     ids = (state + jnp.arange(cohort_size, dtype=jnp.int32)) % num_clients
     cohort = draws.members(ids, jnp.ones(cohort_size, bool), cohort_size / num_clients, num_clients)

@@ -1,4 +1,4 @@
-"""Slow clients on a virtual clock: how long a round takes, and who is too late."""
+"""Stragglers: durations of clients on a virtual clock, and a deadline for a round."""
 
 import zlib
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Context, Layer, Member, validate
+from fedjax_mem.core import Context, Layer, Member, Metrics, Tree, validate
 from fedjax_mem.stages.select import _base as draws
 
 
@@ -18,24 +18,30 @@ def stragglers(
   jitter: float = 0.0,
   looks: str = "others' data",
 ) -> Layer:
-  """Returns the layer of clients that take time, and are lost after the deadline.
+  """Returns the layer that gives clients durations, and loses clients that miss the deadline.
 
   In a round client i takes durations[i] exp(jitter z) virtual seconds, z standard normal and drawn
-  from (seed, round, client). With a deadline, whoever takes longer has dropped out (`late` counts
-  them): its work is lost, and its state is not committed. The metric `virtual_seconds` is how long
-  the round lasts: until the slowest of those that arrive, or until the deadline if someone that was
-  selected does not. Without a deadline the server does not wait for those that drop out otherwise.
-  Nothing is kept: the clock's time is the sum of the metric. It comes last of the layers that
-  select.
+  from (seed, round, client). With a deadline, a client that takes longer drops out: its work is
+  lost, and its state is not committed. The layer comes last of the layers that select. It keeps no
+  state.
+
+  Metrics: `late`, clients that miss the deadline, and `virtual_seconds`, the duration of the round;
+  their sum is the time on the virtual clock. The round ends with the slowest client that arrives,
+  or at the deadline if a selected client does not arrive. Without a deadline the server does not
+  wait for clients that drop out otherwise.
+
+  >>> applied = fm.apply([[1.0], [3.0], [50.0]], stragglers(3, [1.0, 2.0, 60.0], deadline=10.0))
+  >>> applied.update.tolist(), float(applied.metrics['select/virtual_seconds'])
+  ([2.0], 10.0)
 
   Args:
     num_clients: N, clients of the population.
-    durations: virtual seconds of each client [N], > 0, such as from `draw_durations`.
-    deadline: virtual seconds after which the server waits no longer, > 0; None: it waits for all.
+    durations: median virtual seconds of each client [N], > 0, such as from `draw_durations`.
+    deadline: virtual seconds after which the server stops waiting, > 0; None: it waits for all.
     jitter: standard deviation of the log of a duration from round to round, >= 0.
-    looks: what the durations depend on: 'nothing' where they are public, 'own data' where each is a
-      function of that client's examples alone, else "others' data". Only the first two may decide
-      who arrives under differential privacy.
+    looks: what the durations depend on: 'nothing' if they are public, 'own data' if each one is a
+      function of that client's examples only, else "others' data". Under differential privacy only
+      the first two may decide which clients arrive.
 
   Raises:
     ValueError: an argument is out of range.
@@ -48,7 +54,7 @@ def stragglers(
   if deadline is not None:
     validate.positive(deadline=deadline)
 
-  def stays(ctx: Context, cohort: Member, state):
+  def stays(ctx: Context, cohort: Member, state: Tree) -> tuple[jax.Array, Tree, Metrics]:
     factor = jnp.exp(jitter * draws.each(ctx.key, jax.random.normal, cohort.id))
     seconds = jnp.asarray(median).at[cohort.id].get(mode='clip') * factor
     late = cohort.arrived & (seconds > (jnp.inf if deadline is None else deadline))
@@ -58,7 +64,7 @@ def stragglers(
       lasts = jnp.where((cohort.real & ~arrived).any(), jnp.float32(deadline), lasts)
     return ~late, state, {'late': late.sum(dtype=jnp.int32), 'virtual_seconds': lasts}
 
-  # Without a deadline nobody is left out.
+  # Without a deadline no client is left out, so the durations decide nothing.
   at = 'nothing' if deadline is None else looks
   return draws.filtering('deadline', stays, before_work=False, looks=at)
 
@@ -70,14 +76,17 @@ def draw_durations(
   seed: int = 0,
   sizes: Sequence[float] | None = None,
 ) -> np.ndarray:
-  """Returns virtual seconds of each client [N]: log-normal speeds, in proportion to its examples.
+  """Returns virtual seconds of each client [N]: log-normal, times its number of examples.
+
+  >>> draw_durations(3, median_seconds=10.0, spread=0.0, sizes=[1, 2, 3]).tolist()
+  [5.0, 10.0, 15.0]
 
   Args:
     num_clients: N.
-    median_seconds: of a client of the mean size, > 0.
-    spread: standard deviation of the log of a client's speed, >= 0.
-    seed: they are a function of the seed.
-    sizes: examples of each client [N]; None: all alike.
+    median_seconds: median duration of a client with the mean number of examples, > 0.
+    spread: standard deviation of the log of a client's seconds per example, >= 0.
+    seed: seed of the draw, >= 0; durations are a function of it.
+    sizes: examples of each client [N]; None: all equal.
 
   Raises:
     ValueError: an argument is out of range.
@@ -88,5 +97,6 @@ def draw_durations(
   validate.integer(0, seed=seed)
   size = draws.per_client(num_clients, sizes=sizes)
   rng = np.random.default_rng([seed, zlib.crc32(b'durations')])
-  speed = np.exp(spread * rng.standard_normal(num_clients))
-  return (median_seconds * speed * size / size.mean()).astype(np.float32)
+  pace = np.exp(spread * rng.standard_normal(num_clients))
+  seconds: np.ndarray = median_seconds * pace * size / size.mean()
+  return seconds.astype(np.float32)

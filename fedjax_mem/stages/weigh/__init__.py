@@ -1,4 +1,4 @@
-"""How much each client counts."""
+"""Weighings: how much each client counts in the average."""
 
 from collections.abc import Callable
 

@@ -1,13 +1,24 @@
-"""What the weighings share: multiply on the client, divide on the server."""
+"""What the weighings share: the client multiplies by its weight, the server divides."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Bounds, Context, Layer, Message, Stage, Weighs, tree, validate
+from fedjax_mem.core import (
+  Bounds,
+  Context,
+  Layer,
+  Message,
+  Metrics,
+  Stage,
+  Tree,
+  Weighs,
+  tree,
+  validate,
+)
 
-# Of weights of at most 1.
+# Holds for weights of at most 1: they do not increase any norm.
 KEPT = Bounds(lambda ctx, bound: bound)
 
 
@@ -17,27 +28,27 @@ def weighing(
   divisor: float | None = None,
   alike: bool = False,
 ) -> Layer:
-  """Returns the layer that sums weight x update and divides by the weights' sum.
+  """Returns the layer that sums weight x update and divides by the sum of the weights.
 
   Args:
     weight: the message's weight (examples, float32) -> the weight used; 0 must stay 0.
     bounds: what multiplying by the weight does to a bound; None: weights are not bounded.
     divisor: None to divide by the weights that arrived, or a fixed number > 0 (under privacy the
-      expected cohort), so that one client cannot change the divisor.
-    alike: whether everyone who takes part has the weight 1.
+      expected cohort), so that a single client cannot change the divisor.
+    alike: whether every client that takes part has the weight 1.
   """
   if divisor is not None:
     validate.positive(divisor=divisor)
 
-  def multiply(ctx: Context, message: Message, state):
+  def multiply(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     del ctx
     w = weight(message.weight)
     return Message(tree.scale(w, message.update), w, tree.scale(w, message.aux)), state, {}
 
-  def divide(ctx: Context, message: Message, state):
+  def divide(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     del ctx
     arrived = message.weight
-    # Weights below the smallest normal number cannot arise from counts: only 0 is replaced.
+    # Sums of positive weights are far above 1e-30, so that only 0 is replaced.
     by = jnp.maximum(arrived, 1e-30) if divisor is None else jnp.float32(divisor)
     used = arrived if divisor is None else by
     update, aux = tree.scale(1 / by, message.update), tree.scale(1 / by, message.aux)

@@ -9,6 +9,9 @@ from fedjax_mem.stages.weigh._base import KEPT, weighing
 def equal(divisor: float | None = None) -> Layer:
   """Returns the layer that averages with equal weights (a client of weight 0 takes no part).
 
+  >>> fm.apply([[1.0], [5.0]], equal(), weights=[3, 1]).update.round(3).tolist()
+  [3.0]
+
   Args:
     divisor: None to divide by the number of clients that arrived, or a fixed number > 0: under
       differential privacy the expected cohort (McMahan et al. 2018, arXiv 1710.06963).
