@@ -54,9 +54,10 @@ def apply(
 
   Args:
     updates: tree of [C, ...] floats, in client order.
-    layers: that work on messages, in the order in which they run on the client (those that work on
-      tasks, such as label flipping, have nothing to train here and are refused). Where none draws, all clients take part. Where none weighs, the average is weighted by `weights`; with
-      noise (`Noises`) each client weighs 1 and the sum is divided by C.
+    layers: that work on messages, in the order in which they run on the client. (Those that work
+      on tasks, such as label flipping, have nothing to train here and are refused.) Where none of
+      them draws, all clients take part. Where none weighs, the average is weighted by `weights`;
+      with noise (`Noises`) each client weighs 1 and the sum is divided by C.
     weights: [C] numbers > 0; None: 1 each.
     seed: root of every random draw, in [0, 2 ** 32).
 
