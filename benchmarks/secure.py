@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import measure
 from fedjax_mem.report import figures
-from fedjax_mem.secagg import protocol
+from fedjax_mem.secagg import graph, protocol
 
 
 def session(clients: int, params: int, args: argparse.Namespace) -> protocol.Session:
@@ -30,7 +30,7 @@ def session(clients: int, params: int, args: argparse.Namespace) -> protocol.Ses
   sparse: dict[str, Any] = {}
   threshold = clients // 2 + 1
   if not args.complete:
-    found = protocol.degree(clients, corrupt=args.corrupt, dropout=args.dropout)
+    found = graph.degree(clients, corrupt=args.corrupt, dropout=args.dropout)
     threshold = found.threshold
     sparse = {'neighbours': found.neighbours, 'graph_seed': os.urandom(16)}
   return protocol.Session(

@@ -30,11 +30,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_mem.secagg.client import Client
-from fedjax_mem.secagg.errors import BelowThreshold as BelowThreshold
-from fedjax_mem.secagg.errors import ProtocolError as ProtocolError
-from fedjax_mem.secagg.fixed_point import FixedPoint as FixedPoint
-from fedjax_mem.secagg.graph import Degree as Degree
-from fedjax_mem.secagg.graph import degree as degree
 from fedjax_mem.secagg.messages import Kind
 from fedjax_mem.secagg.primitives import Identity
 from fedjax_mem.secagg.server import Server

@@ -6,7 +6,7 @@ from reference.secure_parties import Parties, body
 
 from fedjax_mem.secagg import messages, primitives, protocol
 from fedjax_mem.secagg.errors import BelowThreshold, ProtocolError
-from fedjax_mem.secagg.protocol import Kind
+from fedjax_mem.secagg.messages import Kind
 
 MODES = ['semi_honest', 'active']
 

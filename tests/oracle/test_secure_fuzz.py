@@ -11,7 +11,7 @@ from reference.secure_parties import Parties, body, session
 
 from fedjax_mem.secagg import messages, protocol
 from fedjax_mem.secagg.errors import BelowThreshold, ProtocolError
-from fedjax_mem.secagg.protocol import Kind
+from fedjax_mem.secagg.messages import Kind
 
 N, T = 4, 3
 ENDS = collections.Counter()

@@ -8,7 +8,7 @@ from reference.secure_parties import Parties, body
 from scipy import stats
 
 from fedjax_mem.secagg import messages, primitives, shamir
-from fedjax_mem.secagg.protocol import Kind
+from fedjax_mem.secagg.messages import Kind
 
 N, T, SIZE = 5, 3, 20_000
 # Of one test; some hundred are made with fixed randomness.

@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from fedjax_mem.secagg import messages, protocol
-from fedjax_mem.secagg.protocol import Kind
+from fedjax_mem.secagg.messages import Kind
 
 SIZE = 5
 

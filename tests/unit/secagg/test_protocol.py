@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from reference.secure_parties import Parties, identities, session
 
-from fedjax_mem.secagg import protocol
+from fedjax_mem.secagg import graph, protocol
 from fedjax_mem.secagg.errors import BelowThreshold, ProtocolError
-from fedjax_mem.secagg.protocol import Kind
+from fedjax_mem.secagg.messages import Kind
 
 MODES = ['semi_honest', 'active']
 
@@ -87,7 +87,7 @@ def test_the_sparse_graph_fails_closed_where_a_neighbourhood_is_gone():
 def test_recovery_at_the_degree_of_the_bound():
   """k and t for a failure probability of 2 ** -30: drawn drop-outs are always recovered from."""
   n, dropout = 60, 0.1
-  k, t = protocol.degree(n, corrupt=0.1, dropout=dropout)
+  k, t = graph.degree(n, corrupt=0.1, dropout=dropout)
   rng = np.random.default_rng(3)
   for trial in range(4):
     seed = bytes([trial]) * 16
