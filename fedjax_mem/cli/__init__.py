@@ -1,1 +1,1 @@
-"""The command line, one file a verb or a group of them."""
+"""The command line: the subcommands of `fedjax-mem`."""

@@ -1,4 +1,4 @@
-"""What this machine has, what is missing, and the command that mends it."""
+"""Diagnosis of the machine: what is installed, what is missing, and the commands to get it."""
 
 import dataclasses
 import importlib.metadata
@@ -18,7 +18,7 @@ from rich.text import Text
 
 _PYTHON = (3, 11)
 _PACKAGE = 'fedjax_mem'
-# Where the package runs from its sources, its metadata cannot be asked.
+# The requirements if the package runs from its sources, where it has no metadata.
 _NEEDED = (
   'array_record', 'dp-accounting', 'flax', 'jax', 'matplotlib', 'numpy', 'optax',
   'orbax-checkpoint', 'rich', 'scikit-learn', 'tensorflow-datasets', 'tomli-w', 'tyro',
@@ -31,10 +31,10 @@ class Check:
   """One line of the diagnosis.
 
   Attributes:
-    name: what was looked at.
-    ok: whether it is as it should be; None: not there, and needed only by those who use it.
+    name: name of the checked item.
+    ok: whether the item is as it should be; None: it is missing, but optional.
     detail: what was found.
-    remedy: the command, or the words, that mend it; '' if nothing has to be done.
+    remedy: command or advice to fix it; '' if nothing has to be done.
   """
 
   name: str
@@ -44,10 +44,10 @@ class Check:
 
 
 def diagnose(out: str | os.PathLike[str] = 'runs') -> list[Check]:
-  """Returns what was found on this machine; never raises.
+  """Returns the checks of this machine; never raises.
 
   Args:
-    out: the folder that runs are written into.
+    out: folder that runs are written into.
   """
   parts: tuple[tuple[str, Callable[[], Iterable[Check]]], ...] = (
     ('python', _python),
@@ -61,18 +61,18 @@ def diagnose(out: str | os.PathLike[str] = 'runs') -> list[Check]:
   for name, part in parts:
     try:
       checks += part()
-    except Exception as error:  # A diagnosis that dies of the disease is no help.
+    except Exception as error:  # a failing check is part of the diagnosis
       checks.append(Check(name, False, f'{type(error).__name__}: {error}', _install('')))
   return checks
 
 
 def healthy(checks: Sequence[Check]) -> bool:
-  """Returns whether nothing that every run needs is missing."""
+  """Returns whether everything that all runs need is there."""
   return all(check.ok is not False for check in checks)
 
 
 def print_checks(checks: Sequence[Check], console: Console | None = None) -> None:
-  """Prints the diagnosis, then what to do about it."""
+  """Prints the diagnosis, then the remedies."""
   console = console or Console()
   marks = {True: Text('ok', 'green'), False: Text('missing', 'bold red'), None: Text('–', 'yellow')}
   table = Table(box=None, pad_edge=False, show_header=False)
@@ -90,7 +90,7 @@ def print_checks(checks: Sequence[Check], console: Console | None = None) -> Non
 
 
 def _install(what: str) -> str:
-  """Returns the command that installs into this very Python."""
+  """Returns the command that installs a package into the running Python's environment."""
   return f'{sys.executable} -m pip install --upgrade {what or _PACKAGE}'
 
 
@@ -115,7 +115,7 @@ def _packages() -> list[Check]:
 
 
 def _package(need: Requirement, purpose: str | None) -> Check:
-  """Returns whether a package is there and new enough; one with a purpose is optional."""
+  """Returns the check of a package and its version; a package with a purpose is optional."""
   command = _install(f"'{need}'")
   try:
     version = importlib.metadata.version(need.name)
@@ -133,7 +133,7 @@ def _devices() -> list[Check]:
   chosen = os.environ.get('JAX_PLATFORMS')
   try:
     devices = jax.devices()
-  except Exception as error:  # a missing platform is told in several ways, some without words
+  except Exception as error:  # jax raises several errors for a missing platform, some are empty
     remedy = 'unset JAX_PLATFORMS' if chosen else _install('jax')
     reason = str(error).splitlines()[0] if str(error) else f'no devices of {chosen!r}'
     return [Check('devices', False, reason, remedy)]
@@ -162,7 +162,7 @@ def _machine() -> list[Check]:
 
 
 def _memory() -> tuple[float | None, float | None]:
-  """Returns (total, available) bytes; a container's limit counts."""
+  """Returns (total, available) bytes of memory, within the container's limit if there is one."""
   try:
     lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
     sizes = {line.split(':')[0]: 1024 * int(line.split()[1]) for line in lines}
@@ -192,7 +192,7 @@ def _folders(out: str | os.PathLike[str]) -> list[Check]:
 
 
 def _folder(name: str, path: pathlib.Path, remedy: str) -> Check:
-  """Returns whether files can be made in a folder, or the folder itself in its parent."""
+  """Returns the check that files can be made in a folder, or that the folder can be made."""
   path = path.absolute()
   there = next((x for x in (path, *path.parents) if x.exists()), path)
   try:

@@ -1,4 +1,4 @@
-"""The command `fedjax-mem`: run and resume experiments, compare them, prepare data, find faults."""
+"""The command `fedjax-mem`: run and resume experiments, compare them, prepare data, audit them."""
 
 import dataclasses
 import pathlib
@@ -22,7 +22,7 @@ _WORDLESS = {KeyboardInterrupt: 'stopped by Ctrl-C', MemoryError: 'out of memory
 
 DataDir = Annotated[
   pathlib.Path | None,
-  arg(help='Where prepared data sets are (default: $FEDJAX_MEM_DATA, or a folder of the user).'),
+  arg(help='Folder of prepared data sets (default: $FEDJAX_MEM_DATA or ~/.cache/fedjax_mem/data).'),
 ]
 
 
@@ -53,7 +53,7 @@ class Run(_Command):
     """Runs the experiment."""
     from fedjax_mem.config.load import load_config
 
-    config = load_config(self.config, self.set)  # a mistake in it is told before much is imported
+    config = load_config(self.config, self.set)  # first: its errors show before slow imports
     from fedjax_mem.runner.loop import run
 
     _tell(run(config, self.out, data_dir=_text(self.data_dir), quiet=self.quiet))
@@ -61,7 +61,7 @@ class Run(_Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resume(_Command):
-  """Go on with an unfinished run from its last checkpoint, as if it had never stopped."""
+  """Resume an unfinished run from its last checkpoint, as if it had never stopped."""
 
   run: Annotated[Positional[pathlib.Path], arg(help='Folder of the run.')]
   data_dir: DataDir = None
@@ -129,7 +129,7 @@ class DataPrepare(_Command):
   name: Annotated[Positional[str], arg(help='Name: fashion_mnist, fed_emnist, or any of TFDS.')]
   data_dir: DataDir = None
   manual_dir: Annotated[
-    pathlib.Path | None, arg(help='Folder of files that were downloaded by hand.')
+    pathlib.Path | None, arg(help='Folder of files that you have downloaded yourself.')
   ] = None
 
   def __call__(self) -> None:
@@ -171,14 +171,14 @@ class DataShow(_Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Doctor(_Command):
-  """Say what is installed, which devices and data there are, and how to mend what is missing."""
+  """Show what is installed, which devices and data there are, and how to get what is missing."""
 
   def __call__(self) -> None:
     """Prints the diagnosis."""
     from fedjax_mem.cli import doctor
     from fedjax_mem.runner import devices
 
-    devices.prepare('auto')  # as a run would: the devices shown are those it uses
+    devices.prepare('auto')  # as a run does, so that the devices shown are those of a run
     doctor.print_checks(doctor.diagnose())
 
 
@@ -201,13 +201,13 @@ class DataCommands:
     return self.command.debug
 
   def __call__(self) -> None:
-    """Does what was asked for."""
+    """Runs the chosen command."""
     self.command()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Audit(_Command):
-  """Try to break a run's claim of privacy: canary clients, and what an adversary learns of them.
+  """Audit a run's privacy claim: how much does an adversary learn of canary clients?
 
   Prints a lower bound on epsilon (at 95% confidence) beside the accountant's upper bound, by a
   membership game on one release and by one whole run with many canaries. Needs jax-privacy.
@@ -223,7 +223,7 @@ class Audit(_Command):
   data_dir: DataDir = None
 
   def __call__(self) -> None:
-    """Prints what was found; fails if a claim is broken."""
+    """Prints the findings; raises if a claim is broken."""
     from fedjax_mem.config.load import load_config
 
     config = load_config(self.config, self.set)
@@ -253,7 +253,8 @@ Command = (
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line and returns its exit code.
 
-  0: done. 1: the run failed. 2: bad input, told in one line. 130: interrupted, with a checkpoint.
+  0: done. 1: the run failed. 2: bad input, with a message of one line. 130: interrupted, with a
+  checkpoint.
   """
   command = tyro.cli(
     Command,
@@ -269,13 +270,13 @@ def main(argv: list[str] | None = None) -> int:
     return _complain(error, INTERRUPTED, command.debug)
   except (ValueError, FileNotFoundError) as error:
     return _complain(error, BAD_INPUT, command.debug)
-  except Exception as error:  # whatever it is: one line, and the traceback on request
+  except Exception as error:  # any other error: one line, and the traceback with --debug
     return _complain(error, FAILED, command.debug, foreign=_foreign(error))
   return DONE
 
 
 def _foreign(error: Exception) -> bool:
-  """Returns whether an error is none that this package tells in words of its own."""
+  """Returns whether an error comes from elsewhere than this package or the operating system."""
   return not (isinstance(error, OSError) or type(error).__module__.startswith('fedjax_mem.'))
 
 

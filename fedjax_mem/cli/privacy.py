@@ -1,4 +1,4 @@
-"""The commands `fedjax-mem privacy epsilon|calibrate|plan`: what a private run will cost."""
+"""The commands `fedjax-mem privacy epsilon|calibrate|plan`: the privacy cost of a planned run."""
 
 import dataclasses
 import pathlib
@@ -10,9 +10,9 @@ from tyro.conf import arg, subcommand
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Question:
-  """What every privacy command is told."""
+  """Arguments of every privacy command."""
 
-  population: Annotated[int, arg(help='Clients in the population, N.')]
+  population: Annotated[int, arg(help='Number of clients in the population, N.')]
   delta: Annotated[float, arg(help='Target delta, below 1 / N.')] = 1e-5
   scheme: Annotated[
     Literal['poisson', 'without_replacement', 'cyclic'], arg(help='How a cohort is drawn.')
@@ -24,7 +24,7 @@ class _Question:
     Literal['auto', 'rdp', 'pld'], arg(help='Which accountant: auto takes RDP where it is valid.')
   ] = 'auto'
   adjacency: Annotated[
-    str | None, arg(help='Neighbouring relation (default: the one the sampler has an event for).')
+    str | None, arg(help='Neighbouring relation (default: the one supported for the sampler).')
   ] = None
   plot: Annotated[pathlib.Path | None, arg(help='Draw epsilon against rounds (PNG).')] = None
   debug: Annotated[bool, arg(help='Show the traceback of an error.')] = False
@@ -74,7 +74,7 @@ class _Question:
 
 
 def _label(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-  """Returns what tells a row from the others."""
+  """Returns a label that distinguishes a row from the others."""
   words = {
     'target': 'ε ≤ {:g}',
     'noise_multiplier': 'noise {:.3g}',
@@ -89,7 +89,7 @@ def _label(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Epsilon(_Question):
-  """What a run costs: epsilon by each accountant and adjacency that has an event for it.
+  """Compute epsilon of a run, by each accountant and adjacency that support it.
 
   Example: fedjax-mem privacy epsilon --population 3383 --cohort 120 --noise-multiplier 1.2
   --rounds 100
@@ -110,7 +110,7 @@ class Epsilon(_Question):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibrate(_Question):
-  """Find the one of noise multiplier, rounds and cohort that is left out, from the other two.
+  """Find the noise multiplier, the rounds or the cohort for a budget: leave one out, give two.
 
   Example: fedjax-mem privacy calibrate --population 10000 --target-epsilon 8 --cohort 100
   --rounds 500
@@ -136,7 +136,7 @@ class Calibrate(_Question):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(_Question):
-  """Noise for a range of budgets and cohorts, and what it costs in the average update.
+  """Show the noise for a range of budgets and cohorts, and its size in the average update.
 
   Example: fedjax-mem privacy plan --population 100000 --cohort 1000 --rounds 1000
   """
@@ -161,7 +161,7 @@ Question = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrivacyCommands:
-  """What a private run costs, and how much noise, how many rounds or clients a budget allows."""
+  """Compute epsilon of a private run, or the noise, rounds or clients that a budget allows."""
 
   command: tyro.conf.OmitSubcommandPrefixes[Question]
 
@@ -171,5 +171,5 @@ class PrivacyCommands:
     return self.command.debug
 
   def __call__(self) -> None:
-    """Answers the question."""
+    """Runs the chosen command."""
     self.command()

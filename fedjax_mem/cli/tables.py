@@ -9,7 +9,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 if TYPE_CHECKING:
   from fedjax_mem.config.load import Config
 
-# Table -> (its experiment, its seeds), unless others are given.
+# Table -> (default experiment, default seeds).
 DEFAULTS: dict[str, tuple[str, tuple[int, ...]]] = {
   'compression': ('configs/fashion_mnist_fedavg.toml', (0,)),
   'robustness': ('configs/fashion_mnist_robust.toml', (0, 1, 2)),
@@ -19,13 +19,13 @@ DEFAULTS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-  """Regenerate a table: run what is missing, then write the table and its plot.
+  """Regenerate a table: do the missing runs, then write the table and its plot.
 
   compression: bytes of a client's message against test accuracy, for every codec.
   robustness: test accuracy under every attack, for every robust rule.
   distributed_dp: bits of a value against test accuracy, for noise that clients add to integers.
 
-  What is finished is not repeated: stopped, the command goes on when it is given again.
+  Finished runs are not repeated: the command can be stopped and given again.
   Example: fedjax-mem table compression --seeds 0 1 2
   """
 
@@ -42,7 +42,7 @@ class Table:
   ] = ()
   codecs: Annotated[
     tuple[str, ...],
-    arg(help='compression: which codecs (default: all); an unknown one lists them.'),
+    arg(help='compression: which codecs (default: all); an unknown name lists them.'),
   ] = ()
   rules: Annotated[tuple[str, ...], arg(help='robustness: which rules (default: all).')] = ()
   attacks: Annotated[tuple[str, ...], arg(help='robustness: which attacks (default: all).')] = ()
@@ -58,20 +58,20 @@ class Table:
   ] = ()
   rounds: Annotated[int | None, arg(help='Rounds of each run (default: as in the file).')] = None
   seeds: Annotated[
-    tuple[int, ...], arg(help='Seeds: one run of every entry for each (default: 0, or 0 1 2).')
+    tuple[int, ...], arg(help='Seeds; each entry is run for each seed (default: 0, or 0 1 2).')
   ] = ()
   out: Annotated[
     pathlib.Path | None,
-    arg(help='Folder of the runs, the table and the plot (default: runs/ and its name).'),
+    arg(help='Folder of the runs, the table and the plot (default: runs/NAME-OF-THE-TABLE).'),
   ] = None
   data_dir: Annotated[
     pathlib.Path | None,
-    arg(help='Where prepared data sets are (default: $FEDJAX_MEM_DATA, or a folder of the user).'),
+    arg(help='Folder of prepared data (default: $FEDJAX_MEM_DATA or ~/.cache/fedjax_mem/data).'),
   ] = None
   debug: Annotated[bool, arg(help='Show the traceback of an error.')] = False
 
   def __call__(self) -> None:
-    """Runs what is missing and prints the table."""
+    """Does the missing runs and prints the table."""
     from fedjax_mem.config.load import load_config
 
     config, seeds = DEFAULTS[self.which]

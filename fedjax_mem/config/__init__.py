@@ -1,1 +1,1 @@
-"""What an experiment says: read strictly from TOML, checked, and built into layers."""
+"""The configuration of an experiment: read strictly from TOML, checked, and built into layers."""

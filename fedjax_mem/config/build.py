@@ -1,4 +1,7 @@
-"""From a configuration to the parts of a run: data, model, layers. Here the methods meet."""
+"""From a configuration to the parts of a run: data, model, layers.
+
+Methods import each other nowhere: this module combines them.
+"""
 
 from typing import Any, NamedTuple
 
@@ -22,13 +25,13 @@ from fedjax_mem.stages.weigh import WEIGHINGS
 
 
 class Parts(NamedTuple):
-  """What a configuration describes.
+  """The parts of an experiment.
 
   Attributes:
     data: the clients' examples, on the host.
     model: the model.
-    params: its initial parameters.
-    layers: of the round.
+    params: the model's initial parameters.
+    layers: the layers of a round.
   """
 
   data: FederatedData
@@ -42,7 +45,7 @@ def build(config: Config, data_dir: str | None = None) -> Parts:
 
   Args:
     config: the experiment.
-    data_dir: where prepared data sets are; None: the environment or the default decides.
+    data_dir: folder of prepared data sets; None: as `data.places` says.
 
   Raises:
     ValueError: parts that do not fit each other, or options that a part does not take.
@@ -51,7 +54,7 @@ def build(config: Config, data_dir: str | None = None) -> Parts:
 
 
 def assemble(config: Config, data: FederatedData) -> Parts:
-  """Returns the parts of an experiment on data that are loaded, as `build`."""
+  """Returns the parts of an experiment on data that are already loaded; else as `build`."""
   if config.selection.cohort_size > data.num_clients:
     raise ValueError(
       f'selection.cohort_size must be at most the {data.num_clients} clients of the data, '
@@ -107,15 +110,15 @@ def build_layers(
 ) -> Round:
   """Returns the layers of a round: algorithm, selection, weighing, and the stages in their places.
 
-  A sampler that learns from tasks stands just before the algorithm, one that learns from weighted
-  messages just after the weighing, or after the last attack on them: it is told what arrives. What
-  happens to the clients that are drawn stands just after the draw.
+  A sampler that learns from tasks is placed just before the algorithm. One that learns from
+  weighted messages is placed after the weighing and after the last attack on messages, so that it
+  sees what arrives. Availability, drop-out and stragglers are placed just after the draw.
 
   Args:
     config: the experiment.
-    model: what is trained.
+    model: the model that is trained.
     num_clients: N.
-    data: for samplers that know sizes or need a validation split; None: they have neither.
+    data: for samplers that need the clients' sizes or a validation split; None: they get neither.
   """
   chosen = _selection(config, model, num_clients, data)
   chooser = next(x for x in chosen if x.fact(Draws) is not None)
@@ -143,27 +146,28 @@ def build_layers(
 
 
 def _attacked(stages: list[Any]) -> int:
-  """Returns how many stages there are up to the last attack on messages, 0 without one."""
+  """Returns the number of stages up to and including the last attack on messages, or 0."""
   attacks = [any(x.fact(Attacks) is not None for x in _layers(made)) for made in stages]
   return max((i for i, found in enumerate(attacks, 1) if found), default=0)
 
 
 def _prepares(made: Any) -> bool:
-  """Returns whether a stage states that it works on tasks, hence before the algorithm."""
+  """Returns whether a stage states that it works on tasks; it then runs before the algorithm."""
   return any(x.fact(Prepares) is not None for x in _layers(made))
 
 
 def _layers(made: Any) -> list[Layer]:
-  """Returns the layers of a stage; what is none is told by `compose`."""
+  """Returns the layers of a stage; an object that is no layer is refused later, by `compose`."""
   parts = made if isinstance(made, tuple) and not isinstance(made, Layer) else (made,)
   return [x for x in parts if isinstance(x, Layer)]
 
 
 def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
-  """Returns what stages may ask for by name and an experiment knows, unless their options say it.
+  """Returns the arguments that an experiment gives to stages that take them.
 
-  `dimension` is the number of the model's parameters, `clients` the most clients of a round,
-  `num_clients` those of the population, `num_classes` the labels.
+  Options of a stage override them. `dimension` is the number of the model's parameters, `clients`
+  the largest number of clients in a round, `num_clients` the population's size, `num_classes` the
+  number of labels.
   """
   params = jax.eval_shape(model.init, jax.random.key(0))
   draws = privacy.law(chooser)
@@ -234,7 +238,7 @@ def _selection(
 def _in_the_world(
   config: Config, layers: Round, num_clients: int, data: FederatedData | None
 ) -> Round:
-  """Returns the layers with what happens to clients: they are away, drop out, are late."""
+  """Returns the layers with availability, drop-out and stragglers of the configuration added."""
   section = config.selection
   place = layers.place(layers.drawing) + 1
   first: list[Any] = []
@@ -249,7 +253,8 @@ def _in_the_world(
   seconds = _durations(config, num_clients, data)
   if seconds is not None:
     rest = {k: x for k, x in section.clock.items() if k not in ('median_seconds', 'spread')}
-    # Durations go by each client's examples over the mean of all: public where all are alike.
+    # A duration is proportional to the client's examples over the mean of all clients: it tells
+    # nothing of the data if all clients have equally many.
     alike = data is None or len(set(np.asarray(data.counts).tolist())) == 1
     given = {'num_clients': num_clients, 'durations': seconds}
     given['looks'] = 'nothing' if alike else "others' data"
@@ -288,7 +293,7 @@ def learning_rate(client: ClientSection, rounds: int) -> Any:
 
 
 def client_optimizer(client: ClientSection) -> Any:
-  """Returns learning rate -> the clients' optax optimizer; its state starts anew every round."""
+  """Returns learning rate -> the clients' optax optimizer; its state is reset in every round."""
   if client.optimizer != 'sgd':
     return registry.factory('client.optimizer', client.optimizer, {})
   return Sgd(client.momentum, client.weight_decay)

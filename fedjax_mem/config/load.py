@@ -1,7 +1,7 @@
-"""What an experiment is: a `Config`, read strictly from TOML, written back, and hashed.
+"""`Config`, the description of an experiment: read strictly from TOML, written back, and hashed.
 
-A file has `version = 1`, `name`, `seed`, `rounds` and the sections of `sections.py`. Whatever
-changes results is in the hash that names the run; `[execution]` changes speed only and is not.
+A file has `version = 1`, `name`, `seed`, `rounds` and the sections of `sections.py`. Every setting
+that changes results is in the hash that names the run; `[execution]` changes speed only and is not.
 """
 
 import dataclasses
@@ -42,21 +42,21 @@ class Config(Section):
   """One experiment.
 
   Attributes:
-    version: of this format, 1.
-    name: of the run's folder: letters, digits, '.', '_' and '-'.
-    seed: root of every random draw, in [0, 2**32).
-    rounds: rounds of the whole run.
-    data: `DataSection`.
-    model: `ModelSection`.
-    algorithm: `AlgorithmSection`.
-    client: `ClientSection`.
-    server: `ServerSection`.
-    selection: `SelectionSection`.
-    weighting: `WeightingSection`.
-    privacy: `PrivacySection`.
-    evaluation: `EvaluationSection`.
-    stages: further layers, in client order.
-    execution: `ExecutionSection`.
+    version: version of this format, 1.
+    name: first part of the name of the run's folder: letters, digits, '.', '_' and '-'.
+    seed: seed of every random draw, in [0, 2**32).
+    rounds: number of rounds of the whole run.
+    data: the data set and its partition.
+    model: the model.
+    algorithm: the algorithm.
+    client: local training.
+    server: the server optimizer.
+    selection: the sampler.
+    weighting: the weights of the updates.
+    privacy: the privacy claim.
+    evaluation: evaluation on the test set.
+    stages: further layers, in the order in which clients run them.
+    execution: speed and memory.
   """
 
   version: int = VERSION
@@ -124,12 +124,12 @@ def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Conf
 
 
 def config_from_dict(raw: dict[str, Any]) -> Config:
-  """Returns the experiment in a table such as TOML gives.
+  """Returns the experiment that a parsed TOML table describes.
 
   Raises:
     ValueError: an unknown or missing key, a wrong type or a bad value.
   """
-  # Another version may have other keys, so it is told first.
+  # Another version may have other keys: report the version before any unknown key.
   if 'version' in raw and raw['version'] != VERSION:
     raise ValueError(
       f'version must be {VERSION}, the one that this package reads, got {raw["version"]!r}.'
@@ -143,13 +143,13 @@ def config_from_dict(raw: dict[str, Any]) -> Config:
     elif dataclasses.is_dataclass(hints[key]):
       values[key] = _section(hints[key], value, key)
       if key == 'privacy' and value == {}:
-        # Who writes it wants a claim; a default section would make none, silently.
+        # The user wants a claim, but a section of defaults would silently make none.
         raise ValueError("privacy must set 'delta', or be left out, got an empty table.")
   return Config(**values)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-  """Returns a config, or a section of one, as plain tables; what is None is left out."""
+  """Returns a config, or one section, as plain tables; keys that are None are left out."""
   items: dict[str, Any] = {}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
@@ -163,7 +163,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def _given(config: Any) -> dict[str, Any]:
-  """Returns, as plain tables, what is not at its default."""
+  """Returns a config, or one section, as plain tables without the keys at their defaults."""
   items: dict[str, Any] = {}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
@@ -188,9 +188,9 @@ def to_toml(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-  """Returns 8 hexadecimal digits of a hash of what changes results: not `name`, not `execution`.
+  """Returns 8 hexadecimal digits of a hash of all settings but `name` and `execution`.
 
-  What is at its default is left out, so that a key added later changes no hash of today.
+  Keys at their defaults are left out, so that a new key does not change the hash of old configs.
   """
   items = _given(config)
   for key in ('name', 'execution'):
@@ -220,7 +220,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], text: str) -> None:
-  """Writes 'a.b=value' into the tables; whether the key is known is checked with the rest."""
+  """Writes 'a.b=value' into the tables; unknown keys are found later, with those of the file."""
   key, equals, value = text.partition('=')
   *parents, last = parts = key.strip().split('.')
   if not equals or not all(parts):
@@ -293,7 +293,7 @@ def _check_keys(kind: type[Section], raw: dict[str, Any], where: str) -> None:
 
 
 def _hint(key: str, known: list[str]) -> str:
-  """Returns the nearest key there, or the sections that have this very key, or all there are."""
+  """Returns a hint on an unknown key: the nearest known one, or sections that have it, or all."""
   if difflib.get_close_matches(key, known, n=1):
     return validate.nearest(key, known)
   sections = {name: x for name, x in typing.get_type_hints(Config).items() if isinstance(x, type)}

@@ -1,4 +1,4 @@
-"""What a configuration says of privacy, settled before the first round: rows, calibrated noise."""
+"""Privacy settings that follow from a configuration: cohort capacity, calibrated noise."""
 
 import contextlib
 import dataclasses
@@ -20,16 +20,16 @@ from fedjax_mem.core import (
   Round,
 )
 
-_UNBOUNDED = 10.0  # epsilon that a cohort's capacity leaves room for, where no budget says less
+_UNBOUNDED = 10.0  # epsilon that a cohort's capacity is computed for without a target_epsilon
 _WANTED = 'noise_multiplier'
-_PROBE = 1e-3  # small: a stage may bound its multiplier from above
-_MARGIN = 1 + 1e-6  # so that noise which the bounds hardly depend on is soon enough
+_PROBE = 1e-3  # small: a stage may refuse multipliers above some limit
+_MARGIN = 1 + 1e-6  # ends the iteration soon where the bounds hardly depend on the noise
 
 
 def capacity(config: Config, num_clients: int) -> int | None:
-  """Returns the rows of a Poisson cohort that its privacy needs, or None without privacy.
+  """Returns the capacity (rows) of a Poisson cohort of a private run, or None without privacy.
 
-  The rows are so many that an overflow in the whole run costs at most a hundredth of delta.
+  It is so large that overflows in the whole run cost at most a hundredth of delta.
   """
   if config.privacy.delta is None:
     return None
@@ -39,19 +39,19 @@ def capacity(config: Config, num_clients: int) -> int | None:
 
 
 def unsaid(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the arguments that an experiment gives to a stage whose options do not say them."""
+  """Returns the arguments that an experiment gives to a stage, without those its options set."""
   return {name: value for name, value in given.items() if name not in options}
 
 
 def settled(config: Config, chooser: Layer, given: Mapping[str, Any] | None = None) -> Config:
-  """Returns the experiment with the noise multipliers that its budget asks for written out.
+  """Returns the experiment with missing noise multipliers set to what its budget asks for.
 
-  Nothing is changed for a stage without one, or with one given.
+  A stage that takes no multiplier, or has one given, stays as it is.
 
   Args:
     config: the experiment; `privacy.target_epsilon` and `privacy.delta` are the budget.
     chooser: the layer that draws the cohort.
-    given: arguments that the experiment gives to stages which take them.
+    given: arguments that the experiment gives to stages that take them.
 
   Raises:
     ValueError: no noise multiplier and no budget, or noise that cannot be calibrated.
@@ -75,8 +75,8 @@ def _calibrated(
 ) -> float:
   """Returns the least noise multiplier of a stage that keeps the budget.
 
-  Where the bounds of a stage depend on its noise, such as those of a grid, the noise is calibrated
-  again until it keeps the budget with the bounds that it makes.
+  The bounds of some stages depend on their noise, such as those of a quantisation grid. There the
+  noise is calibrated again until it keeps the budget with its own bounds.
   """
   privacy = config.privacy
   if privacy.target_epsilon is None or privacy.delta is None:
@@ -107,19 +107,19 @@ def _calibrated(
 
 
 class _Stated(NamedTuple):
-  """What a stage states of its noise: name of its layer, the mechanism, what it is scaled to."""
+  """The noise of a stage: name of its layer, the mechanism, and the bound it is scaled to."""
 
   name: str
   mechanism: Mechanism
   bound: Bound
 
   def resized(self, multiplier: float) -> '_Stated':
-    """Returns the same with another multiplier."""
+    """Returns the same noise with another multiplier."""
     return self._replace(mechanism=self.mechanism.with_multiplier(multiplier))
 
 
 def _stated(key: str, made: Layer | tuple[Layer, ...]) -> _Stated:
-  """Returns what is known of the one layer of a stage whose noise is calibrated."""
+  """Returns the noise of a stage that is to be calibrated; it must be central and by client."""
   parts = Round((made,) if isinstance(made, Layer) else made)
   noisy = parts.having(Noises)
   if [(noise.trust, noise.unit) for _, _, noise in noisy] != [('central', 'client')]:
@@ -132,7 +132,7 @@ def _stated(key: str, made: Layer | tuple[Layer, ...]) -> _Stated:
 
 
 def law(chooser: Layer) -> Draws:
-  """Returns how a layer draws the cohort."""
+  """Returns how a layer draws the cohort (its fact `Draws`)."""
   found = chooser.fact(Draws)
   if found is None:
     raise ValueError(f'chooser must be a layer that draws the cohort, got {chooser.name!r}.')
@@ -141,7 +141,7 @@ def law(chooser: Layer) -> Draws:
 
 @contextlib.contextmanager
 def naming(stages: str, chooser: Layer) -> Iterator[None]:
-  """Puts the names of both sides before what the accounts say against a pair."""
+  """Prefixes an `IncompatibleStages` error with the names of the noise's stage and the sampler."""
   try:
     yield
   except IncompatibleStages as error:
@@ -149,5 +149,5 @@ def naming(stages: str, chooser: Layer) -> Iterator[None]:
 
 
 def accounting(config: Config) -> dict[str, Any]:
-  """Returns how the claims of an experiment are accounted."""
+  """Returns the accountant and the adjacency of an experiment, as keyword arguments."""
   return {'adjacency': config.privacy.adjacency, 'accountant': config.privacy.accountant}

@@ -1,4 +1,4 @@
-"""From names in a configuration to factories: the registries of the rooms, or a user's own."""
+"""From names in a configuration to factories: those of the registries, or a user's own."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from fedjax_mem.stages.compress import COMPRESSION
 from fedjax_mem.stages.masks import SECURE
 from fedjax_mem.stages.privacy import PRIVACY
 
-# Layers that a `[[stages]]` table may name; every room of layers adds its registry here.
+# Layers that a `[[stages]]` table may name.
 LAYERS: dict[str, Callable[..., Any]] = {
   **ATTACKS,
   **PRIVACY,
@@ -25,7 +25,7 @@ def factory(key: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Cal
   """Returns the factory of that name, from a registry or from 'package.module:factory'.
 
   Args:
-    key: where the name stands in the configuration, for messages.
+    key: key of the configuration that holds the name, for error messages.
     name: a key of `known`, or 'package.module:factory'.
     known: the registry.
 
@@ -38,16 +38,16 @@ def factory(key: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Cal
 
 
 def call(key: str, make: Callable[..., Any], options: Mapping[str, Any], **given: Any) -> Any:
-  """Returns `make(**given, **options)`, with options that it does not take refused by name.
+  """Returns `make(**given, **options)`; options that the factory does not take are refused.
 
   Args:
-    key: the section of the configuration, for messages.
+    key: section of the configuration, for error messages.
     make: a factory.
-    options: what the configuration says.
-    **given: what the program fills in; arguments that the factory does not take are left out.
+    options: options in the configuration.
+    **given: arguments that the program sets; those that the factory does not take are left out.
 
   Raises:
-    ValueError: an unknown or a missing option, or what the factory itself refuses.
+    ValueError: an unknown or a missing option, or an error of the factory itself.
   """
   parameters = inspect.signature(make).parameters
   open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -1,7 +1,7 @@
-"""The sections of an experiment: frozen dataclasses that check themselves when they are made.
+"""The sections of a configuration: frozen dataclasses that check themselves when they are made.
 
-The `options` tables are free: they become keyword arguments of the factory that the section names,
-and are checked against its signature when the round is built.
+An `options` table may hold any keys: they become keyword arguments of the factory that the section
+names. They are checked against the factory's signature when the round is built.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _KINDS = {
 
 
 def _plain(name: str, value: Any) -> Any:
-  """Returns a copy of what TOML can hold and hash: tables, arrays, strings, numbers, booleans."""
+  """Returns a copy of a value if TOML can hold it: a table, array, string, number or boolean."""
   if isinstance(value, dict) and all(isinstance(key, str) for key in value):
     return {key: _plain(f'{name}.{key}', x) for key, x in value.items()}
   if isinstance(value, list | tuple):
@@ -48,7 +48,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
-  """Returns `value` as the field's type says (int -> float, plain tables), or raises."""
+  """Returns `value` in the field's type (int -> float, copies of tables), or raises."""
   union = isinstance(hint, types.UnionType)
   choices = [typing.get_origin(x) or x for x in (typing.get_args(hint) if union else (hint,))]
   for kind in choices:
@@ -76,9 +76,9 @@ class Section:
     return f'{self.section}.{field}' if self.section else field
 
   def _check(self) -> None:
-    """Raises `ValueError` where a field, or a combination of them, is out of range.
+    """Raises `ValueError` if a field, or a combination of fields, is out of range.
 
-    Types are all that is checked here; a section that has limits overrides it.
+    This one checks nothing: types are checked before. A section with limits overrides it.
     """
 
   def _each(self, check: Any, *fields: str, **limits: Any) -> None:
@@ -101,21 +101,23 @@ class Section:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSection(Section):
-  """Which examples, and how they are spread over the clients.
+  """The data set, and its partition over the clients.
 
   Attributes:
-    name: a data set: 'digits', 'fashion_mnist', 'synthetic', or any TFDS name.
+    name: data set: 'digits', 'fashion_mnist', 'synthetic', or any TFDS name.
     partition: 'iid', 'blocks', 'dirichlet', 'labels_per_client', 'quantity_skew', 'feature_noise'
-      or 'natural'; None = 'natural' where the examples have clients of their own, else 'iid'.
-    num_clients: N; None where the data say it (a natural partition).
-    alpha: of a 'dirichlet' or 'quantity_skew' partition, or of 'synthetic', >= 0.
-    labels_per_client: labels of a client under the partition of that name.
-    examples_per_client: examples of a client under 'blocks'; None = as many as there are.
-    min_examples: examples of every client at the least, where the partition draws their number.
+      or 'natural'; None = 'natural' if the examples come with clients, else 'iid'.
+    num_clients: number of clients, N; None = as many as the data have (a natural partition).
+    alpha: parameter of 'dirichlet' and 'quantity_skew' partitions and of 'synthetic', >= 0.
+    labels_per_client: number of labels of a client, for the partition of that name.
+    examples_per_client: number of examples of a client under 'blocks'; None = the data set's size
+      divided by N.
+    min_examples: least number of examples of a client, for partitions that draw this number.
     partition_seed: seed of the partition; None = the experiment's seed.
-    validation: share of the training examples that the server holds for itself, in [0, 1): drawn
-      before the partition, by the partition's seed; what `contribution` scores clients on.
-    options: what else the data set or the partition takes.
+    validation: share of the training examples that the server keeps for validation, in [0, 1). They
+      are drawn before the partition, from its seed. The sampler 'contribution' scores clients on
+      them.
+    options: further arguments of the data set or the partition.
   """
 
   section: ClassVar[str] = 'data'
@@ -157,7 +159,7 @@ class ModelSection(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlgorithmSection(Section):
-  """What clients do, and how the server steps.
+  """The algorithm: how clients train, and how the server steps.
 
   Attributes:
     name: 'fedavg', 'fedsgd' or 'package.module:factory'.
@@ -174,20 +176,22 @@ class AlgorithmSection(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClientSection(Section):
-  """Local training. The schedule sets the learning rate of a round; r counts rounds from 0.
+  """Local training of the clients.
 
   Attributes:
     epochs: passes over a client's examples in a round.
-    batch_size: examples of a local step.
+    batch_size: examples in a local step.
     optimizer: 'sgd' or 'package.module:factory'.
-    learning_rate: step size of the first round, > 0.
-    momentum: in [0, 1); starts at zero in every round.
-    weight_decay: times the parameters, added to the gradient.
-    learning_rate_schedule: 'constant'; 'exponential': times decay_rate^(r / decay_rounds);
-      'cosine' or 'linear': falls to `final_fraction` of the first in `decay_rounds` rounds.
-    decay_rate: factor of 'exponential', in (0, 1].
-    decay_rounds: see the schedules; None = 1 for 'exponential', else all rounds.
-    final_fraction: see the schedules, in [0, 1].
+    learning_rate: step size in the first round, > 0.
+    momentum: momentum of 'sgd', in [0, 1); it starts at zero in every round.
+    weight_decay: factor of 'sgd', >= 0; times the parameters it is added to the gradient.
+    learning_rate_schedule: learning rate of round r = 0, 1, …: 'constant'; 'exponential', the first
+      one times decay_rate^(r / decay_rounds); 'cosine' or 'linear', which falls to `final_fraction`
+      of the first one within `decay_rounds` rounds.
+    decay_rate: factor of the schedule 'exponential', in (0, 1].
+    decay_rounds: rounds in which 'exponential' decays by one `decay_rate` (None = 1), or in which
+      'cosine' and 'linear' end (None = all rounds).
+    final_fraction: last learning rate over the first for 'cosine' and 'linear', in [0, 1].
   """
 
   section: ClassVar[str] = 'client'
@@ -215,15 +219,15 @@ class ClientSection(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerSection(Section):
-  """The server optimizer (Reddi et al. 2021, Algorithm 2); settings of the others are not used.
+  """The server optimizer (Reddi et al. 2021, Algorithm 2); it ignores settings of other optimizers.
 
   Attributes:
     optimizer: 'sgd', 'fedavgm', 'fedadam', 'fedyogi', 'fedadagrad' or 'package.module:factory'.
     learning_rate: step size, > 0; 1 with 'sgd' is plain averaging.
-    momentum: of 'fedavgm', in [0, 1).
-    beta1: first moment of 'fedadam' and 'fedyogi', in [0, 1).
-    beta2: second moment of 'fedadam' and 'fedyogi', in [0, 1).
-    tau: adaptivity of the last three, > 0.
+    momentum: momentum of 'fedavgm', in [0, 1).
+    beta1: decay of the first moment in 'fedadam' and 'fedyogi', in [0, 1).
+    beta2: decay of the second moment in 'fedadam' and 'fedyogi', in [0, 1).
+    tau: adaptivity of 'fedadam', 'fedyogi' and 'fedadagrad', > 0.
   """
 
   section: ClassVar[str] = 'server'
@@ -242,17 +246,18 @@ class ServerSection(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectionSection(Section):
-  """Which clients take part in a round.
+  """The sampler: which clients take part in a round.
 
   Attributes:
-    name: 'uniform', 'poisson', 'round_robin', 'min_separation', 'importance', 'power_of_choice',
-      'oort', 'contribution' or 'package.module:factory'.
-    cohort_size: C, clients of a round; the expected number under 'poisson' and 'importance'.
+    name: sampler: 'uniform', 'poisson', 'round_robin', 'min_separation', 'importance',
+      'power_of_choice', 'oort', 'contribution' or 'package.module:factory'.
+    cohort_size: clients in a round, C; under 'poisson' and 'importance' the expected number.
     dropout: probability that a selected client drops out after its work, in [0, 1).
-    availability: which clients are there: `use` = 'diurnal' or 'markov', and its arguments; empty =
-      all of them, always.
-    clock: of the slow clients: `median_seconds` of a client in a round, `spread` of their speeds,
-      `jitter` from round to round, `deadline` in seconds; empty = no clock.
+    availability: trace of which clients are available: `use` = 'diurnal' or 'markov', and its
+      arguments; empty = all clients in every round.
+    clock: virtual clock that leaves out slow clients: `median_seconds` of a client in a round,
+      `spread` of the clients' speeds, `jitter` from round to round, `deadline` in seconds; empty =
+      no clock.
     options: further keyword arguments of the sampler's factory.
   """
 
@@ -272,7 +277,7 @@ class SelectionSection(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightingSection(Section):
-  """How much each update counts.
+  """The weight of each update in the average.
 
   Attributes:
     name: 'examples', 'equal', 'capped' or 'package.module:factory'.
@@ -289,16 +294,17 @@ class WeightingSection(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrivacySection(Section):
-  """What is claimed of a run whose stages add noise; the noise itself is a stage.
+  """The privacy claim of a run; the noise itself is added by a stage.
 
-  A run that sets any of it and has no stage that adds noise is refused.
+  A run that sets a key of this section but has no stage that adds noise is refused.
 
   Attributes:
-    delta: of the claim, in (0, 1); needed by every run with noise.
-    target_epsilon: budget: the run ends before the round that would exceed it, and a stage without
-      a `noise_multiplier` gets the least noise that keeps it; None = no budget.
+    delta: delta of the claim, in (0, 1); required if a stage adds noise.
+    target_epsilon: budget of the whole run, > 0: the run ends before the round that would exceed
+      it, and a stage without a `noise_multiplier` gets the least noise that keeps it; None = no
+      budget.
     accountant: 'rdp', 'pld' or 'auto' (RDP where it is valid).
-    adjacency: neighbouring relation; None = the one that the sampler has an event for.
+    adjacency: neighbouring relation; None = the one that the accountant supports for the sampler.
   """
 
   section: ClassVar[str] = 'privacy'
@@ -315,11 +321,11 @@ class PrivacySection(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSection(Section):
-  """When and how the server's model is tested.
+  """Evaluation of the server's model on the test set.
 
   Attributes:
     every: rounds between evaluations; the last round is always evaluated.
-    batch_size: test examples at a time on a device; on a CPU small batches are the fastest.
+    batch_size: test examples in a batch on a device; on a CPU small batches are the fastest.
   """
 
   section: ClassVar[str] = 'evaluation'
@@ -332,12 +338,13 @@ class EvaluationSection(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageSection(Section):
-  """One more layer of the round; stages are listed in the order in which clients run them.
+  """A further layer of the round; stages are listed in the order in which clients run them.
 
   Attributes:
     use: name in a registry of stages or 'package.module:factory'.
     options: keyword arguments of its factory.
-    before_algorithm: run before the algorithm; a stage that states `Prepares` does by itself.
+    before_algorithm: whether it runs before the algorithm; a layer that states `Prepares` always
+      does.
   """
 
   section: ClassVar[str] = 'stages'
@@ -351,18 +358,19 @@ class StageSection(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExecutionSection(Section):
-  """What changes speed and memory only: it is not in the hash.
+  """Settings of speed and memory; they change no results and are not in the configuration's hash.
 
   Attributes:
-    mode: 'auto' (from a table, else measured), 'vmap' (all clients side by side), 'chunk' (some of
-      them) or 'loop' (one after another).
-    chunk: clients at a time, for 'chunk' and only then.
+    mode: how clients are vectorised: 'auto' (from a table, else measured), 'vmap' (all clients of a
+      device side by side), 'chunk' (some of them at a time) or 'loop' (one after another).
+    chunk: clients at a time; required by the mode 'chunk', refused by the others.
     devices: number of devices, or 'auto' for all of them.
-    segment_seconds: seconds that a compiled segment of rounds should last at the most.
-    max_segment_rounds: rounds in a segment at the most; None = no limit.
+    segment_seconds: longest time of a compiled segment of rounds that is aimed at, in seconds.
+    max_segment_rounds: largest number of rounds in a segment; None = no limit.
     checkpoint_every_seconds: seconds between checkpoints; 0 = after every segment.
-    keep_checkpoints: newest checkpoints that are kept; 2 at the least, in case one is damaged.
-    stream_above_mb: megabytes (10^6 bytes) above which examples are streamed; None = never.
+    keep_checkpoints: number of newest checkpoints that are kept, >= 2 since one may be damaged.
+    stream_above_mb: size of the examples in megabytes (10^6 bytes) above which they are streamed to
+      the device, segment by segment; None = never.
   """
 
   section: ClassVar[str] = 'execution'

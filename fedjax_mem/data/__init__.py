@@ -1,4 +1,4 @@
-"""Data: N clients with their examples, from arrays, generators, TFDS and federated archives."""
+"""Data: N clients with their examples, from arrays, generators, TFDS and federated data sets."""
 
 from fedjax_mem.data.partition import PARTITIONS, Partition, partition
 from fedjax_mem.data.registry import LOADERS, Entry, describe, load, names

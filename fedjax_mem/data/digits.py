@@ -1,6 +1,6 @@
-"""The digits bundled with scikit-learn: 1,797 images of 8 x 8 in 17 grey levels, 10 labels.
+"""The digits that come with scikit-learn: 1,797 images of 8 x 8 in 17 grey levels, 10 labels.
 
-A fixed 80/20 split, stratified by label. No download.
+The split into 80% training and 20% test examples is fixed and stratified by label. No download.
 
 Reference: Alpaydin and Kaynak (1998), Optical recognition of handwritten digits, UCI.
 """
@@ -16,7 +16,7 @@ _TEST_SHARE = 0.2
 
 def load_digits() -> Table:
   """Returns the digits: train 1,438 and test 359 images, uint8 in [0, 16]."""
-  # Imported here: scikit-learn takes a second, and only this data set needs it.
+  # Imported here: its import takes a second, and only this data set needs it.
   from sklearn import datasets
 
   bunch = datasets.load_digits()

@@ -1,8 +1,8 @@
-"""Flat arrays beside a prepared data set: written once, then mapped into memory in milliseconds.
+"""Flat arrays beside a prepared data set: written once, then memory-mapped in milliseconds.
 
-The folder `flat` holds one .npy file an array and `flat.json`, which says what they are and sums
-them. It appears whole or not at all: it is written under another name and then renamed. A folder
-that is not what `flat.json` says is refused.
+The folder `flat` holds one .npy file per array, and `flat.json` with their shapes, dtypes and
+checksums. It is written under another name and then renamed, so it is never incomplete. A folder
+that does not match its `flat.json` is refused.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ FOLDER = 'flat'
 _MANIFEST = 'flat.json'
 _CLIENTS = 'clients.json'
 _HEADER = 128
-# Larger files are checked by size only: summing them would take longer than a warm load may.
+# Larger files are checked by size only: computing their checksums would make loading slow.
 _SUMMED_BYTES = 256 << 20
 
 
 class Block(NamedTuple):
-  """Some examples of one split: x [n, ...], y [n, ...] and, where they have one, their clients."""
+  """Examples of one split: x [n, ...], y [n, ...] and, in a natural partition, their clients."""
 
   x: np.ndarray
   y: np.ndarray
@@ -38,14 +38,14 @@ class Block(NamedTuple):
 
 
 class Facts(NamedTuple):
-  """What the arrays are.
+  """Facts about a data set's arrays.
 
   Attributes:
-    name: of the data set.
-    num_classes: labels are in [0, num_classes).
-    input_shape: of a preprocessed x, without batch.
+    name: name of the data set.
+    num_classes: number of classes; labels are in [0, num_classes).
+    input_shape: shape of a preprocessed x, without the batch axis.
     kind: 'inputs' (numbers, divided by `divisor`) or 'tokens'.
-    divisor: of `Inputs`.
+    divisor: divisor of the inputs; see `Inputs`.
     shared_clients: whether a client's name means the same client in both splits.
   """
 
@@ -58,7 +58,7 @@ class Facts(NamedTuple):
 
 
 class _Column:
-  """One .npy file, written row by row; its header goes in last, when the length is known."""
+  """One .npy file, written block by block; the header is written last, with the final length."""
 
   def __init__(self, path: Path):
     self.path, self.rows, self.crc = path, 0, 0
@@ -102,12 +102,12 @@ def write(home: Path, facts: Facts, splits: dict[str, Iterable[Block]]) -> Path:
   """Writes the flat arrays of a data set, and returns their folder.
 
   Args:
-    home: the data set's folder; `flat` in it is replaced.
-    facts: what the arrays are.
-    splits: blocks of 'train' and 'test'.
+    home: folder of the data set; `flat` in it is replaced.
+    facts: facts about the arrays.
+    splits: 'train' and 'test' -> their blocks.
 
   Raises:
-    ValueError: an empty split, examples that differ in shape, labels out of range, a folder that
+    ValueError: an empty split, examples of different shapes, labels out of range, or a folder that
       cannot be written.
   """
   draft = home / f'{FOLDER}.incomplete-{os.getpid()}'
@@ -162,14 +162,14 @@ def _publish(draft: Path, folder: Path) -> Path:
 
 
 def read(home: Path, remedy: str) -> Table:
-  """Returns the table of a data set's flat arrays, mapped into memory.
+  """Returns the table of a data set's flat arrays, memory-mapped.
 
   Args:
-    home: the data set's folder.
-    remedy: the command that writes them anew.
+    home: folder of the data set.
+    remedy: command that writes the arrays again, for error messages.
 
   Raises:
-    ValueError: files that are missing, half-written or changed; `remedy` is named.
+    ValueError: a file is missing, incomplete or changed; the message names `remedy`.
   """
   folder = home / FOLDER
   with _refusal(folder, remedy):
@@ -224,7 +224,7 @@ def _map(path: Path, entry: dict[str, Any]) -> np.ndarray:
 
 
 def find(root: Path, name: str) -> Path | None:
-  """Returns the folder root/name/<highest version> that holds flat arrays, whole or not."""
+  """Returns the folder root/name/<highest version> with flat arrays, sound or not, or None."""
   homes = [p.parent for p in (root / name).glob(f'*/{FOLDER}') if p.is_dir()]
   return max(homes, key=_version, default=None)
 

@@ -1,8 +1,8 @@
-"""Who holds which examples: pure NumPy functions from labels to lists of rows.
+"""Partitions of examples over clients: pure NumPy functions from labels to lists of rows.
 
-Every function takes labels [T] and gives each example to at most one client, and to exactly one
-where the partition covers every label; labels that are left over are named. `blocks` alone may
-repeat the list, when asked for more examples than there are. All draws come from the given
+Every function takes labels [T] and gives each example to at most one client; partitions that cover
+all labels give it to exactly one. Labels that no client holds are listed in `unused_labels`. Only
+`blocks` may repeat examples, if it is asked for more than there are. All draws come from the given
 generator, so a partition is a function of its seed.
 
 A new partition is one function and one line in `PARTITIONS`.
@@ -23,11 +23,11 @@ class Partition(NamedTuple):
   """Lists of rows, client after client.
 
   Attributes:
-    index: [M] int32, rows.
-    offsets: [N+1] int64, where each client's part of `index` begins.
+    index: [M] int32, rows of the examples.
+    offsets: [N+1] int64; client i holds index[offsets[i]:offsets[i+1]].
     unused_labels: labels of which no example is in `index`.
     noise: [N] float64, standard deviation of the noise on each client's inputs, or None.
-    clients: [N] int64, which of the data set's own clients these are, or None.
+    clients: [N] int64, ids of these clients in the data set, or None.
   """
 
   index: np.ndarray  # type: ignore[assignment]
@@ -86,12 +86,18 @@ def _by_label(labels: np.ndarray) -> list[np.ndarray]:
 
 
 def _shuffled(rows: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-  """Returns each client's rows in random order: built label after label, they come sorted."""
+  """Returns each client's rows in random order; before, they are sorted by label."""
   return [rng.permutation(r) for r in rows]
 
 
 def iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Partition:
-  """Returns a random partition into clients of equal size (up to one example)."""
+  """Returns a random partition into clients of equal size (up to one example).
+
+  Args:
+    labels: [T]; only their number matters.
+    num_clients: N.
+    rng: source of the permutation.
+  """
   _enough(len(labels), num_clients)
   return blocks(labels, num_clients, rng)
 
@@ -103,14 +109,14 @@ def blocks(
   *,
   examples_per_client: int | None = None,
 ) -> Partition:
-  """Returns consecutive blocks of one random permutation; client i holds the i-th.
+  """Returns consecutive blocks of one random permutation; client i holds the i-th block.
 
   Args:
-    labels: [T], only their number counts.
+    labels: [T]; only their number and unused labels matter.
     num_clients: N.
     rng: source of the permutation.
-    examples_per_client: size of a block; where N blocks need more than T examples, the permutation
-      repeats, so that N may be far larger than T. None: T / N, up to one example.
+    examples_per_client: size of a block, in [1, T]. If N blocks need more than T examples, the
+      permutation is repeated, so that N may be far larger than T. None: T / N, up to one example.
   """
   order = rng.permutation(len(labels))
   if examples_per_client is None:
@@ -142,15 +148,22 @@ def dirichlet(
 ) -> Partition:
   """Returns a partition in which each label is spread over the clients by Dirichlet(alpha).
 
-  A client that already holds T / N examples gets nothing of the labels that follow; the whole is
+  A client that already holds T / N examples gets none of the later labels. The whole partition is
   drawn again until every client holds `min_examples`. With `numpy.random.default_rng(seed)` the
   draws are those of Flower's baseline `niid_bench`.
 
   Reference: Yurochkin et al. (2019), arXiv 1905.12022; Li, Diao, Chen, He (2022), NIID-Bench,
   arXiv 2102.02079, section 4.1.
 
+  Args:
+    labels: [T].
+    num_clients: N.
+    rng: source of all draws.
+    alpha: parameter of the Dirichlet distribution, > 0; small values give few labels per client.
+    min_examples: least number of examples of a client, >= 1.
+
   Raises:
-    ValueError: 1000 draws, and none gave every client `min_examples`.
+    ValueError: none of 1000 draws gave every client `min_examples`.
   """
   validate.positive(alpha=alpha)
   validate.integer(min_examples=min_examples)
@@ -163,8 +176,9 @@ def dirichlet(
       rows = rows.copy()
       rng.shuffle(rows)
       share = rng.dirichlet(np.repeat(float(alpha), num_clients))
+      # Clients that hold T / N examples or more get nothing of this label.
       open_share = share * (sizes < len(labels) / num_clients)
-      # With a tiny alpha all of the draw may fall on clients that are full already.
+      # With a tiny alpha the whole share may fall on clients that are full already.
       share = open_share if open_share.sum() > 0 else share
       cuts = (np.cumsum(share / share.sum()) * len(rows)).astype(int)[:-1]
       pieces.append(np.split(rows, cuts))
@@ -185,11 +199,18 @@ def labels_per_client(
   *,
   labels_per_client: int,
 ) -> Partition:
-  """Returns a partition in which client i holds label i mod K and random others, #C in all.
+  """Returns a partition in which client i holds label i mod K and random other labels.
 
-  Each label's examples are split equally among its holders; a label without a holder is unused.
+  Each label's examples are split equally among the clients that hold it; labels of no client are
+  unused.
 
-  Reference: Li, Diao, Chen, He (2022), NIID-Bench, arXiv 2102.02079, section 4.1.
+  Reference: Li, Diao, Chen, He (2022), NIID-Bench, arXiv 2102.02079, section 4.1 (#C).
+
+  Args:
+    labels: [T], with K distinct values.
+    num_clients: N.
+    rng: source of all draws.
+    labels_per_client: number of labels of each client, #C, in [1, K].
   """
   rows_of = _by_label(labels)
   num_labels = len(rows_of)
@@ -224,12 +245,20 @@ def quantity_skew(
 ) -> Partition:
   """Returns a random partition into clients whose sizes are Dirichlet(alpha) shares of T.
 
-  Drawn again until every client holds `min_examples`; the reference asks for 10 (of 10 clients).
+  The sizes are drawn again until every client holds `min_examples`; the reference asks for 10 (with
+  10 clients).
 
   Reference: Li, Diao, Chen, He (2022), NIID-Bench, arXiv 2102.02079, section 4.3.
 
+  Args:
+    labels: [T]; only their number matters.
+    num_clients: N.
+    rng: source of all draws.
+    alpha: parameter of the Dirichlet distribution, > 0.
+    min_examples: least number of examples of a client, >= 1.
+
   Raises:
-    ValueError: 1000 draws, and none gave every client `min_examples`.
+    ValueError: none of 1000 draws gave every client `min_examples`.
   """
   validate.positive(alpha=alpha)
   validate.integer(min_examples=min_examples)
@@ -250,13 +279,19 @@ def quantity_skew(
 def feature_noise(
   labels: np.ndarray, num_clients: int, rng: np.random.Generator, *, sigma: float
 ) -> Partition:
-  """Returns an iid partition whose client i of 1 … N has inputs noisy by variance sigma i / N.
+  """Returns an iid partition with noise of variance sigma i / N on the inputs of client i = 1 … N.
 
-  The noise is Gaussian and belongs to the example: it is drawn once, when the data are loaded, from
-  the seed and the client, and added to the preprocessed inputs (images in [0, 1]). Test inputs stay
-  as they are.
+  The noise is Gaussian. It is drawn once, when the data are loaded, from the seed and the client,
+  and added to the preprocessed inputs (images in [0, 1]); an example has the same noise in all
+  rounds. Test inputs get none.
 
   Reference: Li, Diao, Chen, He (2022), NIID-Bench, arXiv 2102.02079, section 4.2.
+
+  Args:
+    labels: [T]; only their number matters.
+    num_clients: N.
+    rng: source of the permutation.
+    sigma: variance of the noise of client N, >= 0.
   """
   validate.non_negative(sigma=sigma)
   noise = np.sqrt(sigma * np.arange(1, num_clients + 1) / num_clients)
@@ -270,13 +305,13 @@ def natural(
   *,
   client_ids: np.ndarray,
 ) -> Partition:
-  """Returns the partition by each example's own client.
+  """Returns the partition of a data set whose examples come with clients.
 
   Args:
-    labels: [T], to name those unused.
-    num_clients: that many clients are drawn without replacement; None: all.
+    labels: [T], to find unused labels.
+    num_clients: number of clients to draw without replacement; None: all.
     rng: source of that draw.
-    client_ids: [T] integers 0 … K - 1.
+    client_ids: [T] integers >= 0, the client of each example.
   """
   client_ids = np.asarray(client_ids)
   if client_ids.shape != (len(labels),) or not np.issubdtype(client_ids.dtype, np.integer):
@@ -286,6 +321,7 @@ def natural(
   counts = np.bincount(client_ids)
   chosen = np.flatnonzero(counts)
   order = np.argsort(client_ids, kind='stable').astype(np.int32)
+  # Asking for all clients draws nothing, so that it is the same as None.
   if num_clients is not None and num_clients != len(chosen):
     validate.integer(1, len(chosen), num_clients=num_clients)
     chosen = np.sort(rng.choice(chosen, num_clients, replace=False))
@@ -305,10 +341,10 @@ PARTITIONS: dict[str, Callable[..., Partition]] = {
 
 
 def options_of(name: str | None) -> dict[str, inspect.Parameter]:
-  """Returns the options of a partition, name -> parameter; none for None.
+  """Returns name -> parameter of a partition's options; {} for None.
 
   Raises:
-    ValueError: no such partition.
+    ValueError: there is no such partition.
   """
   if name is None:
     return {}
@@ -322,12 +358,17 @@ def partition(
 ) -> Partition:
   """Returns the partition `name` of the examples.
 
+  >>> labels = np.array([0, 1, 0, 1])
+  >>> parts = partition('labels_per_client', labels, 2, seed=0, labels_per_client=1)
+  >>> [sorted(rows.tolist()) for rows in np.split(parts.index, parts.offsets[1:-1])]
+  [[0, 2], [1, 3]]
+
   Args:
     name: a key of `PARTITIONS`.
     labels: [T] labels in 0 … K - 1 (or [T, L] tokens for partitions that ignore labels).
-    num_clients: N; only 'natural' takes None, for all there are.
-    seed: the partition is a function of it.
-    **options: the partition's own keyword arguments.
+    num_clients: N; None: all clients of the data set, for 'natural' only.
+    seed: seed of all draws of the partition.
+    **options: keyword arguments of the partition.
 
   Raises:
     ValueError: unknown name or option, a missing or bad argument, a client without examples.

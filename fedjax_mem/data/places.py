@@ -1,9 +1,9 @@
-"""Where data are looked for, and where prepared data are written.
+"""Folders of data: where prepared data are written, and where downloaded files are looked for.
 
-Prepared data live in one folder, the first of: the argument `data_dir` (`--data-dir`), the
-environment variable FEDJAX_MEM_DATA, `fedjax_mem/data` in the user's cache. Files that a person
-fetched (`manual_dir`) are looked for in the argument `manual_dir`, then in that folder, then in
-places where packages are known to put them.
+Prepared data are in one folder, the first of: the argument `data_dir` (`--data-dir`), the
+environment variable FEDJAX_MEM_DATA, `fedjax_mem/data` in the user's cache. Files that the user has
+downloaded are looked for in the argument `manual_dir`. Without it they are looked for in the folder
+of prepared data, then in folders where system packages install them.
 """
 
 import os
@@ -28,13 +28,13 @@ def manual_folders(
   manual_dir: str | os.PathLike[str] | None,
   known: Sequence[str] = (),
 ) -> list[Path]:
-  """Returns the folders, in order, that may hold the fetched files of a data set.
+  """Returns the folders, in order, that may hold the downloaded files of a data set.
 
   Args:
-    name: of the data set.
+    name: name of the data set.
     data_dir: as for `data_folder`.
-    manual_dir: if given, this folder only.
-    known: where packages put them.
+    manual_dir: if given, the only folder.
+    known: folders where system packages install the files.
   """
   if manual_dir is not None:
     return [Path(manual_dir).expanduser()]

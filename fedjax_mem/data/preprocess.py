@@ -1,8 +1,8 @@
-"""Jittable functions batch -> batch from the stored arrays to a model's inputs.
+"""Preprocessing: jittable functions batch -> batch, from stored arrays to a model's inputs.
 
-Each is a frozen dataclass: two equal ones are the same static argument to a compiled round, so
-that loading a data set twice compiles nothing twice. They use array methods only and work on NumPy
-arrays as on traced ones.
+Each is a frozen dataclass. Equal ones are the same static argument of a compiled round, so that
+loading a data set twice compiles once. They use only array methods, and so work on NumPy and on
+traced arrays.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-Batch = dict[str, Any]
+Batch = dict[str, Any]  # of NumPy arrays as well as traced ones, unlike `core.Batch`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Inputs:
   """Casts inputs to float32 and gives them a shape.
 
   Attributes:
-    shape: of one input, without batch.
-    divisor: inputs are divided by it (255 for images in uint8); 1 leaves them as they are.
+    shape: shape of one input, without the batch axis.
+    divisor: divisor of the inputs (255 for images in uint8); 1 leaves them as they are.
   """
 
   shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class Tokens:
 
 
 def default_for(x: np.ndarray) -> Inputs:
-  """Returns what suits arrays [T, ...] of a user: uint8 is divided by 255, images get a channel."""
+  """Returns the default for arrays [T, ...]: uint8 is divided by 255, images get a channel axis."""
   shape = x.shape[1:]
   if x.dtype == np.uint8 and len(shape) == 2:
     shape = (*shape, 1)
@@ -52,7 +52,7 @@ def default_for(x: np.ndarray) -> Inputs:
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Returns [H, W, C] of a stored image [H, W] or [H, W, C]."""
+  """Returns the shape [H, W, C] of a stored image [H, W] or [H, W, C]."""
   return (*shape, 1) if len(shape) == 2 else shape
 
 

@@ -1,6 +1,6 @@
-"""Data sets by name: loading one into the hands of clients, and saying what is there.
+"""Data sets by name: loading them partitioned over clients, and listing them.
 
-A new data set is one function and one line in `LOADERS`; research code needs no fork: a name may be
+A new data set is one function and one line in `LOADERS`. Research code needs no fork: a name may be
 `package.module:function`, a function that returns a `Table` or a `FederatedData`.
 """
 
@@ -38,11 +38,11 @@ class Entry(NamedTuple):
   """One line of `fedjax-mem data list`.
 
   Attributes:
-    name: of the data set.
-    size: in words.
-    where: the folder it is in, 'built in', or ''.
-    available: whether `load` finds it.
-    remedy: the command (or the files) that make it available, or ''.
+    name: name of the data set.
+    size: numbers of clients and examples, as text.
+    where: folder of the data set, 'built in', or ''.
+    available: whether `load` can load it.
+    remedy: command or files that make it available, or ''.
   """
 
   name: str
@@ -62,28 +62,32 @@ def load(
   validation: float = 0.0,
   **options: Any,
 ) -> FederatedData:
-  """Returns a data set in the hands of clients.
+  """Returns a data set, partitioned over clients.
+
+  >>> data = load('digits', partition='iid', num_clients=5)
+  >>> data.counts.tolist(), data.input_shape, data.num_classes
+  ([288, 288, 288, 287, 287], (8, 8, 1), 10)
 
   Args:
     name: a key of `LOADERS` or of `tfds.BUILDERS`, a data set of TFDS that is prepared, or
       `package.module:function`.
-    partition: a key of `partition.PARTITIONS`; None: 'natural' where the examples have a client of
-      their own, else 'iid'.
-    num_clients: N; None only for 'natural' (all of them) and 'synthetic' (30).
-    seed: of the partition, and of data that are drawn.
-    data_dir: where prepared data are; None: as `places` says.
-    validation: share of the training examples that no client gets: the server's, in [0, 1).
-    **options: of the data set if its loader knows them, else of the partition.
+    partition: a key of `partition.PARTITIONS`; None: 'natural' if the examples come with clients,
+      else 'iid'.
+    num_clients: N; None only for 'natural' (all clients) and 'synthetic' (30).
+    seed: seed of the partition, and of synthetic data.
+    data_dir: folder of prepared data; None: as `places` says.
+    validation: share of the training examples that the server holds and no client gets, in [0, 1).
+    **options: options of the data set if its loader takes them, else of the partition.
 
   Raises:
-    ValueError: an unknown name or option, data that are not there or damaged, a bad argument.
+    ValueError: an unknown name or option, data that are missing or damaged, or a bad argument.
   """
   loader = LOADERS.get(name) or (validate.imported('function', data=name) if ':' in name else None)
   if loader is None:
     table = hold_out(_prepared(name, data_dir), validation, seed)
     return distribute(table, partition, num_clients, seed, **options)
   known = inspect.signature(loader).parameters
-  # What is drawn for its clients is drawn for as many as are asked for.
+  # A loader of synthetic data takes the number of clients and the seed itself.
   given = {**options, 'num_clients': num_clients, 'seed': seed, 'data_dir': data_dir}
   mine = {k: v for k, v in given.items() if k in known and v is not None}
   loaded = loader(**mine)
@@ -115,12 +119,23 @@ def _prepared(name: str, data_dir: tfds.Folder) -> Table:
 
 
 def names() -> tuple[str, ...]:
-  """Returns the names of the data sets that this package knows itself."""
+  """Returns the names of the data sets that need no builder of TFDS's own.
+
+  >>> 'digits' in names(), 'cifar10' in names()
+  (True, False)
+  """
   return (*LOADERS, *tfds.BUILDERS)
 
 
 def describe(data_dir: tfds.Folder = None) -> list[Entry]:
-  """Returns the data sets of this package and those prepared, and what is missing to have them."""
+  """Returns the data sets of this package and all prepared ones, and how to get those missing.
+
+  >>> [(entry.name, entry.available) for entry in describe() if entry.where == 'built in']
+  [('digits', True), ('synthetic', True)]
+
+  Args:
+    data_dir: folder of prepared data; None: as `places` says.
+  """
   entries = [Entry(name, _SIZES.get(name, ''), 'built in', True, '') for name in LOADERS]
   root = places.data_folder(data_dir)
   prepared = {tfds.subfolder(name): name for name in tfds.BUILDERS}

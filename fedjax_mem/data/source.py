@@ -1,7 +1,7 @@
-"""A population on the host: examples stored once, and who holds which of them.
+"""A population on the host: examples stored once, and the list of rows that each client holds.
 
-Letters in shapes: T stored examples, N clients, M entries of all clients' lists (M = T where every
-example belongs to exactly one client; larger where lists repeat).
+Letters in shapes: T stored examples, N clients, M entries in all clients' lists together (M = T if
+every example belongs to exactly one client; M may be larger if lists repeat examples).
 """
 
 import dataclasses
@@ -25,18 +25,18 @@ class FederatedData:
   """N clients, their examples and a test set, as NumPy arrays (possibly memory-mapped).
 
   Attributes:
-    name: of the data set.
+    name: name of the data set.
     arrays: 'x' [T, ...] in its stored dtype, 'y' [T] (or [T, L] tokens) int32.
     index: [M] int32, rows of `arrays`, client after client.
     offsets: [N+1] int64; client i holds index[offsets[i]:offsets[i+1]].
     test: 'x' and 'y' of the test set, stored like `arrays`.
-    num_classes: labels are in [0, num_classes).
-    input_shape: of a preprocessed 'x', without batch.
+    num_classes: number of classes; labels are in [0, num_classes).
+    input_shape: shape of a preprocessed 'x', without the batch axis.
     preprocess: jittable, batch of stored arrays -> batch of model inputs.
     clients: names of the N clients, or None.
-    unused_labels: labels of which no example belongs to a client.
-    test_clients: [test examples] int32, the client to whom a test example belongs, -1 for none of
-      them; None where the test set is nobody's.
+    unused_labels: labels of which no client holds an example.
+    test_clients: [test examples] int32, the client that each test example belongs to, -1 for none
+      of the N; None if test examples belong to no clients.
     validation: 'x' and 'y' of the server's validation split, stored like `arrays`: examples that
       no client holds and that are not in the test set; None: there is none.
   """
@@ -74,7 +74,7 @@ class FederatedData:
 
   @property
   def counts(self) -> np.ndarray:
-    """Examples of each client, [N] int64."""
+    """Number of examples of each client, [N] int64."""
     return np.diff(self.offsets)
 
   @property
@@ -88,7 +88,7 @@ class FederatedData:
     return self.index[self.offsets[client] : self.offsets[client + 1]]
 
   def population(self) -> Population:
-    """Returns all of it on the device, in the stored dtypes."""
+    """Returns the whole population on the device, in the stored dtypes."""
     return Population(
       {name: jnp.asarray(x) for name, x in self.arrays.items()},
       jnp.asarray(self.index, jnp.int32),
@@ -121,7 +121,7 @@ def check_arrays(part: str, arrays: Arrays, num_classes: int) -> None:
   y = arrays['y']
   if y.dtype != np.int32:
     raise ValueError(f"{part}['y'] must be int32, got {y.dtype}.")
-  # Memory-mapped labels were checked when they were written; a check would read all of the file.
+  # Memory-mapped labels were checked when written; a check here would read the whole file.
   if len(y) and not isinstance(y, np.memmap):
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= num_classes:
@@ -131,7 +131,7 @@ def check_arrays(part: str, arrays: Arrays, num_classes: int) -> None:
 
 
 def check_lists(index: np.ndarray, offsets: np.ndarray, num_rows: int) -> None:
-  """Raises `ValueError` unless every client holds at least one example and all of them exist."""
+  """Raises `ValueError` unless every client holds at least one example and all rows exist."""
   if index.dtype != np.int32 or index.ndim != 1:
     raise ValueError(f'index must be int32 [M], got {index.dtype} {index.shape!r}.')
   if offsets.dtype != np.int64 or offsets.ndim != 1 or len(offsets) < 2:
@@ -166,19 +166,23 @@ def from_arrays(
 ) -> FederatedData:
   """Returns the user's own arrays as a population.
 
+  >>> data = from_arrays(np.zeros((4, 2), np.float32), [0, 1, 1, 2], [[0, 1, 2], [3]])
+  >>> data.counts.tolist(), data.num_classes
+  ([3, 1], 3)
+
   Args:
     x: [T, ...] inputs; uint8 is divided by 255 unless `preprocess` is given.
     y: [T] integer labels, or [T, L] tokens.
     partition: from `partition.partition(...)`, or one array of rows per client.
     test: inputs and labels of the test set; None: there is none.
-    num_classes: None: the largest label + 1.
-    preprocess: jittable and hashable, batch -> batch.
+    num_classes: number of classes; None: the largest label + 1.
+    preprocess: jittable and hashable function, batch -> batch; None: see `preprocess.default_for`.
     clients: names of the clients.
-    name: of the data set.
+    name: name of the data set.
 
   Raises:
-    ValueError: lengths that do not agree, labels that are no integers or out of range, inputs that
-      are not finite, rows that do not exist, a client without examples.
+    ValueError: arrays of different lengths, labels that are no integers or out of range, inputs
+      that are not finite, rows that do not exist, or a client without examples.
   """
   x, y = np.asarray(x), _labels('y', y)
   test_x, test_y = (x[:0], y[:0]) if test is None else test

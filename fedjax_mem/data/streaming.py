@@ -1,8 +1,8 @@
 """A population larger than memory: only the clients of the next segment are on the device.
 
-The flat arrays that were written beside the array_record files are mapped, not read; a segment
-gathers its clients' rows into a buffer of fixed size, so that the compiled round never changes.
-`prefetch` does that in the background while the last segment runs.
+The flat arrays of `flat.py` are memory-mapped, not read. A segment gathers its clients' rows into a
+buffer of fixed size, so that one compiled program serves all segments. `prefetch` does so in the
+background while the previous segment runs.
 """
 
 import math
@@ -20,15 +20,24 @@ _LINE = 64
 
 
 def must_stream(data: FederatedData, cap_bytes: int) -> bool:
-  """Returns whether a population takes more than `cap_bytes` on the device."""
+  """Returns whether a population takes more than `cap_bytes` on the device.
+
+  >>> data = fm.data.load('digits', partition='iid', num_clients=10)
+  >>> data.nbytes, must_stream(data, 10**6), must_stream(data, 10**5)
+  (103616, False, True)
+
+  Args:
+    data: N clients.
+    cap_bytes: bytes, >= 1.
+  """
   return data.nbytes > validate.integer(cap_bytes=cap_bytes)
 
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   """Returns zeros that begin on a cache line.
 
-  On a CPU `device_put` takes such memory as it is, without a copy: ten times as fast, and the
-  reason why every segment has a buffer of its own.
+  On a CPU `device_put` uses such memory without a copy, which is ten times as fast. Therefore every
+  segment needs its own buffer.
   """
   size = math.prod(shape) * dtype.itemsize
   raw = np.zeros(size + _LINE, np.uint8)
@@ -37,11 +46,11 @@ def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 class StreamedPopulation:
-  """The clients of one segment at a time, equal bit for bit to the resident population's.
+  """The examples of one segment's clients at a time; rounds give the same bits as with all clients.
 
   Args:
     data: N clients; their arrays may be memory-mapped.
-    clients_per_segment: how many distinct clients a segment may have at the most: R x C.
+    clients_per_segment: largest number of distinct clients in a segment: R x C.
 
   Raises:
     ValueError: a segment may need 2**31 rows or more.
@@ -75,11 +84,12 @@ class StreamedPopulation:
       client_ids: [R, C] integers, the clients of each round; ids >= N are padding.
 
     Returns:
-      arrays [capacity, ...]; index [capacity] = 0, 1, …; start [N], 0 for clients that are not in
-      the segment, whose rows are never to be used; count [N].
+      arrays [capacity, ...]; index [capacity] = 0, 1, …; start [N]; count [N]. Clients that are not
+      in the segment have start 0: their rows must not be used.
 
     Raises:
-      ValueError: ids that are negative or no integers, or more distinct clients than foreseen.
+      ValueError: an id is negative or no integer, or there are more than `clients_per_segment`
+        distinct clients.
     """
     clients = self._distinct(client_ids)
     data = self._data
@@ -108,20 +118,20 @@ class StreamedPopulation:
     return clients
 
   def prefetch(self, client_ids: np.ndarray) -> None:
-    """Begins to gather a segment in the background; `take` gives it.
+    """Starts to gather a segment in the background; `take` returns it.
 
     Raises:
-      ValueError: the segment begun before has not been taken.
+      ValueError: the segment started before has not been taken.
     """
     if self._pending is not None:
       raise ValueError('prefetch must be followed by take before the next prefetch, got neither.')
     self._pending = self._pool.submit(self.segment, np.array(client_ids))
 
   def take(self) -> Population:
-    """Returns the segment that `prefetch` began, waiting for it if need be.
+    """Returns the segment that `prefetch` started, after waiting for it if necessary.
 
     Raises:
-      ValueError: nothing was begun, or as `segment`.
+      ValueError: no segment was started, or as `segment`.
     """
     if self._pending is None:
       raise ValueError('take must follow prefetch, got no segment begun.')

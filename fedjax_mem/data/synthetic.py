@@ -3,9 +3,10 @@
 For client k, as in the published code: u_k ~ N(0, alpha), W_k [60, 10] and b_k [10] ~ N(u_k, 1),
 y = argmax(W_k^T x + b_k); B_k ~ N(0, beta), v_k [60] ~ N(B_k, 1), x ~ N(v_k, diag(j^-1.2)).
 alpha and beta are standard deviations there (the paper's notation suggests variances). Sizes are
-int(lognormal(4, 2)) + 50; the first 90% of a client's shuffled examples train, the rest test.
-The iid variant draws one W, b ~ N(0, 1) for all, and v_k = 0. As u_k is one number, it moves all
-logits of an example alike: alpha is kept for fidelity, but changes no label.
+int(lognormal(4, 2)) + 50; the first 90% of a client's examples are for training, the rest for
+testing. The iid variant draws one W, b ~ N(0, 1) for all clients, and v_k = 0. u_k is one number,
+so it shifts all logits of an example equally: alpha is kept to match the published code, but
+changes no label.
 
 Reference: Li et al. (2020), Federated optimization in heterogeneous networks, arXiv 1812.06127,
 section 5.1 and appendix C.1.
@@ -30,14 +31,14 @@ def load_synthetic(
   num_clients: int = 30,
   seed: int = 0,
 ) -> Table:
-  """Returns synthetic(alpha, beta), each example with its own client.
+  """Returns synthetic(alpha, beta), whose examples come with clients.
 
   Args:
-    alpha: standard deviation over clients of the mean of their models.
-    beta: standard deviation over clients of the mean of their input means.
+    alpha: standard deviation over clients of the mean of their models, >= 0.
+    beta: standard deviation over clients of the mean of their input means, >= 0.
     iid: whether all clients share one model and one distribution of inputs.
     num_clients: N; the paper has 30.
-    seed: of everything.
+    seed: seed of all draws.
 
   Raises:
     ValueError: a negative alpha or beta, or no client.
@@ -49,7 +50,7 @@ def load_synthetic(
   sizes = rng.lognormal(4, 2, num_clients).astype(np.int64) + 50
   model_mean = np.zeros(num_clients) if iid else rng.normal(0, alpha, num_clients)
   input_mean = rng.normal(0, beta, num_clients)
-  stddev = np.arange(1, _DIM + 1) ** -0.6
+  stddev = np.arange(1, _DIM + 1) ** -0.6  # the variance of feature j is j^-1.2
   shared = rng.normal(0, 1, (_DIM + 1, _CLASSES))
   train: list[tuple[np.ndarray, np.ndarray]] = []
   test: list[tuple[np.ndarray, np.ndarray]] = []

@@ -1,4 +1,4 @@
-"""A data set before it is partitioned, and its way to a population."""
+"""A data set before it is partitioned, and its partition into a population."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,25 +10,27 @@ from fedjax_mem.data.partition import Partition, partition
 from fedjax_mem.data.preprocess import Batch, Inputs
 from fedjax_mem.data.source import Arrays, FederatedData
 
-# Keeps the noise apart from the partition's own draws from the same seed.
+# These constants make the draws of noise and of the validation split independent of the
+# partition's, which come from the same seed.
 _NOISE = 0x6E6F6973
 _VALIDATION = 0x76616C69
 _CHUNK = 8192
 
 
 class Table(NamedTuple):
-  """Examples without owners, or with a client of their own.
+  """Examples before partitioning; they may come with clients (a natural partition).
 
   Attributes:
-    name: of the data set.
+    name: name of the data set.
     arrays: 'x' [T, ...] and 'y' [T] (or [T, L]) int32.
-    test: the same of the test set.
-    num_classes: labels are in [0, num_classes).
-    input_shape: of a preprocessed 'x', without batch.
+    test: 'x' and 'y' of the test set.
+    num_classes: number of classes; labels are in [0, num_classes).
+    input_shape: shape of a preprocessed 'x', without the batch axis.
     preprocess: batch of stored arrays -> batch of model inputs.
-    client_ids: [T] int32, each example's own client, or None.
-    clients: their names, or None.
-    test_client_ids: [test examples] int32, -1 for a client without training examples, or None.
+    client_ids: [T] int32, the client that each example comes with, or None.
+    clients: names of these clients, or None.
+    test_client_ids: [test examples] int32, the client that each test example comes with, -1 for a
+      client without training examples; or None.
     held: [V] int32, rows of `arrays` held out for validation, which no client gets, or None.
   """
 
@@ -47,13 +49,14 @@ class Table(NamedTuple):
 def hold_out(table: Table, share: float, seed: int) -> Table:
   """Returns the table with a share of its training examples held out for validation.
 
-  They are drawn uniformly, before any partition, as a function of the seed alone. Under a natural
-  partition a client all of whose examples are held out is not there.
+  They are drawn uniformly, before any partition; the draw depends only on the seed. A natural
+  partition leaves out clients all of whose examples are held out.
 
   Args:
     table: the examples.
-    share: of the training examples, in [0, 1); 0: none. At least one is held out, one left.
-    seed: of the draw.
+    share: share of the training examples, in [0, 1); 0: none are held out, else at least one. At
+      least one is left.
+    seed: seed of the draw.
 
   Raises:
     ValueError: the share is not in [0, 1), or there are too few examples.
@@ -78,17 +81,22 @@ def distribute(
   seed: int = 0,
   **options: Any,
 ) -> FederatedData:
-  """Returns the table's examples in the hands of clients.
+  """Returns the table's examples, partitioned over clients.
+
+  >>> digits = fm.data.LOADERS['digits']()
+  >>> data = distribute(digits, 'labels_per_client', num_clients=4, labels_per_client=2)
+  >>> (data.label_counts() > 0).sum(axis=1).tolist()
+  [2, 2, 2, 2]
 
   Args:
     table: the examples.
-    name: of the partition; None: 'natural' where examples have a client of their own, else 'iid'.
-    num_clients: N; None only for 'natural': all.
-    seed: of the partition.
-    **options: of the partition.
+    name: name of the partition; None: 'natural' if the examples come with clients, else 'iid'.
+    num_clients: N; None: all clients, for 'natural' only.
+    seed: seed of the partition.
+    **options: options of the partition.
 
   Raises:
-    ValueError: as `partition.partition`; 'natural' without clients.
+    ValueError: as `partition.partition`; or 'natural' for examples without clients.
   """
   name = name or ('iid' if table.client_ids is None else 'natural')
   kept: Any = slice(None)
@@ -134,11 +142,11 @@ def _validation(table: Table) -> Arrays | None:
 
 
 def _test_clients(table: Table, parts: Partition) -> np.ndarray | None:
-  """Returns each test example's position among the chosen clients, -1 for none of them."""
+  """Returns each test example's client, as its position among the chosen ones; -1: none of them."""
   if parts.clients is None or table.test_client_ids is None:
     return None
   size = 1 + max(int(parts.clients.max()), int(table.test_client_ids.max(initial=0)))
-  position = np.full(size + 1, -1, np.int32)  # The last entry answers for the id -1.
+  position = np.full(size + 1, -1, np.int32)  # the last entry is that of the id -1
   position[parts.clients] = np.arange(len(parts.clients))
   positions: np.ndarray = position[table.test_client_ids]
   return positions
@@ -148,9 +156,9 @@ def add_noise(data: FederatedData, stddev: np.ndarray, seed: int) -> FederatedDa
   """Returns the data with Gaussian noise on each client's preprocessed inputs, stored as float32.
 
   Args:
-    data: every row in at most one client's list.
-    stddev: [N], of each client's noise.
-    seed: the noise of a client is a function of the seed and its position.
+    data: the population; each row must be in at most one client's list.
+    stddev: [N], standard deviation of each client's noise.
+    seed: seed of the noise; a client's noise depends only on the seed and the client's position.
   """
   validate.integer(0, seed=seed)
   arrays, test = _preprocessed(data, data.arrays), _preprocessed(data, data.test)

@@ -1,8 +1,8 @@
 """From text to sequences of token ids for next-token prediction.
 
-Ids, as in the baselines of TensorFlow Federated: 0 is padding, 1 … V the vocabulary, V + 1 anything
-else, V + 2 the beginning and V + 3 the end of a text. An example is L + 1 ids, of which the first L
-are the inputs and the last L the targets; targets of padding count for nothing.
+Ids, as in the baselines of TensorFlow Federated: 0 is padding, 1 … V the vocabulary, V + 1 any
+unknown token, V + 2 the beginning and V + 3 the end of a text. An example is L + 1 ids, of which
+the first L are the inputs and the last L the targets; the loss ignores targets that are padding.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ PAD = 0
 
 
 class Characters:
-  """Texts as sequences of bytes, cut into as many examples as they need.
+  """Encodes texts as sequences of bytes, cut into as many examples as necessary.
 
   Reference: McMahan et al. (2017), arXiv 1602.05629 (sequences of 80); Reddi et al. (2021), arXiv
   2003.00295, appendix C.3.
@@ -43,7 +43,7 @@ class Characters:
 
 
 class Words:
-  """Sentences as sequences of words, one example each, cut after `length` words.
+  """Encodes sentences as sequences of words, one example each, cut after `length` words.
 
   Reference: Reddi et al. (2021), arXiv 2003.00295, appendix C.4.
   """
@@ -54,7 +54,7 @@ class Words:
     self._ids = {word: i for i, word in enumerate(vocabulary, 1)}
 
   def encode(self, text: bytes) -> np.ndarray:
-    """Returns ids [1, length + 1] uint16; the end is marked where the sentence is whole."""
+    """Returns ids [1, length + 1] uint16; a sentence of fewer than `length` words gets an end."""
     unknown, begin, end = self.num_classes - 3, self.num_classes - 2, self.num_classes - 1
     words = text.split()[: self.length]
     ids = [begin, *(self._ids.get(word, unknown) for word in words)]

@@ -1,8 +1,8 @@
 """Data sets of TFDS by name, prepared as array_record without TensorFlow, and read without TFDS.
 
-`prepare` runs a builder (one of `builders/`, or any that TFDS knows, or what it once prepared) and
-then writes the flat arrays of `flat.py` beside its files; `load` only maps these.
-`tensorflow_datasets` is imported by `prepare` alone.
+`prepare` runs a builder (one of `builders/`, or any of TFDS) or takes what TFDS has prepared
+before, and then writes the flat arrays of `flat.py` beside its files. `load` only maps these.
+Only `prepare` imports `tensorflow_datasets`.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ class Local(NamedTuple):
   """A builder of this package.
 
   Attributes:
-    package: its folder in `builders`.
-    config: of TFDS, or ''.
-    holds: whether a folder holds the files it converts.
-    instructions: which files, and where they come from.
-    known: where packages put them.
-    text: the feature that holds text, or None.
+    package: folder of the builder in `builders`.
+    config: name of its TFDS config, or ''.
+    holds: folder -> whether it holds the files that the builder converts.
+    instructions: names and origin of these files, for error messages.
+    known: folders where system packages install the files.
+    text: name of the feature that holds text, or None.
     shared_clients: whether a client's name means the same client in both splits.
   """
 
@@ -75,16 +75,16 @@ def command(name: str, data_dir: Folder = None) -> str:
 
 
 def subfolder(name: str) -> str:
-  """Returns where in the data folder a data set is prepared: its name, with its configuration."""
+  """Returns the subfolder of the data folder for a data set: its name, with its TFDS config."""
   local = BUILDERS.get(name)
   return name if local is None else '/'.join(filter(None, (local.package, local.config)))
 
 
 def load(name: str, data_dir: Folder = None) -> Table:
-  """Returns a prepared data set, mapped into memory.
+  """Returns a prepared data set, memory-mapped.
 
   Raises:
-    ValueError: it is not prepared, or its files are damaged; the command that helps is named.
+    ValueError: it is not prepared, or its files are damaged; the message names the command to run.
   """
   root = places.data_folder(data_dir)
   home = flat.find(root, subfolder(name))
@@ -106,17 +106,23 @@ def manual_folder(name: str, data_dir: Folder = None, manual_dir: Folder = None)
 def prepare(name: str, data_dir: Folder = None, manual_dir: Folder = None) -> Path:
   """Prepares a data set, and returns the folder of its flat arrays.
 
-  What is there already is kept if it is whole, and the flat arrays are written anew if not.
+  A data set that is prepared already is kept if it is whole; else its flat arrays are written
+  again. The command line does the same.
+
+  >>> prepare('fashion_mnist', '/srv/data')  # doctest: +SKIP
+  PosixPath('/srv/data/fashion_mnist/1.0.0/flat')
+  >>> command('fashion_mnist', '/srv/data')
+  'fedjax-mem data prepare fashion_mnist --data-dir /srv/data'
 
   Args:
-    name: of a builder in `BUILDERS`, or of TFDS, as `cifar10` or `emnist/byclass`.
-    data_dir: where it is prepared; None: as `places.data_folder` says.
-    manual_dir: where files fetched by hand are; None: as `places.manual_folders` says.
+    name: a key of `BUILDERS`, or a data set of TFDS, such as `cifar10` or `emnist/byclass`.
+    data_dir: folder of prepared data; None: as `places.data_folder` says.
+    manual_dir: folder of downloaded source files; None: as `places.manual_folders` says.
 
   Raises:
     ValueError: source files that are missing or damaged, a data set that TFDS does not know or
-      cannot fetch, features that are no fixed-size input and label, a folder that cannot be
-      written.
+      cannot download, features other than an input of fixed size and a label, or a folder that
+      cannot be written.
   """
   with contextlib.suppress(ValueError):
     load(name, data_dir)
@@ -143,7 +149,7 @@ def prepare(name: str, data_dir: Folder = None, manual_dir: Folder = None) -> Pa
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps TFDS's banner and chatter off the standard output, which belongs to our caller."""
+  """Keeps TFDS's messages off the standard output, which is for results."""
   with contextlib.redirect_stdout(io.StringIO()):
     yield
 
@@ -156,7 +162,7 @@ def _local(tfds: Any, name: str, root: Path, manual_dir: Folder) -> Any:
   options = {'config': local.config} if local.config else {}
   builder = module.Builder(data_dir=str(root), file_format='array_record', **options)
   if not builder.info.splits:
-    if Path(builder.data_dir).exists():  # TFDS would take it for prepared.
+    if Path(builder.data_dir).exists():  # TFDS would take the data set for prepared
       raise ValueError(
         f'{builder.data_dir} must hold array_record files, got none; '
         f'delete it, then: {command(name)}'
@@ -184,7 +190,7 @@ def _download(tfds: Any, builder: Any, root: Path, manual_dir: Folder) -> None:
 
 
 def _foreign(tfds: Any, name: str, root: Path, manual_dir: Folder) -> Any:
-  """Returns a builder whose data are prepared: in our folder, in TFDS's own, or just now."""
+  """Returns a TFDS builder with prepared data: in our folder, in TFDS's own, or prepared now."""
   try:
     # TFDS's ten retries, each after a longer pause, take minutes where there is no network.
     downloader: Any = importlib.import_module('tensorflow_datasets.core.download.downloader')
@@ -208,7 +214,7 @@ def _foreign(tfds: Any, name: str, root: Path, manual_dir: Folder) -> Any:
 
 
 def _stored(tfds: Any, name: str, folder: str | None) -> Any:
-  """Returns a builder whose data are in a folder (None: TFDS's own), or None."""
+  """Returns a builder whose data are in a folder (None: TFDS's default), or None."""
   try:
     builder = tfds.builder(name, data_dir=folder)
   except tfds.core.registered.DatasetNotFoundError:
@@ -221,7 +227,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _contents(name: str, builder: Any) -> tuple[flat.Facts, dict[str, Iterable[flat.Block]]]:
-  """Returns what a prepared builder holds: facts, and blocks of its training and test examples."""
+  """Returns the contents of a prepared builder: facts, and split -> blocks of examples."""
   splits = set(builder.info.splits)
   test = next((s for s in ('test', 'validation') if s in splits), None)
   if 'train' not in splits or test is None:

@@ -1,7 +1,7 @@
 """Federated learning as objects: servers, clients, privacy and compression.
 
-A thin front without mathematics of its own: every object calls the sides of the layers that the
-engine compiles into whole rounds, and `simulate_federation` hands the objects to the engine.
+The objects are an interface without mathematics of its own: they call the sides of the same layers
+that the engine compiles into whole rounds. `simulate_federation` runs them by the compiled engine.
 """
 
 from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Metadata

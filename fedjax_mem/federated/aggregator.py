@@ -1,4 +1,4 @@
-"""What the server makes of the messages of a round: the sides of one `Round`, run over objects."""
+"""Aggregation of a round's messages on the server: the sides of one `Round`, run over objects."""
 
 from typing import Any
 
@@ -14,16 +14,17 @@ from fedjax_mem.federated.inbox import Read
 from fedjax_mem.federated.selection import Chooser
 from fedjax_mem.secagg.aggregator import SecureAggregator
 from fedjax_mem.secagg.errors import BelowThreshold
+from fedjax_mem.stages.select.contribution import Score
 
 Now = tuple[np.uint32, np.int32]  # seed of the run, round from 0
 
 
 class Aggregator:
-  """Keeps the server states of a run, and takes steps.
+  """Keeps the server states of a run, and takes the server's step of each round.
 
   Args:
-    config: of the server.
-    chooser: what selects; it is told of each step.
+    config: config of the server.
+    chooser: selects the clients, and learns from each step.
 
   Raises:
     ValueError: options that the aggregation does not have.
@@ -35,17 +36,18 @@ class Aggregator:
     self._states: dict[str, Any] = {}
 
   def step(self, round: int, params: Any, reads: list[Read], masks: SecureAggregator | None) -> Any:
-    """Returns the parameters after a round; states and scores are those after it, too.
+    """Returns the parameters after a round, and updates the server states and the scores.
 
     Args:
-      round: from 0.
-      params: from which the clients started.
+      round: number of the round, from 0.
+      params: parameters that the clients started from.
       reads: the sound updates, in the order in which they are added.
-      masks: that hide them, or None.
+      masks: secure aggregation that masked the updates, or None.
 
     Raises:
-      NotEnoughClients: fewer than the rule or the masks need; nothing has changed.
-      ValueError: clients that cannot be added, or a result that is not finite; likewise.
+      NotEnoughClients: fewer updates than the rule or the masks need; nothing has changed.
+      ValueError: clients whose updates cannot be added, or a result that is not finite; nothing has
+        changed.
     """
     sgd = self._config.aggregation is AggregationStrategy.FEDERATED_SGD
     if sgd and len({x.client.config.learning_rate for x in reads}) > 1:
@@ -53,7 +55,8 @@ class Aggregator:
         'learning_rate must be the same for all clients under FedSGD, where it is the step of the '
         'server, got several.'
       )
-    # Who looks at messages sees them decoded.
+    # Codes that add are summed before decoding, but only if all clients compress alike and no layer
+    # looks at single messages.
     alike = len({x.client.config.compression_config for x in reads}) == 1
     alike &= self._config.selection_strategy != 'contribution'
     sides, now = self._sides(reads, alike), (np.uint32(self._config.seed), np.int32(round))
@@ -72,14 +75,14 @@ class Aggregator:
     return new
 
   def _sides(self, reads: list[Read], coded: bool) -> recipes.Sides:
-    """Returns the sides of the server's round, on messages as they are sent or decoded."""
+    """Returns the sides of the server's round, on messages as sent (`coded`) or decoded."""
     chooser, _ = self._chooser.of_round(self._least)
     changed: dict[str, Any] = {} if coded else {'compression': None}
     return reads[0].client.sides(chooser, self.rules, **changed)
 
   @property
   def _least(self) -> int | None:
-    """Rows without which the rule does nothing, or None without a rule."""
+    """Least number of messages that the rule needs, or None without a rule."""
     return next(((x.fact(Rule) or Rule()).least for x in self.rules), None)
 
   def _ruled(
@@ -105,12 +108,16 @@ class Aggregator:
     return total
 
   def _learn(self, params: Any, reads: list[Read], states: dict[str, Any], now: Now) -> None:
-    """Tells the chooser of a round's updates."""
+    """Passes a round's updates to the chooser, which learns from them."""
     if self._config.selection_strategy == 'random':
       return
     seen = [(x.client, x.update.metadata, x.whole(params)) for x in reads]
     sides = self._sides(reads, False)
-    judge = lambda stack, rows: sides.cohort('select', params, stack, rows, states, *now)[1]
+
+    def judge(stack: Message, rows: Score) -> Score:
+      scored: Score = sides.cohort('select', params, stack, rows, states, *now)[1]
+      return scored
+
     self._chooser.learn(seen, judge)
 
 

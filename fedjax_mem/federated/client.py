@@ -19,21 +19,23 @@ from fedjax_mem.federated.model import FederatedModel, as_model, check_labels
 from fedjax_mem.federated.privacy import DifferentialPrivacy
 from fedjax_mem.stages import compress as codecs
 
-_METADATA = struct.Struct('<qddd?qqd')  # the one form in which they are signed
+_METADATA = struct.Struct('<qddd?qqd')  # the bytes that are signed
 
 
 class Metadata(NamedTuple):
-  """What a client reports beside its update. Of its examples, without noise: no ε covers it.
+  """Facts that a client reports beside its update.
+
+  They depend on its examples and get no noise: no ε covers them.
 
   Attributes:
-    num_examples: it trained on.
+    num_examples: number of examples it trained on.
     loss_before: mean loss in nats at the parameters it received.
-    loss_after: mean loss after training.
-    norm: of the whole update before clipping (L2).
-    clipped: whether it was clipped.
-    bytes: of the message on the wire.
-    dense_bytes: of the message uncompressed.
-    seconds: of training.
+    loss_after: mean loss in nats after training.
+    norm: L2 norm of the whole update before clipping.
+    clipped: whether the update was clipped.
+    bytes: bytes of the message as sent.
+    dense_bytes: bytes of the message if it were not compressed.
+    seconds: seconds of training.
   """
 
   num_examples: int
@@ -48,18 +50,20 @@ class Metadata(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FederatedUpdate:
-  """A client's signed update. Transports carry all but `values`, which the server never reads.
+  """A client's signed update.
+
+  A transport has to carry all fields but `values`, which the server never reads.
 
   Attributes:
-    run_id: of the server's run.
-    client_id: who sends it.
-    round: which it is for, from 0.
-    model_hash: SHA-256 of the parameters it started from.
-    data: the message as it goes on the wire: compressed, or masked.
-    metadata: what the client reports.
-    signature: Ed25519, over all of the above; 64 bytes.
-    values: what the server decodes: the privacy-preserved update, server - client times the
-      client's weight; None if it is masked.
+    run_id: id of the server's run.
+    client_id: id of the client that sends it.
+    round: number of the round it is for, from 0.
+    model_hash: SHA-256 of the parameters that the client started from.
+    data: the message as sent: compressed, or masked.
+    metadata: facts that the client reports.
+    signature: Ed25519 signature of all fields above, 64 bytes.
+    values: the update that the server decodes from `data`: server - client, after clip and noise,
+      times the client's weight; None if the message is masked.
   """
 
   run_id: str
@@ -73,15 +77,15 @@ class FederatedUpdate:
 
   @property
   def statement(self) -> bytes:
-    """What is signed.
+    """The bytes that are signed.
 
     Raises:
-      Unauthentic: a field is of another kind, so that nobody can have signed it.
+      Unauthentic: a field has a wrong type, so that no client can have signed it.
     """
     try:
-      said = _METADATA.pack(*self.metadata)
+      metadata = _METADATA.pack(*self.metadata)
       return identity.statement(
-        self.run_id, self.client_id, self.round, self.model_hash, self.data, said
+        self.run_id, self.client_id, self.round, self.model_hash, self.data, metadata
       )
     except (AttributeError, TypeError, ValueError, struct.error) as error:
       raise identity.Unauthentic(f'malformed: {error}') from error
@@ -89,14 +93,14 @@ class FederatedUpdate:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """What a client knows of its server.
+  """What a client knows of the server's run.
 
   Attributes:
-    run_id: of the run.
-    number: the client's, from 0.
-    seed: of the run.
-    sgd: whether gradients are asked for.
-    equal: whether all clients count the same.
+    run_id: id of the run.
+    number: number of the client in the run, from 0.
+    seed: seed of the run.
+    sgd: whether clients send gradients (FedSGD).
+    equal: whether all clients have equal weights.
     secure: None, or (update tree, client id, weight) -> masked bytes.
   """
 
@@ -109,14 +113,14 @@ class Place:
 
 
 class _Done(NamedTuple):
-  """What a client last computed, and how it was sent.
+  """The last update that a client computed.
 
   Attributes:
-    about: run id, round, hash of the parameters it started from.
-    place: what the client knew when `update` was made.
-    update: as it was sent.
-    sent: as it was computed.
-    seconds: that it took.
+    about: run id, round, hash of the parameters that it started from.
+    place: what the client knew of the run when `update` was made.
+    update: the signed update.
+    sent: the update as computed.
+    seconds: seconds of training.
   """
 
   about: tuple[str, int, bytes]
@@ -130,13 +134,13 @@ class FederatedClient:
   """One client with its examples, its key and its privacy budget.
 
   Args:
-    config: its settings.
-    model: see `as_model`; what brings no parameters gets them from one fixed seed, so that the
-      server and all clients start alike.
-    data_loader: see `data.read`.
+    config: settings of the client.
+    model: any model that `as_model` takes. A model without parameters gets them from a fixed seed,
+      so that the server and all clients start from the same.
+    data_loader: the client's examples, in any form that `federated.data.read` takes.
 
   Raises:
-    ValueError: settings, model and examples that do not fit.
+    ValueError: settings, model and examples do not fit each other.
   """
 
   def __init__(self, config: ClientConfig, model: Any, data_loader: Any):
@@ -156,15 +160,18 @@ class FederatedClient:
     self._padded = self._pad()
 
   def _pad(self) -> dict[str, np.ndarray]:
-    """Returns the arrays, their last example repeated up to a size that others have too."""
+    """Returns the examples, padded with the last one to a size that clients have in common."""
     more = recipes.capacity(self.data.num_examples, self.config.batch_size) - self.data.num_examples
-    pad = lambda x: np.concatenate([x, np.broadcast_to(x[-1:], (more, *x.shape[1:]))])
+
+    def pad(x: np.ndarray) -> np.ndarray:
+      return np.concatenate([x, np.broadcast_to(x[-1:], (more, *x.shape[1:]))])
+
     padded: dict[str, np.ndarray] = jax.tree.map(pad, {'x': self.data.x, 'y': self.data.y})
     return padded
 
   @property
   def client_id(self) -> str:
-    """Of the config."""
+    """The client's id, from its config."""
     return self.config.client_id
 
   @property
@@ -174,17 +181,18 @@ class FederatedClient:
 
   @property
   def public_key(self) -> bytes:
-    """What a server enrols, 32 bytes."""
+    """The public key that a server enrols, 32 bytes."""
     return self.signing_key.public
 
   def join(self, place: Place, round: int, rounds: int, model: FederatedModel) -> None:
-    """Takes part in a server's run; the server calls it.
+    """Joins a server's run; the server calls this.
 
     Args:
-      place: what the client is to know.
-      round: the server's.
-      rounds: of the run: the noise is computed for so many releases, if none was made yet.
-      model: the server's; a client that never received one starts from it.
+      place: what the client needs to know of the run.
+      round: the server's current round.
+      rounds: number of rounds of the run. The noise is computed for so many releases, unless the
+        client has made a release before.
+      model: the server's model; a client that never received one starts from it.
     """
     self._place, self._round = place, round
     if not self._received:
@@ -193,10 +201,10 @@ class FederatedClient:
       self.privacy.plan(rounds)
 
   def receive_global_model(self, model: FederatedModel, round: int | None = None) -> None:
-    """Takes the server's parameters to start the next round from.
+    """Takes the server's parameters, from which the next round's training starts.
 
     Raises:
-      ValueError: a model of another structure.
+      ValueError: the model has another structure.
     """
     given = as_model(model, self.data.input_shape, self.data.input_dtype)
     if not tree.same(given.params, self.model.params):
@@ -207,7 +215,7 @@ class FederatedClient:
       self._round = round
 
   def recipe(self) -> recipes.Recipe:
-    """Returns the settings by which the client computes."""
+    """Returns the recipe of the client's computation."""
     config, place = self.config, self._place
     return recipes.Recipe(
       self.model.model,
@@ -229,9 +237,9 @@ class FederatedClient:
     """Returns the compiled sides of the client's recipe, with some of its fields changed.
 
     Args:
-      chooser: which clients there are; None: this one.
-      rules: of the server.
-      changed: fields of the recipe.
+      chooser: layer that selects the clients; None: this client only.
+      rules: robust rules of the server.
+      changed: fields of the recipe, with their new values.
     """
     shapes = tuple((name, x.shape, x.dtype.name) for name, x in sorted(self._padded.items()))
     return recipes.sides(
@@ -239,13 +247,15 @@ class FederatedClient:
     )
 
   async def train_round(self) -> FederatedUpdate:
-    """Returns a signed update after local training, done in a worker thread.
+    """Returns a signed update after local training, which runs in a worker thread.
 
-    Training again in a round, from the same parameters, gives the same update and costs nothing.
+    A second call in the same round, from the same parameters, returns the same update; it trains no
+    more and costs no privacy.
 
     Raises:
-      PrivacyBudgetExceeded: the budget covers no other release; nothing is released.
-      ValueError: the update is not finite, or the round was answered from other parameters.
+      PrivacyBudgetExceeded: the budget does not cover another release; nothing is released.
+      ValueError: the update is not finite; or a client with privacy has trained in this round from
+        other parameters before.
     """
     return await scheduler.threaded(self._train)
 
@@ -263,7 +273,7 @@ class FederatedClient:
             f'client {self.client_id!r} must train once in round {round}, got other parameters.'
           )
         done = _Done(now, None, None, *self._computed(start, place, round))
-      if done.place is not place:  # selected anew: masks hide one update only
+      if done.place is not place:  # selected again: new masks, since masks hide one update only
         done = done._replace(place=place, update=self._signed(done, place))
       self._done = done
       if not place.run_id:
@@ -272,7 +282,7 @@ class FederatedClient:
       return update
 
   def _computed(self, start: FederatedModel, place: Place, round: int) -> tuple[Any, float]:
-    """Returns (what was computed, seconds); the privacy of its release is paid for."""
+    """Returns (the computed update, seconds), and charges the privacy budget for its release."""
     began = time.perf_counter()
     if self.privacy is not None:
       self.privacy.check()
@@ -312,7 +322,7 @@ class FederatedClient:
     return dataclasses.replace(update, signature=self._key.sign(update.statement))
 
   def _values(self, sent: recipes.Sent, place: Place, round: int) -> Any:
-    """Returns what the server decodes, all of it where codes add and are decoded in the sum."""
+    """Returns the update as the server decodes it; codes that add are decoded here, too."""
     config, params = self.config.compression_config, self.model.params
     if config is None or not compression.codec(config).adds:
       return sent.message.update
@@ -320,7 +330,7 @@ class FederatedClient:
     return compression.whole(config, draws, codecs.Code((), sent.message.update), params)
 
   def _bytes(self, sent: recipes.Sent, place: Place) -> bytes:
-    """Returns the message as it goes on the wire."""
+    """Returns the message as bytes: masked, compressed or dense."""
     weight = float(sent.message.weight)
     if place.secure is not None:
       mean = jax.tree.map(lambda x: np.asarray(x, np.float32) / weight, sent.message.update)
@@ -330,5 +340,5 @@ class FederatedClient:
     return compression.dense(sent.message.update, weight)
 
   def __repr__(self) -> str:
-    """Says who it is and what it holds; no secret."""
+    """Shows the id and the number of examples, and no secret."""
     return f'FederatedClient({self.client_id!r}, examples={self.data.num_examples})'

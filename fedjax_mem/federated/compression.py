@@ -1,4 +1,4 @@
-"""Compression as an object: updates to bytes and back, by the codecs of the compiled rounds."""
+"""Compression as an object: pytrees to bytes and back, by the codecs of the compiled rounds."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from fedjax_mem.stages.compress import Code, Codec, Keys, quantize, random_k, to
 
 @functools.lru_cache(maxsize=64)
 def layer(config: CompressionConfig) -> Layer:
-  """Returns the layer of the round that encodes as a config says."""
+  """Returns the layer of compression that a config describes."""
   if config.method == 'top_k':
     return top_k(config.compression_ratio)
   if config.method == 'random_k':
@@ -43,19 +43,19 @@ def from_dense(data: bytes, size: int) -> tuple[jax.Array, float]:
 
 @functools.lru_cache(maxsize=256)
 def decoder(config: CompressionConfig, shapes: codecs.Shapes) -> Callable[[Keys, Code], Any]:
-  """Returns the compiled (draws, code) -> values [D]."""
+  """Returns the compiled decoder, (draws, code) -> values [D]."""
   made = codec(config)
   return jax.jit(lambda draws, code: made.decode(draws, code, shapes))
 
 
 def draws(config: CompressionConfig, seed: int, round: int, number: int) -> Keys:
-  """Returns the draws of client `number` in a round."""
+  """Returns the random keys of the codec for client `number` in a round."""
   base = keys.layer_key(keys.seed_key(seed), round, layer(config).name)
   return Keys(keys.role_key(base, 'client', number), keys.role_key(base, 'round'))
 
 
 def whole(config: CompressionConfig, draws: Keys, code: Code, like: Any) -> Any:
-  """Returns what a code decodes to, a tree of the shapes of `like`."""
+  """Returns the decoded update, a tree of the shapes of `like`."""
   shapes = tuple(x.shape for x in jax.tree.leaves(like))
   return codecs.unflat(decoder(config, shapes)(draws, code), like)
 
@@ -75,9 +75,9 @@ class Compressed(NamedTuple):
   """A compressed pytree.
 
   Attributes:
-    data: as it goes on the wire.
+    data: the compressed bytes, as they would be sent.
     like: shapes and dtypes of the pytree.
-    number: which draw of the compressor's seed was used.
+    number: number of the call of `compress`, from 0; it selects the random draws.
   """
 
   data: bytes
@@ -86,16 +86,16 @@ class Compressed(NamedTuple):
 
 
 class ModelCompressor:
-  """Pytrees of floats to bytes and back.
-
-  Args:
-    config: the method.
-    seed: of random coordinates and roundings; sender and receiver have the same.
+  """Compresses pytrees of floats to bytes, and decompresses them.
 
   >>> compressor = ModelCompressor(CompressionConfig(method='top_k', compression_ratio=0.5))
   >>> sent = compressor.compress({'w': jnp.array([1.0, -4.0, 3.0, 0.5])})
   >>> compressor.decompress(sent)['w'].tolist()
   [0.0, -4.0, 3.0, 0.0]
+
+  Args:
+    config: the method.
+    seed: seed of random coordinates and roundings; sender and receiver need the same.
   """
 
   def __init__(self, config: CompressionConfig, *, seed: int = 0):
@@ -113,7 +113,7 @@ class ModelCompressor:
     """Returns the pytree compressed.
 
     Raises:
-      ValueError: leaves that are no finite floats, or none.
+      ValueError: a leaf is not of finite floats, or there is none.
     """
     gradients = floats(gradients=gradients)
     number, self._number = self._number, self._number + 1
@@ -123,7 +123,7 @@ class ModelCompressor:
     return Compressed(data, tree.shapes(gradients), number)
 
   def decompress(self, compressed: Compressed) -> Any:
-    """Returns the pytree that was compressed, as far as it was kept.
+    """Returns the decompressed pytree: an approximation of the one compressed.
 
     Raises:
       ValueError: the bytes are damaged, or of another method.
@@ -133,7 +133,7 @@ class ModelCompressor:
     return whole(self.config, self._draws(compressed.number), code, compressed.like)
 
   def get_ratio(self) -> float:
-    """Returns bytes on the wire over dense bytes of what was compressed last, indices included.
+    """Returns compressed over dense bytes of the last call of `compress`, indices included.
 
     Raises:
       ValueError: nothing was compressed yet.

@@ -1,4 +1,4 @@
-"""Settings of the objects: frozen, checked when they are made, each field with a word on itself."""
+"""Configs of the objects: frozen dataclasses, checked when made, with a description per field."""
 
 import dataclasses
 import enum
@@ -12,13 +12,13 @@ METHODS = ('top_k', 'random_k', 'quantization')
 SELECTIONS = ('random', 'importance', 'contribution')
 
 
-def _said(default: Any, doc: str) -> Any:
-  """Returns a field with a default and what it is; `dataclasses.MISSING`: it must be given."""
+def _field(default: Any, doc: str) -> Any:
+  """Returns a dataclass field with a default and a description for the reference."""
   return dataclasses.field(default=default, metadata={'doc': doc})
 
 
 def describe(config: type) -> list[tuple[str, str, str, str]]:
-  """Returns (name, type, default, what it is) of each field of a config class."""
+  """Returns (name, type, default, description) of each field of a config class."""
   rows = []
   for field in dataclasses.fields(config):
     given = field.default
@@ -38,14 +38,15 @@ def _name(annotation: Any) -> str:
 
 
 class NotEnoughClients(ValueError):
-  """Fewer clients or sound updates than `min_clients`; nothing has changed."""
+  """Fewer clients or sound updates than the round needs; nothing has changed."""
 
 
 class AggregationStrategy(enum.Enum):
   """How the server combines the clients' updates.
 
-  The robust rules look at every single update; their options are `ServerConfig.options`, such as
-  `{'byzantine': 1}`. They are `fedjax_mem.stages.aggregate`'s, by the same names.
+  The members after SECURE_AGGREGATION are robust rules, those of `fedjax_mem.stages.aggregate` with
+  the same names. They look at every single update. Their arguments are `ServerConfig.options`, such
+  as `{'byzantine': 1}`.
   """
 
   FEDERATED_AVERAGING = 'federated_averaging'
@@ -64,7 +65,7 @@ class AggregationStrategy(enum.Enum):
 
   @property
   def robust(self) -> bool:
-    """Whether it is a rule that withstands malicious clients."""
+    """Whether the strategy is a robust rule, which withstands some malicious clients."""
     return self not in _PLAIN
 
 
@@ -77,25 +78,25 @@ _PLAIN = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrivacyConfig:
-  """Differential privacy of one client.
+  """Differential privacy of one client: it clips its whole update and adds noise to it.
 
   Attributes:
-    epsilon: budget of all releases, > 0.
-    delta: in (0, 1).
-    max_grad_norm: bound on the norm of a whole update (L2; L1 under Laplace noise), > 0.
-    noise_multiplier: standard deviation (Laplace: scale) over the bound; None: the least that keeps
-      the budget over the releases it is used for.
+    epsilon: budget for all releases of the client together, > 0.
+    delta: delta of the guarantee, in (0, 1).
+    max_grad_norm: clip norm of a whole update (L2; L1 under Laplace noise), > 0.
+    noise_multiplier: standard deviation (Laplace: scale) of the noise over the clip norm, > 0;
+      None: the least that keeps the budget over the planned releases.
     mechanism: 'gaussian', 'laplace', 'discrete_gaussian', or 'package.module:Class'.
 
   Raises:
     ValueError: a field is out of range.
   """
 
-  epsilon: float = _said(1.0, 'Privacy budget')
-  delta: float = _said(1e-5, 'Privacy breach probability')
-  max_grad_norm: float = _said(1.0, 'Gradient clipping threshold')
-  noise_multiplier: float | None = _said(None, 'Noise scale (auto-computed)')
-  mechanism: str = _said('gaussian', 'Noise mechanism')
+  epsilon: float = _field(1.0, 'Privacy budget')
+  delta: float = _field(1e-5, 'Privacy breach probability')
+  max_grad_norm: float = _field(1.0, 'Gradient clipping threshold')
+  noise_multiplier: float | None = _field(None, 'Noise scale (auto-computed)')
+  mechanism: str = _field('gaussian', 'Noise mechanism')
 
   def __post_init__(self) -> None:
     validate.positive(epsilon=self.epsilon)
@@ -114,20 +115,20 @@ class PrivacyConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompressionConfig:
-  """How updates are made smaller.
+  """Compression of updates.
 
   Attributes:
     method: 'top_k', 'random_k' or 'quantization'.
-    compression_ratio: share of the values that are sent, in (0, 1]; not for 'quantization'.
-    quantization_bits: of a value, 1 to 8; for 'quantization' only.
+    compression_ratio: share of the values that are sent, in (0, 1]; not used by 'quantization'.
+    quantization_bits: bits per value, 1 to 8; used by 'quantization' only.
 
   Raises:
     ValueError: a field is out of range.
   """
 
-  method: str = _said('top_k', 'Compression method')
-  compression_ratio: float = _said(0.1, 'Ratio of values to keep')
-  quantization_bits: int = _said(8, 'Bits for quantization')
+  method: str = _field('top_k', 'Compression method')
+  compression_ratio: float = _field(0.1, 'Ratio of values to keep')
+  quantization_bits: int = _field(8, 'Bits for quantization')
 
   def __post_init__(self) -> None:
     validate.one_of(METHODS, method=self.method)
@@ -137,24 +138,25 @@ class CompressionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClientConfig:
-  """One client.
+  """Settings of one client.
 
   Attributes:
-    client_id: distinct in a federation; any text but none. It is never used as a path.
+    client_id: id of the client, distinct in a federation; any non-empty text. It is never used as a
+      path.
     local_epochs: passes over the client's examples in a round, >= 1; FedSGD ignores it.
-    batch_size: examples a local step, >= 1.
-    learning_rate: of the local steps, > 0; under FedSGD of the server's step.
-    privacy_config: of the client's own noise; None: its update leaves as it is.
-    compression_config: None: updates are sent whole.
+    batch_size: examples in a local step, >= 1.
+    learning_rate: step size of the local steps, > 0; under FedSGD that of the server's step.
+    privacy_config: clip and noise of the client; None: its update is neither clipped nor noised.
+    compression_config: compression of the update; None: it is sent uncompressed.
 
   Raises:
     ValueError: a field is out of range.
   """
 
   client_id: str = dataclasses.field(metadata={'doc': 'Unique client identifier'})
-  local_epochs: int = _said(3, 'Local training epochs')
-  batch_size: int = _said(32, 'Local batch size')
-  learning_rate: float = _said(1e-4, 'Local learning rate')
+  local_epochs: int = _field(3, 'Local training epochs')
+  batch_size: int = _field(32, 'Local batch size')
+  learning_rate: float = _field(1e-4, 'Local learning rate')
   privacy_config: PrivacyConfig | None = dataclasses.field(
     default=None, metadata={'doc': 'Privacy settings'}
   )
@@ -176,41 +178,43 @@ class ClientConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-  """The server, and a run of it.
+  """Settings of the server and of its run.
 
   Attributes:
-    min_clients: updates without which a round does not count, >= 1.
-    max_clients: the most clients selected for a round, >= min_clients.
-    rounds: of the run, >= 1; clients' noise is computed for so many.
+    min_clients: least number of clients and of sound updates in a round, >= 1; with fewer the round
+      is not done.
+    max_clients: largest number of clients selected for a round, >= min_clients.
+    rounds: number of rounds of the run, >= 1; clients compute their noise for so many releases.
     aggregation: an `AggregationStrategy`, or its value.
-    selection_strategy: 'random'; 'importance', by the norms of updates; or 'contribution', by what
-      updates do to the loss on the server's validation examples.
-    require_enrolled: only keys that were enrolled beforehand are let in.
-    client_timeout: seconds after which a client of `run_round` is left out, or None.
-    options: of the aggregation rule, such as {'byzantine': 1}.
-    selection_options: of the selection strategy. 'importance': 'explore', the share of the chances
-      that is spread evenly (0.1). 'contribution': 'explore', the share of the places that is drawn
-      uniformly (0.3); 'method', one of 'shapley' (the default: exact for up to 8 clients a round,
-      GTG-Shapley above), 'gtg' and 'leave_one_out'; 'sweeps', 'truncation', 'subsets' and
-      'batch_size', see `stages.select.contribution`.
-    seed: all that is random in the run follows from it; in [0, 2**32).
+    selection_strategy: 'random'; 'importance': in proportion to the norms of the clients' updates;
+      or 'contribution': by how much their updates lower the loss on the server's validation
+      examples.
+    require_enrolled: whether only clients whose keys were enrolled beforehand are admitted.
+    client_timeout: seconds after which `run_round` leaves a client out, > 0; None: no limit.
+    options: arguments of the aggregation rule, such as {'byzantine': 1}.
+    selection_options: arguments of the selection strategy. For 'importance': 'explore', the share
+      of the inclusion probabilities that is spread evenly (0.1). For 'contribution': 'explore', the
+      share of the cohort that is drawn uniformly (0.3); 'method', one of 'shapley' (the default:
+      exact for up to 8 clients a round, GTG-Shapley for more), 'gtg' and 'leave_one_out'; 'sweeps',
+      'truncation', 'subsets' and 'batch_size', see `stages.select.contribution`.
+    seed: seed of all random draws of the run, in [0, 2**32).
 
   Raises:
     ValueError: a field is out of range.
   """
 
-  min_clients: int = _said(3, 'Minimum clients per round')
-  max_clients: int = _said(100, 'Maximum clients per round')
-  rounds: int = _said(10, 'Number of training rounds')
+  min_clients: int = _field(3, 'Minimum clients per round')
+  max_clients: int = _field(100, 'Maximum clients per round')
+  rounds: int = _field(10, 'Number of training rounds')
   aggregation: AggregationStrategy = dataclasses.field(
     default=AggregationStrategy.FEDERATED_AVERAGING, metadata={'doc': 'Aggregation method'}
   )
-  selection_strategy: str = _said('random', 'Client selection method')
-  require_enrolled: bool = _said(False, 'Whether only keys enrolled beforehand are let in')
-  client_timeout: float | None = _said(600.0, 'Seconds a client may take, None: any')
-  options: Mapping[str, Any] | None = _said(None, 'Options of the aggregation method')
-  selection_options: Mapping[str, Any] | None = _said(None, 'Options of the selection method')
-  seed: int = _said(0, 'Seed of everything random')
+  selection_strategy: str = _field('random', 'Client selection method')
+  require_enrolled: bool = _field(False, 'Admit only clients enrolled beforehand')
+  client_timeout: float | None = _field(600.0, 'Seconds a client may take, None: no limit')
+  options: Mapping[str, Any] | None = _field(None, 'Options of the aggregation method')
+  selection_options: Mapping[str, Any] | None = _field(None, 'Options of the selection method')
+  seed: int = _field(0, 'Seed of all random draws')
 
   def __post_init__(self) -> None:
     validate.integer(min_clients=self.min_clients)

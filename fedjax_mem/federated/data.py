@@ -1,4 +1,4 @@
-"""A client's examples, read from whatever the user calls a data loader."""
+"""A client's examples, read from the user's data loader."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -31,12 +31,12 @@ class LocalData(NamedTuple):
 
   @property
   def input_shape(self) -> tuple[int, ...]:
-    """Of one example, as the model gets it."""
+    """Shape of one example, as the model gets it."""
     return self.transform.shape if self.transform else self.x.shape[1:]
 
   @property
   def input_dtype(self) -> Any:
-    """Of an example, as the model gets it."""
+    """Dtype of an example, as the model gets it."""
     return np.dtype(np.float32) if self.transform else self.x.dtype
 
   def batch(self) -> dict[str, Any]:
@@ -46,20 +46,20 @@ class LocalData(NamedTuple):
 
 
 def read(loader: Any, local_epochs: int) -> LocalData:
-  """Returns the examples of a client. They are read once and kept; the client shuffles them itself.
+  """Returns the examples of a client.
 
-  Images in uint8 are divided by 255 and get a channel, as everywhere in this package; other inputs
-  stay as they are.
+  They are read once and kept; the client shuffles them itself. Images in uint8 are divided by 255
+  and get a channel axis, as everywhere in this package; other inputs stay as they are.
 
   Args:
     loader: arrays `(x, y)` or a mapping with 'x' and 'y' (or 'image' and 'label'); a TFDS data
       source, or another with random access to such examples, as a torch `Dataset` has; or an
       iterable of such batches or examples, for instance a torch `DataLoader`.
-    local_epochs: passes that will be made over it.
+    local_epochs: number of passes over the examples in a round.
 
   Raises:
     ValueError: a one-shot iterator for several epochs, no examples, labels that are no integers,
-      inputs that are not finite, or arrays that do not agree.
+      inputs that are not finite, or arrays of different lengths.
   """
   if _is_source(loader):
     x, y = _from_source(loader)
@@ -71,14 +71,14 @@ def read(loader: Any, local_epochs: int) -> LocalData:
 
 
 def _is_pair(loader: Any) -> bool:
-  """Whether it is two arrays, and not two batches."""
+  """Returns whether a loader is two arrays, and not two batches."""
   if not isinstance(loader, tuple | list) or len(loader) != 2:
     return False
   return all(hasattr(x, 'shape') or hasattr(x, '__array__') for x in loader)
 
 
 def _is_source(loader: Any) -> bool:
-  """Whether it gives single examples by their numbers."""
+  """Returns whether a loader has random access to single examples."""
   kind = type(loader)
   plain = hasattr(kind, '__getitem__') and not hasattr(kind, '__iter__')
   return hasattr(kind, '__len__') and (hasattr(kind, '__getitems__') or plain)
@@ -141,7 +141,7 @@ def _from_batches(loader: Any, local_epochs: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _checked(x: np.ndarray, y: np.ndarray) -> LocalData:
-  """Returns the examples with labels in int32 and inputs in what the model takes."""
+  """Returns the checked examples: labels as int32, inputs as float32, uint8 or int32 (tokens)."""
   if x.ndim == 0 or y.ndim == 0 or len(x) != len(y) or not len(y):
     raise ValueError(
       'data_loader must hold as many inputs as labels, at least one, got shapes '

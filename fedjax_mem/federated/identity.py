@@ -1,4 +1,4 @@
-"""Who sent an update: Ed25519 signatures over all that it claims, and the server's register."""
+"""Identities of clients: Ed25519 signatures of updates, and the server's register of keys."""
 
 import struct
 from typing import Any
@@ -12,7 +12,7 @@ class Unauthentic(ValueError):
 
 
 class SigningKey:
-  """A client's Ed25519 key pair, fresh; the private half never leaves the object."""
+  """A fresh Ed25519 key pair of a client; the private key never leaves the object."""
 
   def __init__(self) -> None:
     from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -25,24 +25,24 @@ class SigningKey:
     return self._key.public_key().public_bytes_raw()
 
   def sign(self, said: bytes) -> bytes:
-    """Returns the signature, 64 bytes."""
+    """Returns the signature of the bytes `said`, 64 bytes."""
     return self._key.sign(said)
 
   def __repr__(self) -> str:
-    """Says the public half only."""
+    """Shows the public key only."""
     return f'SigningKey(public={self.public.hex()})'
 
 
 def statement(
   run_id: str, client_id: str, round: int, model_hash: bytes, data: bytes, metadata: bytes
 ) -> bytes:
-  """Returns what is signed: every field with its length, so that no two sets of fields agree."""
+  """Returns the bytes to sign: each field after its length, so that distinct fields differ."""
   fields = (_DOMAIN, run_id.encode(), client_id.encode(), struct.pack('<q', round))
   return b''.join(struct.pack('<Q', len(x)) + x for x in (*fields, model_hash, data, metadata))
 
 
 class Register:
-  """Public keys by client id; an id keeps its key."""
+  """The enrolled public keys by client id; the key of an id never changes."""
 
   def __init__(self) -> None:
     self._keys: dict[str, bytes] = {}
@@ -51,10 +51,10 @@ class Register:
     return client_id in self._keys
 
   def enrol(self, client_id: str, public_key: bytes) -> None:
-    """Takes a key in.
+    """Enrols the key of a client.
 
     Raises:
-      ValueError: no key of 32 bytes, or the id has another key already.
+      ValueError: the key is not of 32 bytes, or the id has another key already.
     """
     if not isinstance(public_key, bytes) or len(public_key) != PUBLIC_BYTES:
       raise ValueError(f'public_key must be {PUBLIC_BYTES} bytes, got {public_key!r}.')
@@ -64,7 +64,7 @@ class Register:
       )
 
   def check(self, client_id: str, said: bytes, signature: Any) -> None:
-    """Raises `Unauthentic` unless the client is enrolled and its key signed `said`."""
+    """Raises `Unauthentic` unless the client is enrolled and its key signed the bytes `said`."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ed25519
 

@@ -1,4 +1,4 @@
-"""The updates of a round as they come in: who sent them, whether they are of it, what they say."""
+"""Incoming updates of a round: checks of sender and round, and decoding."""
 
 import logging
 import math
@@ -23,10 +23,10 @@ class Read(NamedTuple):
   """A sound update.
 
   Attributes:
-    client: who sent it.
-    update: as it was sent.
-    message: as it enters the sum of clients that compress alike: values, or a code that adds.
-    draws: of the code.
+    client: the client that sent it.
+    update: the update as sent.
+    message: the message as it enters the sum: decoded values, or a code that adds.
+    draws: random keys of the code, or None.
   """
 
   client: FederatedClient
@@ -35,7 +35,7 @@ class Read(NamedTuple):
   draws: codecs.Keys | None
 
   def whole(self, params: Any) -> Message:
-    """Returns the message with all values of a tree like `params`."""
+    """Returns the message with its update decoded to a tree like `params`."""
     config = self.client.config.compression_config
     if config is None or self.draws is None or not compression.codec(config).adds:
       return self.message
@@ -44,15 +44,15 @@ class Read(NamedTuple):
 
 
 class Wanted(NamedTuple):
-  """What an update must be of.
+  """The run and round that updates must belong to.
 
   Attributes:
-    run_id: of the server's run.
-    round: from 0.
-    params: of the server.
-    model_hash: SHA-256 of those.
-    chosen: ids of the clients selected.
-    sealed: what the masks gave each client; None: updates come in the clear.
+    run_id: id of the server's run.
+    round: number of the round, from 0.
+    params: the server's parameters.
+    model_hash: SHA-256 of the parameters.
+    chosen: ids of the selected clients.
+    sealed: client id -> masked bytes that secure aggregation made for it; None: no masks.
   """
 
   run_id: str
@@ -72,13 +72,13 @@ def opened(
   """Checks updates before they are decoded, and decodes them.
 
   Args:
-    updates: (who is said to have sent it, update).
-    wanted: what they must be of.
-    registry: of the clients.
-    place: client -> what it was told of the run.
+    updates: pairs of (id of the claimed sender, update).
+    wanted: run and round that they must belong to.
+    registry: registry of the clients.
+    place: client -> what it knows of the run.
 
   Returns:
-    (client id -> what a sound update says, sender -> why his was left out).
+    (client id -> sound update, claimed sender -> reason why the update was left out).
   """
   found: dict[str, Read] = {}
   left_out: dict[str, str] = {}
@@ -100,7 +100,7 @@ def opened(
 def _sender(
   update: Any, wanted: Wanted, registry: Registry, found: dict[str, Read]
 ) -> FederatedClient:
-  """Returns who sent an update that is signed and of this round; `ValueError` says why not."""
+  """Returns the client that signed an update of this round; else raises `ValueError`."""
   if not isinstance(update, FederatedUpdate):
     raise ValueError(f'garbage: not a FederatedUpdate but an object of {type(update).__name__}')
   if not isinstance(update.client_id, str) or not isinstance(update.metadata, Metadata):
@@ -122,15 +122,16 @@ def _shapes(params: Any) -> codecs.Shapes:
 
 
 def masked(client: FederatedClient, update: FederatedUpdate, sealed: bytes | None) -> Read:
-  """Returns an update of which only the sum is seen: its bytes stay bytes.
+  """Returns a masked update; its bytes are not decoded, since the server sees only the sum.
 
   Args:
-    client: who sent it.
-    update: of this client, this round and these parameters.
-    sealed: what the masks gave it. Others would spoil the sum, and not be known by their bytes.
+    client: the client that sent it.
+    update: its update, of this round and these parameters.
+    sealed: bytes that secure aggregation made for the client. Masked bytes are uniform: other bytes
+      would spoil the sum without being noticed.
 
   Raises:
-    ValueError: bytes of other masks or none, or metadata that cannot be.
+    ValueError: the bytes are not those of this selection's masks, or the metadata are impossible.
   """
   _check_metadata(update)
   if update.data != sealed:
@@ -141,13 +142,13 @@ def masked(client: FederatedClient, update: FederatedUpdate, sealed: bytes | Non
 
 
 def decoded(client: FederatedClient, update: FederatedUpdate, params: Any, place: Place) -> Read:
-  """Returns an update with what its bytes decode to.
+  """Returns an update with its bytes decoded.
 
   Args:
-    client: who sent it.
-    update: of this client, this round and these parameters.
-    params: of the server.
-    place: of the client.
+    client: the client that sent it.
+    update: its update, of this round and these parameters.
+    params: the server's parameters.
+    place: what the client knows of the run.
 
   Raises:
     ValueError: bytes or metadata that this client cannot have sent, or values that are not finite.
@@ -173,6 +174,6 @@ def decoded(client: FederatedClient, update: FederatedUpdate, params: Any, place
 
 
 def _check_metadata(update: FederatedUpdate) -> None:
-  said = update.metadata
-  if said.num_examples < 1 or not (math.isfinite(said.loss_before) and math.isfinite(said.norm)):
-    raise ValueError(f'garbage: metadata {said!r}')
+  found = update.metadata
+  if found.num_examples < 1 or not (math.isfinite(found.loss_before) and math.isfinite(found.norm)):
+    raise ValueError(f'garbage: metadata {found!r}')

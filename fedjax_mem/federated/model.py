@@ -1,4 +1,4 @@
-"""A model and its parameters, made of whatever the user calls a model."""
+"""A model with its parameters, made from the user's model in any of several forms."""
 
 import collections
 import functools
@@ -18,22 +18,20 @@ from fedjax_mem.core import Tree, keys, tree
 from fedjax_mem.models import adapters
 from fedjax_mem.models.base import Model
 
-# Of the parameters of a model that brings none: the server and every client start from the same.
+# Seed of the parameters of a model without any: the server and all clients start from the same.
 SEED = 0
 
 
 class FederatedModel:
   """A model and its parameters; calling it gives logits [B, K].
 
-  Attributes:
-    model: the functions.
-    params: the parameters, a pytree of arrays; never changed in place.
-
-  >>> import fedjax_mem as fm
-  >>> from fedjax_mem import models
-  >>> model = fm.federated.as_model(models.build('logistic', (4,), 3))
+  >>> model = as_model(fm.models.build('logistic', (4,), 3))
   >>> model([[0.0, 1.0, 2.0, 3.0]]).shape
   (1, 3)
+
+  Attributes:
+    model: the model's functions.
+    params: the parameters, a pytree of arrays; never changed in place.
   """
 
   def __init__(self, model: Model, params: Tree):
@@ -67,12 +65,12 @@ def _metrics(model: Model) -> Callable[..., dict[str, jax.Array]]:
 
 def digest(params: Tree) -> bytes:
   """Returns the SHA-256 of a tree of arrays: names, shapes, dtypes and values, 32 bytes."""
-  said = hashlib.sha256()
+  state = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     x = np.ascontiguousarray(leaf)
     head = f'{jax.tree_util.keystr(path)}|{x.dtype}|{x.shape}'.encode()
-    said.update(struct.pack('<Q', len(head)) + head + x.tobytes())
-  return said.digest()
+    state.update(struct.pack('<Q', len(head)) + head + x.tobytes())
+  return state.digest()
 
 
 def floats(**named: Tree) -> Tree:
@@ -90,17 +88,22 @@ def floats(**named: Tree) -> Tree:
 def as_model(
   model: Any, input_shape: tuple[int, ...] | None = None, dtype: Any = jnp.float32
 ) -> FederatedModel:
-  """Returns what a user calls a model with its parameters.
+  """Returns a user's model with its parameters.
+
+  >>> model = as_model(nn.Dense(3), input_shape=(2,))
+  >>> jax.tree.map(jnp.shape, model.params)
+  {'bias': (3,), 'kernel': (2, 3)}
 
   Args:
     model: a `FederatedModel`; one of `fedjax_mem.models`; a pair `(init, apply)` of functions, or
       `(linen module, its parameters)`; a `flax.nnx` module; a `flax.linen` module, bound to its
-      parameters or not. What brings no parameters gets them from one fixed seed.
-    input_shape: of one example; needed for all but the first two.
-    dtype: of the inputs.
+      parameters or not. A model without parameters gets them from a fixed seed.
+    input_shape: shape of one example; needed for all forms but the first two.
+    dtype: dtype of the inputs.
 
   Raises:
-    ValueError: it is none of these, it does not take such inputs, or the shape is missing.
+    ValueError: the model has none of these forms, does not take such inputs, or the shape is
+      missing.
   """
   if isinstance(model, FederatedModel):
     found = model
@@ -129,12 +132,12 @@ def _label_shape(model: Model, dtype: str) -> tuple[int, ...]:
 
 
 def check_labels(model: FederatedModel, y: np.ndarray, dtype: Any) -> None:
-  """Raises `ValueError` unless the labels [n, ...] are such as the model gives logits for.
+  """Raises `ValueError` unless the labels [n, ...] fit the model's logits in shape and range.
 
   Args:
     model: the model.
-    y: integers.
-    dtype: of its inputs.
+    y: integer labels.
+    dtype: dtype of the inputs.
   """
   wanted, num_classes = _label_shape(model.model, np.dtype(dtype).name), model.model.num_classes
   if y.shape[1:] != wanted:
@@ -149,10 +152,10 @@ def check_labels(model: FederatedModel, y: np.ndarray, dtype: Any) -> None:
 
 
 def needs_shape(model: Any) -> bool:
-  """Returns whether `as_model` needs to know the examples' shape first.
+  """Returns whether `as_model` needs the shape of the examples for this model.
 
   Raises:
-    ValueError: it is no model at all.
+    ValueError: the model has none of the forms that `as_model` takes.
   """
   if isinstance(model, FederatedModel | Model):
     return False
@@ -161,7 +164,7 @@ def needs_shape(model: Any) -> bool:
 
 
 def _check(model: Any) -> None:
-  """Raises `ValueError` unless it is a module or a pair that `as_model` knows."""
+  """Raises `ValueError` unless the model is a module or a pair that `as_model` takes."""
   pair = isinstance(model, tuple) and len(model) == 2 and callable(model[1])
   with_params = isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module)
   if isinstance(model, nn.Module | nnx.Module) or with_params or (pair and callable(model[0])):
@@ -209,15 +212,15 @@ def _classes(logits: Any) -> int:
   return int(shape[-1])
 
 
-# Kept, so that copies of a module share one set of functions, hence one compiled program. By
-# equality, since a module with a list among its fields, such as `nn.Sequential`, has no hash.
+# A cache: copies of a module share one set of functions, hence one compiled program. It is searched
+# by equality, since a module with a list among its fields, such as `nn.Sequential`, has no hash.
 _KNOWN: collections.deque[tuple[nn.Module, tuple[int, ...], str, Model]] = collections.deque(
   maxlen=64
 )
 
 
 def _linen(module: nn.Module, shape: tuple[int, ...], dtype: str) -> Model:
-  module = module.copy()  # which makes tuples of lists
+  module = module.copy()  # `copy` turns lists into tuples
   for known, *inputs, made in tuple(_KNOWN):
     if inputs == [shape, dtype] and type(known) is type(module) and _equal(known, module):
       return made
@@ -254,7 +257,7 @@ def _functions(
   return adapters.from_functions(init, apply, shape, _classes(logits), input_dtype=kind)
 
 
-# By identity: of nnx modules, only copies made by `FederatedModel.copy` share their functions.
+# Cached by identity: only copies made by `FederatedModel.copy` share an nnx module's functions.
 @functools.lru_cache(maxsize=64)
 def _nnx(module: nnx.Module, shape: tuple[int, ...], dtype: str) -> Model:
   graph, state = nnx.split(module)

@@ -1,4 +1,4 @@
-"""Differential privacy as objects: noise on one update, and what has been spent."""
+"""Differential privacy as objects: clip and noise of one update, and the budget spent."""
 
 import functools
 import secrets
@@ -28,16 +28,16 @@ from fedjax_mem.kernels.random.noise import LARGEST_SIGMA
 from fedjax_mem.stages.privacy import local, local_discrete, local_laplace
 
 _LEVELS = 1024
-_POPULATION = 10**9  # in which a sampling rate is expressed for the accountant
+_POPULATION = 10**9  # the accountant takes a rate as an expected cohort of a population
 
 
 class PrivacyBudgetExceeded(RuntimeError):
-  """A release that the budget does not cover; nothing was released."""
+  """The budget does not cover a release; nothing was released."""
 
 
 @functools.lru_cache(maxsize=256)
 def multiplier(config: PrivacyConfig, releases: int) -> float:
-  """Returns the noise multiplier: the one given, or the least that covers so many releases."""
+  """Returns the noise multiplier: the config's, or the least that keeps the budget."""
   if config.noise_multiplier is not None:
     return float(config.noise_multiplier)
   how = _mechanism(config, 1.0)
@@ -48,7 +48,7 @@ def multiplier(config: PrivacyConfig, releases: int) -> float:
 
 
 def _levels(noise: float) -> int:
-  """Returns the steps of the discrete grid in the clip norm: fewer where the noise is large."""
+  """Returns the steps of the quantisation grid per clip norm: fewer if the noise is large."""
   return max(1, min(_LEVELS, int(LARGEST_SIGMA / noise)))
 
 
@@ -57,7 +57,7 @@ def _mechanism(config: PrivacyConfig, noise: float) -> Mechanism:
 
 
 def layers(config: PrivacyConfig, noise: float) -> tuple[Layer, ...]:
-  """Returns the layers of the round that clip and noise as a config says."""
+  """Returns the layers of clip and noise that a config describes."""
   kind, clip = mechanisms.find(config.mechanism), config.max_grad_norm
   if kind.integers:
     return local_discrete(clip, noise, mechanism=kind, levels=_levels(noise))
@@ -67,7 +67,7 @@ def layers(config: PrivacyConfig, noise: float) -> tuple[Layer, ...]:
 
 
 def _bound(config: PrivacyConfig, noise: float) -> Bound:
-  """Returns what the noise of a config is scaled to."""
+  """Returns the bound that the noise of a config is scaled to."""
   made = Round(layers(config, noise))
   layer, side, _ = made.having(Noises)[0]
   return made.bound(layer, side, {})
@@ -95,16 +95,10 @@ def _applier(config: PrivacyConfig, noise: float) -> Callable[..., Any]:
 
 
 class DifferentialPrivacy:
-  """Clip and noise on whole updates, and what they cost.
+  """Clips whole updates and adds noise to them, and accounts for the privacy spent.
 
-  Local privacy at rate 1: one update is protected against being replaced by any other. The level of
-  `get_privacy_spent()` is that of the usual table: Strong, Moderate, Weak or Minimal.
-
-  Args:
-    config: the budget and the mechanism.
-    releases: for how many releases the noise is computed, where the config gives none.
-    seed: of the noise; by default drawn from the operating system. JAX's generator is not
-      cryptographic: this simulates the mechanism.
+  This is local privacy without sampling: neighbours differ by the replacement of one update by any
+  other. The level of `get_privacy_spent()` is Strong, Moderate, Weak or Minimal.
 
   >>> dp = DifferentialPrivacy(PrivacyConfig(epsilon=1.0, delta=1e-5), seed=0)
   >>> sorted(dp.apply({'w': jnp.ones(3), 'b': jnp.zeros(2)}))
@@ -112,6 +106,13 @@ class DifferentialPrivacy:
   >>> spent = dp.get_privacy_spent()
   >>> spent.epsilon <= 1.0, spent.delta, spent.level
   (True, 1e-05, 'Strong')
+
+  Args:
+    config: the budget and the mechanism.
+    releases: number of releases that the noise is computed for, if the config has no
+      `noise_multiplier`.
+    seed: seed of the noise; by default drawn from the operating system. JAX's generator is not
+      cryptographic: this simulates the mechanism.
   """
 
   def __init__(self, config: PrivacyConfig, *, releases: int = 1, seed: int | None = None):
@@ -125,16 +126,16 @@ class DifferentialPrivacy:
 
   @property
   def noise_multiplier(self) -> float:
-    """Standard deviation (Laplace: scale) of the noise over the clipping threshold."""
+    """Standard deviation (Laplace: scale) of the noise over the clip norm."""
     return multiplier(self.config, self._planned)
 
   @property
   def releases(self) -> int:
-    """Releases so far."""
+    """Number of releases so far."""
     return self._done
 
   def plan(self, releases: int) -> None:
-    """Computes the noise for so many releases; nothing changes after the first release."""
+    """Plans the noise for so many releases; after the first release this has no effect."""
     with self._lock:
       if self._done == 0:
         self._planned = validate.integer(releases=releases)
@@ -149,7 +150,7 @@ class DifferentialPrivacy:
       )
 
   def charge(self) -> int:
-    """Counts a release before it is made, and returns how many there were before.
+    """Counts a release before it is made, and returns the number of releases before it.
 
     Raises:
       PrivacyBudgetExceeded: the budget does not cover it.
@@ -163,7 +164,7 @@ class DifferentialPrivacy:
     """Returns the gradients clipped as a whole and noised, a pytree of the same shapes, float32.
 
     Raises:
-      ValueError: values that are not finite floats; nothing is spent.
+      ValueError: a value is not a finite float; nothing is spent.
       PrivacyBudgetExceeded: the budget does not cover another release.
     """
     gradients = floats(gradients=gradients)
@@ -173,25 +174,25 @@ class DifferentialPrivacy:
     return _applier(self.config, self.noise_multiplier)(key, gradients)
 
   def get_privacy_spent(self) -> Guarantee:
-    """Returns the statement so far: `.epsilon`, `.delta`, `.level` and what they depend on."""
+    """Returns the guarantee so far: `.epsilon`, `.delta`, `.level` and what they depend on."""
     return _guarantee(self.config, self.noise_multiplier, self._done)
 
 
 class PrivacyAccountant:
-  """Epsilon of steps of Gaussian noise on Poisson samples, whatever their noise and rate.
+  """Computes epsilon of steps of Gaussian noise on Poisson samples.
 
-  Steps that are alike are composed by Renyi differential privacy; neighbours differ by one client
-  more or less.
-
-  Args:
-    target_epsilon: the budget, > 0.
-    target_delta: in (0, 1).
+  Steps may differ in noise and rate. They are composed by Rényi differential privacy; neighbours
+  differ by one client more or less.
 
   >>> accountant = PrivacyAccountant(target_epsilon=5.0, target_delta=1e-5)
   >>> for _ in range(100):
   ...   accountant.step(1.2, 120 / 3383)
   >>> f'{accountant.epsilon:.2f}', accountant.is_budget_exhausted()
   ('1.99', False)
+
+  Args:
+    target_epsilon: the budget, > 0.
+    target_delta: delta of the guarantee, in (0, 1).
   """
 
   def __init__(self, target_epsilon: float, target_delta: float):
@@ -204,7 +205,7 @@ class PrivacyAccountant:
 
     Args:
       noise_multiplier: standard deviation of the noise on the sum, over the clip norm, > 0.
-      sample_rate: probability of a client to be in the step, in (0, 1].
+      sample_rate: inclusion probability of a client in the step, in (0, 1].
     """
     validate.positive(noise_multiplier=noise_multiplier)
     validate.probability(sample_rate=sample_rate)
@@ -213,7 +214,7 @@ class PrivacyAccountant:
 
   @property
   def epsilon(self) -> float:
-    """Of all steps so far, at `target_delta`."""
+    """Epsilon of all steps so far, at `target_delta`."""
     if not self._steps:
       return 0.0
     if len(self._steps) == 1:
@@ -238,7 +239,7 @@ class PrivacyAccountant:
 
   @property
   def delta(self) -> float:
-    """The target."""
+    """The target delta."""
     return self.target_delta
 
   def is_budget_exhausted(self) -> bool:
@@ -247,24 +248,24 @@ class PrivacyAccountant:
 
 
 class ClientsAccountant:
-  """The server's view of its clients' own privacy: the one that has spent most counts."""
+  """The clients' local privacy, as the server reports it: that of the client that spent most."""
 
   def __init__(self, spenders: Callable[[], Iterable[DifferentialPrivacy]]):
     self._spenders = spenders
 
   def get_privacy_spent(self) -> Guarantee | None:
-    """Returns the statement of the client that has spent most; None if no client adds noise."""
+    """Returns the guarantee of the client that spent most; None if some client adds no noise."""
     spent = [x.get_privacy_spent() for x in self._spenders()]
     return max(spent, key=lambda x: x.epsilon) if spent else None
 
   @property
   def epsilon(self) -> float:
-    """The largest over the clients; infinite if a client adds no noise or there is none."""
+    """Largest epsilon of the clients; infinite if some client adds no noise or there is none."""
     spent = self.get_privacy_spent()
     return float('inf') if spent is None else spent.epsilon
 
   def is_budget_exhausted(self) -> bool:
-    """Returns whether some client can make no further release."""
+    """Returns whether some client's budget covers no further release."""
     for x in self._spenders():
       try:
         x.check()

@@ -1,8 +1,8 @@
 """From settings to the layers of a round, and the compiled sides of one client and of the server.
 
 The objects compute nothing themselves: they call the sides of the same layers that the engine
-compiles into whole rounds. A recipe is hashable, and its sides are kept: clients of equal settings
-and alike sizes share one program.
+compiles into whole rounds. A recipe is hashable, and its compiled sides are cached: clients with
+equal settings and padded sizes share one program.
 """
 
 import functools
@@ -45,20 +45,20 @@ Shapes = tuple[tuple[str, tuple[int, ...], str], ...]
 
 
 class Recipe(NamedTuple):
-  """What decides how a client computes its message, and the server a step.
+  """All settings that a client's message and the server's step depend on.
 
   Attributes:
-    model: the functions.
+    model: the model's functions.
     epochs: passes over the client's examples.
-    batch_size: examples a step.
-    learning_rate: of the local steps; under FedSGD of the server's.
+    batch_size: examples in a step.
+    learning_rate: step size of the local steps; under FedSGD that of the server's step.
     sgd: whether gradients are sent instead of trained updates.
-    equal: whether all clients count the same.
-    privacy: of the clients' noise, or None.
-    noise: its multiplier.
-    compression: or None.
+    equal: whether all clients have equal weights.
+    privacy: clip and noise of the clients, or None.
+    noise: noise multiplier.
+    compression: compression of the updates, or None.
     secure: whether messages are masked.
-    transform: batch -> batch, or None.
+    transform: preprocessing, batch -> batch, or None.
   """
 
   model: Model
@@ -74,7 +74,7 @@ class Recipe(NamedTuple):
   transform: Any
 
   def inner(self) -> tuple[Layer, ...]:
-    """Returns the layers after the weighing."""
+    """Returns the layers after the weighing: clip and noise, compression."""
     noisy = privacy.layers(self.privacy, self.noise) if self.privacy else ()
     coded = (compression.layer(self.compression),) if self.compression else ()
     return noisy + coded
@@ -97,16 +97,16 @@ class Recipe(NamedTuple):
     return self.learning_rate if self.sgd else 1.0
 
   def layers(self, chooser: Layer, *rules: Layer) -> Round:
-    """Returns the round of the clients that a layer selects, with the server's robust rules."""
+    """Returns the layers of a round, given the layer that selects the clients and robust rules."""
     weighing = weigh.equal() if self.equal else weigh.by_examples()
-    if chooser.cohort is not None:  # it looks at the messages as the server gets them
+    if chooser.cohort is not None:  # it looks at messages as the server receives them: goes last
       return compose(self.algorithm(), weighing, *self.inner(), chooser, *rules)
     return compose(self.algorithm(), chooser, weighing, *self.inner(), *rules)
 
 
 @functools.cache
 def given(number: int) -> Layer:
-  """Returns the layer of clients chosen elsewhere, by objects: all of them take part."""
+  """Returns the layer that selects all `number` clients; the objects have chosen them before."""
 
   def everyone(ctx: Context, draw: Draw, state: Tree) -> Any:
     cohort = jax.vmap(scalar_member)(jnp.arange(number, dtype=jnp.int32))
@@ -117,16 +117,16 @@ def given(number: int) -> Layer:
 
 
 class Sent(NamedTuple):
-  """What one client computes.
+  """The results of one client.
 
   Attributes:
-    code: parts on the wire, or None where values are sent as they are.
-    message: what the server decodes it to.
+    code: the parts that are sent, or None without compression.
+    message: the message as the server decodes it.
     before: mean loss at the parameters received.
     after: mean loss after training.
-    norm: of the update, before it is weighted and clipped.
-    clipped: whether it was, 0 or 1.
-    finite: whether all of it is.
+    norm: norm of the update, before it is weighted and clipped.
+    clipped: whether the update was clipped, 0 or 1.
+    finite: whether all values are finite.
   """
 
   code: Any
@@ -144,8 +144,8 @@ class Sides(NamedTuple):
   Attributes:
     setting: the planned round.
     client: (params, arrays, count, seed, round, id) -> `Sent`.
-    cohort: (layer's name, params, stack of messages [C, ...], its rows [C, ...] or None at first,
-      server states, seed, round) -> (sum of messages, new rows).
+    cohort: (layer's name, params, stack of messages [C, ...], the layer's rows [C, ...] or None in
+      the first round, server states, seed, round) -> (sum of messages, new rows).
     server: (params, sum of messages, server states, seed, round) -> (params, states).
     states: params -> server states before the first round.
   """
@@ -158,13 +158,16 @@ class Sides(NamedTuple):
 
 
 def capacity(count: int, batch_size: int) -> int:
-  """Returns the rows that a client's data are padded to: few sizes, hence few programs."""
+  """Returns the number of rows that a client's data are padded to.
+
+  A power of two of batches: few sizes, hence few compiled programs.
+  """
   steps = -(-count // batch_size)
   return batch_size * (1 << max(0, (steps - 1).bit_length()))
 
 
 def rows(arrays: dict[str, Any], count: jax.Array) -> Population:
-  """Returns a population of clients [N] whose examples begin with the first row."""
+  """Returns a population of N clients; the list of each begins with the first row of `arrays`."""
   number = arrays['y'].shape[0]
   return Population(arrays, jnp.arange(number, dtype=jnp.int32), 0 * count, count)
 
@@ -176,8 +179,8 @@ def sides(recipe: Recipe, shapes: Shapes, chooser: Layer, rules: tuple[Layer, ..
   Args:
     recipe: the settings.
     shapes: (name, shape, dtype) of each of a client's arrays, padded.
-    chooser: which clients there are.
-    rules: of the server.
+    chooser: layer that selects the clients.
+    rules: robust rules of the server.
 
   Raises:
     IncompatibleStages: settings that do not go together.
@@ -224,11 +227,11 @@ def _client(
   round: jax.Array,
   id: jax.Array,
 ) -> Sent:
-  """Runs all client sides, and notes on the way what the metadata say."""
+  """Runs all client sides of one client, and collects the facts for its metadata."""
   me = scalar_member(id)
-  alone = jax.tree.map(lambda x: x[None], me)
-  # No layer of a recipe keeps a state of its clients or is told one by the server.
-  cast = engine.broadcast(seed, round, params, cohort=alone, population=rows(arrays, count[None]))
+  cohort = jax.tree.map(lambda x: x[None], me)
+  # No layer of a recipe has client states or reads the server_state.
+  cast = engine.broadcast(seed, round, params, cohort=cohort, population=rows(arrays, count[None]))
   row = engine.Row(me, jnp.int32(0), count)
   data = engine.examples(cast, row, count, setting.shape, False, setting.transforms)
   value: Any = Task(params, data)
@@ -241,6 +244,7 @@ def _client(
     if coded is not None and layer is setting.layers[-1]:
       ctx = engine.context(layer, 'client', cast, setting.specs, me)
       x, shapes = codecs.flat(value.update)
+      # The layer's side does not return the parts of the code; they are needed here, to be sent.
       code = coded.encode(codecs.Keys(ctx.key, ctx.round_key), x, shapes)
     own = {layer.name: layer.row(engine.context(layer, 'init', cast, setting.specs, me))}
     value, _, noted, fine = engine.client_pass(
@@ -271,9 +275,9 @@ def _loss(recipe: Recipe, task: Task) -> jax.Array:
 
 
 def stacked(messages: list[Message], rows: int) -> Message:
-  """Returns messages as one stack [C, ...].
+  """Returns messages as one stack [C, ...], padded to `rows` = C.
 
-  Stacks of one size are one program: rows of nobody have weight 0, and take no part.
+  Stacks of one size share one compiled program. Padded rows have weight 0 and take no part.
   """
   messages = messages + [tree.zeros(messages[0])] * (rows - len(messages))
   stack: Message = jax.tree.map(lambda *x: jnp.stack(x), *messages)
@@ -290,7 +294,7 @@ def _cohort(
   seed: jax.Array,
   round: jax.Array,
 ) -> tuple[Message, Tree]:
-  """Runs the cohort side of a layer; a message of weight 0 is of nobody."""
+  """Runs the cohort side of a layer; a message of weight 0 is padding."""
   layer = next(x for x in setting.layers if x.name == name)
   side = layer.sides['cohort']
   ids = jnp.arange(stack.weight.shape[0], dtype=jnp.int32)
@@ -318,8 +322,8 @@ def _server(
   like: Any = setting.specs[setting.layers[-1].name].update
   same: Any = jax.tree.structure(like)
   if same == jax.tree.structure(message.update):
-    # A sum under masks comes back in float32.
-    cast_to = lambda x, wanted: x.astype(wanted.dtype)
-    message = message._replace(update=jax.tree.map(cast_to, message.update, like))
+    # Secure aggregation returns the sum in float32.
+    cast_back = jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), message.update, like)
+    message = message._replace(update=cast_back)
   params, new, _, _ = engine.server_pass(setting.layers, cast, setting.specs, message)
   return params, new

@@ -1,4 +1,4 @@
-"""Who may take part: enrolled keys, and the clients of a server in the order they came."""
+"""The clients of a server: their enrolled keys, and their numbers in the order of arrival."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +13,11 @@ class Registry:
   """The clients of one server.
 
   Args:
-    config: of the server.
+    config: config of the server.
 
   Attributes:
-    registered: client id -> client that rounds select from.
-    members: client id -> client that has taken part or may, in the order they came.
+    registered: client id -> client that `run_round` may select.
+    members: client id -> admitted client, registered now or not, in the order of admission.
   """
 
   def __init__(self, config: ServerConfig):
@@ -27,15 +27,15 @@ class Registry:
     self.members: dict[str, FederatedClient] = {}
 
   def enrol(self, client_id: str, public_key: bytes) -> None:
-    """Lets a client in by its Ed25519 public key.
+    """Enrols a client by its Ed25519 public key.
 
     Raises:
-      ValueError: no such key, or the id has another key already.
+      ValueError: the key is not of 32 bytes, or the id has another key already.
     """
     self._keys.enrol(client_id, public_key)
 
   def remove(self, client_id: str) -> None:
-    """Selects no more from a client; its key stays enrolled.
+    """Removes a client from those that `run_round` selects; its key stays enrolled.
 
     Raises:
       ValueError: there is no such client.
@@ -45,15 +45,15 @@ class Registry:
     del self.registered[client_id]
 
   def admit(self, client: FederatedClient, params: Callable[[], Any]) -> None:
-    """Enrols a client that is in this process and gives it a number.
+    """Enrols a client object and gives it a number.
 
     Args:
       client: the client.
-      params: -> those of the server, which may need the client to exist.
+      params: function that returns the server's parameters; it may make them for this client.
 
     Raises:
-      ValueError: its id has another key, its model is another, only enrolled keys are let in, or it
-        has privacy and the selection looks at what clients report.
+      ValueError: the id has another key, the model differs from the server's, the key is not
+        enrolled though it has to be, or the client has privacy and the selection looks at reports.
     """
     name, selection = client.client_id, self._config.selection_strategy
     if name not in self._keys and self._config.require_enrolled:
@@ -71,7 +71,7 @@ class Registry:
     self.members[name] = client
 
   def number(self, client: FederatedClient) -> int:
-    """Returns the place of a client among all that came."""
+    """Returns the number of a client: its position in the order of admission, from 0."""
     return list(self.members).index(client.client_id)
 
   def check(self, update: Any) -> None:
@@ -80,5 +80,5 @@ class Registry:
 
   @property
   def weighs_alike(self) -> bool:
-    """Whether all clients count the same: some noise of theirs is for messages of one weight."""
+    """Whether all clients have equal weights: local noise is scaled for messages of one weight."""
     return any(x.config.privacy_config is not None for x in self.members.values())

@@ -1,4 +1,4 @@
-"""Robust rules on the server's stack of updates: the layers of `stages.aggregate`."""
+"""Robust rules of the server: layers of `stages.aggregate`."""
 
 from fedjax_mem.core import Layer
 from fedjax_mem.federated.config import ServerConfig
@@ -6,10 +6,10 @@ from fedjax_mem.stages.aggregate import AGGREGATION
 
 
 def of(config: ServerConfig) -> tuple[Layer, ...]:
-  """Returns the rule of a config with its options, or nothing where updates are simply added.
+  """Returns the robust rule of a config with its options, or () if updates are only added.
 
   Raises:
-    ValueError: an unknown option, or one that the rule refuses.
+    ValueError: an option is unknown, or the rule refuses it.
   """
   if not config.aggregation.robust:
     if config.options:

@@ -1,4 +1,4 @@
-"""When clients work: side by side, each in a thread that does not stop the event loop."""
+"""Concurrent training of clients, each in a thread that does not block the event loop."""
 
 import asyncio
 import logging
@@ -12,18 +12,18 @@ _log = logging.getLogger('fedjax_mem.federated')
 
 
 class Late(Exception):
-  """Work that took longer than it may."""
+  """Work took longer than its timeout."""
 
 
 async def threaded(work: Callable[[], T], timeout: float | None = None) -> T:
-  """Returns what `work` returns, computed in a thread.
+  """Returns the result of `work`, computed in a thread.
 
-  After a timeout the thread goes on, since no thread can be stopped, and its result is discarded; a
-  daemon does not keep the process alive.
+  After a timeout the thread goes on, since a thread cannot be stopped, and its result is discarded.
+  It is a daemon, which does not keep the process alive.
 
   Raises:
-    Late: it took longer than `timeout` seconds.
-    RuntimeError: it raised what is no ordinary exception, such as `SystemExit`.
+    Late: `work` took longer than `timeout` seconds.
+    RuntimeError: `work` raised something else than an `Exception`, such as `SystemExit`.
   """
   loop = asyncio.get_running_loop()
   done: asyncio.Future[T] = loop.create_future()
@@ -39,13 +39,13 @@ async def threaded(work: Callable[[], T], timeout: float | None = None) -> T:
   def tell(result: Any, error: Exception | None) -> None:
     try:
       loop.call_soon_threadsafe(settle, result, error)
-    except RuntimeError:  # the loop has ended: nobody waits for a late result
+    except RuntimeError:  # the event loop has ended: the late result is not needed
       return
 
   def target() -> None:
     try:
       result = work()
-    except BaseException as error:  # whatever it is, it belongs to who waits
+    except BaseException as error:  # raised again in the task that waits
       if not isinstance(error, Exception) or isinstance(error, StopIteration):
         error = RuntimeError(repr(error))
       tell(None, error)
@@ -63,14 +63,14 @@ async def threaded(work: Callable[[], T], timeout: float | None = None) -> T:
 async def trained(
   chosen: Sequence[Any], timeout: float | None
 ) -> tuple[list[tuple[str, Any]], dict[str, str]]:
-  """Trains clients side by side, one a core.
+  """Trains clients concurrently, at most one per core.
 
   Args:
-    chosen: clients.
+    chosen: the selected clients.
     timeout: seconds after which a client is left out, or None.
 
   Returns:
-    ((client id, what it answered) of those that did, client id -> why not of the others).
+    (pairs of client id and update, client id -> reason why it was left out).
   """
   slots = asyncio.Semaphore(os.cpu_count() or 1)
 

@@ -1,4 +1,4 @@
-"""Who takes part: the samplers of the compiled rounds, over clients in this process."""
+"""Selection of clients: the samplers of the compiled rounds, applied to client objects."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,16 +26,17 @@ Judge = Callable[[Message, Score], Score]  # (stack of messages [C, ...], rows [
 
 
 class Chooser:
-  """Draws cohorts, and remembers what was seen of the clients.
+  """Draws cohorts, and keeps what the sampler has learned of the clients.
 
-  'random': every set of clients is equally likely. 'importance': clients are drawn in proportion to
-  the norm of their last weighted update, which they report, and an update counts by the inverse of
-  its chance; of more than `max_clients`, a part drawn uniformly is taken, which the mean, being
-  self-normalised, hardly feels. 'contribution': those go first whose updates made the model better
-  on the server's validation examples; see `stages.select.contribution`.
+  'random': every set of clients is equally likely. 'importance': a client's inclusion probability
+  is in proportion to the norm of its last weighted update, which it reports, and its update is
+  divided by that probability. If more than `max_clients` are drawn, a uniform sample of them is
+  taken; this hardly changes the mean, which is self-normalised. 'contribution': clients whose
+  updates improved the model on the server's validation examples are preferred; see
+  `stages.select.contribution`.
 
   Raises:
-    ValueError: options that the strategy does not have, or no validation examples.
+    ValueError: an option that the strategy does not have, or no validation examples.
   """
 
   def __init__(self, config: ServerConfig, validation: LocalData | None):
@@ -47,7 +48,7 @@ class Chooser:
     self._chances: dict[str, float] = {}
     self._scores: dict[str, Score] = {}
     self._layers: dict[Any, tuple[Layer, ...]] = {}
-    self._judging: Layer | None = None  # of the last choice, where it looks at messages
+    self._judging: Layer | None = None  # sampler of the last choice, if it scores messages
     self._size = 0
     if not set(self._options) <= set(_OPTIONS[self._kind]):
       raise ValueError(
@@ -65,9 +66,9 @@ class Chooser:
     """Returns the layers that select `size` of `number` clients.
 
     Args:
-      number: N.
-      size: C.
-      loss: of the model, (params, batch, key) -> [B].
+      number: number of clients, N.
+      size: size of the cohort, C.
+      loss: loss of the model, (params, batch, key) -> [B].
       step: learning rate of the server.
     """
     key = (number, size, loss, step)
@@ -87,9 +88,9 @@ class Chooser:
     """Returns the clients of a round, at most `max_clients`, in the order drawn.
 
     Args:
-      clients: N of one model.
-      params: of the server.
-      round: from 0.
+      clients: N clients with one model.
+      params: the server's parameters.
+      round: number of the round, from 0.
       step: learning rate of the server.
     """
     number = len(clients)
@@ -99,7 +100,7 @@ class Chooser:
     for attempt in range(_ATTEMPTS):
       empty = {x.name: () for x in layers}
       cast = engine.broadcast(self._config.seed, round, params, servers=empty)
-      # A cohort of random size may be too small: then it is drawn once more.
+      # A cohort of random size may be too small: then it is drawn again.
       cast, cohort, _ = engine.select_pass(Round(layers), cast, lambda name: table, attempt)
       ids = [int(i) for i, real in zip(cohort.id, cohort.real, strict=True) if real]
       if len(ids) >= min(self._config.min_clients, size):
@@ -111,11 +112,11 @@ class Chooser:
     return [clients[i] for i in ids]
 
   def of_round(self, least: int | None) -> tuple[Layer, int]:
-    """Returns (the layer that stands for the last choice in the server's round, its rows C).
+    """Returns (the layer that selects in the server's round, number of rows C of the stack).
 
     Args:
-      least: rows without which the server's rule does nothing; None: messages are only added, and
-        the round is that of one client, as the clients themselves have it.
+      least: least number of messages that the server's rule needs. None: messages are only added,
+        so the server's round has one client, as the clients' own rounds do.
     """
     if self._judging is not None:
       return self._judging, self._size
@@ -123,7 +124,7 @@ class Chooser:
     return recipe.given(rows), rows
 
   def _table(self, names: list[str]) -> Any:
-    """Returns what the sampler knows of each client, as the engine keeps it."""
+    """Returns the sampler's table of client states, as the engine keeps it."""
     if self._kind == 'importance':
       values = [self._norms.get(x) for x in names]
       norms = jnp.asarray([v or 0.0 for v in values], jnp.float32)
@@ -140,25 +141,25 @@ class Chooser:
 
   @property
   def scores(self) -> dict[str, float]:
-    """Client id -> mean of its contributions over the rounds in which it took part."""
+    """Client id -> mean of its contributions over the rounds that it took part in."""
     return {name: float(x.score) for name, x in self._scores.items()}
 
   def weighted(self, client: Any, message: Message) -> Message:
-    """Returns the message times the inverse of its client's chance, where chances differ."""
+    """Returns the message divided by its client's inclusion probability under 'importance'."""
     if self._kind != 'importance':
       return message
     return tree.scale(1 / self._chances.get(client.client_id, 1.0), message)
 
   def learn(self, seen: list[tuple[Any, Any, Message]], judge: Judge) -> None:
-    """Remembers what (client, metadata, message before `weighted`) of a round say.
+    """Updates norms or scores from the sound updates of a round.
 
     Args:
-      seen: of the sound updates, their updates like the parameters.
-      judge: the side of the layer of the last choice that looks at messages.
+      seen: (client, metadata, decoded message before `weighted`) of each sound update.
+      judge: cohort side of the sampler of the last choice, which scores messages.
     """
     if self._kind == 'importance':
-      for client, said, _ in seen:
-        self._norms[client.client_id] = said.num_examples * said.norm
+      for client, metadata, _ in seen:
+        self._norms[client.client_id] = metadata.num_examples * metadata.norm
     if self._kind != 'contribution':
       return
     names = [x.client_id for x, _, _ in seen]

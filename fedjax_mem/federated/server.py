@@ -1,4 +1,4 @@
-"""The server: selects clients, checks who sent what, aggregates, and keeps the global model."""
+"""The server: selects clients, checks their updates, aggregates, and keeps the global model."""
 
 import dataclasses
 import functools
@@ -26,16 +26,17 @@ _log = logging.getLogger('fedjax_mem.federated')
 
 @dataclasses.dataclass(frozen=True)
 class RoundReport:
-  """What a round did.
+  """The results of a round.
 
   Attributes:
-    round: from 0.
-    participants: clients whose update counted.
-    left_out: client id -> why its update did not.
-    loss: mean over the participants' examples before training, in nats; no ε covers it.
-    bytes: that the participants sent.
-    epsilon: the largest over the clients; infinite where a client adds no noise.
-    contributions: with selection by 'contribution', participant -> its score after the round.
+    round: number of the round, from 0.
+    participants: ids of the clients whose updates were aggregated.
+    left_out: client id -> reason why its update was left out.
+    loss: mean loss of the participants' examples before training, in nats; no ε covers it.
+    bytes: bytes that the participants sent.
+    epsilon: largest epsilon of the clients; infinite if a client adds no noise.
+    contributions: participant -> its score after the round, if clients are selected by
+      'contribution'.
   """
 
   round: int
@@ -51,14 +52,15 @@ class FederatedServer:
   """The server of one run.
 
   Args:
-    config: the run.
-    global_model: what clients start from; see `as_model`. A module without parameters gets them
-      when the first client is known, from one fixed seed.
+    config: settings of the server and the run.
+    global_model: model that clients start from, in any form that `as_model` takes. A module without
+      parameters gets them from a fixed seed when the first client is known.
     validation_data: examples of the server that no client has, in any form that a client's
       `data_loader` may have; selection by 'contribution' needs them.
 
   Raises:
-    ValueError: no config or no model, examples that do not fit it, or none where they are needed.
+    ValueError: the config or the model has a wrong type, or the validation examples do not fit the
+      model or are missing.
   """
 
   def __init__(self, config: ServerConfig, global_model: Any, validation_data: Any = None):
@@ -81,13 +83,13 @@ class FederatedServer:
     self._chosen: frozenset[str] = frozenset()
     self._aggregator = Aggregator(config, self._chooser)
     self._masks: SecureAggregator | None = None
-    self._sealed: dict[str, bytes] = {}  # what each client got from the masks of this selection
-    self._equal = False  # whether all clients count the same in this round
+    self._sealed: dict[str, bytes] = {}  # client id -> its masked bytes in this selection
+    self._equal = False  # whether all clients have equal weights in this round
     self._lock = threading.Lock()
 
   @property
   def privacy_accountant(self) -> ClientsAccountant:
-    """What the clients have spent: the largest counts."""
+    """The clients' local privacy: that of the client that spent most."""
     members = self._registry.members
 
     def spenders() -> list[DifferentialPrivacy]:
@@ -100,17 +102,17 @@ class FederatedServer:
   def contributions(self) -> dict[str, float]:
     """Client id -> its score: the mean of its contributions to the rounds that it took part in.
 
-    Contributions are in nats of the loss on the server's validation examples: Shapley values of the
-    round's sound updates, averaged as FedAvg does, or what leaving the client out would cost. Empty
-    unless `selection_strategy` is 'contribution'.
+    A contribution is in nats of the loss on the server's validation examples. It is the Shapley
+    value of the client's update among the round's sound updates, averaged as FedAvg does, or the
+    rise of the loss if the client is left out. Empty unless `selection_strategy` is 'contribution'.
     """
     return self._chooser.scores
 
   def enrol(self, client_id: str, public_key: bytes) -> None:
-    """Lets a client in by its Ed25519 public key.
+    """Enrols a client by its Ed25519 public key.
 
     Raises:
-      ValueError: no such key, or the id has another key already.
+      ValueError: the key is not of 32 bytes, or the id has another key already.
     """
     self._registry.enrol(client_id, public_key)
 
@@ -118,7 +120,8 @@ class FederatedServer:
     """Adds a client to those that `run_round` selects from, and enrols its key.
 
     Raises:
-      ValueError: its id has another key, its model is another, or only enrolled keys are let in.
+      ValueError: the id has another key, the model differs from the server's, the key is not
+        enrolled though it has to be, or the client has privacy and the selection looks at reports.
     """
     self._admit(client)
     self._registry.registered[client.client_id] = client
@@ -151,11 +154,11 @@ class FederatedServer:
     return self.config.aggregation is AggregationStrategy.FEDERATED_SGD
 
   def select_clients(self, clients: Iterable[FederatedClient]) -> list[FederatedClient]:
-    """Returns the clients of this round, at most `max_clients`; all are told of the run.
+    """Returns the clients of this round, at most `max_clients`; all given clients join the run.
 
     Raises:
-      NotEnoughClients: fewer than `min_clients` are there.
-      ValueError: the run is over, an id is there twice, or as in `register`.
+      NotEnoughClients: fewer than `min_clients` clients are given.
+      ValueError: the run is over, an id is given twice, or as in `register`.
     """
     clients = list(clients)
     names = [x.client_id for x in clients]
@@ -206,21 +209,21 @@ class FederatedServer:
     return data
 
   async def aggregate(self, updates: Iterable[FederatedUpdate]) -> RoundReport:
-    """Takes the updates of this round in, changes the global model, and says what happened.
+    """Aggregates the updates of this round into the global model, and returns a report.
 
-    Updates that are unsigned, replayed, stale, tampered with, of clients that are unknown or were
-    not selected, or no sound messages are left out, logged and reported; who sent what is checked
+    An update is left out, logged and reported if it is unsigned, replayed, stale, tampered with, of
+    a client that is unknown or was not selected, or no sound message. Its signature is checked
     before it is decoded.
 
     Raises:
-      NotEnoughClients: fewer than `min_clients` sound ones, or than a robust rule or the masks of
-        secure aggregation need; nothing has changed.
+      NotEnoughClients: fewer sound updates than `min_clients`, or than a robust rule or secure
+        aggregation needs; nothing has changed.
     """
     named = [(str(getattr(x, 'client_id', '?')), x) for x in updates]
     return self._aggregate(named, {})
 
   def _aggregate(self, updates: list[tuple[str, Any]], left_out: dict[str, str]) -> RoundReport:
-    """Does what `aggregate` does, given (who sent it, update) and who is left out already."""
+    """As `aggregate`, given pairs (sender, update) and the clients that are left out already."""
     params = self._params()
     sealed = None if self._masks is None else self._sealed
     wanted = inbox.Wanted(
@@ -229,10 +232,10 @@ class FederatedServer:
     found, wrong = inbox.opened(updates, wanted, self._registry, self._place)
     left_out = {**left_out, **wrong}
     self.check_enough(len(found), f'sound updates (left out: {left_out!r})')
-    # As the engine adds clients of unequal sizes: the largest first.
+    # The engine adds clients of unequal sizes in this order: the largest first.
     reads = sorted(found.values(), key=lambda x: -x.client.data.num_examples)
     if self._aggregator.rules:
-      # Ties go to the lowest id, whatever the order in which clients were drawn.
+      # Robust rules break ties by position: this makes it the number of the client.
       reads = sorted(reads, key=lambda x: self._registry.number(x.client))
     new = self._aggregator.step(self.round, params, reads, self._masks)
     self._model = FederatedModel(self._current().model, new)
@@ -254,10 +257,10 @@ class FederatedServer:
     return report
 
   async def run_round(self) -> RoundReport:
-    """Runs a round over the registered clients: select, train side by side, aggregate, broadcast.
+    """Runs a round over the registered clients: select, train concurrently, aggregate, broadcast.
 
-    A client that raises, takes longer than `client_timeout` or returns garbage is left out and
-    reported; the round goes on if enough remain.
+    A client that raises, takes longer than `client_timeout` or returns an unsound update is left
+    out and reported; the round goes on if enough remain.
 
     Raises:
       NotEnoughClients: no clients are registered, or too few updates are left.
@@ -279,6 +282,6 @@ class FederatedServer:
     """Returns a copy of the global model.
 
     Raises:
-      ValueError: a module without parameters, and no client is known yet.
+      ValueError: the model is a module without parameters, and no client is known yet.
     """
     return self._current().copy()

@@ -1,4 +1,4 @@
-"""The same objects, handed to the compiled engine."""
+"""Simulation of server and client objects by the compiled engine."""
 
 import functools
 import time
@@ -35,15 +35,15 @@ from fedjax_mem.stages.select.contribution import Score
 
 
 class SimulationResult(NamedTuple):
-  """What a simulated run gave.
+  """The results of a simulated run.
 
   Attributes:
-    model: the global model at its end.
+    model: the global model after the last round.
     metrics: name -> [rounds, ...], as the engine reports them.
-    guarantee: of privacy, with its level; None without noise.
-    seconds: that the rounds took, compilation apart.
-    contributions: client id -> its score, of those that took part; empty unless the server selects
-      by 'contribution'.
+    guarantee: the privacy guarantee, with its level; None without noise.
+    seconds: seconds of all rounds, without compilation.
+    contributions: client id -> its score, for clients that took part; empty unless the server
+      selects by 'contribution'.
   """
 
   model: FederatedModel
@@ -61,18 +61,27 @@ def simulate_federation(
   rounds: int | None = None,
   execution: Execution | None = None,
 ) -> SimulationResult:
-  """Returns the run of a server over clients, compiled; the objects themselves stay as they are.
+  """Returns a whole run of a server and its clients, done by the compiled engine.
 
-  The same result as the loop over the objects, to float tolerance.
+  The result is that of the loop over the objects, to float tolerance. The objects themselves stay
+  as they are.
+
+  >>> model = fm.models.build('logistic', (2,), 2)
+  >>> data = np.eye(2, dtype=np.float32), np.array([0, 1])
+  >>> configs = [fm.federated.ClientConfig(client_id=name, learning_rate=1.0) for name in 'abc']
+  >>> server = fm.federated.FederatedServer(fm.federated.ServerConfig(rounds=5), model)
+  >>> result = simulate_federation(server, [FederatedClient(x, model, data) for x in configs])
+  >>> result.model.evaluate(*data)['accuracy']
+  1.0
 
   Args:
-    server: with the parameters to start from, the seed, the rounds and the strategy; clients are
-      selected at 'random' or by 'contribution', and scores begin anew.
-    clients: of one model and one config, ids apart; data of any sizes.
-    privacy: 'local' (each client noises its own update, if its config says so) or 'central' (the
-      same budget, by clip and noise on the sum: far less noise, and the server is trusted).
-    rounds: by default those of the server's config.
-    execution: how the cohort is run.
+    server: the server, with the initial parameters, the seed, the rounds and the strategy. It
+      selects clients at 'random' or by 'contribution'; scores start at none.
+    clients: clients with one model and, but for the id, one config; their data may have any sizes.
+    privacy: 'local': each client noises its own update, if its config has privacy. 'central': the
+      same budget by clip and noise on the sum, with far less noise, but the server is trusted.
+    rounds: number of rounds; None: that of the server's config.
+    execution: how the cohort is vectorised; None: the engine's default.
 
   Raises:
     ValueError: clients that differ, a strategy that needs objects, or no budget for 'central'.
@@ -83,9 +92,8 @@ def simulate_federation(
   rounds = validate.integer(rounds=config.rounds if rounds is None else rounds)
   recipe = _common(clients)
   server.check_enough(len(clients), 'clients')
-  kind = config.aggregation
   _check(config, recipe)
-  recipe = recipe._replace(sgd=kind is AggregationStrategy.FEDERATED_SGD)
+  recipe = recipe._replace(sgd=config.aggregation is AggregationStrategy.FEDERATED_SGD)
   start = server._model or clients[0].model
   number, cohort = len(clients), min(config.max_clients, len(clients))
   guarantee: Guarantee | None
@@ -94,16 +102,14 @@ def simulate_federation(
   else:
     (chooser,) = server._chooser.layers(number, cohort, recipe.model.loss, recipe.server_rate)
     layers, guarantee = _local(recipe, chooser, rounds)
-  population = stack_clients([{'x': x.data.x, 'y': x.data.y} for x in clients])
-  transforms = (recipe.transform,) if recipe.transform else ()
   sim = engine.simulate(
     compose(*layers, *rules.of(config)),
     start.params,
-    population,
+    stack_clients([{'x': x.data.x, 'y': x.data.y} for x in clients]),
     seed=config.seed,
     execution=execution,
     max_rounds=rounds,
-    transforms=transforms,
+    transforms=(recipe.transform,) if recipe.transform else (),
   )
   state, metrics, seconds = _timed(sim, start.params, rounds)
   model = FederatedModel(start.model, jax.device_put(jax.device_get(state.params)))
@@ -111,7 +117,7 @@ def simulate_federation(
 
 
 def _check(config: ServerConfig, recipe: recipes.Recipe) -> None:
-  """Raises `ValueError` for strategies that the engine does not run over objects."""
+  """Raises `ValueError` for strategies that only the objects themselves can run."""
   kind, selection = config.aggregation, config.selection_strategy
   if kind is AggregationStrategy.SECURE_AGGREGATION or selection == 'importance':
     raise ValueError(
@@ -151,10 +157,10 @@ def _timed(
 
 
 def _common(clients: list[FederatedClient]) -> recipes.Recipe:
-  """Returns the recipe that all clients share."""
+  """Returns the recipe that all clients share; raises `ValueError` if one differs."""
   if not clients:
     raise ValueError('clients must be at least one, got none.')
-  # What depends on the server or on what was released before is settled by the simulation.
+  # The simulation sets the fields that depend on the server or on earlier releases.
   plain = [
     x.recipe()._replace(noise=0.0, secure=False, sgd=False, equal=bool(x.config.privacy_config))
     for x in clients
@@ -172,7 +178,7 @@ def _common(clients: list[FederatedClient]) -> recipes.Recipe:
 def _local(
   recipe: recipes.Recipe, chooser: Layer, rounds: int
 ) -> tuple[tuple[Layer, ...], Guarantee | None]:
-  """Returns the layers of clients that noise their own updates."""
+  """Returns the layers and the guarantee of a round in which clients noise their own updates."""
   config: PrivacyConfig | None = recipe.privacy
   if config is None:
     return recipe.layers(chooser), None
@@ -184,7 +190,7 @@ def _local(
 
 
 def _noise(layer: Layer) -> tuple[Mechanism, Bound]:
-  """Returns the noise that a layer states, and the bound that it is scaled to."""
+  """Returns the noise mechanism of a layer, and the bound that it is scaled to."""
   noise: Any = layer.fact(Noises)
   return noise.mechanism, Round([layer]).bound(layer, 'server', {})
 
@@ -192,7 +198,7 @@ def _noise(layer: Layer) -> tuple[Mechanism, Bound]:
 def _central(
   recipe: recipes.Recipe, number: int, cohort: int, rounds: int
 ) -> tuple[tuple[Layer, ...], Guarantee]:
-  """Returns the layers of a server that noises the sum."""
+  """Returns the layers and the guarantee of a round in which the server noises the sum."""
   config: PrivacyConfig | None = recipe.privacy
   if config is None or mechanisms.find(config.mechanism).norm != 'l2':
     raise ValueError(
@@ -212,7 +218,8 @@ def _central(
     noise = float(found.mechanism.noise_multiplier)
   noisy = make(noise)
   mechanism, bound = _noise(noisy)
-  book = Ledger.plan(sampling, 'central', mechanism, rounds=rounds, delta=config.delta, bound=bound)
+  how: dict[str, Any] = {'rounds': rounds, 'delta': config.delta, 'bound': bound}
+  ledger = Ledger.plan(sampling, 'central', mechanism, **how)
   coded = (compression.layer(recipe.compression),) if recipe.compression else ()
   layers = compose(recipe.algorithm(), chooser, weigh.equal(float(cohort)), *coded, noisy)
-  return layers, book.guarantee(rounds)
+  return layers, ledger.guarantee(rounds)

@@ -1,4 +1,4 @@
-"""Models: the published ones by name, and adapters for a user's own."""
+"""Models: published ones by name, and adapters for a user's own models."""
 
 from fedjax_mem.models.adapters import from_functions, from_linen, from_nnx
 from fedjax_mem.models.base import Model

@@ -1,9 +1,9 @@
 """Models from a user's own flax module, or from any pair of functions.
 
-Batch normalisation is refused: the mean and variance of a client's batches are not parameters, they
-are statistics of its data. Averaging them over clients with different data gives statistics of
-nobody, and leaves them out of clipping, noise and compression (Hsieh et al. 2020, arXiv:1910.00189,
-section 5). Group normalisation has none.
+Batch normalisation is refused: the mean and variance of a client's batches are not parameters but
+statistics of its data. Averages of them over clients with different data are the statistics of no
+client, and they are left out of clipping, noise and compression (Hsieh et al. 2020,
+arXiv:1910.00189, section 5). Group normalisation keeps no statistics.
 """
 
 import inspect
@@ -15,19 +15,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fedjax_mem.core import validate
+from fedjax_mem.core import Tree, validate
 from fedjax_mem.models import base
 
 _BATCH_NORM = (
   "must have no batch normalisation: the statistics of a client's batches are not parameters, and "
   'averaging them over clients breaks the model; use GroupNorm'
 )
-# How a module's __call__ may ask whether it is being trained: the value it wants for training.
+# Argument of a module's __call__ that switches training on -> its value in training.
 _SWITCHES = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
 
 
 def switch(call: Callable[..., Any]) -> tuple[str, bool] | None:
-  """Returns the name of the argument that switches training on, and the value that does."""
+  """Returns the argument that switches training on and its value in training, or None."""
   for name in inspect.signature(call).parameters:
     if name in _SWITCHES:
       return name, _SWITCHES[name]
@@ -46,16 +46,21 @@ def from_linen(
   """Returns the model of a `flax.linen` module that maps x [B, ...] to logits.
 
   If the module's `__call__` has an argument `train`, `training`, `is_training` or `deterministic`,
-  it is set while training with a key; the key feeds the stream 'dropout'.
+  it is set to training whenever `apply` gets a key; the key is the random stream 'dropout'.
+
+  >>> model = from_linen(nn.Dense(3), (2,), 3)
+  >>> params = model.init(jax.random.key(0))
+  >>> model.name, model.apply(params, jnp.ones((5, 2))).shape
+  ('Dense', (5, 3))
 
   Args:
     module: its only collection must be 'params'. For fast convolutions on a CPU give its layers
       `nn.Conv(..., conv_general_dilated=fedjax_mem.kernels.nn.conv.conv_general_dilated)`.
-    input_shape: of one example.
-    num_classes: K.
-    name: for tables and messages; the module's class by default.
-    input_dtype: of x.
-    padding_id: in a sequence, the label of tokens that do not count.
+    input_shape: shape of one example.
+    num_classes: K, number of classes.
+    name: name in tables and messages; None: the module's class.
+    input_dtype: dtype of x.
+    padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
 
   Raises:
     ValueError: the module keeps state besides its parameters, or its output does not fit.
@@ -68,7 +73,7 @@ def from_linen(
   def settings(training: bool) -> dict[str, Any]:
     return {} if known is None else {known[0]: known[1] == training}
 
-  def init(key: jax.Array) -> base.Params:
+  def init(key: jax.Array) -> Tree:
     state = module.init(key, jnp.zeros((1, *input_shape), input_dtype), **settings(False))
     if 'batch_stats' in state:
       raise ValueError(f"module {_BATCH_NORM}, got {name!r} with a collection 'batch_stats'.")
@@ -76,7 +81,7 @@ def from_linen(
       raise ValueError(f"module must keep nothing but 'params', got {sorted(state)!r}.")
     return state['params']
 
-  def apply(params: base.Params, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+  def apply(params: Tree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     rngs = None if key is None else {'dropout': key}
     logits = module.apply({'params': params}, x, rngs=rngs, **settings(key is not None))
     return cast(jax.Array, logits)
@@ -97,20 +102,24 @@ def from_nnx(
 ) -> base.Model:
   """Returns the model of a `flax.nnx` module that maps x [B, ...] to logits.
 
-  nnx mutates in place, so the module is split into a graph and parameters here and merged again for
-  each call; nothing it does to itself is kept.
+  nnx mutates modules in place. So each call builds the module again and gives it the parameters;
+  changes that the call makes to the module are dropped.
+
+  >>> model = from_nnx(lambda rngs: nnx.Linear(2, 3, rngs=rngs), (2,), 3)
+  >>> jax.tree.map(jnp.shape, model.init(jax.random.key(0)))
+  {'bias': (3,), 'kernel': (2, 3)}
 
   Args:
-    module: a function rngs -> module (a class whose `__init__` takes `rngs` alone, or a lambda), so
+    module: a function rngs -> module (a lambda, or a class whose `__init__` takes only `rngs`), so
       that parameters can be drawn from the run's seed.
-    input_shape: of one example.
-    num_classes: K.
-    name: for tables and messages; the module's class by default.
-    input_dtype: of x.
-    padding_id: in a sequence, the label of tokens that do not count.
+    input_shape: shape of one example.
+    num_classes: K, number of classes.
+    name: name in tables and messages; None: the module's class.
+    input_dtype: dtype of x.
+    padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
 
   Raises:
-    ValueError: `module` makes no module, the module keeps state besides its parameters and its
+    ValueError: `module` returns no module, the module keeps state besides its parameters and its
       random streams, or its output does not fit.
   """
   if isinstance(module, nnx.Module) or not callable(module):
@@ -119,17 +128,13 @@ def from_nnx(
   if not isinstance(made, nnx.Module):
     raise ValueError(f'module must be a function rngs -> nnx.Module, got one that makes {made!r}.')
   name = name or type(made).__name__
-  known = (nnx.Param, nnx.RngState)
-  for path, leaf in nnx.to_flat_state(nnx.state(made, nnx.Not(nnx.Any(*known)))):
-    if isinstance(leaf, nnx.BatchStat):
-      raise ValueError(f'module {_BATCH_NORM}, got {name!r} with {path!r}.')
-    raise ValueError(f'module must keep nothing but nnx.Param, got {name!r} with {path!r}.')
+  _check_state(name, made)
 
-  def init(key: jax.Array) -> base.Params:
+  def init(key: jax.Array) -> Tree:
     params = nnx.state(module(nnx.Rngs(key)), nnx.Param)
     return nnx.to_pure_dict(params)
 
-  def apply(params: base.Params, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+  def apply(params: Tree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     built = module(nnx.Rngs(0 if key is None else key))
     state = nnx.state(built, nnx.Param)
     nnx.replace_by_pure_dict(state, params)
@@ -146,8 +151,17 @@ def from_nnx(
   )
 
 
+def _check_state(name: str, module: nnx.Module) -> None:
+  """Raises `ValueError` if a module has state besides its parameters and its random streams."""
+  known = (nnx.Param, nnx.RngState)
+  for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Any(*known)))):
+    if isinstance(leaf, nnx.BatchStat):
+      raise ValueError(f'module {_BATCH_NORM}, got {name!r} with {path!r}.')
+    raise ValueError(f'module must keep nothing but nnx.Param, got {name!r} with {path!r}.')
+
+
 def from_functions(
-  init: Callable[[jax.Array], base.Params],
+  init: Callable[[jax.Array], Tree],
   apply: Callable[..., jax.Array],
   input_shape: tuple[int, ...],
   num_classes: int,
@@ -156,16 +170,21 @@ def from_functions(
   input_dtype: Any = jnp.float32,
   padding_id: int | None = None,
 ) -> base.Model:
-  """Returns the model of two functions, whatever library they come from.
+  """Returns the model of two functions, from any library.
+
+  >>> model = from_functions(lambda key: jnp.zeros((2, 3)), lambda w, x: x @ w, (2,), 3)
+  >>> batch = {'x': jnp.ones((1, 2)), 'y': jnp.array([0])}
+  >>> round(float(model.loss(model.init(jax.random.key(0)), batch)[0]), 4)  # log 3: a guess
+  1.0986
 
   Args:
     init: key -> params, a pytree of float arrays.
     apply: (params, x) -> logits, or (params, x, key) -> logits where the key is None in evaluation.
-    input_shape: of one example.
-    num_classes: K.
-    name: for tables and messages.
-    input_dtype: of x.
-    padding_id: in a sequence, the label of tokens that do not count.
+    input_shape: shape of one example.
+    num_classes: K, number of classes.
+    name: name in tables and messages.
+    input_dtype: dtype of x.
+    padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
 
   Raises:
     ValueError: they are not functions, or the output does not fit.
@@ -178,7 +197,7 @@ def from_functions(
   except TypeError:
     takes_key = False
 
-  def keyed(params: base.Params, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+  def keyed(params: Tree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     return apply(params, x, key) if takes_key else apply(params, x)
 
   return base.build(

@@ -1,4 +1,4 @@
-"""What a model is: four pure functions, and how they are made from an `(init, apply)` pair."""
+"""`Model`: four pure functions, which are made from an `(init, apply)` pair."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,10 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import validate
-
-Params = Any
-Batch = dict[str, jax.Array]
+from fedjax_mem.core import Batch, Tree, validate
 
 
 class Model(NamedTuple):
@@ -22,29 +19,29 @@ class Model(NamedTuple):
     loss: (params, batch, key=None) -> [B] float32, the cross-entropy in nats of each example; for a
       sequence, the mean over its tokens that are not padding (0 if there is none).
     metrics: (params, batch) -> dict of [B] float32: 'loss' as above, and 'accuracy', 1 where the
-      largest logit is the label's (for a sequence, the mean over its tokens).
-    input_shape: of one example.
-    num_classes: K.
-    name: for tables and messages.
+      largest logit is the label's (for a sequence, the mean over the same tokens).
+    input_shape: shape of one example.
+    num_classes: K, number of classes.
+    name: name in tables and messages.
   """
 
-  init: Callable[[jax.Array], Params]
+  init: Callable[[jax.Array], Tree]
   apply: Callable[..., jax.Array]
   loss: Callable[..., jax.Array]
-  metrics: Callable[[Params, Batch], dict[str, jax.Array]]
+  metrics: Callable[[Tree, Batch], dict[str, jax.Array]]
   input_shape: tuple[int, ...]
   num_classes: int
   name: str
 
   def copy(self) -> 'Model':
-    """Returns the model itself: functions have nothing that could be changed."""
+    """Returns the model itself: it has no state that could change."""
     return self
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Returns -log softmax(logits)[label] in nats, [...] float32, for logits [..., K]."""
   logits = logits.astype(jnp.float32)
-  # A sum over a one-hot mask: the transpose of a gather is a scatter, which is slow in small loops.
+  # A sum over a one-hot mask: the gradient of a gather is a scatter, which is slow in small loops.
   hot = labels[..., None] == jax.lax.broadcasted_iota(labels.dtype, logits.shape, labels.ndim)
   picked = jnp.sum(jnp.where(hot, logits, jnp.float32(0)), axis=-1)
   return jax.nn.logsumexp(logits, axis=-1) - picked
@@ -62,7 +59,7 @@ def _per_example(values: jax.Array, labels: jax.Array, padding_id: int | None) -
 
 def build(
   name: str,
-  init: Callable[[jax.Array], Params],
+  init: Callable[[jax.Array], Tree],
   apply: Callable[..., jax.Array],
   input_shape: tuple[int, ...],
   num_classes: int,
@@ -73,21 +70,21 @@ def build(
   """Returns the model of an `(init, apply)` pair, with softmax cross-entropy for its loss.
 
   Args:
-    name: for tables and messages.
+    name: name in tables and messages.
     init: key -> params, a pytree of float arrays.
     apply: (params, x, key=None) -> logits.
-    input_shape: of one example, without the batch.
-    num_classes: K, at least 2.
-    input_dtype: of x: float32, or int32 for tokens.
-    padding_id: in a sequence, the label of tokens that do not count.
+    input_shape: shape of one example, without the batch axis.
+    num_classes: K, number of classes, at least 2.
+    input_dtype: dtype of x: float32, or int32 for tokens.
+    padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
 
   Raises:
-    ValueError: the shapes are no shapes, `init` or `apply` fails on them, or the logits are not
-      [B, K] or [B, T, K]; nothing is computed to find out.
+    ValueError: a shape is not of positive integers, `init` or `apply` fails on it, or the logits
+      are not [B, K] or [B, T, K]. The check traces shapes and computes nothing.
   """
   input_shape = tuple(validate.integer(input_shape=n) for n in input_shape)
   validate.integer(at_least=2, num_classes=num_classes)
-  batch = 3  # Unlike any likely dimension, so that a model which mixes up its axes is caught.
+  batch = 3  # an unlikely dimension, so that a model that mixes up its axes is caught
   x = jax.ShapeDtypeStruct((batch, *input_shape), input_dtype)
   try:
     params = jax.eval_shape(init, jax.random.key(0))
@@ -103,11 +100,11 @@ def build(
       f'(num_classes={num_classes}), got {shape!r} for an input of shape {x.shape!r}.'
     )
 
-  def loss(params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+  def loss(params: Tree, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     values = cross_entropy(apply(params, batch['x'], key), batch['y'])
     return _per_example(values, batch['y'], padding_id)
 
-  def metrics(params: Params, batch: Batch) -> dict[str, jax.Array]:
+  def metrics(params: Tree, batch: Batch) -> dict[str, jax.Array]:
     logits, labels = apply(params, batch['x'], None), batch['y']
     right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
     return {

@@ -14,17 +14,17 @@ from fedjax_mem.models import adapters, base, layers
 def _forget_open(
   key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.float32
 ) -> jax.Array:
-  """Returns zeros, and ones for the forget gate (Jozefowicz et al. 2015), as Keras does."""
+  """Returns the initial bias: zeros, but ones for the forget gate (Jozefowicz et al. 2015)."""
   del key
   width = shape[0] // 4
   return jnp.zeros(shape, dtype).at[width : 2 * width].set(1)
 
 
 class Lstm(nn.Module):
-  """An LSTM over time with the gates input, forget, cell and output in one matrix, from zeros.
+  """An LSTM over time that starts from zeros; one matrix has the gates input, forget, cell, output.
 
   Attributes:
-    width: H, units.
+    width: H, number of units.
   """
 
   width: int
@@ -36,7 +36,7 @@ class Lstm(nn.Module):
     kernel = self.param('kernel', layers.glorot, (x.shape[-1], size))
     recurrent = self.param('recurrent', nn.initializers.orthogonal(), (self.width, size))
     bias = self.param('bias', _forget_open, (size,))
-    # All time steps' inputs in one product; only the recurrent one has to wait.
+    # One product for the inputs of all time steps; only the recurrent product needs the loop.
     drive = jnp.einsum('btf,fh->tbh', x, kernel) + bias[None, None]
 
     def step(
@@ -60,7 +60,7 @@ class CharLstm(nn.Module):
   Attributes:
     num_classes: K, size of the vocabulary; id 0 is padding.
     embedding: width of the embedding.
-    width: units of each LSTM.
+    width: number of units of each LSTM.
   """
 
   num_classes: int
@@ -89,7 +89,7 @@ def char_lstm(
     input_shape: (T,), 80 in the paper.
     num_classes: size of the vocabulary, padding and the unknown character included.
     embedding: width of the embedding.
-    width: units of each LSTM.
+    width: number of units of each LSTM.
 
   Raises:
     ValueError: an argument is out of range.

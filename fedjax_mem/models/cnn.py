@@ -2,7 +2,7 @@
 
 1,206,590 parameters for 62 classes of 28 x 28 x 1.
 
-Pooling comes before the rectifier here: the two commute, exactly and with the same gradients, and
+Here pooling comes before the rectifier: the two commute, exactly and with the same gradients, and
 the rectifier then runs on a quarter of the values.
 """
 
@@ -21,9 +21,9 @@ class Cnn(nn.Module):
 
   Attributes:
     num_classes: K.
-    dropout: whether to drop 0.25 after the pooling and 0.5 after the dense layer.
-    norm: 'group' normalises after each convolution.
-    groups: groups of channels of the normalisation.
+    dropout: whether dropout of rate 0.25 follows the pooling, and of 0.5 the dense layer.
+    norm: 'none', or 'group' for group normalisation after each convolution.
+    groups: number of groups of channels of the normalisation.
   """
 
   num_classes: int
@@ -62,10 +62,10 @@ def cnn(
 
   Args:
     input_shape: (H, W, C), at least 6 x 6.
-    num_classes: K.
-    dropout: whether to drop 0.25 and 0.5, as in the paper.
+    num_classes: K, number of classes.
+    dropout: whether there is dropout of rates 0.25 and 0.5, as in the paper.
     norm: 'none', as in the paper, or 'group'.
-    groups: groups of channels of the normalisation, a divisor of 32.
+    groups: number of groups of channels of the normalisation, a divisor of 32.
 
   Raises:
     ValueError: an argument is out of range, or the input is too small.

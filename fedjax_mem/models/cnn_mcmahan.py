@@ -31,6 +31,6 @@ def cnn_mcmahan(input_shape: tuple[int, ...], num_classes: int) -> base.Model:
   """Returns the CNN of McMahan et al. (2017) for inputs (H, W, C) of at least 4 x 4.
 
   Raises:
-    ValueError: the input is too small or no image.
+    ValueError: the input is too small or not an image.
   """
   return adapters.from_linen(CnnMcMahan(num_classes), input_shape, num_classes, name='cnn_mcmahan')

@@ -1,7 +1,8 @@
 """flax layers in the layouts of `kernels.conv`: [H, W, B, C], or [C, H, W, B] for few channels.
 
-A model takes x [B, H, W, C], turns it with `enter` once and leaves the layout with `leave`.
-Parameters have flax's standard shapes and orders: those of a plain flax module of NHWC layers fit.
+A model takes x [B, H, W, C], changes its layout once with `enter`, and returns to features with
+`leave`. Parameters have flax's standard shapes and axes: those of a plain flax module with NHWC
+layers fit.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,12 +19,12 @@ glorot = nn.initializers.glorot_uniform()
 
 
 def torch_kernel(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-  """Returns U(-1/sqrt(n), 1/sqrt(n)), n the inputs of a unit: PyTorch's default for a kernel."""
+  """Returns a kernel from U(-1/sqrt(n), 1/sqrt(n)), n the inputs of a unit: PyTorch's default."""
   return nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')(key, shape, dtype)
 
 
 def torch_bias(inputs: int) -> Initializer:
-  """Returns the initializer U(-1/sqrt(n), 1/sqrt(n)), n = `inputs`: PyTorch's for a bias."""
+  """Returns an initializer from U(-1/sqrt(n), 1/sqrt(n)), n = `inputs`: PyTorch's for a bias."""
 
   def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     bound = inputs**-0.5
@@ -86,8 +87,8 @@ class GroupNorm(nn.Module):
   """Group normalisation of x [H, W, B, C] over groups of channels (Wu & He 2018, eq. 1-5).
 
   Attributes:
-    groups: groups of channels; must divide C.
-    epsilon: added to the variance.
+    groups: number of groups of channels; must divide C.
+    epsilon: constant added to the variance, > 0.
   """
 
   groups: int = 2

@@ -1,6 +1,6 @@
 """The LeNet-style CNN of NIID-Bench (Li et al. 2022, arXiv:2102.02079, section 5).
 
-44,426 parameters for 10 classes of 28 x 28 x 1, drawn as PyTorch draws them.
+44,426 parameters for 10 classes of 28 x 28 x 1, initialised as in PyTorch.
 """
 
 import flax.linen as nn
@@ -46,6 +46,6 @@ def lenet(input_shape: tuple[int, ...], num_classes: int) -> base.Model:
   """Returns the LeNet of NIID-Bench for inputs (H, W, C) of at least 16 x 16.
 
   Raises:
-    ValueError: the input is too small or no image.
+    ValueError: the input is too small or not an image.
   """
   return adapters.from_linen(LeNet(num_classes), input_shape, num_classes, name='lenet')

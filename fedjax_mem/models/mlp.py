@@ -35,12 +35,12 @@ def mlp(
   """Returns a multi-layer perceptron on inputs of any shape, flattened.
 
   Args:
-    input_shape: of one example.
-    num_classes: K.
+    input_shape: shape of one example.
+    num_classes: K, number of classes.
     hidden: widths of the hidden layers, at least one.
 
   Raises:
-    ValueError: no hidden layer, or a width that is no positive integer.
+    ValueError: no hidden layer, or a width that is not a positive integer.
   """
   if not isinstance(hidden, list | tuple) or not hidden:
     raise ValueError(f'hidden must be a list of at least one width, got {hidden!r}.')

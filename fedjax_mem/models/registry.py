@@ -26,7 +26,17 @@ MODELS: dict[str, Callable[..., base.Model]] = {
 
 
 def options(name: str) -> dict[str, Any]:
-  """Returns the options of a model and their defaults."""
+  """Returns the options of a model and their defaults.
+
+  >>> options('mlp')
+  {'hidden': (200, 200)}
+
+  Args:
+    name: a key of `MODELS`.
+
+  Raises:
+    ValueError: an unknown name.
+  """
   validate.one_of(MODELS, model=name)
   arguments = inspect.signature(MODELS[name]).parameters.values()
   return {a.name: a.default for a in arguments if a.kind is a.KEYWORD_ONLY}
@@ -35,10 +45,15 @@ def options(name: str) -> dict[str, Any]:
 def build(name: str, input_shape: Sequence[int], num_classes: int, **given: Any) -> base.Model:
   """Returns the model of that name.
 
+  >>> model = build('mlp', (8, 8, 1), 10, hidden=(32,))
+  >>> params = model.init(jax.random.key(0))
+  >>> sum(x.size for x in jax.tree.leaves(params))
+  2410
+
   Args:
     name: a key of `MODELS`.
-    input_shape: of one preprocessed example, without the batch.
-    num_classes: K, classes of the labels.
+    input_shape: shape of one preprocessed example, without the batch axis.
+    num_classes: K, number of classes.
     **given: options of the model.
 
   Raises:

@@ -1,6 +1,6 @@
-"""ResNet (He et al. 2016) with group instead of batch normalisation, as federated learning uses it.
+"""ResNet (He et al. 2016) with group instead of batch normalisation, as is usual in FL.
 
-So do Hsieh et al. (2020, arXiv:1910.00189), and Reddi et al. (2021) for CIFAR-100 with 2 groups.
+Hsieh et al. (2020, arXiv:1910.00189) use it, and Reddi et al. (2021) for CIFAR-100 with 2 groups.
 The stem is a 3x3 convolution without pooling, for images of 24 to 64 pixels.
 """
 
@@ -19,9 +19,9 @@ class Block(nn.Module):
   """Two 3x3 convolutions beside a shortcut.
 
   Attributes:
-    features: output channels.
-    stride: of the first convolution and of the shortcut.
-    groups: groups of channels of the normalisation.
+    features: number of output channels.
+    stride: stride of the first convolution and of the shortcut.
+    groups: number of groups of channels of the normalisation.
   """
 
   features: int
@@ -51,9 +51,9 @@ class ResNetGN(nn.Module):
 
   Attributes:
     num_classes: K.
-    blocks: blocks in each stage.
-    width: channels of the first stage.
-    groups: groups of channels of the normalisation.
+    blocks: number of blocks in each stage.
+    width: number of channels in the first stage.
+    groups: number of groups of channels of the normalisation.
   """
 
   num_classes: int
@@ -89,10 +89,10 @@ def resnet_gn(
 
   Args:
     input_shape: (H, W, C).
-    num_classes: K.
-    blocks: blocks in each stage.
-    width: channels of the first stage.
-    groups: groups of channels of the normalisation, a divisor of `width`.
+    num_classes: K, number of classes.
+    blocks: number of blocks in each stage.
+    width: number of channels in the first stage.
+    groups: number of groups of channels of the normalisation, a divisor of `width`.
 
   Raises:
     ValueError: an argument is out of range.

@@ -1,4 +1,4 @@
-"""Accuracy against bits: what a finer grid of distributed noise buys, and where it ends."""
+"""Plot of test accuracy against the bits per value of distributed noise."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,12 +13,12 @@ from fedjax_mem.report import figures
 def bits_and_accuracy(
   lines: Mapping[str, Mapping[int, Sequence[float]]], levels: Mapping[str, float], title: str
 ) -> Figure:
-  """Returns test accuracy against bits of a value, a line for each label.
+  """Returns a plot of test accuracy against bits per value, with a line for each label.
 
   Args:
     lines: label -> bits -> accuracies of several seeds, in [0, 1]; a bar spans them.
-    levels: label -> accuracy to compare that line with, drawn dashed in its colour.
-    title: above the plot.
+    levels: label -> accuracy to compare the line with, drawn dashed in the line's colour.
+    title: title of the plot.
   """
   colours = figures.colours()
   with matplotlib.rc_context(figures.style()):

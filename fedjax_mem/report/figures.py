@@ -1,7 +1,8 @@
-"""The one style of all figures, and how a figure becomes a file.
+"""The style of all figures, and writing figures to files.
 
 Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; line styles
-and markers differ too. Nothing here touches matplotlib's global state but its style, for a moment.
+and markers differ too. Matplotlib's global state stays as it is, but for its style while a figure
+is drawn.
 """
 
 import io
@@ -20,12 +21,12 @@ MARKERS = 'osD^vPX*'
 
 
 def colours(dark: bool = False) -> tuple[str, ...]:
-  """Returns the colours of curves, on light or on dark paper."""
+  """Returns the colours of curves, on a light or a dark background."""
   return DARK_COLOURS if dark else COLOURS
 
 
 def style(dark: bool = False) -> Any:
-  """Returns the settings of matplotlib that every figure is drawn under, for `rc_context`."""
+  """Returns matplotlib's settings for every figure, as an argument of `rc_context`."""
   ink, paper, grid = ('#d8dce2', '#16191d', '#3a4048') if dark else ('#222222', 'white', '#d9d9d9')
   return {
     'axes.edgecolor': ink,
@@ -42,7 +43,7 @@ def style(dark: bool = False) -> Any:
     'grid.color': grid,
     'legend.frameon': False,
     'text.color': ink,
-    'text.parse_math': False,  # Names are shown as they are.
+    'text.parse_math': False,  # a '$' in a name is no formula
     'xtick.color': ink,
     'ytick.color': ink,
   }

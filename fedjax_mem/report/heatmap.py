@@ -1,4 +1,4 @@
-"""Heat maps of scores: what is tried by what it is tried against."""
+"""Heat maps of scores, such as rules by attacks."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,14 +13,14 @@ Cells = Mapping[tuple[str, str], Sequence[float]]
 
 
 def heatmap(panels: Mapping[str, Cells], title: str, label: str = 'test accuracy, %') -> Figure:
-  """Returns one map a panel, rows by columns, with the mean of every cell written into it.
+  """Returns a heat map per panel, rows by columns, with the mean of each cell as a number.
 
   Rows and columns are those of the first panel, in the order of first appearance.
 
   Args:
-    panels: title -> cells; a cell that is missing is left blank.
-    title: above all panels.
-    label: of the colours.
+    panels: title of a panel -> cells; a missing cell is left blank.
+    title: title above all panels.
+    label: label of the colour bar.
   """
   first = next(iter(panels.values()), {})
   rows, columns = (list(dict.fromkeys(key[i] for key in first)) for i in (0, 1))

@@ -1,7 +1,7 @@
-"""One page about one run or several: a single file that needs no network and runs no script.
+"""An HTML report of one run or several: a single file that needs no network and runs no script.
 
-What it shows is gathered here, and drawn by `templates/page.html`, which escapes every value. The
-plots are embedded as PNG, once for light and once for dark readers.
+This module gathers the contents; `templates/page.html` lays them out and escapes every value. Plots
+are embedded as PNG, once for the light and once for the dark theme.
 """
 
 import base64
@@ -39,12 +39,12 @@ _PERCENT = ('final_accuracy', 'best_accuracy')
 def write_report(
   sources: Source | Iterable[Source], path: str | os.PathLike[str], title: str | None = None
 ) -> pathlib.Path:
-  """Writes the page about one run or several and returns its path.
+  """Writes the report of one run or several and returns its path.
 
   Args:
     sources: one or several of: a run's folder, a `Run`, a list of records.
-    path: of the HTML file; its folder is made if it is missing.
-    title: of the page; None = the run's name, or the number of runs.
+    path: path of the HTML file; its folder is made if it is missing.
+    title: title of the page; None = the run's name, or the number of runs.
 
   Raises:
     ValueError: a folder is not a run's, or there is no run at all.
@@ -87,7 +87,7 @@ def render(sources: Source | Iterable[Source], title: str | None = None) -> str:
 
 @functools.cache
 def _template() -> 'jinja2.Template':
-  import jinja2  # where a page is made: a run that makes none does not wait for it
+  import jinja2  # imported here: programs that write no page do not wait for it
 
   loader = jinja2.PackageLoader('fedjax_mem.report')
   undefined = jinja2.StrictUndefined
@@ -97,7 +97,7 @@ def _template() -> 'jinja2.Template':
 
 
 class _Cell(NamedTuple):
-  """One cell: its text, whether it heads a line, as code, and its classes."""
+  """One cell: its text, whether it is a heading, whether it is code, and its CSS classes."""
 
   text: str
   head: bool = False
@@ -113,7 +113,7 @@ class _Row(NamedTuple):
 
 
 class _Table(NamedTuple):
-  """A table: what is above its columns, and its lines."""
+  """A table: headings of its columns, and its lines."""
 
   heads: list[str]
   rows: list[_Row]
@@ -132,7 +132,7 @@ def _summary_text(key: str, value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-  """Returns a time for a reader: '42.0 s', '3 min 05 s', '2 h 07 min'."""
+  """Returns a time as '42.0 s', '3 min 05 s' or '2 h 07 min'."""
   if seconds < 60:
     return f'{seconds:.1f} s'
   minutes, rest = divmod(round(seconds), 60)
@@ -142,7 +142,7 @@ def duration(seconds: float) -> str:
 
 
 def _facts(run: Run) -> list[str]:
-  """Returns what a run was, in words."""
+  """Returns the main settings of a run, such as 'data digits'."""
   config = dict(flatten(run.config))
   return [
     f'{name} {config[key]}'
@@ -155,14 +155,14 @@ def _facts(run: Run) -> list[str]:
 
 
 def _cards(run: Run) -> list[tuple[str, str]]:
-  """Returns (name, text) of what came out of a run."""
+  """Returns (name, text) of each result of a run."""
   known = {k: x for k, x in summarise(run).items() if k != 'run' and x is not None}
   return [(_HEADS[key], _summary_text(key, value)) for key, value in known.items()]
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
-  told = [(run, text) for run in runs for text in warnings(run)]
-  return [f'{run.name}: {text}' if len(runs) > 1 else text for run, text in told]
+  found = [(run, text) for run in runs for text in warnings(run)]
+  return [f'{run.name}: {text}' if len(runs) > 1 else text for run, text in found]
 
 
 def _comparison(runs: Sequence[Run]) -> _Table:
@@ -183,7 +183,7 @@ def _comparison(runs: Sequence[Run]) -> _Table:
 
 
 def _seeds(runs: Sequence[Run]) -> _Table | None:
-  """Returns means over seeds, if any setting was run with several."""
+  """Returns means over seeds, or None if no setting was run with several seeds."""
   rows = over_seeds(runs)
   if all(row['runs'] < 2 for row in rows):
     return None
@@ -204,7 +204,7 @@ def _data(image: bytes) -> str:
 
 
 def _pictures(run: Run) -> list[tuple[str, str]]:
-  """Returns (head, image) of the pictures that a run left beside its learning curves."""
+  """Returns (heading, image) of the pictures in a run's folder, besides its learning curves."""
   named = {
     'partition.png': 'Partition of the data',
     'contributions.png': 'Contribution of each client',
@@ -215,9 +215,9 @@ def _pictures(run: Run) -> list[tuple[str, str]]:
 
 
 def _settings(runs: Sequence[Run]) -> tuple[_Table | None, _Table | None]:
-  """Returns (all settings, those that differ, of several runs)."""
+  """Returns two tables: all settings, and those that differ between runs."""
   columns = [dict(flatten(run.config)) for run in runs]
-  differing = [key for key in differing_keys(runs) if key != 'name']  # It heads the column.
+  differing = [key for key in differing_keys(runs) if key != 'name']  # the column's heading
   first = [{key: x[key] for key in differing if key in x} for x in columns]
   return _columns(runs, columns, differing), _columns(runs, first, differing)
 
@@ -237,7 +237,7 @@ def _manifests(runs: Sequence[Run]) -> _Table | None:
 def _columns(
   runs: Sequence[Run], columns: Sequence[Mapping[str, Any]], mark: Sequence[str] = ()
 ) -> _Table | None:
-  """Returns a table with a line for every key and a column for every run, None without a key."""
+  """Returns a table with a line per key and a column per run, or None if there are no keys."""
   keys = list(dict.fromkeys(key for column in columns for key in column))
   if not keys:
     return None

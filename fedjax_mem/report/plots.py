@@ -1,4 +1,4 @@
-"""Pictures: learning curves of runs, and how a partition spreads the labels over the clients.
+"""Plots: learning curves, partitions, contributions, privacy loss, bytes against accuracy.
 
 Their style is that of `figures.py`.
 """
@@ -18,20 +18,20 @@ from fedjax_mem.report import figures
 from fedjax_mem.report.runs import Run, Source, as_runs, series
 
 _LEGEND_ROWS = 12
-_BUBBLES = 60  # clients; above, a bubble is too small to be compared with its neighbour.
-_COLUMNS = 2000  # of a heat map; there are no more pixels to see them with.
+_BUBBLES = 60  # clients; with more, bubbles are too small to be compared
+_COLUMNS = 2000  # columns of a heat map; there are no more pixels
 _STEPS = (1, 2, 5, 10)  # between ticks
 
 
 def learning_curves(
   sources: Source | Iterable[Source], title: str | None = None, dark: bool = False
 ) -> Figure:
-  """Returns test accuracy and losses against rounds; a panel without data is left out.
+  """Returns a plot of test accuracy and losses against rounds; a panel without data is left out.
 
   Args:
     sources: see `as_runs`.
-    title: of the figure; None = the run's name, or the number of runs.
-    dark: light ink on dark paper.
+    title: title of the figure; None = the run's name, or the number of runs.
+    dark: whether the background is dark.
   """
   runs = as_runs(sources)
   has_accuracy = any(series(run, 'test_accuracy')[1] for run in runs)
@@ -69,7 +69,7 @@ def _legend(figure: Figure, ax: Axes, runs: Sequence[Run]) -> None:
 def _line(
   ax: Axes, points: tuple[Sequence[int], Sequence[float]], i: int, colour: str, **style: Any
 ) -> None:
-  """Draws a curve; it breaks where values are not finite, with a cross below where that begins."""
+  """Draws a curve with gaps where values are not finite, and a cross below the start of a gap."""
   at, values = np.asarray(points[0]), np.asarray(points[1], float)
   finite = np.isfinite(values)
   isolated = finite & ~np.r_[False, finite[:-1]] & ~np.r_[finite[1:], False]
@@ -119,7 +119,7 @@ def _loss(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
     both = bool(train[1] and test[1])
     colour = colours[i % len(colours)]
     label = figures.short(run.name) if len(runs) > 1 else None
-    # With one run colour tells test from train; with several, weight does.
+    # With one run, colours distinguish test from train; with several runs, line widths do.
     if train[1]:
       light = {'linewidth': 1.0, 'alpha': 0.6, 'markersize': 2.5} if both else {}
       own = colours[1] if both and len(runs) == 1 else colour
@@ -153,16 +153,16 @@ def _nothing(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
 def partition(
   counts: Any, labels: Sequence[str] | None = None, title: str | None = None, dark: bool = False
 ) -> Figure:
-  """Returns a picture of a partition: clients × labels, and the examples of every client.
+  """Returns a plot of a partition: clients × labels, and the number of examples of each client.
 
-  Up to 60 clients are drawn as bubbles whose areas are numbers of examples, more as a heat map, and
-  of more than 2000 every second, third, … one.
+  Up to 60 clients are drawn as bubbles whose areas are numbers of examples, more clients as a heat
+  map. Of more than 2000 clients every second, third, … one is drawn.
 
   Args:
-    counts: [N, K] examples of each label that each client holds, >= 0.
-    labels: K names; None = their numbers.
-    title: of the figure.
-    dark: light ink on dark paper.
+    counts: [N, K] number of examples of each label that each client holds, >= 0.
+    labels: names of the K labels; None = their numbers.
+    title: title of the figure.
+    dark: whether the background is dark.
 
   Raises:
     ValueError: `counts` is not such a table, or `labels` does not fit it.
@@ -184,7 +184,7 @@ def partition(
     seen = counts[::step]
     if clients <= 200:
       above.bar(np.arange(clients), seen.sum(1), width=0.8, color=colour)
-    else:  # One patch instead of thousands.
+    else:  # one patch instead of thousands: it is drawn faster
       above.stairs(seen.sum(1), step * np.arange(len(seen) + 1) - 0.5, fill=True, color=colour)
     above.set_ylabel('examples')
     above.tick_params(bottom=False)
@@ -235,13 +235,13 @@ def contributions(
   title: str | None = None,
   dark: bool = False,
 ) -> Figure:
-  """Returns a bar for each client that has a score, clients in the order of their ids.
+  """Returns a bar plot of the clients' contribution scores, in the order of their ids.
 
   Args:
-    scores: [N], mean of a client's values over its rounds.
-    rounds: [N], how many these were; 0: no score.
-    title: above the plot.
-    dark: colours for a dark page.
+    scores: [N], mean of a client's contributions over its rounds.
+    rounds: [N], number of these rounds; 0: the client has no score and no bar.
+    title: title of the plot.
+    dark: whether the background is dark.
   """
   scores, rounds = np.asarray(scores, float), np.asarray(rounds)
   known = np.flatnonzero(rounds > 0)
@@ -266,12 +266,12 @@ def contributions(
 def epsilon(
   curves: Mapping[str, Sequence[float]], title: str | None = None, dark: bool = False
 ) -> Figure:
-  """Returns ε against rounds, with the bounds of the privacy levels (1, 5 and 10) drawn in.
+  """Returns a plot of ε against rounds, with the bounds of the privacy levels (1, 5 and 10).
 
   Args:
     curves: label -> ε after rounds 1, 2, …
-    title: above the plot.
-    dark: colours for a dark page.
+    title: title of the plot.
+    dark: whether the background is dark.
   """
   colours = figures.colours(dark)
   with matplotlib.rc_context(figures.style(dark)):
@@ -301,13 +301,13 @@ def epsilon(
 def tradeoff(
   points: Mapping[str, tuple[float, Sequence[float]]], title: str | None = None, dark: bool = False
 ) -> Figure:
-  """Returns test accuracy against bytes, one point for each label, on a logarithmic axis of bytes.
+  """Returns a plot of test accuracy against bytes (logarithmic), with one point for each label.
 
   Args:
     points: label -> (bytes of a client's message, accuracies of several seeds); a bar spans the
-      lowest and the highest of them.
-    title: above the plot.
-    dark: colours for a dark page.
+      lowest and the highest accuracy.
+    title: title of the plot.
+    dark: whether the background is dark.
   """
   colours = figures.colours(dark)
   with matplotlib.rc_context(figures.style(dark)):

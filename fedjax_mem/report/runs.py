@@ -1,4 +1,4 @@
-"""What a report is made from: the configuration, manifest and records of a run."""
+"""A run as reports read it: its configuration, manifest and records."""
 
 import dataclasses
 import json
@@ -13,14 +13,14 @@ from fedjax_mem.report.tracker import Record, read_metrics
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """One run, as far as it has come.
+  """One run, finished or not.
 
   Attributes:
     name: label in plots and tables: the folder's name.
-    records: one a round, as in `metrics.jsonl`.
+    records: one record per round, as in `metrics.jsonl`.
     config: tables of the resolved `config.toml`; empty if unknown.
-    manifest: of the run: versions, devices, …; empty if unknown.
-    folder: where it was read from, or None.
+    manifest: facts about the run, such as versions and devices; empty if unknown.
+    folder: folder that it was read from, or None.
   """
 
   name: str
@@ -30,7 +30,7 @@ class Run:
   folder: pathlib.Path | None = None
 
 
-# Metrics 'name' or 'layer/name' that a reader should hear of: a number, or the ids of clients.
+# Metrics 'name' or 'layer/name' that become warnings: their values are numbers or client ids.
 _COUNTED = {
   'not_finite': 'updates were not finite and were left out',
   'overflow': 'cohorts were larger than their capacity and were cut',
@@ -39,7 +39,7 @@ Source = Run | str | pathlib.Path | Sequence[Record]
 
 
 def load_run(folder: str | pathlib.Path) -> Run:
-  """Returns the run in a folder; one that has not finished a round has no records.
+  """Returns the run in a folder; before its first round is done it has no records.
 
   Raises:
     ValueError: it is not a run's folder, or one of its files is damaged.
@@ -105,7 +105,7 @@ def _as_run(source: Any, number: int) -> Run:
 
 
 def series(run: Run, key: str) -> tuple[list[int], list[float]]:
-  """Returns the rounds in which a number was recorded, and the numbers; NaN and ∞ stay."""
+  """Returns (rounds, values) of a number in the records; NaN and ∞ are kept."""
   rounds, values = [], []
   for i, record in enumerate(run.records, 1):
     value = record.get(key)
@@ -121,13 +121,13 @@ def rounds_done(run: Run) -> int:
 
 
 def finished(run: Run) -> bool:
-  """Returns whether every round of the configuration is recorded; true if that says nothing."""
+  """Returns whether all configured rounds are recorded; true if their number is unknown."""
   rounds = run.config.get('rounds')
   return not isinstance(rounds, int) or rounds_done(run) >= rounds
 
 
 def flatten(tables: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-  """Yields (dotted key, value) for every value that is no table, in the order of the tables."""
+  """Yields (dotted key, value) of all values in nested tables, in the order of the tables."""
   for key, value in tables.items():
     if isinstance(value, list) and value and all(isinstance(x, Mapping) for x in value):
       value = {str(i): x for i, x in enumerate(value)}
@@ -138,7 +138,7 @@ def flatten(tables: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, 
 
 
 def warnings(run: Run) -> list[str]:
-  """Returns what a reader of the results has to know, one sentence each."""
+  """Returns warnings to the reader of the results, one sentence each."""
   found = [str(x) for x in run.manifest.get('warnings', [])]
   if not finished(run):
     found.append(
@@ -165,7 +165,7 @@ def _counted(run: Run, name: str, words: str) -> list[str]:
     for i, record in enumerate(run.records, 1):
       value = record.get(key) or 0
       if isinstance(value, list):
-        members = [x for x in value if x >= 0]  # An id of -1 is nobody's.
+        members = [x for x in value if x >= 0]  # an id of -1 is padding
         ids |= dict.fromkeys(members)
         value = len(members)
       if value and first is None:

@@ -16,12 +16,12 @@ from fedjax_mem.report.runs import Run, Source, as_runs, finished, flatten, roun
 
 Row = dict[str, Any]
 STYLES = ('text', 'markdown', 'csv')
-# What may differ between two seeds of one experiment.
+# Settings that may differ between two seeds of one experiment.
 _NOT_SETTINGS = ('seed', 'name', 'data.partition_seed')
 
 
 def summarise(run: Run) -> Row:
-  """Returns the summary of a run; what it did not record is None.
+  """Returns the summary of a run; numbers that it did not record are None.
 
   Keys: run, rounds, final_accuracy, best_accuracy, best_round, test_loss, train_loss (the last
   recorded), clients, examples, bytes_up and bytes_down (summed over rounds), seconds (summed),
@@ -60,7 +60,7 @@ def _sum(run: Run, key: str) -> int | None:
 
 
 def runs_table(sources: Source | Iterable[Source], style: str = 'text') -> str:
-  """Returns a table with one line a run; columns that no run has are left out.
+  """Returns a table with one line per run; columns without a value are left out.
 
   Args:
     sources: see `as_runs`.
@@ -75,11 +75,12 @@ def over_seeds(sources: Iterable[Source], key: str = 'final_accuracy') -> list[R
 
   Args:
     sources: see `as_runs`.
-    key: of `summarise`.
+    key: key of `summarise`.
 
   Returns:
-    Rows of `experiment`, `runs` (finished ones with a number, one a seed), `mean`, `deviation` (of
-    the sample, with n - 1; None for one run), and every setting in which the sets differ.
+    Rows of `experiment`, `runs` (the number of seeds with a finished run and a finite value),
+    `mean`, `deviation` (standard deviation of the sample, with n - 1; None for one run), and every
+    setting in which the sets differ.
   """
   runs = as_runs(sources)
   groups: dict[str, list[Run]] = {}
@@ -88,7 +89,7 @@ def over_seeds(sources: Iterable[Source], key: str = 'final_accuracy') -> list[R
   differing = differing_keys([group[0] for group in groups.values()])
   rows = []
   for group in groups.values():
-    # Two runs of one seed are one observation.
+    # Two runs with the same seed count as one observation.
     by_seed = {_seeds_of(run): summarise(run)[key] for run in group if finished(run)}
     values = [float(x) for x in by_seed.values() if x is not None and math.isfinite(x)]
     settings = settings_of(group[0])
@@ -111,7 +112,7 @@ def seeds_table(
 
   Args:
     sources: see `as_runs`.
-    key: of `summarise`.
+    key: key of `summarise`.
     style: 'text', 'markdown' or 'csv'.
     scale: factor of the numbers; 100 gives per cent, with two decimals.
   """
@@ -132,7 +133,7 @@ def settings_of(run: Run) -> Row:
 def _settings_key(run: Run) -> str:
   settings = settings_of(run)
   if not settings:
-    return run.name  # Nothing says what it was: a set of its own.
+    return run.name  # its settings are unknown: it is a set by itself
   kept = {key: x for key, x in settings.items() if key not in _NOT_SETTINGS}
   return json.dumps(kept, sort_keys=True, default=str)
 
@@ -153,7 +154,7 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
 
 
 def show(value: Any) -> str:
-  """Returns a value for a reader: four significant digits, '–' for what is not there."""
+  """Returns a value as text: four significant digits, '–' for None."""
   if value is None:
     return '–'
   if isinstance(value, bool):
@@ -193,10 +194,10 @@ def format_table(rows: Sequence[Mapping[str, Any]], style: str = 'text') -> str:
 
 
 def _aligned(cells: list[list[str]]) -> str:
-  """Returns lines whose columns stand below each other, two spaces apart."""
+  """Returns lines with aligned columns, two spaces apart."""
   plain = Table.grid(padding=(0, 2, 0, 0))
   for line in cells:
-    plain.add_row(*map(Text, line))  # what is between brackets is no markup
+    plain.add_row(*map(Text, line))  # `Text`: rich would read brackets as markup
   file = io.StringIO()
   Console(file=file, width=10_000, color_system=None).print(plain)
   return ''.join(line.rstrip() + '\n' for line in file.getvalue().splitlines())

@@ -1,7 +1,7 @@
-"""Writes one JSON line a round, and reads them back after anything that may have happened.
+"""The file of metrics: one JSON line per round, readable even after a crash.
 
 Lines are strict JSON: numbers that are not finite are written as the strings 'NaN', 'Infinity' and
-'-Infinity' (as protobuf does), so that a diverged loss stays visible to every reader.
+'-Infinity' (as protobuf does), so that every JSON reader sees a diverged loss.
 """
 
 import csv
@@ -17,7 +17,7 @@ _NAMES = {'NaN': math.nan, 'Infinity': math.inf, '-Infinity': -math.inf}
 
 
 def _plain(value: Any) -> Any:
-  """Returns `value` as JSON can hold it; arrays become numbers or lists."""
+  """Returns `value` in types that JSON has; arrays become numbers or lists."""
   if hasattr(value, 'tolist'):  # NumPy and JAX, without importing either.
     value = value.tolist()
   if isinstance(value, Mapping):
@@ -30,7 +30,7 @@ def _plain(value: Any) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-  """Returns what was read with the names of `_plain` as numbers again."""
+  """Returns a value read from JSON, with 'NaN' and '±Infinity' turned into numbers again."""
   if isinstance(value, dict):
     return {key: _numbers(x) for key, x in value.items()}
   if isinstance(value, list):
@@ -45,7 +45,7 @@ def _line(record: Mapping[str, Any]) -> str:
 class MetricsWriter:
   """Appends records to a `metrics.jsonl`; each is in the file when `write` returns.
 
-  A last line that an earlier process left half-written is cut off first.
+  An incomplete last line of an earlier process is removed first.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -61,7 +61,7 @@ class MetricsWriter:
     self._file.flush()
 
   def close(self) -> None:
-    """Closes the file; its contents are on the disk then."""
+    """Closes the file after its contents are on the disk."""
     if not self._file.closed:
       self._file.flush()
       os.fsync(self._file.fileno())
@@ -84,7 +84,7 @@ def _parse(line: bytes) -> Record | None:
 
 
 def _mend(path: pathlib.Path) -> None:
-  """Cuts a torn last line off, so that what is appended begins a line."""
+  """Removes an incomplete last line, so that the next record begins a line."""
   data = path.read_bytes()
   body = data.rstrip(b'\n')
   start = body.rfind(b'\n') + 1
@@ -98,11 +98,11 @@ def _mend(path: pathlib.Path) -> None:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
-  """Returns the records of a `metrics.jsonl`, oldest first; a torn last line is left out.
+  """Returns the records of a `metrics.jsonl`, oldest first; an incomplete last line is skipped.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: a line before the last is no JSON object.
+    ValueError: a line before the last is not a JSON object.
   """
   lines = pathlib.Path(path).read_bytes().rstrip(b'\n').split(b'\n')
   records = []
@@ -117,12 +117,12 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
 
 
 def truncate_after(path: str | os.PathLike[str], round: int) -> list[Record]:
-  """Drops the records of the rounds after `round`, atomically, and returns those that stay.
+  """Removes the records of the rounds after `round`, atomically, and returns the others.
 
   For resuming: a run that goes on from a checkpoint writes the later rounds again.
 
   Args:
-    path: of a `metrics.jsonl`; nothing is done if there is none.
+    path: path of a `metrics.jsonl`; if it does not exist, nothing is done.
     round: the last round (1-based) that is kept; 0 keeps none.
   """
   path = pathlib.Path(path)
@@ -139,12 +139,12 @@ def truncate_after(path: str | os.PathLike[str], round: int) -> list[Record]:
 
 
 def columns(records: Iterable[Mapping[str, Any]]) -> list[str]:
-  """Returns every key of the records, in the order in which they first appear."""
+  """Returns all keys of the records, in the order of first appearance."""
   return list(dict.fromkeys(key for record in records for key in record))
 
 
 def write_csv(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
-  """Writes records as CSV, a column for every key there is; what a record lacks stays empty."""
+  """Writes records as CSV, with a column for every key; missing values are left empty."""
   records = list(records)
   with pathlib.Path(path).open('w', newline='', encoding='utf-8') as file:
     writer = csv.DictWriter(file, columns(records))

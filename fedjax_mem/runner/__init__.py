@@ -1,1 +1,1 @@
-"""One run on the host: its folder, segments of rounds, ledgers, checkpoints, progress."""
+"""One run, as the host sees it: its folder, segments of rounds, ledgers, checkpoints, progress."""

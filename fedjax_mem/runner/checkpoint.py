@@ -1,8 +1,8 @@
 """Checkpoints: the whole state between two rounds, atomic, checked when they are read.
 
 Orbax writes each into a temporary folder and renames it, so a process killed at any moment leaves
-either a whole checkpoint or none. What it writes is a flat table of arrays and a checksum of their
-bytes: a file that was cut short, or replaced, is refused and the one before it is used.
+either a whole checkpoint or none. A checkpoint is a flat table of arrays and a checksum of their
+bytes. A checkpoint with a truncated or replaced file is refused, and the one before it is used.
 """
 
 import logging
@@ -32,15 +32,15 @@ class Checkpoints:
     """Opens the folder, which is made if there is none.
 
     Args:
-      folder: of the checkpoints.
-      keep: newest checkpoints that are kept.
+      folder: folder of the checkpoints.
+      keep: number of newest checkpoints that are kept.
 
     Raises:
       CheckpointError: the folder cannot be written.
     """
     import orbax.checkpoint as ocp  # imported where it is used: it takes a while
 
-    logging.getLogger('absl').setLevel(logging.CRITICAL)  # what it finds is told here
+    logging.getLogger('absl').setLevel(logging.CRITICAL)  # this class reports Orbax's errors
     self._ocp = ocp
     self.folder = pathlib.Path(folder).absolute()
     options = ocp.CheckpointManagerOptions(
@@ -52,7 +52,7 @@ class Checkpoints:
       raise CheckpointError(f'checkpoints cannot be kept in {self.folder}: {error}') from error
 
   def save(self, state: State) -> int:
-    """Writes the state and returns its number, the rounds done; one that is there is left alone.
+    """Writes the state and returns its number, the rounds done; an existing checkpoint is kept.
 
     Raises:
       CheckpointError: it cannot be written (a full disk, a folder without permission).
@@ -66,7 +66,7 @@ class Checkpoints:
       saved = self._manager.save(
         number,
         args=args.Composite(
-          # Orbax refuses arrays without values; they are made anew from their shapes.
+          # Orbax refuses empty arrays; `_read` makes them again from their shapes.
           state=args.StandardSave({name: x for name, x in flat.items() if x.size}),
           check=args.JsonSave({'crc32': _checksum(flat)}),
         ),
@@ -83,19 +83,19 @@ class Checkpoints:
     return number
 
   def numbers(self) -> list[int]:
-    """Returns the numbers of the checkpoints there are, newest first."""
+    """Returns the numbers of the existing checkpoints, newest first."""
     return sorted(self._manager.all_steps(), reverse=True)
 
   def restore(self, like: State) -> tuple[State, list[str]]:
-    """Returns the newest checkpoint that is sound, and a line about each that was refused.
+    """Returns the newest checkpoint that is sound, and a line about each newer, refused one.
 
-    Those refused are removed if an older one is sound: the rounds after it are saved anew.
+    Refused checkpoints are removed if an older one is sound: the rounds after it are saved again.
 
     Args:
       like: shapes and dtypes of the state.
 
     Raises:
-      CheckpointError: there is none, or none is sound.
+      CheckpointError: there is no checkpoint, or none is sound.
     """
     refused: dict[int, str] = {}
     for number in self.numbers():
@@ -122,7 +122,7 @@ class Checkpoints:
       reason = ' '.join(str(error).split())[:160] or type(error).__name__
       raise _Unsound(f'it cannot be read ({reason})') from error
     wanted = _flatten(like)
-    # Those without values are not on the disk.
+    # Empty arrays are not on the disk.
     empty = {name: np.zeros(x.shape, x.dtype) for name, x in wanted.items() if 0 in x.shape}
     flat = {**empty, **flat}
     _check_fits(flat, wanted)

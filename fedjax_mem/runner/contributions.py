@@ -1,4 +1,4 @@
-"""Scores of the clients at the end of a run, in a file and a picture."""
+"""Contribution scores of the clients at the end of a run, as a file and a plot."""
 
 import json
 import pathlib
@@ -11,12 +11,12 @@ from fedjax_mem.stages.select.contribution import Score
 
 
 def write(folder: pathlib.Path, state: State, names: tuple[str, ...] | None) -> None:
-  """Writes `contributions.json` and `contributions.png`, where a layer scores the clients.
+  """Writes `contributions.json` and `contributions.png` if a layer scores the clients.
 
   Args:
-    folder: of the run.
-    state: after its last round.
-    names: of the clients, or None: their positions.
+    folder: folder of the run.
+    state: state after the last round.
+    names: names of the clients, or None: they are named by their positions.
   """
   tables = [x for x in state.clients.values() if isinstance(x, Score)]
   if not tables:

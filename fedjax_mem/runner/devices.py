@@ -1,4 +1,4 @@
-"""What has to be settled before jax starts: host devices, and where compiled programs are kept."""
+"""Settings to make before jax starts: number of host devices, cache of compiled programs."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ CACHE_VARIABLE = 'FEDJAX_MEM_CACHE'
 
 
 def cache_folder() -> pathlib.Path:
-  """Returns the folder of what can be made again: $FEDJAX_MEM_CACHE or ~/.cache/fedjax_mem."""
+  """Returns the folder of caches: $FEDJAX_MEM_CACHE or ~/.cache/fedjax_mem."""
   given = os.environ.get(CACHE_VARIABLE)
   return pathlib.Path(given) if given else pathlib.Path.home() / '.cache' / 'fedjax_mem'
 
@@ -20,9 +20,9 @@ def cores() -> int:
 
 
 def prepare(devices: int | str) -> str | None:
-  """Asks for one host device a core (or `devices`), and returns a note if it is too late.
+  """Asks jax for one host device per core (or `devices`), and returns a note if it is too late.
 
-  Each operation of a small model runs on one core, so the CPU is used best as one device a core.
+  Each operation of a small model runs on one core, so a CPU is used best as one device per core.
   On a GPU or TPU the number of host devices changes nothing.
 
   Args:
@@ -34,7 +34,7 @@ def prepare(devices: int | str) -> str | None:
     return 'XLA_FLAGS sets the number of host devices: it is left as it is'
   try:
     jax.config.update('jax_num_cpu_devices', wanted)
-  except RuntimeError:  # jax has started: it can no longer be told
+  except RuntimeError:  # jax has started: the number can no longer be set
     there = len(jax.devices())
     if there < wanted or (there > wanted and devices == 'auto'):
       return f'jax had started already: using its {there} device(s), not {wanted}'
@@ -49,7 +49,7 @@ def start() -> None:
   """
   try:
     jax.devices()
-  except Exception as error:  # a missing platform is told in several ways, some without words
+  except Exception as error:  # jax raises several errors for a missing platform, some are empty
     chosen = jax.config.values['jax_platforms']
     reason = str(error) or 'there is none'
     raise ValueError(
@@ -59,7 +59,7 @@ def start() -> None:
 
 
 def _keep_compiled() -> None:
-  """Turns jax's persistent compilation cache on, unless the user has chosen one or it is off."""
+  """Turns jax's persistent compilation cache on, unless the user has set or disabled it."""
   settings = jax.config.values
   if settings['jax_compilation_cache_dir'] is None and settings['jax_enable_compilation_cache']:
     jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))

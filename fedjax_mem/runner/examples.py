@@ -1,4 +1,4 @@
-"""Where a run's examples come from: all on the device, or streamed for each segment."""
+"""The source of a run's examples: all on the device, or streamed for each segment of rounds."""
 
 import math
 
@@ -18,25 +18,29 @@ class Source:
   """Examples that are on the device all the time.
 
   Attributes:
-    population: what the simulation is planned with.
-    shape: static facts about it.
-    max_rounds: rounds of the longest segment.
+    population: the population that the simulation is planned with.
+    shape: static facts about the population.
+    max_rounds: rounds in the longest segment.
   """
 
   def __init__(self, population: Population, shape: Shape, max_rounds: int):
     self.population, self.shape, self.max_rounds = population, shape, max_rounds
 
   def ahead(self, sim: Simulation, state: State, rounds: int) -> Population | None:
-    """Returns the examples of the next `rounds` rounds; None if the simulation has them."""
+    """Returns the examples of the next `rounds` rounds; None: the simulation has them already."""
     del sim, state, rounds
     return None
 
   def close(self) -> None:
-    """Releases what works in the background: here nothing does."""
+    """Ends background work: here there is none."""
 
 
 class Streamed(Source):
-  """Examples of the clients that the next segment will draw, gathered while the last one runs."""
+  """Examples of the clients that the next segment will draw, gathered while the last one runs.
+
+  If the draw depends on what earlier rounds return (`feedback`), a segment is one round and its
+  examples are gathered after the round before.
+  """
 
   def __init__(
     self,
@@ -57,12 +61,12 @@ class Streamed(Source):
         f'{2 * self._stream.nbytes / _MB:.3g} MB, got {cap_bytes / _MB:g}.'
       )
     self._feedback, self._begun = feedback, False
-    nobody = self._stream.segment(np.zeros((1, 0), np.int32))
-    super().__init__(nobody, shape, rounds)
+    empty = self._stream.segment(np.zeros((1, 0), np.int32))
+    super().__init__(empty, shape, rounds)
 
   def ahead(self, sim: Simulation, state: State, rounds: int) -> Population | None:
-    """Returns the examples of the next `rounds` rounds, and begins to gather those after them."""
-    if self._feedback:  # the draw after the next depends on what the next brings
+    """Returns the examples of the next `rounds` rounds, and starts to gather those after them."""
+    if self._feedback:  # the draw after the next depends on the next round's results
       population = self._stream.segment(np.asarray(sim.cohorts(state, 1)))
     else:
       ids = np.asarray(sim.cohorts(state, 2 * self.max_rounds))
@@ -87,9 +91,9 @@ def source(
 
   Args:
     data: the clients' examples, on the host.
-    layers: of the round: its sampler says how many clients a round draws.
+    layers: layers of the round; the sampler's fact says how many clients a round draws.
     cap_mb: megabytes (10**6 bytes) above which examples are streamed; None: never.
-    max_rounds: rounds of the longest segment, if memory does not limit them.
+    max_rounds: rounds in the longest segment, if memory does not limit them.
 
   Raises:
     ValueError: the cap does not hold two segments of one round.

@@ -22,7 +22,7 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-  """Writes a file so that a reader finds the old one or the whole new one."""
+  """Writes a file atomically: a reader finds the old file or the whole new one."""
   beside = path.with_name(path.name + '.tmp')
   with beside.open('w', encoding='utf-8') as file:
     file.write(text)
@@ -36,11 +36,11 @@ class RunFolder:
 
   Attributes:
     path: the folder.
-    manifest: what it says of itself, written by `note`.
+    manifest: facts about the run, as in `manifest.json`; `note` adds to them.
   """
 
   def __init__(self, path: pathlib.Path):
-    """Opens a folder that there is.
+    """Opens an existing folder.
 
     Raises:
       ValueError: it is not a run's folder.
@@ -67,10 +67,10 @@ class RunFolder:
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
-    """Holds the folder for one process; the system frees it when the process dies.
+    """Holds the folder's lock for one process; the system frees it when the process dies.
 
     Raises:
-      ValueError: another process runs in it.
+      ValueError: another process holds the lock.
     """
     lock = filelock.FileLock(self.path / 'lock', timeout=0)
     try:
@@ -85,9 +85,9 @@ class RunFolder:
 
 
 def create(config: Config, out: str | os.PathLike[str]) -> RunFolder:
-  """Returns a new folder `out/<name>-<hash>`, or `-2`, `-3`, … beside finished ones.
+  """Returns a new folder `out/<name>-<hash>`; beside finished runs it ends in `-2`, `-3`, ….
 
-  It is written under another name first, so that a run's folder is there whole or not at all.
+  It is written under another name and then renamed, so that a run's folder is never incomplete.
 
   Raises:
     ValueError: an unfinished run of the same configuration is there, or the folder cannot be
@@ -103,11 +103,11 @@ def create(config: Config, out: str | os.PathLike[str]) -> RunFolder:
   except OSError as error:
     raise ValueError(f'the run folder {stem} must be writable, got {error}.') from error
   finally:
-    shutil.rmtree(fresh, ignore_errors=True)  # it is there only if there was an error
+    shutil.rmtree(fresh, ignore_errors=True)  # it exists only after an error
 
 
 def _rename(fresh: pathlib.Path, stem: pathlib.Path) -> pathlib.Path:
-  """Renames a folder to the first of `stem`, `stem-2`, … that is free, and returns that."""
+  """Renames a folder to the first free name of `stem`, `stem-2`, …, and returns the new path."""
   number = 1
   while True:
     path = stem if number == 1 else stem.with_name(f'{stem.name}-{number}')
@@ -131,7 +131,7 @@ def _check_finished(path: pathlib.Path) -> None:
     raise ValueError(f'{error} Remove it, or choose another folder with --out.') from error
   if folder.manifest.get('status') in ('finished', 'failed'):  # resumed, it would fail again
     return
-  with folder.locked():  # or it says that another process is at it
+  with folder.locked():  # raises if another process is running it
     raise ValueError(
       f'{path} holds a run of this configuration that is not finished: go on with '
       f'`fedjax-mem resume {path}`, or remove it.'
@@ -155,7 +155,7 @@ def _facts(config: Config) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-  """Returns the commit of the source that runs, '+' if it is changed; None outside a checkout."""
+  """Returns the commit of the running source, with '+' if changed; None outside a checkout."""
   here = pathlib.Path(__file__)
 
   def git(*args: str) -> str:
@@ -164,7 +164,7 @@ def _commit() -> str | None:
     return done.stdout.strip()
 
   try:
-    git('ls-files', '--error-unmatch', here.name)  # an environment may lie in someone's checkout
+    git('ls-files', '--error-unmatch', here.name)  # site-packages may lie in another repository
     changed = '+' if git('status', '--porcelain', '--', str(here.parents[1])) else ''
     return git('rev-parse', 'HEAD') + changed
   except (OSError, subprocess.SubprocessError):

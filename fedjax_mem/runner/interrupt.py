@@ -1,4 +1,4 @@
-"""Ctrl-C: once to end a run after the segment that is running, twice to end it at once."""
+"""Ctrl-C: the first ends a run after the segment that is running, the second ends it at once."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ _SHOW_CURSOR = '\x1b[?25h'
 
 
 class Interrupt:
-  """Notices Ctrl-C while it is entered; in a thread other than the main one it notices nothing.
+  """A context manager that watches for Ctrl-C; outside the main thread it does nothing.
 
-  A handler in Python has to wait until the main thread comes back from compiled code: minutes, if
-  that is the compiler. The system, however, writes every signal into a pipe at once, and a thread
-  reads it there.
+  A Python signal handler has to wait until the main thread returns from compiled code, which takes
+  minutes during compilation. So the signal's number is written into a pipe at once
+  (`signal.set_wakeup_fd`), and a thread of this class reads it there.
 
   Attributes:
     asked: whether the run is to end after its segment.
@@ -26,7 +26,7 @@ class Interrupt:
 
     Args:
       say: shows a line to the user.
-      farewell: what is said when the second Ctrl-C ends the process.
+      farewell: text shown when the second Ctrl-C ends the process.
     """
     self._say, self._farewell = say, farewell
     self._asked = threading.Event()
@@ -51,7 +51,7 @@ class Interrupt:
     if self._thread is not None:
       signal.set_wakeup_fd(self._pipe_before)
       signal.signal(signal.SIGINT, self._before)
-      os.close(self._write)  # the thread reads the end of the pipe, and ends
+      os.close(self._write)  # the thread reads the end of the file and returns
       self._thread.join()
       os.close(self._read)
 
@@ -65,6 +65,6 @@ class Interrupt:
       self._say('interrupted: ends after this segment of rounds; Ctrl-C again ends at once')
 
   def _end(self) -> None:
-    cursor = _SHOW_CURSOR if sys.stdout.isatty() else ''  # the bar hides it
+    cursor = _SHOW_CURSOR if sys.stdout.isatty() else ''  # the progress bar hides the cursor
     print(f'{cursor}\nfedjax-mem: interrupted: {self._farewell}', file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)  # whatever the main thread is in the middle of
+    os._exit(INTERRUPTED)  # at once: the main thread may be inside the compiler

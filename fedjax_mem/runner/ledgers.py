@@ -1,4 +1,4 @@
-"""The ledgers of a run: what its noise has cost, kept while it runs."""
+"""The privacy ledgers of a run: they record what its noise has cost, round by round."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from fedjax_mem.core import IN_ROUND, Noises, Round
 
 
 class Ledgers:
-  """The ledgers of a run: one of the server's releases, one for each layer of clients' own noise.
+  """The ledgers of a run: one for central noise, and one for each layer of local noise.
 
   Attributes:
-    central: of the noise on the sum, or None.
-    local: layer name -> of the noise that clients add themselves.
-    apart: rounds between two participations of a client at the least.
+    central: ledger of the noise on the sum, or None.
+    local: layer name -> ledger of the noise that clients add themselves.
+    apart: min_sep, the least number of rounds from one participation of a client to its next.
   """
 
   def __init__(self, central: Ledger | None, local: dict[str, LocalLedger], apart: int = 1):
@@ -33,17 +33,17 @@ class Ledgers:
     """Returns how many of the rounds after `done` may run at once without exceeding a budget."""
     ends = [planned] if self.central is None else [planned, self.central.allowed]
     for x in self.local.values():
-      # Of `apart` rounds in a row a client takes part in one at the most. Rounds that the ledger
-      # has, and that are run again after a resume, are counted already.
+      # A client takes part in at most one of `apart` consecutive rounds. Rounds that are run again
+      # after a resume are in the ledger already: the second bound does not count them twice.
       ends.append(max(x.allowed * self.apart, x.rounds + (x.allowed - x.most) * self.apart))
     return max(0, min(ends) - done)
 
   def record(self, first: int, ids: np.ndarray) -> list[dict[str, Any]]:
-    """Records rounds from `first` (1-based) on, and returns what each adds to its record.
+    """Records R rounds, and returns for each the privacy facts to add to its metrics.
 
     Args:
-      first: number of the first of the rounds.
-      ids: [R, C] clients whose message left them in each round; -1 is padding.
+      first: number of the first of these rounds, 1-based.
+      ids: [R, C] clients that sent a message in each round, arrived or not; -1 is padding.
     """
     added = []
     for number, row in enumerate(ids, first):
@@ -54,21 +54,21 @@ class Ledgers:
       if self.central is not None:
         self.central.advance(number)
         facts |= self.central.metrics(number)
-      elif self.local:  # the weakest of the clients' guarantees is the run's
+      elif self.local:  # the run's guarantee is the weakest of the clients'
         facts['epsilon'] = max(x.guarantee().epsilon for x in self.local.values())
       added.append(facts)
     return added
 
   def statements(self) -> list[str]:
-    """Returns what holds now, a line for each ledger: epsilon, delta, accountant, adjacency."""
+    """Returns the guarantees so far, a line for each ledger: epsilon, delta, accountant, …."""
     lines = [str(self.central.guarantee())] if self.central else []
     return lines + [f'{name}: {x.guarantee()}' for name, x in self.local.items()]
 
   def save(self, folder: pathlib.Path) -> None:
     """Writes `ledger.json`, and one more for each layer of local noise.
 
-    To be called before the checkpoint of the same round: a release may be counted although the run
-    goes back before it, but never the other way round.
+    Call it before the checkpoint of the same round is saved: after a crash the ledger may then
+    count a release that the resumed run makes again, but it never misses one.
     """
     if self.central is not None:
       self.central.save(folder / 'ledger.json')
@@ -76,14 +76,14 @@ class Ledgers:
       ledger.save(folder / f'ledger-{name}.json')
 
   def resume(self, folder: pathlib.Path, done: int) -> None:
-    """Takes over what earlier parts of the run have recorded.
+    """Loads what the interrupted run has recorded.
 
     Args:
-      folder: of the run.
-      done: rounds of the checkpoint that the run goes on from.
+      folder: folder of the run.
+      done: number of rounds in the checkpoint that the run resumes from.
 
     Raises:
-      ValueError: a ledger of another run, or one that has fewer rounds than the checkpoint.
+      ValueError: the ledger is of another run, or has fewer rounds than the checkpoint.
     """
     if self.central is not None:
       self.central = _taken_over(self.central, folder / 'ledger.json', done)
@@ -109,13 +109,13 @@ def open_ledgers(
 
   Args:
     config: the experiment.
-    layers: of its round.
+    layers: layers of its round.
     counts: [N] examples of each client.
-    specs: for each layer, the shapes that its client side receives, for bounds that ask for them.
+    specs: layer name -> shapes that its client side receives, for bounds that depend on them.
 
   Raises:
     ValueError: no delta for a run with noise, a budget without noise or below one round.
-    IncompatibleStages: a sampler and a mechanism that no accountant has an event for.
+    IncompatibleStages: no accountant supports the sampler with the mechanism.
   """
   noisy = layers.having(Noises)
   privacy = config.privacy
@@ -148,7 +148,7 @@ def open_ledgers(
 def _local(
   name: str, noise: Noises, most: int, counts: np.ndarray, how: dict[str, Any]
 ) -> LocalLedger:
-  """Returns the ledger of noise that clients add, for `most` participations."""
+  """Returns the ledger of noise that clients add, for at most `most` participations of a client."""
   batches = None if noise.draws is None else noise.draws(int(counts.max()))
   return LocalLedger.plan(
     name,
@@ -162,7 +162,7 @@ def _local(
 
 
 def facts(ledgers: Ledgers | None) -> dict[str, Any]:
-  """Returns what the manifest says of a run's privacy."""
+  """Returns the facts of a run's privacy for its manifest."""
   if ledgers is None:
     return {}
   lines = ledgers.statements()
@@ -173,7 +173,7 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
   """Returns the central ledger of a run's folder as plain data.
 
   Raises:
-    FileNotFoundError: the run has none.
+    FileNotFoundError: the run has no central ledger.
   """
   ledger: dict[str, Any] = json.loads((pathlib.Path(folder) / 'ledger.json').read_text())
   return ledger

@@ -39,12 +39,12 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a run gives.
+  """The result of a run.
 
   Attributes:
     params: the server's parameters after the last round.
-    metrics: one record a round, as in `metrics.jsonl`.
-    folder: of the run.
+    metrics: one record per round, as in `metrics.jsonl`.
+    folder: folder of the run.
   """
 
   params: Any
@@ -115,7 +115,7 @@ def resume(
   folder = RunFolder(pathlib.Path(path))
   with folder.locked():
     said = folder.manifest
-    # Without the report it was ended between its last checkpoint and its end.
+    # A finished run without a report was killed while the report was written: it may resume.
     if said.get('status') == 'finished' and (folder.path / 'report.html').exists():
       raise ValueError(f'the run in {folder.path} must be unfinished to resume it: it is finished.')
     config = folder.config
@@ -125,14 +125,14 @@ def resume(
         'got a changed one: undo that, or begin a new run with it.'
       )
     ready = get_ready(config, data_dir or said.get('data_dir'), said.get('execution', {}))
-    if 'execution' not in said:  # it was ended before its first round
+    if 'execution' not in said:  # killed before its first round
       folder.note(**facts(ready))
     loop = _Loop(ready, folder, quiet)
     return loop.go(*loop.restore())
 
 
 class _Loop:
-  """Runs the segments of one run and keeps its folder."""
+  """Runs the segments of one run and writes into its folder."""
 
   def __init__(self, ready: Ready, folder: RunFolder, quiet: bool):
     self.ready, self.folder, self.quiet = ready, folder, quiet
@@ -143,29 +143,29 @@ class _Loop:
     )
 
   def restore(self) -> tuple[State, list[dict[str, Any]]]:
-    """Returns the newest sound checkpoint's state and the records up to it."""
-    said, layout = self.folder.manifest, self.sim.setting.layout
+    """Returns the state of the newest sound checkpoint and the records up to it."""
+    manifest, layout = self.folder.manifest, self.sim.setting.layout
     notes = list(self.ready.notes)
     state = self.sim.init(self.ready.parts.params)
-    if self.checkpoints.numbers():  # else it was stopped before the first: it starts anew
+    if self.checkpoints.numbers():  # else it was stopped before the first, and starts again
       state, refused = self.checkpoints.restore(tree.shapes(state))
       state = jax.device_put(state, self.sim.shardings)
       notes += refused
-    before, now = said['execution']['devices'], layout.devices
+    before, now = manifest['execution']['devices'], layout.devices
     if before != now:
       notes.append(f'resumed on {now} device(s), not {before}: sums may differ in their last bits')
-    if said['backend'] != jax.default_backend():
+    if manifest['backend'] != jax.default_backend():
       notes.append(
-        f'resumed on {jax.default_backend()}, not {said["backend"]}: results may differ in their '
-        'last bits'
+        f'resumed on {jax.default_backend()}, not {manifest["backend"]}: results may differ in '
+        'their last bits'
       )
     done = int(state.round)
-    said.pop('failure', None)
+    manifest.pop('failure', None)
     if self.ledgers:
       self.ledgers.resume(self.folder.path, done)
     self.folder.note(
-      warnings=list(dict.fromkeys([*said['warnings'], *notes])),
-      resumed=[*said['resumed'], done],
+      warnings=list(dict.fromkeys([*manifest['warnings'], *notes])),
+      resumed=[*manifest['resumed'], done],
       status='running',
     )
     return state, truncate_after(self.folder.path / 'metrics.jsonl', done)
@@ -205,7 +205,7 @@ class _Loop:
         records += new
         if failure:
           self._fail(failure, state, rows)
-        # The first is early: a disk that cannot be written is told before much is lost.
+        # The first checkpoint is early, to find out soon if the disk cannot be written.
         late = time.perf_counter() - saved >= self.config.execution.checkpoint_every_seconds
         if late or last or interrupt.asked:
           self._save(state)
@@ -216,20 +216,20 @@ class _Loop:
     return self._finish(state, records)
 
   def _save(self, state: State) -> None:
-    # The ledger first: a release may be counted that is done again, never one forgotten.
+    # The ledger first: it may count a release that is done again, but never misses one.
     if self.ledgers:
       self.ledgers.save(self.folder.path)
     self.checkpoints.save(state)
 
   def _close(self, bar: Progress, done: int) -> None:
-    """Says what the privacy of the run came to."""
+    """Records and shows the privacy guarantees of the run."""
     if not self.ledgers:
       return
     if done < self.config.rounds:
       target = self.config.privacy.target_epsilon
       text = f'ended after round {done}: the next would exceed the budget of epsilon {target:g}'
-      told = dict.fromkeys([*self.folder.manifest['warnings'], text])  # once, if resumed here
-      self.folder.note(warnings=list(told))
+      texts = dict.fromkeys([*self.folder.manifest['warnings'], text])  # once, even if resumed
+      self.folder.note(warnings=list(texts))
       bar.note(text)
     self.folder.note(**spending.facts(self.ledgers))
     for line in self.ledgers.statements():
@@ -280,7 +280,7 @@ class _Loop:
       record: dict[str, Any] = {'round': start + i + 1}
       for name, x in rows.items():
         if name not in _OWN and not self.traffic.counts(name):
-          # The algorithm is what a round is about: its metrics go by their plain names.
+          # The algorithm's metrics are the main ones: they have no prefix.
           record[name.removeprefix('algorithm/')] = x[i].item()
       record |= {name: rows[name][i].item() for name in ('clients', 'examples')}
       record |= traffic[i]
@@ -307,7 +307,7 @@ class _Loop:
   def _fail(self, reason: str, state: State, rows: dict[str, np.ndarray]) -> None:
     if rows['finite'][-1]:
       self._save(state)
-    elif self.ledgers:  # released all the same
+    elif self.ledgers:  # the failed round is a release, too
       self.ledgers.save(self.folder.path)
     self.folder.note(status='failed', failure=reason)
     good = self.checkpoints.numbers()
@@ -338,7 +338,7 @@ class _Loop:
 
 
 class _Speed:
-  """How many rounds fill a segment, from how long the rounds so far took."""
+  """Chooses the number of rounds in a segment from the time of the rounds before."""
 
   def __init__(self, seconds: float):
     self._seconds = seconds
@@ -346,11 +346,11 @@ class _Speed:
     self._round: float | None = None
 
   def saw(self, rounds: int, seconds: float) -> None:
-    """Notes a segment."""
+    """Records the time of a segment."""
     self._round, self._last = seconds / rounds, rounds
 
   def rounds(self) -> int:
-    """Returns the rounds of the next segment: at first one, then at most four times the last."""
+    """Returns the rounds of the next segment: first one, later at most four times the last."""
     if self._round is None:
       return 1
     fitting = math.floor(self._seconds / max(self._round, 1e-9))

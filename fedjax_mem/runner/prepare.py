@@ -1,4 +1,4 @@
-"""What is settled before a run's folder is touched, so that bad input leaves no trace."""
+"""Builds and checks all parts of a run before its folder is made, so bad input leaves no trace."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,21 +14,21 @@ from fedjax_mem.engine import Execution, Simulation, describe, simulate, table_b
 from fedjax_mem.runner import devices, examples, scores, traffic, tuning
 from fedjax_mem.runner import ledgers as spending
 
-MAX_SEGMENT = 256  # rounds; longer segments would save nothing, their metrics take memory
+MAX_SEGMENT = 256  # rounds; longer segments would save nothing, and their metrics take memory
 
 
 class Ready(NamedTuple):
-  """What is settled before the run's folder is touched: bad input leaves no trace.
+  """All parts of a run, built and checked.
 
   Attributes:
     config: the experiment.
-    parts: what it describes.
-    sim: its rounds.
-    source: of its examples.
+    parts: its data, model and layers.
+    sim: the compiled rounds.
+    source: source of the examples.
     evaluate: parameters -> scores on the test set.
     ledgers: ledgers of its noise, or None.
-    picked: how the execution was found.
-    notes: what the user is to know about the devices.
+    picked: how the execution was chosen; see `tuning.choose`.
+    notes: notes to the user about the devices.
   """
 
   config: Config
@@ -42,7 +42,13 @@ class Ready(NamedTuple):
 
 
 def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) -> Ready:
-  """Returns what a run needs, with the execution that was recorded before (empty: none was)."""
+  """Returns all parts of a run.
+
+  Args:
+    config: the experiment.
+    data_dir: folder of prepared data sets; None: as `data.places` says.
+    recorded: the execution that the interrupted run has recorded; empty for a new run.
+  """
   wanted = config.execution
   note = devices.prepare(recorded.get('devices', wanted.devices))
   devices.start()
@@ -53,7 +59,8 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
     devices=recorded.get('devices', wanted.devices),
   )
   there = len(jax.devices())
-  # What runs elsewhere has to run here; only who asks for devices that no one has is told so.
+  # A run from a machine with more devices must resume here. A new run that asks for more devices
+  # than could be set is an error, which `simulate` raises.
   if (recorded or note) and chosen.devices != 'auto' and int(chosen.devices) > there:
     chosen = dataclasses.replace(chosen, devices='auto')
   longest = recorded.get('max_rounds') or min(
@@ -83,7 +90,7 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
 
 
 def work(config: Config, parts: Parts) -> str:
-  """Returns what the fastest execution depends on, besides the devices."""
+  """Returns a text of all but the devices that the fastest execution depends on."""
   client = config.client
   return (
     f'{config.model.name} of {sum(x.size for x in jax.tree.leaves(parts.params))} parameters, '
@@ -92,7 +99,7 @@ def work(config: Config, parts: Parts) -> str:
 
 
 def _estimator(ready: Ready) -> list[str]:
-  """Returns which average inverse chances make, where they make one that is not unbiased."""
+  """Returns a note if the average under importance sampling is biased, with the remedy."""
   weighs = ready.parts.layers.weighs
   if ready.config.selection.name != 'importance' or weighs.divisor is not None:
     return []
@@ -106,7 +113,7 @@ def _estimator(ready: Ready) -> list[str]:
 
 
 def facts(ready: Ready) -> dict[str, Any]:
-  """Returns what the manifest says before the first round."""
+  """Returns the facts for the manifest before the first round."""
   parts, sim, layout = ready.parts, ready.sim, ready.sim.setting.layout
   notes = list(ready.notes)
   if parts.data.unused_labels:

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a plain line every few seconds anywhere else."""
+"""Progress of a run: a bar on a terminal, else a plain line every few seconds."""
 
 import collections
 import time
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, ProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-# Over so many rounds the speed is averaged: compilation and a slow round are soon forgotten.
+# Rounds over which the speed is averaged: compilation and a slow round soon leave the average.
 _WINDOW = 50
 EXTRA = {'epsilon': 'ε', 'bytes': 'sent'}
 
@@ -27,7 +27,7 @@ def clock_text(seconds: float) -> str:
 class Progress:
   """Shows the rounds done, the speed, the latest losses and the time that is left.
 
-  A context manager: `with Progress(total) as bar: bar.update(record)`, once a round.
+  Use as a context manager: `with Progress(total) as bar: bar.update(record)`, once per round.
   """
 
   def __init__(
@@ -48,9 +48,9 @@ class Progress:
       start: rounds that were done before (a resumed run).
       quiet: plain lines even on a terminal.
       extra: key of a record -> label, shown where a record has it; None = `EXTRA`.
-      interval: seconds between two plain lines at the least.
+      interval: least number of seconds between two plain lines.
       console: where to write; None = standard output.
-      clock: seconds from some moment on.
+      clock: function that returns seconds, like `time.monotonic`.
     """
     self.total, self.done = total, start
     self._extra = EXTRA if extra is None else extra
@@ -59,12 +59,12 @@ class Progress:
     self._speeds: collections.deque[tuple[float, float]] = collections.deque(maxlen=_WINDOW)
     self._latest: dict[str, Any] = {}
     self._began, self._start = clock(), start
-    self._said: float | None = None
-    self._unsaid = False
+    self._printed: float | None = None
+    self._pending = False
     self._bar = None if quiet or not self._console.is_terminal else self._make_bar()
 
   def _make_bar(self) -> '_Bar':
-    # The refreshing thread shares the cores with the training.
+    # Few refreshes: their thread shares the cores with the training.
     bar = _Bar(
       TextColumn('round {task.completed}/{task.total}', markup=False),
       BarColumn(bar_width=None),
@@ -91,11 +91,11 @@ class Progress:
   ) -> None:
     if self._bar is not None:
       self._bar.stop()
-    elif self._unsaid:
-      self._say()
+    elif self._pending:
+      self._print()
 
   def update(self, record: Mapping[str, Any]) -> None:
-    """Takes in the record of one more round; `round` in it, if there, says which."""
+    """Adds the record of one more round; its key 'round', if present, is the round's number."""
     self.done = int(record.get('round', self.done + 1))
     self._latest.update({key: x for key, x in record.items() if x is not None})
     if record.get('seconds'):
@@ -103,22 +103,22 @@ class Progress:
     if self._bar is not None:
       self._bar.update(self._task, completed=self.done)
       return
-    self._unsaid = True
-    if self._said is None or self._clock() - self._said >= self._interval:
-      self._say()
+    self._pending = True
+    if self._printed is None or self._clock() - self._printed >= self._interval:
+      self._print()
 
   def note(self, text: str) -> None:
     """Writes a line of its own, above the bar if there is one."""
     self._console.print(Text(text), soft_wrap=True)
 
-  def _say(self) -> None:
-    self._said, self._unsaid = self._clock(), False
+  def _print(self) -> None:
+    self._printed, self._pending = self._clock(), False
     parts = (f'round {self.done}/{self.total}', self.facts(), self.times())
     line = ' · '.join(part for part in parts if part)
     self._console.print(Text(line), soft_wrap=True)
 
   def facts(self) -> str:
-    """Returns the speed, the latest losses and what else was asked for, in one line."""
+    """Returns a line with the speed, the latest losses and the keys of `extra`."""
     parts = []
     seconds, clients = (sum(x) for x in zip(*self._speeds, strict=True)) if self._speeds else (0, 0)
     if clients:
@@ -136,13 +136,13 @@ class Progress:
     return ' · '.join(parts)
 
   def times(self) -> str:
-    """Returns the time since the start and the time that is left, if that can be told."""
+    """Returns the time since the start and, if it can be estimated, the time that is left."""
     elapsed = self._clock() - self._began
     left = self._left(elapsed)
     return clock_text(elapsed) + ('' if left is None else f' · {clock_text(left)} left')
 
   def _left(self, elapsed: float) -> float | None:
-    """Returns the seconds that remain, from the records' own times where they have them."""
+    """Returns the seconds that are left, from the times in the records if they have them."""
     rounds = self.total - self.done
     if self._speeds:
       return rounds * sum(seconds for seconds, _ in self._speeds) / len(self._speeds)
@@ -151,23 +151,23 @@ class Progress:
 
 
 class _Words(ProgressColumn):
-  """The words of a function at the moment of drawing."""
+  """A column with the text that a function returns when the bar is drawn."""
 
   def __init__(self, words: Callable[[], str]):
     super().__init__()
     self._words = words
 
   def render(self, task: Any) -> Text:
-    """Returns the words of this moment."""
+    """Returns the text of this moment."""
     del task
     return Text(self._words())
 
 
 class _Bar(RichProgress):
-  """A bar with a line of facts below it, for which there is no room beside it."""
+  """A bar with a line of facts below it; beside it there is no room."""
 
   def __init__(self, *columns: ProgressColumn, facts: Callable[[], str], **options: Any):
-    self._facts = facts  # Before the rest: the base class draws while it is made.
+    self._facts = facts  # Set first: the constructor of the base class already draws.
     super().__init__(*columns, **options)
 
   def get_renderables(self) -> Iterable[RenderableType]:

@@ -1,6 +1,6 @@
 """Scores of a model on the test set: those of the model, and those that layers of the round add.
 
-A layer that wants something measured states `Scores`; hits over tries is the score
+A layer adds a score by stating the fact `Scores`: its hits over its tries are reported as
 '<name>_success'.
 """
 
@@ -18,8 +18,8 @@ def scorer(parts: Parts, batch_size: int, mesh: Mesh) -> Callable[[Tree], dict[s
   """Returns parameters -> scores on the test set, compiled once.
 
   Args:
-    parts: of the experiment.
-    batch_size: test examples at a time on a device.
+    parts: parts of the experiment.
+    batch_size: test examples in a batch on a device.
     mesh: the devices.
   """
   measures = {x.name: fact.measure for x, _, fact in parts.layers.having(Scores)}

@@ -1,10 +1,10 @@
-"""What a round sends, in bytes: up from the clients, down to them, in every run.
+"""Bytes that a round sends: up from the clients, and down to them.
 
-Layers that encode report their own bytes; where none does, each client that arrives sends its
-update, and each client that is selected is sent the parameters, as they are. Headers and checksums
-are counted (`stages/compress/wire.py`). An update that was left out since it was not finite is not.
-Integers that are summed modulo 2 ** b take b bits a value, whatever encoded before them. What the
-parties of secure aggregation send besides (keys, shares) is not counted.
+Layers that encode report their own bytes. Without them, each client that arrives sends its update
+uncompressed, and each selected client is sent the parameters uncompressed. Headers and checksums
+count (`core/wire.py`); an update that was left out because it was not finite does not count.
+Integers that are summed modulo 2 ** b take b bits per value, whatever encoded before them. The
+keys and shares of secure aggregation are not counted.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,9 @@ from fedjax_mem.engine import Simulation, table_bytes
 from fedjax_mem.stages.compress import dense_size, total_bytes
 
 _NAMES = ('bytes_up', 'bytes_down', 'bytes_more_down')
-_HALVES = tuple(f'/{name}_{half}' for name in _NAMES for half in ('high', 'low'))
-_RARELY = 3  # times in a run that a client has to take part for its memory to be of use
+# A byte count is two metrics, its high and its low digits.
+_PARTS = tuple(f'/{name}_{part}' for name in _NAMES for part in ('high', 'low'))
+_RARELY = 3  # expected participations of a client below which error feedback is of little use
 
 
 class Traffic:
@@ -40,11 +41,11 @@ class Traffic:
 
   @staticmethod
   def counts(name: str) -> bool:
-    """Returns whether a metric is half of a number of bytes, which `records` puts together."""
-    return name.endswith(_HALVES)
+    """Returns whether a metric is one of the two parts of a byte count; `records` joins them."""
+    return name.endswith(_PARTS)
 
   def records(self, rows: Mapping[str, np.ndarray]) -> list[dict[str, int]]:
-    """Returns `bytes_up` (if they are known) and `bytes_down` of each round, exactly."""
+    """Returns the exact `bytes_up` (if known) and `bytes_down` of each round."""
     up, down = total_bytes(rows, 'bytes_up'), total_bytes(rows, 'bytes_down')
     more = total_bytes(rows, 'bytes_more_down')
     if up is None or self._modular:
@@ -59,18 +60,18 @@ class Traffic:
 
 
 def notes(sim: Simulation, rounds: int) -> list[str]:
-  """Returns what a user is to know of the bytes of a run, one line each."""
+  """Returns notes to the user about the bytes of a run, one line each."""
   return [*_unknown(sim), *_forgotten(sim, rounds)]
 
 
 def _unknown(sim: Simulation) -> list[str]:
-  """Returns who leaves open what clients send."""
+  """Returns a note that names the layers with unknown message sizes, if there are any."""
   who = ' and '.join(f'the {side} side of {x.name!r}' for x, side in sim.setting.layers.silent)
   return [f'bytes up are unknown: {who} states nothing of what it does to messages'] if who else []
 
 
 def _forgotten(sim: Simulation, rounds: int) -> list[str]:
-  """Returns what becomes of error feedback where clients rarely return."""
+  """Returns a note on each layer with error feedback, if clients rarely take part again."""
   sampling = sim.setting.layers.draws
   times = rounds * sampling.expected / sampling.population
   if times >= _RARELY:
@@ -86,6 +87,6 @@ def _forgotten(sim: Simulation, rounds: int) -> list[str]:
 
 
 def sent(record: Mapping[str, Any]) -> int:
-  """Returns the bytes of a record, up and down."""
+  """Returns the bytes of a record, up and down together."""
   total: int = record.get('bytes_up', 0) + record.get('bytes_down', 0)
   return total

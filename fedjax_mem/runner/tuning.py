@@ -1,8 +1,8 @@
-"""`execution.mode = "auto"`: from a table, from what was measured before, or measured.
+"""`execution.mode = "auto"`: the mode comes from a table, a cached measurement or a measurement.
 
-Only a kind of device that the table does not know is measured, one candidate after another, and the
-pick is kept for the next run. Candidates are ways that are sound everywhere: the whole cohort side
-by side, chunks of it, one client at a time.
+Candidates are measured, one after another, only on a kind of device that the table does not have.
+The fastest is cached for the next run. Candidates work on every device: the whole cohort side by
+side, chunks of it, one client at a time.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import jax
 from fedjax_mem.engine import Execution, Simulation, in_table
 from fedjax_mem.runner.devices import cache_folder
 
-BUDGET = 3.0  # seconds in which candidates are begun; the first is always finished
+BUDGET = 3.0  # seconds after which no further candidate is tried; the first always is
 _CANDIDATES: tuple[dict[str, Any], ...] = (
   {'mode': 'vmap'},
   {'mode': 'chunk', 'chunk': 32},
@@ -36,14 +36,14 @@ def choose(
   *,
   clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Execution, str]:
-  """Returns the execution to run with, and how it was found: 'asked', 'table', 'cache', 'measured'.
+  """Returns the execution to run with, and its source: 'asked', 'table', 'cache' or 'measured'.
 
   Args:
-    execution: what the configuration says.
+    execution: the execution that the configuration asks for.
     make: execution -> the simulation of the run with it.
     params: the initial parameters.
-    key: what the pick depends on: the model, the cohort, the local work.
-    clock: seconds from some moment on.
+    key: text of all that the choice depends on: the model, the cohort, the local work.
+    clock: function that returns seconds, like `time.perf_counter`.
   """
   if execution.mode != 'auto':
     return execution, 'asked'
@@ -66,9 +66,9 @@ def _fastest(
   params: Any,
   clock: Callable[[], float],
 ) -> dict[str, Any]:
-  """Returns the candidate whose second round was the fastest, of those begun within the budget.
+  """Returns the candidate with the fastest second round, of those tried within `BUDGET`.
 
-  One that does not fit the memory counts as infinitely slow.
+  A candidate that does not fit the memory counts as infinitely slow.
   """
   began, best, pick = clock(), math.inf, None
   for candidate in _CANDIDATES:
@@ -86,7 +86,7 @@ def _fastest(
 
 
 def _second_round(sim: Simulation, params: Any, clock: Callable[[], float]) -> float:
-  """Returns the seconds of the second round: the first one compiles."""
+  """Returns the seconds of the second round: the first includes compilation."""
   state, _ = sim.run(sim.init(params), 1)
   before = clock()
   jax.block_until_ready(sim.run(state, 1)[0])
@@ -94,7 +94,7 @@ def _second_round(sim: Simulation, params: Any, clock: Callable[[], float]) -> f
 
 
 def _read(file: pathlib.Path) -> dict[str, Any]:
-  """Returns what was measured before; a damaged or foreign file counts as nothing."""
+  """Returns the cached choices; none if the file is damaged or has unknown contents."""
   try:
     kept = json.loads(file.read_text())
   except (OSError, ValueError):
@@ -110,4 +110,4 @@ def _write(file: pathlib.Path, kept: dict[str, Any]) -> None:
     beside.write_text(json.dumps(kept, indent=2) + '\n')
     os.replace(beside, file)
   except OSError:
-    pass  # a cache that cannot be kept costs the next run its measuring, nothing else
+    pass  # without a cache the next run has to measure again, nothing else

@@ -1,1 +1,1 @@
-"""Secure aggregation, the real protocol, on the host, by `cryptography`; see `protocol`."""
+"""The protocol of secure aggregation, run on the host by `cryptography`; see `protocol`."""

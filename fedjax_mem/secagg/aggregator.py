@@ -1,4 +1,4 @@
-"""`SecureAggregator`: the protocol behind two calls, for pytrees of float arrays."""
+"""`SecureAggregator`: the protocol in two calls, for pytrees of float arrays."""
 
 from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from fedjax_mem.secagg.fixed_point import FixedPoint
 from fedjax_mem.secagg.server import Server
 from fedjax_mem.secagg.session import Session
 
-# Of weight * value, and of weights; of 64 bits there are 2 ** -42 * n left for the step.
+# Largest |weight * value| and weight. With 64 bits the step is then at most 2 ** -42 * n.
 _LIMIT = 2.0**20
 
 
@@ -23,32 +23,32 @@ class EncryptedUpdate(NamedTuple):
   """A masked update, as the server receives it.
 
   Attributes:
-    slot: the client's number in the session.
-    message: its bytes; on their own they are uniform.
+    slot: number of the client in the session.
+    message: the masked bytes; without the other clients' they are uniform.
   """
 
   slot: int
   message: bytes
 
   def __repr__(self) -> str:
-    """Says whose it is and how long."""
+    """Shows the client's number and the length."""
     return f'EncryptedUpdate(slot={self.slot}, bytes={len(self.message)})'
 
 
 class SecureAggregator:
-  """Weighted averages of updates of which the server sees none: secure aggregation in two calls.
+  """Secure aggregation in two calls: weighted averages of updates that stay hidden from the server.
 
-  `encrypt` masks one client's update, `secure_aggregate` returns the average of those it is given:
-  sum(weight * update) / sum(weight), by default the plain mean. It is FedAvg's average when weights
-  are numbers of examples; update, weight and all are masked.
+  `encrypt` masks one client's update and its weight. `secure_aggregate` returns the average of the
+  masked updates it is given, sum(weight * update) / sum(weight): by default the plain mean, and
+  FedAvg's average if weights are numbers of examples.
 
-  A front of `secagg.protocol` in semi-honest mode, with all parties in this one process: it
-  shows and tests the protocol. Where clients are machines of their own, give each a
-  `protocol.Client`; only then does the server not have the secrets.
+  The class runs `secagg.protocol` in semi-honest mode with all parties in one process, to show and
+  test the protocol. If clients are separate machines, give each a `protocol.Client`; only then are
+  the secrets hidden from the server.
 
   A round begins with the first `encrypt`: all `num_clients` then exchange keys and shares. Up to
-  num_clients - threshold of them may be missing at `secure_aggregate`. Keys serve one round; after
-  the average is out, the next `encrypt` begins a new one and old updates are refused.
+  num_clients - threshold of them may be missing at `secure_aggregate`. Keys are used for one round:
+  after it, the next `encrypt` begins a new one, and old updates are refused.
 
   |weight * value| and weights may be 2 ** 20 at most; larger and non-finite ones are refused. Both
   are rounded to a public step of at most num_clients * 2 ** -42; their sums are exact.
@@ -66,16 +66,16 @@ class SecureAggregator:
     """Makes the aggregator.
 
     Args:
-      num_clients: n, those that may take part in a round, at least 2.
-      threshold: t, the least that must be there; above n / 2.
+      num_clients: n, the largest number of clients in a round, at least 2.
+      threshold: t, the least number of updates for an average; above n / 2, at most n.
     """
     self.num_clients = validate.integer(at_least=2, num_clients=num_clients)
     self.threshold = validate.integer(at_most=num_clients, threshold=threshold)
-    self._session(1)  # refuses what the protocol would
+    self._session(1)  # raises what the protocol would raise
     self._round: _Round | None = None
 
   def __repr__(self) -> str:
-    """Says the two numbers; no secret."""
+    """Shows the two numbers, and no secret."""
     return f'SecureAggregator(num_clients={self.num_clients}, threshold={self.threshold})'
 
   def encrypt(self, update: Any, client_id: Hashable, weight: float = 1.0) -> EncryptedUpdate:
@@ -83,14 +83,14 @@ class SecureAggregator:
 
     Args:
       update: a pytree of float arrays, the same structure and shapes for all clients.
-      client_id: any hashable value, such as a name or a number; once a round.
-      weight: of this update in the average, such as its number of examples; above 0.
+      client_id: any hashable value, such as a name or a number; distinct in a round.
+      weight: weight of the update in the average, such as the number of examples; above 0.
 
     Raises:
-      ValueError: the update is of another structure or shape, not of floats, not finite or too
-        large; or the weight is out of range.
-      ProtocolError: the client has encrypted in this round before (its masks hide one update
-        only), or there are `num_clients` others.
+      ValueError: the update has another structure or shape than the others, or is not of floats,
+        not finite or too large; or the weight is out of range.
+      ProtocolError: the client has encrypted in this round before (its masks hide one update only),
+        or `num_clients` others have.
     """
     validate.positive(weight=weight)
     leaves, structure = jax.tree.flatten(update)
@@ -122,8 +122,8 @@ class SecureAggregator:
     """Returns the weighted average of the updates, a pytree like each of them.
 
     Raises:
-      BelowThreshold: fewer than `threshold` are given; nothing is released, and the round goes on.
-      ProtocolError: an update is given twice, was altered, or is of another round; nothing is
+      BelowThreshold: fewer than `threshold` updates; nothing is released, and the round goes on.
+      ProtocolError: an update is given twice, was altered, or belongs to another round; nothing is
         released, and the round goes on.
     """
     given = list(encrypted_updates)
@@ -136,7 +136,7 @@ class SecureAggregator:
     server = current.fresh_server()
     for slot, message in given:
       server.receive(slot, message)
-    self._round = None  # clients answer one set of survivors only
+    self._round = None  # clients answer a request for one set of survivors only
     requests = server.close_round()
     for slot, request in requests.items():
       server.receive(slot, current.clients[slot].unmask(request))
@@ -180,7 +180,7 @@ class SecureAggregator:
 
 
 class _Round:
-  """One round of the aggregator: its parties, and the form of the updates."""
+  """One round of the aggregator: its parties, and the structure and shapes of the updates."""
 
   def __init__(
     self,
@@ -203,11 +203,11 @@ class _Round:
     self._server = server
 
   def fresh_server(self) -> Server:
-    """Returns the server as it was before masked values: a refused list leaves no trace."""
+    """Returns a copy of the server before any masked values: a refused call leaves no trace."""
     return self._server.copy()
 
   def tree(self, flat: np.ndarray) -> Any:
-    """Returns the flat values as a tree of the updates' shapes, dtypes and kind of arrays."""
+    """Returns flat values as a tree with the updates' shapes, dtypes and array types."""
     ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])[:-1]
     leaves = []
     for part, shape, (dtype, on_device) in zip(

@@ -1,4 +1,4 @@
-"""The client of the protocol: bytes in, bytes out, one method a round."""
+"""The client of the protocol: bytes in, bytes out, one method per round."""
 
 import operator
 
@@ -15,12 +15,12 @@ _STEPS = (Kind.ADVERTISE, Kind.SHARES, Kind.MASKED, Kind.CHECK, Kind.UNMASK)
 
 
 def word(client: int) -> bytes:
-  """Returns a client's id as bytes, for labels."""
+  """Returns a client's id as 4 bytes, for key labels."""
   return client.to_bytes(4, 'little')
 
 
 def seed_commitment(session: Session, client: int, seed: bytes) -> bytes:
-  """Returns the hash by which the server recognises a client's restored self-mask seed."""
+  """Returns the hash by which the server verifies a client's restored self-mask seed."""
   return primitives.digest(b'self-mask seed', session.digest, word(client), seed)
 
 
@@ -30,18 +30,26 @@ def self_mask_key(session: Session, client: int, seed: bytes) -> bytes:
 
 
 def pair_mask_key(session: Session, pair: primitives.Pair, a: int, b: int, peer: bytes) -> bytes:
-  """Returns the key of the mask of clients a and b, from one's pair and the other's public key."""
+  """Returns the key of the pairwise mask of clients a and b.
+
+  Args:
+    session: the session.
+    pair: key pair of one of the two.
+    a: id of one client.
+    b: id of the other client.
+    peer: public key of the client that does not own `pair`.
+  """
   return pair.agree(peer, b'pair mask', session.digest, word(min(a, b)), word(max(a, b)))
 
 
 class Client:
   """One client in one session; every method is called once, in this order.
 
-  A message that is refused changes nothing: the genuine one is still taken. What a method has
-  answered, it never answers again; so no secret is shared twice and no survivors are asked twice.
+  A refused message changes nothing: the client still accepts the genuine one. A method answers only
+  once, so no secret is shared twice, and the client answers for one set of survivors only.
 
   Raises:
-    ValueError: the id is out of range, or the identity is not the one the session lists.
+    ValueError: the id is out of range, or the identity is not the one that the session lists.
   """
 
   def __init__(self, session: Session, client: int, identity: Identity | None = None):
@@ -60,26 +68,29 @@ class Client:
     self._seed = primitives.random_bytes(primitives.KEY_BYTES)
     self._open_keys: dict[int, bytes] = {}
     self._mask_keys: dict[int, bytes] = {}
-    # Shares of others' secrets, and of the own ones: [2, LIMBS] for each, the seed's first.
+    # Client id -> share of its two secrets, [2, LIMBS], the seed's first; this client included.
     self._shares: dict[int, np.ndarray] = {}
     self._signed: list[int] | None = None
 
   def __repr__(self) -> str:
-    """Says who and where it is; no secret."""
+    """Shows the id and the next message, and no secret."""
     return f'Client(id={self.id}, next={self._next.name})'
 
   def advertise_keys(self) -> bytes:
-    """Returns the two public keys, fresh for this one sum (round 0)."""
+    """Returns the two public keys, which are fresh in each session (round 0)."""
     self._expect(Kind.ADVERTISE)
     return self._send(Kind.ADVERTISE, self._box_pair.public + self._mask_pair.public)
 
   def share_keys(self, keys: bytes) -> bytes:
-    """Returns the shares of both secrets, in a box for each neighbour that is there (round 1).
+    """Returns the shares of both secrets, encrypted for each present neighbour (round 1).
+
+    Args:
+      keys: the server's message: the public keys of the present neighbours.
 
     Raises:
-      ProtocolError: the keys are not as they should be: see `messages.unpack`; a client unknown,
-        listed twice or with a bad signature; a key used twice, or of low order.
-      BelowThreshold: too few clients are there.
+      ProtocolError: a malformed message (see `messages.unpack`); a client that is unknown, listed
+        twice or has a bad signature; a key that occurs twice or is of low order.
+      BelowThreshold: too few clients are present.
     """
     self._expect(Kind.SHARES)
     peers = self._peers(self._receive(Kind.KEYS, keys))
@@ -103,15 +114,15 @@ class Client:
     return self._send(Kind.SHARES, commitment + sent.tobytes())
 
   def mask(self, boxes: bytes, values: np.ndarray) -> bytes:
-    """Returns the values under the self mask and a mask for each neighbour left (round 2).
+    """Returns the values plus the self mask and a mask per remaining neighbour (round 2).
 
     Args:
-      boxes: the server's message: the shares for this client, by neighbour.
-      values: integers [D], none above the session's bound in magnitude.
+      boxes: the server's message: the encrypted shares for this client, by neighbour.
+      values: integers [D], at most the session's bound in magnitude.
 
     Raises:
-      ProtocolError: the boxes are not as they should be, or one was altered.
-      BelowThreshold: too few clients are there.
+      ProtocolError: a malformed message, or an altered box.
+      BelowThreshold: too few clients are present.
       ValueError: the values have another shape or dtype, or one is out of range.
     """
     self._expect(Kind.MASKED)
@@ -133,7 +144,7 @@ class Client:
     return self._send(Kind.MASKED, total.tobytes())
 
   def check(self, survivors: bytes) -> bytes:
-    """Returns the signed set of survivors that the server told this client (active, round 3).
+    """Returns the survivors that the server sent, signed (active mode, round 3).
 
     Raises:
       ProtocolError: it is not among the survivors, or one of them never shared its keys.
@@ -149,11 +160,15 @@ class Client:
     return self._send(Kind.CHECK, bytes(body))
 
   def unmask(self, request: bytes) -> bytes:
-    """Returns a share of each neighbour's seed if it survived, of its pairwise secret if not.
+    """Returns a share per neighbour: of its seed if it survived, else of its pairwise secret.
+
+    Args:
+      request: the server's message: survivors, dropped clients and, in active mode, signatures.
 
     Raises:
-      ProtocolError: it asks for both secrets of one client, for one that never shared its keys, or
-        not for all; the survivors are not those signed, or fewer than t signed the same.
+      ProtocolError: the request asks for both secrets of one client, for a client that never shared
+        its keys, or not for all that did; the survivors are not those that this client signed, or
+        fewer than t clients signed the same.
       BelowThreshold: the survivors are too few.
     """
     self._expect(Kind.UNMASK)
@@ -187,7 +202,7 @@ class Client:
     after = _STEPS[_STEPS.index(kind) + 1 :]
     if not self.session.active:
       after = tuple(step for step in after if step != Kind.CHECK)
-    self._next = after[0] if after else Kind.KEYS  # nothing that a client sends: it is done
+    self._next = after[0] if after else Kind.KEYS  # a kind that clients never send: it is done
     return message
 
   def _enough(self, count: int, what: str) -> None:
@@ -195,7 +210,7 @@ class Client:
       raise BelowThreshold(f'{what} must be {self.session.threshold} or more, got {count}.')
 
   def _bound(self, sender: int, receiver: int) -> bytes:
-    """Returns the public bytes that a box is bound to."""
+    """Returns the public bytes (associated data) that a box is bound to."""
     return b'shares' + self.session.digest + word(sender) + word(receiver)
 
   def _box_key(self, peer: int, public: bytes, sends: bool) -> bytes:
@@ -204,7 +219,7 @@ class Client:
     return self._box_pair.agree(public, *label)
 
   def _peers(self, body: memoryview) -> dict[int, tuple[bytes, bytes]]:
-    """Returns the keys of each neighbour that is there, checked."""
+    """Returns the checked public keys of each present neighbour."""
     signed = self.session.active
     dtype = messages.SIGNED_KEY_RECORD if signed else messages.KEY_RECORD
     found = messages.records(body, dtype)
@@ -224,7 +239,7 @@ class Client:
     return peers
 
   def _words(self, values: np.ndarray) -> np.ndarray:
-    """Returns the values modulo 2 ** b, checked, in an array of its own."""
+    """Returns a copy of the checked values, modulo 2 ** b."""
     values = np.asarray(values)
     if values.shape != (self.session.size,) or values.dtype.kind not in 'iu':
       got = f'{values.dtype.name}{list(values.shape)}'
@@ -240,7 +255,7 @@ class Client:
     self._enough(len(alive), 'survivors')
 
   def _consistent(self, alive: list[int], signatures: np.ndarray) -> None:
-    """Checks that t survivors have signed these same survivors, this client among them or not."""
+    """Raises unless t survivors have signed this same list; this client need not be one of them."""
     if alive != self._signed:
       raise ProtocolError('survivors must be those that this client signed, got others.')
     signers = messages.ascending(signatures['id'], np.array(alive))

@@ -1,9 +1,12 @@
-"""What the protocol raises."""
+"""Errors of the protocol."""
 
 
 class ProtocolError(ValueError):
-  """A message or a request that the protocol does not allow; what refused it is as before."""
+  """The protocol does not allow a message or request.
+
+  Its receiver is unchanged, but an error of `Server.close_round` ends the session.
+  """
 
 
 class BelowThreshold(ProtocolError):
-  """Fewer clients are left than the threshold: the session is over and nothing is released."""
+  """Fewer clients are left than the threshold; nothing is released."""

@@ -1,4 +1,4 @@
-"""A client's message as integers, on public scales: update times weight, weight, aux."""
+"""A client's message as integers on public scales: update times weight, weight, aux."""
 
 import dataclasses
 import math
@@ -11,20 +11,20 @@ from fedjax_mem.core import validate
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FixedPoint:
-  """How floats become integers whose sum over all clients cannot overflow.
+  """The encoding of floats as integers whose sum over all clients cannot overflow.
 
-  Each part has a public limit and a step that is a power of two, the smallest for which all n
-  clients at the limit fit b bits: at most 2 * limit / `bound`. Values are rounded
-  to the nearest step (an error of at most half a step for each client); multiples of the step are
-  summed exactly.
+  Each part of a message has a public limit and a step. The step is a power of two, the smallest for
+  which the sum of n clients at the limit fits b bits: at most 2 * limit / `bound`. Values are
+  rounded to the nearest step (an error of at most half a step per client). Multiples of the step
+  are summed exactly.
 
   Attributes:
-    num_clients: n.
-    update: D, the values of the update.
-    aux: A, the values of aux, which is summed beside it.
-    update_limit: the largest |update * weight|.
-    weight_limit: the largest weight; weights are not negative.
-    aux_limit: the largest |aux|.
+    num_clients: n, number of clients.
+    update: D, number of values of the update.
+    aux: A, number of values of aux, which is summed like the update.
+    update_limit: largest |update * weight|, > 0.
+    weight_limit: largest weight, > 0; weights are not negative.
+    aux_limit: largest |aux|, > 0.
     bits: b of the protocol: 16, 32 or 64.
 
   Raises:
@@ -54,17 +54,18 @@ class FixedPoint:
 
   @property
   def size(self) -> int:
-    """The integers of a message: D + 1 + A."""
+    """Number of integers in a message: D + 1 + A."""
     return self.update + 1 + self.aux
 
   @property
   def bound(self) -> int:
-    """The largest magnitude of an integer of one client."""
+    """Largest magnitude of one client's integers."""
     return ((1 << (self.bits - 1)) - 1) // self.num_clients
 
   def step(self, limit: float) -> float:
-    """Returns the step of values up to that limit, a power of two."""
+    """Returns the step of values up to a limit, a power of two."""
     exponent = math.ceil(math.log2(limit) - math.log2(self.bound))
+    # The rounding of the logarithms may have made the exponent one too small.
     while round(limit / 2.0**exponent) > self.bound:
       exponent += 1
     return 2.0**exponent
@@ -73,12 +74,12 @@ class FixedPoint:
     """Returns the integers of a message, int64 [D + 1 + A].
 
     Args:
-      update: floats [D], not yet times the weight.
+      update: floats [D], not yet multiplied by the weight.
       weight: in [0, weight_limit].
       aux: floats [A].
 
     Raises:
-      ValueError: a shape is another, or a value is not finite or above its limit.
+      ValueError: a shape is wrong, or a value is not finite or above its limit.
     """
     update, aux = np.asarray(update, np.float64), np.asarray(aux, np.float64)
     if update.shape != (self.update,) or aux.shape != (self.aux,):
@@ -104,6 +105,6 @@ class FixedPoint:
 
   def _integers(self, name: str, values: np.ndarray, limit: float) -> np.ndarray:
     largest = float(np.abs(values).max(initial=0.0))
-    if not largest <= limit:  # NaN is not
+    if not largest <= limit:  # true for NaN as well
       raise ValueError(f'{name} must be finite and at most {limit!r}, got {largest!r}.')
     return np.rint(values / self.step(limit)).astype(np.int64)

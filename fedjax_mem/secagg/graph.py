@@ -1,8 +1,9 @@
 """SecAgg+: a random k-regular graph in place of all pairs, with k and t from the paper's bound.
 
-Clients stand on a ring in a random order; each is linked to the k / 2 on either side (a Harary
-graph). Pair masks and shares go along links only. Three things may go wrong; the bound sums the
-hypergeometric probability of each over all clients (E2: over all pairs of gaps):
+Clients are placed on a ring in random order; each is linked to the next k / 2 on either side (a
+Harary graph). Only linked clients have pairwise masks and exchange shares. Three events may go
+wrong; the bound sums the hypergeometric probability of each over all clients (E2: over all pairs of
+gaps):
 
 | event | what goes wrong | at most |
 |---|---|---|
@@ -12,9 +13,9 @@ hypergeometric probability of each over all clients (E2: over all pairs of gaps)
 
 E1 and E2 break privacy (together at most 2 ** -sigma), E3 only the round.
 
-It is assumed that the graph is drawn independently of who is corrupt and who drops out: the seed is
-the honest-but-curious server's, or agreed by all after the cohort is fixed. A server that chooses
-the seed can surround a client with clients of its own; so the active mode takes all pairs.
+Assumption: the graph is drawn independently of which clients are corrupt or drop out. The seed is
+drawn by an honest-but-curious server, or agreed by all after the cohort is fixed. A server that
+chooses the seed can surround a client with corrupt ones; so the active mode takes all pairs.
 
 Reference: Bell, Bonawitz, Gascon, Lepoint, Raykova (2020), "Secure single-server aggregation with
 (poly)logarithmic overhead", definition of good graphs and Algorithm 2.
@@ -36,8 +37,8 @@ class Degree(NamedTuple):
   """Parameters of the graph.
 
   Attributes:
-    neighbours: k, how many each client has; even.
-    threshold: t, how many of them restore a client's secrets.
+    neighbours: k, number of neighbours of each client; even.
+    threshold: t, number of shares that restore a client's secrets.
   """
 
   neighbours: int
@@ -45,7 +46,7 @@ class Degree(NamedTuple):
 
 
 def ring(num_clients: int, seed: bytes) -> np.ndarray:
-  """Returns the order of the clients on the ring, int64 [n], from a seed that all know."""
+  """Returns the order of the clients on the ring, int64 [n], from a public seed."""
   words = np.zeros(num_clients, np.uint64)
   primitives.add_masks(words, [primitives.digest(b'graph', seed)], [])
   return np.argsort(words, kind='stable')
@@ -62,16 +63,18 @@ def neighbourhoods(num_clients: int, neighbours: int, seed: bytes) -> np.ndarray
 
 
 def corrupt_bound(num_clients: int, neighbours: int, threshold: int, corrupt: int) -> float:
-  """Returns the bound of E1: some honest client has `threshold` or more corrupt neighbours."""
+  """Returns the bound on E1: some honest client has `threshold` or more corrupt neighbours."""
   others = stats.hypergeom(num_clients - 1, min(corrupt, num_clients - 1), neighbours)
   return min(1.0, num_clients * float(others.sf(threshold - 1)))
 
 
 def cut_bound(num_clients: int, neighbours: int, removed: int) -> float:
-  """Returns the bound of E2: the ring without the removed clients falls apart."""
+  """Returns the bound on E2: without the removed clients the graph is not connected."""
   n, k = num_clients, neighbours
   if removed < k or n <= k + 1:
     return 0.0
+  # The logarithm of: n (n - k - 1) / 2 pairs of gaps, times the probability that k given clients
+  # are all removed, (removed! / (removed - k)!) / (n! / (n - k)!).
   pairs = math.log(n) + math.log(n - k - 1) - math.log(2)
   gone = special.gammaln(removed + 1) - special.gammaln(removed - k + 1)
   drawn = special.gammaln(n + 1) - special.gammaln(n - k + 1)
@@ -79,7 +82,7 @@ def cut_bound(num_clients: int, neighbours: int, removed: int) -> float:
 
 
 def dropout_bound(num_clients: int, neighbours: int, threshold: int, dropped: int) -> float:
-  """Returns the bound of E3: some client has fewer than `threshold` neighbours left."""
+  """Returns the bound on E3: some client has fewer than `threshold` neighbours left."""
   left = stats.hypergeom(num_clients - 1, max(num_clients - dropped - 1, 0), neighbours)
   return min(1.0, num_clients * float(left.cdf(threshold - 1)))
 
@@ -87,14 +90,14 @@ def dropout_bound(num_clients: int, neighbours: int, threshold: int, dropped: in
 def degree(
   num_clients: int, *, corrupt: float, dropout: float, sigma: int = 40, eta: int = 30
 ) -> Degree:
-  """Returns the smallest degree for which the bound holds, and a threshold.
+  """Returns the smallest degree for which the bounds on E1 to E3 hold, and a threshold.
 
-  Of the thresholds that hold, the one nearest to a majority of the neighbours.
+  Of the thresholds for which they hold, it is the one nearest to a majority of the neighbours.
 
   Args:
-    num_clients: n.
-    corrupt: the share of clients that may collude with the server, in [0, 1).
-    dropout: the share of clients that may drop out, in [0, 1); corrupt + dropout < 1.
+    num_clients: n, at least 3.
+    corrupt: share of clients that may collude with the server, in [0, 1).
+    dropout: share of clients that may drop out, in [0, 1); corrupt + dropout < 1.
     sigma: privacy fails with probability at most 2 ** -sigma.
     eta: a round fails with probability at most 2 ** -eta, given that share of drop-outs.
 
@@ -109,7 +112,7 @@ def degree(
     raise ValueError(f'corrupt + dropout must be below 1, got {corrupt + dropout!r}.')
   validate.integer(sigma=sigma)
   validate.integer(eta=eta)
-  # A product such as 0.29 * 100 may come out just below the integer that is meant.
+  # In floats, 0.29 * 100 is just below 29: without 1e-9 its floor would be 28.
   bad, gone = (math.floor(share * n + 1e-9) for share in (corrupt, dropout))
 
   def private(k: int, t: int) -> bool:
@@ -132,7 +135,7 @@ def degree(
 
 
 def _least(holds: Callable[[int], bool], first: int, last: int) -> int:
-  """Returns the least integer of [first, last] from which on it holds, or last + 1."""
+  """Returns the least integer of [first, last] from which on `holds` is true, or last + 1."""
   while first <= last:
     middle = (first + last) // 2
     if holds(middle):

@@ -1,8 +1,8 @@
-"""The bytes of the protocol: a header, a body of records of fixed size, and a seal.
+"""The messages of the protocol: a header, a body of records of fixed size, and a seal.
 
-header  magic 4 | kind 1 | sender 4 | receiver 4 | digest of the session 32
-seal    of clients in active mode: the Ed25519 signature of all before it, 64 bytes; else SHA-256,
-        32 bytes, which finds accidents: forgery is kept out by the channel (TLS)
+header  bytes of: magic 4 | kind 1 | sender 4 | receiver 4 | digest of the session 32
+seal    from clients in active mode: the Ed25519 signature of header and body, 64 bytes; else their
+        SHA-256, 32 bytes. The hash detects accidents only: the channel (TLS) prevents forgery.
 
 A message longer than its kind and session allow is refused before it is parsed.
 """
@@ -25,7 +25,7 @@ BOX_BYTES = 2 * SHARE_BYTES + primitives.TAG_BYTES
 
 
 class Kind(enum.IntEnum):
-  """The messages of clients, in the order of the rounds, and those of the server between them."""
+  """Kinds of messages: first the clients', in the order of the rounds, then the server's."""
 
   ADVERTISE = 0
   SHARES = 1
@@ -42,13 +42,14 @@ KEY_RECORD = np.dtype([('id', '<u4'), ('box', 'u1', (32,)), ('mask', 'u1', (32,)
 BOX_RECORD = np.dtype([('id', '<u4'), ('box', 'u1', (BOX_BYTES,))])
 SIGNATURE_RECORD = np.dtype([('id', '<u4'), ('signature', 'u1', (primitives.SIGNATURE_BYTES,))])
 SIGNED_KEY_RECORD = np.dtype([*KEY_RECORD.descr, ('signature', 'u1', (64,))])
-# Of one client: 0, its self-mask seed (it survived), or 1, its pairwise secret (it dropped out).
+# `secret` is 0 for a share of the self-mask seed of client `id` (it survived), and 1 for a share of
+# its pairwise secret (it dropped out).
 SHARE_RECORD = np.dtype([('id', '<u4'), ('secret', 'u1'), ('share', '<u4', (LIMBS,))])
 ID = np.dtype('<u4')
 
 
 def _body_limit(session: Session, kind: Kind) -> int:
-  """Returns the most bytes that a body of that kind has."""
+  """Returns the largest number of bytes of a body of a kind."""
   held = len(session.holders(0))
   return {
     Kind.ADVERTISE: 2 * primitives.KEY_BYTES,
@@ -59,7 +60,7 @@ def _body_limit(session: Session, kind: Kind) -> int:
     Kind.KEYS: held * SIGNED_KEY_RECORD.itemsize,
     Kind.BOXES: held * BOX_RECORD.itemsize,
     Kind.SURVIVORS: held * ID.itemsize,
-    # As many as a request for both secrets of everyone would have: that one is named as such.
+    # Room for a request for both secrets of every client: it gets an error message of its own.
     Kind.REQUEST: 8 + held * (2 * ID.itemsize + SIGNATURE_RECORD.itemsize),
   }[kind]
 
@@ -69,7 +70,7 @@ def _header(session: Session, kind: Kind, sender: int, receiver: int) -> bytes:
 
 
 def signed_part(session: Session, kind: Kind, sender: int, body: bytes) -> bytes:
-  """Returns what a client signs when it sends that body to the server."""
+  """Returns the bytes that a client signs when it sends a body to the server."""
   return _header(session, kind, sender, SERVER) + body
 
 
@@ -81,17 +82,24 @@ def pack(
   body: bytes,
   identity: Identity | None = None,
 ) -> bytes:
-  """Returns a message; clients in active mode give their identity."""
+  """Returns a message, signed if an identity is given (clients in active mode)."""
   content = _header(session, kind, sender, receiver) + body
   seal = primitives.digest(content) if identity is None else identity.sign(content)
   return content + seal
 
 
 def unpack(session: Session, kind: Kind, sender: int, receiver: int, message: bytes) -> memoryview:
-  """Returns the body of a message that must be of that kind and between those two.
+  """Returns the body of a message after checking it.
+
+  Args:
+    session: session that the message must belong to.
+    kind: its required kind.
+    sender: its required sender.
+    receiver: its required receiver.
+    message: the whole message.
 
   Raises:
-    ProtocolError: it is not, or too long, cut, altered, of another session, or not signed.
+    ProtocolError: a requirement fails, or the message is too long, cut, altered or not signed.
   """
   signed = session.active and sender != SERVER
   size = primitives.SIGNATURE_BYTES if signed else primitives.DIGEST_BYTES
@@ -129,7 +137,7 @@ def records(body: memoryview | bytes, dtype: np.dtype) -> np.ndarray:
   """Returns the records of a body.
 
   Raises:
-    ProtocolError: it ends within one.
+    ProtocolError: the body ends within a record.
   """
   if len(body) % dtype.itemsize:
     raise ProtocolError(f'body must be records of {dtype.itemsize} bytes, got {len(body)} bytes.')
@@ -137,10 +145,10 @@ def records(body: memoryview | bytes, dtype: np.dtype) -> np.ndarray:
 
 
 def ascending(ids: np.ndarray, allowed: np.ndarray) -> list[int]:
-  """Returns ids of clients as a list.
+  """Returns client ids as a list.
 
   Raises:
-    ProtocolError: they are not ascending and distinct, or not all among those allowed.
+    ProtocolError: the ids are not ascending and distinct, or not all among those allowed.
   """
   ids = ids.astype(np.int64)
   if (np.diff(ids) <= 0).any():
@@ -152,7 +160,7 @@ def ascending(ids: np.ndarray, allowed: np.ndarray) -> list[int]:
 
 
 def id_list(ids: list[int]) -> bytes:
-  """Returns ids of clients as bytes."""
+  """Returns client ids as bytes."""
   return np.array(ids, ID).tobytes()
 
 
@@ -164,10 +172,10 @@ def request(survivors: list[int], dropped: list[int], signatures: bytes) -> byte
 
 
 def parse_request(body: memoryview) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns the survivors, the dropped and the signature records of a request.
+  """Returns the survivors, the dropped clients and the signature records of a request.
 
   Raises:
-    ProtocolError: it is cut, or longer than it says.
+    ProtocolError: the request is shorter than its counts say, or ends within a record.
   """
   if len(body) < 8:
     raise ProtocolError('request must have its counts, got fewer bytes.')

@@ -1,11 +1,11 @@
-"""The primitives of the protocol, all from `cryptography`: agreement, boxes, signatures, masks.
+"""The cryptographic primitives, all from `cryptography`: key agreement, boxes, signatures, masks.
 
-- keys are agreed by X25519 and derived by HKDF-SHA256, with a label, the session and both parties;
-- a box is ChaCha20-Poly1305 under a key of its own for each session and direction, used once;
-- identities sign by Ed25519;
-- masks are AES-256 in counter mode under a key of their own for each session and pair.
+- Keys are agreed by X25519 and derived by HKDF-SHA256 from a label, the session and both parties.
+- A box is a ChaCha20-Poly1305 ciphertext. Each session and direction has its own key, used once.
+- Identities sign by Ed25519.
+- Masks are AES-256 in counter mode. Each session and pair has its own key.
 
-Nothing here prints a key: the classes of `cryptography` do not, and ours name only what is public.
+No secret key is ever printed: the classes of `cryptography` show none, and ours show public keys.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ KEY_BYTES = 32
 TAG_BYTES = 16
 SIGNATURE_BYTES = 64
 DIGEST_BYTES = 32
-# What is expanded at a time: mask, zeros and sum stay in a core's cache.
+# Bytes of a mask that are expanded at a time: mask, zeros and sum then stay in a core's cache.
 _CHUNK = 1 << 18
 _ZEROS = bytes(_CHUNK)
-# Ciphers that are open at a time.
+# Number of ciphers that are open at a time, to limit memory.
 _OPEN = 256
 _FIELD = 2**255 - 19
 
 
 def random_bytes(count: int) -> bytes:
-  """Returns so many secret random bytes, from the operating system."""
+  """Returns `count` secret random bytes from the operating system."""
   return os.urandom(count)
 
 
@@ -50,21 +50,21 @@ def digest(*parts: bytes) -> bytes:
 
 
 def same(a: bytes, b: bytes) -> bool:
-  """Returns whether two byte strings are equal, in a time that does not depend on where not."""
+  """Returns whether two byte strings are equal, in a time that does not depend on their values."""
   return hmac.compare_digest(a, b)
 
 
 class Pair:
-  """A key pair of X25519, made for one session."""
+  """An X25519 key pair, used in one session."""
 
   def __init__(self, secret: bytes | None = None):
-    """Makes a fresh pair, or the pair of a secret of 32 bytes that was restored."""
+    """Makes a fresh pair, or the pair of a restored secret of 32 bytes."""
     self.secret = random_bytes(KEY_BYTES) if secret is None else secret
     self._private = X25519PrivateKey.from_private_bytes(self.secret)
     self.public = self._private.public_key().public_bytes_raw()
 
   def __repr__(self) -> str:
-    """Names the public half only."""
+    """Shows the public key only."""
     return f'Pair(public={self.public.hex()})'
 
   def agree(self, peer: bytes, *info: bytes) -> bytes:
@@ -72,10 +72,10 @@ class Pair:
 
     Args:
       peer: the peer's public key, 32 bytes.
-      *info: what the key is for: a label, the session, the parties.
+      *info: the purpose of the key: a label, the session, the parties.
 
     Raises:
-      ProtocolError: the peer's key is no canonical point, or one of low order.
+      ProtocolError: the peer's key is not a canonical point, or is of low order.
     """
     if len(peer) != KEY_BYTES or int.from_bytes(peer, 'little') >= _FIELD:
       raise ProtocolError('a public key must be the canonical 32 bytes of a point.')
@@ -92,21 +92,21 @@ def derive(secret: bytes, *info: bytes) -> bytes:
 
 
 class Box:
-  """A key of ChaCha20-Poly1305 that seals one message: a second would repeat the nonce."""
+  """A ChaCha20-Poly1305 key that encrypts one message only: a second would repeat the nonce."""
 
   def __init__(self, key: bytes):
-    """Makes the box of a key of 32 bytes, derived for one session and one direction."""
+    """Makes the box from a key of 32 bytes, derived for one session and one direction."""
     self._cipher: ChaCha20Poly1305 | None = ChaCha20Poly1305(key)
 
   def __repr__(self) -> str:
-    """Says only whether it was used."""
+    """Shows only whether it was used."""
     return f'Box(used={self._cipher is None})'
 
   def seal(self, text: bytes, bound: bytes) -> bytes:
-    """Returns the text encrypted, bound to public bytes; once.
+    """Returns the encrypted text, bound to public bytes; may be called once.
 
     Raises:
-      ProtocolError: the box has sealed a message before.
+      ProtocolError: the box has encrypted a message before.
     """
     if self._cipher is None:
       raise ProtocolError('a box must seal one message: a second would reuse its nonce.')
@@ -115,10 +115,10 @@ class Box:
 
 
 def unseal(key: bytes, box: bytes, bound: bytes) -> bytes:
-  """Returns the text of a box.
+  """Returns the decrypted text of a box.
 
   Raises:
-    ProtocolError: the box was altered, or is not of this key and these public bytes.
+    ProtocolError: the box was altered, or made with another key or other public bytes.
   """
   try:
     return ChaCha20Poly1305(key).decrypt(bytes(12), box, bound)
@@ -127,16 +127,16 @@ def unseal(key: bytes, box: bytes, bound: bytes) -> bytes:
 
 
 class Identity:
-  """A client's Ed25519 identity; its public half is known to all before the session."""
+  """A client's Ed25519 identity; all parties know its public key before the session."""
 
   def __init__(self, secret: bytes | None = None):
-    """Makes a fresh identity, or that of a secret of 32 bytes kept by the client."""
+    """Makes a fresh identity, or the one of a secret of 32 bytes that the client has kept."""
     seed = random_bytes(KEY_BYTES) if secret is None else secret
     self._private = Ed25519PrivateKey.from_private_bytes(seed)
     self.public = self._private.public_key().public_bytes_raw()
 
   def __repr__(self) -> str:
-    """Names the public half only."""
+    """Shows the public key only."""
     return f'Identity(public={self.public.hex()})'
 
   def sign(self, message: bytes) -> bytes:
@@ -158,24 +158,25 @@ def _signed(message: bytes) -> bytes:
 
 
 def add_masks(total: np.ndarray, plus: list[bytes], minus: list[bytes]) -> None:
-  """Adds the masks of some keys to integers modulo 2 ** b, and takes those of others away.
+  """Adds masks to integers modulo 2 ** b, and subtracts others, in place.
 
   Args:
     total: [D] of an unsigned dtype of b bits, contiguous; changed in place.
-    plus: keys of 32 bytes, each of one mask.
-    minus: keys of 32 bytes, each of one mask.
+    plus: keys of 32 bytes of the masks to add.
+    minus: keys of 32 bytes of the masks to subtract.
   """
   signed = [(np.add, key) for key in plus] + [(np.subtract, key) for key in minus]
   buffer = np.empty(_CHUNK, np.uint8)
   out, words = buffer.data, buffer.view(total.dtype.newbyteorder('<'))
   step = len(words)
+  # All masks are added to a part of the sum while it is in the cache, then the next part follows.
   for first in range(0, len(signed), _OPEN):
     streams = [(ufunc, _stream(key)) for ufunc, key in signed[first : first + _OPEN]]
     for start in range(0, len(total), step):
       part = total[start : start + step]
       zeros = _ZEROS if len(part) == step else _ZEROS[: part.nbytes]
       for ufunc, stream in streams:
-        stream.update_into(zeros, out)
+        stream.update_into(zeros, out)  # zeros encrypted in counter mode are the key stream
         ufunc(part, words[: len(part)], out=part)
 
 

@@ -1,22 +1,22 @@
-"""Secure aggregation, the real protocol, on the host: the server learns the sum and no summand.
+"""The protocol of secure aggregation, on the host: the server learns the sum but no summand.
 
-Bonawitz et al. (2017): clients and server are objects of their own that exchange only bytes.
+Bonawitz et al. (2017): clients and server are separate objects that exchange only bytes.
 
 | round | a client sends | the server sends on |
 |---|---|---|
 | ADVERTISE | two X25519 public keys | the keys of a client's neighbours |
-| SHARES | shares of its mask secret and of its seed, in a box for each neighbour | the boxes |
-| MASKED | its integers, under a self mask and one mask a neighbour | who survived |
+| SHARES | shares of its mask secret and its seed, encrypted for each neighbour | these boxes |
+| MASKED | its integers plus a self mask and one mask per neighbour | the survivors |
 | CHECK (active) | its signature of the survivors | the signatures |
 | UNMASK | of each neighbour, a share of the seed (survived) or of the mask secret (dropped) | – |
 
 Up to n - t clients in all may drop out, in any rounds. Below the threshold the session ends and
-nothing is released. `Session` says what each mode protects against, `graph` what SecAgg+ assumes.
-Beyond the paper, a client sends a hash of its seed with the shares, so that the server notices
-altered shares instead of returning a wrong sum; and in active mode it signs every message. A client
-that lies about its values, or answers with false shares, is not prevented: the first changes the
-sum within the range of the integers, the second ends the session. Secrets are kept in ordinary
-memory for as long as the objects live: make new ones for every sum.
+nothing is released. `Session` documents what each mode protects against, `graph` what SecAgg+
+assumes. Beyond the paper, a client sends a hash of its seed with the shares, so that the server
+detects altered shares instead of returning a wrong sum; and in active mode it signs every message.
+The protocol does not prevent clients from sending wrong values, which change the sum within the
+range of the integers, or wrong shares, which end the session. Secrets are kept in ordinary memory
+for as long as the objects live: make new objects for every sum.
 
 References: Bonawitz, Ivanov, Kreuter, Marcedone, McMahan, Patel, Ramage, Segal, Seth (2017),
 "Practical secure aggregation for privacy-preserving machine learning", Figure 4; Bell et al.
@@ -37,15 +37,15 @@ from fedjax_mem.secagg.session import Session
 
 
 class Outcome(NamedTuple):
-  """What one run of the protocol gave, and cost.
+  """The result and the cost of one run of the protocol.
 
   Attributes:
     total: int64 [D], the sum over the survivors.
-    survivors: the clients that are in it.
+    survivors: ids of the clients in the sum.
     sent: int64 [n], bytes that each client sent.
     received: int64 [n], bytes that each client received.
-    client_seconds: float64 [n], of work, not of waiting.
-    server_seconds: of work.
+    client_seconds: float64 [n], computing time of each client in seconds.
+    server_seconds: computing time of the server in seconds.
   """
 
   total: np.ndarray
@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
 
 
 def rounds(session: Session) -> tuple[Kind, ...]:
-  """Returns the rounds of a session, named by what clients send in them."""
+  """Returns the rounds of a session, named by the kind of message that clients send in them."""
   kinds = (Kind.ADVERTISE, Kind.SHARES, Kind.MASKED, Kind.CHECK, Kind.UNMASK)
   return tuple(kind for kind in kinds if session.active or kind != Kind.CHECK)
 
@@ -71,10 +71,10 @@ def run(
   """Runs all parties in this process, one client at a time, and measures each.
 
   Args:
-    session: what is agreed on.
-    values: the integers [D] of a client, called when it masks them.
-    drops: the round from which on a client is silent.
-    identities: of all clients, in active mode.
+    session: the public parameters.
+    values: client id -> its integers [D]; called when the client masks them.
+    drops: client id -> first round in which the client sends nothing.
+    identities: client id -> identity, of all clients, in active mode.
 
   Raises:
     BelowThreshold: too few clients are left.
@@ -106,7 +106,7 @@ def run(
 
 
 def _answer(client: Client, kind: Kind, message: bytes, values: np.ndarray | None) -> bytes:
-  """Returns what a client says to the server's message in that round."""
+  """Returns a client's answer to the server's message in a round."""
   if kind == Kind.ADVERTISE:
     return client.advertise_keys()
   if kind == Kind.SHARES:

@@ -1,4 +1,4 @@
-"""The server of the protocol: it carries messages, adds masked values, and takes the masks away."""
+"""The server of the protocol: it forwards messages, adds masked values, and removes the masks."""
 
 import copy
 from collections.abc import Callable, Container
@@ -16,15 +16,16 @@ from fedjax_mem.secagg.errors import BelowThreshold, ProtocolError
 from fedjax_mem.secagg.messages import SERVER, Kind
 from fedjax_mem.secagg.session import Session
 
-# (messages to the clients that are left, the round that follows)
+# (messages to the remaining clients, the next round)
 Closed = tuple[dict[int, bytes], Kind | None]
 
 
 class Server:
-  """The server in one session: `receive` what comes in a round, then `close_round`, until `total`.
+  """The server in one session.
 
-  A message that is refused changes nothing. A round that closes with too few clients ends the
-  session: nothing is released, and everything after is refused. Memory is O(D): masked values are
+  In each round call `receive` for each message, then `close_round`; after the last round `total`
+  returns the sum. A refused message changes nothing. A round that closes with too few clients ends
+  the session: nothing is released, and later calls are refused. Memory is O(D): masked values are
   added as they come.
   """
 
@@ -40,24 +41,25 @@ class Server:
     self._answering: list[int] = []
     self._sum = np.zeros(session.size, session.dtype)
     self._total: np.ndarray | None = None
-    self._probe = primitives.Pair()  # to find keys of low order
+    self._probe = primitives.Pair()  # agreement with it fails for keys of low order
     self._seen: set[bytes] = set()
 
   def __repr__(self) -> str:
-    """Says which round it is; no secret."""
+    """Shows the round and the number of messages received, and no secret."""
     state = 'over' if self.round is None else self.round.name
     return f'Server(round={state}, received={len(self._bodies)})'
 
   def receive(self, sender: int, message: bytes) -> None:
-    """Takes a client's message of this round.
+    """Receives a client's message of this round.
 
     Args:
-      sender: who the channel says it is from; a message that says otherwise is refused.
+      sender: id of the client at the other end of the channel; a message with another sender is
+        refused.
       message: its bytes.
 
     Raises:
-      ProtocolError: the client is unknown or has dropped out, the message is of another round or
-        session, cut, altered, of another sender or there already, or says what is not allowed.
+      ProtocolError: the client is unknown or has dropped out; the message is of another round,
+        session or sender, cut, altered or a second one; or its content is not allowed.
     """
     kind = self._open()
     if not isinstance(sender, int) or not 0 <= sender < self.session.num_clients:
@@ -78,16 +80,16 @@ class Server:
       self._signatures[sender] = message[-primitives.SIGNATURE_BYTES :]
 
   def close_round(self) -> dict[int, bytes]:
-    """Ends the round; returns the messages to the clients that are left, by id.
+    """Ends the round, and returns client id -> message, for the remaining clients.
 
-    After the last round there are none, and the sum is there.
+    After the last round there is no message, and `total` has the sum.
 
     Raises:
-      BelowThreshold: too few clients are left: the session is over.
-      ProtocolError: the shares do not restore what was promised: the session is over.
+      BelowThreshold: too few clients are left; the session is over.
+      ProtocolError: the shares do not restore the committed secrets; the session is over.
     """
     kind = self._open()
-    self.round = None  # over, unless it gets through
+    self.round = None  # an error below ends the session
     present = sorted(self._bodies)
     needed = self.session.threshold
     if len(present) < needed:
@@ -101,7 +103,7 @@ class Server:
     return out
 
   def copy(self) -> 'Server':
-    """Returns a server in the same state that goes its own way."""
+    """Returns an independent server in the same state."""
     other = copy.copy(self)
     for name in ('_bodies', '_signatures', '_seen'):
       setattr(other, name, copy.copy(getattr(self, name)))
@@ -110,7 +112,7 @@ class Server:
 
   @property
   def survivors(self) -> tuple[int, ...]:
-    """The clients whose values are in the sum, ascending; empty before they are known."""
+    """Ids of the clients whose values are in the sum, ascending; empty before they are known."""
     return tuple(self._survivors)
 
   def total(self) -> np.ndarray:
@@ -129,7 +131,7 @@ class Server:
     return self.round
 
   def _expected(self, kind: Kind) -> Container[int]:
-    """Returns who may send in that round."""
+    """Returns the ids of the clients that may send in a round."""
     return {
       Kind.ADVERTISE: range(self.session.num_clients),
       Kind.SHARES: self._keys,
@@ -139,11 +141,11 @@ class Server:
     }[kind]
 
   def _neighbours(self, client: int, among: Container[int]) -> list[int]:
-    """Returns the neighbours of a client that are among some, ascending."""
+    """Returns the neighbours of a client that are in `among`, ascending."""
     return [i for i in self.session.holders(client).tolist() if i != client and i in among]
 
   def _to(self, kind: Kind, bodies: dict[int, bytes]) -> dict[int, bytes]:
-    """Returns the server's messages of that kind."""
+    """Returns client id -> message of a kind, from client id -> body."""
     return {i: messages.pack(self.session, kind, SERVER, i, x) for i, x in bodies.items()}
 
   def _check_keys(self, sender: int, body: memoryview) -> None:
@@ -182,7 +184,7 @@ class Server:
       raise ProtocolError(f'shares of client {sender} must be in the field, got one out of range.')
 
   def _asked(self, client: int) -> tuple[list[int], list[int]]:
-    """Returns the survivors and the dropped whose shares a client is asked for."""
+    """Returns the survivors and the dropped clients whose shares a client is asked for."""
     holds = [i for i in self.session.holders(client).tolist() if i in self._commitments]
     alive = set(self._survivors)
     return [i for i in holds if i in alive], [i for i in holds if i not in alive]
@@ -226,7 +228,7 @@ class Server:
 
   def _close_unmask(self, present: list[int]) -> Closed:
     alive = set(self._survivors)
-    # Of the dropped, those that left masks behind: a neighbour of theirs survived.
+    # The dropped clients whose masks are in the sum: they have a surviving neighbour.
     gone = [i for i in self._commitments if i not in alive and self._neighbours(i, alive)]
     seeds = self._restore(self._survivors, 0, present)
     secrets = self._restore(gone, 1, present)
@@ -243,14 +245,17 @@ class Server:
       for peer in self._neighbours(client, alive):
         public = self._keys[peer][primitives.KEY_BYTES :]
         key = pair_mask_key(self.session, pair, client, peer, public)
-        # The survivor added the mask if it is the lower of the two.
+        # The survivor added the pairwise mask if its id is the lower one, else it subtracted it.
         (minus if peer < client else plus).append(key)
     primitives.add_masks(self._sum, plus, minus)
     self._total = self._sum.view(self._sum.dtype.str.replace('u', 'i')).astype(np.int64)
     return {}, None
 
   def _restore(self, clients: list[int], secret: int, present: list[int]) -> dict[int, bytes]:
-    """Returns one kind of secret of those clients, from the shares of those present."""
+    """Returns one of the two secrets of each client, from the shares of the present clients.
+
+    Clients with the same first t holders are restored together, in one NumPy operation.
+    """
     shares = {}
     for holder in present:
       found = messages.records(self._bodies[holder], messages.SHARE_RECORD)

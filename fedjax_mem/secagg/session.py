@@ -1,4 +1,4 @@
-"""What all parties of one secure sum agree on before it begins; public."""
+"""The public parameters of one secure sum, on which all parties agree before it begins."""
 
 import dataclasses
 import functools
@@ -18,27 +18,28 @@ class Session:
 
   Attributes:
     name: fresh random bytes, 16 or more, agreed by all; never used for another sum.
-    num_clients: n; clients are 0 to n - 1.
-    threshold: t. Of all n clients, or with `neighbours` of a client's neighbours and itself, so
-      many must be there in every round. With all pairs t > n / 2, in active mode t > 2 n / 3.
-    size: D, the integers of each client.
-    bound: the largest magnitude of such an integer; n * bound < 2 ** (bits - 1), so that the sum
-      of all cannot overflow. A client refuses larger values of its own; what another one puts in
-      cannot be seen by anyone.
+    num_clients: n, number of clients; their ids are 0 to n - 1.
+    threshold: t, least number of clients present in every round: of all n clients or, with
+      `neighbours`, of each client's neighbours and itself. With all pairs t > n / 2, in active mode
+      t > 2 n / 3.
+    size: D, number of integers of each client.
+    bound: largest magnitude of these integers; n * bound < 2 ** (bits - 1), so that the sum of all
+      cannot overflow. A client refuses larger values of its own. No party can check the values of
+      another client.
     bits: b, 16, 32 or 64; sums are modulo 2 ** b, and D * b / 8 bytes are sent.
-    mode: 'semi_honest': four rounds; the server and up to t - 1 clients may pool what they see but
+    mode: 'semi_honest': four rounds. The server and up to t - 1 clients may pool what they see but
       follow the protocol, and the channels to the server are authentic (TLS). It does not protect
-      against a server that tells clients different things, such as different survivors.
-      'active': five rounds; messages are signed by identities that all know, and clients answer
-      only to a set of survivors that t of them have signed. The server may then do anything;
-      the sum itself is right only if all follow the protocol.
+      against a server that sends clients different facts, such as different survivors.
+      'active': five rounds. Messages are signed by identities that all know, and clients answer
+      only to a set of survivors that t of them have signed. The updates are protected from a server
+      that deviates in any way; the sum is correct only if all follow the protocol.
     neighbours: k of the graph of SecAgg+, even, below n - 1, or None: all pairs. Take k and t from
-      `graph.degree`. In semi-honest mode only: the seed of the graph is the server's.
-    graph_seed: 16 bytes or more, with `neighbours`; see `graph` for what is assumed of it.
+      `graph.degree`. In semi-honest mode only, since the server chooses the seed of the graph.
+    graph_seed: 16 bytes or more, with `neighbours`; `graph` documents what is assumed of it.
     identities: [n] Ed25519 public keys, in active mode; known to all from outside the protocol.
 
   Raises:
-    ValueError: an argument is out of range, or does not go with the others.
+    ValueError: an argument is out of range, or does not fit the others.
   """
 
   name: bytes
@@ -53,7 +54,7 @@ class Session:
   identities: tuple[bytes, ...] = ()
 
   def __post_init__(self) -> None:
-    """Checks what is agreed on."""
+    """Checks the parameters."""
     n = validate.integer(at_least=2, at_most=MAX_CLIENTS, num_clients=self.num_clients)
     validate.integer(size=self.size)
     validate.one_of(MODES, mode=self.mode)
@@ -111,16 +112,16 @@ class Session:
     return graph.neighbourhoods(self.num_clients, self.neighbours, self.graph_seed)
 
   def holders(self, client: int) -> np.ndarray:
-    """Returns who hold shares of a client's secrets, ascending: its neighbours and itself."""
+    """Returns the ids of the holders of a client's shares, ascending: its neighbours and itself."""
     row: np.ndarray = self._rows[0 if self.neighbours is None else client]
     return row
 
   @property
   def active(self) -> bool:
-    """Whether messages are signed and survivors agreed on."""
+    """Whether the mode is 'active': messages are signed, and clients agree on the survivors."""
     return self.mode == 'active'
 
   @property
   def dtype(self) -> np.dtype:
-    """The unsigned integers of b bits, little-endian as they are sent."""
+    """Dtype of the values as sent: unsigned integers of b bits, little-endian."""
     return np.dtype(f'<u{self.bits // 8}')

@@ -1,8 +1,9 @@
 """Shamir's t-of-n secret sharing over a prime field, of many secrets in one NumPy operation.
 
-The field is that of p = 2 ** 31 - 1: products fit 64 bits. A secret of 32 bytes is 11 limbs of 24
-bits, each shared by a polynomial of its own; client i holds the value at i + 1. A share of a secret
-is [LIMBS] numbers below p: 44 bytes. Any t - 1 shares are uniform whatever the secret is.
+The field is that of p = 2 ** 31 - 1, so that products fit 64 bits. A secret of 32 bytes is split
+into 11 limbs of 24 bits. Each limb is shared by its own polynomial, of which client i holds the
+value at i + 1. A share of a secret is [LIMBS] numbers below p: 44 bytes. Any t - 1 shares are
+uniform for every secret.
 
 Reference: Shamir (1979), "How to share a secret".
 """
@@ -21,6 +22,7 @@ _LIMB_BITS = 24
 
 def _limbs(secrets: list[bytes]) -> np.ndarray:
   """Returns the limbs of secrets of 32 bytes, [S, LIMBS]."""
+  # A zero byte makes 33 bytes of each secret: 11 limbs of 3 bytes, little-endian.
   padded = b''.join(secret + b'\0' for secret in secrets)
   parts = np.frombuffer(padded, np.uint8).reshape(len(secrets), LIMBS, 3).astype(np.uint64)
   limbs: np.ndarray = parts[..., 0] | parts[..., 1] << np.uint64(8) | parts[..., 2] << np.uint64(16)
@@ -28,11 +30,12 @@ def _limbs(secrets: list[bytes]) -> np.ndarray:
 
 
 def _uniform(*shape: int) -> np.ndarray:
-  """Returns secret uniform numbers below p, of that shape, by rejection."""
+  """Returns secret uniform numbers below p in a given shape, by rejection sampling."""
   count = int(np.prod(shape))
   values = np.zeros(0, np.uint64)
   while values.size < count:
     drawn = np.frombuffer(primitives.random_bytes(4 * (count - values.size)), np.uint32)
+    # p has 31 bits: masked draws are uniform in [0, p], and p itself is rejected.
     drawn = drawn & np.uint32(PRIME)
     values = np.concatenate([values, drawn[drawn < PRIME].astype(np.uint64)])
   return values.reshape(shape)
@@ -43,11 +46,11 @@ def split(secrets: list[bytes], threshold: int, holders: np.ndarray) -> np.ndarr
 
   Args:
     secrets: S secrets of 32 bytes each.
-    threshold: t, the shares that restore a secret, at least 1 and at most H.
-    holders: [H] the clients that hold a share, distinct, each in [0, p - 1).
+    threshold: t, number of shares that restore a secret, at least 1 and at most H.
+    holders: [H] ids of the clients that hold a share, distinct, each in [0, p - 1).
 
   Raises:
-    ProtocolError: a holder is there twice or out of range, or they are fewer than the threshold.
+    ProtocolError: a holder occurs twice or is out of range, or there are fewer than the threshold.
   """
   points = _points(holders)
   if not 1 <= threshold <= len(points):
@@ -56,20 +59,20 @@ def split(secrets: list[bytes], threshold: int, holders: np.ndarray) -> np.ndarr
   coefficients[0] = _limbs(secrets)
   x = points[:, None, None]
   values = np.zeros((len(points), len(secrets), LIMBS), np.uint64)
-  for row in coefficients[::-1]:  # Horner's rule, all holders and limbs at a time
+  for row in coefficients[::-1]:  # Horner's rule, for all holders and limbs at once
     values = (values * x + row) % PRIME
   return values.astype(np.uint32)
 
 
 def restore(holders: np.ndarray, shares: np.ndarray) -> list[bytes]:
-  """Returns the S secrets of 32 bytes whose shares these are.
+  """Returns the S secrets of 32 bytes that the shares restore.
 
   Args:
-    holders: [t] who held them.
+    holders: [t] ids of the clients that held the shares.
     shares: uint32 [t, S, LIMBS].
 
   Raises:
-    ProtocolError: a holder is there twice or out of range, a share is not in the field, or the
+    ProtocolError: a holder occurs twice or is out of range, a share is not in the field, or the
       shares do not belong together.
   """
   weights = lagrange_at_zero(_points(holders))
@@ -78,7 +81,9 @@ def restore(holders: np.ndarray, shares: np.ndarray) -> list[bytes]:
   values = np.asarray(shares).astype(np.uint64)
   if (values >= PRIME).any():
     raise ProtocolError('a share must be a number of the field, got one that is out of range.')
+  # Each summand is below 2 ** 31 and there are at most 2 ** 20 of them: the sum fits 64 bits.
   limbs = (values * weights[:, None, None] % PRIME).sum(0) % PRIME
+  # Shares that do not belong together give uniform limbs, which hardly all have 24 bits.
   if (limbs >> np.uint64(_LIMB_BITS)).any() or (limbs[:, -1] >> np.uint64(16)).any():
     raise ProtocolError('shares must be of the same secrets, got some that do not fit together.')
   parts = limbs[..., None] >> np.array([0, 8, 16], np.uint64) & np.uint64(255)
@@ -87,7 +92,7 @@ def restore(holders: np.ndarray, shares: np.ndarray) -> list[bytes]:
 
 
 def _points(holders: np.ndarray) -> np.ndarray:
-  """Returns where the holders' shares are evaluated, [H]; never 0, where the secret is."""
+  """Returns the evaluation points of the holders' shares, [H]; never 0, the point of the secret."""
   points = np.asarray(holders, np.int64) + 1
   if points.ndim != 1 or not points.size:
     raise ProtocolError(f'holders must be a list of clients, got shape {points.shape!r}.')
@@ -99,8 +104,10 @@ def _points(holders: np.ndarray) -> np.ndarray:
 
 
 def lagrange_at_zero(points: np.ndarray) -> np.ndarray:
-  """Returns what to weigh the values at distinct points with, [t], for the value at zero."""
+  """Returns the Lagrange weights [t] by which values at distinct points give the value at zero."""
   x = points.astype(np.uint64)
+  # The weight of point i is the product of x_j / (x_j - x_i) over all other points j. Adding p
+  # keeps the unsigned difference from wrapping around.
   gaps = (x[None, :] + np.uint64(PRIME) - x[:, None]) % PRIME
   np.fill_diagonal(gaps, 1)
   others = np.broadcast_to(x, gaps.shape).copy()
@@ -111,6 +118,7 @@ def lagrange_at_zero(points: np.ndarray) -> np.ndarray:
 
 def _product(factors: np.ndarray) -> np.ndarray:
   """Returns the products modulo p along the last axis."""
+  # Pairwise products: log2(t) NumPy operations instead of t.
   while factors.shape[-1] > 1:
     if factors.shape[-1] % 2:
       ones = np.ones((*factors.shape[:-1], 1), np.uint64)
@@ -120,7 +128,7 @@ def _product(factors: np.ndarray) -> np.ndarray:
 
 
 def _inverse(values: np.ndarray) -> np.ndarray:
-  """Returns the inverses modulo p, by Fermat: x ** (p - 2)."""
+  """Returns the inverses modulo p, by Fermat's little theorem: x ** (p - 2)."""
   result = np.ones_like(values)
   for bit in bin(PRIME - 2)[2:]:
     result = result * result % PRIME

@@ -1,1 +1,1 @@
-"""Many runs: attacks on a claim, and tables of methods."""
+"""Studies of many runs: attacks on a privacy claim, and tables that compare methods."""

@@ -1,16 +1,17 @@
-"""An attempt to break a claim of privacy: canary clients, and what an adversary learns of them.
+"""Audit of a privacy claim by canary clients: empirical lower bounds on epsilon.
 
-Two attacks, both by jax-privacy's estimators, each a lower bound on epsilon at a stated confidence
-beside the accountant's upper bound. A lower bound above the upper one proves a fault; one below it
-proves nothing.
+Two attacks use jax-privacy's estimators. Each gives a lower bound on epsilon, at a stated
+confidence, to compare with the accountant's upper bound. A lower bound above the upper bound proves
+a fault; one below it proves nothing.
 
-- `release`: the membership game on one release. A canary whose update is one coordinate of each
-  array, as large as the clip allows, takes part in every second of many releases of the sum
+- `release`: the membership game on one release. The canary's update is one coordinate of each
+  array, as large as the clip allows. It takes part in every second of many releases of the sum
   (nothing is trained).
-- `one_run`: many canaries, each with a direction of its own, take part in one whole run or stay out
-  of it by a fair coin; the final parameters are scored along each direction (Steinke, Nasr,
-  Jagielski 2023, arXiv 2305.08846). All other clients send zeros: a claim must hold for such data
-  too, and what a hundred clients agree on would hide a canary better than the noise does.
+- `one_run`: many canaries, each with its own direction. A fair coin decides for each whether it
+  takes part in one whole run or stays out. The final parameters are scored along each direction
+  (Steinke, Nasr, Jagielski 2023, arXiv 2305.08846). All other clients send zeros: a claim must hold
+  for such data too, and updates that many clients agree on would hide a canary better than the
+  noise does.
 """
 
 import dataclasses
@@ -57,21 +58,21 @@ from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
 
 SIGNIFICANCE = 0.05
-_HUGE = 1e6  # before the clip: the canary's update is then exactly the bound
-_INTEGERS = ('integers', 'distributed', 'mask')  # stages with room for so many clients
-_CLIENTS = 4  # of the game on one release: the canary and some that send zeros
+_HUGE = 1e6  # canary's coordinate before the clip: clipped, its norm is exactly the bound
+_INTEGERS = ('integers', 'distributed', 'mask')  # stages whose options depend on the cohort's size
+_CLIENTS = 4  # clients in the game on one release: the canary, and others that send zeros
 
 
 class Finding(NamedTuple):
-  """What an attack found.
+  """The result of an attack.
 
   Attributes:
     attack: 'release' or 'one_run'.
     claimed: the accountant's upper bound on epsilon.
-    found: the lower bound on epsilon, at 1 - `significance` confidence.
-    delta: of both.
-    trials: releases, or canaries.
-    significance: probability that a sound mechanism is found guilty, at the most.
+    found: the lower bound on epsilon, at confidence 1 - `significance`.
+    delta: delta of both bounds.
+    trials: number of releases, or of canaries.
+    significance: largest probability of a lower bound above the true epsilon.
   """
 
   attack: str
@@ -83,7 +84,7 @@ class Finding(NamedTuple):
 
   @property
   def broken(self) -> bool:
-    """Whether the claim is refuted."""
+    """Whether the lower bound refutes the claim."""
     return self.found > self.claimed
 
 
@@ -104,19 +105,19 @@ def release(
   trials: int = 20_000,
   seed: int = 0,
 ) -> Finding:
-  """Returns what the membership game finds out about one release of the sum.
+  """Returns the finding of the membership game on one release of the sum.
 
   Args:
     layers: the layers from the clip to the noise, in client order.
     claimed: the noise that they claim to add.
     params: the model's parameters; the game is played on arrays of at most eight values each, since
-      noise is independent from one coordinate to the next.
-    delta: of the claim.
-    trials: releases, half of them with the canary, >= 2.
-    seed: of the noise.
+      the noise of different coordinates is independent.
+    delta: delta of the claim.
+    trials: number of releases, half of them with the canary, >= 2.
+    seed: seed of the noise.
 
   Raises:
-    IncompatibleStages: noise that is correlated over releases, which this game cannot judge.
+    IncompatibleStages: the noise is correlated over releases; this game cannot audit it.
     ValueError: a number is out of range.
   """
   validate.integer(at_least=2, trials=trials)
@@ -142,21 +143,21 @@ def release(
   _, metrics = sim.run(sim.init(small), trials)
   scores = metrics['game/score']
   found = _estimator(scores[0::2], scores[1::2]).epsilon_clopper_pearson(SIGNIFICANCE, delta)
-  everyone = Draws('poisson', _CLIENTS, _CLIENTS, _CLIENTS)  # at rate 1: nothing is gained
+  everyone = Draws('poisson', _CLIENTS, _CLIENTS, _CLIENTS)  # rate 1: no amplification by sampling
   upper = account.epsilon(everyone, claimed, 1, delta, bound=_known(bound)).epsilon
   return Finding('release', upper, float(found), delta, trials)
 
 
 def _known(bound: Bound | None) -> Bound | None:
-  """Returns the bound, None if it is known only in a round."""
+  """Returns the bound, or None if its value is known only inside a round."""
   return None if bound is None or IN_ROUND in bound else bound
 
 
 def _game(claimed: Mechanism) -> Layer:
-  """Returns the 'algorithm' of the game: client 0 sends the canary in even rounds, others zeros.
+  """Returns the algorithm of the game: client 0 sends the canary in even rounds, others zeros.
 
-  One coordinate of each array, so that a clip array by array shows; but a ball of L1 has its
-  corners on the axes: there one coordinate tells more.
+  The canary has one coordinate in each array, so that a fault of a clip per array shows. Under an
+  L1 clip it has one coordinate in all: the corners of an L1 ball lie on the axes.
   """
   arrays = 1 if 'l1' in claimed.norms else None
 
@@ -174,7 +175,10 @@ def _game(claimed: Mechanism) -> Layer:
 
 
 def _still(layer: Layer) -> Layer:
-  """Returns the layer for which every release is the first: a bound that adapts would wander."""
+  """Returns the layer with its server_state reset in every release.
+
+  Otherwise an adaptive clip norm would change from release to release.
+  """
   stage: Any = layer.server
   inner = stage.apply
 
@@ -188,18 +192,18 @@ def _still(layer: Layer) -> Layer:
 def one_run(
   config: Config, parts: Parts, *, canaries: int = 1000, layers: tuple[Layer, ...] | None = None
 ) -> Finding:
-  """Returns what one whole training run with canary clients gives away.
+  """Returns the finding of one whole training run with canary clients.
 
-  The canaries are clients added to the population; the sampling rate, the rounds and the noise stay
-  those of the experiment, so the claim is the experiment's too.
+  The canaries are added to the population. The sampling rate, the rounds and the noise stay those
+  of the experiment, so that its claim holds for this run, too.
 
   Args:
     config: the experiment.
-    parts: what it describes.
-    canaries: clients added, >= 2; no more than the model has parameters, since no two of them share
-      one.
-    layers: of the round for the enlarged population, if not those of the experiment (to audit a
-      fault). What is claimed remains that of the experiment.
+    parts: its parts.
+    canaries: number of clients added, >= 2; limited to the number of the model's parameters, since
+      no two canaries share a parameter.
+    layers: layers of the round for the enlarged population, if not those of the experiment (to
+      audit a fault on purpose). The claim is still that of the experiment.
 
   Raises:
     ValueError: no claim to audit, or fewer than two canaries.
@@ -209,7 +213,7 @@ def one_run(
   number = parts.data.num_clients
   ledger = _ledger(config, parts)
   delta, rounds = ledger.entry.target_delta, ledger.allowed
-  if layers is None:  # the noise as it is, not calibrated anew
+  if layers is None:  # with the noise of the experiment, not calibrated again
     chooser = parts.layers.drawing
     given = stage_arguments(parts.model, chooser)
     larger = enlarged(settled(config, chooser, given), number, canaries)
@@ -241,10 +245,10 @@ def one_run(
 
 
 def _ledger(config: Config, parts: Parts) -> Ledger:
-  """Returns the ledger of the experiment, which says what is claimed.
+  """Returns the central ledger of the experiment, which holds its claim.
 
   Raises:
-    ValueError: nothing adds central noise by client, or there is no delta.
+    ValueError: no stage adds central noise by client, or there is no delta.
   """
   ledgers = open_ledgers(config, parts.layers, parts.data.counts)
   if ledgers is None or ledgers.central is None:
@@ -255,8 +259,7 @@ def _ledger(config: Config, parts: Parts) -> Ledger:
 def enlarged(config: Config, number: int, canaries: int) -> Config:
   """Returns the experiment for more clients at the same sampling rate and the same weights.
 
-  The cohort is rounded down: the rate is then that of the experiment or, by less than one client,
-  below it, so that what is claimed of the experiment holds.
+  The cohort is rounded down. So the rate is at most that of the experiment, and its claim holds.
   """
   more = number + canaries
   size = config.selection.cohort_size * more // number
@@ -275,15 +278,15 @@ def enlarged(config: Config, number: int, canaries: int) -> Config:
 
 
 def _grown(options: dict[str, Any], name: str, factor: float) -> dict[str, Any]:
-  """Returns the options with an expected cohort among them for the larger population."""
+  """Returns the options with `name`, if given, multiplied by a factor."""
   return {**options, name: options[name] * factor} if name in options else options
 
 
 def _shared(stages: tuple[StageSection, ...], factor: float) -> tuple[StageSection, ...]:
-  """Returns the stages with integers that more clients sum, noise that as many more bring.
+  """Returns the stages with the options of integer stages adapted to a larger cohort.
 
-  With the shares of the experiment, the larger cohort would bring more noise than it has; with its
-  bits, the grid would be coarser. Rounding shares down changes nothing of what is claimed.
+  With the `shares` of the experiment, the larger cohort would add more noise than claimed. With its
+  `bits`, the quantisation grid would be coarser. Rounding the shares down keeps the claim.
   """
   found = [x for x in stages if x.use in _INTEGERS]
   more = math.ceil(math.log2(factor)) if all('bits' in x.options for x in found) else 0
@@ -302,16 +305,17 @@ def _shared(stages: tuple[StageSection, ...], factor: float) -> tuple[StageSecti
 
 
 def _with_canaries(people: Population, canaries: int) -> Population:
-  """Returns the population with clients added that hold one example each: it is not used."""
+  """Returns the population with clients added; each holds one example, which is not used."""
   start = jnp.concatenate([people.start, jnp.zeros(canaries, jnp.int32)])
   count = jnp.concatenate([people.count, jnp.ones(canaries, jnp.int32)])
   return dataclasses.replace(people, start=start, count=count)
 
 
 def _owners(like: Any, canaries: int) -> Any:
-  """Returns, for each parameter, the canary whose direction it belongs to, int32.
+  """Returns, for each parameter, the number of the canary that it belongs to, int32.
 
-  No two directions share a parameter, so that no canary disturbs what another one shows.
+  A canary's direction is the parameters that belong to it. No two directions share a parameter, so
+  that canaries do not disturb each other's scores.
   """
   leaves, structure = jax.tree_util.tree_flatten(like)
   starts = np.cumsum([0, *(x.size for x in leaves[:-1])])
@@ -323,16 +327,20 @@ def _owners(like: Any, canaries: int) -> Any:
 
 
 def _canaries(number: int, inside: np.ndarray, owners: Any) -> Layer:
-  """Returns the layer that makes the clients from `number` on canaries, and all others zeros.
+  """Returns the layer that replaces all updates by those of canaries, or by zeros.
 
-  A canary that is not `inside` sends nothing, with weight 0.
+  Clients from `number` on are canaries, all others send zeros. A canary that is not `inside` takes
+  no part: it has weight 0.
   """
 
   def client(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     mine = ctx.client.id - number
     canary = mine >= 0
     on = jnp.asarray(inside).at[mine].get(mode='clip')
-    huge = lambda owner, x: jnp.where(canary & on & (owner == mine), _HUGE, 0.0).astype(x.dtype)
+
+    def huge(owner: np.ndarray, x: jax.Array) -> jax.Array:
+      return jnp.where(canary & on & (owner == mine), _HUGE, 0.0).astype(x.dtype)
+
     update = jax.tree.map(huge, owners, message.update)
     weight = jnp.where(canary, on.astype(jnp.float32), message.weight)
     return message._replace(update=update, weight=weight), state, {}
@@ -351,16 +359,16 @@ def _scores(moved: Any, owners: Any, canaries: int) -> np.ndarray:
 def audit(
   config: Config, *, data_dir: str | None = None, canaries: int = 1000, trials: int = 20_000
 ) -> list[Finding]:
-  """Returns what both attacks find about an experiment, as it is configured.
+  """Returns the findings of both attacks on an experiment.
 
   Args:
     config: the experiment; its noise must be central and by client.
-    data_dir: where prepared data sets are.
-    canaries: clients added to the one run, at the most.
-    trials: releases of the membership game.
+    data_dir: folder of prepared data sets; None: as `data.places` says.
+    canaries: largest number of clients added to the one run.
+    trials: number of releases in the membership game.
 
   Raises:
-    ValueError: nothing adds noise.
+    ValueError: no stage adds noise.
   """
   devices.prepare(config.execution.devices)
   parts = build(config, data_dir)

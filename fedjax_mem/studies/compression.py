@@ -1,7 +1,7 @@
 """The table of codecs: bytes of a client's message against test accuracy, with its plot.
 
-Every entry is a run of one experiment with other stages; runs that are finished are not repeated,
-those that were interrupted are resumed. So the command can be stopped and given again.
+Every entry is a run of the same experiment with other stages. Finished runs are not repeated, and
+interrupted runs are resumed. So the command can be stopped and given again.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def _feedback(**codec: Any) -> dict[str, Any]:
 
 
 _TOP_5 = {'use': 'top_k', 'fraction': 0.05}
-# Label -> the stage of that entry; the first sends updates as they are.
+# Label -> the stage of that entry; the first entry has no compression.
 CODECS: dict[str, dict[str, Any] | None] = {
   PLAIN: None,
   'quantize_8': {'use': 'quantize', 'options': {'bits': 8}},
@@ -56,9 +56,9 @@ class Entry(NamedTuple):
   """One line of the table.
 
   Attributes:
-    label: of the codec.
-    size: bytes of a client's message, on average over rounds and seeds.
-    down: bytes that a selected client is sent in a round, on average.
+    label: label of the codec.
+    size: mean bytes of a client's message, over rounds and seeds.
+    down: mean bytes sent to a client in a round, over rounds and seeds.
     accuracies: final test accuracy of each seed.
   """
 
@@ -84,15 +84,15 @@ def compression(
     base: the experiment without compression.
     out: folder of the runs and of the table.
     codecs: labels of `CODECS`; 'none' is added, to compare with.
-    seeds: of the runs, at least one.
-    rounds: of each run; None: as many as the experiment says.
-    data_dir: where prepared data sets are; None: the environment or the default decides.
-    tell: what is told goes there.
+    seeds: seeds of the runs, at least one.
+    rounds: number of rounds of each run; None: that of the experiment.
+    data_dir: folder of prepared data sets; None: as `data.places` says.
+    tell: function that shows a line of progress.
 
   Raises:
     ValueError: an unknown codec, no seed, or an experiment that cannot be run.
     RunFailed: a run cannot go on.
-    Interrupted: by Ctrl-C; given again, the command goes on where it was.
+    Interrupted: by Ctrl-C; a second call goes on from there.
   """
   labels = list(dict.fromkeys([PLAIN, *codecs]))
   for label in labels:
@@ -123,7 +123,7 @@ def _config(base: Config, label: str, seed: int, rounds: int | None) -> Config:
 def done(
   config: Config, out: pathlib.Path, data_dir: str | None, tell: Callable[[str], None]
 ) -> pathlib.Path:
-  """Returns the folder of the finished run of an experiment, which is run if it is not there."""
+  """Returns the folder of an experiment's finished run; runs or resumes it if necessary."""
   path = out / f'{config.name}-{config_hash(config)}'
   if not path.exists():
     tell(f'{config.name}, seed {config.seed}: running')
@@ -147,7 +147,7 @@ def _entry(label: str, runs: Sequence[Run]) -> Entry:
 
 
 def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-  """Returns the lines of the table: sizes, how many times fewer bytes, accuracies in per cent."""
+  """Returns the lines of the table: sizes, compression factor, accuracies in per cent."""
   plain = next(x for x in entries if x.label == PLAIN)
 
   def mean(x: Entry) -> float:

@@ -1,8 +1,8 @@
 """The table of distributed noise: bits of a value against test accuracy and epsilon, with its plot.
 
-Every entry is a run of one experiment whose noise is calibrated to an epsilon: distributed, with
-grids of so many bits, and on the server, on floats, to compare with. As in the other tables, what
-is finished is not repeated, and what was interrupted is resumed.
+Every entry is a run of the same experiment with noise calibrated to an epsilon. The noise is
+distributed, on quantisation grids of several numbers of bits, or, to compare with, added by the
+server to floats. Finished runs are not repeated, and interrupted runs are resumed.
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ class Entry(NamedTuple):
   """One line of the table.
 
   Attributes:
-    target: the epsilon that the noise was calibrated to.
-    bits: of a value of the sum; None: floats, with Gaussian noise on the server.
-    epsilon: of the whole run, as its ledger says.
-    size: bytes of a client's message.
+    target: epsilon that the noise was calibrated to.
+    bits: bits per value of the sum; None: floats, with Gaussian noise on the server.
+    epsilon: epsilon of the whole run, from its ledger.
+    size: mean bytes of a client's message.
     accuracies: final test accuracy of each seed.
   """
 
@@ -61,16 +61,16 @@ def distributed_dp(
     base: the experiment, with the stage `distributed` without a noise multiplier.
     out: folder of the runs and of the table.
     epsilons: budgets of a run.
-    bits: of a value; a number that has no room for the noise is told and left out.
-    seeds: of the runs, at least one.
-    rounds: of each run; None: as many as the experiment says.
-    data_dir: where prepared data sets are; None: the environment or the default decides.
-    tell: what is told goes there.
+    bits: numbers of bits per value; a number too small for the noise is reported and left out.
+    seeds: seeds of the runs, at least one.
+    rounds: number of rounds of each run; None: that of the experiment.
+    data_dir: folder of prepared data sets; None: as `data.places` says.
+    tell: function that shows a line of progress.
 
   Raises:
     ValueError: no epsilon, bits or seed, or an experiment that cannot be run.
     RunFailed: a run cannot go on.
-    Interrupted: by Ctrl-C; given again, the command goes on where it was.
+    Interrupted: by Ctrl-C; a second call goes on from there.
   """
   for name, values in (('epsilons', epsilons), ('bits', bits), ('seeds', seeds)):
     if not values:
@@ -94,7 +94,7 @@ def distributed_dp(
 
 
 def _check(base: Config) -> None:
-  """Raises `ValueError` unless the experiment has distributed noise that is to be calibrated."""
+  """Raises `ValueError` unless the experiment has distributed noise that is not calibrated yet."""
   noisy = [x for x in base.stages if x.use == 'distributed']
   if len(noisy) != 1 or 'noise_multiplier' in noisy[0].options or base.privacy.delta is None:
     raise ValueError(
@@ -117,7 +117,7 @@ def _config(base: Config, target: float, bits: int | None, seed: int, rounds: in
 
 
 def _stage(stage: StageSection, bits: int | None) -> StageSection | None:
-  """Returns the stage with so many bits; with None, what takes its place when the server noises."""
+  """Returns a stage with `bits` bits; for None, its replacement if the server adds the noise."""
   if stage.use not in ('distributed', 'mask'):
     return stage
   if bits is not None:

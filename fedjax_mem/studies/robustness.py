@@ -1,9 +1,9 @@
-"""The table of robust rules: test accuracy under every attack, for clients alike and not alike.
+"""The table of robust rules: test accuracy under every attack, for iid and non-iid clients.
 
-A cell is one program, compiled once and run for every seed (where a seed changes more than the
-clients' examples, one program a seed); its scores are added to a file of JSON lines as soon as they
-are there, and read from it the next time. So the command can be stopped and given again. Runs have
-no folders of their own: there are hundreds of them, of seconds each.
+A cell is one program, compiled once and run for every seed. If a seed changes more than the
+clients' examples, each seed has its own program. Scores are appended to a file of JSON lines as
+soon as they are known, and read from it the next time. So the command can be stopped and given
+again. Runs have no folders: there are hundreds of them, of a few seconds each.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ PARTITIONS: dict[str, dict[str, Any]] = {
   'dirichlet': {'partition': 'dirichlet'},
 }
 _FILE = 'robustness.jsonl'
-# Samplers that are told nothing of the data, so that one program holds for every seed.
+# Samplers whose layers do not depend on the data, so that one program serves every seed.
 _BLIND = ('uniform', 'poisson', 'round_robin', 'min_separation')
 
 
@@ -74,12 +74,12 @@ class Cell(NamedTuple):
   """One cell of the table, over seeds.
 
   Attributes:
-    partition: label of how labels are spread.
+    partition: label of the partition.
     attack: label of the attack.
     rule: label of the rule.
     accuracies: final test accuracy of each seed.
-    successes: for each seed, the share of triggered images taken for the target; empty without a
-      backdoor.
+    successes: for each seed, the share of images with the trigger that are classified as the
+      target; empty without a backdoor.
   """
 
   partition: str
@@ -105,17 +105,17 @@ def robustness(
   """Runs what is missing, writes `robustness.md`, `.csv` and `.png`, and returns the cells.
 
   Args:
-    base: the experiment; its own attacks and rules are taken out. Its cohort is the number of
-      clients that the rules' f is a share of.
+    base: the experiment, without its own attacks and rules. The rules' `byzantine` is the share
+      `attackers` of its cohort.
     out: folder of the table.
     rules: labels of `RULES`.
     attacks: labels of `ATTACKS`.
     partitions: labels of `PARTITIONS`; 'dirichlet' takes alpha and the rest from the experiment.
     attackers: share of the clients that are hostile, in [0, 1).
-    seeds: of the runs, at least one; a seed draws the partition, too.
-    rounds: of each run; None: as many as the experiment says.
-    data_dir: where prepared data sets are; None: the environment or the default decides.
-    tell: what is told goes there.
+    seeds: seeds of the runs, at least one; a seed draws the partition, too.
+    rounds: number of rounds of each run; None: that of the experiment.
+    data_dir: folder of prepared data sets; None: as `data.places` says.
+    tell: function that shows a line of progress.
 
   Raises:
     ValueError: an unknown label, no seed, or an experiment that cannot be run.
@@ -183,7 +183,7 @@ def _partition(section: DataSection, label: str) -> DataSection:
 def _scores(
   configs: Sequence[Config], data: dict[int, FederatedData], data_dir: str | None
 ) -> list[dict[str, float]]:
-  """Returns the scores of one experiment under several seeds, by one program if it can be."""
+  """Returns the scores of one experiment for several seeds, by one program if possible."""
   for config in configs:
     if config.seed not in data:
       data[config.seed] = build.load_data(config, data_dir)
@@ -218,8 +218,8 @@ def _scores(
 def _alike(configs: Sequence[Config], data: dict[int, FederatedData]) -> bool:
   """Returns whether one program serves all seeds.
 
-  It does if the test set is the same, and no sampler or clock holds sizes, durations or a
-  validation split, which are those of one seed.
+  It does if the test set is the same, and if no sampler or clock holds sizes, durations or a
+  validation split, which depend on the seed.
   """
   section, tests = configs[0].selection, [data[c.seed].test for c in configs]
   blind = section.name in _BLIND and not section.clock
@@ -227,7 +227,7 @@ def _alike(configs: Sequence[Config], data: dict[int, FederatedData]) -> bool:
 
 
 def _read(path: pathlib.Path) -> dict[str, dict[str, float]]:
-  """Returns the scores by the hashes of their experiments; a line cut off is as if not there."""
+  """Returns the hash of each experiment -> its scores; an incomplete line is skipped."""
   found = {}
   for line in path.read_text().splitlines() if path.exists() else ():
     try:
@@ -246,7 +246,7 @@ def _append(path: pathlib.Path, record: dict[str, Any]) -> None:
 
 
 def rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-  """Returns the lines of the table: a partition and a rule by attacks, accuracies in per cent."""
+  """Returns the lines of the table: one per partition and rule, accuracies in per cent."""
   found: dict[tuple[str, str], dict[str, Any]] = {}
   for x in cells:
     row = found.setdefault((x.partition, x.rule), {'partition': x.partition, 'rule': x.rule})

@@ -1,6 +1,6 @@
 """TFDS builders that need no TensorFlow: they write array_record files.
 
-Each lives in a package of its own, as TFDS wants it, and keeps the order of its source
-(`disable_shuffling`), so that a partition by seed means the same everywhere. The modules import
+Each is in its own package, as TFDS requires. It keeps the order of its source
+(`disable_shuffling`), so that a partition by seed is the same on every machine. The modules import
 `tensorflow_datasets`; import them only to prepare a data set.
 """

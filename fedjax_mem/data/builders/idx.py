@@ -1,4 +1,4 @@
-"""Reads idx files, plain or gzipped: the format of MNIST and its kin.
+"""Reads idx files, plain or gzipped: the format of MNIST and similar data sets.
 
 An idx file is two zero bytes, a type code (8: uint8), the number of dimensions, each dimension as a
 big-endian uint32, then the values.
@@ -33,7 +33,7 @@ def read(path: Path) -> np.ndarray:
   """Returns the array of an idx file of uint8.
 
   Raises:
-    ValueError: a file that is truncated, corrupt or no idx file of uint8; it is named.
+    ValueError: the file is truncated, corrupt or no idx file of uint8; the message names it.
   """
   try:
     raw = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
@@ -55,7 +55,7 @@ def read_pair(folder: Path, stem: str) -> tuple[np.ndarray, np.ndarray]:
   """Returns images [T, H, W] and labels [T], uint8.
 
   Raises:
-    ValueError: a file that is missing or damaged, or files that do not belong together.
+    ValueError: a file is missing or damaged, or the files do not belong together.
   """
   arrays = []
   for name, dimensions in zip(names(stem), (3, 1), strict=True):

@@ -1,9 +1,9 @@
 """Reads the federated data sets that TensorFlow Federated publishes, in both of their forms.
 
-HDF5, one file a split: group `examples`, in it one group a client, in it one array a feature, the
-example along the first axis. SQLite (plain or .lzma), one file for all splits: table `examples`
-with columns `split_name`, `client_id` and `serialized_example_proto`, a `tf.train.Example`.
-Examples come client after client, clients in alphabetical order.
+HDF5: one file per split with a group `examples`; in it one group per client; in it one array per
+feature, with examples along the first axis. SQLite (plain or .lzma): one file for all splits with a
+table `examples` of columns `split_name`, `client_id` and `serialized_example_proto` (a
+`tf.train.Example`). Examples are read client after client, clients in alphabetical order.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Files(NamedTuple):
 
   @property
   def instructions(self) -> str:
-    """Which files are needed, and whence."""
+    """Text for the user: which files are needed, and where they come from."""
     names = ', '.join(f'{self.hdf5}_{split}.h5' for split, _ in self.splits.values())
     return (
       f'Fetch what TensorFlow Federated publishes (tff.simulation.datasets): {self.sqlite}.lzma '
@@ -78,15 +78,15 @@ STACKOVERFLOW = Files(
 
 
 class Reader:
-  """The examples of one data set's files; a packed database is unpacked once, for all splits.
+  """Reads one data set's files; a compressed database is unpacked once, for all splits.
 
   Args:
-    folder: where the files are.
-    files: which they are.
-    scratch: where a database may be unpacked (it is removed when the reader goes).
+    folder: folder of the files.
+    files: names of the files.
+    scratch: folder in which a database may be unpacked; it is removed with the reader.
 
   Raises:
-    ValueError: the files are not there, or are damaged.
+    ValueError: the files are missing or damaged.
   """
 
   def __init__(self, folder: Path, files: Files, scratch: Path):
@@ -100,7 +100,7 @@ class Reader:
       self._database = _unpack(self._database, Path(self._scratch.name) / files.sqlite)
 
   def examples(self, split: str) -> Iterator[tuple[str, Example]]:
-    """Yields (client, example) of a split: text as bytes, everything else as arrays."""
+    """Yields (client, example) of a split: text as bytes, numbers as arrays."""
     hdf5, sql = self._files.splits[split]
     if self._database is not None:
       return _from_sqlite(self._database, sql)
@@ -148,7 +148,7 @@ def _from_sqlite(path: Path, split: str) -> Iterator[tuple[str, Example]]:
   )
   empty = True
   try:
-    # Read-only: a database in a folder of the system must not be touched, nor one made.
+    # Read-only: a database in a system folder must not be changed, and none must be created.
     with contextlib.closing(sqlite3.connect(f'{path.absolute().as_uri()}?mode=ro', uri=True)) as db:
       for client, blob in db.execute(query, (split,)):
         empty = False
@@ -162,7 +162,7 @@ def _from_sqlite(path: Path, split: str) -> Iterator[tuple[str, Example]]:
 
 
 def _parse(example: Any) -> Example:
-  """Returns the features of a `tf.train.Example`: the first of bytes, arrays of numbers."""
+  """Returns the features of a `tf.train.Example`: bytes (the first value), or arrays of numbers."""
   parsed: Example = {}
   for name, feature in example.features.feature.items():
     kind = feature.WhichOneof('kind')

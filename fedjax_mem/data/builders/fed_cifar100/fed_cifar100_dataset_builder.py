@@ -1,6 +1,6 @@
 """CIFAR-100 on 500 training and 100 test clients of 100 images each, by Pachinko allocation.
 
-Test clients are others than training clients, whatever their names.
+Test clients are different from training clients, even if they have the same names.
 
 Reference: Krizhevsky (2009); Reddi et al. (2021), arXiv 2003.00295, appendix F.
 """

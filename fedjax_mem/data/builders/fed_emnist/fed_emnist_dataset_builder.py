@@ -1,7 +1,7 @@
 """FEMNIST: handwritten characters by writer, 3,400 clients (digits only: 3,383).
 
-As published: 1 is the background, 0 the ink; labels are digits, capitals, small letters. 62 labels,
-671,585 training and 77,483 test examples (digits only: 10, 341,873 and 40,832).
+Pixels are as published: 1 is the background, 0 the ink. The 62 labels are digits, capital and small
+letters; 671,585 training and 77,483 test examples (digits only: 10, 341,873 and 40,832).
 
 Reference: Caldas et al. (2018), LEAF, arXiv 1812.01097.
 """
@@ -19,7 +19,7 @@ from fedjax_mem.data.builders import tff
 
 @dataclasses.dataclass(eq=False)
 class Config(tfds.core.BuilderConfig):
-  """Which of the labels: `num_classes` is 62 or 10."""
+  """The set of labels: `num_classes` is 62 or 10."""
 
   num_classes: int = 62
 

@@ -1,4 +1,4 @@
-"""Shakespeare: the lines of 715 characters of his plays, 16,068 training and 2,356 test snippets.
+"""Shakespeare: the lines of 715 speaking roles, 16,068 training and 2,356 test snippets.
 
 Reference: McMahan et al. (2017), arXiv 1602.05629; Caldas et al. (2018), LEAF, arXiv 1812.01097.
 """
