@@ -13,9 +13,7 @@ import subprocess
 import sys
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from fedjax_mem.report import figures
 
@@ -102,8 +100,7 @@ def main() -> None:
   )
   parser.add_argument('--out', default='scaling.png')
   args = parser.parse_args()
-  with matplotlib.rc_context(figures.style()):
-    figure = Figure(figsize=(4.4 * len(args.what), 3.8), layout='constrained')
+  with figures.canvas(4.4 * len(args.what), 3.8) as (figure, _):
     axes = figure.subplots(1, len(args.what), squeeze=False)
     for ax, what in zip(axes[0], args.what, strict=True):
       rows = []

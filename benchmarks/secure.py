@@ -16,7 +16,6 @@ import json
 import os
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -78,9 +77,8 @@ def once(clients: int, params: int, args: argparse.Namespace) -> dict:
   }
 
 
-def plot(lines: list[dict], path: str) -> None:
+def plot(lines: list[dict], figure: Figure) -> None:
   """Draws seconds and bytes, of a client and of the server, against the number of clients."""
-  figure = Figure(figsize=(13, 4), layout='constrained')
   panels = figure.subplots(1, 3)
   for number, params in enumerate(sorted({line['params'] for line in lines})):
     rows = sorted((x for x in lines if x['params'] == params), key=lambda x: x['clients'])
@@ -109,7 +107,6 @@ def plot(lines: list[dict], path: str) -> None:
     axes.grid(alpha=0.3)
     axes.set_ylim(top=axes.get_ylim()[1] * 6)  # room for the legend
     axes.legend(fontsize=7, loc='upper left', ncols=2)
-  figures.save(figure, path)
 
 
 def main() -> None:
@@ -127,8 +124,9 @@ def main() -> None:
     lines.append(once(clients, params, args))
     print(json.dumps(lines[-1]), flush=True)
   if args.out:
-    with matplotlib.rc_context(figures.style()):
-      plot(lines, args.out)
+    with figures.canvas(13, 4) as (figure, _):
+      plot(lines, figure)
+    figures.save(figure, args.out)
 
 
 if __name__ == '__main__':

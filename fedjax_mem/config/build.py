@@ -92,9 +92,8 @@ def build_model(config: Config, data: FederatedData) -> Model:
   section = config.model
   if ':' not in section.name:
     return models.build(section.name, data.input_shape, data.num_classes, **section.options)
-  make = registry.factory('model.name', section.name, {})
   given = {'input_shape': data.input_shape, 'num_classes': data.num_classes}
-  model = registry.call('model', make, section.options, **given)
+  model = registry.made('model', 'name', section.name, {}, section.options, **given)
   if not isinstance(model, Model):
     raise ValueError(f'model.name must be a factory of a Model, got one of {type(model).__name__}.')
   if tuple(model.input_shape) != tuple(data.input_shape) or model.num_classes < data.num_classes:
@@ -131,13 +130,13 @@ def build_layers(
   first = [section.before_algorithm or _prepares(made) for section, made in stages]
   before = [made for (_, made), early in zip(stages, first, strict=True) if early]
   after = [made for (_, made), early in zip(stages, first, strict=True) if not early]
-  weighting = registry.factory('weighting.name', config.weighting.name, WEIGHINGS)
+  weighting = config.weighting
   layers = compose(
     *before,
     *tasks,
     _algorithm(config, model),
     *blind,
-    registry.call('weighting', weighting, config.weighting.options),
+    registry.made('weighting', 'name', weighting.name, WEIGHINGS, weighting.options),
     *after[: _attacked(after)],
     *messages,
     *after[_attacked(after) :],
@@ -181,18 +180,19 @@ def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
 
 def _stage(config: Config, number: int, given: dict[str, int]) -> Layer | tuple[Layer, ...]:
   section, key = config.stages[number], f'stages[{number}]'
-  make = registry.factory(f'{key}.use', section.use, registry.LAYERS)
-  made = registry.call(key, make, section.options, **privacy.unsaid(given, section.options))
+  free = privacy.unsaid(given, section.options)
+  made = registry.made(key, 'use', section.use, registry.LAYERS, section.options, **free)
   layer: Layer | tuple[Layer, ...] = named.as_layer(made)
   return layer
 
 
 def _algorithm(config: Config, model: Model) -> Layer:
   section, client = config.algorithm, config.client
-  make = registry.factory('algorithm.name', section.name, ALGORITHMS)
-  layer: Layer = registry.call(
+  layer: Layer = registry.made(
     'algorithm',
-    make,
+    'name',
+    section.name,
+    ALGORITHMS,
     section.options,
     loss=model.loss,
     learning_rate=learning_rate(client, config.rounds),
@@ -209,7 +209,6 @@ def _selection(
 ) -> tuple[Layer, ...]:
   """Returns the sampler's layers."""
   section = config.selection
-  make = registry.factory('selection.name', section.name, SAMPLERS)
   given = {
     'num_clients': num_clients,
     'cohort_size': section.cohort_size,
@@ -226,7 +225,7 @@ def _selection(
   rows = privacy.capacity(config, num_clients)
   if rows is not None and 'capacity' not in section.options:
     given['capacity'] = rows
-  made = registry.call('selection', make, section.options, **given)
+  made = registry.made('selection', 'name', section.name, SAMPLERS, section.options, **given)
   layers = made if isinstance(made, tuple) and not isinstance(made, Layer) else (made,)
   if sum(isinstance(x, Layer) and x.fact(Draws) is not None for x in layers) != 1:
     raise ValueError(
@@ -245,8 +244,8 @@ def _in_the_world(
   then: list[Any] = []
   if section.availability:
     options = dict(section.availability)
-    trace = registry.factory('selection.availability.use', options.pop('use', ''), TRACES)
-    made = registry.call('selection.availability', trace, options, num_clients=num_clients)
+    name, own = options.pop('use', ''), {'num_clients': num_clients}
+    made = registry.made('selection.availability', 'use', name, TRACES, options, **own)
     (first if options.get('before_draw') else then).append(made)
   if section.dropout:
     then.append(dropout(section.dropout))
@@ -301,8 +300,8 @@ def client_optimizer(client: ClientSection) -> Any:
 
 def server_optimizer(server: ServerSection) -> optax.GradientTransformation:
   """Returns the server's optax optimizer of the average update."""
-  make = registry.factory('server.optimizer', server.optimizer, SERVER_OPTIMIZERS)
   given = {'b1': server.beta1, 'b2': server.beta2, 'tau': server.tau, 'momentum': server.momentum}
   if ':' in server.optimizer:  # 'optax:sgd' means plain steps, not our default momentum
     given = {}
-  return registry.call('server', make, {}, learning_rate=server.learning_rate, **given)
+  given['learning_rate'] = server.learning_rate
+  return registry.made('server', 'optimizer', server.optimizer, SERVER_OPTIMIZERS, {}, **given)

@@ -67,3 +67,28 @@ def call(key: str, make: Callable[..., Any], options: Mapping[str, Any], **given
       of = getattr(make, '__name__', make)
       raise ValueError(f'{key}.options.{name} must be given for {of!r}, got none.')
   return make(**arguments)
+
+
+def made(
+  key: str,
+  field: str,
+  name: str,
+  known: Mapping[str, Callable[..., Any]],
+  options: Mapping[str, Any],
+  /,
+  **given: Any,
+) -> Any:
+  """Returns what the factory that a section names makes: `factory`, then `call`.
+
+  Args:
+    key: the section of the configuration, for messages.
+    field: of the section, the one that holds the name.
+    name: as in `factory`.
+    known: the registry.
+    options: as in `call`.
+    **given: as in `call`.
+
+  Raises:
+    ValueError: as `factory` and `call`.
+  """
+  return call(key, factory(f'{key}.{field}', name, known), options, **given)

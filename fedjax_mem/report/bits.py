@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -20,9 +19,7 @@ def bits_and_accuracy(
     levels: label -> accuracy to compare the line with, drawn dashed in the line's colour.
     title: title of the plot.
   """
-  colours = figures.colours()
-  with matplotlib.rc_context(figures.style()):
-    figure = Figure(figsize=(8, 5), layout='constrained')
+  with figures.canvas(8, 5) as (figure, colours):
     ax = figure.add_subplot()
     for i, (label, points) in enumerate(lines.items()):
       colour = colours[i % len(colours)]

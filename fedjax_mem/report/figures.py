@@ -5,11 +5,14 @@ and markers differ too. Matplotlib's global state stays as it is, but for its st
 is drawn.
 """
 
+import contextlib
 import io
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
+import matplotlib
 from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -63,6 +66,27 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(png(figure))
   return path
+
+
+@contextlib.contextmanager
+def canvas(
+  width: float, height: float, title: str = '', dark: bool = False, **settings: Any
+) -> Iterator[tuple[Figure, tuple[str, ...]]]:
+  """Yields (an empty figure, the colours of its curves); what is drawn in it has the one style.
+
+  Args:
+    width: in inches.
+    height: in inches.
+    title: above all panels, cut to one line.
+    dark: light ink on dark paper.
+    **settings: of matplotlib that differ from `style`, with '_' for '.'.
+  """
+  other = {name.replace('_', '.'): value for name, value in settings.items()}
+  with matplotlib.rc_context(style(dark) | other):
+    figure = Figure(figsize=(width, height), layout='constrained')
+    if title:
+      figure.suptitle(short(title, 100), fontweight='bold')
+    yield figure, colours(dark)
 
 
 def short(text: str, length: int = 40) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -24,12 +23,9 @@ def heatmap(panels: Mapping[str, Cells], title: str, label: str = 'test accuracy
   """
   first = next(iter(panels.values()), {})
   rows, columns = (list(dict.fromkeys(key[i] for key in first)) for i in (0, 1))
-  whole = {'axes.grid': False, 'axes.spines.right': True, 'axes.spines.top': True, 'font.size': 9}
-  with matplotlib.rc_context(figures.style() | whole):
-    figure = Figure(
-      figsize=(3.2 + 0.62 * len(columns) * len(panels), 1.9 + 0.36 * len(rows)),
-      layout='constrained',
-    )
+  size = 3.2 + 0.62 * len(columns) * len(panels), 1.9 + 0.36 * len(rows)
+  frame = {'axes_spines_right': True, 'axes_spines_top': True}
+  with figures.canvas(*size, title, axes_grid=False, font_size=9, **frame) as (figure, _):
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     image = None
     for ax, (name, cells) in zip(axes, panels.items(), strict=True):
@@ -47,5 +43,4 @@ def heatmap(panels: Mapping[str, Cells], title: str, label: str = 'test accuracy
       ax.tick_params(length=0)
     if image is not None:
       figure.colorbar(image, ax=axes, label=label, pad=0.01)
-    figure.suptitle(title, fontweight='bold')
   return figure

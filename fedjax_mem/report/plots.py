@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -38,18 +37,14 @@ def learning_curves(
   has_loss = any(series(run, key)[1] for run in runs for key in ('train_loss', 'test_loss'))
   panels = [_accuracy] * has_accuracy + [_loss] * has_loss or [_nothing]
   legend_rows = math.ceil(len(runs) / 3) if len(runs) > 1 else 0
-  with matplotlib.rc_context(figures.style(dark)):
-    figure = Figure(
-      figsize=(5.2 * max(len(panels), 1.25), 3.9 + 0.22 * min(legend_rows, _LEGEND_ROWS)),
-      layout='constrained',
-    )
+  size = 5.2 * max(len(panels), 1.25), 3.9 + 0.22 * min(legend_rows, _LEGEND_ROWS)
+  named = f'{runs[0].name}: learning curves' if len(runs) == 1 else f'{len(runs)} runs compared'
+  with figures.canvas(*size, title or named, dark) as (figure, colours):
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for draw, ax in zip(panels, axes, strict=True):
-      draw(ax, runs, figures.colours(dark))
+      draw(ax, runs, colours)
     if len(runs) > 1:
       _legend(figure, axes[0], runs)
-    named = f'{runs[0].name}: learning curves' if len(runs) == 1 else f'{len(runs)} runs compared'
-    figure.suptitle(figures.short(title or named, 90), fontweight='bold')
   return figure
 
 
@@ -175,11 +170,11 @@ def partition(
   clients, classes = counts.shape
   if labels is not None and len(labels) != classes:
     raise ValueError(f'labels must be {classes} names, got {len(labels)}.')
-  with matplotlib.rc_context(figures.style(dark) | {'axes.grid': False}):
-    height = 2.6 + 0.24 * min(max(classes, 4), 30)
-    figure = Figure(figsize=(9.5, height), layout='constrained')
+  height = 2.6 + 0.24 * min(max(classes, 4), 30)
+  sizes = f'{clients:,} clients, {int(counts.sum()):,} examples'
+  whole = f'{title}: {sizes}' if title else sizes
+  with figures.canvas(9.5, height, whole, dark, axes_grid=False) as (figure, (colour, *_)):
     above, ax = figure.subplots(2, 1, sharex=True, height_ratios=(1, max(height - 2.2, 1.6)))
-    colour = figures.colours(dark)[0]
     step = -(-clients // _COLUMNS)
     seen = counts[::step]
     if clients <= 200:
@@ -200,8 +195,6 @@ def partition(
       ax.set_yticks(range(classes), [figures.short(str(x), 20) for x in names])
     ax.set_xlim(-0.7, clients - 0.3)
     ax.set_ylim(-0.7, classes - 0.3)
-    sizes = f'{clients:,} clients, {int(counts.sum()):,} examples'
-    figure.suptitle(figures.short(f'{title}: {sizes}' if title else sizes, 100), fontweight='bold')
   return figure
 
 
@@ -245,9 +238,7 @@ def contributions(
   """
   scores, rounds = np.asarray(scores, float), np.asarray(rounds)
   known = np.flatnonzero(rounds > 0)
-  colours = figures.colours(dark)
-  with matplotlib.rc_context(figures.style(dark)):
-    figure = Figure(figsize=(8.5, 4), layout='constrained')
+  with figures.canvas(8.5, 4, dark=dark) as (figure, colours):
     ax = figure.add_subplot()
     shown = [colours[0] if x >= 0 else colours[1] for x in scores[known]]
     ax.bar(known, scores[known], color=shown, width=0.8)
@@ -273,9 +264,7 @@ def epsilon(
     title: title of the plot.
     dark: whether the background is dark.
   """
-  colours = figures.colours(dark)
-  with matplotlib.rc_context(figures.style(dark)):
-    figure = Figure(figsize=(7.5, 4.5), layout='constrained')
+  with figures.canvas(7.5, 4.5, dark=dark) as (figure, colours):
     ax = figure.add_subplot()
     for i, (label, values) in enumerate(curves.items()):
       rounds = range(1, len(values) + 1)
@@ -309,9 +298,7 @@ def tradeoff(
     title: title of the plot.
     dark: whether the background is dark.
   """
-  colours = figures.colours(dark)
-  with matplotlib.rc_context(figures.style(dark)):
-    figure = Figure(figsize=(8.5, 5), layout='constrained')
+  with figures.canvas(8.5, 5, dark=dark) as (figure, colours):
     ax = figure.add_subplot()
     for i, (label, (size, values)) in enumerate(points.items()):
       scores = 100 * np.asarray(values)
