@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,12 +78,12 @@ def once(clients: int, params: int, args: argparse.Namespace) -> dict:
   }
 
 
-def plot(lines: list[dict], figure: Figure) -> None:
+def plot(lines: list[dict], figure: Figure, colours: Sequence[str]) -> None:
   """Draws seconds and bytes, of a client and of the server, against the number of clients."""
   panels = figure.subplots(1, 3)
   for number, params in enumerate(sorted({line['params'] for line in lines})):
     rows = sorted((x for x in lines if x['params'] == params), key=lambda x: x['clients'])
-    n, color, size = [x['clients'] for x in rows], f'C{number}', f'D = {params:,}'
+    n, color, size = [x['clients'] for x in rows], colours[number], f'D = {params:,}'
     series = (
       (0, 'client_s', 'o-', f'a client, {size}', 1),
       (0, 'server_s', 's--', f'server, {size}', 1),
@@ -124,8 +125,8 @@ def main() -> None:
     lines.append(once(clients, params, args))
     print(json.dumps(lines[-1]), flush=True)
   if args.out:
-    with figures.canvas(13, 4) as (figure, _):
-      plot(lines, figure)
+    with figures.canvas(13, 4) as (figure, colours):
+      plot(lines, figure, colours)
     figures.save(figure, args.out)
 
 

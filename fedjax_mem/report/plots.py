@@ -281,6 +281,7 @@ def epsilon(
           va='bottom',
           fontsize='small',
         )
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set(xlabel='round', ylabel='ε', ylim=(0, None))
     ax.set_title(title or 'Privacy loss')
     ax.legend()
