@@ -1,4 +1,4 @@
-"""What a client computes from its examples, and what the server makes of the aggregate."""
+"""Algorithms: local training on the client, the optimizer step on the server."""
 
 from collections.abc import Callable
 

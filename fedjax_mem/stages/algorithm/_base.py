@@ -8,20 +8,34 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_mem.core import Context, Examples, Mean, Message, Stage, Task, Total, tree, validate
+from fedjax_mem.core import (
+  Batch,
+  Context,
+  Examples,
+  Mean,
+  Message,
+  Metrics,
+  Stage,
+  Task,
+  Total,
+  Tree,
+  tree,
+  validate,
+)
 
-LossFn = Callable[[Any, dict[str, jax.Array], jax.Array | None], jax.Array]
+# (params, batch, key) -> losses [B]; the key is None where the loss is known not to use it.
+LossFn = Callable[[Tree, Batch, jax.Array | None], jax.Array]
 OptimizerFn = Callable[[Any], optax.GradientTransformation]
 Rate = float | Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sgd:
-  """Learning rate -> the clients' SGD; a callable that tells what it is.
+  """The clients' SGD, a callable learning rate -> optax optimizer whose settings can be read.
 
   Attributes:
-    momentum: in [0, 1), of a buffer that starts at zero in every round.
-    weight_decay: >= 0; times the parameters, added to the gradient.
+    momentum: in [0, 1); its buffer starts at zero in every round.
+    weight_decay: >= 0; this factor times the parameters is added to the gradient.
   """
 
   momentum: float = 0.0
@@ -34,8 +48,12 @@ class Sgd:
     return optax.chain(optax.add_decayed_weights(decay), sgd) if decay else sgd
 
 
+# (parameters, optimizer state, losses so far) of a client between two local steps.
+_Carry = tuple[Tree, Tree, Mean]
+
+
 class Trained(NamedTuple):
-  """What local training gives.
+  """The result of local training.
 
   Attributes:
     params: the client's parameters after its last step.
@@ -43,9 +61,9 @@ class Trained(NamedTuple):
     metrics: `train_loss` (over the examples, before each step), `steps`, `wasted_steps`.
   """
 
-  params: Any
+  params: Tree
   steps: jax.Array
-  metrics: dict[str, Any]
+  metrics: Metrics
 
 
 def check_loss(loss: LossFn) -> None:
@@ -66,7 +84,7 @@ def server_optimizer_of(
   """Returns the server's optimizer, by default x <- x - update.
 
   Raises:
-    ValueError: not an optax transformation (but, say, its factory).
+    ValueError: not an optax transformation, for example its factory.
   """
   if server_optimizer is None:
     return optax.sgd(1.0)
@@ -84,7 +102,7 @@ def rate_at(rate: Rate, round: jax.Array) -> Any:
 
 
 def batch_plan(data: Examples, batch_size: int) -> tuple[int, int]:
-  """Returns (examples a batch, padded examples an epoch), static."""
+  """Returns (examples a batch, examples an epoch including padding), static."""
   size = min(batch_size, data.capacity)
   return size, size * -(-data.capacity // size)
 
@@ -99,15 +117,15 @@ def shuffled(key: jax.Array, data: Examples, padded: int) -> jax.Array:
 
 
 def masked_mean_loss(
-  loss: LossFn, params: Any, batch: dict[str, jax.Array], mask: jax.Array, key: jax.Array
+  loss: LossFn, params: Tree, batch: Batch, mask: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, Mean]:
-  """Returns the mean loss over the examples in `mask` [B] (0 if there are none), and its parts."""
+  """Returns the mean loss over the examples in `mask` [B] (0 if none), as a number and a `Mean`."""
   losses = loss(params, batch, key)
   if losses.shape != mask.shape:
     raise ValueError(
       f'loss must return one value per example, shape {mask.shape!r}, got {losses.shape!r}.'
     )
-  # `where`, not a product: a padded example may be anything, and 0 * inf is not 0.
+  # `where`, not a product: the loss of a padded example may be infinite, and 0 * inf is not 0.
   summed = jnp.where(mask, losses, 0.0).sum()
   count = mask.sum(dtype=jnp.float32)
   return summed / jnp.maximum(count, 1.0), Mean(summed, count)
@@ -124,15 +142,15 @@ def local_steps(
 ) -> Trained:
   """Returns the parameters after `epochs` passes of mini-batch steps over the client's examples.
 
-  Every epoch is shuffled anew; the last batch of an epoch may be smaller and its loss is the mean
-  over the examples it has. The loop runs to the largest client of those side by side, and a client
-  that has finished keeps everything as it is.
+  Every epoch is shuffled anew. The last batch of an epoch may be smaller; its loss is the mean over
+  its examples. The loop has the steps of the largest of the clients that run side by side; a client
+  that has finished keeps its parameters and optimizer state.
 
   Args:
-    loss: (params, batch, key) -> [B] losses, one an example.
+    loss: (params, batch, key) -> losses [B], one for each example.
     optimizer: the client's optimizer; its state starts anew in every round.
-    task: where to start from, and the examples.
-    key: this client's key in this round.
+    task: initial parameters and the client's examples.
+    key: PRNG key of this client in this round.
     epochs: passes over the examples.
     batch_size: examples a step, B.
   """
@@ -140,7 +158,7 @@ def local_steps(
   size, padded = batch_plan(data, batch_size)
   steps = -(-data.longest // size)
 
-  def step(number: jax.Array, order: jax.Array, key: jax.Array, carry: tuple) -> tuple:
+  def step(number: jax.Array, order: jax.Array, key: jax.Array, carry: _Carry) -> _Carry:
     params, opt, metrics = carry
     first = number * size
     positions = jax.lax.dynamic_slice(order, (first,), (size,))
@@ -150,16 +168,18 @@ def local_steps(
     grads, seen = jax.grad(objective, has_aux=True)(params)
     updates, new_opt = optimizer.update(grads, opt, params)
     new = optax.apply_updates(params, updates), new_opt
+    # Without examples the gradient is zero, but momentum and weight decay would still move.
     if data.ragged:
       new = tree.select(first < data.count, new, (params, opt))
     return (*new, tree.add(metrics, seen))
 
-  def epoch(number: jax.Array, carry: tuple) -> tuple:
+  def epoch(number: jax.Array, carry: _Carry) -> _Carry:
     shuffle_key, step_key = jax.random.split(jax.random.fold_in(key, number))
     one_batch = padded == size  # then the order of the examples does not matter
     order = jnp.arange(size, dtype=jnp.int32) if one_batch else shuffled(shuffle_key, data, padded)
     body = lambda i, carry: step(i, order, step_key, carry)
-    return jax.lax.fori_loop(0, steps, body, carry)
+    ended: _Carry = jax.lax.fori_loop(0, steps, body, carry)
+    return ended
 
   start = (task.params, optimizer.init(task.params), Mean(jnp.float32(0), jnp.float32(0)))
   params, _, seen = jax.lax.fori_loop(0, epochs, epoch, start)
@@ -167,45 +187,47 @@ def local_steps(
   return Trained(params, taken, step_metrics(seen, taken, epochs * steps))
 
 
-def step_metrics(seen: Mean, taken: jax.Array, run: jax.Array) -> dict[str, Any]:
+def step_metrics(seen: Mean, taken: jax.Array, run: jax.Array) -> Metrics:
   """Returns the metrics of local training.
 
   Args:
-    seen: the losses of the examples, before each step.
-    taken: steps that had examples, int32.
-    run: steps that were computed, int32: the rest is the price of clients side by side.
+    seen: losses of the examples, before each step.
+    taken: int32, steps that had examples.
+    run: int32, steps that were computed; a client computes more than `taken` of them if a client
+      beside it is larger.
   """
   wasted = Mean((run - taken).astype(jnp.float32), run.astype(jnp.float32))
   return {'train_loss': seen, 'steps': Total(taken), 'wasted_steps': wasted}
 
 
-def uses_key(loss: LossFn, params: Any, batch: dict[str, Any]) -> bool:
-  """Returns whether the loss draws from its key (dropout), by tracing it on shapes."""
+def uses_key(loss: LossFn, params: Tree, batch: dict[str, Any]) -> bool:
+  """Returns whether the loss uses its key (dropout), by tracing it on shapes."""
   key = jax.eval_shape(lambda: jax.random.key(0))
   jaxpr = jax.make_jaxpr(loss)(params, batch, key).jaxpr
   return any(jaxpr.invars[-1] is x for equation in jaxpr.eqns for x in equation.invars)
 
 
 def pooled_gradient(
-  loss: LossFn, params: Any, batch: dict[str, jax.Array], weights: jax.Array, mask: jax.Array
-) -> tuple[Any, Mean]:
+  loss: LossFn, params: Tree, batch: Batch, weights: jax.Array, mask: jax.Array
+) -> tuple[Tree, Mean]:
   """Returns the gradient of sum_i weights_i loss_i over the examples in `mask` [B], and losses."""
 
-  def objective(params: Any) -> tuple[jax.Array, Mean]:
+  def objective(params: Tree) -> tuple[jax.Array, Mean]:
     losses = jnp.where(mask, loss(params, batch, None), 0.0)
     return (weights * losses).sum(), Mean(losses.sum(), mask.sum(dtype=jnp.float32))
 
-  return jax.grad(objective, has_aux=True)(params)
+  grads, seen = jax.grad(objective, has_aux=True)(params)
+  return grads, seen
 
 
 def server_step(optimizer: optax.GradientTransformation) -> Stage:
-  """Returns the server side: one optimizer step on the average update, which gives new parameters.
+  """Returns the server side: one optimizer step on the average update gives the new parameters.
 
   The update is server - client, so the optimizer descends. If no client took part (the divisor is
-  zero) the parameters and the optimizer stay as they are.
+  zero), the parameters and the optimizer's state stay as they are.
   """
 
-  def apply(ctx: Context, message: Message, state):
+  def apply(ctx: Context, message: Message, state: Tree) -> tuple[Tree, Tree, Metrics]:
     params, new = descend(optimizer, ctx.params, message, state)
     return params, new, {}
 
@@ -213,8 +235,8 @@ def server_step(optimizer: optax.GradientTransformation) -> Stage:
 
 
 def descend(
-  optimizer: optax.GradientTransformation, params: Any, message: Message, state: Any
-) -> tuple[Any, Any]:
+  optimizer: optax.GradientTransformation, params: Tree, message: Message, state: Tree
+) -> tuple[Tree, Tree]:
   """Returns (parameters, optimizer state) after one step on `message.update`, as `server_step`."""
   updates, new_state = optimizer.update(message.update, state, params)
   new = optax.apply_updates(params, updates), new_state

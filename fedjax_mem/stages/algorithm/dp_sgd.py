@@ -1,13 +1,14 @@
 """Example-level differential privacy inside the client: DP-SGD as the local training.
 
-In each local step every example of the client takes part independently with probability `rate`; its
-gradient is clipped, the clipped gradients are summed, Gaussian noise is added to the sum, and the
-result is divided by a fixed number.
+In each local step every example of the client is in the batch independently with probability
+`rate`. Its gradient is clipped, the clipped gradients are summed, Gaussian noise is added to the
+sum, and the result is divided by a fixed number.
 
-Formal guarantee: what leaves a client in one participation is post-processing of `steps` Gaussian
-releases of multiplier `noise_multiplier` on Poisson samples of its examples; each example is
-protected from the server too. It holds with equal weights, as the number of examples is private,
-which the plan checks. A batch beyond its rows is cut uniformly; the ledger adds what that costs.
+Formal guarantee: a client's message in one participation is post-processing of `steps` Gaussian
+releases of multiplier `noise_multiplier` on Poisson samples of its examples. Each example is
+protected from the server, too. The guarantee needs equal weights, since the number of examples is
+private; the plan checks this. A batch with more examples than rows is cut uniformly at random; the
+ledger adds the cost.
 
 The metrics are computed from the examples without noise: epsilon does not cover them.
 
@@ -17,7 +18,6 @@ References: Abadi et al. (2016), arXiv 1607.00133, Algorithm 1; McMahan et al. (
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ import optax
 
 from fedjax_mem import mechanisms
 from fedjax_mem.core import (
+  Batch,
   Bound,
   Context,
   Draws,
@@ -34,11 +35,13 @@ from fedjax_mem.core import (
   Mean,
   Mechanism,
   Message,
+  Metrics,
   Noises,
   Stage,
   Task,
   Total,
   Trains,
+  Tree,
   tree,
   validate,
 )
@@ -49,17 +52,20 @@ from fedjax_mem.stages.algorithm import _base as training
 
 # Probability that a batch of the largest client overflows the rows chosen by default.
 _OVERFLOW = 1e-14
-# The clip's bound holds up to float32's rounding; this much less, and it holds.
+# A clip keeps its bound up to float32's rounding; reduced by this fraction, it keeps it exactly.
 _MARGIN = 2.0**-20
+
+# (sum of clipped gradients, sums for the metrics)
+_Sums = tuple[Tree, dict[str, jax.Array]]
 
 
 def batch_rows(rate: float, examples: int, capacity: int | None) -> int:
-  """Returns the rows of a batch: `capacity`, or the least that overflow once in 10^14 draws.
+  """Returns the rows of a batch: `capacity`, or the fewest that overflow once in 10^14 draws.
 
   Args:
     rate: probability of each example.
-    examples: of the largest client.
-    capacity: rows asked for, or None.
+    examples: number of examples of the largest client.
+    capacity: rows of a batch; None: chosen here.
   """
   if capacity is not None:
     return min(capacity, examples)
@@ -81,21 +87,28 @@ def dp_sgd(
   optimizer: training.OptimizerFn = optax.sgd,
   server_optimizer: optax.GradientTransformation | None = None,
 ) -> Layer:
-  """Returns the layer whose clients train by DP-SGD; the server averages what they learned.
+  """Returns the layer whose clients train by DP-SGD; the server averages their updates.
 
-  Every client runs `steps` steps, whatever its size, and a step with an empty batch is noise alone.
-  An example whose gradient is not finite contributes zero.
+  Every client runs `steps` steps, whatever its size; a step with an empty batch is pure noise. An
+  example whose gradient is not finite contributes zero.
+
+  >>> loss = lambda params, batch, key: (params - batch['x']) ** 2 / 2
+  >>> numbers = dict(batch_size=8, steps=10, rate=0.1, l2_clip_norm=1.0, noise_multiplier=2.0)
+  >>> noise = dp_sgd(loss, learning_rate=0.1, **numbers).fact(fm.Noises)
+  >>> noise.mechanism, noise.unit, noise.steps
+  (Gaussian(noise_multiplier=2.0), 'example', 10)
 
   Args:
-    loss: (params, batch, key) -> [B] losses, one an example.
+    loss: (params, batch, key) -> losses [B], one for each example.
     learning_rate: the clients' learning rate, a number > 0 or a schedule round -> number.
-    batch_size: the fixed divisor of a noised sum of gradients, public, >= 1: the expected batch.
+    batch_size: fixed divisor of a noised sum of gradients, public, >= 1: the expected batch size.
     steps: local steps a round, >= 1.
     rate: probability of each example in each step, in (0, 1], the same for all clients.
     l2_clip_norm: bound on the L2 norm of one example's gradient, > 0.
-    noise_multiplier: standard deviation of the noise on the sum over the bound; 0: no claim.
-    capacity: rows of a batch; by default, overflown once in 10^14.
-    microbatch: per-example gradients held at a time, >= 1: it bounds memory.
+    noise_multiplier: standard deviation of the noise on the sum over the bound; 0: no noise and no
+      claim of privacy.
+    capacity: rows of a batch; by default, such that a batch overflows once in 10^14 draws.
+    microbatch: per-example gradients held at a time, >= 1: it limits memory.
     mechanism: noise of floats scaled to the L2 norm: 'gaussian', or 'package.module:Class'.
     optimizer: learning rate -> the clients' optax optimizer, of noised gradients.
     server_optimizer: optax optimizer of the average update; by default x <- x - update.
@@ -118,14 +131,19 @@ def dp_sgd(
     mechanism=mechanism,
   )
   server = training.server_step(training.server_optimizer_of(server_optimizer))
+  return Layer('algorithm', client=_trains(steps_of, learning_rate, optimizer), server=server)
 
-  def client(ctx: Context, task: Task, state):
-    local = optimizer(training.rate_at(learning_rate, ctx.round))
-    params, metrics = steps_of.run(ctx.key, task, local)
+
+def _trains(steps: 'Steps', rate: training.Rate, optimizer: training.OptimizerFn) -> Stage:
+  """Returns the client side that runs the steps, at the round's learning rate."""
+
+  def client(ctx: Context, task: Task, state: Tree) -> tuple[Message, Tree, Metrics]:
+    local = optimizer(training.rate_at(rate, ctx.round))
+    params, metrics = steps.run(ctx.key, task, local)
     update = tree.sub(task.params, params)
     return Message(update, task.data.count.astype(jnp.float32), {}), state, metrics
 
-  return Layer('algorithm', client=Stage(client, facts=steps_of.facts), server=server)
+  return Stage(client, facts=steps.facts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +161,8 @@ class Steps:
   microbatch: int
   mechanism: str | type[Mechanism] = 'gaussian'
 
-  def __post_init__(self):
-    """Raises `ValueError` for what is out of range."""
+  def __post_init__(self) -> None:
+    """Raises `ValueError` if an argument is out of range."""
     validate.integer(batch_size=self.batch_size)
     validate.integer(steps=self.steps)
     if validate.probability(rate=self.rate) < 2.0**-32:
@@ -160,28 +178,31 @@ class Steps:
 
   @property
   def facts(self) -> tuple[Fact, ...]:
-    """What the side that takes these steps promises."""
+    """The facts of the client side that runs these steps."""
     if self.made is None:
       return (Trains(),)
     return Trains(), Noises(self.made, 'local', 'example', self.batches, self.steps)
 
   @functools.cached_property
   def made(self) -> Mechanism | None:
-    """The noise on the sum of gradients, None without."""
+    """The noise on the sum of gradients; None if there is none."""
     return mechanisms.make(mechanisms.find(self.mechanism), self.noise_multiplier)
 
   def batches(self, examples: int) -> Draws:
-    """Returns how the client with the most `examples` draws a batch: no client overflows more."""
+    """Returns how the largest client, which has `examples` examples, draws a batch.
+
+    No other client overflows its batch more often.
+    """
     rows = batch_rows(self.rate, examples, self.capacity)
     return Draws('poisson', examples, self.rate * examples, rows)
 
   def run(
     self, key: jax.Array, task: Task, local: optax.GradientTransformation
-  ) -> tuple[Any, dict[str, Any]]:
+  ) -> tuple[Tree, Metrics]:
     """Returns (parameters after all steps, metrics)."""
     rows = batch_rows(self.rate, task.data.capacity, self.capacity)
 
-    def step(number: jax.Array, carry: tuple) -> tuple:
+    def step(number: jax.Array, carry: tuple[Tree, Tree, Metrics]) -> tuple[Tree, Tree, Metrics]:
       params, opt, metrics = carry
       draw, drop, add = jax.random.split(jax.random.fold_in(key, number), 3)
       positions, mask, cut = poisson_batch(draw, task.data, self.rate, rows)
@@ -203,7 +224,7 @@ class Steps:
     return params, _metrics(seen, self.steps)
 
 
-def _metrics(seen: dict[str, jax.Array], steps: int) -> dict[str, Any]:
+def _metrics(seen: dict[str, jax.Array], steps: int) -> Metrics:
   return {
     'train_loss': Mean(seen['loss'], seen['used']),
     'steps': Total(jnp.int32(steps)),
@@ -216,34 +237,45 @@ def _metrics(seen: dict[str, jax.Array], steps: int) -> dict[str, Any]:
 def poisson_batch(
   key: jax.Array, data: Examples, rate: float, rows: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns (positions [rows] int32, mask [rows], whether the batch was cut, int32).
+  """Returns (positions [rows] int32, mask [rows] bool, whether the batch was cut, int32).
 
   Each of the client's examples is in the batch independently with probability
-  floor(rate 2^32) / 2^32. If more than `rows` are, those with the largest of 32 random bits go,
-  which is a uniform choice.
+  floor(rate 2^32) / 2^32. If there are more than `rows`, those with the largest of 32 random bits
+  are left out: a uniform choice, up to ties.
   """
   bits = jax.random.bits(key, (data.capacity,), jnp.uint32)
-  everyone = jnp.arange(data.capacity, dtype=jnp.int32)
-  taken = laws.chosen(bits, rate) & (everyone < data.count)
+  indices = jnp.arange(data.capacity, dtype=jnp.int32)
+  taken = laws.chosen(bits, rate) & (indices < data.count)
   left_out = (~taken).astype(jnp.int32)
-  positions = jax.lax.sort((left_out, bits, everyone), num_keys=2)[2][:rows]
+  positions = jax.lax.sort((left_out, bits, indices), num_keys=2)[2][:rows]
   count = taken.sum(dtype=jnp.int32)
   return positions, jnp.arange(rows) < count, (count > rows).astype(jnp.int32)
 
 
 def _clipped_sum(
   loss: training.LossFn,
-  params: Any,
+  params: Tree,
   data: Examples,
   positions: jax.Array,
   mask: jax.Array,
   key: jax.Array,
   bound: float,
   microbatch: int,
-) -> tuple[Any, dict[str, jax.Array]]:
-  """Returns (sum of clipped float32 gradients of the examples in `mask` [rows], what was seen)."""
+) -> _Sums:
+  """Returns (sum of clipped float32 gradients, sums for the metrics) of the examples in `mask`.
 
-  def one(params: Any, example: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+  Args:
+    loss: (params, batch, key) -> losses [B].
+    params: the client's parameters.
+    data: the client's examples.
+    positions: [rows] int32, the examples of the batch.
+    mask: [rows] bool, which rows hold an example.
+    key: PRNG key of the losses.
+    bound: bound on the L2 norm of one gradient.
+    microbatch: gradients held at a time.
+  """
+
+  def one(params: Tree, example: Batch, key: jax.Array) -> jax.Array:
     losses = loss(params, jax.tree.map(lambda x: x[None], example), key)
     if losses.shape != (1,):
       raise ValueError(
@@ -251,7 +283,8 @@ def _clipped_sum(
       )
     return losses[0]
 
-  def part(carry: tuple, rows: Rows) -> tuple:
+  def part(carry: _Sums, rows: Rows) -> _Sums:
+    # By position: an example's key does not depend on the microbatch that it is in.
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows.positions)
     each = jax.vmap(jax.value_and_grad(one), in_axes=(None, 0, 0))
     losses, grads = each(params, rows.batch, keys)
@@ -271,4 +304,5 @@ def _clipped_sum(
   zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
   seen = {name: jnp.float32(0) for name in ('loss', 'clipped', 'used')}
   seen['not_finite'] = jnp.int32(0)
-  return data.fold(part, (zeros, seen), microbatch, (positions, mask))
+  sums: _Sums = data.fold(part, (zeros, seen), microbatch, (positions, mask))
+  return sums

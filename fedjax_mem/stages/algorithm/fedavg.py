@@ -1,20 +1,24 @@
-"""Federated averaging: clients train for some epochs, the server averages what they learned."""
+"""Federated averaging: clients train for some epochs, the server averages their updates."""
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_mem.core import (
+  Batch,
   Context,
   Layer,
   Message,
+  Metrics,
   Pool,
   Pools,
   Shape,
   Stage,
   Task,
   Trains,
+  Tree,
   tree,
   validate,
 )
@@ -38,10 +42,18 @@ def fedavg(
   References: McMahan et al. (2017), arXiv 1602.05629, Algorithm 1; Reddi et al. (2021), arXiv
   2003.00295, Algorithm 1.
 
+  >>> loss = lambda params, batch, key: (params - batch['x']) ** 2 / 2
+  >>> train = fedavg(loss, learning_rate=0.5, batch_size=1)
+  >>> layers = train, fm.stages.select.uniform(2, 2), fm.stages.weigh.by_examples()
+  >>> clients = fm.core.stack_clients([{'x': np.ones(1)}, {'x': np.full(3, 5.0)}])
+  >>> sim = fm.simulate(layers, jnp.zeros(()), clients)
+  >>> sim.run(sim.init(jnp.zeros(())), 1)[0].params.item()  # (0.5 + 3 * 4.375) / 4
+  3.40625
+
   Args:
-    loss: (params, batch, key) -> [B] losses, one an example.
+    loss: (params, batch, key) -> losses [B], one for each example.
     learning_rate: the clients' learning rate, a number > 0 or a schedule round -> number.
-    batch_size: examples a local step, >= 1.
+    batch_size: examples in a local step, >= 1.
     epochs: passes of a client over its examples in a round, >= 1.
     optimizer: learning rate -> the clients' optax optimizer.
     server_optimizer: optax optimizer of the average update; by default x <- x - update.
@@ -57,13 +69,14 @@ def fedavg(
   server = training.server_step(training.server_optimizer_of(server_optimizer))
   train = partial(training.local_steps, loss, epochs=epochs, batch_size=batch_size)
 
-  def client(ctx: Context, task: Task, state):
+  def client(ctx: Context, task: Task, state: Tree) -> tuple[Message, Tree, Metrics]:
     rate = training.rate_at(learning_rate, ctx.round)
     done = train(optimizer(rate), task, ctx.key)
     update = tree.sub(task.params, done.params)
     return Message(update, task.data.count.astype(jnp.float32), {}), state, done.metrics
 
-  def pooled(shape: Shape, params, batch):
+  def pooled(shape: Shape, params: Tree, batch: Batch) -> Pool | None:
+    # One step from common parameters is a gradient, and gradients of clients add.
     one_step = epochs == 1 and shape.capacity <= batch_size
     if not one_step or training.uses_key(loss, params, batch):
       return None
@@ -76,17 +89,19 @@ def fedavg(
 def _pool(
   loss: training.LossFn, learning_rate: training.Rate, optimizer: training.OptimizerFn
 ) -> Pool | None:
-  """Returns one local step of all clients at once, or None for an optimizer that does not add."""
+  """Returns one local step of all clients at once; None unless the optimizer is known to be SGD."""
   sgd = training.Sgd() if optimizer is optax.sgd else optimizer
   if not isinstance(sgd, training.Sgd):
     return None
 
-  def pool(ctx: Context, batch, weights, mask, clients):
+  def pool(
+    ctx: Context, batch: Batch, weights: jax.Array, mask: jax.Array, clients: jax.Array
+  ) -> tuple[Tree, Metrics]:
     grads, seen = training.pooled_gradient(loss, ctx.params, batch, weights, mask)
     if sgd.weight_decay:
       decay = sgd.weight_decay * weights.sum()
       grads = tree.add(grads, tree.scale(decay, ctx.params))
-    # The first step of momentum is a plain one.
+    # The momentum buffer starts at zero, so momentum does not change the first step.
     update = tree.scale(training.rate_at(learning_rate, ctx.round), grads)
     return update, training.step_metrics(seen, clients, clients)
 

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_mem.core import (
+  Batch,
   Context,
   Layer,
   Mean,
   Message,
+  Metrics,
   Pool,
   Pools,
   Shape,
@@ -16,6 +18,7 @@ from fedjax_mem.core import (
   Task,
   Total,
   Trains,
+  Tree,
   tree,
   validate,
 )
@@ -32,13 +35,21 @@ def fedsgd(
   """Returns the FedSGD layer: w <- w - eta sum (n_k / n) g_k.
 
   The message's update is the client's mean gradient, a tree like the parameters; its weight is the
-  number of examples. The server's learning rate is in its optimizer, such as `optax.sgd(eta)`.
+  number of examples. The server's optimizer holds the learning rate, such as `optax.sgd(eta)`.
 
   Reference: McMahan et al. (2017), arXiv 1602.05629, section 2.
 
+  >>> loss = lambda params, batch, key: (params - batch['x']) ** 2 / 2
+  >>> train = fedsgd(loss, batch_size=8, server_optimizer=optax.sgd(0.5))
+  >>> layers = train, fm.stages.select.uniform(2, 2), fm.stages.weigh.by_examples()
+  >>> clients = fm.core.stack_clients([{'x': np.ones(1)}, {'x': np.full(3, 5.0)}])
+  >>> sim = fm.simulate(layers, jnp.zeros(()), clients)
+  >>> sim.run(sim.init(jnp.zeros(())), 1)[0].params.item()  # 0.5 * (1 + 3 * 5) / 4
+  2.0
+
   Args:
-    loss: (params, batch, key) -> [B] losses, one an example.
-    batch_size: examples held at a time while a gradient is summed up, >= 1: it bounds memory and
+    loss: (params, batch, key) -> losses [B], one for each example.
+    batch_size: examples held at a time while a gradient is summed, >= 1: it limits memory and
       changes no result beyond rounding.
     server_optimizer: optax optimizer of the average gradient.
 
@@ -49,11 +60,11 @@ def fedsgd(
   validate.integer(batch_size=batch_size)
   server = training.server_step(training.server_optimizer_of(server_optimizer))
 
-  def client(ctx: Context, task: Task, state):
-    def part(carry: tuple, rows: Rows) -> tuple:
+  def client(ctx: Context, task: Task, state: Tree) -> tuple[Message, Tree, Metrics]:
+    def part(carry: tuple[Tree, Mean], rows: Rows) -> tuple[Tree, Mean]:
       key = jax.random.fold_in(ctx.key, rows.number)
 
-      def summed(params):
+      def summed(params: Tree) -> tuple[jax.Array, Mean]:
         losses = training.masked_mean_loss(loss, params, rows.batch, rows.mask, key)[1]
         return losses.total, losses
 
@@ -67,7 +78,7 @@ def fedsgd(
     metrics = {'train_loss': seen, 'steps': Total(jnp.int32(1))}
     return Message(update, count, {}), state, metrics
 
-  def pooled(shape: Shape, params, batch):
+  def pooled(shape: Shape, params: Tree, batch: Batch) -> Pool | None:
     del shape
     if training.uses_key(loss, params, batch):
       return None
@@ -78,9 +89,11 @@ def fedsgd(
 
 
 def _pool(loss: training.LossFn) -> Pool:
-  """Returns the sum of all clients' gradients at once."""
+  """Returns the function that computes the sum of all clients' gradients at once."""
 
-  def pool(ctx: Context, batch, weights, mask, clients):
+  def pool(
+    ctx: Context, batch: Batch, weights: jax.Array, mask: jax.Array, clients: jax.Array
+  ) -> tuple[Tree, Metrics]:
     grads, seen = training.pooled_gradient(loss, ctx.params, batch, weights, mask)
     return grads, {'train_loss': seen, 'steps': Total(clients)}
 

@@ -1,4 +1,4 @@
-"""Codecs as layers: fewer bytes from clients to the server, and back; each counts its bytes."""
+"""Codecs as layers: messages between clients and server in fewer bytes, which are counted."""
 
 from collections.abc import Callable
 

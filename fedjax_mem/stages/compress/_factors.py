@@ -1,9 +1,9 @@
-"""What the codecs of low rank share: which arrays are sent as factors, and their first Q.
+"""What the low-rank codecs share: which arrays are sent as factors, and their first Q.
 
-An array of two axes or more is a matrix M [A, B] (all axes but the last are A) and is sent as two
-factors P [A, r] and Q [B, r], of one power iteration from the last round's Q. An array whose
-factors would not be smaller is sent as it is. Both codecs are biased and are always under error
-feedback, whose memory they keep. P Qᵀ is a projection of M: no L2 norm grows.
+An array of two axes or more is a matrix M [A, B] (A joins all axes but the last). It is sent as two
+factors P [A, r] and Q [B, r], from one power iteration that starts at the last round's Q. An array
+whose factors would not be smaller is sent as it is. Both codecs are biased, always run under error
+feedback and keep its residual. P Qᵀ is a projection of M: no L2 norm grows.
 """
 
 import math
@@ -13,7 +13,7 @@ import jax
 from fedjax_mem.core import Context
 from fedjax_mem.kernels.codes import low_rank as kernel
 
-AUX = 'low_rank_q'
+AUX = 'low_rank_q'  # the entry of aux that sums the clients' Q
 
 
 def sides_of(shape: tuple[int, ...], rank: int) -> tuple[int, int] | None:
@@ -25,7 +25,7 @@ def sides_of(shape: tuple[int, ...], rank: int) -> tuple[int, int] | None:
 
 
 def starts(ctx: Context, rank: int) -> dict[str, jax.Array]:
-  """Returns a first Q for every array that is sent as factors, by its number."""
+  """Returns the first Q of every array that is sent as factors, by the array's number."""
   made = {}
   for i, x in enumerate(jax.tree.leaves(ctx.spec.update)):
     sides = sides_of(x.shape, rank)

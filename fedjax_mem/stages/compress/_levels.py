@@ -1,8 +1,8 @@
 """What the codecs of few bits a value share: levels and scales on the wire, and their decoding.
 
-None of these codes adds (each client has scales of its own). The wire carries integers of b bits
-and float32 scales. B stands for the values that share a scale, L for the levels, 2 ** b - 1 (2 for
-one bit).
+None of these codes adds: each client has its own scales. The wire carries integers of b bits and
+float32 scales. B is the number of values that share a scale, L the number of levels, 2 ** b - 1
+(2 for one bit).
 
 | layer | unbiased | E ||decoded - x||² <= … ||x||² | norms grow |
 |---|---|---|---|
@@ -11,10 +11,12 @@ one bit).
 | `sign` | no | 1 - 1 / B | no |
 | `ternary` | yes, without `clip` | √B - 1 | yes |
 
-The stochastic ones are unbiased up to 2 ** -24 of a level. `sign` needs error feedback. Under error
-feedback a codec must send less error than it was given: one bit or three values, rounded at random,
-do not, and are refused there.
+The stochastic codecs are unbiased up to 2 ** -24 of a level. `sign` needs error feedback. Error
+feedback needs a codec whose error is smaller than the update. One bit or three values, rounded at
+random, have a larger one, so error feedback refuses them.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,7 @@ ROUNDS = unbounded('rounding may enlarge them by what depends on the number of v
 
 
 def vectors_of(x: jax.Array, shapes: Shapes, block: int | None) -> list[jax.Array]:
-  """Returns what is quantised at a time: all, in blocks, or each array with one scale."""
+  """Returns the vectors that are quantised: x, in blocks, or each array, with one scale each."""
   return [v for v in split(x, shapes) if v.size] if block is None else [x]
 
 
@@ -44,12 +46,15 @@ def sharing(shapes: Shapes, block: int | None) -> int:
   return largest if block is None else min(block, size(shapes))
 
 
-def decoder(bits: int, block: int | None):
+def decoder(bits: int, block: int | None) -> Callable[[Keys, Code, Shapes], jax.Array]:
+  """Returns a codec's `decode`, for codes of `bits` bits a value."""
+
   def decode(draws: Keys, code: Code, shapes: Shapes) -> jax.Array:
     del draws
     levels, scales = code.parts
     if block is not None:
-      return kernel.decode(levels.values, scales.values, bits, block)
+      decoded: jax.Array = kernel.decode(levels.values, scales.values, bits, block)
+      return decoded
     vectors = vectors_of(levels.values, shapes, None)
     return jnp.concatenate(
       [kernel.decode(v, scales.values[i : i + 1], bits) for i, v in enumerate(vectors)]
@@ -59,5 +64,6 @@ def decoder(bits: int, block: int | None):
 
 
 def code_of(pairs: list[tuple[jax.Array, jax.Array]], bits: int) -> Code:
+  """Returns the code of (levels [n], scales [s]) of vectors, one pair a vector."""
   codes, scales = (jnp.concatenate(x) for x in zip(*pairs, strict=True))
   return Code((wire.Levels(codes, bits), wire.Floats(scales)), jnp.zeros(0, jnp.float32))

@@ -1,4 +1,4 @@
-"""A codec where another takes one: a layer, its name, or a table with its options."""
+"""The codec that is an argument of another: a layer, its name, or a table with its options."""
 
 import inspect
 from collections.abc import Mapping
@@ -16,15 +16,18 @@ def as_layer(made: Any) -> Any:
 def layer(**given: Any) -> Layer:
   """Returns the layer that is given, or that a name or a table {use = name, …} describes.
 
-  A name is that of a codec here, or 'package.module:factory' of one's own.
+  A name is that of a codec here, or 'package.module:factory'.
+
+  Args:
+    **given: one argument, the codec; its name is used in messages of errors.
 
   Raises:
-    ValueError: neither of these, or an unknown name or option.
+    ValueError: none of these, or an unknown or a missing option.
   """
   ((argument, codec),) = given.items()
   if isinstance(codec, Layer):
     return codec
-  # Not above: the factories that take codecs are in this registry too.
+  # Imported here: the factories in this registry import this module.
   from fedjax_mem.stages.compress import COMPRESSION
 
   options = dict(codec) if isinstance(codec, Mapping) else {'use': codec}
@@ -47,4 +50,5 @@ def layer(**given: Any) -> Layer:
   missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
   if missing:
     raise ValueError(f'{argument}.{missing[0]} must be given for {name!r}, got none.')
-  return as_layer(make(**options))
+  made: Layer = as_layer(make(**options))
+  return made

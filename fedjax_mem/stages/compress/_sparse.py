@@ -21,6 +21,6 @@ def resolve(size: int, k: int | None, fraction: float | None) -> int:
 
 
 def check_size(size: int, k: int | None) -> None:
-  """Raises `ValueError` if `k` is more than the values there are."""
+  """Raises `ValueError` if `k` is more than `size`, the number of values."""
   if k is not None and k > size:
     raise ValueError(f'k must be at most the {size} values of an update, got {k!r}.')

@@ -1,12 +1,14 @@
-"""Two codecs, one on what the other leaves: rotate, then quantise; top-k, then quantise.
+"""Two codecs in a row, such as rotate then quantise, or top-k then quantise.
 
-Adds: if both do. Unbiased: if both are. Error: where the first only chooses or rotates values, that
-of the first plus that of the second. On the wire: the parts of the first, then those of the second.
+The second encodes the rest of the first one's code. Adds: if both do. Unbiased: if both are. Error:
+if the first only chooses or rotates values, the sum of both errors. On the wire: the parts of the
+first, then the parts of the second.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Bound, Bounds, Context, Layer
@@ -17,31 +19,31 @@ _LEAVE = ('top_k', 'random_k', 'rotate')
 
 
 def chain(first: Layer | str | Mapping[str, Any], second: Layer | str | Mapping[str, Any]) -> Layer:
-  """Returns the layer whose second codec encodes the values that the first leaves.
+  """Returns the layer whose second codec encodes the values that the first chooses or rotates.
+
+  >>> both = chain({'use': 'top_k', 'k': 2}, 'sign')
+  >>> fm.apply([[3.0, -1.0, 2.0, -5.0]], both).update.tolist()
+  [4.0, 0.0, 0.0, -4.0]
 
   Args:
     first: top_k, random_k or rotate, or a chain of those: a layer, its name, or a table
       {use = name, option = value, …}.
-    second: any codec without a state, likewise.
+    second: any codec without a state, in one of these forms.
 
   Raises:
-    ValueError: not codecs, or the first leaves nothing to encode.
+    ValueError: not codecs, or the code of the first has no rest to encode.
   """
   a = codec_of(first=named.layer(first=first))
   b = codec_of(second=named.layer(second=second))
-  if size(a.left(((8,),))) == 0:
-    raise ValueError(
-      f'first must be a codec that leaves values to encode, such as {", ".join(_LEAVE)}, '
-      f'got {a.name!r}.'
-    )
+  _check_rest(a)
 
-  def encode(draws: Keys, x, shapes: Shapes) -> Code:
+  def encode(draws: Keys, x: jax.Array, shapes: Shapes) -> Code:
     one = a.encode(draws.part(0), x, shapes)
     two = b.encode(draws.part(1), one.rest, a.left(shapes))
     return Code((one.parts, two.parts), two.rest)
 
-  def decode(draws: Keys, code: Code, shapes: Shapes):
-    # The sum of codes that add comes without parts.
+  def decode(draws: Keys, code: Code, shapes: Shapes) -> jax.Array:
+    # Codes that add have no parts: their sum is a rest.
     one, two = code.parts or ((), ())
     rest = b.decode(draws.part(1), Code(two, code.rest), a.left(shapes))
     return a.decode(draws.part(0), Code(one, rest.astype(jnp.float32)), shapes)
@@ -56,7 +58,8 @@ def chain(first: Layer | str | Mapping[str, Any], second: Layer | str | Mapping[
     return None if own is None or further is None or scaled else own + further
 
   def bounds(ctx: Context, bound: Bound) -> Bound:
-    for x in (a, b, a):  # encoded, coded and decoded, decoded
+    # `a` encodes, `b` encodes and decodes, `a` decodes.
+    for x in (a, b, a):
       bound = x.bounds.of(ctx, bound)
     return bound
 
@@ -74,3 +77,12 @@ def chain(first: Layer | str | Mapping[str, Any], second: Layer | str | Mapping[
       feedback=a.feedback or b.feedback,
     )
   )
+
+
+def _check_rest(codec: Codec) -> None:
+  """Raises `ValueError` unless the codec's codes have a rest to encode."""
+  if size(codec.left(((8,),))) == 0:
+    raise ValueError(
+      f'first must be a codec that leaves values to encode, such as {", ".join(_LEAVE)}, '
+      f'got {codec.name!r}.'
+    )

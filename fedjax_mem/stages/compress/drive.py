@@ -3,6 +3,7 @@
 Reference: Vargaftik et al. (2021), arXiv 2105.08339.
 """
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer, wire
@@ -23,22 +24,29 @@ def drive(*, unbiased: bool = True, block: int | None = None) -> Layer:
 
   On the wire: one bit a value, and a float32 scale for each block.
 
+  >>> ratio = fm.apply(np.ones((1, 1000)), drive()).metrics['drive/ratio']
+  >>> round(float(ratio), 1)
+  24.1
+
   Args:
-    unbiased: scale so that the expectation is right; else for the least error.
-    block: values that are rotated together, a power of two; None: chosen by the size.
+    unbiased: choose the scale that makes the codec (nearly) unbiased; False: the scale of least
+      error.
+    block: number of values rotated together, a power of two; None: chosen by the size.
 
   Raises:
     ValueError: block is not a power of two.
   """
   check_block(block)
 
-  def encode(draws: Keys, x, shapes: Shapes) -> Code:
+  def encode(draws: Keys, x: jax.Array, shapes: Shapes) -> Code:
     codes, scales = kernel.drive_encode(draws.own, x, block_of(shapes, block), unbiased)
     return Code((wire.Levels(codes, 1), wire.Floats(scales)), jnp.zeros(0, jnp.float32))
 
-  def decode(draws: Keys, code: Code, shapes: Shapes):
+  def decode(draws: Keys, code: Code, shapes: Shapes) -> jax.Array:
     codes, scales = (part.values for part in code.parts)
-    return kernel.drive_decode(draws.own, codes, scales, size(shapes), block_of(shapes, block))
+    width = block_of(shapes, block)
+    decoded: jax.Array = kernel.drive_decode(draws.own, codes, scales, size(shapes), width)
+    return decoded
 
   return layer_of(
     Codec(

@@ -3,6 +3,7 @@
 Reference: Vargaftik et al. (2022), arXiv 2108.08842.
 """
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer, tree, validate, wire
@@ -12,6 +13,7 @@ from fedjax_mem.stages.compress._base import (
   Codec,
   Keys,
   Shapes,
+  Vectors,
   layer_of,
   size,
   split,
@@ -24,9 +26,13 @@ def eden(bits: int = 2, *, block: int | None = None) -> Layer:
 
   On the wire: `bits` bits a value, and a float32 scale for each block.
 
+  >>> ratio = fm.apply(np.ones((1, 1000)), eden(bits=4)).metrics['eden/ratio']
+  >>> round(float(ratio), 1)
+  7.3
+
   Args:
-    bits: of a value, 1 to 4.
-    block: values that are rotated together, a power of two; None: chosen by the size.
+    bits: bits of a value, 1 to 4.
+    block: number of values rotated together, a power of two; None: chosen by the size.
 
   Raises:
     ValueError: an argument is out of range.
@@ -34,16 +40,17 @@ def eden(bits: int = 2, *, block: int | None = None) -> Layer:
   validate.integer(bits=bits, at_most=4)
   check_block(block)
 
-  def encode(draws: Keys, x, shapes: Shapes) -> Code:
+  def encode(draws: Keys, x: jax.Array, shapes: Shapes) -> Code:
     codes, scales = kernel.eden_encode(draws.own, x, bits, block_of(shapes, block))
     return Code((wire.Levels(codes, bits), wire.Floats(scales)), jnp.zeros(0, jnp.float32))
 
-  def decode(draws: Keys, code: Code, shapes: Shapes):
+  def decode(draws: Keys, code: Code, shapes: Shapes) -> jax.Array:
     codes, scales = (part.values for part in code.parts)
-    block_ = block_of(shapes, block)
-    return kernel.eden_decode(draws.own, codes, scales, bits, size(shapes), block_)
+    width = block_of(shapes, block)
+    decoded: jax.Array = kernel.eden_decode(draws.own, codes, scales, bits, size(shapes), width)
+    return decoded
 
-  def estimate(draws: Keys, x, shapes: Shapes):
+  def estimate(draws: Keys, x: Vectors, shapes: Shapes) -> tuple[Vectors, jax.Array]:
     values = kernel.eden(draws.own, tree.ravel(x), bits, block_of(shapes, block))
     return split(values, shapes), jnp.int32(0)
 

@@ -1,7 +1,7 @@
-"""Error feedback around any codec: what the codec leaves out is added to the next update.
+"""Error feedback around any codec: its error is a residual, added to the client's next update.
 
-Adds: if the codec does. Biased in a round, not over rounds. `_feedback.py` says what clients
-remember.
+Adds: if the codec does. Biased in a single round, not over rounds. `_feedback.py` describes the
+residual.
 
 Reference: Seide et al. (2014), Interspeech; Stich et al. (2018), arXiv 1809.07599, Algorithm 1;
 Karimireddy et al. (2019), arXiv 1901.09847.
@@ -18,13 +18,17 @@ from fedjax_mem.stages.compress._feedback import ALREADY, under_feedback
 def error_feedback(codec: Layer | str | Mapping[str, Any]) -> Layer:
   """Returns the layer of a codec under error feedback.
 
-  Metrics: those of the codec, and `memory`, the norm of what clients remember, on average.
+  Metrics: those of the codec, and `memory`, the mean L2 norm of the clients' residuals.
+
+  >>> made = fm.apply([[3.0, 4.0]], error_feedback({'use': 'top_k', 'k': 1}))
+  >>> made.update.tolist(), made.metrics['error_feedback/memory'].item()
+  ([0.0, 4.0], 3.0)
 
   Args:
     codec: a layer that encodes, its name, or a table {use = name, option = value, …}.
 
   Raises:
-    ValueError: not a codec, or one whose memory would grow without end.
+    ValueError: not a codec, or one under which the residual would grow without limit.
   """
   layer = named.layer(codec=codec)
   fact = layer.client.fact(Encodes) if layer.client and layer.cohort is None else None

@@ -1,18 +1,29 @@
 """PowerSGD as in the paper, by all-reduce: two exchanges a round, a sum of rank r.
 
-The sum of all M Q is made orthonormal and sent back, the sum of all Mᵀ P follows. Codes add (both
-exchanges are sums), but the layer sees the stack of updates, O(C x D) memory.
+Clients send M Q; the server makes the sum of all M Q orthonormal and sends it back as P; clients
+send Mᵀ P. Codes add in the protocol, where both exchanges are sums, but this layer computes on the
+stack of updates, O(C x D) memory.
 
 Reference: Vogels, Karimireddy, Jaggi (2019), arXiv 1905.13727, Algorithms 1 and 2.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Context, Encodes, Layer, Message, Stage, tree, validate, wire
+from fedjax_mem.core import (
+  Context,
+  Encodes,
+  Layer,
+  Message,
+  Metrics,
+  Stage,
+  Tree,
+  tree,
+  validate,
+  wire,
+)
 from fedjax_mem.kernels.codes import low_rank as kernel
 from fedjax_mem.stages.compress._base import (
   Exchange,
@@ -24,29 +35,32 @@ from fedjax_mem.stages.compress._base import (
 from fedjax_mem.stages.compress._factors import AUX, sides_of, starts
 from fedjax_mem.stages.compress._feedback import REMEMBERS, floats
 
-Tree = Any
-
 
 def power_sgd(rank: int = 2) -> Layer:
   """Returns PowerSGD in its all-reduce form: two exchanges a round, always under error feedback.
 
-  Client state: the memory, float32 [D]. Server state: Q. A client sends M Q, is sent the
-  orthonormal P, sends Mᵀ P (and the arrays that are no matrices): two messages up, and Q and P
-  down, which `bytes_more_down` counts.
+  Client state: the residual, float32 [D]. Server state: Q. A client sends M Q, receives the
+  orthonormal P, and sends Mᵀ P and the arrays that are not factored: two messages up. Q and P are
+  sent down, and `bytes_more_down` counts them.
+
+  >>> matrix = jnp.outer(jnp.ones(8), jnp.arange(6.0))
+  >>> made = fm.apply(jnp.stack([matrix, 3 * matrix]), power_sgd(rank=1))
+  >>> np.allclose(made.update, 2 * matrix, atol=1e-4)
+  True
 
   Args:
-    rank: r, at least 1; arrays for which it would not pay are sent as they are.
+    rank: r, at least 1; an array whose factors would not be smaller is sent as it is.
 
   Raises:
     ValueError: the rank is not >= 1.
   """
   validate.integer(rank=rank)
 
-  def init(ctx: Context):
+  def init(ctx: Context) -> Tree:
     check_floats('power_sgd', ctx)
     return floats(tree.zeros(ctx.spec.update))
 
-  def server(ctx: Context, message: Message, state):
+  def server(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     del ctx
     aux = dict(message.aux)
     summed = aux.pop(AUX)
@@ -65,17 +79,17 @@ class _AllReduce:
   """The cohort side of `power_sgd`: it needs the stack of all updates.
 
   Attributes:
-    rank: of the factors.
+    rank: rank of the factors.
   """
 
   rank: int
 
-  def __call__(self, ctx: Context, stack: Message, memory: Tree):
-    """Returns (stack, memories [C, …], metrics), as every side of a layer."""
-    # One update that is not finite would spoil P for everyone: its client alone is left out.
+  def __call__(self, ctx: Context, stack: Message, residual: Tree) -> tuple[Message, Tree, Metrics]:
+    """Returns (stack, residuals [C, …], metrics), as every side of a layer."""
+    # An update that is not finite would spoil P for all clients: its client is left out.
     fine = tree.finite(stack.update, 1)
     on = ctx.cohort.arrived & (stack.weight > 0) & fine
-    whole = tree.keep(on, tree.add(floats(stack.update), memory))
+    whole = tree.keep(on, tree.add(floats(stack.update), residual))
     leaves, structure = jax.tree.flatten(whole)
     made, summed, first, second = [], {}, [], []
     for i, x in enumerate(leaves):
@@ -94,14 +108,28 @@ class _AllReduce:
     decoded = jax.tree.unflatten(structure, made)
     sound = jax.tree.map(lambda x, like: x.astype(like.dtype), decoded, stack.update)
     update = tree.select(fine, sound, stack.update)
-    memory = tree.select(on, tree.sub(whole, decoded), memory)
+    residual = tree.select(on, tree.sub(whole, decoded), residual)
     aux = {**stack.aux, AUX: summed}
-    return Message(update, stack.weight, aux), memory, self._metrics(ctx, stack, first, second, on)
+    metrics = self._metrics(ctx, stack, first, second, on)
+    return Message(update, stack.weight, aux), residual, metrics
 
   def _metrics(
-    self, ctx: Context, stack: Message, first: list, second: list, on: jax.Array
-  ) -> dict:
-    """Returns what the cohort's messages take: two each up, Q and P down."""
+    self,
+    ctx: Context,
+    stack: Message,
+    first: list[jax.Array],
+    second: list[jax.Array],
+    on: jax.Array,
+  ) -> Metrics:
+    """Returns the bytes of the cohort's messages: two a client up, Q and P down.
+
+    Args:
+      ctx: context of the cohort side.
+      stack: messages [C, …] before they are encoded.
+      first: arrays of the size of one client's first message, one for each matrix.
+      second: arrays of the size of one client's second message.
+      on: [C] bool, clients that take part.
+    """
     aux = jax.tree.map(lambda x: x[0], stack.aux)
     up = nbytes([wire.Floats(jnp.concatenate(second))] if second else [], aux)
     down = jnp.int32(0)

@@ -23,11 +23,14 @@ def quantize(
 
   On the wire: the levels in `bits` bits each, and a float32 scale for each block.
 
+  >>> fm.apply([[3.0, -1.0, 0.5, -4.0]], quantize(bits=2, stochastic=False)).update.tolist()
+  [4.0, 0.0, 0.0, -4.0]
+
   Args:
-    bits: of a value, 1 to 8.
-    stochastic: round at random so that the expectation is right; else to the nearest level.
-    block: values that share a scale; None: those of each array.
-    scale: 'max', the largest magnitude, or 'l2', the norm of the block (as QSGD).
+    bits: bits of a value, 1 to 8.
+    stochastic: round at random, without bias; False: round to the nearest level.
+    block: number of values that share a scale; None: all values of an array share one.
+    scale: 'max', the largest magnitude, or 'l2', the L2 norm of the block (as QSGD).
 
   Reference: Alistarh et al. (2017), arXiv 1610.02132, section 3.1.
 
@@ -39,7 +42,7 @@ def quantize(
     validate.integer(block=block)
   validate.one_of(kernel.SCALES, scale=scale)
 
-  def encode(draws: Keys, x, shapes: Shapes) -> Code:
+  def encode(draws: Keys, x: jax.Array, shapes: Shapes) -> Code:
     pairs = []
     for i, vector in enumerate(vectors_of(x, shapes, block)):
       if stochastic:

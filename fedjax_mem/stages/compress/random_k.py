@@ -1,16 +1,17 @@
-"""Values at random coordinates that server and clients draw from a common seed.
+"""Values at random coordinates, which server and clients draw from a common seed.
 
-Adds: yes, so it may sit under a mask; the server decodes the sum. Floats. The coordinates are the
-same for all clients of a round and are not sent.
+Codes add, so a mask may follow; the server decodes the sum. Values are floats. The coordinates are
+the same for all clients of a round and are not sent.
 
 - unbiased (values times D / k): E ||decoded - x||² = (D / k - 1) ||x||²
-- not scaled: biased, E ||decoded - x||² = (1 - k / D) ||x||², no norm grows, and encoding what was
-  decoded changes nothing in the same round: for error feedback
+- not scaled: biased, E ||decoded - x||² = (1 - k / D) ||x||², and no norm grows. Encoding the
+  decoded vector again in the same round changes nothing. Use this one under error feedback.
 
 Reference: Konečný et al. (2016), arXiv 1610.05492, section 3 (random mask); Stich et al. (2018),
 arXiv 1809.07599.
 """
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer
@@ -31,29 +32,35 @@ from fedjax_mem.stages.compress._base import (
 def random_k(
   fraction: float | None = None, *, k: int | None = None, unbiased: bool = True
 ) -> Layer:
-  """Returns the layer that sends k values of an update, at the same random places for everyone.
+  """Returns the layer that sends k values of an update, at random places common to all clients.
 
   On the wire: k float32 values.
 
+  >>> sorted(fm.apply(np.ones((2, 8)), random_k(0.25)).update.tolist())
+  [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0, 4.0]
+
   Args:
-    fraction: k / D, in (0, 1], rounded, at least one value; or
-    k: how many values, from 1 to D.
-    unbiased: multiply by D / k.
+    fraction: k / D, in (0, 1]; k is rounded, and at least 1. Give either `fraction` or `k`.
+    k: number of values, from 1 to D.
+    unbiased: multiply the values by D / k.
 
   Raises:
-    ValueError: an argument is out of range; k > D is told when the round is planned.
+    ValueError: an argument is out of range; k > D is checked when the round is planned.
   """
   sparse.check(k, fraction)
-  count = lambda shapes: sparse.resolve(size(shapes), k, fraction)
 
-  def encode(draws: Keys, x, shapes: Shapes) -> Code:
+  def count(shapes: Shapes) -> int:
+    return sparse.resolve(size(shapes), k, fraction)
+
+  def encode(draws: Keys, x: jax.Array, shapes: Shapes) -> Code:
     number = count(shapes)
     values = kernel.pick(x, kernel.indices(draws.round_key, x.size, number))
     return Code((), jnp.float32(x.size / number) * values if unbiased else values)
 
-  def decode(draws: Keys, code: Code, shapes: Shapes):
+  def decode(draws: Keys, code: Code, shapes: Shapes) -> jax.Array:
     places = kernel.indices(draws.round_key, size(shapes), count(shapes))
-    return kernel.spread(code.rest, places, size(shapes))
+    decoded: jax.Array = kernel.spread(code.rest, places, size(shapes))
+    return decoded
 
   def error(shapes: Shapes) -> float:
     share = count(shapes) / size(shapes)

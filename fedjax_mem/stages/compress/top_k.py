@@ -1,12 +1,13 @@
 """The values of largest magnitude, with their indices.
 
-Adds: no (each client has indices of its own). Floats. Biased: use it under error feedback. Error:
-||decoded - x||² <= (1 - k / D) ||x||², always; no norm grows. Encoding what was decoded changes
-nothing. Equal magnitudes: the lowest indices are sent.
+Codes do not add: each client has its own indices. Values are floats. Biased: use it under error
+feedback. Error: ||decoded - x||² <= (1 - k / D) ||x||², always; no norm grows. Encoding the decoded
+vector again changes nothing. Of equal magnitudes, those at the lowest indices are sent.
 
 Reference: Aji, Heafield (2017), arXiv 1704.05021; Stich et al. (2018), arXiv 1809.07599.
 """
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Layer, tree, wire
@@ -18,6 +19,7 @@ from fedjax_mem.stages.compress._base import (
   Codec,
   Keys,
   Shapes,
+  Vectors,
   layer_of,
   mask_size,
   size,
@@ -30,13 +32,16 @@ def top_k(fraction: float | None = None, *, k: int | None = None, per_leaf: bool
 
   On the wire: the indices, as a bitmap or as gaps, whichever is shorter, and float32 values.
 
+  >>> fm.apply([[3.0, -1.0, 0.5, -4.0]], top_k(k=2)).update.tolist()
+  [3.0, 0.0, 0.0, -4.0]
+
   Args:
-    fraction: k / D, in (0, 1], rounded, at least one value; or
-    k: how many values, from 1 to D.
-    per_leaf: choose from each array: a fraction of it, or k of it (all of it, if it is smaller).
+    fraction: k / D, in (0, 1]; k is rounded, and at least 1. Give either `fraction` or `k`.
+    k: number of values, from 1 to D.
+    per_leaf: choose from each array: a fraction of its values, or k (all of a smaller array).
 
   Raises:
-    ValueError: an argument is out of range; k > D is told when the round is planned.
+    ValueError: an argument is out of range; k > D is checked when the round is planned.
   """
   sparse.check(k, fraction)
 
@@ -48,7 +53,7 @@ def top_k(fraction: float | None = None, *, k: int | None = None, per_leaf: bool
     largest = max(size((shape,)) for shape in shapes)
     sparse.check_size(largest if per_leaf else size(shapes), k)
 
-  def encode(draws: Keys, x, shapes: Shapes) -> Code:
+  def encode(draws: Keys, x: jax.Array, shapes: Shapes) -> Code:
     del draws
     vectors = split(x, shapes) if per_leaf else [x]
     values, places, start = [], [], 0
@@ -61,24 +66,23 @@ def top_k(fraction: float | None = None, *, k: int | None = None, per_leaf: bool
     indices = wire.Indices(jnp.concatenate(places), x.size)
     return Code((indices,), jnp.concatenate(values))
 
-  def decode(draws: Keys, code: Code, shapes: Shapes):
+  def decode(draws: Keys, code: Code, shapes: Shapes) -> jax.Array:
     del draws
     (indices,) = code.parts
-    return topk.unpack(code.rest, indices.values, size(shapes))
+    decoded: jax.Array = topk.unpack(code.rest, indices.values, size(shapes))
+    return decoded
 
-  def estimate(draws: Keys, x, shapes: Shapes):
+  def estimate(draws: Keys, x: Vectors, shapes: Shapes) -> tuple[Vectors, jax.Array]:
     del draws
     (count,) = counts(shapes)
-    x = tree.ravel(x)
-    values, mask = topk.kept(x, count)
-    return split(values, shapes), mask_size(mask, x.size)
+    flat = tree.ravel(x)
+    values, mask = topk.kept(flat, count)
+    return split(values, shapes), mask_size(mask, flat.size)
 
   def error(shapes: Shapes) -> float:
     sizes = [size((shape,)) for shape in shapes] if per_leaf else [size(shapes)]
     return 1 - min(c / n for c, n in zip(counts(shapes), sizes, strict=True) if n)
 
   left = lambda shapes: ((sum(counts(shapes)),),)
-  whole = None if per_leaf else estimate
-  return layer_of(
-    Codec('top_k', encode, decode, left, check, error=error, bounds=KEPT, estimate=whole)
-  )
+  codec = Codec('top_k', encode, decode, left, check, error=error, bounds=KEPT)
+  return layer_of(codec if per_leaf else codec._replace(estimate=estimate))

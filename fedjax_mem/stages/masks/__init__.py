@@ -1,4 +1,4 @@
-"""Masks on the device: the numerics of secure aggregation; the real protocol is `secagg`."""
+"""Masks on the device: the numerics of secure aggregation; `secagg` is the real protocol."""
 
 from collections.abc import Callable
 

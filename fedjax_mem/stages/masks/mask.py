@@ -1,30 +1,30 @@
 """Secure aggregation inside the compiled round: pairwise masks that cancel in the sum.
 
-This is a simulation of the numerics: the masks come from JAX's generator, which is not
-cryptographic, out of a key that everyone in the round has. It hides nothing from anybody; what
-hides is `fedjax_mem.secagg.protocol`. What is the same as there: integers modulo 2 ** b, a
-mask for each pair of neighbours in a random regular graph of the cohort, drop-outs after the
-masks were added, and the recovery of what they leave behind.
+This is a simulation of the numerics and gives no protection: the masks come from JAX's generator,
+which is not cryptographic, and from a key that all clients and the server have. Protection comes
+from `fedjax_mem.secagg.protocol`. Both use integers modulo 2 ** b, one mask for each pair of
+neighbours in a random regular graph of the cohort, drop-outs after the masks were added, and the
+removal of the masks that drop-outs leave in the sum.
 
-Every leaf of the message is masked. The update has to be integers already (`integers`, or
-`distributed` noise); the weight and aux become integers of 32 bits here, on a public scale.
+Every leaf of the message is masked. The update must be integers already (`integers`, or
+`distributed` noise). The weight and aux become integers of 32 bits here, on a public scale.
 
-Clients stand in a ring, in a random order of their own for every round. The mask of a pair at
-distance j = 1 … degree / 2 is added by the first of the two and subtracted by the second. Summed
-modulo 2 ** b the masks of all that arrive cancel bit for bit; where only one of a pair has arrived,
-the server side computes the mask anew and removes it, as survivors of the protocol reveal the seeds
-they shared with those who left. Masks that a client adds for itself alone (Bonawitz et al. 2017,
-section 4.2) are left out: for a client that arrived the server always removes them.
+Clients form a ring, in a new random order in every round. For each pair at distance
+j = 1 … degree / 2, the first client adds the pair's mask and the second subtracts it. In the sum
+modulo 2 ** b, the masks of two clients that arrived cancel bit for bit. If only one of a pair
+arrived, the server side recomputes the mask and removes it; in the protocol, survivors reveal the
+seeds that they shared with clients that dropped out. Self-masks (Bonawitz et al. 2017, section 4.2)
+are omitted: for a client that arrived the server always removes them.
 
-In a cohort of one or of no more than `degree` clients some pairs coincide; the sum is the same. The
-protocol refuses cohorts that are too small to hide anybody.
+In a cohort of at most `degree` clients some pairs coincide; the sum is the same. The protocol
+refuses cohorts that are too small to protect a client.
 
 Reference: Bonawitz et al. (2017), Practical secure aggregation, section 4; Bell et al. (2020),
 arXiv 2003.07505 (ePrint 2020/704), section 3 (regular graphs).
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,16 +38,18 @@ from fedjax_mem.core import (
   Masks,
   Member,
   Message,
+  Metrics,
   Stage,
   Total,
+  Tree,
   tree,
   validate,
 )
 from fedjax_mem.kernels.codes import modular
 
-Tree = Any
+# Numbers folded into the round's key: of the order of the ring, and of the pairs' masks.
 _RING, _PAIRS = 0, 1
-_HEADROOM = 30  # bits of the sum of weights at their limit, of 31
+_HEADROOM = 30  # bits of the largest sum of weights: one less than an int32 has beside its sign
 
 
 class _Ring(NamedTuple):
@@ -65,10 +67,14 @@ class _Ring(NamedTuple):
 
 
 def _ring(ctx: Context) -> _Ring:
-  """Returns the ring of the round, the same for everyone and in every execution."""
+  """Returns the ring of the round, the same for all clients and in every execution mode."""
   cohort: Member = ctx.cohort
   parent = jax.random.fold_in(ctx.round_key, _RING)
-  draw = lambda id: jax.random.bits(jax.random.fold_in(parent, id), (), jnp.uint32) >> 1
+
+  def draw(id: jax.Array) -> jax.Array:
+    return jax.random.bits(jax.random.fold_in(parent, id), (), jnp.uint32) >> 1
+
+  # Clients draw numbers below 2 ** 31, so padding is last.
   place = jnp.where(cohort.real, jax.vmap(draw)(cohort.id), jnp.uint32(2**32 - 1))
   order = jnp.argsort(place)
   count = jnp.maximum(cohort.real.sum(dtype=jnp.int32), 1)
@@ -76,7 +82,14 @@ def _ring(ctx: Context) -> _Ring:
 
 
 def _mask(ctx: Context, first: jax.Array, distance: jax.Array, like: Tree) -> Tree:
-  """Returns the mask of the pair of the client `first` and the one at a distance from it."""
+  """Returns the mask of the pair of client `first` and the client `distance` places after it.
+
+  Args:
+    ctx: context of any side of the layer.
+    first: int32, id of the client.
+    distance: int32, 1 to degree / 2.
+    like: tree of int32 arrays, whose shapes the mask has.
+  """
   key = jax.random.fold_in(jax.random.fold_in(ctx.round_key, _PAIRS), first)
   leaves, structure = jax.tree.flatten(like)
   keys = jax.random.split(jax.random.fold_in(key, distance), len(leaves))
@@ -85,11 +98,11 @@ def _mask(ctx: Context, first: jax.Array, distance: jax.Array, like: Tree) -> Tr
 
 
 def _own(ctx: Context, like: Tree, reach: int) -> Tree:
-  """Returns the sum of the masks that one client adds, pair after pair."""
+  """Returns the sum of the masks that one client adds or subtracts, pair after pair."""
   ring = _ring(ctx)
   place = jnp.argmax(ring.ids == ctx.client.id).astype(jnp.int32)
 
-  # A vmap over pairs inside the clients' vmap would hold [C, degree, D].
+  # A scan: a vmap over pairs inside the clients' vmap would hold [C, degree, D].
   def pair(total: Tree, distance: jax.Array) -> tuple[Tree, None]:
     before = ring.ids[(place - distance) % ring.size]
     ahead = _mask(ctx, ctx.client.id, distance, like)
@@ -99,13 +112,14 @@ def _own(ctx: Context, like: Tree, reach: int) -> Tree:
 
 
 def _left_behind(ctx: Context, like: Tree, reach: int) -> Tree:
-  """Returns the sum of the masks of pairs of which only one client arrived, as it was summed."""
+  """Returns what remains in the sum of the masks of pairs of which only one client arrived."""
   ring = _ring(ctx)
   rows = ring.ids.size
 
   def pair(total: Tree, number: jax.Array) -> tuple[Tree, None]:
     place, distance = number // reach, number % reach + 1
     other = (place + distance) % ring.size
+    # +1 if only the first arrived, who added the mask; -1 if only the second; 0 for both or none.
     sign = ring.arrived[place].astype(jnp.int32) - ring.arrived[other].astype(jnp.int32)
     sign = jnp.where(place < ring.size, sign, 0)
     more = lambda: tree.add(total, tree.scale(sign, _mask(ctx, ring.ids[place], distance, like)))
@@ -115,19 +129,24 @@ def _left_behind(ctx: Context, like: Tree, reach: int) -> Tree:
 
 
 def mask(*, clients: int, bits: int = 32, degree: int = 8, weight_range: float = 4096.0) -> Layer:
-  """Returns the layer that masks messages, and takes off the sum what drop-outs left on it.
+  """Returns the layer that masks messages, and removes from the sum the masks of drop-outs.
 
-  Place it last. A message whose weight, or a value of whose aux, is beyond `weight_range` takes no
-  part, and is counted as `outside`. `recovered` counts the clients that left pairs behind.
+  Place it last. A message takes no part if its weight or a value of its aux is beyond
+  `weight_range`; the metric `outside` counts such messages. The metric `recovered` counts the
+  clients that dropped out, whose masks were removed.
+
+  >>> layers = fm.stages.masks.integers(8.0, clients=2), mask(clients=2)
+  >>> fm.apply([[6.0, 8.0], [3.0, 4.0]], layers).update.round(3).tolist()
+  [4.5, 6.0]
 
   Args:
     clients: the most clients of a round, for the scale of weights; an experiment fills it in.
-    bits: b of the integers of the update, as the layer says that makes them.
-    degree: pairs that a client is in, even. It costs `degree` draws of a whole message for each
-      client; what is released does not depend on it.
-    weight_range: the largest weight and value of aux, public. Both are rounded to
-      2 * clients * weight_range * 2 ** -30 or less, and to whole numbers not at all while that is
-      at most 1.
+    bits: b, bits of the update's integers, the same as in the layer that makes them.
+    degree: number of pairs that a client is in, even, >= 2. Each client draws `degree` masks of the
+      size of a whole message; the released sum does not depend on it.
+    weight_range: largest weight and largest value of aux, public, > 0. Both are rounded to a grid
+      whose step is at most 2 * clients * weight_range * 2 ** -30; whole numbers stay exact as long
+      as the step is at most 1.
 
   Raises:
     ValueError: an argument is out of range.
@@ -140,24 +159,21 @@ def mask(*, clients: int, bits: int = 32, degree: int = 8, weight_range: float =
   validate.positive(weight_range=weight_range)
   step = 2.0 ** (math.ceil(math.log2(weight_range) + math.log2(clients)) - _HEADROOM)
   reach = degree // 2
-  encode = lambda x: jnp.round(x.astype(jnp.float32) * jnp.float32(1 / step)).astype(jnp.int32)
-  small = lambda x: jnp.all(jnp.abs(x.astype(jnp.float32)) <= jnp.float32(weight_range))
 
-  def init(ctx: Context):
-    _check_update(ctx.spec)
-    return ()
+  def encode(x: jax.Array) -> jax.Array:
+    return jnp.round(x.astype(jnp.float32) * jnp.float32(1 / step)).astype(jnp.int32)
 
-  def client(ctx: Context, message: Message, state):
+  def client(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     fits = jnp.bool_(True)
     for x in (message.weight, *jax.tree.leaves(message.aux)):
-      fits &= small(x)
+      fits &= jnp.all(jnp.abs(x.astype(jnp.float32)) <= jnp.float32(weight_range))
     kept = tree.keep(fits, message)
     plain = Message(kept.update, encode(kept.weight), jax.tree.map(encode, kept.aux))
     total = tree.add(plain, _own(ctx, plain, reach))
     update = jax.tree.map(lambda x: modular.wrapped(x, bits), total.update)
     return total._replace(update=update), state, {'outside': Total((~fits).astype(jnp.int32))}
 
-  def server(ctx: Context, message: Message, state):
+  def server(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     plain = tree.sub(message, _left_behind(ctx, message, reach))
     decode = lambda x, like: (x.astype(jnp.float32) * jnp.float32(step)).astype(like.dtype)
     back = Message(
@@ -167,14 +183,19 @@ def mask(*, clients: int, bits: int = 32, degree: int = 8, weight_range: float =
     gone = (ctx.cohort.real & ~ctx.cohort.arrived).sum(dtype=jnp.int32)
     return back, state, {'recovered': gone}
 
-  # The sum is as it was: masks come off exactly.
+  # Masks are removed exactly, so the bound of the sum is unchanged.
   kept = Bounds(lambda ctx, bound: bound)
+  init = lambda ctx: _check_update(ctx.spec)
   client_side = Stage(client, init, (kept, Integers(bits, clients), Masks(bits)))
   return Layer('mask', client=client_side, server=Stage(server, facts=(kept,)))
 
 
-def _check_update(like: Message) -> None:
-  """Raises `IncompatibleStages` unless the update is of int32, and aux of floats."""
+def _check_update(like: Message) -> tuple[()]:
+  """Returns the state of a client, which is empty.
+
+  Raises:
+    IncompatibleStages: the update is not int32, or aux is not floats.
+  """
   other = [x.dtype for x in jax.tree.leaves(like.update) if x.dtype != jnp.int32]
   if other:
     raise IncompatibleStages(
@@ -187,3 +208,4 @@ def _check_update(like: Message) -> None:
       f"'mask' encodes aux from floats, and what reaches it holds {whole[0]}: send such sums as "
       'floats.'
     )
+  return ()

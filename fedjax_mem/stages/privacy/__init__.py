@@ -1,4 +1,4 @@
-"""Differential privacy as layers: a clip on the client, noise on the server or on the client."""
+"""Differential privacy as layers: clipping on the client, noise on the server or on the client."""
 
 from collections.abc import Callable
 

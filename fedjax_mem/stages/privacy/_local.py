@@ -1,18 +1,17 @@
-"""Local differential privacy: what its methods share, a clip and noise on the client.
+"""What the methods of local differential privacy share: a clip and noise on the client.
 
-Each method gives two layers: the clip, and the noise, which goes by the plain name and is scaled
-to what the clip leaves.
+Each method gives two layers: the clip, named `<method>_clip`, and the noise, named after the method
+and scaled to the bound that the clip leaves.
 
-Formal guarantee: what the server sees of a client in one participation is the mechanism on its
-clipped update, whoever else takes part. Nothing is gained by sampling: the ledger follows the
-client that took part most often.
+Formal guarantee: in one participation the server sees of a client only the mechanism applied to its
+clipped update, whichever other clients take part. Sampling gives no amplification: the ledger
+follows the client that took part most often.
 
 Reference: Duchi, Jordan, Wainwright (2013), arXiv 1302.3203; Kasiviswanathan et al. (2011),
 arXiv 0803.0924.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -24,51 +23,51 @@ from fedjax_mem.core import (
   Layer,
   Mechanism,
   Message,
+  Metrics,
   Noises,
   Stage,
+  Tree,
   tree,
   validate,
 )
-from fedjax_mem.stages.privacy import _clipping as clipping
-from fedjax_mem.stages.privacy import _noising as noising
-
-Tree = Any
+from fedjax_mem.stages.privacy import _base as kit
 
 
 def noise_of_floats(
   mechanism: str | type[Mechanism], norm: str, multiplier: float
 ) -> Mechanism | None:
-  """Returns the noise of floats that is named, or None where there is none."""
+  """Returns the noise for floats, given by name or class; None if the multiplier is 0."""
   validate.non_negative(noise_multiplier=multiplier)
   return mechanisms.make(mechanisms.find(mechanism, norm, integers=False, fresh=True), multiplier)
 
 
 def added(drawn: Tree, update: Tree) -> Tree:
+  """Returns the update with the noise added."""
   return tree.add(update, drawn)
 
 
 def layers(
   name: str,
-  clip: clipping.Clip,
+  clip: kit.Clip,
   clip_norm: float,
   own: Bounds,
   made: Mechanism | None,
   after: Callable[[Tree], Tree] = lambda update: update,
   noisy: Callable[[Tree, Tree], Tree] = added,
 ) -> tuple[Layer, ...]:
-  """Returns the layer that clips, and the one that noises with the client's own key.
+  """Returns the layer that clips, and the layer that adds noise drawn with the client's own key.
 
   Args:
-    name: of the noise.
-    clip: brings an update into a ball.
-    clip_norm: its size.
-    own: what is left by the clip and `after`.
-    made: the noise, or None.
-    after: what is done to a clipped update.
-    noisy: (noise, update) -> what is sent.
+    name: name of the method, and of the second layer.
+    clip: brings an update into the ball of `clip_norm`.
+    clip_norm: radius of the ball, > 0.
+    own: what the clip and `after` promise together.
+    made: the noise; None: only the layer that clips is returned.
+    after: applied to the clipped update.
+    noisy: (noise, update) -> update to send.
   """
 
-  def init(ctx: Context):
+  def init(ctx: Context) -> Tree:
     whole = tree.not_floats(ctx.spec.update)
     if whole:
       raise IncompatibleStages(
@@ -77,21 +76,22 @@ def layers(
       )
     return ()
 
-  def clipped(ctx: Context, message: Message, state):
+  def clipped(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     del ctx
-    message, _, metrics = clipping.clipped(clip, message, clip_norm)
+    message, _, metrics = kit.clipped(clip, message, clip_norm)
     metrics = {f'{name}/{key}': value for key, value in metrics.items()}
     return message._replace(update=after(message.update)), state, metrics
 
-  def noised(ctx: Context, message: Message, state):
-    drawn, _ = made.draw(ctx.key, message.update, ctx.bound, ())  # type: ignore[union-attr]
+  ball = Layer(f'{name}_clip', client=Stage(clipped, init, (own,)), server=kit.quiet())
+  if made is None:
+    return (ball,)
+
+  def noised(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
+    drawn, _ = made.draw(ctx.key, message.update, ctx.bound, ())
     # A client of weight 0 takes no part: it sends nothing.
     on = message.weight > 0
     sent = tree.keep(on, noisy(drawn, message.update))
-    # Nor does the weight say more than that it takes part: it is sent without noise.
+    # The weight is sent without noise, so it is 0 or 1: whether the client takes part.
     return message._replace(update=sent, weight=on.astype(jnp.float32)), state, {}
 
-  ball = Layer(f'{name}_clip', client=Stage(clipped, init, (own,)), server=noising.quiet())
-  if made is None:
-    return (ball,)
   return ball, Layer(name, client=Stage(noised, facts=(Noises(made, 'local'),)))

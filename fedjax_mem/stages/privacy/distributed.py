@@ -1,33 +1,33 @@
 """Distributed differential privacy: each client adds a share of the noise, in integers, for a mask.
 
-A client clips its update in L2, rotates it (so that its values are flat), scales it to a grid,
-rounds it at random until it is within a stated bound, and adds integer noise. The server sees the
-sum modulo 2 ** b alone, when a mask follows; then nobody but the sum has to be trusted, and with
-noise that only the sum has enough of. Without a mask the same numbers are released, but the server
-sees messages whose own noise is small: it is then to be trusted with them.
+A client clips its update in L2, rotates it (so that no value is large), scales it to a grid, rounds
+it at random until it is within a stated bound, and adds integer noise. A mask must follow, so that
+the server sees only the sum modulo 2 ** b. The noise of a single message is small and protects
+little; only the sum has enough noise. A round without a mask is refused.
 
 Formal guarantee: one client moves the integer sum by at most `l2` in L2, where
 l2² = min(L² + d / 4 + sqrt(2 log(1 / beta)) (L + sqrt(d) / 2), (L + sqrt(d))²)
-for L steps of the grid in the clip norm and d values after the rotation: conditional rounding keeps
-it with certainty, checked in exact integers. To the sum is added the noise of all that arrived, at
-least `shares` of them: where fewer do, nothing is released, `withheld` is 1, and the round changes
-neither parameters nor any state; it is accounted all the same, an upper bound. Each share has the
-variance (noise_multiplier l2)² / shares, so that the noise of `shares` clients is accounted; more
-of it is post-processing. Neither wrapping around nor anything else after the sum costs privacy.
-Nothing is gained by sampling.
+for L steps of the grid in the clip norm and d values after the rotation. Conditional rounding keeps
+this bound with certainty, checked in exact integers. The sum holds the noise of all clients that
+arrived, at least `shares` of them. If fewer arrive, nothing is released, `withheld` is 1, and the
+round changes neither parameters nor any state; it is accounted nevertheless, an upper bound. Each
+share has the variance (noise_multiplier l2)² / shares, so the noise of `shares` clients is
+accounted; additional noise is post-processing. Neither wrap-around nor anything else after the sum
+costs privacy. Sampling gives no amplification.
 
-It is protected what a client sends, not whether it arrives: with a client its noise is gone, so a
-client more or less ('add_or_remove_one') is not covered, and who drops out must not depend on data.
-An update that is not finite counts as dropped; that it is so is not covered either. Whoever sees
-the sum and learns the noise of k clients has shares - k left to hide the others. Weights are not
-sent: their sum would be released without noise. The withheld sum is seen by nobody only if the
-protocol, too, needs `shares` clients to unmask one (its threshold).
+The guarantee covers what a client sends, not whether it arrives. A client that leaves takes its
+noise with it, so 'add_or_remove_one' is not covered, and drop-out must not depend on data. A client
+whose update is not finite counts as dropped; that it was not finite is not covered either. If an
+observer of the sum knows the noise of k clients, only shares - k shares protect the others. Weights
+are not sent: their sum would be released without noise. A withheld sum stays hidden only if the
+protocol also needs `shares` clients to unmask a sum (its threshold).
 
-Noise is Skellam, whose sums are Skellam, or discrete Gaussian, whose sums are nearly so.
+Noise is Skellam, whose sums are Skellam, or discrete Gaussian, whose sums are nearly discrete
+Gaussian.
 
 The modulus: a coordinate of the sum, in steps of the grid, is sub-Gaussian with
-s² = (n L)² / B + n / 4 + the noise of n shares, for n clients that all send the same at the
-clip norm, and the rotation's blocks of B. The grid is the finest for which 4 s has room.
+s² = (n L)² / B + n / 4 + the variance of n shares, for n clients that all send the same update at
+the clip norm, and rotation in blocks of B. The grid is the finest for which 4 s has room.
 
 Reference: Kairouz, Liu, Steinke (2021), arXiv 2102.06387, Algorithms 1 and 2 (clip, rotate, round
 conditionally, sum modulo), sums of discrete Gaussians; Agarwal, Kairouz, Liu (2021), arXiv
@@ -36,7 +36,7 @@ conditionally, sum modulo), sums of discrete Gaussians; Agarwal, Kairouz, Liu (2
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,35 +51,38 @@ from fedjax_mem.core import (
   Layer,
   Mechanism,
   Message,
+  Metrics,
   Noises,
   Stage,
+  Tree,
   Withholds,
   tree,
   validate,
 )
 from fedjax_mem.kernels.codes import hadamard, modular, rotate
-from fedjax_mem.stages.privacy import _clipping as clipping
-from fedjax_mem.stages.privacy import _noising as noising
+from fedjax_mem.stages.privacy import _base as kit
 
 SPREADS = 4  # standard deviations of a coordinate of the sum that the modulus has room for
-FINEST = 2**14  # levels: squares of norms on the grid are then exact in int32
-_LARGEST = 2**29  # values of an update, for the same reason
-_TRIES = 32
-# Values that are rotated together, if the padding allows: the more, the flatter they come out.
+FINEST = 2**14  # most levels: squared norms on the grid are then exact in int32
+_LARGEST = 2**29  # most values of an update, for the same reason
+_TRIES = 32  # most roundings drawn; then the update is rounded towards zero
+# Values rotated together, if the padding allows: the more, the smaller the largest value.
 BLOCK = 4096
+
+_Side = Callable[[Context, Message, Tree], tuple[Message, Tree, Metrics]]
 
 
 class NoRoom(ValueError):
-  """So few bits that the noise and the sum of all clients have no room."""
+  """The bits are too few for the noise and the sum of all clients."""
 
 
 class Grid(NamedTuple):
-  """A public grid and what it bounds, in its steps.
+  """A public grid and its bounds, in steps of the grid.
 
   Attributes:
     levels: L, steps in the clip norm.
-    squared: the bound on the squared L2 norm of a rounded update, a whole number.
-    spread: s, of a coordinate of the sum.
+    squared: bound on the squared L2 norm of a rounded update, a whole number.
+    spread: s, the sub-Gaussian parameter of a coordinate of the sum.
   """
 
   levels: int
@@ -93,7 +96,7 @@ class Grid(NamedTuple):
 
 
 class Setting(NamedTuple):
-  """What decides a grid: see the arguments of `distributed`; `size` is d, `block` is B."""
+  """What determines a grid: arguments of `distributed`, `size` (d) and `block` (B)."""
 
   noise_multiplier: float
   clients: int
@@ -104,7 +107,7 @@ class Setting(NamedTuple):
 
 
 def grid(setting: Setting, levels: int) -> Grid:
-  """Returns the grid of so many levels."""
+  """Returns the grid of `levels` steps in the clip norm."""
   root, n = math.sqrt(setting.size), setting.clients
   slack = math.sqrt(2 * math.log(1 / setting.beta)) * (levels + root / 2)
   squared = math.floor(min(levels**2 + setting.size / 4 + slack, (levels + root) ** 2))
@@ -114,19 +117,23 @@ def grid(setting: Setting, levels: int) -> Grid:
 
 
 def finest(setting: Setting, bits: int) -> Grid:
-  """Returns the finest grid of which a sum has room in so many bits.
+  """Returns the finest grid whose sums fit into `bits` bits.
 
   Raises:
-    NoRoom: there is none.
+    NoRoom: no grid fits.
   """
   room = 2 ** (bits - 1) - 1
-  fits = lambda levels: SPREADS * grid(setting, levels).spread <= room
+
+  def fits(levels: int) -> bool:
+    return SPREADS * grid(setting, levels).spread <= float(room)
+
   if not fits(1):
     least = math.ceil(math.log2(SPREADS * grid(setting, 1).spread + 1)) + 1
     raise NoRoom(
       f'bits must be at least {least} for the noise and the sum of {setting.clients} clients with '
       f'{setting.size} values each, got {bits!r}.'
     )
+  # Bisection: `low` fits; `high` does not, or is too fine.
   low, high = 1, FINEST + 1
   while high - low > 1:
     middle = (low + high) // 2
@@ -150,21 +157,26 @@ def distributed(
   Place them after the weighing, and `mask` of the same `bits` after them. The last is named
   'integer_noise' and stands in the ledger for all three.
 
+  >>> layers = distributed(5.0, 1e-3, shares=2, clients=2, dimension=2, bits=20)
+  >>> mask = fm.stages.masks.mask(clients=2, bits=20)
+  >>> fm.apply([[6.0, 8.0], [0.0, 0.0]], layers, mask).update.round(1).tolist()
+  [1.5, 2.0]
+
   Args:
     l2_clip_norm: bound on the L2 norm of a client's whole update, > 0.
     noise_multiplier: standard deviation of the noise of `shares` clients over the bound of a
       rounded update, > 0.
-    shares: the fewest clients that may arrive, in [1, clients]; the noise is accounted for as many.
+    shares: least number of clients that must arrive, in [1, clients]; their noise is accounted.
     clients: n, the most clients of a round; an experiment fills it in.
     dimension: values of an update; an experiment fills it in.
-    bits: b of a value of the sum, 2 to 32.
-    mechanism: noise for integers in shares: 'skellam', 'discrete_gaussian', or
+    bits: b, bits of a value of the sum, 2 to 32.
+    mechanism: noise for integers that clients add in shares: 'skellam', 'discrete_gaussian', or
       'package.module:Class'.
-    beta: bounds the probability that a rounding has to be drawn again, in (0, 1): the larger it is,
-      the smaller the bound that noise is scaled to.
+    beta: bound on the probability that a rounding has to be drawn again, in (0, 1). The larger it
+      is, the smaller the bound to which the noise is scaled.
 
   Raises:
-    ValueError: an argument is out of range; `NoRoom`, so few bits have no room for the sum.
+    ValueError: an argument is out of range; `NoRoom`, if the bits are too few for the sum.
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
   validate.positive(noise_multiplier=noise_multiplier)
@@ -178,24 +190,22 @@ def distributed(
   size = hadamard.padded_size(dimension, block)
   found = finest(Setting(noise_multiplier, clients, shares, size, block, beta), bits)
   step = l2_clip_norm / found.levels
-  made: Any = mechanisms.make(kind, noise_multiplier, dimension=size, shares=shares)
-  if not made.carried:
+  made = mechanisms.make(kind, noise_multiplier, dimension=size, shares=shares)
+  if made is None or not made.carried:
     raise ValueError(f'mechanism must be noise that clients bring in shares, got {mechanism!r}.')
-  made.check(noising.within(found.l2).of(None, Bound()), ())
+  made.check(kit.within(found.l2).of(None, Bound()), ())
   room = Integers(bits, clients)
+  facts = (Noises(made), room, Withholds(shares))
   return (
     _clipped(l2_clip_norm, dimension, block),
     _rounded(found, step, room),
-    Layer(
-      'integer_noise',
-      client=Stage(_share(made), facts=(Noises(made), room, Withholds(shares))),
-    ),
+    Layer('integer_noise', client=Stage(_share(made), facts=facts)),
   )
 
 
 def _rounded(found: Grid, step: float, room: Integers) -> Layer:
-  """Returns the layer that rounds to the grid; its bound is in steps, rounding included."""
-  within = noising.within(found.l2)
+  """Returns the layer that rounds to the grid; its bound is in steps and holds after rounding."""
+  within = kit.within(found.l2)
   decoded = Bounds(lambda ctx, bound: bound.scaled(step))
   client = Stage(_Rounding(found, step), facts=(within, room))
   server = Stage(_decoding(step, room.bits), facts=(decoded,))
@@ -205,7 +215,7 @@ def _rounded(found: Grid, step: float, room: Integers) -> Layer:
 def _clipped(clip_norm: float, dimension: int, block: int) -> Layer:
   """Returns the layer that clips and rotates on the client, and rotates back on the server."""
 
-  def init(ctx: Context):
+  def init(ctx: Context) -> Tree:
     whole = tree.not_floats(ctx.spec.update)
     if whole:
       raise IncompatibleStages(
@@ -217,29 +227,29 @@ def _clipped(clip_norm: float, dimension: int, block: int) -> Layer:
       raise ValueError(f'dimension must be the {found} values of an update, got {dimension!r}.')
     return ()
 
-  def client(ctx: Context, message: Message, state):
-    message, _, metrics = clipping.clipped(clipping.l2, message, clip_norm)
+  def client(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
+    message, _, metrics = kit.clipped(kit.clip_l2, message, clip_norm)
     flat = rotate.rotate(ctx.round_key, tree.ravel(message.update), block)
     return message._replace(update=flat), state, metrics
 
-  def server(ctx: Context, message: Message, state):
+  def server(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     flat = rotate.unrotate(ctx.round_key, message.update, dimension, block)
-    return clipping.restored(ctx, message, tree.unravel(flat, ctx.spec.update)), state, {}
+    return kit.restored(ctx, message, tree.unravel(flat, ctx.spec.update)), state, {}
 
-  bounds = noising.within(float(clip_norm))
+  bounds = kit.within(float(clip_norm))
   return Layer('distributed', client=Stage(client, init, (bounds,)), server=Stage(server))
 
 
 class _Rounding:
-  """The client side that rounds at random, again and again until the bound is kept."""
+  """The client side that rounds at random until the rounded update is within the bound."""
 
-  def __init__(self, found: Grid, step: float):
+  def __init__(self, found: Grid, step: float) -> None:
     self._found, self._step = found, step
 
-  def __call__(self, ctx: Context, message: Message, state: Any):
+  def __call__(self, ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     """Returns (message, state, metrics), as every side of a layer."""
     scaled = message.update * jnp.float32(1 / self._step)
-    # A value that is not finite would become some integer or other: such an update is zeros.
+    # As an integer, a value that is not finite would be arbitrary. The engine has noted the client.
     scaled = jnp.where(jnp.isfinite(scaled).all(), scaled, jnp.float32(0))
 
     def draw(number: jax.Array) -> jax.Array:
@@ -254,7 +264,7 @@ class _Rounding:
 
     first = jnp.int32(1), draw(jnp.int32(0))
     tries, drawn = jax.lax.while_loop(again, once_more, first)
-    # Towards zero no norm grows.
+    # After the last try: rounding towards zero enlarges no norm.
     inward = jnp.trunc(scaled).astype(jnp.int32)
     update = jnp.where(self._inside(drawn), drawn, inward)
     update = jnp.where(self._inside(update), update, jnp.int32(0))
@@ -264,8 +274,10 @@ class _Rounding:
     return jnp.sum(drawn * drawn, dtype=jnp.int32) <= self._found.squared
 
 
-def _decoding(step: float, bits: int) -> Callable:
-  def server(ctx: Context, message: Message, state):
+def _decoding(step: float, bits: int) -> _Side:
+  """Returns the server side that turns the sum modulo 2 ** bits into floats."""
+
+  def server(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     del ctx
     whole = modular.centered(message.update, bits)
     update = whole.astype(jnp.float32) * jnp.float32(step)
@@ -274,12 +286,14 @@ def _decoding(step: float, bits: int) -> Callable:
   return server
 
 
-def _share(made: Mechanism) -> Callable:
-  def client(ctx: Context, message: Message, state):
-    # Of every client that arrives, also of one without examples: shares are counted by arrival.
-    more, _ = made.draw(ctx.key, message.update, ctx.bound, ())
-    # The sum of weights would be released without noise, and the divisor is fixed: all count one.
+def _share(made: Mechanism) -> _Side:
+  """Returns the client side that adds one share of the noise."""
+
+  def client(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
+    # Every client that arrives adds a share, even without examples: arrivals are counted as shares.
+    share, _ = made.draw(ctx.key, message.update, ctx.bound, ())
+    # The sum of weights would be released without noise, so each is 1; the divisor is fixed anyway.
     weight = jnp.ones_like(message.weight)
-    return message._replace(update=tree.add(message.update, more), weight=weight), state, {}
+    return message._replace(update=tree.add(message.update, share), weight=weight), state, {}
 
   return client

@@ -6,9 +6,7 @@ from fedjax_mem.core import (
   Mechanism,
   validate,
 )
-from fedjax_mem.stages.privacy import _clipping as clipping
-from fedjax_mem.stages.privacy import _noising as noising
-from fedjax_mem.stages.privacy._central import layer
+from fedjax_mem.stages.privacy import _base as kit
 
 
 def laplace(
@@ -19,10 +17,13 @@ def laplace(
 ) -> Layer:
   """Returns the layer that clips each update to an L1 ball and adds Laplace noise: pure epsilon.
 
+  >>> fm.apply([[6.0, 8.0], [0.0, 0.0]], laplace(7.0, 1e-6)).update.round(3).tolist()
+  [1.5, 2.0]
+
   Args:
     l1_clip_norm: bound on the L1 norm of a client's whole update, > 0.
     noise_multiplier: scale of the noise over the bound: epsilon is 1 / noise_multiplier a round
-      without amplification; 0 clips only, and then claims no privacy at all.
+      without amplification; 0 only clips and claims no privacy.
     mechanism: noise of floats scaled to the L1 norm: 'laplace', or 'package.module:Class'.
 
   Reference: Dwork et al. (2006), Calibrating noise to sensitivity, Theorem 1.
@@ -34,4 +35,4 @@ def laplace(
   validate.non_negative(noise_multiplier=noise_multiplier)
   kind = mechanisms.find(mechanism, 'l1', integers=False, fresh=True)
   made = mechanisms.make(kind, noise_multiplier)
-  return layer('laplace', clipping.l1, l1_clip_norm, noising.within_l1(float(l1_clip_norm)), made)
+  return kit.layer('laplace', kit.clip_l1, l1_clip_norm, kit.within_l1(float(l1_clip_norm)), made)

@@ -5,8 +5,7 @@ from fedjax_mem.core import (
   Mechanism,
   validate,
 )
-from fedjax_mem.stages.privacy import _clipping as clipping
-from fedjax_mem.stages.privacy import _noising as noising
+from fedjax_mem.stages.privacy import _base as kit
 from fedjax_mem.stages.privacy._local import layers, noise_of_floats
 
 
@@ -19,9 +18,12 @@ def local(
 ) -> tuple[Layer, ...]:
   """Returns the layers in which each client clips its update in L2 and adds noise.
 
+  >>> fm.apply([[6.0, 8.0], [0.0, 0.0]], local(5.0, 1e-6)).update.round(3).tolist()
+  [1.5, 2.0]
+
   Args:
     l2_clip_norm: bound on the L2 norm of a client's whole update, > 0.
-    noise_multiplier: standard deviation of each client's noise over the bound; 0 clips only.
+    noise_multiplier: standard deviation of each client's noise over the bound; 0 only clips.
     mechanism: noise of floats scaled to the L2 norm: 'gaussian', or 'package.module:Class'.
     per_layer: clip each of L arrays to l2_clip_norm / sqrt(L) instead of all together.
 
@@ -29,6 +31,6 @@ def local(
     ValueError: an argument is out of range.
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
-  clip = clipping.choose(per_layer)
+  clip = kit.chosen_clip(per_layer)
   made = noise_of_floats(mechanism, 'l2', noise_multiplier)
-  return layers('local', clip, l2_clip_norm, noising.within(float(l2_clip_norm)), made)
+  return layers('local', clip, l2_clip_norm, kit.within(float(l2_clip_norm)), made)

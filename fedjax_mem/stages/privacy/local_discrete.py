@@ -8,12 +8,12 @@ from fedjax_mem.core import (
   Bound,
   Layer,
   Mechanism,
+  Tree,
   tree,
   validate,
 )
-from fedjax_mem.stages.privacy import _clipping as clipping
-from fedjax_mem.stages.privacy import _noising as noising
-from fedjax_mem.stages.privacy._local import Tree, layers
+from fedjax_mem.stages.privacy import _base as kit
+from fedjax_mem.stages.privacy._local import layers
 
 
 def local_discrete(
@@ -25,14 +25,17 @@ def local_discrete(
 ) -> tuple[Layer, ...]:
   """Returns the layers in which each client rounds its update to a grid and adds integer noise.
 
-  Clipped in L2, rounded to `levels` steps in the clip norm, noised there,
-  and sent as floats: a float32 holds every such integer.
+  The update is clipped in L2, rounded to a grid of `levels` steps in the clip norm, and sent as
+  floats after the noise is added. A float32 holds every such integer.
+
+  >>> fm.apply([[6.0, 8.0], [0.0, 0.0]], local_discrete(5.0, 1e-3)).update.round(1).tolist()
+  [1.5, 2.0]
 
   Reference: Canonne, Kamath, Steinke (2020), arXiv 2004.00010.
 
   Args:
     l2_clip_norm: bound on the L2 norm of a client's whole update, > 0.
-    noise_multiplier: parameter sigma of each client's noise over the bound; 0 clips only.
+    noise_multiplier: parameter sigma of each client's noise over the bound; 0 only clips.
     mechanism: noise for integers scaled to the L2 norm: 'discrete_gaussian', or
       'package.module:Class'.
     levels: steps of the grid in the clip norm, 1 to 16384.
@@ -46,20 +49,20 @@ def local_discrete(
   kind = mechanisms.find(mechanism, 'l2', integers=True, fresh=True)
   made = mechanisms.make(kind, noise_multiplier)
   if made is None:
-    own = noising.within(float(l2_clip_norm))
-    return layers('local_discrete', clipping.l2, l2_clip_norm, own, None)
-  grid = noising.within(float(levels))
+    own = kit.within(float(l2_clip_norm))
+    return layers('local_discrete', kit.clip_l2, l2_clip_norm, own, None)
+  grid = kit.within(float(levels))
   made.check(grid.of(None, Bound()), ())
 
   def points(update: Tree) -> Tree:
-    whole, ok = clipping.on_grid(update, l2_clip_norm, levels)
-    # What is not finite must stay so, for the engine to leave the client out.
-    return jax.tree.map(lambda x: jnp.where(ok, x, jnp.float32(jnp.nan)), clipping.floats(whole))
+    whole, ok = kit.on_grid(update, l2_clip_norm, levels)
+    # An update that is not finite must stay so: the engine then leaves the client out.
+    return jax.tree.map(lambda x: jnp.where(ok, x, jnp.float32(jnp.nan)), kit.floats(whole))
 
   def noisy(drawn: Tree, update: Tree) -> Tree:
     fine = tree.finite(update)
     whole = jax.tree.map(lambda x: jnp.where(fine, x, 0).astype(jnp.int32), update)
-    sent = tree.scale(jnp.float32(l2_clip_norm / levels), clipping.floats(tree.add(whole, drawn)))
+    sent = tree.scale(jnp.float32(l2_clip_norm / levels), kit.floats(tree.add(whole, drawn)))
     return jax.tree.map(lambda x: jnp.where(fine, x, jnp.float32(jnp.nan)), sent)
 
-  return layers('local_discrete', clipping.l2, l2_clip_norm, grid, made, points, noisy)
+  return layers('local_discrete', kit.clip_l2, l2_clip_norm, grid, made, points, noisy)

@@ -6,7 +6,7 @@ References: Choquette-Choo et al. (2023), arXiv 2306.08153; McMahan, Xu, Zhang (
 
 from fedjax_mem.core import Layer, validate
 from fedjax_mem.mechanisms import Matrix, matrix
-from fedjax_mem.stages.privacy import _noising as noising
+from fedjax_mem.stages.privacy import _base as kit
 
 
 def matrix_factorization(
@@ -23,16 +23,20 @@ def matrix_factorization(
 
   Server state: that of `mechanisms.Matrix`, the stream's arrays for D values.
 
+  >>> noise = matrix_factorization(1.0, 0.5, rounds=8, separation=4).fact(fm.Noises).mechanism
+  >>> noise.strategy, noise.width, noise.min_sep
+  ('banded', 4, 4)
+
   Args:
     l2_clip_norm: bound on the L2 norm of a client's whole update, > 0.
     noise_multiplier: standard deviation of Z over the bound, > 0; the accountant divides it by the
       strategy's sensitivity.
     rounds: rounds of the whole run, >= 1.
-    separation: rounds between two participations of a client at the least, >= 1; at most what the
-      sampler keeps.
-    strategy: 'banded' (state of bands arrays) or 'blt' (state of `buffers` arrays).
-    bands: of 'banded', 1 to min(separation, rounds); by default that, but 32 at the most.
-    buffers: of 'blt', 1 to 10.
+    separation: least number of rounds between two participations of a client, >= 1; at most the
+      sampler's min_sep.
+    strategy: 'banded' (state of `bands` arrays) or 'blt' (state of `buffers` arrays).
+    bands: only for 'banded', 1 to min(separation, rounds); default: that maximum, but at most 32.
+    buffers: only for 'blt', 1 to 10.
 
   Raises:
     ValueError: an argument is out of range, or jax_privacy is not installed.
@@ -43,11 +47,11 @@ def matrix_factorization(
   make = matrix.banded if strategy == 'banded' else matrix.blt
   known = make(rounds, width, separation).sensitivities.tolist()
   made = Matrix(noise_multiplier, tuple(known), separation, strategy, width)
-  return noising.clip_and_release('matrix_factorization', l2_clip_norm, made)
+  return kit.clip_and_release('matrix_factorization', l2_clip_norm, made)
 
 
 def _width(rounds: int, separation: int, strategy: str, bands: int | None, buffers: int) -> int:
-  """Returns the bands or buffers that the arguments of the factory describe, or raises."""
+  """Returns the number of bands or buffers, from the factory's arguments; raises `ValueError`."""
   validate.integer(rounds=rounds)
   validate.integer(separation=separation)
   validate.one_of(matrix.STRATEGIES, strategy=strategy)

@@ -35,7 +35,7 @@ from fedjax_mem.stages.algorithm import dp_sgd
 from fedjax_mem.stages.compress import _base as codec
 from fedjax_mem.stages.compress import random_k
 from fedjax_mem.stages.masks import mask
-from fedjax_mem.stages.privacy import _noising as noising
+from fedjax_mem.stages.privacy import _base as kit
 from fedjax_mem.stages.select import (
   dropout,
   markov,
@@ -469,7 +469,7 @@ def test_a_matrix_that_is_not_the_one_accounted():
     ({'sensitivities': (1.0,) * 4}, 'sensitivities must be those of the'),
     ({'width': 3}, 'width must be at most the separation'),
   ):
-    other = noising.release(dataclasses.replace(made, **wrong))
+    other = kit.release(dataclasses.replace(made, **wrong))
     with pytest.raises(ValueError, match=words):
       build(known._replace(server=other), select=min_separation(9, 3, 2))
 
