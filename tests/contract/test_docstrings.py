@@ -41,7 +41,14 @@ def modules():
   return sorted(n for n, path in sources.items() if '>>> ' in Path(path).read_text())
 
 
-@pytest.mark.parametrize('name', modules())
+# Each example of a method compiles a round.
+COMPILES = ('fedjax_mem.stages.', 'fedjax_mem.kernels.', 'fedjax_mem.runner.')
+EXAMPLES = [
+  pytest.param(name, marks=(pytest.mark.slow,) * name.startswith(COMPILES)) for name in modules()
+]
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
 def test_examples_in_docstrings_give_what_they_say(name):
   module = importlib.import_module(name)
   globs = GIVEN | vars(module)

@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from fedjax_mem.kernels.codes import low_rank, modular, packing, quantize, random_k, rotate
@@ -42,6 +43,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 class KernelTest(chex.TestCase):
   """Every kernel under chex's variants, against the value that it has under `jax.jit`."""
 
