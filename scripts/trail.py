@@ -55,7 +55,9 @@ class Trail:
   def _place(self, frame: FrameType) -> Place | None:
     code = frame.f_code
     if code not in self._known:
-      inside = code.co_filename.startswith(self._package) and code.co_name != '<module>'
+      # A page's template compiles to functions as well, but is no module.
+      source = code.co_filename.endswith('.py') and code.co_name != '<module>'
+      inside = source and code.co_filename.startswith(self._package)
       path = code.co_filename[len(self._package) : -len('.py')]
       room = path.split('/')[0] if '/' in path else '(door)'
       module = path.removesuffix('/__init__').replace('/', '.')

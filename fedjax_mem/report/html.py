@@ -78,7 +78,7 @@ def render(sources: Source | Iterable[Source], title: str | None = None) -> str:
       for name in ('light', 'dark')
     },
     pictures=_pictures(runs[0]) if one else [],
-    last=_columns(runs, [dict(flatten(x.records[-1])) if x.records else {} for x in runs]),
+    last=_columns(runs, [run.last for run in runs]),
     settings=settings,
     changed=changed,
     manifests=_manifests(runs),
@@ -143,7 +143,7 @@ def duration(seconds: float) -> str:
 
 def _facts(run: Run) -> list[str]:
   """Returns the main settings of a run, such as 'data digits'."""
-  config = dict(flatten(run.config))
+  config = run.settings
   return [
     f'{name} {config[key]}'
     for name, key in (
@@ -216,7 +216,7 @@ def _pictures(run: Run) -> list[tuple[str, str]]:
 
 def _settings(runs: Sequence[Run]) -> tuple[_Table | None, _Table | None]:
   """Returns two tables: all settings, and those that differ between runs."""
-  columns = [dict(flatten(run.config)) for run in runs]
+  columns = [run.settings for run in runs]
   differing = [key for key in differing_keys(runs) if key != 'name']  # the column's heading
   first = [{key: x[key] for key in differing if key in x} for x in columns]
   return _columns(runs, columns, differing), _columns(runs, first, differing)

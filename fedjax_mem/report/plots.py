@@ -192,7 +192,7 @@ def partition(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=_STEPS, min_n_ticks=1))
     if classes <= 30:
       names = labels if labels is not None else range(classes)
-      ax.set_yticks(range(classes), [figures.short(str(x), 20) for x in names])
+      ax.set_yticks(range(classes), [str(x)[:20] for x in names])
     ax.set_xlim(-0.7, clients - 0.3)
     ax.set_ylim(-0.7, classes - 0.3)
   return figure

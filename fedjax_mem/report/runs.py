@@ -1,6 +1,7 @@
 """A run as reports read it: its configuration, manifest and records."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -28,6 +29,16 @@ class Run:
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   manifest: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   folder: pathlib.Path | None = None
+
+  @functools.cached_property
+  def settings(self) -> dict[str, Any]:
+    """All values of the configuration by their dotted keys."""
+    return dict(flatten(self.config))
+
+  @functools.cached_property
+  def last(self) -> dict[str, Any]:
+    """All values of the last record by their dotted keys; empty without a record."""
+    return dict(flatten(self.records[-1])) if self.records else {}
 
 
 # Metrics 'name' or 'layer/name' that become warnings: their values are numbers or client ids.

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedjax_mem.report.runs import Run, Source, as_runs, finished, flatten, rounds_done, series
+from fedjax_mem.report.runs import Run, Source, as_runs, finished, rounds_done, series
 
 Row = dict[str, Any]
 STYLES = ('text', 'markdown', 'csv')
@@ -127,7 +127,7 @@ def seeds_table(
 
 def settings_of(run: Run) -> Row:
   """Returns the flat settings of a run that change its results (no `execution`)."""
-  return {k: x for k, x in flatten(run.config) if not k.startswith('execution.')}
+  return {k: x for k, x in run.settings.items() if not k.startswith('execution.')}
 
 
 def _settings_key(run: Run) -> str:
@@ -145,7 +145,7 @@ def _seeds_of(run: Run) -> tuple[Any, ...]:
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
   """Returns the flat keys of the configurations whose values are not the same in all runs."""
-  flat = [dict(flatten(run.config)) for run in runs]
+  flat = [run.settings for run in runs]
   keys = dict.fromkeys(key for x in flat for key in x)
   missing = object()
   return [

@@ -78,8 +78,11 @@ def padded_size(size: int, block: int) -> int:
   Args:
     size: D.
     block: values of a block.
+
+  Raises:
+    ValueError: the block is not a power of two.
   """
-  return size + -size % block
+  return size + -size % checked(block)
 
 
 def checked(block: int) -> int:

@@ -41,7 +41,6 @@ from fedjax_mem.core import validate
 from fedjax_mem.kernels.codes.hadamard import (
   block_of,
   block_size,
-  checked,
   columns,
   decode,
   encode,
@@ -112,10 +111,10 @@ def unrotate(key: jax.Array, y: jax.Array, size: int, block: int | None = None) 
 
 def _fits(y: jax.Array, size: int, block: int, name: str) -> None:
   """Raises `ValueError` unless y has a value for each of `size`, padded to whole blocks."""
-  if y.shape != (padded_size(size, checked(block)),):
+  padded = padded_size(size, block)
+  if y.shape != (padded,):
     raise ValueError(
-      f'{name} must be [{padded_size(size, block)}] for {size} values in blocks of {block}, '
-      f'got {y.shape!r}.'
+      f'{name} must be [{padded}] for {size} values in blocks of {block}, got {y.shape!r}.'
     )
 
 
