@@ -7,7 +7,7 @@ python scripts/record.py --random 60 --seed 1 --out FILE   draws pairs of method
 python scripts/record.py --check --against FILE            runs those very pairs, on another commit
 
 A stack is one configuration in `tests/oracle/stacks`; a pair is made of the methods of
-`tests/oracle/methods.toml`. All run through the public API alone (`one_stack.py`), with the package
+`tests/oracle/methods.toml`. All run through the public API only (`one_stack.py`), with the package
 that lies beside this script, so the same files serve any commit. A stack whose name begins with
 `resumed_` is stopped in its middle and resumed.
 """
@@ -142,7 +142,7 @@ def merged(old: Record, new: Record, strict: bool = False) -> Record | None:
 def draw(stacks: list[Stack], count: int, jobs: int) -> tuple[dict[str, str], dict[str, Record]]:
   """Returns the first so many of the stacks that run: (configurations, records) by name.
 
-  Stacks that are refused are no valid pairs; one that breaks is told on standard error.
+  Stacks that are refused are no valid pairs; one that breaks is reported on standard error.
   """
   texts: dict[str, str] = {}
   records: dict[str, Record] = {}
@@ -219,15 +219,15 @@ def made_with() -> Record:
 # The command.
 
 
-def check(told: argparse.Namespace) -> int:
+def check(args: argparse.Namespace) -> int:
   """Runs what a file has records of, prints what differs, and returns the exit code."""
-  file = told.against or RECORDED
+  file = args.against or RECORDED
   facts = read(file)
   texts = facts.get('configurations')
   stacks = stacks_in(STACKS) if texts is None else [Stack(*item) for item in texts.items()]
-  stacks = chosen(stacks, told.only)
-  recorded = {k: x for k, x in facts['stacks'].items() if fnmatch.fnmatch(k, told.only)}
-  now = run_all(stacks, told.jobs)
+  stacks = chosen(stacks, args.only)
+  recorded = {k: x for k, x in facts['stacks'].items() if fnmatch.fnmatch(k, args.only)}
+  now = run_all(stacks, args.jobs)
   table = Table('stack', 'field', 'recorded', 'now')
   for name in sorted({*recorded, *now}):
     for row in differences(recorded.get(name, {}), now.get(name, {})):
@@ -246,29 +246,29 @@ def check(told: argparse.Namespace) -> int:
   return 1 if table.row_count else 0
 
 
-def record(told: argparse.Namespace) -> int:
+def record(args: argparse.Namespace) -> int:
   """Runs the stacks, writes the records of those that run, and returns the exit code."""
   everything = stacks_in(STACKS)
-  new = run_all(chosen(everything, told.only), told.jobs)
+  new = run_all(chosen(everything, args.only), args.jobs)
   bad = {name: x for name, x in new.items() if 'rounds' not in x}
   for name, why in bad.items():
     print(f'{name} is not recorded: {why}', file=sys.stderr)
-  old = read(RECORDED)['stacks'] if told.only != '*' and RECORDED.exists() else {}
+  old = read(RECORDED)['stacks'] if args.only != '*' and RECORDED.exists() else {}
   found = {name: x for name, x in (old | new).items() if name not in bad}
   kept = {x.name: found[x.name] for x in everything if x.name in found}
   write(RECORDED, {'made_with': made_with(), 'stacks': kept})
   return 1 if bad else 0
 
 
-def record_pairs(told: argparse.Namespace) -> int:
+def record_pairs(args: argparse.Namespace) -> int:
   """Draws pairs of methods, writes them with their records, and returns the exit code."""
   drawn = pairs(METHODS)
-  random.Random(told.seed).shuffle(drawn)
-  texts, records = draw(drawn, told.random, told.jobs)
-  facts = {'made_with': made_with(), 'seed': told.seed, 'stacks': records, 'configurations': texts}
-  write(told.out, facts)
-  print(f'{len(texts)} pairs of {len(drawn)} in {told.out}')
-  return 0 if len(texts) == told.random else 1
+  random.Random(args.seed).shuffle(drawn)
+  texts, records = draw(drawn, args.random, args.jobs)
+  facts = {'made_with': made_with(), 'seed': args.seed, 'stacks': records, 'configurations': texts}
+  write(args.out, facts)
+  print(f'{len(texts)} pairs of {len(drawn)} in {args.out}')
+  return 0 if len(texts) == args.random else 1
 
 
 def chosen(stacks: Iterable[Stack], pattern: str) -> list[Stack]:
@@ -293,16 +293,16 @@ def main(words: list[str] | None = None) -> int:
   parser.add_argument('--seed', type=int, default=0, help='of the draw')
   parser.add_argument('--out', type=Path, help='file of the pairs that are drawn')
   parser.add_argument('--jobs', type=int, default=2, help='processes')
-  told = parser.parse_args(words)
-  drawn = told.random is not None
-  if drawn != (told.out is not None) or (drawn and (told.check or told.only != '*')):
+  args = parser.parse_args(words)
+  drawn = args.random is not None
+  if drawn != (args.out is not None) or (drawn and (args.check or args.only != '*')):
     parser.error('--random and --out go together, without --check and --only')
-  if drawn and told.random < 1:
-    parser.error(f'--random must be >= 1, got {told.random}')
-  if told.against and not told.check:
+  if drawn and args.random < 1:
+    parser.error(f'--random must be >= 1, got {args.random}')
+  if args.against and not args.check:
     parser.error('--against goes with --check')
   try:
-    return (check if told.check else record_pairs if drawn else record)(told)
+    return (check if args.check else record_pairs if drawn else record)(args)
   except ValueError as error:
     print(f'record.py: {error}', file=sys.stderr)
     return 2

@@ -1,15 +1,17 @@
 """Lists the calls between modules that one configuration makes, from its file to a compiled round.
 
 python scripts/trail.py configs/digits_dp.toml                 every call, with both rooms
-python scripts/trail.py configs/digits_dp.toml --summary       the counts alone
+python scripts/trail.py configs/digits_dp.toml --summary       only the counts
 python scripts/trail.py configs/digits_dp.toml --tree DIR      the package of another checkout
 
 A call is a pair of functions in two modules, however often it is made; the configuration runs for
-one round. A room is a folder of the package, and lies above another as setup.cfg has it. What a
-room below calls back, since it was handed it, is listed as a call up.
+one round. A room is a folder of the package, and lies above another as setup.cfg has it. A call of
+a room above is 'up' if its module imports what it calls, and 'back' if it was handed the function,
+such as a side of a layer.
 """
 
 import argparse
+import ast
 import collections
 import configparser
 import sys
@@ -99,12 +101,27 @@ def follow(config: str, tree: Path) -> Trail:
   return trail
 
 
-def kind(caller: Place, callee: Place, height: dict[str, int]) -> str:
-  """Returns where a call goes: 'down', 'up', 'beside' (of one floor) or 'inside' one room."""
+def kind(caller: Place, callee: Place, height: dict[str, int], package: Path) -> str:
+  """Returns where a call goes: 'down', 'up', 'back', 'beside' (of one floor) or 'inside' a room."""
   if caller.room == callee.room:
     return 'inside'
   step = height[callee.room] - height[caller.room]
-  return 'up' if step > 0 else 'down' if step < 0 else 'beside'
+  if step > 0:
+    return 'up' if imports(caller, callee, package) else 'back'
+  return 'down' if step < 0 else 'beside'
+
+
+def imports(caller: Place, callee: Place, package: Path) -> bool:
+  """Returns whether the caller's module imports the callee's, or something of it, anywhere."""
+  path = package / caller.module.replace('.', '/')
+  source = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')
+  wanted, found = f'{package.name}.{callee.module}', set()
+  for node in ast.walk(ast.parse(source.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      found |= {node.module, *(f'{node.module}.{x.name}' for x in node.names)}
+    elif isinstance(node, ast.Import):
+      found |= {x.name for x in node.names}
+  return wanted in found
 
 
 def main() -> None:
@@ -114,12 +131,14 @@ def main() -> None:
   )
   parser.add_argument('config', help='a file of configs/')
   parser.add_argument('--tree', type=Path, default=Path(__file__).resolve().parents[1])
-  parser.add_argument('--summary', action='store_true', help='the counts alone')
+  parser.add_argument('--summary', action='store_true', help='only the counts')
   given = parser.parse_args()
   tree = given.tree.resolve()
   height = floors(tree / 'setup.cfg')
   trail = follow(given.config, tree)
-  rows = [(kind(*pair, height), *pair, times) for pair, times in trail.calls.items()]
+  rows = [
+    (kind(*pair, height, tree / 'fedjax_mem'), *pair, times) for pair, times in trail.calls.items()
+  ]
   table = Table('', 'room', 'caller', 'room', 'callee', 'times')
   for way, caller, callee, times in rows:
     table.add_row(way, caller.room, str(caller), callee.room, str(callee), str(times))
@@ -128,7 +147,7 @@ def main() -> None:
     console.print(table)
   counted = collections.Counter(way for way, *_ in rows)
   modules = {x.module for _, *pair, _ in rows for x in pair}
-  words = ', '.join(f'{counted[x]} {x}' for x in ('down', 'beside', 'inside', 'up'))
+  words = ', '.join(f'{counted[x]} {x}' for x in ('down', 'beside', 'inside', 'back', 'up'))
   console.print(f'{len(rows)} calls between {len(modules)} modules: {words}.')
 
 

@@ -21,11 +21,14 @@ FILES = {
   'toy_house/top/c.py': 'def same(): pass\n',
   'toy_house/left/__init__.py': '',
   'toy_house/left/b.py': (
-    'from toy_house.right import beside\nfrom toy_house.ground import low\n'
-    'def calls(f):\n  f()\n  beside()\n  sum(low())\n'
+    'from toy_house.right import beside\nfrom toy_house.ground import lazy, low\n'
+    'def calls(f):\n  f()\n  beside()\n  sum(low())\n  lazy()\n'
   ),
   'toy_house/right/__init__.py': 'def beside(): pass\n',
-  'toy_house/ground/__init__.py': 'def low(): return (x for x in range(3))\n',
+  'toy_house/ground/__init__.py': (
+    'def low(): return (x for x in range(3))\n\n'
+    'def lazy():\n  from toy_house.top import c\n  c.same()\n'
+  ),
 }
 
 
@@ -56,13 +59,15 @@ def test_each_call_between_modules_is_listed_once_with_its_way(trail, house):
   found.watch(a.run)
   height = trail.floors(house / 'setup.cfg')
   assert height == {'ground': 0, 'left': 1, 'right': 1, 'top': 2, '(door)': 3}
-  ways = {(str(x), str(y)): trail.kind(x, y, height) for x, y in found.calls}
+  ways = {(str(x), str(y)): trail.kind(x, y, height, house / 'toy_house') for x, y in found.calls}
   assert ways == {
     ('top.a:run', 'top.c:same'): 'inside',
     ('top.a:run', 'left.b:calls'): 'down',
-    ('left.b:calls', 'top.a:back'): 'up',
+    ('left.b:calls', 'top.a:back'): 'back',
+    ('ground:lazy', 'top.c:same'): 'up',
     ('left.b:calls', 'right:beside'): 'beside',
     ('left.b:calls', 'ground:low'): 'down',
+    ('left.b:calls', 'ground:lazy'): 'down',
   }
   times = {str(y): n for (_, y), n in found.calls.items()}
   assert times['top.a:back'] == 2

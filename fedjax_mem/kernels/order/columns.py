@@ -76,7 +76,7 @@ def _bisect(keys: jax.Array, rank: jax.Array) -> jax.Array:
   # Counts up to 2 ** 15 - 1 fit 16 bits, and then comparisons and counts have vectors of one width.
   dtype = jnp.int16 if len(keys) < 2**15 else jnp.int32
 
-  def halve(_: jax.Array | int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+  def bisect(_: jax.Array | int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     # The answer is the smallest value that more than `rank` keys do not exceed. For the keys 5, 7,
     # 9 and rank 1 it is 7: two keys are <= 7, but only one is <= 6.
     low, high = ends
@@ -87,7 +87,7 @@ def _bisect(keys: jax.Array, rank: jax.Array) -> jax.Array:
 
   # 16 halvings of 2 ** 16 values leave one.
   ends = jnp.full(keys.shape[1], _INT16_MIN), jnp.full(keys.shape[1], _INT16_MAX)
-  found: jax.Array = jax.lax.fori_loop(0, 16, halve, ends)[1]
+  found: jax.Array = jax.lax.fori_loop(0, 16, bisect, ends)[1]
   return found
 
 

@@ -177,7 +177,7 @@ def tabled(key: jax.Array, like: Tree, table: Thresholds) -> Tree:
     # Rows 0 and 1 are the uniform number of 64 bits, row 2 the sign.
     bits = jax.random.bits(key, (3, size), jnp.uint32)
 
-    def halve(_: jax.Array | int, carry: _Interval) -> _Interval:
+    def bisect(_: jax.Array | int, carry: _Interval) -> _Interval:
       # Binary search for the number of entries <= the uniform number, in [first, last].
       first, last = carry
       middle = (first + last) // 2
@@ -189,7 +189,7 @@ def tabled(key: jax.Array, like: Tree, table: Thresholds) -> Tree:
       return jnp.where(below, middle + 1, first), jnp.where(below, last, middle)
 
     ends = jnp.zeros(size, jnp.int32), jnp.full(size, count, jnp.int32)
-    magnitude = jax.lax.fori_loop(0, count.bit_length(), halve, ends)[0]
+    magnitude = jax.lax.fori_loop(0, count.bit_length(), bisect, ends)[0]
     # Zero has both signs, which are one value: its mass was not doubled.
     return jnp.where(bits[2] >> 31 == 0, magnitude, -magnitude)
 
