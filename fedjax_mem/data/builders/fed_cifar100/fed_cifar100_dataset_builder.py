@@ -5,22 +5,19 @@ Test clients are different from training clients, even if they have the same nam
 Reference: Krizhevsky (2009); Reddi et al. (2021), arXiv 2003.00295, appendix F.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fedjax_mem.data.builders import tff
+from fedjax_mem.data.builders import base, tff
 
 _SHAPE = (32, 32, 3)
 
 
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Builder(base.TffBuilder, skip_registration=True):  # type: ignore[call-arg]
   """CIFAR-100 from TensorFlow Federated's HDF5 or SQLite files in `manual_dir`."""
 
-  VERSION = tfds.core.Version('1.0.0')
   MANUAL_DOWNLOAD_INSTRUCTIONS = tff.CIFAR100.instructions
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -39,21 +36,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
       disable_shuffling=True,
     )
 
-  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-    files = tff.CIFAR100
-    reader = tff.Reader(Path(dl_manager.manual_dir), files, Path(dl_manager.download_dir))
-    return {split: self._generate_examples(reader, split) for split in files.splits}
+  def _files(self) -> tff.Files:
+    return tff.CIFAR100
 
-  def _generate_examples(
-    self, reader: tff.Reader, split: str
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
-    for i, (client, example) in enumerate(reader.examples(split)):
-      yield (
-        i,
-        {
-          'image': np.asarray(example['image']).reshape(_SHAPE).astype(np.uint8),
-          'label': tff.scalar(example['label']),
-          'coarse_label': tff.scalar(example['coarse_label']),
-          'client_id': client,
-        },
-      )
+  def _features(self, example: tff.Example) -> dict[str, Any]:
+    return {
+      'image': np.asarray(example['image']).reshape(_SHAPE).astype(np.uint8),
+      'label': tff.scalar(example['label']),
+      'coarse_label': tff.scalar(example['coarse_label']),
+    }

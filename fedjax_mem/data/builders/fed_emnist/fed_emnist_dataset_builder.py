@@ -7,14 +7,12 @@ Reference: Caldas et al. (2018), LEAF, arXiv 1812.01097.
 """
 
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fedjax_mem.data.builders import tff
+from fedjax_mem.data.builders import base, tff
 
 
 @dataclasses.dataclass(eq=False)
@@ -24,10 +22,9 @@ class Config(tfds.core.BuilderConfig):
   num_classes: int = 62
 
 
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Builder(base.TffBuilder, skip_registration=True):  # type: ignore[call-arg]
   """FEMNIST from TensorFlow Federated's HDF5 or SQLite files in `manual_dir`."""
 
-  VERSION = tfds.core.Version('1.0.0')
   MANUAL_DOWNLOAD_INSTRUCTIONS = tff.EMNIST.instructions
   BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS reads a plain list)
     Config(name='all', description='Digits and letters.', num_classes=62),
@@ -49,20 +46,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
       disable_shuffling=True,
     )
 
-  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-    files = tff.EMNIST_DIGITS if self.builder_config.name == 'digits' else tff.EMNIST
-    reader = tff.Reader(Path(dl_manager.manual_dir), files, Path(dl_manager.download_dir))
-    return {split: self._generate_examples(reader, split) for split in files.splits}
+  def _files(self) -> tff.Files:
+    return tff.EMNIST_DIGITS if self.builder_config.name == 'digits' else tff.EMNIST
 
-  def _generate_examples(
-    self, reader: tff.Reader, split: str
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
-    for i, (client, example) in enumerate(reader.examples(split)):
-      yield (
-        i,
-        {
-          'image': tff.grey(example['pixels']),
-          'label': tff.scalar(example['label']),
-          'client_id': client,
-        },
-      )
+  def _features(self, example: tff.Example) -> dict[str, Any]:
+    return {'image': tff.grey(example['pixels']), 'label': tff.scalar(example['label'])}

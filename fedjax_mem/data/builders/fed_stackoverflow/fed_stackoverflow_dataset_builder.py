@@ -4,22 +4,19 @@ Reference: The TensorFlow Federated Authors (2019); Reddi et al. (2021), arXiv 2
 C.4.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fedjax_mem.data.builders import tff
+from fedjax_mem.data.builders import base, tff
 
 _TEXTS = ('tokens', 'title', 'tags', 'creation_date', 'type')
 
 
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Builder(base.TffBuilder, skip_registration=True):  # type: ignore[call-arg]
   """Stack Overflow from TensorFlow Federated's HDF5 or SQLite files in `manual_dir`."""
 
-  VERSION = tfds.core.Version('1.0.0')
   MANUAL_DOWNLOAD_INSTRUCTIONS = tff.STACKOVERFLOW.instructions
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -31,14 +28,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
       disable_shuffling=True,
     )
 
-  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-    files = tff.STACKOVERFLOW
-    reader = tff.Reader(Path(dl_manager.manual_dir), files, Path(dl_manager.download_dir))
-    return {split: self._generate_examples(reader, split) for split in files.splits}
+  def _files(self) -> tff.Files:
+    return tff.STACKOVERFLOW
 
-  def _generate_examples(
-    self, reader: tff.Reader, split: str
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
-    for i, (client, example) in enumerate(reader.examples(split)):
-      texts = {name: example[name] for name in _TEXTS}
-      yield i, {**texts, 'score': tff.scalar(example['score']), 'client_id': client}
+  def _features(self, example: tff.Example) -> dict[str, Any]:
+    texts = {name: example[name] for name in _TEXTS}
+    return {**texts, 'score': tff.scalar(example['score'])}
