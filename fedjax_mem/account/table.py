@@ -54,8 +54,7 @@ def privacy_table(
     noise_multiplier: standard deviation of the noise over the clip norm, > 0.
     target_epsilon: budget; for 'plan', None stands for `TARGETS`.
     scheme: 'poisson', 'without_replacement' or 'cyclic'.
-    mechanism: 'gaussian', 'laplace', 'discrete_gaussian', or 'package.module:Class' of one that
-      needs only a noise multiplier.
+    mechanism: a name of `mechanisms` that needs only a noise multiplier, or 'package.module:Class'.
     adjacency: one of `events.ADJACENCIES`, or None.
     accountant: 'auto', 'rdp' or 'pld'.
 

@@ -63,8 +63,7 @@ def simulate_federation(
 ) -> SimulationResult:
   """Returns a whole run of a server and its clients, done by the compiled engine.
 
-  The result is that of the loop over the objects, to float tolerance. The objects themselves stay
-  as they are.
+  The result is that of the loop over the objects, to float tolerance. The objects do not change.
 
   >>> model = fm.models.build('logistic', (2,), 2)
   >>> data = np.eye(2, dtype=np.float32), np.array([0, 1])

@@ -104,3 +104,12 @@ def test_a_file_of_a_room_is_one_method_and_imports_no_other(path):
   froms = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
   taken = {f'{n.module}.{a.name}' for n in froms for a in n.names}
   assert not [x for x in taken if x.startswith(f'{room}.') and x.split('.')[3] in factories]
+
+
+def test_functions_have_at_most_60_lines_and_modules_400():
+  kinds = ast.FunctionDef, ast.AsyncFunctionDef
+  for path in (p for folder in ('fedjax_mem', 'scripts') for p in (ROOT / folder).rglob('*.py')):
+    text = path.read_text()
+    assert text.count('\n') <= 400, path
+    long = [n for n in ast.walk(ast.parse(text)) if isinstance(n, kinds)]
+    assert not [n.name for n in long if n.end_lineno - n.lineno >= 60], path

@@ -345,21 +345,11 @@ def conv_general_dilated(
   """Returns what `lax.conv_general_dilated` returns, computed by matrix products on a CPU.
 
   For `flax.linen.Conv(..., conv_general_dilated=conv_general_dilated)`: a module that a user has
-  written becomes fast under per-client weights without another change. Any number of spatial
-  dimensions, layouts, strides, dilations and feature groups.
+  written becomes fast under per-client weights without another change.
 
-  Args:
-    lhs: the input. It and all the others: as for `lax.conv_general_dilated`.
-    rhs: the kernel.
-    window_strides: for each spatial dimension.
-    padding: likewise.
-    lhs_dilation: likewise.
-    rhs_dilation: likewise.
-    dimension_numbers: any layout.
-    feature_group_count: any.
-    batch_group_count: 1 on a CPU.
-    precision: not used on a CPU.
-    preferred_element_type: dtype of the result; None: that of the product.
+  Takes the arguments of `lax.conv_general_dilated`: any number of spatial dimensions, layouts,
+  strides, dilations and feature groups. On a CPU `batch_group_count` must be 1, `precision` is not
+  used, and the result has the dtype `preferred_element_type`, or that of the product.
 
   Raises:
     ValueError: a batch group count other than 1.
