@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_mem.core.context import Context
 from fedjax_mem.core.facts import SIDES, Fact
@@ -87,4 +88,6 @@ class Layer(NamedTuple):
 
   def _first(self, pair: tuple[str, ...], ctx: Context) -> Tree:
     made = [x.init for side, x in self.sides.items() if side in pair and x.init is not None]
-    return made[0](ctx) if made else ()
+    # A Python number is an array for everyone after.
+    whole = lambda x: x if hasattr(x, 'dtype') else jnp.asarray(x)
+    return jax.tree.map(whole, made[0](ctx)) if made else ()

@@ -18,7 +18,7 @@ layers after it on messages.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from fedjax_mem.core.bound import IN_ROUND, Bound
@@ -177,15 +177,8 @@ def compose(*parts: Layer | tuple[Layer, ...]) -> Round:
       nothing, a state is declared twice, not exactly one layer draws, trains or weighs, or a layer
       is on the wrong side of the algorithm.
   """
-  layers = Round(x for part in parts for x in ((part,) if isinstance(part, Layer) else part))
-  for layer in layers:
-    if not isinstance(layer, Layer):
-      raise ValueError(f'every part of a round must be a Layer, got {layer!r}.')
+  layers = flattened(*parts)
   names = [layer.name for layer in layers]
-  if len(set(names)) < len(names):
-    raise IncompatibleStages(f'names of layers must be distinct, got {names!r}.')
-  for layer in layers:
-    _check_sides(layer)
   for what, kind in _ONCE.items():
     found = [x.name for x, _, _ in layers.having(kind)]
     if len(found) != 1:
@@ -193,6 +186,24 @@ def compose(*parts: Layer | tuple[Layer, ...]) -> Round:
         f'exactly one layer must {what} (state {kind.__name__}), got {found!r} of {names!r}.'
       )
   _check_places(layers)
+  return layers
+
+
+def flattened(*parts: Layer | tuple[Layer, ...]) -> Round:
+  """Returns the layers of a part of a round, each checked by itself; see `compose`."""
+  listed: list[Any] = []
+  for part in parts:
+    several = isinstance(part, Iterable) and not isinstance(part, Layer)
+    listed += part if several else [part]
+  for layer in listed:
+    if not isinstance(layer, Layer):
+      raise ValueError(f'every part of a round must be a Layer, got {layer!r}.')
+  layers = Round(listed)
+  names = [layer.name for layer in layers]
+  if len(set(names)) < len(names):
+    raise IncompatibleStages(f'names of layers must be distinct, got {names!r}.')
+  for layer in layers:
+    _check_sides(layer)
   return layers
 
 

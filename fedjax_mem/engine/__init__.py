@@ -5,13 +5,13 @@ sides). Code that runs a round in another way, such as the objects of `federated
 `make_setting` and calls the passes of `walk.py` itself.
 """
 
+from fedjax_mem.engine.apply import Applied as Applied
+from fedjax_mem.engine.apply import apply as apply
 from fedjax_mem.engine.clients import Layout as Layout
 from fedjax_mem.engine.evaluate import evaluator as evaluator
 from fedjax_mem.engine.execution import Execution as Execution
 from fedjax_mem.engine.execution import describe as describe
 from fedjax_mem.engine.execution import in_table as in_table
-from fedjax_mem.engine.given import Applied as Applied
-from fedjax_mem.engine.given import apply as apply
 from fedjax_mem.engine.mesh import compiler_options as compiler_options
 from fedjax_mem.engine.mesh import make_mesh as make_mesh
 from fedjax_mem.engine.plan import make_setting as make_setting

@@ -21,6 +21,7 @@ from fedjax_mem.core import (
   Transform,
   Tree,
   scalar_member,
+  shapes,
   tree,
 )
 from fedjax_mem.engine import checks, pooled, tables, walk
@@ -146,15 +147,15 @@ def _check_fixed_point(setting: Setting, params: Tree, population: Population) -
   there = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where, weak_type=x.weak_type)
   placed = jax.tree.map(there, (before, jax.eval_shape(lambda d: d, population)))
   after = jax.eval_shape(setting.round, *placed, seed)[0]
-  leaf = lambda x: (x.shape, str(x.dtype), bool(getattr(x, 'weak_type', False)))
   for layer in setting.layers:
     for side in ('client', 'server'):
-      states = (getattr(s, f'{side}s')[layer.name] for s in (before, after))
-      old, new = (jax.tree.map(leaf, x) for x in states)
-      if jax.tree.flatten(old) != jax.tree.flatten(new):
+      old, new = (getattr(s, f'{side}s')[layer.name] for s in (before, after))
+      shapes.check_state(layer.name, side, new, old)
+      weak = [x for x in jax.tree.leaves(new) if getattr(x, 'weak_type', False)]
+      if weak:
         raise ValueError(
-          f'the {side} state of {layer.name!r} must keep its structure, shapes and dtypes '
-          f'(strongly typed), {old!r}, got {new!r}.'
+          f'the {side} state of {layer.name!r} must keep its structure, shapes and dtypes: it is '
+          f'weakly typed after a round ({weak[0].dtype}): give the dtype, such as jnp.float32(0).'
         )
 
 

@@ -321,13 +321,7 @@ def server_pass(
       metrics |= scalars(named(x, noted))
     # After the algorithm in the list of layers: the message that the client side received. The
     # algorithm, and the layers listed before it: parameters.
-    wanted = specs.get(x.name, tree.shapes(cast.params))
-    unlike = shapes.unlike(value, wanted)
-    if unlike:
-      raise IncompatibleStages(
-        f'the server side of {x.name!r} must return what its client side receives, '
-        f'{wanted!r}, got {tree.shapes(value)!r}: {unlike}'
-      )
+    shapes.check_sent(x, value, specs.get(x.name, tree.shapes(cast.params)))
     if x.name in withholds:
       # Zeros from here on: the layers that follow, and their metrics, do not see the sum either.
       value = tree.keep(released, value)
@@ -360,17 +354,21 @@ def _applied(layer: Layer, stage: Stage, ctx: Context, value: Any, state: Tree) 
     IncompatibleStages: the side does not return these three, or it uses a `Task` as a `Message` or
       the other way round: its layer is on the wrong side of the algorithm.
   """
+  side = next((name for name, x in layer.sides.items() if x is stage), 'cohort')
   try:
     given = stage.apply(ctx, value, state)
     # By its type, since a bare `Message` is a tuple of three, too.
     if type(given) is tuple and len(given) == 3 and isinstance(given[2], dict):
       return given
-    got = type(given).__name__
+    kinds = [type(x).__name__ for x in given] if type(given) is tuple else [type(given).__name__]
     raise IncompatibleStages(
-      f'every side of {layer.name!r} must return (value, state, metrics), metrics a dict, got '
-      f'{f"a tuple of {[type(x).__name__ for x in given]!r}" if got == "tuple" else f"one {got}"}.'
+      f'the {side} side of {layer.name!r} must return (value, state, metrics), metrics a dict, got '
+      f'{", ".join(kinds)}.'
     )
-  except AttributeError as error:
+  except Exception as error:
+    error.add_note(f'(in the {side} side of the layer {layer.name!r})')
+    if not isinstance(error, AttributeError):
+      raise
     kind = type(error.obj)
     if kind not in (Draw, Task, Message) or type(value) is not kind:
       raise
@@ -389,10 +387,5 @@ def _applied(layer: Layer, stage: Stage, ctx: Context, value: Any, state: Tree) 
 def _kept(layer: Layer, whose: str, new: Tree, old: Tree) -> Tree:
   """Returns the new state, or raises `ValueError` unless it keeps structure, shapes and dtypes."""
   # Otherwise writing the rows would cast them to the table's dtypes, silently.
-  unlike = shapes.unlike(new, old)
-  if unlike:
-    raise ValueError(
-      f'the {whose} state of {layer.name!r} must keep its structure, shapes and dtypes, '
-      f'{tree.shapes(old)!r}, got {tree.shapes(new)!r}: {unlike}'
-    )
+  shapes.check_state(layer.name, whose, new, old)
   return new

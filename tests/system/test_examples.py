@@ -240,6 +240,7 @@ def test_the_page_on_methods_of_ones_own_runs(capsys):
   names: dict = {}
   for block in blocks:
     exec(block, names)
-  told = capsys.readouterr().out
-  assert "'halve'" in told and 'states no bound' in told and 'after 100 rounds' in told
+  printed = capsys.readouterr().out
+  assert printed.startswith('[10.5]\n[2.]\n[11.5]\n')
+  assert "'halve'" in printed and 'states no bound' in printed and 'after 100 rounds' in printed
   assert names['bound'].l2 == pytest.approx(0.25) and names['spent'].epsilon < 20

@@ -93,7 +93,7 @@ def _unknown(layers: Round, layer: Layer, side: str, what: str, specs: dict[str,
   return (
     f'the {s} side of {x.name!r} leaves the {what.upper()} norm of what one client changes unknown '
     f'({why}), and the noise of {layer.name!r} is scaled to it: put {x.name!r} before the clip, or '
-    'remove it.'
+    'remove it, or state its Bounds.'
   )
 
 

@@ -10,6 +10,7 @@ from fedjax_mem.core import (
   Integers,
   Layer,
   Masks,
+  Noises,
   Round,
   Rule,
 )
@@ -72,6 +73,13 @@ def _check_visible(layer: Layer, layers: Round) -> None:
 def _check_divisor(layer: Layer, layers: Round) -> None:
   """Raises for a fixed divisor: the sum of a rule's rows divided by it is not the rule's result."""
   divisor = layers.weighs.divisor
+  noisy = [x.name for x, side, _ in layers.having(Noises) if side == 'server']
+  if divisor is not None and noisy:
+    raise IncompatibleStages(
+      f'{layer.name!r} and {noisy[0]!r} do not go together: noise on the sum needs a fixed '
+      'divisor, and the result of a rule is a mean: weigh without a fixed divisor and add noise on '
+      'the clients (local), or remove one of the two.'
+    )
   if divisor is not None:
     raise IncompatibleStages(
       f'{layer.name!r} gives updates whose mean is the result, and {layers.weighing.name!r} '

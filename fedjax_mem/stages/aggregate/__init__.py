@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from fedjax_mem.core import Layer
+from fedjax_mem.stages.aggregate._base import rule
 from fedjax_mem.stages.aggregate.bucketing import bucketing
 from fedjax_mem.stages.aggregate.bulyan import bulyan
 from fedjax_mem.stages.aggregate.centered_clipping import centered_clipping
@@ -43,6 +44,7 @@ __all__ = (
   'multi_krum',
   'nnm',
   'norm_bounding',
+  'rule',
   'signguard',
   'trimmed_mean',
 )

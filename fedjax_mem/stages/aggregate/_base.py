@@ -81,26 +81,33 @@ def put(stack: Message, value: jax.Array, weights: jax.Array, on: jax.Array) -> 
   return stack._replace(update=tree.unravel(rows, stack.update, 1), weight=weights)
 
 
-def layer(
+def rule(
   name: str,
   compute: Compute,
-  rule: Rule | None = None,
+  fact: Rule | None = None,
   server: Stage | None = None,
 ) -> Layer:
-  """Returns the layer of a rule, which checks its input when the round is planned.
+  """Returns the layer of a robust rule, which checks its input when the round is planned.
+
+  >>> def largest(ctx, x, on, weights):
+  ...   return jnp.where(on[:, None], x, -jnp.inf).max(0), {}
+  >>> fm.apply([[1.0, 5.0], [3.0, 2.0]], rule('largest', largest), weights=[1, 9]).update.tolist()
+  [3.0, 5.0]
 
   Args:
-    name: of the layer.
-    compute: the rule on rows.
-    rule: what the rule needs and promises; None: any number of rows, as many out as in.
+    name: name of the layer.
+    compute: (ctx, rows x [C, D], which rows count [C], weights [C]) -> (result [D] or new rows
+      [C, D], metrics). A row is a client's update, already divided by its weight; rows that do not
+      count are zeros.
+    fact: what the rule needs and promises; None: any number of rows, as many out as in.
     server: its server side; None: it passes the sum on.
   """
-  rule = Rule() if rule is None else rule
-  return Layer(name, cohort=side(name, Ruling(compute, rule.least), rule), server=server)
+  fact = Rule() if fact is None else fact
+  return Layer(name, cohort=side(name, Ruling(compute, fact.least), fact), server=server)
 
 
 def side(
-  name: str, apply: Callable[[Context, Message, Tree], tuple[Message, Tree, Metrics]], rule: Rule
+  name: str, apply: Callable[[Context, Message, Tree], tuple[Message, Tree, Metrics]], fact: Rule
 ) -> Stage:
   """Returns the cohort side of a rule without a state, which checks its input."""
 
@@ -108,7 +115,7 @@ def side(
     check_floats(name, ctx.spec)
     return ()
 
-  return Stage(apply, init, (rule,))
+  return Stage(apply, init, (fact,))
 
 
 def check_floats(name: str, like: Message) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Message, Metrics, Rule, Tree, validate
 from fedjax_mem.kernels.norms import gram
-from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate import _base as kit
 
 
 def bucketing(size: int) -> Layer:
@@ -36,16 +36,16 @@ def bucketing(size: int) -> Layer:
   validate.integer(size=size)
 
   def cohort(ctx: Context, stack: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
-    x, on, weights = rule.flat(ctx, stack)
+    x, on, weights = kit.flat(ctx, stack)
     means, heads = _means(ctx, x, on, size)
     count = heads.sum(dtype=jnp.int32)
     # All buckets get the same weight, and the total weight does not change.
     each = weights.sum() / jnp.maximum(count, 1).astype(jnp.float32)
-    stack = rule.put(stack, means, jnp.where(heads, each, 0), heads)
+    stack = kit.put(stack, means, jnp.where(heads, each, 0), heads)
     return stack, state, {'rows': count}
 
   promise = Rule(rows=lambda clients: -(-clients // size))
-  return Layer('bucketing', cohort=rule.side('bucketing', cohort, promise))
+  return Layer('bucketing', cohort=kit.side('bucketing', cohort, promise))
 
 
 def _means(ctx: Context, x: jax.Array, on: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fedjax_mem.core import Context, Layer, Metrics, Rule
 from fedjax_mem.kernels.norms import gram
 from fedjax_mem.kernels.order import columns
-from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate import _base as kit
 from fedjax_mem.stages.aggregate._krum import first, scores
 
 
@@ -29,7 +29,7 @@ def bulyan(byzantine: int) -> Layer:
   Raises:
     ValueError: f is not an integer >= 0.
   """
-  f = rule.check_byzantine(byzantine)
+  f = kit.check_byzantine(byzantine)
 
   def compute(
     ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
@@ -46,4 +46,4 @@ def bulyan(byzantine: int) -> Layer:
     left = jax.lax.fori_loop(0, jnp.maximum(count - 2 * f, 0), choose, on)
     return columns.mean_near(x, on & ~left, jnp.maximum(count - 4 * f, 1)), {}
 
-  return rule.layer('bulyan', compute, Rule(4 * f + 3, f'C >= 4f + 3 with f = {f}'))
+  return kit.rule('bulyan', compute, Rule(4 * f + 3, f'C >= 4f + 3 with f = {f}'))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Message, Metrics, Stage, Tree, tree, validate
 from fedjax_mem.kernels.norms import gram
-from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate import _base as kit
 
 
 def centered_clipping(radius: float, iterations: int = 1) -> Layer:
@@ -63,4 +63,4 @@ def centered_clipping(radius: float, iterations: int = 1) -> Layer:
     return message, tree.select(took, tree.scale(by, message.update), center), {}
 
   server = Stage(remember, lambda ctx: tree.zeros(ctx.spec.update))
-  return rule.layer('centered_clipping', compute, server=server)
+  return kit.rule('centered_clipping', compute, server=server)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Metrics, Rule, validate
 from fedjax_mem.kernels.norms import gram
-from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate import _base as kit
 
 _SQUARINGS = 12  # the power 2^12 separates eigenvalues whose ratio is 1.001: 1.001^4096 = 60
 
@@ -39,7 +39,7 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
   Raises:
     ValueError: an argument is out of range.
   """
-  f = rule.check_byzantine(byzantine)
+  f = kit.check_byzantine(byzantine)
   validate.integer(iterations=iterations)
   validate.integer(sample=sample)
   validate.positive(share=share)
@@ -68,7 +68,7 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
     value = gram.combine(good.astype(jnp.float32) / rest, x)
     return value, {'left': good.sum(dtype=jnp.int32)}
 
-  return rule.layer('dnc', compute, Rule(least, f'C >= {least} with f = {f}'))
+  return kit.rule('dnc', compute, Rule(least, f'C >= {least} with f = {f}'))
 
 
 def projections(x: jax.Array, on: jax.Array) -> jax.Array:

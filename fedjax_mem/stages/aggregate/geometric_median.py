@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_mem.core import Context, Layer, Metrics, validate
 from fedjax_mem.kernels.norms import gram
-from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate import _base as kit
 
 
 def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Layer:
@@ -50,4 +50,4 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Layer:
     coefficients = jax.lax.fori_loop(0, iterations, step, jnp.zeros_like(weights))
     return gram.combine(coefficients, x), {}
 
-  return rule.layer('geometric_median', compute)
+  return kit.rule('geometric_median', compute)

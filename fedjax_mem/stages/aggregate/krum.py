@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Metrics, Rule
 from fedjax_mem.kernels.norms import gram
-from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate import _base as kit
 from fedjax_mem.stages.aggregate._krum import first, scores
 
 
@@ -28,7 +28,7 @@ def krum(byzantine: int) -> Layer:
   Raises:
     ValueError: f is not an integer >= 0.
   """
-  f = rule.check_byzantine(byzantine)
+  f = kit.check_byzantine(byzantine)
 
   def compute(
     ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
@@ -38,4 +38,4 @@ def krum(byzantine: int) -> Layer:
     best = first(scores(distances, on, f), on, ctx.cohort.id)
     return x[best], {'chosen': jnp.where(on.any(), ctx.cohort.id[best], -1)}
 
-  return rule.layer('krum', compute, Rule(2 * f + 3, f'C >= 2f + 3 with f = {f}'))
+  return kit.rule('krum', compute, Rule(2 * f + 3, f'C >= 2f + 3 with f = {f}'))

@@ -10,7 +10,7 @@ import jax
 
 from fedjax_mem.core import Context, Layer, Metrics, Rule
 from fedjax_mem.kernels.order import columns
-from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate import _base as kit
 
 
 def median() -> Layer:
@@ -28,4 +28,4 @@ def median() -> Layer:
     del ctx, weights
     return columns.median(x, on), {}
 
-  return rule.layer('median', compute, Rule(by_coordinate=True))
+  return kit.rule('median', compute, Rule(by_coordinate=True))

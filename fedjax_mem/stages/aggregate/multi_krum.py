@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Metrics, Rule, validate
 from fedjax_mem.kernels.norms import gram
-from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate import _base as kit
 from fedjax_mem.stages.aggregate._krum import scores
 
 
@@ -28,7 +28,7 @@ def multi_krum(byzantine: int, selected: int | None = None) -> Layer:
   Raises:
     ValueError: f is not an integer >= 0, or m not one >= 1.
   """
-  f = rule.check_byzantine(byzantine)
+  f = kit.check_byzantine(byzantine)
   if selected is not None:
     validate.integer(selected=selected)
 
@@ -42,4 +42,4 @@ def multi_krum(byzantine: int, selected: int | None = None) -> Layer:
     shares = gram.shares_of_smallest(scores(distances, on, f), on, taken)
     return gram.combine(shares / jnp.maximum(taken, 1).astype(jnp.float32), x), {}
 
-  return rule.layer('multi_krum', compute, Rule(2 * f + 3, f'C >= 2f + 3 with f = {f}'))
+  return kit.rule('multi_krum', compute, Rule(2 * f + 3, f'C >= 2f + 3 with f = {f}'))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fedjax_mem.core import Context, Layer, Metrics, Rule
 from fedjax_mem.kernels.norms import gram
 from fedjax_mem.kernels.order import columns
-from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate import _base as kit
 
 
 def nnm(byzantine: int) -> Layer:
@@ -33,7 +33,7 @@ def nnm(byzantine: int) -> Layer:
   Raises:
     ValueError: f is not an integer >= 0.
   """
-  f = rule.check_byzantine(byzantine)
+  f = kit.check_byzantine(byzantine)
 
   def compute(
     ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
@@ -44,4 +44,4 @@ def nnm(byzantine: int) -> Layer:
     shares = columns.smallest(distances, on, near).T
     return gram.combine(shares / near.astype(jnp.float32), x), {}
 
-  return rule.layer('nnm', compute, Rule(2 * f + 1, f'C >= 2f + 1 with f = {f}'))
+  return kit.rule('nnm', compute, Rule(2 * f + 1, f'C >= 2f + 1 with f = {f}'))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Metrics, validate
 from fedjax_mem.kernels.norms import gram
-from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate import _base as kit
 
 
 def norm_bounding(l2_clip_norm: float) -> Layer:
@@ -39,4 +39,4 @@ def norm_bounding(l2_clip_norm: float) -> Layer:
     clipped = (on & (norms > l2_clip_norm)).sum().astype(jnp.float32)
     return x * factor[:, None], {'clipped': clipped / jnp.maximum(on.sum(), 1).astype(jnp.float32)}
 
-  return rule.layer('norm_bounding', compute)
+  return kit.rule('norm_bounding', compute)

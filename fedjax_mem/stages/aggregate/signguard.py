@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fedjax_mem.core import Context, Layer, Metrics, validate
 from fedjax_mem.kernels.norms import gram
 from fedjax_mem.kernels.order import columns
-from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate import _base as kit
 
 _STEPS = 30  # of mean shift: a fixed number instead of a test of convergence
 
@@ -61,7 +61,7 @@ def signguard(lower: float = 0.1, upper: float = 3.0, fraction: float = 0.1) -> 
     value = gram.combine(jnp.where(good, factor, 0) / number, x)
     return value, {'left': good.sum(dtype=jnp.int32)}
 
-  return rule.layer('signguard', compute)
+  return kit.rule('signguard', compute)
 
 
 def sign_shares(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 
 from fedjax_mem.core import Context, Layer, Metrics, Rule
 from fedjax_mem.kernels.order import columns
-from fedjax_mem.stages.aggregate import _base as rule
+from fedjax_mem.stages.aggregate import _base as kit
 
 
 def trimmed_mean(byzantine: int) -> Layer:
@@ -25,7 +25,7 @@ def trimmed_mean(byzantine: int) -> Layer:
   Raises:
     ValueError: f is not an integer >= 0.
   """
-  f = rule.check_byzantine(byzantine)
+  f = kit.check_byzantine(byzantine)
 
   def compute(
     ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
@@ -34,4 +34,4 @@ def trimmed_mean(byzantine: int) -> Layer:
     return columns.trimmed_mean(x, on, f), {}
 
   needs = Rule(2 * f + 1, f'C >= 2f + 1 with f = {f}', by_coordinate=True)
-  return rule.layer('trimmed_mean', compute, needs)
+  return kit.rule('trimmed_mean', compute, needs)

@@ -118,7 +118,7 @@ def test_a_server_half_must_give_back_what_its_client_half_receives():
     on_server(lambda c, m, s: (m._replace(update=m.update['w']), s, {})),
   )
   forgets = on_client(lambda c, m, s: (m._replace(aux={'bit': jnp.float32(1)}), s, {}))
-  refused(IncompatibleStages, "'broken' must return what its client side receives", *BASE, forgets)
+  refused(IncompatibleStages, "'broken' needs a server side that restores them", *BASE, forgets)
 
 
 def test_an_algorithm_must_give_back_parameters():

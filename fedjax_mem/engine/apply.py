@@ -19,6 +19,7 @@ from fedjax_mem.core import (
   Weighs,
   stack_clients,
 )
+from fedjax_mem.core.round import flattened
 from fedjax_mem.engine.execution import Execution
 from fedjax_mem.engine.run import simulate
 from fedjax_mem.stages.select import round_robin
@@ -32,7 +33,7 @@ class Applied(NamedTuple):
 
   Attributes:
     update: what the server's optimizer would be handed, a tree of NumPy arrays [...].
-    metrics: 'layer/metric' -> number, as of any round.
+    metrics: those of any round: name or 'layer/metric' -> number, or array with a value a client.
   """
 
   update: Tree
@@ -69,7 +70,7 @@ def apply(
   held: dict[str, Any] = {str(i): x for i, x in enumerate(arrays)}
   held[_WEIGHT] = counts.astype(np.float32)
   number = len(counts)
-  given = [x for part in layers for x in ((part,) if isinstance(part, Layer) else part)]
+  given = flattened(*layers)
   facts = {type(fact) for x in given for side in x.sides.values() for fact in side.facts}
   choosing = [x for x in given if x.select is not None]
   if Draws not in facts:
@@ -92,7 +93,10 @@ def apply(
 def _rows(updates: Tree, weights: Any) -> tuple[list[Any], Any, Any]:
   """Returns (arrays [C, ...] of the leaves, weights [C], structure), or raises `ValueError`."""
   leaves, structure = jax.tree.flatten(updates, is_leaf=lambda x: isinstance(x, list | tuple))
-  arrays = [np.asarray(x) for x in leaves]
+  try:
+    arrays = [np.asarray(x) for x in leaves]
+  except ValueError as error:
+    raise ValueError(f'updates must be a tree of arrays [C, ...], got {error}') from error
   arrays = [x if x.dtype == np.float16 else x.astype(np.float32) for x in arrays]
   counts = np.ones(len(arrays[0]) if arrays else 0) if weights is None else np.asarray(weights)
   sizes = {x.shape[:1] for x in [*arrays, counts]}
