@@ -1,4 +1,4 @@
-"""Which way to convolve is faster for which layer? Fills the choice in `kernels.conv.resolve`.
+"""Which way to convolve is faster for which layer? Fills the choice in `kernels.nn.conv.resolve`.
 
     python -m benchmarks.conv [--batch 20] [--repeat 9]
 

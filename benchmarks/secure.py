@@ -83,7 +83,7 @@ def plot(lines: list[dict], figure: Figure, colours: Sequence[str]) -> None:
   panels = figure.subplots(1, 3)
   for number, params in enumerate(sorted({line['params'] for line in lines})):
     rows = sorted((x for x in lines if x['params'] == params), key=lambda x: x['clients'])
-    n, color, size = [x['clients'] for x in rows], colours[number], f'D = {params:,}'
+    n, color, size = [x['clients'] for x in rows], colours[number % len(colours)], f'D = {params:,}'
     series = (
       (0, 'client_s', 'o-', f'a client, {size}', 1),
       (0, 'server_s', 's--', f'server, {size}', 1),

@@ -20,8 +20,9 @@ _PYTHON = (3, 11)
 _PACKAGE = 'fedjax_mem'
 # The requirements if the package runs from its sources, where it has no metadata.
 _NEEDED = (
-  'array_record', 'dp-accounting', 'flax', 'jax', 'matplotlib', 'numpy', 'optax',
-  'orbax-checkpoint', 'rich', 'scikit-learn', 'tensorflow-datasets', 'tomli-w', 'tyro',
+  'array_record', 'chex', 'cryptography', 'dp-accounting', 'filelock', 'flax', 'jax', 'jinja2',
+  'matplotlib', 'numpy', 'optax', 'orbax-checkpoint', 'rich', 'scikit-learn', 'tensorflow-datasets',
+  'tomli-w', 'tyro',
 )  # fmt: skip
 _FEW_BYTES = 2 * 10**9
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 
+from fedjax_mem.core import tree
 from fedjax_mem.core.layer import IncompatibleStages, Layer
 from fedjax_mem.core.message import Message
 from fedjax_mem.core.tree import Tree
@@ -17,7 +19,9 @@ from fedjax_mem.core.tree import Tree
 
 def check_message(layer: Layer, message: Message) -> None:
   """Raises `IncompatibleStages` unless one client's message is arrays, with a scalar weight."""
-  wrong = _not_arrays(message) or _unlike(chex.assert_shape, message.weight, ())
+  wrong = _not_arrays(message)
+  if not wrong and jnp.shape(message.weight) != ():
+    wrong = _said(chex.assert_shape, message.weight, ())
   if wrong:
     raise IncompatibleStages(
       f'the client side of {layer.name!r} must return a Message of arrays whose weight is a '
@@ -25,10 +29,14 @@ def check_message(layer: Layer, message: Message) -> None:
     )
 
 
-def check_stack(layer: Layer, stack: Message, clients: int) -> None:
-  """Raises `IncompatibleStages` unless all arrays of a stack of messages begin with [C]."""
-  wrong = _not_arrays(stack) or _unlike(chex.assert_tree_shape_prefix, stack, (clients,))
-  wrong = wrong or _unlike(chex.assert_shape, stack.weight, (clients,))
+def check_stack(layer: Layer, stack: Any, clients: int) -> None:
+  """Raises `IncompatibleStages` unless it is a stack of messages, all arrays of it [C, ...]."""
+  wrong = '' if isinstance(stack, Message) else f'it is a {type(stack).__name__}.'
+  wrong = wrong or _not_arrays(stack)
+  if not wrong and any(x.shape[:1] != (clients,) for x in jax.tree.leaves(stack)):
+    wrong = _said(chex.assert_tree_shape_prefix, stack, (clients,))
+  if not wrong and stack.weight.shape != (clients,):
+    wrong = _said(chex.assert_shape, stack.weight, (clients,))
   if wrong:
     raise IncompatibleStages(
       f'the cohort side of {layer.name!r} must return messages [C, ...] of the {clients} clients '
@@ -63,22 +71,27 @@ def check_state(name: str, whose: str, found: Tree, wanted: Tree) -> None:
 
 def unlike(found: Tree, wanted: Tree) -> str:
   """Returns the first leaf whose path, shape or dtype is not as wanted; '' if there is none."""
-  return _not_arrays(found) or _unlike(chex.assert_trees_all_equal_shapes_and_dtypes, found, wanted)
+  wrong = _not_arrays(found)
+  if wrong or tree.same(found, wanted):
+    return wrong
+  return _said(chex.assert_trees_all_equal_shapes_and_dtypes, found, wanted)
 
 
-def _not_arrays(tree: Tree) -> str:
+def _not_arrays(message: Tree) -> str:
   """Returns what is in a tree besides arrays, '' if nothing is."""
-  other = [x for x in jax.tree.leaves(tree) if not hasattr(x, 'dtype')]
+  # A weight of None is no leaf at all.
+  weight = (message.weight,) if isinstance(message, Message) else ()
+  other = [x for x in (*weight, *jax.tree.leaves(message)) if not hasattr(x, 'dtype')]
   return f'it holds {other[0]!r}, which is no array.' if other else ''
 
 
-def _unlike(check: Callable[..., None], *arguments: Any) -> str:
-  """Returns what chex says is wrong, '' if nothing is."""
+def _said(check: Callable[..., None], *arguments: Any) -> str:
+  """Returns in chex's words what is wrong: that something is, was found before."""
   try:
     check(*arguments)
   except AssertionError as error:
-    said = ' '.join(str(error).partition('failed:')[2].split())
-    said = said.replace('Trees 0 and 1 differ in leaves', 'got, and wanted, differ in')
+    text = ' '.join(str(error).rpartition('failed:')[2].split())
+    text = text.replace('Trees 0 and 1 differ in leaves', 'got, and wanted, differ in')
     structures = 'Error in tree structs equality check: trees 0 and 1 do not match, tree 0:'
-    return said.replace(structures, 'got another structure,').replace('tree 1:', 'wanted')
-  return ''
+    return text.replace(structures, 'got another structure,').replace('tree 1:', 'wanted')
+  return 'another structure, shape or dtype.'  # chex's checks may be switched off

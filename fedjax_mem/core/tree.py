@@ -109,6 +109,11 @@ def unravel(flat: jax.Array, like: Tree, axes: int = 0) -> Tree:
   return jax.tree.unflatten(structure, parts)
 
 
+def floats(tree: T) -> T:
+  """Returns the tree in float32."""
+  return _map(lambda x: x.astype(jnp.float32), tree)
+
+
 def not_floats(tree: Tree) -> list[Any]:
   """Returns the dtypes of the leaves that are not floats."""
   return [x.dtype for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jnp.floating)]

@@ -54,11 +54,13 @@ def apply(
   [2.0]
 
   Args:
-    updates: tree of [C, ...] floats, in client order.
+    updates: tree of [C, ...] real numbers, in client order; lists of numbers are arrays. They are
+      float32, unless they are float16 or bfloat16. A row that is not finite is left out, as in any
+      round.
     layers: that work on messages, in the order in which they run on the client. (Those that work
       on tasks, such as label flipping, have nothing to train here and are refused.) Where none of
       them draws, all clients take part. Where none weighs, the average is weighted by `weights`;
-      with noise (`Noises`) each client weighs 1 and the sum is divided by C.
+      with noise (`Noises`) each client weighs 1 and the divisor is the expected cohort.
     weights: [C] numbers > 0; None: 1 each.
     seed: root of every random draw, in [0, 2 ** 32).
 
@@ -70,16 +72,25 @@ def apply(
   held: dict[str, Any] = {str(i): x for i, x in enumerate(arrays)}
   held[_WEIGHT] = counts.astype(np.float32)
   number = len(counts)
-  given = flattened(*layers)
-  facts = {type(fact) for x in given for side in x.sides.values() for fact in side.facts}
-  choosing = [x for x in given if x.select is not None]
-  if Draws not in facts:
-    choosing = [round_robin(number, number), *choosing]
-  weigh = [] if Weighs in facts else [equal(float(number)) if Noises in facts else by_examples()]
-  rest = [x for x in given if x.select is None]
+  given = list(flattened(*layers))
+  draws = next((x.fact(Draws) for x in given if x.fact(Draws) is not None), None)
+  if draws is None:
+    given = [round_robin(number, number), *given]
+  first = [x for x in given if set(x.sides) <= {'select', 'server'} and x.select is not None]
+  rest = [x for x in given if x not in first]
+  weigh: list[Layer] = []
+  if all(x.fact(Weighs) is None for x in given):
+    noisy = [x.name for x in given if x.fact(Noises) is not None]
+    if noisy and weights is not None:
+      raise ValueError(
+        f'weights must be left out beside the noise of {noisy[0]!r}, under which each client '
+        f'weighs 1, got {weights!r}.'
+      )
+    expected = float(number if draws is None else draws.expected)
+    weigh = [equal(expected) if noisy else by_examples()]
   params = jax.tree.unflatten(structure, [jnp.zeros(x.shape[1:], x.dtype) for x in arrays])
   simulation = simulate(
-    (_sends(structure), *choosing, *weigh, *rest),
+    (_sends(structure), *first, *weigh, *rest),
     params,
     stack_clients([{k: x[i : i + 1] for k, x in held.items()} for i in range(number)]),
     seed=seed,
@@ -92,20 +103,29 @@ def apply(
 
 def _rows(updates: Tree, weights: Any) -> tuple[list[Any], Any, Any]:
   """Returns (arrays [C, ...] of the leaves, weights [C], structure), or raises `ValueError`."""
-  leaves, structure = jax.tree.flatten(updates, is_leaf=lambda x: isinstance(x, list | tuple))
+  leaves, structure = jax.tree.flatten(updates, is_leaf=_are_numbers)
   try:
     arrays = [np.asarray(x) for x in leaves]
   except ValueError as error:
     raise ValueError(f'updates must be a tree of arrays [C, ...], got {error}') from error
-  arrays = [x if x.dtype == np.float16 else x.astype(np.float32) for x in arrays]
+  if not all(jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.kind in 'biu' for x in arrays):
+    raise ValueError(f'updates must be real numbers, got {[str(x.dtype) for x in arrays]!r}.')
+  small = (jnp.float16, jnp.bfloat16)
+  arrays = [x if x.dtype in small else x.astype(np.float32) for x in arrays]
   counts = np.ones(len(arrays[0]) if arrays else 0) if weights is None else np.asarray(weights)
   sizes = {x.shape[:1] for x in [*arrays, counts]}
-  if not arrays or len(sizes) != 1 or sizes == {(0,)} or counts.ndim != 1 or (counts <= 0).any():
+  wrong = not arrays or len(sizes) != 1 or sizes == {(0,)} or counts.ndim != 1
+  if wrong or not (np.isfinite(counts) & (counts > 0)).all():
     raise ValueError(
       'updates must be a tree of arrays [C, ...] and weights [C] numbers > 0, with one C >= 1, got '
       f'shapes {[x.shape for x in arrays]!r} and weights {weights!r}.'
     )
   return arrays, counts, structure
+
+
+def _are_numbers(x: Any) -> bool:
+  """Returns whether x is a list or tuple of numbers, or of such lists: an array, written out."""
+  return type(x) in (list, tuple) and all(isinstance(y, int | float) or _are_numbers(y) for y in x)
 
 
 def _sends(structure: Any) -> Layer:

@@ -1,4 +1,4 @@
-"""flax layers in the layouts of `kernels.conv`: [H, W, B, C], or [C, H, W, B] for few channels.
+"""flax layers in the layouts of `kernels.nn.conv`: [H, W, B, C], or [C, H, W, B] for few channels.
 
 A model takes x [B, H, W, C], changes its layout once with `enter`, and returns to features with
 `leave`. Parameters have flax's standard shapes and axes: those of a plain flax module with NHWC

@@ -70,7 +70,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
 
 @contextlib.contextmanager
 def canvas(
-  width: float, height: float, title: str = '', dark: bool = False, **settings: Any
+  width: float, height: float, title: str = '', dark: bool = False, settings: Any = ()
 ) -> Iterator[tuple[Figure, tuple[str, ...]]]:
   """Yields (an empty figure, the colours of its curves); what is drawn in it has the one style.
 
@@ -79,10 +79,9 @@ def canvas(
     height: in inches.
     title: above all panels, cut to one line.
     dark: light ink on dark paper.
-    **settings: of matplotlib that differ from `style`, with '_' for '.'.
+    settings: of matplotlib, a mapping of those that differ from `style`.
   """
-  other = {name.replace('_', '.'): value for name, value in settings.items()}
-  with matplotlib.rc_context(style(dark) | other):
+  with matplotlib.rc_context(style(dark) | dict(settings)):
     figure = Figure(figsize=(width, height), layout='constrained')
     if title:
       figure.suptitle(short(title, 100), fontweight='bold')

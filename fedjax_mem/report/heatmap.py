@@ -24,8 +24,9 @@ def heatmap(panels: Mapping[str, Cells], title: str, label: str = 'test accuracy
   first = next(iter(panels.values()), {})
   rows, columns = (list(dict.fromkeys(key[i] for key in first)) for i in (0, 1))
   size = 3.2 + 0.62 * len(columns) * len(panels), 1.9 + 0.36 * len(rows)
-  frame = {'axes_spines_right': True, 'axes_spines_top': True}
-  with figures.canvas(*size, title, axes_grid=False, font_size=9, **frame) as (figure, _):
+  frame = {'axes.spines.right': True, 'axes.spines.top': True}
+  settings = {'axes.grid': False, 'font.size': 9, **frame}
+  with figures.canvas(*size, title, settings=settings) as (figure, _):
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     image = None
     for ax, (name, cells) in zip(axes, panels.items(), strict=True):

@@ -173,7 +173,7 @@ def partition(
   height = 2.6 + 0.24 * min(max(classes, 4), 30)
   sizes = f'{clients:,} clients, {int(counts.sum()):,} examples'
   whole = f'{title}: {sizes}' if title else sizes
-  with figures.canvas(9.5, height, whole, dark, axes_grid=False) as (figure, (colour, *_)):
+  with figures.canvas(9.5, height, whole, dark, {'axes.grid': False}) as (figure, (colour, *_)):
     above, ax = figure.subplots(2, 1, sharex=True, height_ratios=(1, max(height - 2.2, 1.6)))
     step = -(-clients // _COLUMNS)
     seen = counts[::step]
@@ -192,7 +192,7 @@ def partition(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=_STEPS, min_n_ticks=1))
     if classes <= 30:
       names = labels if labels is not None else range(classes)
-      ax.set_yticks(range(classes), [str(x)[:20] for x in names])
+      ax.set_yticks(range(classes), [figures.short(str(x), 20) for x in names])
     ax.set_xlim(-0.7, clients - 0.3)
     ax.set_ylim(-0.7, classes - 0.3)
   return figure

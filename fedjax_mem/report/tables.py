@@ -198,8 +198,10 @@ def _aligned(cells: list[list[str]]) -> str:
   plain = Table.grid(padding=(0, 2, 0, 0))
   for line in cells:
     plain.add_row(*map(Text, line))  # `Text`: rich would read brackets as markup
+  # As wide as all cells: nothing is cut. In a notebook rich would show the table, not write it.
+  width = sum(max(2 * len(x) + 2 for x in column) for column in zip(*cells, strict=True)) + 1
   file = io.StringIO()
-  Console(file=file, width=10_000, color_system=None).print(plain)
+  Console(file=file, width=width, color_system=None, force_jupyter=False).print(plain)
   return ''.join(line.rstrip() + '\n' for line in file.getvalue().splitlines())
 
 

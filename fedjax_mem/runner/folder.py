@@ -72,10 +72,9 @@ class RunFolder:
     Raises:
       ValueError: another process holds the lock.
     """
-    lock = filelock.FileLock(self.path / 'lock', timeout=0)
     try:
-      held = lock.acquire()
-    except filelock.Timeout as error:
+      held = filelock.FileLock(self.path / 'lock', timeout=0).acquire()
+    except (filelock.Timeout, OSError) as error:
       raise ValueError(
         f'{self.path} is in use by another process; when that has ended, go on with '
         f'`fedjax-mem resume {self.path}`.'

@@ -29,6 +29,11 @@ from fedjax_mem.core import validate
 Tree = Any
 
 
+# A stated bound holds exactly if the radius is multiplied by one less this: it is more than the
+# rounding error of float32 in the norm and in the product.
+MARGIN = 2.0**-20
+
+
 def scaled_norm(tree: Tree) -> tuple[jax.Array, jax.Array]:
   """Returns (s, norm of s * tree) for s a power of two near 1 / the largest magnitude.
 

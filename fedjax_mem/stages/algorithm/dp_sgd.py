@@ -46,14 +46,12 @@ from fedjax_mem.core import (
   validate,
 )
 from fedjax_mem.core.examples import Rows
-from fedjax_mem.kernels.norms.clip import clip_by_global_norm
+from fedjax_mem.kernels.norms.clip import MARGIN, clip_by_global_norm
 from fedjax_mem.kernels.random import laws
 from fedjax_mem.stages.algorithm import _base as training
 
 # Probability that a batch of the largest client overflows the rows chosen by default.
 _OVERFLOW = 1e-14
-# A clip keeps its bound up to float32's rounding; reduced by this fraction, it keeps it exactly.
-_MARGIN = 2.0**-20
 
 # (sum of clipped gradients, sums for the metrics)
 _Sums = tuple[Tree, dict[str, jax.Array]]
@@ -289,7 +287,7 @@ def _clipped_sum(
     each = jax.vmap(jax.value_and_grad(one), in_axes=(None, 0, 0))
     losses, grads = each(params, rows.batch, keys)
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-    ball = jnp.float32(bound * (1 - _MARGIN))
+    ball = jnp.float32(bound * (1 - MARGIN))
     clipped, norms = jax.vmap(clip_by_global_norm, in_axes=(0, None))(grads, ball)
     ok = rows.mask & tree.finite(clipped, 1)
     over = ok & (norms > bound)

@@ -10,7 +10,7 @@ import math
 
 import jax
 
-from fedjax_mem.core import Context
+from fedjax_mem.core import Context, Message, Metrics, Stage, Tree
 from fedjax_mem.kernels.codes import low_rank as kernel
 
 AUX = 'low_rank_q'  # the entry of aux that sums the clients' Q
@@ -32,3 +32,16 @@ def starts(ctx: Context, rank: int) -> dict[str, jax.Array]:
     if sides:
       made[str(i)] = kernel.start(jax.random.fold_in(ctx.key, i), sides[1], rank)
   return made
+
+
+def keeps_factors(rank: int) -> Stage:
+  """Returns the server side that keeps the sum of the clients' Q, where the next round starts."""
+
+  def server(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
+    del ctx
+    aux = dict(message.aux)
+    summed = aux.pop(AUX)
+    new = {name: kernel.warm(summed[name], last) for name, last in state.items()}
+    return message._replace(aux=aux), new, {}
+
+  return Stage(server, lambda ctx: starts(ctx, rank))

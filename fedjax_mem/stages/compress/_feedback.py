@@ -32,11 +32,6 @@ def under_feedback(layer: Layer, name: str) -> Layer:
   return layer._replace(name=name, client=Stage(client, client.init, (REMEMBERS, encodes)))
 
 
-def floats(update: Tree) -> Tree:
-  """Returns the update in float32."""
-  return jax.tree.map(lambda x: x.astype(jnp.float32), update)
-
-
 @dataclasses.dataclass(frozen=True)
 class Feedback:
   """The client side of a codec under error feedback.
@@ -50,7 +45,7 @@ class Feedback:
   def __call__(self, ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     """Returns (message, state, metrics), as every side of a layer."""
     residual, inner = state
-    whole = tree.add(floats(message.update), residual)
+    whole = tree.add(tree.floats(message.update), residual)
     given = jax.tree.map(lambda x, like: x.astype(like.dtype), whole, message.update)
     apply = self.layer.client.apply  # type: ignore[union-attr]
     sent, new, metrics = apply(ctx, message._replace(update=given), inner)
@@ -60,11 +55,11 @@ class Feedback:
       own, _, _ = self.layer.server.apply(ctx, sent, ctx.server_state)
     on = message.weight > 0
     takes = on.astype(jnp.float32)
-    left = tree.select(on, tree.sub(whole, floats(own.update)), residual)
+    left = tree.select(on, tree.sub(whole, tree.floats(own.update)), residual)
     state = left, tree.select(on, new, inner)
     return sent, state, {**metrics, 'memory': Mean(takes * tree.norm(left), takes)}
 
   def init(self, ctx: Context) -> Tree:
     """Returns the state of a client: a residual of zeros, and the codec's own state."""
     inner = self.layer.row(ctx)
-    return floats(tree.zeros(ctx.spec.update)), inner
+    return tree.floats(tree.zeros(ctx.spec.update)), inner

@@ -16,7 +16,7 @@ average out over clients. `rotate`, whose codes add, uses one rotation for all c
 powers of two, chosen so that padding costs less than 2% of any vector of 6,400 values or more.
 """
 
-from fedjax_mem.core import Bound, Bounds, validate
+from fedjax_mem.core import Bound, Bounds
 from fedjax_mem.kernels.codes import hadamard
 from fedjax_mem.stages.compress._base import (
   Shapes,
@@ -31,9 +31,7 @@ ONLY_L2 = Bounds(lambda ctx, bound: Bound(l2=bound.l2), 'a rotation keeps the L2
 def check_block(block: int | None) -> None:
   """Raises `ValueError` unless the block is a power of two or None."""
   if block is not None:
-    validate.integer(block=block)
-    if block & (block - 1):
-      raise ValueError(f'block must be a power of two, got {block!r}.')
+    hadamard.checked(block)
 
 
 def block_of(shapes: Shapes, block: int | None) -> int:

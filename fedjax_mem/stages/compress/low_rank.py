@@ -32,7 +32,7 @@ from fedjax_mem.stages.compress._base import (
   reported,
   sent,
 )
-from fedjax_mem.stages.compress._factors import AUX, sides_of, starts
+from fedjax_mem.stages.compress._factors import AUX, keeps_factors, sides_of, starts
 from fedjax_mem.stages.compress._feedback import under_feedback
 
 WARM = ('client', 'shared')
@@ -61,13 +61,7 @@ def low_rank(rank: int = 2, *, warm: str = 'client') -> Layer:
   own = warm == 'client'
   client = _Factors(rank, own)
 
-  def server(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
-    aux = dict(message.aux)
-    summed = aux.pop(AUX)
-    new = {name: kernel.warm(summed[name], last) for name, last in state.items()}
-    return message._replace(aux=aux), new, {}
-
-  keep = None if own else Stage(server, lambda ctx: starts(ctx, rank))
+  keep = None if own else keeps_factors(rank)
   encodes = Encodes(Exchange('low_rank'))
   layer = Layer('low_rank', client=Stage(client, client.init, (encodes,)), server=keep)
   return under_feedback(layer, 'low_rank')

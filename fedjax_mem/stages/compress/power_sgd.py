@@ -32,8 +32,8 @@ from fedjax_mem.stages.compress._base import (
   nbytes,
   sent,
 )
-from fedjax_mem.stages.compress._factors import AUX, sides_of, starts
-from fedjax_mem.stages.compress._feedback import REMEMBERS, floats
+from fedjax_mem.stages.compress._factors import AUX, keeps_factors, sides_of
+from fedjax_mem.stages.compress._feedback import REMEMBERS
 
 
 def power_sgd(rank: int = 2) -> Layer:
@@ -58,19 +58,12 @@ def power_sgd(rank: int = 2) -> Layer:
 
   def init(ctx: Context) -> Tree:
     check_floats('power_sgd', ctx)
-    return floats(tree.zeros(ctx.spec.update))
-
-  def server(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
-    del ctx
-    aux = dict(message.aux)
-    summed = aux.pop(AUX)
-    new = {name: kernel.warm(summed[name], last) for name, last in state.items()}
-    return message._replace(aux=aux), new, {}
+    return tree.floats(tree.zeros(ctx.spec.update))
 
   return Layer(
     'power_sgd',
     cohort=Stage(_AllReduce(rank), init, (REMEMBERS, Encodes(Exchange('power_sgd')))),
-    server=Stage(server, lambda ctx: starts(ctx, rank)),
+    server=keeps_factors(rank),
   )
 
 
@@ -89,7 +82,7 @@ class _AllReduce:
     # An update that is not finite would spoil P for all clients: its client is left out.
     fine = tree.finite(stack.update, 1)
     on = ctx.cohort.arrived & (stack.weight > 0) & fine
-    whole = tree.keep(on, tree.add(floats(stack.update), residual))
+    whole = tree.keep(on, tree.add(tree.floats(stack.update), residual))
     leaves, structure = jax.tree.flatten(whole)
     made, summed, first, second = [], {}, [], []
     for i, x in enumerate(leaves):

@@ -11,8 +11,8 @@ after it state how they change it, the round composes these, and the noise reads
 `ctx.bound`.
 
 The arithmetic is float32 for all dtypes: rounding to bfloat16 or float16 after the clip could leave
-the ball by up to 0.4%. The radius is multiplied by 1 - `MARGIN`; `MARGIN` is more than the rounding
-error of float32, so the stated bound holds exactly.
+the ball by up to 0.4%. The radius is multiplied by 1 - `clip.MARGIN`, more than the rounding error
+of float32, so the stated bound holds exactly.
 
 Metrics named `uncovered_…` come from updates without noise: epsilon does not cover them.
 """
@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fedjax_mem import mechanisms
 from fedjax_mem.core import (
   Bound,
   Bounds,
@@ -38,23 +39,16 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
-from fedjax_mem.kernels.norms.clip import clip_by_global_norm
+from fedjax_mem.kernels.norms import clip as kernel
 
 # (update of float32 arrays, bound) -> (clipped update, its norm before, fraction clipped in [0, 1])
 Clip = Callable[[Tree, Any], tuple[Tree, jax.Array, jax.Array]]
-
-MARGIN = 2.0**-20
-
-
-def floats(update: Tree) -> Tree:
-  """Returns the update in float32."""
-  return jax.tree.map(lambda x: x.astype(jnp.float32), update)
 
 
 def clip_l2(update: Tree, bound: Any) -> tuple[Tree, jax.Array, jax.Array]:
   """Returns the update clipped in L2 over all arrays together, as a `Clip`."""
   bound = jnp.asarray(bound, jnp.float32)
-  clipped, norm = clip_by_global_norm(update, bound * (1 - MARGIN))
+  clipped, norm = kernel.clip_by_global_norm(update, bound * (1 - kernel.MARGIN))
   return clipped, norm, (norm > bound).astype(jnp.float32)
 
 
@@ -89,8 +83,9 @@ def clip_l1(update: Tree, bound: Any) -> tuple[Tree, jax.Array, jax.Array]:
   scale = jnp.ldexp(jnp.float32(1), -exponent)
   scaled = sum((jnp.sum(jnp.abs(x * scale)) for x in jax.tree.leaves(update)), jnp.float32(0))
   norm = scaled / scale
-  inside = norm <= bound * (1 - MARGIN)
-  factor = jnp.where(jnp.isfinite(scaled), bound * (1 - MARGIN) / scaled, jnp.float32(jnp.nan))
+  radius = bound * (1 - kernel.MARGIN)
+  inside = norm <= radius
+  factor = jnp.where(jnp.isfinite(scaled), radius / scaled, jnp.float32(jnp.nan))
   clipped = jax.tree.map(lambda x: jnp.where(inside, x, x * scale * factor), update)
   return clipped, norm, (norm > bound).astype(jnp.float32)
 
@@ -101,13 +96,21 @@ def chosen_clip(per_layer: bool) -> Clip:
   return clip_l2_per_layer if per_layer else clip_l2
 
 
+def noise_of_floats(
+  mechanism: str | type[Mechanism], norm: str, multiplier: float
+) -> Mechanism | None:
+  """Returns the noise for floats, given by name or class; None if the multiplier is 0."""
+  validate.non_negative(noise_multiplier=multiplier)
+  return mechanisms.make(mechanisms.find(mechanism, norm, integers=False, fresh=True), multiplier)
+
+
 def clipped(clip: Clip, message: Message, bound: Any) -> tuple[Message, jax.Array, Metrics]:
   """Returns (the clipped message, in float32; its norm before; metrics).
 
   A client of weight 0 takes no part and enters no metric. The metrics come from the clients' own
   updates without noise: epsilon does not cover them, hence their prefix `uncovered_`.
   """
-  update, norm, fraction = clip(floats(message.update), bound)
+  update, norm, fraction = clip(tree.floats(message.update), bound)
   on = (message.weight > 0).astype(jnp.float32)
   counted = on * jnp.isfinite(norm).astype(jnp.float32)
   metrics = {
@@ -146,7 +149,7 @@ def on_grid(update: Tree, clip_norm: float, levels: int) -> tuple[Tree, jax.Arra
 
 def added(ctx: Context, message: Message, noise: Tree) -> Message:
   """Returns the sum with noise added in float32, in the dtypes that the client side received."""
-  return restored(ctx, message, tree.add(floats(message.update), noise))
+  return restored(ctx, message, tree.add(tree.floats(message.update), noise))
 
 
 def release(made: Mechanism) -> Stage:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from fedjax_mem import mechanisms
 from fedjax_mem.core import (
   Bounds,
   Context,
@@ -28,17 +27,8 @@ from fedjax_mem.core import (
   Stage,
   Tree,
   tree,
-  validate,
 )
 from fedjax_mem.stages.privacy import _base as kit
-
-
-def noise_of_floats(
-  mechanism: str | type[Mechanism], norm: str, multiplier: float
-) -> Mechanism | None:
-  """Returns the noise for floats, given by name or class; None if the multiplier is 0."""
-  validate.non_negative(noise_multiplier=multiplier)
-  return mechanisms.make(mechanisms.find(mechanism, norm, integers=False, fresh=True), multiplier)
 
 
 def added(drawn: Tree, update: Tree) -> Tree:

@@ -90,7 +90,7 @@ def _discrete(clip_norm: float, made: Mechanism | None, clip: kit.Clip, levels: 
     if made is not None:
       drawn, state = made.draw(ctx.key, total, ctx.bound, state)
       total = tree.add(total, drawn)
-    floats = tree.scale(jnp.float32(step), kit.floats(total))
+    floats = tree.scale(jnp.float32(step), tree.floats(total))
     return kit.restored(ctx, message, floats), state, {}
 
   room = Integers(_WORD, (2 ** (_WORD - 1) - 1) // levels)

@@ -1,6 +1,5 @@
 """Central differential privacy by Laplace noise: pure epsilon for each round."""
 
-from fedjax_mem import mechanisms
 from fedjax_mem.core import (
   Layer,
   Mechanism,
@@ -32,7 +31,5 @@ def laplace(
     ValueError: an argument is out of range.
   """
   validate.positive(l1_clip_norm=l1_clip_norm)
-  validate.non_negative(noise_multiplier=noise_multiplier)
-  kind = mechanisms.find(mechanism, 'l1', integers=False, fresh=True)
-  made = mechanisms.make(kind, noise_multiplier)
+  made = kit.noise_of_floats(mechanism, 'l1', noise_multiplier)
   return kit.layer('laplace', kit.clip_l1, l1_clip_norm, kit.within_l1(float(l1_clip_norm)), made)

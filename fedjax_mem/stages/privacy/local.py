@@ -6,7 +6,7 @@ from fedjax_mem.core import (
   validate,
 )
 from fedjax_mem.stages.privacy import _base as kit
-from fedjax_mem.stages.privacy._local import layers, noise_of_floats
+from fedjax_mem.stages.privacy._local import layers
 
 
 def local(
@@ -32,5 +32,5 @@ def local(
   """
   validate.positive(l2_clip_norm=l2_clip_norm)
   clip = kit.chosen_clip(per_layer)
-  made = noise_of_floats(mechanism, 'l2', noise_multiplier)
+  made = kit.noise_of_floats(mechanism, 'l2', noise_multiplier)
   return layers('local', clip, l2_clip_norm, kit.within(float(l2_clip_norm)), made)

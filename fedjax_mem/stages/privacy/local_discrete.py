@@ -57,12 +57,12 @@ def local_discrete(
   def points(update: Tree) -> Tree:
     whole, ok = kit.on_grid(update, l2_clip_norm, levels)
     # An update that is not finite must stay so: the engine then leaves the client out.
-    return jax.tree.map(lambda x: jnp.where(ok, x, jnp.float32(jnp.nan)), kit.floats(whole))
+    return jax.tree.map(lambda x: jnp.where(ok, x, jnp.float32(jnp.nan)), tree.floats(whole))
 
   def noisy(drawn: Tree, update: Tree) -> Tree:
     fine = tree.finite(update)
     whole = jax.tree.map(lambda x: jnp.where(fine, x, 0).astype(jnp.int32), update)
-    sent = tree.scale(jnp.float32(l2_clip_norm / levels), kit.floats(tree.add(whole, drawn)))
+    sent = tree.scale(jnp.float32(l2_clip_norm / levels), tree.floats(tree.add(whole, drawn)))
     return jax.tree.map(lambda x: jnp.where(fine, x, jnp.float32(jnp.nan)), sent)
 
   return layers('local_discrete', kit.clip_l2, l2_clip_norm, grid, made, points, noisy)

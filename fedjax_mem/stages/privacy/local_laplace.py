@@ -6,7 +6,7 @@ from fedjax_mem.core import (
   validate,
 )
 from fedjax_mem.stages.privacy import _base as kit
-from fedjax_mem.stages.privacy._local import layers, noise_of_floats
+from fedjax_mem.stages.privacy._local import layers
 
 
 def local_laplace(
@@ -29,6 +29,6 @@ def local_laplace(
     ValueError: an argument is out of range.
   """
   validate.positive(l1_clip_norm=l1_clip_norm)
-  made = noise_of_floats(mechanism, 'l1', noise_multiplier)
+  made = kit.noise_of_floats(mechanism, 'l1', noise_multiplier)
   own = kit.within_l1(float(l1_clip_norm))
   return layers('local_laplace', kit.clip_l1, l1_clip_norm, own, made)

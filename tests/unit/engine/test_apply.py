@@ -39,11 +39,39 @@ def test_central_noise_is_added_to_the_sum_before_it_is_divided():
 @pytest.mark.parametrize(
   ('updates', 'weights'),
   [([], None), ({'a': np.zeros((2, 1)), 'b': np.zeros((3, 1))}, None), ([[1.0]], [1.0, 2.0]),
-   ([[1.0]], [0.0]), ([[1.0]], [[1.0]])],
+   ([[1.0]], [0.0]), ([[1.0]], [[1.0]]), ([[1.0]], [np.nan]), ([[1.0], [2.0, 3.0]], None)],
 )  # fmt: skip
 def test_rows_that_do_not_agree_are_refused(updates, weights):
   with pytest.raises(ValueError, match=r'updates must be a tree of arrays \[C, ...\]'):
     fm.apply(updates, weights=weights)
+
+
+def test_what_is_no_real_number_is_refused():
+  with pytest.raises(ValueError, match='updates must be real numbers'):
+    fm.apply([[1j]])
+
+
+def test_weights_that_noise_would_not_see_are_refused():
+  with pytest.raises(ValueError, match="weights must be left out beside the noise of 'central'"):
+    fm.apply(UPDATES, stages.privacy.central(1.0, 1.0), weights=[1, 2, 3])
+
+
+def test_tuples_are_nodes_and_lists_of_numbers_are_arrays():
+  a, b = np.arange(9.0).reshape(3, 3), np.ones((3, 2), np.float16)
+  one, two = fm.apply((a, b)).update
+  np.testing.assert_allclose(one, a.mean(0), rtol=1e-6)
+  assert two.shape == (2,) and two.dtype == np.float16
+  assert fm.apply({'a': [a, ([1.0], [2.0], [6.0])]}).update['a'][1].tolist() == [3.0]
+
+
+def test_a_drawn_cohort_divides_by_what_is_expected():
+  drawn = fm.apply([[2.0]] * 4, stages.select.uniform(4, 2), stages.privacy.central(9.0, 1e-6))
+  assert drawn.update == pytest.approx([2.0], abs=1e-4)
+
+
+def test_samplers_that_see_messages_come_after_the_weighing():
+  layers = stages.select.importance(3, 2, by='norm', capacity=3)
+  assert fm.apply(UPDATES, layers).metrics['clients'] >= 0
 
 
 def test_layers_that_do_not_fit_are_refused_as_in_any_round():
