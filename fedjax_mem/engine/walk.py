@@ -366,7 +366,8 @@ def _applied(layer: Layer, stage: Stage, ctx: Context, value: Any, state: Tree) 
       f'{", ".join(kinds)}.'
     )
   except Exception as error:
-    error.add_note(f'(in the {side} side of the layer {layer.name!r})')
+    if repr(layer.name) not in str(error):
+      error.add_note(f'(in the {side} side of the layer {layer.name!r})')
     if not isinstance(error, AttributeError):
       raise
     kind = type(error.obj)
