@@ -22,7 +22,11 @@ _WORDLESS = {KeyboardInterrupt: 'stopped by Ctrl-C', MemoryError: 'out of memory
 
 DataDir = Annotated[
   pathlib.Path | None,
-  arg(help='Folder of prepared data sets (default: $FEDJAX_MEM_DATA or ~/.cache/fedjax_mem/data).'),
+  arg(
+    help='Folder of prepared data sets.',
+    metavar='PATH',
+    help_behavior_hint='(default: $FEDJAX_MEM_DATA or ~/.cache/fedjax_mem/data)',
+  ),
 ]
 
 
@@ -38,7 +42,9 @@ class Run(_Command):
   Example: fedjax-mem run configs/quickstart.toml --set server.learning_rate=0.5 --set seed=1
   """
 
-  config: Annotated[Positional[pathlib.Path], arg(help='TOML file of the experiment.')]
+  config: Annotated[
+    Positional[pathlib.Path], arg(help='TOML file of the experiment.', metavar='CONFIG')
+  ]
   set: Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(help='Override of one key: section.key=value; may be given several times.'),
@@ -63,7 +69,7 @@ class Run(_Command):
 class Resume(_Command):
   """Resume an unfinished run from its last checkpoint, as if it had never stopped."""
 
-  run: Annotated[Positional[pathlib.Path], arg(help='Folder of the run.')]
+  run: Annotated[Positional[pathlib.Path], arg(help='Folder of the run.', metavar='RUN')]
   data_dir: DataDir = None
   quiet: Annotated[bool, arg(help='No progress bar.')] = False
 
@@ -78,10 +84,16 @@ class Resume(_Command):
 class Report(_Command):
   """Write one page that compares several runs, and print their table."""
 
-  runs: Annotated[Positional[tuple[pathlib.Path, ...]], arg(help='Folders of runs.')]
+  runs: Annotated[
+    Positional[tuple[pathlib.Path, ...]], arg(help='Folders of runs.', metavar='[RUN [RUN ...]]')
+  ]
   out: Annotated[
     pathlib.Path | None,
-    arg(help='Page to write (default: report.html in the run, or in the folder above several).'),
+    arg(
+      help='Page to write.',
+      metavar='PATH',
+      help_behavior_hint='(default: report.html in the run, or in the folder above several)',
+    ),
   ] = None
 
   def __call__(self) -> None:
@@ -143,7 +155,9 @@ class DataPrepare(_Command):
 class DataShow(_Command):
   """Draw the partition of an experiment: clients by labels."""
 
-  config: Annotated[Positional[pathlib.Path], arg(help='TOML file of the experiment.')]
+  config: Annotated[
+    Positional[pathlib.Path], arg(help='TOML file of the experiment.', metavar='CONFIG')
+  ]
   set: Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(help='Override of one key: section.key=value; may be given several times.'),
@@ -213,7 +227,9 @@ class Audit(_Command):
   membership game on one release and by one whole run with many canaries. Needs jax-privacy.
   """
 
-  config: Annotated[Positional[pathlib.Path], arg(help='TOML file of the experiment.')]
+  config: Annotated[
+    Positional[pathlib.Path], arg(help='TOML file of the experiment.', metavar='CONFIG')
+  ]
   set: Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(help='Override of one key: section.key=value; may be given several times.'),

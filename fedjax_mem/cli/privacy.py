@@ -13,7 +13,9 @@ class _Question:
   """Arguments of every privacy command."""
 
   population: Annotated[int, arg(help='Number of clients in the population, N.')]
-  delta: Annotated[float, arg(help='Target delta, below 1 / N.')] = 1e-5
+  delta: Annotated[
+    float, arg(help='Target delta, below 1 / N; cohorts cut to their capacity may add 1% of it.')
+  ] = 1e-5
   scheme: Annotated[
     Literal['poisson', 'without_replacement', 'cyclic'], arg(help='How a cohort is drawn.')
   ] = 'poisson'
@@ -24,7 +26,11 @@ class _Question:
     Literal['auto', 'rdp', 'pld'], arg(help='Which accountant: auto takes RDP where it is valid.')
   ] = 'auto'
   adjacency: Annotated[
-    str | None, arg(help='Neighbouring relation (default: the one supported for the sampler).')
+    str | None,
+    arg(
+      help='Neighbouring relation.',
+      help_behavior_hint='(default: the one supported for the sampler)',
+    ),
   ] = None
   plot: Annotated[pathlib.Path | None, arg(help='Draw epsilon against rounds (PNG).')] = None
   debug: Annotated[bool, arg(help='Show the traceback of an error.')] = False
@@ -144,7 +150,8 @@ class Plan(_Question):
   cohort: Annotated[float, arg(help='Clients expected in a cohort.')]
   rounds: Annotated[int, arg(help='Rounds of the whole run.')]
   target_epsilon: Annotated[
-    float | None, arg(help='Budget (default: the bounds of the privacy levels).')
+    float | None,
+    arg(help='Budget.', help_behavior_hint='(default: the bounds of the privacy levels)'),
   ] = None
 
   def __call__(self) -> None:

@@ -34,7 +34,11 @@ class Table:
   ]
   config: Annotated[
     Positional[pathlib.Path | None],
-    arg(help='TOML file of the experiment (default: one of those in configs/).'),
+    arg(
+      help='TOML file of the experiment.',
+      metavar='CONFIG',
+      help_behavior_hint='(default: one of those in configs/)',
+    ),
   ] = None
   set: Annotated[
     UseAppendAction[tuple[str, ...]],
@@ -42,31 +46,54 @@ class Table:
   ] = ()
   codecs: Annotated[
     tuple[str, ...],
-    arg(help='compression: which codecs (default: all); an unknown name lists them.'),
+    arg(
+      help='compression: which codecs; an unknown name lists them.',
+      help_behavior_hint='(default: all)',
+    ),
   ] = ()
-  rules: Annotated[tuple[str, ...], arg(help='robustness: which rules (default: all).')] = ()
-  attacks: Annotated[tuple[str, ...], arg(help='robustness: which attacks (default: all).')] = ()
+  rules: Annotated[
+    tuple[str, ...], arg(help='robustness: which rules.', help_behavior_hint='(default: all)')
+  ] = ()
+  attacks: Annotated[
+    tuple[str, ...], arg(help='robustness: which attacks.', help_behavior_hint='(default: all)')
+  ] = ()
   partitions: Annotated[
-    tuple[str, ...], arg(help="robustness: 'iid', 'dirichlet' or both (default).")
+    tuple[str, ...],
+    arg(help="robustness: 'iid', 'dirichlet' or both.", help_behavior_hint='(default: both)'),
   ] = ()
   attackers: Annotated[float, arg(help='robustness: share of hostile clients.')] = 0.2
   epsilons: Annotated[
-    tuple[float, ...], arg(help='distributed_dp: budgets of a run (default: 2 8).')
+    tuple[float, ...],
+    arg(help='distributed_dp: budgets of a run.', help_behavior_hint='(default: 2 8)'),
   ] = ()
   bits: Annotated[
-    tuple[int, ...], arg(help='distributed_dp: bits of a value (default: 9 10 11 12 14 18).')
+    tuple[int, ...],
+    arg(help='distributed_dp: bits of a value.', help_behavior_hint='(default: 9 10 11 12 14 18)'),
   ] = ()
-  rounds: Annotated[int | None, arg(help='Rounds of each run (default: as in the file).')] = None
+  rounds: Annotated[
+    int | None, arg(help='Rounds of each run.', help_behavior_hint='(default: as in the file)')
+  ] = None
   seeds: Annotated[
-    tuple[int, ...], arg(help='Seeds; each entry is run for each seed (default: 0, or 0 1 2).')
+    tuple[int, ...],
+    arg(
+      help='Seeds; each entry is run for each seed.', help_behavior_hint='(default: 0, or 0 1 2)'
+    ),
   ] = ()
   out: Annotated[
     pathlib.Path | None,
-    arg(help='Folder of the runs, the table and the plot (default: runs/NAME-OF-THE-TABLE).'),
+    arg(
+      help='Folder of the runs, the table and the plot.',
+      metavar='PATH',
+      help_behavior_hint='(default: runs/NAME-OF-THE-TABLE)',
+    ),
   ] = None
   data_dir: Annotated[
     pathlib.Path | None,
-    arg(help='Folder of prepared data (default: $FEDJAX_MEM_DATA or ~/.cache/fedjax_mem/data).'),
+    arg(
+      help='Folder of prepared data.',
+      metavar='PATH',
+      help_behavior_hint='(default: $FEDJAX_MEM_DATA or ~/.cache/fedjax_mem/data)',
+    ),
   ] = None
   debug: Annotated[bool, arg(help='Show the traceback of an error.')] = False
 
