@@ -149,12 +149,6 @@ def shapes(tree: Tree) -> Tree:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def same(a: Tree, b: Tree) -> bool:
-  """Returns whether two trees agree in structure, shapes and dtypes (not in their values)."""
-  # By leaves and structure, since nodes of a user's own class need not define equality.
-  return jax.tree.flatten(shapes(a)) == jax.tree.flatten(shapes(b))
-
-
 def size(tree: Tree) -> int:
   """Returns the number of values in all leaves."""
   return sum(x.size for x in jax.tree.leaves(tree))

@@ -22,6 +22,7 @@ from fedjax_mem.core import (
   Tree,
   compose,
   shape_of,
+  shapes,
   tree,
   validate,
 )
@@ -87,7 +88,7 @@ class Simulation:
     Raises:
       ValueError: parameters of another structure or shape than those planned for.
     """
-    if not tree.same(params, self.params):
+    if not shapes.same(params, self.params):
       raise ValueError(
         f'params must be of the shapes {self.params!r}, got {tree.shapes(params)!r}.'
       )

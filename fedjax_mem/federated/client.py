@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_mem.core import Layer, tree
+from fedjax_mem.core import Layer, shapes
 from fedjax_mem.federated import compression, data, identity, scheduler
 from fedjax_mem.federated import recipe as recipes
 from fedjax_mem.federated.config import ClientConfig
@@ -207,7 +207,7 @@ class FederatedClient:
       ValueError: the model has another structure.
     """
     given = as_model(model, self.data.input_shape, self.data.input_dtype)
-    if not tree.same(given.params, self.model.params):
+    if not shapes.same(given.params, self.model.params):
       raise ValueError(f"model must be of {self.client_id!r}'s own structure, got another.")
     self.model = FederatedModel(self.model.model, given.params).copy()
     self._received = True

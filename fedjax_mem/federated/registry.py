@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from fedjax_mem.core import tree
+from fedjax_mem.core import shapes
 from fedjax_mem.federated import identity
 from fedjax_mem.federated.client import FederatedClient
 from fedjax_mem.federated.config import ServerConfig
@@ -60,7 +60,7 @@ class Registry:
       raise ValueError(
         f'client_id must be enrolled beforehand, got {name!r}: enrol(client_id, public_key).'
       )
-    if not tree.same(params(), client.model.params):
+    if not shapes.same(params(), client.model.params):
       raise ValueError(f'client {name!r} must have a model like the global one, got another.')
     if client.privacy is not None and selection != 'random':
       raise ValueError(

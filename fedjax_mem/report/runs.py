@@ -1,7 +1,6 @@
 """A run as reports read it: its configuration, manifest and records."""
 
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -22,6 +21,8 @@ class Run:
     config: tables of the resolved `config.toml`; empty if unknown.
     manifest: facts about the run, such as versions and devices; empty if unknown.
     folder: folder that it was read from, or None.
+    settings: all values of the configuration by their dotted keys (derived).
+    last: all values of the last record by their dotted keys (derived).
   """
 
   name: str
@@ -29,16 +30,14 @@ class Run:
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   manifest: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   folder: pathlib.Path | None = None
+  settings: Mapping[str, Any] = dataclasses.field(init=False, repr=False)
+  last: Mapping[str, Any] = dataclasses.field(init=False, repr=False)
 
-  @functools.cached_property
-  def settings(self) -> dict[str, Any]:
-    """All values of the configuration by their dotted keys."""
-    return dict(flatten(self.config))
-
-  @functools.cached_property
-  def last(self) -> dict[str, Any]:
-    """All values of the last record by their dotted keys; empty without a record."""
-    return dict(flatten(self.records[-1])) if self.records else {}
+  def __post_init__(self) -> None:
+    """Derives `settings` and `last`."""
+    last = self.records[-1] if self.records else {}
+    object.__setattr__(self, 'settings', dict(flatten(self.config)))
+    object.__setattr__(self, 'last', dict(flatten(last)))
 
 
 # Metrics 'name' or 'layer/name' that become warnings: their values are numbers or client ids.

@@ -43,6 +43,7 @@ from fedjax_mem.core import (
   Stage,
   Tree,
   Weighted,
+  shapes,
   tree,
   validate,
 )
@@ -216,7 +217,7 @@ class _Judge:
 
   def __call__(self, ctx: Context, stack: Message, rows: Score) -> tuple[Message, Score, Metrics]:
     """Returns (stack, state, metrics), as every side of a layer."""
-    if not tree.same(jax.tree.map(lambda x: x[0], stack.update), ctx.params):
+    if not shapes.same(jax.tree.map(lambda x: x[0], stack.update), ctx.params):
       raise IncompatibleStages(
         "'select' (contribution) builds models from updates, and the algorithm sends something "
         'else beside them: use one that sends its update alone, such as fedavg.'
