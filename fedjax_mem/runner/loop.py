@@ -61,13 +61,10 @@ def run(
 ) -> Result:
   """Runs an experiment and returns its result; everything is in the run's folder as well.
 
-  >>> import tempfile
+  >>> import contextlib, tempfile
   >>> config = fm.load_config('configs/quickstart.toml', ['rounds=1', 'data.num_clients=10'])
-  >>> with tempfile.TemporaryDirectory() as out:
+  >>> with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(None):
   ...   result = run(config, out, quiet=True)
-  folder: ...quickstart-...
-  compiling a round of ...
-  round 1/1 · ...
   >>> {'train_loss', 'test_accuracy', 'bytes_up'} <= set(result.metrics[-1])
   True
 
