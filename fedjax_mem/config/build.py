@@ -19,7 +19,7 @@ from fedjax_mem.data.source import FederatedData
 from fedjax_mem.models.base import Model
 from fedjax_mem.optim import SERVER_OPTIMIZERS
 from fedjax_mem.stages.algorithm import ALGORITHMS, Sgd
-from fedjax_mem.stages.compress import _named as named
+from fedjax_mem.stages.compress import as_layer
 from fedjax_mem.stages.select import SAMPLERS, TRACES, draw_durations, dropout, stragglers
 from fedjax_mem.stages.weigh import WEIGHINGS
 
@@ -182,7 +182,7 @@ def _stage(config: Config, number: int, given: dict[str, int]) -> Layer | tuple[
   section, key = config.stages[number], f'stages[{number}]'
   free = privacy.unsaid(given, section.options)
   made = registry.made(key, 'use', section.use, registry.LAYERS, section.options, **free)
-  layer: Layer | tuple[Layer, ...] = named.as_layer(made)
+  layer: Layer | tuple[Layer, ...] = as_layer(made)
   return layer
 
 

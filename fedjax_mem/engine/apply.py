@@ -1,5 +1,6 @@
 """One round whose clients send given updates, to see what some layers make of them."""
 
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -125,7 +126,7 @@ def _rows(updates: Tree, weights: Any) -> tuple[list[Any], Any, Any]:
 
 def _are_numbers(x: Any) -> bool:
   """Returns whether x is a list or tuple of numbers, or of such lists: an array, written out."""
-  return type(x) in (list, tuple) and all(isinstance(y, int | float) or _are_numbers(y) for y in x)
+  return type(x) in (list, tuple) and all(isinstance(y, numbers.Real) or _are_numbers(y) for y in x)
 
 
 def _sends(structure: Any) -> Layer:

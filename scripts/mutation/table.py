@@ -24,7 +24,8 @@ def page(
   """
   lost = [m for m in mutants if _dead(before, m) and not _dead(after, m)]
   open_ones = [m for m in mutants if not _dead(after, m) and not arguments.get(m['id'])]
-  said = ['# Mutants', '', f'{len(mutants)} mutants of the package, one changed place each.', '']
+  opening = f'{len(mutants)} mutants of the package, one changed place each. Paths and lines are'
+  said = ['# Mutants', '', opening, 'those of the commit that was mutated.', '']
   said += ['| | before | after |', '|---|---|---|']
   counts = [Counter(_verdict(v, m) for m in mutants) for v in (before, after)]
   said += [f'| {k} | {counts[0][k]} | {counts[1][k]} |' for k in sorted(counts[0] | counts[1])]

@@ -113,3 +113,13 @@ def test_functions_have_at_most_60_lines_and_modules_400():
     assert text.count('\n') <= 400, path
     long = [n for n in ast.walk(ast.parse(text)) if isinstance(n, kinds)]
     assert not [n.name for n in long if n.end_lineno - n.lineno >= 60], path
+
+
+def test_what_a_room_of_stages_keeps_to_itself_is_imported_nowhere_else():
+  for path in PACKAGE.rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('fedjax_mem.stages.'):
+        for name in (f'{node.module}.{a.name}' for a in node.names):
+          room, kit = name.split('.')[2:4] if name.count('.') > 2 else ('', '')
+          inside = path.is_relative_to(PACKAGE / 'stages' / room)
+          assert inside or not kit.startswith('_'), f'{path} imports {name}'

@@ -24,6 +24,7 @@ from fedjax_mem.stages.compress._base import (
   unbounded,
   unflat,
 )
+from fedjax_mem.stages.compress._named import as_layer
 from fedjax_mem.stages.compress.chain import chain
 from fedjax_mem.stages.compress.downlink import downlink
 from fedjax_mem.stages.compress.drive import drive
@@ -62,6 +63,7 @@ __all__ = (
   'Exchange',
   'Keys',
   'Shapes',
+  'as_layer',
   'chain',
   'codec_of',
   'dense_size',
