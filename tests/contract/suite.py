@@ -296,8 +296,10 @@ def dress(made: Any) -> tuple[Layer, ...]:
 POOLS = ('ALGORITHMS-fedavg', 'ALGORITHMS-fedsgd', 'WEIGHINGS')
 
 
-# Registries whose methods are all mapped over a cohort in one way, and their first entries.
-MANY = ('AGGREGATION', 'ATTACKS', 'COMPRESSION', 'SERVER_OPTIMIZERS')
+# Registries of many methods, and their first entries.
+MANY = (
+  'AGGREGATION', 'ATTACKS', 'COMPRESSION', 'PRIVACY', 'SAMPLERS', 'SERVER_OPTIMIZERS', 'TRACES',
+)  # fmt: skip
 FIRST = tuple(f'{name}-{next(iter(IN_TREE[name]))}' for name in MANY)
 
 
@@ -309,7 +311,7 @@ def modes(case: Case) -> list:
   slow = [pytest.param(m, marks=pytest.mark.slow) for m in others]
   # On two devices it tells nothing that the others do not.
   many = pytest.param('loop on devices', marks=(pytest.mark.slow, pytest.mark.devices(3)))
-  # Of the large registries that no layout knows of, the default tier has the first entry.
+  # No layout knows a method: the default tier maps the first of each large registry over devices.
   later = case.name.startswith(MANY) and case.name not in FIRST
   chunk = pytest.param('chunk on devices', marks=(pytest.mark.slow,) * later)
   return [chunk, *slow, many]

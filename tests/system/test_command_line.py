@@ -30,6 +30,7 @@ def test_a_run_from_the_command_line_leaves_its_folder_and_is_reported(start, ti
   assert folder.name in (tmp_path / 'page.html').read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_bit_for_bit(start, tiny, tmp_path, state_of):
   """Once, after a record was written and before its checkpoint, or a little later."""
   every = (
