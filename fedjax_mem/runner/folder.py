@@ -74,7 +74,9 @@ class RunFolder:
     """
     try:
       held = filelock.FileLock(self.path / 'lock', timeout=0).acquire()
-    except (filelock.Timeout, OSError) as error:
+    except OSError as error:
+      if not isinstance(error, filelock.Timeout):
+        raise ValueError(f'{self.path} must be in a folder that can be locked: {error}.') from error
       raise ValueError(
         f'{self.path} is in use by another process; when that has ended, go on with '
         f'`fedjax-mem resume {self.path}`.'

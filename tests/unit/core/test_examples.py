@@ -9,6 +9,7 @@ import pytest
 from reference import tiny
 
 from fedjax_mem.core import Examples, shape_of, stack_clients
+from fedjax_mem.core.examples import in_batches
 
 
 def view(pop, client, **kwargs):
@@ -84,3 +85,39 @@ def test_a_client_without_examples_is_refused_by_number():
   empty = dataclasses.replace(whole, count=jnp.asarray([3, 0, 3], jnp.int32))
   with pytest.raises(ValueError, match=r'population\.count .* 3 clients, of which \[1\]'):
     shape_of(empty)
+
+
+@pytest.mark.parametrize('batch_size', [1, 4, 9, 50])
+def test_a_fold_sees_each_example_once_whoever_runs_beside(batch_size):
+  pop = tiny.population()
+  longest = int(pop.count.max())
+
+  def sums(start, count):
+    own = Examples(pop.arrays, pop.index, start, count, jnp.int32(longest), longest)
+    add = lambda carry, rows: carry + jnp.where(rows.mask[:, None], rows.batch['x'], 0).sum(0)
+    zero = jnp.zeros(pop.arrays['x'].shape[1:])
+    return own.fold(add, zero, batch_size)
+
+  found = jax.vmap(sums)(pop.start, pop.count)  # clients of unlike sizes
+  wanted = [data['x'].sum(0) for data in tiny.DATA]
+  np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('batch_size', [1, 2, 3, 7])
+def test_a_fold_over_chosen_rows_sees_those_alone(batch_size):
+  pop = tiny.population()
+  client = int(pop.count.argmax())
+  places, mask = jnp.array([3, 0, 2, 1, 3], jnp.int32), jnp.array([1, 1, 0, 1, 1], bool)
+
+  def note(carry, rows):
+    at = jnp.where(rows.mask, rows.positions, 9)
+    return carry.at[at].add(1, mode='drop') + jnp.where(rows.number < 0, 1, 0)
+
+  seen = view(pop, client).fold(note, jnp.zeros(5, jnp.int32), batch_size, (places, mask))
+  assert seen.tolist() == [1, 1, 0, 2, 0]
+
+
+def test_batches_are_padded_with_the_first_example_which_does_not_count():
+  held, mask = in_batches({'x': np.arange(5)}, batch_size=2, multiple=2)
+  assert held['x'].tolist() == [[0, 1], [2, 3], [4, 0], [0, 0]]
+  assert mask.tolist() == [[True, True], [True, True], [True, False], [False, False]]

@@ -99,3 +99,10 @@ def test_keys_that_differ():
   b = Run(name='b', records=[], config={'x': {'y': 1, 'z': 4}, 'new': 5})
   assert differing_keys([a, b]) == ['x.z', 'only', 'new']
   assert differing_keys([a, a]) == []
+
+
+def test_text_is_written_in_a_notebook_as_well_and_nothing_is_cut(monkeypatch):
+  monkeypatch.setattr('rich.console._is_jupyter', lambda: True)
+  rows = [{'a': 'x' * 12_000, 'b': 'last'}]
+  head, line = format_table(rows, 'text').splitlines()
+  assert head.split() == ['a', 'b'] and line.split() == ['x' * 12_000, 'last']

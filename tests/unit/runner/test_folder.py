@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import filelock
 import pytest
 
 from fedjax_mem.config.load import config_hash, load_config
@@ -164,3 +165,16 @@ def test_the_commit_is_that_of_this_package_or_none(monkeypatch, tmp_path):
   copy.write_text('')
   monkeypatch.setattr(folders, '__file__', str(copy))
   assert folders._commit() is None
+
+
+def test_a_folder_that_cannot_be_locked_is_one_clear_error(monkeypatch, make, out):
+  def refuse(self):
+    raise OSError(37, 'No locks available')
+
+  folder = create(make(), out)
+  monkeypatch.setattr(filelock.FileLock, 'acquire', refuse)
+  with (
+    pytest.raises(ValueError, match=r'can be locked: .*No locks available'),
+    folder.locked(),
+  ):
+    pass
