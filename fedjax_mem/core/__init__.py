@@ -4,6 +4,7 @@ from fedjax_mem.core.bound import IN_ROUND as IN_ROUND
 from fedjax_mem.core.bound import UNKNOWN as UNKNOWN
 from fedjax_mem.core.bound import Bound as Bound
 from fedjax_mem.core.bound import known as known
+from fedjax_mem.core.bound import rounding as rounding
 from fedjax_mem.core.context import Context as Context
 from fedjax_mem.core.examples import Batch as Batch
 from fedjax_mem.core.examples import Examples as Examples

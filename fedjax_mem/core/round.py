@@ -21,7 +21,7 @@ import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from fedjax_mem.core.bound import IN_ROUND, Bound
+from fedjax_mem.core.bound import IN_ROUND, Bound, rounding
 from fedjax_mem.core.bound import check as check_bound
 from fedjax_mem.core.context import Context
 from fedjax_mem.core.facts import (
@@ -78,10 +78,24 @@ class Round(tuple[Layer, ...]):
     )
 
   @functools.cached_property
+  def claims(self) -> bool:
+    """Whether some side adds noise (`Noises`), so that privacy is claimed."""
+    return bool(self.having(Noises))
+
+  @functools.cached_property
   def caveats(self) -> tuple[str, ...]:
     """What is taken as public though it comes from clients' data, for every guarantee to say."""
     looks = [x.fact(Looks) for x in self.selecting]
     return tuple(f'{x.public} is public' for x in looks if x is not None and x.public)
+
+  @functools.cached_property
+  def compensated(self) -> bool:
+    """Whether the sum is one of floats that noise has to cover: then its rounding is bounded."""
+    noises = ((side, noise) for _, side, noise in self.having(Noises))
+    return any(
+      side == 'server' and noise.trust == 'central' and not noise.mechanism.integers
+      for side, noise in noises
+    )
 
   @functools.cached_property
   def secret(self) -> frozenset[tuple[str, str]]:
@@ -162,15 +176,18 @@ class Round(tuple[Layer, ...]):
       params: the server's parameters, within a round.
     """
     bound, summed = Bound(rows=1), False
+    terms = self.draws.capacity if self.compensated else 0
     for layer, side in self.path:
       if side == 'server' and not summed:
-        bound, summed = bound.summed(), True
+        bound, summed = bound.summed(rounding(terms)), True
       yield layer, side, bound
       state = IN_ROUND if servers is None else servers.get(layer.name, IN_ROUND)
       ctx = Context(None, None, round, None, None, params, state, specs.get(layer.name))  # type: ignore[arg-type]
       fact = layer.sides[side].fact(Bounds)
       leaves = Bound() if fact is None else fact.of(ctx, bound)
       check_bound(leaves, f'the {side} side of {layer.name!r}')
+      if side == 'server' and terms:
+        leaves = leaves.scaled(1 + rounding(terms, after=True))
       # Only a cohort side can mix messages: a client side sees one, and a server side their sum.
       bound = leaves if side == 'cohort' else leaves._replace(rows=bound.rows)
 

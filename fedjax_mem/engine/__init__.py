@@ -7,6 +7,10 @@ sides). Code that runs a round in another way, such as the objects of `federated
 
 from fedjax_mem.engine.apply import Applied as Applied
 from fedjax_mem.engine.apply import apply as apply
+from fedjax_mem.engine.cast import Row as Row
+from fedjax_mem.engine.cast import broadcast as broadcast
+from fedjax_mem.engine.cast import context as context
+from fedjax_mem.engine.cast import examples as examples
 from fedjax_mem.engine.clients import Layout as Layout
 from fedjax_mem.engine.evaluate import evaluator as evaluator
 from fedjax_mem.engine.execution import Execution as Execution
@@ -19,12 +23,8 @@ from fedjax_mem.engine.plan import table_bytes as table_bytes
 from fedjax_mem.engine.round import Setting as Setting
 from fedjax_mem.engine.run import Simulation as Simulation
 from fedjax_mem.engine.run import simulate as simulate
-from fedjax_mem.engine.walk import Row as Row
-from fedjax_mem.engine.walk import broadcast as broadcast
 from fedjax_mem.engine.walk import client_pass as client_pass
 from fedjax_mem.engine.walk import cohort_pass as cohort_pass
-from fedjax_mem.engine.walk import context as context
-from fedjax_mem.engine.walk import examples as examples
 from fedjax_mem.engine.walk import message_pass as message_pass
 from fedjax_mem.engine.walk import select_pass as select_pass
 from fedjax_mem.engine.walk import server_pass as server_pass

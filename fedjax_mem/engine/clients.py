@@ -4,7 +4,7 @@ What runs is built in three layers. `OneClient` is the work of one client, witho
 `side_by_side` makes a `Block` of it: the work of one chunk, by vmap or for one client as it is.
 `round.py` adds the reading and writing of states, which gives a `Step`; `spread` runs steps over
 the whole cohort, one after another on every device. Where the result is a sum, it is summed step by
-step, so that a round holds O(chunk x D) values and not O(C x D).
+step, so that a round holds O(chunk x D) values and not O(C x D). `Adding` says how.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mem.core import Tree, tree
 from fedjax_mem.engine.mesh import AXIS
+from fedjax_mem.kernels.loops import sums
 
 # In all three, `everyone` is what all clients get, and `row` or `rows` what each client gets. A
 # `value` may be summed over clients; `rest` is kept for each of them.
@@ -25,6 +26,39 @@ OneClient = Callable[[Tree, jax.Array, Tree], tuple[Tree, Tree]]
 Block = Callable[[Tree, Tree], tuple[Tree, Tree]]
 # (everyone, carry of the device, rows of a chunk) -> (value, carry, rest)
 Step = Callable[[Tree, Tree, Tree], tuple[Tree, Tree, Tree]]
+
+
+class Adding(NamedTuple):
+  """How values are summed: step by step, then over the devices.
+
+  Attributes:
+    stacked: values [k, ...] side by side -> their sum.
+    zeros: the shapes of what a step returns -> the sum of no steps.
+    add: (sum so far, what a step returns) -> sum.
+    across: the sums of the devices, within a `shard_map` -> their sum.
+    done: what `add` or `across` returned -> the value.
+  """
+
+  stacked: Callable[[Tree], Tree]
+  zeros: Callable[[Tree], Tree]
+  add: Callable[[Tree, Tree], Tree]
+  across: Callable[[Tree], Tree]
+  done: Callable[[Tree], Tree]
+
+
+PLAIN = Adding(tree.total, tree.zeros, tree.add, lambda x: jax.lax.psum(x, AXIS), lambda x: x)
+
+
+def compensated(looped: bool) -> Adding:
+  """Returns sums whose rounding is bounded (`kernels/loops/sums.py`), for noise to cover it.
+
+  Args:
+    looped: whether a step returns the message of one client, and not a sum of several.
+  """
+  empty = sums.zeros if looped else lambda part: sums.zeros(part.high)
+  add = sums.add if looped else sums.join
+  across = lambda part: sums.over_devices(part, AXIS)
+  return Adding(sums.total, empty, add, across, lambda whole: whole.high)
 
 
 class Layout(NamedTuple):
@@ -72,12 +106,12 @@ def side_by_side(one: OneClient, counts: Callable[[Tree], jax.Array], layout: La
   return single if layout.looped else block
 
 
-def summing(block: Block) -> Block:
+def summing(block: Block, adding: Adding = PLAIN) -> Block:
   """Returns the block with its values [k, ...] summed over the clients side by side."""
 
   def summed(everyone: Tree, rows: Tree) -> tuple[Tree, Tree]:
     value, rest = block(everyone, rows)
-    return tree.total(value), rest
+    return adding.stacked(value), rest
 
   return summed
 
@@ -90,7 +124,7 @@ def spread(
   *,
   chunk: int | None,
   mesh: Mesh,
-  summed: bool,
+  summed: Adding | None,
 ) -> tuple[Tree, Tree, Tree]:
   """Returns (value, carry, rest) of `step` over the cohort, chunk by chunk on every device.
 
@@ -103,7 +137,7 @@ def spread(
     rows: what each client gets, [C, ...]; C is a multiple of devices x chunk.
     chunk: clients that a step takes; None: one client, without a client axis.
     mesh: the devices.
-    summed: whether the values of all steps are summed, or stay stacked [C, ...].
+    summed: how the values of all steps are summed; None: they stay stacked [C, ...].
   """
 
   def on_device(everyone: Tree, carry: Tree, rows: Tree) -> tuple[Tree, Tree, Tree]:
@@ -116,12 +150,14 @@ def spread(
     join = lambda x: x.reshape((-1, *x.shape[2:]))
     return (value if summed else jax.tree.map(join, value)), carry, jax.tree.map(join, rest)
 
+  done = summed.done if summed else lambda value: value
   if mesh.size == 1:
-    return on_device(everyone, carry, rows)
+    value, carry, rest = on_device(everyone, carry, rows)
+    return done(value), carry, rest
 
   def on_mesh(everyone: Tree, carry: Tree, rows: Tree) -> tuple[Tree, Tree, Tree]:
     value, carry, rest = on_device(everyone, carry, rows)
-    return (jax.lax.psum(value, AXIS) if summed else value), carry, rest
+    return (done(summed.across(value)) if summed else value), carry, rest
 
   split, whole = PartitionSpec(AXIS), PartitionSpec()
   # check_vma=True would silently sum gradients with respect to replicated parameters over the
@@ -136,7 +172,7 @@ def spread(
 
 
 def _scan(
-  step: Step, everyone: Tree, carry: Tree, rows: Tree, summed: bool
+  step: Step, everyone: Tree, carry: Tree, rows: Tree, summed: Adding | None
 ) -> tuple[Tree, Tree, Tree]:
   """Returns (value, carry, rest) of `step` over the leading axis of rows; value summed if asked."""
   first = jax.tree.map(lambda x: x[0], rows)
@@ -146,10 +182,10 @@ def _scan(
     total, carry = state
     value, carry, rest = step(everyone, carry, row)
     if summed:
-      return (tree.add(total, value), carry), rest
+      return (summed.add(total, value), carry), rest
     return (total, carry), (value, rest)
 
-  start = tree.zeros(like) if summed else ()
+  start = summed.zeros(like) if summed else ()
   (total, carry), rest = jax.lax.scan(body, (start, carry), rows)
   value, rest = (total, rest) if summed else rest
   return value, carry, rest

@@ -6,8 +6,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mem.core import Member, Population, Tree, tree
+from fedjax_mem.engine.cast import Row
 from fedjax_mem.engine.mesh import AXIS
-from fedjax_mem.engine.walk import Row
 
 # Bytes of rows that all devices exchange at once: a small part of a CPU's last-level cache.
 EXCHANGED = 2**23

@@ -3,10 +3,13 @@
 Central noise hides whether a client is in the cohort at all. A side that looked at the cohort could
 make every message, or the noise itself, depend on one client's presence, which no bound on one
 message covers. Masks are the exception: they are derived from the cohort, and cancel in the sum.
+
+Under any claim it is also hidden whose update was not finite, or that a client has no examples.
 """
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import (
@@ -18,6 +21,7 @@ from fedjax_mem.core import (
   Message,
   Noises,
   Round,
+  tree,
 )
 
 
@@ -41,6 +45,18 @@ def weighed(layers: Round, layer: Layer, value: Any) -> Any:
   if not hidden or not isinstance(value, Message):
     return value
   return value._replace(weight=jnp.float32(layers.weighs.divisor))
+
+
+def kept(layers: Round, fine: jax.Array, message: Message) -> Message:
+  """Returns the message, or a stack [C, ...], where it is `fine`; else what stands for it.
+
+  That is zeros of weight 0, which take no part. Under a claim of privacy nobody may see who takes
+  no part: zeros of full weight, to which noise is added like to any other message.
+  """
+  if not layers.claims:
+    return tree.keep(fine, message)
+  full = jnp.where(fine, message.weight, jnp.ones_like(message.weight))
+  return tree.keep(fine, message)._replace(weight=full)
 
 
 def narrowed(drawn: Member, left: Any, number: int, name: str) -> Member:

@@ -27,12 +27,12 @@ from fedjax_mem.core import (
   tree,
 )
 from fedjax_mem.engine import checks, pooled, tables, walk
+from fedjax_mem.engine.cast import Row, broadcast, context, examples
 from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.cohort import pad
 from fedjax_mem.engine.mesh import replicated
 from fedjax_mem.engine.metrics import covered
 from fedjax_mem.engine.round import Setting, make_round
-from fedjax_mem.engine.walk import Row, context
 
 # (seed, secret root) where only shapes are wanted.
 _KEYS: Any = (np.uint32(0), np.zeros(2, np.uint32))
@@ -90,7 +90,7 @@ def initial_state(
   """Returns the state before the first round: client tables [N, ...] and server values."""
   ids = jnp.arange(setting.shape.num_clients, dtype=jnp.int32)
   cohort = pad(_rows(scalar_member(0)), setting.capacity, setting.shape.num_clients)
-  cast = walk.broadcast(seed, 0, params, root=root, cohort=cohort, population=population)
+  cast = broadcast(seed, 0, params, root=root, cohort=cohort, population=population)
   first = functools.partial(context, setting.layers)
   servers = {x.name: x.value(first(x, 'init', cast, setting.specs)) for x in setting.layers}
   cast = cast._replace(servers=servers)
@@ -123,10 +123,10 @@ def _walk(setting: Setting, params: Tree, population: Population, specs: dict[st
   """Returns what client 0 sends after all its sides; `specs` is filled with what each receives."""
   cohort = pad(_rows(scalar_member(0)), setting.capacity, setting.shape.num_clients)
   seed, root = _KEYS
-  cast = walk.broadcast(seed, 0, params, root=root, cohort=cohort, population=population)
+  cast = broadcast(seed, 0, params, root=root, cohort=cohort, population=population)
   first = functools.partial(context, setting.layers)
   row = Row(scalar_member(0), population.start[0], population.count[0])
-  data = walk.examples(cast, row, row.count, setting.shape, True, setting.transforms)
+  data = examples(cast, row, row.count, setting.shape, True, setting.transforms)
   value: Any = Task(params, data)
   for layer in setting.layers:
     specs[layer.name] = tree.shapes(value)
@@ -190,7 +190,7 @@ def peek(
   table = lambda name: tables.whole(state.clients[name], setting.layout.mesh)
 
   def draw(servers: Tree, round: jax.Array) -> tuple[Tree, jax.Array]:
-    cast = walk.broadcast(seed, round, state.params, root=root, servers=servers)
+    cast = broadcast(seed, round, state.params, root=root, servers=servers)
     cast, drawn, _ = walk.select_pass(setting.layers, cast, table)
     return cast.servers, pad(drawn, setting.capacity, number).id
 

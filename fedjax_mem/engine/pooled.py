@@ -31,8 +31,8 @@ from fedjax_mem.core import (
   Weighs,
   tree,
 )
-from fedjax_mem.engine.clients import Layout, spread
-from fedjax_mem.engine.walk import Cast, Row, context
+from fedjax_mem.engine.cast import Cast, Row, context
+from fedjax_mem.engine.clients import PLAIN, Layout, spread
 
 if TYPE_CHECKING:
   from fedjax_mem.engine.round import Setting
@@ -112,7 +112,7 @@ def run(
     row,
     chunk=_chunk(setting.capacity // layout.devices, setting.shape.capacity),
     mesh=layout.mesh,
-    summed=True,
+    summed=PLAIN,
   )
   return message, {f'{algorithm.name}/{name}': _value(x) for name, x in metrics.items()}
 

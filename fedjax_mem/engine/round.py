@@ -27,10 +27,20 @@ from fedjax_mem.core import (
   tree,
 )
 from fedjax_mem.engine import cohort as cohorts
-from fedjax_mem.engine import pooled, rules, tables, walk
-from fedjax_mem.engine.clients import Layout, OneClient, Step, side_by_side, spread, summing
+from fedjax_mem.engine import hiding, pooled, rules, tables, walk
+from fedjax_mem.engine.cast import Cast, Row, broadcast, examples
+from fedjax_mem.engine.clients import (
+  PLAIN,
+  Adding,
+  Layout,
+  OneClient,
+  Step,
+  compensated,
+  side_by_side,
+  spread,
+  summing,
+)
 from fedjax_mem.engine.metrics import over_cohort
-from fedjax_mem.engine.walk import Cast, Row
 
 # (sum of messages, client states, whether each client's message is finite [C], whether its new
 # states are [C], metrics)
@@ -72,6 +82,11 @@ class Setting(NamedTuple):
   covered: frozenset[str] = frozenset()
   round: Any = None
 
+  @property
+  def adding(self) -> Adding:
+    """How messages are summed: with a bound on the rounding where noise has to cover it."""
+    return compensated(self.layout.looped) if self.layers.compensated else PLAIN
+
 
 def make_round(setting: Setting) -> RoundFn:
   """Returns (state, population, seed, secret root) -> (state, metrics) of one round.
@@ -80,12 +95,15 @@ def make_round(setting: Setting) -> RoundFn:
   its own: `selected` (clients in the cohort), `ids` (theirs, [C]; -1: padding), `clients` (those
   whose messages are in the sum), `examples` (of these), `not_finite` ([C], ids of clients left out
   because their update was not finite, else -1) and `finite` (whether the new parameters are).
+
+  Under a claim of privacy such clients are neither left out nor named, since both would show: zeros
+  stand for their updates, and `zeroed` counts them.
   """
 
   def round(
     state: State, population: Population, seed: jax.Array, root: jax.Array
   ) -> tuple[State, Metrics]:
-    cast = walk.broadcast(
+    cast = broadcast(
       seed, state.round, state.params, root=root, servers=state.servers, population=population
     )
     cast, metrics = _select(setting, cast, state.clients)
@@ -98,9 +116,12 @@ def make_round(setting: Setting) -> RoundFn:
     cast = cast._replace(cohort=row.client)
     message, new, ok, sound, noted = _messages(setting, cast, row, state.clients)
     metrics |= noted
-    # From here on clients without a finite message count as dropped out.
-    not_finite = jnp.where(cast.cohort.arrived & ~ok, cast.cohort.id, -1)
-    cast = _left_out(cast, ok)
+    bad = cast.cohort.arrived & ~ok
+    claims = setting.layers.claims
+    if claims:
+      metrics['zeroed'] = bad.sum(dtype=jnp.int32)
+    not_finite = jnp.where(bad & (not claims), cast.cohort.id, -1)
+    cast = _left_out(setting, cast, ok)
     params, servers, noted, released = walk.server_pass(
       setting.layers, cast, setting.specs, message
     )
@@ -108,7 +129,7 @@ def make_round(setting: Setting) -> RoundFn:
     arrived = cast.cohort.arrived
     clients = new
     if not setting.divided:  # else the rows were written as soon as each client had run
-      kept = arrived & sound & released  # what must hold for a client's new states to count
+      kept = arrived & ok & sound & released  # what must hold for a client's new states to count
       clients = cohorts.commit(state.clients, cast.cohort.id, kept, new, setting.layout.mesh)
     metrics |= {
       'selected': cast.cohort.real.sum(dtype=jnp.int32),
@@ -167,7 +188,7 @@ def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) ->
   for number, (side, group) in enumerate(cut):
     last = number == len(cut) - 1
     if side == 'cohort':
-      cast = _left_out(cast, ok)
+      cast = _left_out(setting, cast, ok)
       value, rows, noted = _cohort(setting, group[0], cast, value, states, new)
       new |= rows
       metrics |= noted
@@ -175,9 +196,13 @@ def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) ->
       if last or cut[number + 1][0] == 'cohort':
         # Checked between cohort sides too, so that a client whose attack sends NaN is named before
         # a robust rule leaves its message out.
-        ok &= tree.finite(value, 1)
+        fine = tree.finite(value, 1)
+        ok &= fine
+        if setting.layers.claims:
+          value = hiding.kept(setting.layers, fine, value)
       if last:
-        value = tree.total(tree.keep(cast.cohort.arrived & ok, value))
+        arrived = tree.keep(_left_out(setting, cast, ok).cohort.arrived, value)
+        value = setting.adding.done(setting.adding.stacked(arrived))
       continue
     own = {x.name: states[x.name] for x in group}
     held, given = (own, ()) if setting.divided else ((), own)
@@ -189,7 +214,7 @@ def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) ->
       (row, value, jnp.arange(setting.capacity, dtype=jnp.int32)),
       chunk=None if setting.layout.looped else setting.layout.chunk,
       mesh=setting.layout.mesh,
-      summed=last,
+      summed=setting.adding if last else None,
     )
     new |= held if setting.divided else made
     ok &= fine
@@ -223,11 +248,14 @@ def _cohort(
   return value, {layer.name: rows}, metrics
 
 
-def _left_out(cast: Cast, ok: jax.Array) -> Cast:
+def _left_out(setting: Setting, cast: Cast, ok: jax.Array) -> Cast:
   """Returns the cast in which clients that are not `ok` [C] count as dropped out.
 
-  Layers that see the cohort treat both cases alike: the masks of either are recovered.
+  Layers that see the cohort treat both cases alike: the masks of either are recovered. Under a
+  claim of privacy zeros stand for the messages of these clients, and nobody is left out.
   """
+  if setting.layers.claims:
+    return cast
   cohort = cast.cohort
   return cast._replace(cohort=cohort._replace(arrived=cohort.arrived & ok))
 
@@ -238,7 +266,7 @@ def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
   chain = _chain(setting, group, first, last)
   block = side_by_side(chain, lambda packed: packed[0].count, layout)
   if last and not layout.looped:
-    block = summing(block)
+    block = summing(block, setting.adding)
 
   # States are gathered here, chunk by chunk, so that memory holds those of one chunk and not those
   # of the whole cohort.
@@ -272,14 +300,18 @@ def _chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) 
   def one(cast: Cast, longest: jax.Array, packed: Packed) -> tuple[Tree, Tree]:
     row, value, old = packed
     if first:
-      data = walk.examples(cast, row, longest, setting.shape, ragged, setting.transforms)
+      data = examples(cast, row, longest, setting.shape, ragged, setting.transforms)
       value = Task(cast.params, data)
     value, new, metrics, ok = walk.client_pass(
       setting.layers, group, cast, setting.specs, row.client, value, old
     )
     if last:
-      ok &= tree.finite(value)
-      value = tree.keep(row.client.arrived & ok, value)
+      fine = tree.finite(value)
+      ok &= fine
+      stays = row.client.arrived & ok
+      if setting.layers.claims:  # an update that was not finite when it was made has been replaced
+        stays, value = row.client.arrived, hiding.kept(setting.layers, fine, value)
+      value = tree.keep(stays, value)
     else:
       value = tree.keep(row.client.real, value)
     return value, (new, metrics, ok, tree.finite(new))

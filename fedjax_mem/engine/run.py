@@ -14,7 +14,6 @@ import numpy as np
 from fedjax_mem.core import (
   IncompatibleStages,
   Layer,
-  Noises,
   Population,
   Shape,
   State,
@@ -66,7 +65,7 @@ class Simulation:
   @property
   def claims(self) -> bool:
     """Whether some layer adds noise, so that privacy is claimed."""
-    return bool(self.setting.layers.having(Noises))
+    return self.setting.layers.claims
 
   def with_root(self, root: np.ndarray) -> 'Simulation':
     """Returns the simulation with another secret root, such as that of the run it resumes."""
@@ -257,7 +256,7 @@ def simulate(
     ValueError: an argument out of range.
   """
   made = compose(*layers)
-  if expect_privacy and not made.having(Noises):
+  if expect_privacy and not made.claims:
     raise IncompatibleStages(
       f'a claim of privacy is expected, and no layer of {[x.name for x in made]!r} states that it '
       'adds noise (Noises): add one, such as central with a noise_multiplier > 0.'

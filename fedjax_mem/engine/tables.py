@@ -19,9 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_mem.core import Round, State, Tree, Withholds, tree
 from fedjax_mem.engine import cohort as cohorts
+from fedjax_mem.engine.cast import Row
 from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.mesh import AXIS, replicated
-from fedjax_mem.engine.walk import Row
 
 
 def divides(layers: Round, num_clients: int, devices: int) -> bool:

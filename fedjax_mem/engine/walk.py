@@ -2,15 +2,14 @@
 
     select_pass > client_pass, once for each client > cohort_pass > (the sum) > server_pass
 
-Only this module knows in which order the sides run, and only it makes their contexts. Everything
-that runs a round calls these passes: the compiled round maps `client_pass` over the cohort
-(`round.py`), the plan calls it on shapes, without computing anything (`plan.py`), and a client
-object of `federated` calls it once, for itself.
+Only this module knows in which order the sides run. Everything that runs a round calls these
+passes: the compiled round maps `client_pass` over the cohort (`round.py`), the plan calls it on
+shapes, without computing anything (`plan.py`), and a client object of `federated` calls it once,
+for itself.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,6 @@ from fedjax_mem.core import (
   Context,
   Draw,
   Draws,
-  Examples,
   IncompatibleStages,
   Layer,
   Looks,
@@ -28,147 +26,19 @@ from fedjax_mem.core import (
   Message,
   Metrics,
   Noises,
-  Population,
   Round,
-  Shape,
   Stage,
   Task,
   Trains,
-  Transform,
   Tree,
   Withholds,
-  keys,
   scalar_member,
   shapes,
   tree,
 )
 from fedjax_mem.engine import hiding
+from fedjax_mem.engine.cast import Cast, context
 from fedjax_mem.engine.metrics import named, scalars
-
-
-class Cast(NamedTuple):
-  """What all contexts of a round are made of; `broadcast` makes one.
-
-  Attributes:
-    seed: uint32 scalar, the run's seed.
-    root: uint32 [2], the secret root.
-    round: int32 scalar, from 0.
-    params: the server's parameters.
-    cohort: `Member` of arrays [C]; None while selecting.
-    servers: for each layer, its server state.
-    arrays: the population's examples, name -> [T, ...]; empty where no client trains.
-    rows: [M] int32, rows of `arrays`, client after client (`Population.index`).
-  """
-
-  seed: jax.Array
-  root: jax.Array
-  round: jax.Array
-  params: Tree
-  cohort: Any
-  servers: dict[str, Tree]
-  arrays: dict[str, jax.Array]
-  rows: jax.Array
-
-
-def broadcast(
-  seed: jax.typing.ArrayLike,
-  round: jax.typing.ArrayLike,
-  params: Tree,
-  *,
-  root: jax.typing.ArrayLike,
-  cohort: Member | None = None,
-  servers: dict[str, Tree] | None = None,
-  population: Population | None = None,
-) -> Cast:
-  """Returns the `Cast` of a round; it has its own copy of the dict `servers`.
-
-  The arguments are its attributes. Where no noise is drawn, the root may be `keys.open_root(seed)`.
-  """
-  arrays = {} if population is None else population.arrays
-  rows = jnp.zeros(0, jnp.int32) if population is None else population.index
-  seed, round = jnp.asarray(seed, jnp.uint32), jnp.asarray(round, jnp.int32)
-  root = jnp.asarray(root, jnp.uint32)
-  return Cast(seed, root, round, params, cohort, dict(servers or {}), arrays, rows)
-
-
-def context(
-  layers: Round,
-  layer: Layer,
-  role: str,
-  cast: Cast,
-  specs: dict[str, Tree],
-  client: Member | None = None,
-  table: Tree = None,
-) -> Context:
-  """Returns the context of one side of a layer.
-
-  Args:
-    layers: of the round.
-    layer: the layer.
-    role: 'select', 'init', 'client', 'cohort' or 'server'.
-    cast: of the round.
-    specs: for each layer traced so far, the shapes that its client side receives.
-    client: the one client, on a client side.
-    table: the layer's client states, on a select side that looks at data.
-  """
-  public = keys.layer_key(keys.seed_key(cast.seed), cast.round, layer.name)
-  base = public
-  if _secret(layers, layer, role, client is not None):
-    base = keys.layer_key(keys.root_key(cast.root), cast.round, layer.name)
-  # A layer's first server state and its clients' first rows are drawn from different keys.
-  if role == 'init' and client is not None:
-    role = 'client_init'
-  return Context(
-    key=keys.role_key(base, role, None if client is None else client.id),
-    round_key=keys.role_key(public, 'round'),
-    round=cast.round,
-    client=client,
-    cohort=cast.cohort,
-    params=cast.params,
-    server_state=cast.servers.get(layer.name),
-    spec=specs.get(layer.name),
-    table=table,
-  )
-
-
-def _secret(layers: Round, layer: Layer, role: str, client: bool) -> bool:
-  """Returns whether the key of this role comes from the secret root.
-
-  A state is initialised with the key of the pair of sides that it belongs to.
-  """
-  pair = ('client', 'cohort') if client else ('select', 'server')
-  sides = pair if role == 'init' else (role,)
-  return any((layer.name, side) in layers.secret for side in sides)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One client of the cohort and where its examples are; with a leading axis [C], the cohort.
-
-  Attributes:
-    client: the client.
-    start: int32, where the client's part of the population's index begins.
-    count: int32, number of the client's examples (0 for padding).
-  """
-
-  client: Member
-  start: jax.Array
-  count: jax.Array
-
-
-def examples(
-  cast: Cast,
-  row: Row,
-  longest: jax.Array,
-  shape: Shape,
-  ragged: bool,
-  transforms: tuple[Transform, ...] = (),
-) -> Examples:
-  """Returns one client's view of its examples; the arguments are those of `Examples`."""
-  return Examples(
-    cast.arrays, cast.rows, row.start, row.count, longest, shape.capacity, ragged, transforms
-  )
 
 
 def segments(layers: Round) -> list[tuple[str, tuple[Layer, ...]]]:
@@ -253,7 +123,8 @@ def client_pass(
     rows: for each layer of the group, the client's state.
 
   Returns:
-    (value, new rows, metrics, whether the update was finite when it left the algorithm).
+    (value, new rows, metrics, whether the update was finite when it left the algorithm). One that
+    is not, and under a claim one of weight 0, has been replaced (`hiding.kept`).
   """
   new: dict[str, Tree] = {}
   metrics: Metrics = {}
@@ -280,7 +151,8 @@ def client_pass(
     if trains:
       # Checked before anything is encoded: rounded to integers, a NaN could not be recognised.
       fine = tree.finite(value)
-      value = tree.keep(fine, value)
+      takes_part = fine & (value.weight > 0) if layers.claims else fine
+      value = hiding.kept(layers, takes_part, value)
   return value, new, metrics, fine
 
 

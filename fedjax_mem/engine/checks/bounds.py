@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_mem.core import (
   IN_ROUND,
@@ -48,6 +49,7 @@ def check(layers: Round, specs: dict[str, Tree], sent: Message) -> None:
     beside = set(leaves.aux) - set(specs[layer.name].aux)
     _check_rows(layers, layer, side, here, specs, bool(beside))
     _check_grid(layers, layer, noise)
+    _check_precise(layers, layer, sent)
     _check_fixed(layer, noise.mechanism, here, specs[layer.name])
 
 
@@ -128,6 +130,19 @@ def _check_grid(layers: Round, layer: Layer, noise: Noises) -> None:
       f'{layer.name!r} adds noise for {kind}, and what its client side leaves are '
       f'{"integers" if whole else "not stated to be integers"}: use another mechanism, or state '
       'Integers.'
+    )
+
+
+def _check_precise(layers: Round, layer: Layer, sent: Message) -> None:
+  """Raises where the rounding of the sum is not bounded: where it is not one of float32."""
+  if not layers.compensated:
+    return
+  coarse = [x.dtype for x in jax.tree.leaves(sent.update) if x.dtype != jnp.float32]
+  if coarse:
+    last = next(x for x in reversed(layers) if set(x.sides) & {'client', 'cohort'})
+    raise IncompatibleStages(
+      f'{layer.name!r} covers the rounding of a sum of float32, and {last.name!r} leaves '
+      f'{coarse[0]} to be summed: leave float32.'
     )
 
 

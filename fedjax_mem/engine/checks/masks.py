@@ -33,7 +33,8 @@ def _check_room(layers: Round, layer: Layer, whole: Integers) -> None:
   if capacity > whole.clients:
     raise IncompatibleStages(
       f'{layer.name!r} has room for the sum of {whole.clients} clients in {whole.bits} bits, and '
-      f'{layers.drawing.name!r} selects up to {capacity}: give it clients = {capacity}.'
+      f'{layers.drawing.name!r} selects up to {capacity}: give it clients = {capacity}, more bits, '
+      'or fewer levels.'
     )
 
 

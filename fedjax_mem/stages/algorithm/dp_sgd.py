@@ -42,10 +42,12 @@ from fedjax_mem.core import (
   Total,
   Trains,
   Tree,
+  rounding,
   tree,
   validate,
 )
 from fedjax_mem.core.examples import Rows
+from fedjax_mem.kernels.loops import sums
 from fedjax_mem.kernels.norms.clip import MARGIN, clip_by_global_norm
 from fedjax_mem.kernels.random import laws
 from fedjax_mem.stages.algorithm import _base as training
@@ -54,7 +56,7 @@ from fedjax_mem.stages.algorithm import _base as training
 _OVERFLOW = 1e-14
 
 # (sum of clipped gradients, sums for the metrics)
-_Sums = tuple[Tree, dict[str, jax.Array]]
+_Sums = tuple[sums.Sum, dict[str, jax.Array]]
 
 
 def batch_rows(rate: float, examples: int, capacity: int | None) -> int:
@@ -209,6 +211,7 @@ class Steps:
       )
       if self.made is not None:
         bound = Bound(l2=self.l2_clip_norm, linf=self.l2_clip_norm, rows=1)
+        bound = bound.summed(rounding(rows))
         summed = tree.add(summed, self.made.draw(add, summed, bound, ())[0])
       grads = jax.tree.map(lambda g, p: (g / self.batch_size).astype(p.dtype), summed, params)
       updates, opt = local.update(grads, opt, params)
@@ -259,7 +262,7 @@ def _clipped_sum(
   key: jax.Array,
   bound: float,
   microbatch: int,
-) -> _Sums:
+) -> tuple[Tree, dict[str, jax.Array]]:
   """Returns (sum of clipped float32 gradients, sums for the metrics) of the examples in `mask`.
 
   Args:
@@ -297,10 +300,11 @@ def _clipped_sum(
       'used': ok.sum(dtype=jnp.float32),
       'not_finite': (rows.mask & ~ok).sum(dtype=jnp.int32),
     }
-    return tree.add(carry, (tree.total(tree.keep(ok, clipped)), seen))
+    held, before = carry
+    return sums.join(held, sums.total(tree.keep(ok, clipped))), tree.add(before, seen)
 
   zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
   seen = {name: jnp.float32(0) for name in ('loss', 'clipped', 'used')}
   seen['not_finite'] = jnp.int32(0)
-  sums: _Sums = data.fold(part, (zeros, seen), microbatch, (positions, mask))
-  return sums
+  summed, seen = data.fold(part, (sums.zeros(zeros), seen), microbatch, (positions, mask))
+  return summed.high, seen

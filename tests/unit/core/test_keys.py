@@ -9,7 +9,7 @@ import pytest
 from reference import tiny
 
 from fedjax_mem.core import Layer, Member, Round, keys, scalar_member
-from fedjax_mem.engine.walk import Cast, context
+from fedjax_mem.engine.cast import Cast, context
 
 ROUNDS, CLIENTS = 4, 12
 LAYERS = ('algorithm', 'select', 'weigh', 'compress', 'mask')

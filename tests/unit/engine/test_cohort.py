@@ -8,8 +8,8 @@ from reference import tiny
 
 from fedjax_mem.core import Member
 from fedjax_mem.engine import cohort as cohorts
+from fedjax_mem.engine.cast import Row
 from fedjax_mem.engine.mesh import make_mesh
-from fedjax_mem.engine.walk import Row
 
 
 def cohort_of(ids):

@@ -9,9 +9,9 @@ from reference import tiny
 from fedjax_mem.core import Layer, Member, Message, Stage, Trains, compose
 from fedjax_mem.engine import Execution
 from fedjax_mem.engine import tables as shelves
+from fedjax_mem.engine.cast import Row
 from fedjax_mem.engine.clients import Layout, spread
 from fedjax_mem.engine.mesh import make_mesh
-from fedjax_mem.engine.walk import Row
 from fedjax_mem.stages.masks import mask
 from fedjax_mem.stages.privacy import distributed
 from fedjax_mem.stages.select import dropout, poisson, uniform

@@ -77,14 +77,18 @@ def test_no_update_leaves_the_ball(name, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', LAYERS)
-def test_an_update_that_is_not_finite_counts_as_no_client(name):
+def test_an_update_that_is_not_finite_counts_as_no_client_or_under_a_claim_as_zeros(name):
   updates = {'a': rng.normal(size=(3, 6)).astype(np.float32)}
   sim = given.build(updates, LAYERS[name]())
+  (expected,), _, _ = given.play(sim, updates={'a': updates['a'] * np.float32([[1], [0], [1]])})
   for bad in (np.nan, np.inf):
     broken = {'a': updates['a'].copy()}
     broken['a'][1, 2] = bad
     (released,), (metrics,), _ = given.play(sim, updates=broken)
-    assert metrics['not_finite'].max() == 1 and metrics['clients'] == 2
+    tiny.assert_same_bits(released, expected)
+    named, clients = (-1, 3) if sim.claims else (1, 2)
+    assert metrics['not_finite'].max() == named and metrics['clients'] == clients
+    assert not sim.claims or metrics['zeroed'] == 1
     assert np.isfinite(released['a']).all()
     assert all(np.isfinite(v).all() for v in metrics.values())
 

@@ -1,0 +1,93 @@
+"""Under a claim of privacy nothing that is released or decided depends on a bad or empty client."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import given, tiny
+
+from fedjax_mem.stages import masks, privacy
+from fedjax_mem.stages.select import round_robin
+from fedjax_mem.stages.weigh import equal
+
+N, D, C = 5, 12, 0.5
+rng = np.random.default_rng(2)
+UPDATES = {'a': rng.normal(size=(N, D)).astype(np.float32)}
+BITS = 20
+
+
+def distributed():
+  shares = privacy.distributed(C, 0.5, shares=N, clients=N, dimension=D, bits=BITS)
+  return (*shares, masks.mask(clients=N, bits=BITS))
+
+
+NOISE = {
+  'central': lambda: (privacy.central(C, 1.0),),
+  'laplace': lambda: (privacy.laplace(C, 1.0),),
+  'discrete': lambda: (privacy.central(C, 1.0, mechanism='discrete_gaussian'),),
+  'adaptive_clip': lambda: (privacy.adaptive_clip(0.4, N),),
+  'tree': lambda: (privacy.tree(C, 1.0, 1),),
+  'local': lambda: privacy.local(C, 1.0),
+  'local_laplace': lambda: privacy.local_laplace(C, 1.0),
+  'local_discrete': lambda: privacy.local_discrete(C, 1.0),
+  'distributed': distributed,
+}
+
+
+def build(name, execution='vmap', weigh=None):
+  return given.build(UPDATES, *NOISE[name](), execution=execution, weigh=weigh)
+
+
+def released(sim, updates, empty=()):
+  """Returns what a round releases and its metrics; the clients in `empty` have no examples."""
+  pop = given.population(updates)
+  for client in empty:
+    pop = dataclasses.replace(pop, count=pop.count.at[client].set(0))
+  used = tiny.rooted(3)
+  state = sim._init({'a': jnp.zeros(D)}, pop, *used)
+  state, metrics, done = sim.segment(state, pop, *used, np.int32(2))
+  return tiny.host(state.params), {k: np.array(v)[: int(done)] for k, v in metrics.items()}
+
+
+def with_client(value, client=1):
+  updates = {'a': UPDATES['a'].copy()}
+  updates['a'][client] = value
+  return updates
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('execution', ['vmap', 'loop'])
+@pytest.mark.parametrize('name', NOISE)
+def test_a_client_that_is_not_finite_or_empty_is_one_that_sends_zeros(name, execution):
+  sim = build(name, execution)
+  zeros, plain = released(sim, with_client(0.0))
+  for updates, empty in [(with_client(np.nan), ()), (with_client(7.0), (1,))]:
+    got, metrics = released(sim, updates, empty)
+    tiny.assert_same_bits(got, zeros)
+    assert (metrics['not_finite'] == -1).all() and len(metrics['clients']) == 2
+    np.testing.assert_array_equal(metrics['clients'], plain['clients'])
+    assert (metrics['zeroed'] == (0 if empty else 1)).all()
+
+
+@pytest.mark.parametrize('name', ['central', 'local'])
+def test_a_run_goes_on_when_nobody_sends_a_finite_update(name):
+  sim = build(name)
+  got, metrics = released(sim, {'a': np.full((N, D), np.nan, np.float32)})
+  assert len(metrics['finite']) == 2 and metrics['finite'].all()
+  assert np.isfinite(got['a']).all() and (got['a'] != 0).all()
+
+
+def test_without_a_claim_such_a_client_is_left_out_counted_and_named():
+  sim = given.build(UPDATES, privacy.central(C, 0.0))
+  _, metrics = released(sim, with_client(np.nan))
+  assert (metrics['not_finite'].max(1) == 1).all() and (metrics['clients'] == N - 1).all()
+  assert 'zeroed' not in metrics
+
+
+def test_an_empty_client_under_local_noise_sends_noise():
+  sim = build('local', weigh=equal())
+  alone = given.build({'a': UPDATES['a'][:1]}, *NOISE['local'](), select=round_robin(1, 1))
+  assert sim.claims
+  got, _ = released(alone, {'a': UPDATES['a'][:1]}, empty=(0,))
+  assert (got['a'] != 0).all()
