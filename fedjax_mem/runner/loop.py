@@ -1,4 +1,9 @@
-"""The host loop: segments of rounds, and between them evaluation, records and checkpoints."""
+"""The host loop: segments of rounds, and between them evaluation, records and checkpoints.
+
+Under a claim of privacy the order is: the ledger is charged and on the disk, the segment runs, its
+records are written, a checkpoint is saved. So a run that is killed anywhere has never published a
+round that its ledger does not count.
+"""
 
 import dataclasses
 import math
@@ -13,10 +18,10 @@ import numpy as np
 
 from fedjax_mem.config.load import Config, config_hash
 from fedjax_mem.core import State, tree
-from fedjax_mem.engine import describe
+from fedjax_mem.engine import Simulation, describe
 from fedjax_mem.report import figures, plots
 from fedjax_mem.report.html import write_report
-from fedjax_mem.report.tracker import MetricsWriter, truncate_after
+from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
 from fedjax_mem.runner import contributions
 from fedjax_mem.runner import ledgers as spending
 from fedjax_mem.runner.checkpoint import Checkpoints
@@ -135,6 +140,7 @@ class _Loop:
     self.ready, self.folder, self.quiet = ready, folder, quiet
     self.config, self.sim, self.ledgers = ready.config, ready.sim, ready.ledgers
     self.traffic, self.sent = Traffic(ready.sim), 0
+    self.drawn = _Drawn(ready.sim)
     self.checkpoints = Checkpoints(
       folder.path / 'checkpoints', self.config.execution.keep_checkpoints
     )
@@ -156,16 +162,18 @@ class _Loop:
         f'resumed on {jax.default_backend()}, not {manifest["backend"]}: results may differ in '
         'their last bits'
       )
-    done = int(state.round)
+    done, file = int(state.round), self.folder.path / 'metrics.jsonl'
     manifest.pop('failure', None)
     if self.ledgers:
-      self.ledgers.resume(self.folder.path, done)
+      published = read_metrics(file)[-1:] if file.exists() else []
+      self.ledgers.resume(self.folder.path, done, published[0]['round'] if published else 0)
     self.folder.note(
+      **spending.facts(self.ledgers),
       warnings=list(dict.fromkeys([*manifest['warnings'], *notes])),
       resumed=[*manifest['resumed'], done],
       status='running',
     )
-    return state, truncate_after(self.folder.path / 'metrics.jsonl', done)
+    return state, truncate_after(file, done)
 
   def go(self, state: State, records: list[dict[str, Any]]) -> Result:
     """Runs the rounds that are left, and returns the result."""
@@ -187,6 +195,7 @@ class _Loop:
         if not room:
           break
         count = min(speed.rounds(), self._until_evaluation(start), self.sim.max_rounds, room)
+        count = self._charge(state, count)
         state, rows, seconds = self._segment(state, count)
         speed.saw(count, seconds)
         new = self._records(start, rows, seconds)
@@ -200,23 +209,31 @@ class _Loop:
           writer.write(record)
           self._show(bar, record)
         records += new
+        if self.ledgers:
+          self.ledgers.finish(start)
         if failure:
           self._fail(failure, state, rows)
         # The first checkpoint is early, to find out soon if the disk cannot be written.
         late = time.perf_counter() - saved >= self.config.execution.checkpoint_every_seconds
         if late or last or interrupt.asked:
-          self._save(state)
+          self.checkpoints.save(state)
           saved = time.perf_counter()
         if interrupt.asked and not last:
           self._interrupt(start)
       self._close(bar, start)
     return self._finish(state, records)
 
-  def _save(self, state: State) -> None:
-    # The ledger first: it may count a release that is done again, but never misses one.
-    if self.ledgers:
-      self.ledgers.save(self.folder.path)
-    self.checkpoints.save(state)
+  def _charge(self, state: State, count: int) -> int:
+    """Charges the next `count` rounds, or fewer, on the disk; returns how many they are."""
+    if not self.ledgers:
+      return count
+    ids = None
+    if self.ledgers.local:
+      ids = self.drawn.ahead(state, count)
+      count = len(ids)
+    self.ledgers.charge(int(state.round) + 1, count, ids)
+    self.ledgers.save(self.folder.path)
+    return count
 
   def _close(self, bar: Progress, done: int) -> None:
     """Records and shows the privacy guarantees of the run."""
@@ -228,9 +245,15 @@ class _Loop:
       texts = dict.fromkeys([*self.folder.manifest['warnings'], text])  # once, even if resumed
       self.folder.note(warnings=list(texts))
       bar.note(text)
-    self.folder.note(**spending.facts(self.ledgers))
+    self._state_privacy()
     for line in self.ledgers.statements():
       bar.note(line)
+
+  def _state_privacy(self) -> None:
+    """Writes what the rounds have cost, once they have ended, into the ledgers and the manifest."""
+    if self.ledgers:
+      self.ledgers.save(self.folder.path)
+      self.folder.note(**spending.facts(self.ledgers, ended=True))
 
   def _open(self, bar: Progress) -> None:
     for warning in self.folder.manifest['warnings']:
@@ -285,10 +308,9 @@ class _Loop:
       if (bad >= 0).any():
         record['not_finite'] = sorted(bad[bad >= 0].tolist())
       record['seconds'] = seconds / count
+      if self.ledgers:
+        record |= self.ledgers.metrics(record['round'])
       records.append(record)
-    if self.ledgers:
-      for record, facts in zip(records, self.ledgers.record(start + 1, rows['ids']), strict=True):
-        record |= facts
     return records
 
   def _failure(self, last: dict[str, Any], rows: dict[str, np.ndarray]) -> str | None:
@@ -303,9 +325,8 @@ class _Loop:
 
   def _fail(self, reason: str, state: State, rows: dict[str, np.ndarray]) -> None:
     if rows['finite'][-1]:
-      self._save(state)
-    elif self.ledgers:  # the failed round is a release, too
-      self.ledgers.save(self.folder.path)
+      self.checkpoints.save(state)
+    self._state_privacy()
     self.folder.note(status='failed', failure=reason)
     good = self.checkpoints.numbers()
     kept = (
@@ -317,6 +338,7 @@ class _Loop:
     )
 
   def _interrupt(self, done: int) -> None:
+    self._state_privacy()
     self.folder.note(status='interrupted', rounds_done=done)
     raise Interrupted(
       f'stopped after round {done}; go on with: fedjax-mem resume {self.folder.path}'
@@ -332,6 +354,25 @@ class _Loop:
     contributions.write(self.folder.path, state, self.ready.parts.data.clients)
     write_report(self.folder.path, self.folder.path / 'report.html')
     return Result(jax.device_get(state.params), records, self.folder.path)
+
+
+class _Drawn:
+  """The clients that the next rounds draw, for ledgers that count the rounds of each client."""
+
+  def __init__(self, sim: Simulation):
+    self._sim, self._first = sim, 0
+    # After a round with feedback only one more is known. All else is drawn in blocks of one length,
+    # so that one program is compiled.
+    self._block = sim.max_rounds if sim.setting.layers.blind else 1
+    self._ids = np.zeros((0, 0), np.int32)
+
+  def ahead(self, state: State, count: int) -> np.ndarray:
+    """Returns the ids [count, C] of the next rounds, padding included; [1, C] under feedback."""
+    at = int(state.round) - self._first
+    if at < 0 or at + count > len(self._ids):
+      self._first, at = int(state.round), 0
+      self._ids = np.asarray(self._sim.cohorts(state, self._block))
+    return self._ids[at : at + count]
 
 
 class _Speed:
