@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import os
+import pathlib
+import stat
 
 import numpy as np
 import pytest
@@ -139,6 +142,31 @@ def test_a_save_replaces_the_file_and_does_not_write_into_it(tmp_path):
   book.save(tmp_path / 'ledger.json')
   assert Ledger.load(tmp_path / 'old.json').charged == 3
   assert Ledger.load(tmp_path / 'ledger.json').charged == 4
+
+
+def test_a_save_puts_the_file_and_then_its_name_on_the_disk(tmp_path, monkeypatch):
+  """Without the second a power cut may undo the rename."""
+  done = []
+  fsync, replace = os.fsync, pathlib.Path.replace
+  kind = lambda held: 'folder' if stat.S_ISDIR(os.fstat(held).st_mode) else 'file'
+  monkeypatch.setattr(os, 'fsync', lambda held: (done.append(kind(held)), fsync(held))[1])
+  monkeypatch.setattr(
+    pathlib.Path, 'replace', lambda *args: (done.append('rename'), replace(*args))[1]
+  )
+  plan().save(tmp_path / 'ledger.json')
+  assert done == ['file', 'rename', 'folder']
+
+
+def test_what_is_done_is_charged_and_charged_stays():
+  book = plan()
+  book.charge(3)
+  book.finish(2)
+  assert (book.charged, book.done) == (3, 2)
+  assert book.to_dict()['guarantee']['rounds'] == 3  # what is charged is stated
+  with pytest.raises(ValueError, match='round must be an integer >= 0 and <= 3, got 4'):
+    book.finish(4)
+  with pytest.raises(ValueError, match='done must be'):
+    Ledger(book.entry, charged=2, done=3)
 
 
 def test_infinite_epsilon_survives_json():

@@ -1,5 +1,6 @@
 """The ledger of local noise: the client with the most participations counts."""
 
+import json
 import math
 
 import numpy as np
@@ -90,6 +91,34 @@ def test_saved_and_resumed_is_exact(tmp_path):
     book.charge(round, ids)
   assert again.to_dict() == book.to_dict()
   np.testing.assert_array_equal(again.counts, np.bincount(np.concatenate(cohorts), minlength=6))
+
+
+def test_each_round_charged_is_stated_as_it_was_then(tmp_path):
+  book = plan()
+  for round, ids in enumerate(([0, 1], [2], [0]), start=1):
+    book.charge(round, ids)
+  assert book.trail == [1, 1, 2]
+  book.save(tmp_path / 'ledger.json')
+  for held in (book, LocalLedger.load(tmp_path / 'ledger.json')):
+    assert [held.metrics(r)['participations'] for r in range(4)] == [0, 1, 1, 2]
+    assert held.guarantee(2) == held.entry.guarantee(1)._replace(rounds=2)
+  with pytest.raises(ValueError, match='round must be an integer >= 0 and <= 3, got 4'):
+    book.guarantee(4)
+  with pytest.raises(ValueError, match='round must be an integer >= 0 and <= 3, got 4'):
+    book.finish(4)
+
+
+def test_who_took_part_is_for_its_owner_alone(tmp_path):
+  (tmp_path / 'ledger.json.part').write_text('of a killed process')
+  plan().save(tmp_path / 'ledger.json')
+  assert (tmp_path / 'ledger.json').stat().st_mode & 0o777 == 0o600
+
+
+def test_a_trail_of_other_rounds_than_those_charged_is_refused(tmp_path):
+  data = plan().to_dict() | {'charged': 2}
+  (tmp_path / 'ledger.json').write_text(json.dumps(data))
+  with pytest.raises(ValueError, match='must be a whole local ledger of version 4, got 2 rounds'):
+    LocalLedger.load(tmp_path / 'ledger.json')
 
 
 def test_resume_refuses_another_run_and_a_broken_file(tmp_path):

@@ -489,7 +489,10 @@ def unfinished(folder, tmp_path):
     (lambda x: x['entry'].update(target_delta=1e-5), 'with target_delta'),
     (lambda x: x.update(kind='local'), 'must be a whole central ledger'),
     (lambda x: x.pop('entry'), 'must be a whole central ledger'),
-    (lambda x: x.update(charged=2, done=2), 'must have charged the 6 rounds of the checkpoint, got 2'),
+    (
+      lambda x: x.update(charged=2, done=2),
+      'must have charged the 6 rounds of the checkpoint, got 2',
+    ),
   ],
 )
 def test_the_ledger_of_another_plan_is_refused(whole, tmp_path, call, change, words):
