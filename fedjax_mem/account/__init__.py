@@ -4,15 +4,12 @@
 """
 
 from fedjax_mem.account.accountant import (
-  NOT_COVERED,
   Claim,
-  Guarantee,
-  Trajectory,
   claim,
   epsilon,
-  level,
   trajectory,
 )
+from fedjax_mem.account.guarantee import NOT_COVERED, Guarantee, Trajectory, level
 from fedjax_mem.account.ledger import Ledger
 from fedjax_mem.account.local_ledger import LocalLedger
 from fedjax_mem.account.table import privacy_table

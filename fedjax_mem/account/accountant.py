@@ -8,76 +8,13 @@ begins. RDP is used where it is valid, PLD on request or where RDP has no event.
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
 from fedjax_mem.account import curves, events, poisson
+from fedjax_mem.account.guarantee import Guarantee, Trajectory, noise_of
 from fedjax_mem.core import Bound, Draws, Mechanism, validate
-
-# (largest epsilon, name) of each level.
-LEVELS = ((1.0, 'Strong'), (5.0, 'Moderate'), (10.0, 'Weak'))
-NOT_COVERED = 'not covered by ε'
-
-
-def level(epsilon: float) -> str:
-  """Returns the privacy level of an epsilon: Strong (<= 1), Moderate, Weak (<= 10) or Minimal.
-
-  >>> [level(epsilon) for epsilon in (1.0, 5.0, 10.0, 11.0)]
-  ['Strong', 'Moderate', 'Weak', 'Minimal']
-  """
-  return next((name for bound, name in LEVELS if epsilon <= bound), 'Minimal')
-
-
-class Guarantee(NamedTuple):
-  """A statement of differential privacy, with everything that it depends on.
-
-  Attributes:
-    epsilon: epsilon of the rounds so far.
-    delta: the target, plus what overflowing Poisson cohorts add to it.
-    accountant: 'RDP' or 'PLD'.
-    adjacency: what neighbouring data sets are, one of `events.ADJACENCIES`.
-    unit: what is protected, a 'client' or an 'example'.
-    trust: 'central' (the noise in the sum protects) or 'local' (each message is protected, from the
-      server too).
-    rounds: number of rounds that ran.
-  """
-
-  epsilon: float
-  delta: float
-  accountant: str
-  adjacency: str
-  unit: str
-  trust: str
-  rounds: int
-
-  @property
-  def level(self) -> str:
-    """Strong, Moderate, Weak or Minimal."""
-    return level(self.epsilon)
-
-  def __str__(self) -> str:
-    return (
-      f'ε = {self.epsilon:.4g} at δ = {self.delta:.3g} after {self.rounds} rounds '
-      f'({self.unit} level, {self.trust}, {self.adjacency.replace("_", "-")}, {self.accountant}): '
-      f'{self.level}'
-    )
-
-
-class Trajectory(NamedTuple):
-  """Epsilon and delta after each round 1 … R.
-
-  Attributes:
-    epsilon: [R] float64, never decreasing.
-    delta: [R] float64, the reported delta.
-    accountant: 'RDP' or 'PLD'.
-    adjacency: one of `events.ADJACENCIES`.
-  """
-
-  epsilon: np.ndarray
-  delta: np.ndarray
-  accountant: str
-  adjacency: str
 
 
 def check_delta(delta: float, population: int | None = None) -> float:
@@ -112,6 +49,7 @@ class Claim:
       integers).
     trust: 'central' or 'local', for the statement.
     unit: 'client' or 'example', for the statement.
+    notes: caveats, for the statement. Two claims that differ only in them are equal.
   """
 
   sampling: Draws | None
@@ -122,6 +60,7 @@ class Claim:
   bound: Bound | None = None
   trust: str = 'central'
   unit: str = 'client'
+  notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
   def _event(self, rounds: int, accountant: str | None = None) -> tuple[Any, int]:
     return events.build(
@@ -173,14 +112,20 @@ class Claim:
     validate.integer(at_least=0, rounds=rounds)
     validate.open_fraction(delta=delta)
     epsilon = self.epsilon(rounds, delta)
+    return self.stated(epsilon, min(1.0, delta + self.added_delta(rounds, epsilon)), rounds)
+
+  def stated(self, epsilon: float, delta: float, rounds: int) -> Guarantee:
+    """Returns the statement of an epsilon and a reported delta that were computed before."""
     return Guarantee(
       epsilon,
-      min(1.0, delta + self.added_delta(rounds, epsilon)),
+      delta,
       self.accountant.upper(),
       self.adjacency,
       self.unit,
       self.trust,
       rounds,
+      noise_of(self.mechanism),
+      self.notes,
     )
 
   def trajectory(self, rounds: int, delta: float, points: int = 24) -> Trajectory:
@@ -247,6 +192,7 @@ class Options(TypedDict, total=False):
   adjacency: str | None
   accountant: str
   bound: Bound | None
+  notes: tuple[str, ...]
 
 
 class ClaimOptions(Options, total=False):
@@ -267,6 +213,7 @@ def claim(
   bound: Bound | None = None,
   trust: str | None = None,
   unit: str = 'client',
+  notes: tuple[str, ...] = (),
 ) -> Claim:
   """Returns what can be claimed of a sampler and a mechanism, by an accountant that supports them.
 
@@ -286,6 +233,7 @@ def claim(
       integers).
     trust: 'central' or 'local', for the statement; by default local without a sampler.
     unit: 'client' or 'example', for the statement.
+    notes: caveats, for the statement.
 
   Raises:
     ValueError: a number is out of range.
@@ -300,7 +248,7 @@ def claim(
   names = events.ACCOUNTANTS if accountant == 'auto' else (accountant,)
   trust = trust or ('local' if sampling is None else 'central')
   for name in names:
-    made = Claim(sampling, mechanism, adjacency, name, False, bound, trust, unit)
+    made = Claim(sampling, mechanism, adjacency, name, False, bound, trust, unit, tuple(notes))
     if made.supported(rounds):
       return _fitting(made, rounds, delta, accountant)
   raise events.refuse(sampling, mechanism, _reason(made, rounds, names))

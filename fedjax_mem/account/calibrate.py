@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar, Unpack
 
 from fedjax_mem.account import poisson
-from fedjax_mem.account.accountant import Claim, ClaimOptions, Guarantee, claim
+from fedjax_mem.account.accountant import Claim, ClaimOptions, claim
+from fedjax_mem.account.guarantee import Guarantee
 from fedjax_mem.core import Draws, Mechanism, validate
 from fedjax_mem.mechanisms import Gaussian
 

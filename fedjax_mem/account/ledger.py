@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, Unpack
 
 from fedjax_mem import mechanisms
-from fedjax_mem.account.accountant import NOT_COVERED, Claim, Guarantee, Options, claim
+from fedjax_mem.account.accountant import Claim, Options, claim
+from fedjax_mem.account.guarantee import NOT_COVERED, Guarantee
 from fedjax_mem.core import Bound, Draws, Mechanism, validate
 from fedjax_mem.core.mechanism import path as path_of
 
@@ -45,10 +46,12 @@ class Entry(NamedTuple):
     """Returns the statement after `rounds` of the planned rounds."""
     epsilon = self.epsilon[rounds - 1] if rounds else 0.0
     delta = self.delta[rounds - 1] if rounds else self.target_delta
-    made = self.claim
-    return Guarantee(
-      epsilon, delta, made.accountant.upper(), made.adjacency, made.unit, made.trust, rounds
-    )
+    return self.claim.stated(epsilon, delta, rounds)
+
+  def noting(self, *entries: 'Entry') -> 'Entry':
+    """Returns this entry with the notes of all entries: what was to be said of a run stays so."""
+    notes = dict.fromkeys(note for x in entries for note in x.claim.notes)
+    return self._replace(claim=dataclasses.replace(self.claim, notes=tuple(notes)))
 
 
 class Ledger:
@@ -92,7 +95,7 @@ class Ledger:
       rounds: R, rounds of the whole run.
       delta: target, in (0, 1).
       budget: the epsilon not to exceed, or None.
-      **how: `bound`, `adjacency` and `accountant`, as in `accountant.claim`.
+      **how: `bound`, `adjacency`, `accountant` and `notes`, as in `accountant.claim`.
 
     Raises:
       ValueError: a number is out of range, or the budget does not cover one round.
@@ -181,7 +184,7 @@ class Ledger:
     saved = Ledger.load(path)
     check_same(saved.entry, self.entry, path)
     as_long = saved.planned == self.planned
-    entry = saved.entry if as_long else self.entry
+    entry = (saved.entry if as_long else self.entry).noting(saved.entry, self.entry)
     return Ledger(entry, self.budget, saved.charged, saved.done)
 
 
@@ -210,7 +213,12 @@ def within(entry: Entry, budget: float | None, what: str) -> int:
 
 def describe(stated: Guarantee) -> dict[str, Any]:
   """Returns a guarantee and its level as plain data."""
-  return {**stated._asdict(), 'epsilon': finite(stated.epsilon), 'level': stated.level}
+  return {
+    **stated._asdict(),
+    'epsilon': finite(stated.epsilon),
+    'notes': list(stated.notes),
+    'level': stated.level,
+  }
 
 
 def finite(value: float) -> float | None:
@@ -231,6 +239,7 @@ def entry_to_dict(item: Entry) -> dict[str, Any]:
     'truncated': made.truncated,
     'trust': made.trust,
     'unit': made.unit,
+    'notes': list(made.notes),
     'target_delta': item.target_delta,
     'epsilon': [finite(value) for value in item.epsilon],
     'delta': list(item.delta),
@@ -254,6 +263,7 @@ def entry_from_dict(data: Mapping[str, Any]) -> Entry:
     None if data['bound'] is None else Bound(*_known(data['bound'])),
     data['trust'],
     data['unit'],
+    tuple(data['notes']),
   )
   return Entry(
     data['layer'], made, data['target_delta'], _known(data['epsilon']), tuple(data['delta'])

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedjax_mem.account import ledger as ledgers
-from fedjax_mem.account.accountant import NOT_COVERED, Guarantee, Options, claim
+from fedjax_mem.account.accountant import Options, claim
+from fedjax_mem.account.guarantee import NOT_COVERED, Guarantee
 from fedjax_mem.account.ledger import Entry
 from fedjax_mem.core import Draws, Mechanism, validate
 
@@ -73,7 +74,7 @@ class LocalLedger:
       batches: noise by example: how a client draws its batches, of the client with the most
         examples; None: noise by client.
       budget: the epsilon no client may exceed, or None.
-      **how: `bound`, `adjacency` and `accountant`, as in `accountant.claim`.
+      **how: `bound`, `adjacency`, `accountant` and `notes`, as in `accountant.claim`.
 
     Raises:
       ValueError: a number is out of range, or a budget below one participation.
@@ -230,4 +231,5 @@ class LocalLedger:
         f'{path} must be the ledger of {len(self.counts)} clients and {self.steps} steps, got '
         f'{len(saved.counts)} and {saved.steps}.'
       )
-    return LocalLedger(self.entry, saved.counts, self.steps, self.budget, saved.trail, saved.done)
+    entry = self.entry.noting(saved.entry, self.entry)
+    return LocalLedger(entry, saved.counts, self.steps, self.budget, saved.trail, saved.done)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from fedjax_mem import mechanisms
 from fedjax_mem.account import calibrate, events
-from fedjax_mem.account.accountant import Guarantee, Options, claim
+from fedjax_mem.account.accountant import Options, claim
+from fedjax_mem.account.guarantee import Guarantee
 from fedjax_mem.core import Draws, IncompatibleStages, Mechanism, validate
 
 COMMANDS = ('epsilon', 'calibrate', 'plan')
@@ -134,6 +135,7 @@ def _row(
     'rounds': stated.rounds,
     'mechanism': mechanisms.name(mechanism),
     'noise_multiplier': mechanism.noise_multiplier,
+    'noise': stated.noise,
     'noise_share': mechanism.noise_multiplier / sampling.expected,
   }
 

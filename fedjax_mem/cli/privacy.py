@@ -75,7 +75,8 @@ class _Question:
         accountant=row['accountant'].lower(),
       )
       curves[_label(row, rows)] = path.epsilon.tolist()
-    figures.save(plots.epsilon(curves, f'N = {self.population:,}, δ = {self.delta:g}'), file)
+    title = f'N = {self.population:,}, δ = {self.delta:g}, {rows[0]["noise"]}'
+    figures.save(plots.epsilon(curves, title), file)
     print(f'plot: {file}')
 
 

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from fedjax_mem.account.guarantee import EXACT, IDEAL
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.sections import StageSection
 from fedjax_mem.core import validate
@@ -143,7 +144,7 @@ def _entry(target: float, bits: int | None, folders: Sequence[pathlib.Path]) -> 
 
 
 def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-  """Returns the lines of the table: noise, bits, epsilon, bytes, accuracies in per cent."""
+  """Returns the lines of the table: noise and its law, bits, epsilon, bytes, accuracies."""
 
   def mean(x: Entry) -> float:
     return 100 * statistics.fmean(x.accuracies)
@@ -155,6 +156,7 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
   return [
     {
       'noise': 'server' if x.bits is None else 'distributed',
+      'law': IDEAL if x.bits is None else EXACT,
       'bits': 32 if x.bits is None else x.bits,
       'epsilon': round(x.epsilon, 3),
       'bytes up': round(x.size),

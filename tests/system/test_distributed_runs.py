@@ -105,10 +105,11 @@ def test_the_table_runs_what_is_missing_and_no_more(masked, tmp_path, monkeypatc
   assert any('4bits: left out, bits must be at least' in x for x in told)
   plain, noisy = table_distributed.rows(entries)
   assert plain['noise'] == 'server' and plain['bytes up'] == 4 * 650 + 25
+  assert plain['law'] == 'ideal noise (float32 simulation)' and noisy['law'] == 'exact (integers)'
   assert noisy['bits'] == 14 and noisy['bytes up'] == 25 + PADDED * 14 // 8
   assert all(19.9 < x.epsilon <= 20.0 for x in entries)
   lines = (tmp_path / 'distributed_dp.csv').read_text().splitlines()
-  assert lines[0].startswith('noise,bits,epsilon,bytes up,accuracy') and len(lines) == 3
+  assert lines[0].startswith('noise,law,bits,epsilon,bytes up,accuracy') and len(lines) == 3
   assert (tmp_path / 'distributed_dp.png').read_bytes()
 
   def must_not(*args, **options):

@@ -10,7 +10,7 @@ import stat
 import numpy as np
 import pytest
 
-from fedjax_mem.account import accountant, calibrate, ledger, poisson
+from fedjax_mem.account import accountant, calibrate, guarantee, ledger, poisson
 from fedjax_mem.account.ledger import Ledger
 from fedjax_mem.core import Bound, Draws
 from fedjax_mem.mechanisms import Gaussian
@@ -67,7 +67,7 @@ def test_saved_and_loaded_is_the_same_to_the_bit(tmp_path):
   assert data['guarantee']['accountant'] == 'RDP'
   assert data['guarantee']['adjacency'] == 'add_or_remove_one'
   assert data['guarantee']['level'] == 'Strong'
-  assert data['logged losses and norms'] == accountant.NOT_COVERED
+  assert data['logged losses and norms'] == guarantee.NOT_COVERED
   assert [path.name for path in tmp_path.iterdir()] == ['ledger.json']
 
 
@@ -80,6 +80,27 @@ def test_resume_continues_and_counts_a_repeated_round_once(tmp_path):
   assert again.charged == 12 and again.entry == book.entry
   again.charge(13)
   assert again.charged == 13
+
+
+def test_notes_are_stated_saved_and_kept_by_a_resumed_run(tmp_path):
+  book = plan(notes=('repeatable: the seed is public',))
+  book.charge(3)
+  assert str(book.guarantee()).endswith('; repeatable: the seed is public')
+  assert book.to_dict()['guarantee']['notes'] == ['repeatable: the seed is public']
+  assert book.to_dict()['guarantee']['noise'] == 'ideal noise (float32 simulation)'
+  book.save(tmp_path / 'ledger.json')
+  assert Ledger.load(tmp_path / 'ledger.json').guarantee() == book.guarantee()
+  for rounds in (60, 80):
+    again = plan(rounds=rounds, notes=('sizes of clients are public',))
+    found = again.resume(tmp_path / 'ledger.json').guarantee().notes
+    assert found == ('repeatable: the seed is public', 'sizes of clients are public')
+
+
+def test_a_ledger_of_an_earlier_version_is_refused(tmp_path):
+  """It was written after its rounds, so that it may state too little."""
+  (tmp_path / 'ledger.json').write_text(json.dumps({**plan().to_dict(), 'version': 3}))
+  with pytest.raises(ValueError, match='central ledger of version 4, got version 3'):
+    Ledger.load(tmp_path / 'ledger.json')
 
 
 def test_resume_with_more_rounds_keeps_what_was_done(tmp_path):

@@ -121,6 +121,15 @@ def test_a_trail_of_other_rounds_than_those_charged_is_refused(tmp_path):
     LocalLedger.load(tmp_path / 'ledger.json')
 
 
+def test_notes_are_stated_saved_and_kept_by_a_resumed_run(tmp_path):
+  book = plan(notes=('one',))
+  book.save(tmp_path / 'ledger.json')
+  assert LocalLedger.load(tmp_path / 'ledger.json').guarantee().notes == ('one',)
+  again = plan(notes=('one', 'two')).resume(tmp_path / 'ledger.json')
+  assert again.guarantee().notes == ('one', 'two')
+  assert str(again.guarantee()).endswith('; ideal noise (float32 simulation); one; two')
+
+
 def test_resume_refuses_another_run_and_a_broken_file(tmp_path):
   plan().save(tmp_path / 'ledger.json')
   with pytest.raises(ValueError, match='must be the ledger of this run'):

@@ -1,5 +1,7 @@
 """The privacy commands: the numbers are the accountant's, and the plot shows the same ones."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +21,7 @@ def call(capsys):
     code = cli.main(['privacy', *map(str, words)])
     said = capsys.readouterr()
     lines = said.out.splitlines()
-    table = [x.split() for x in lines if len(x.split()) > 5]
+    table = [re.split(r'\s{2,}', x) for x in lines if len(x.split()) > 5]
     rows = [dict(zip(table[0], x, strict=True)) for x in table[1:]]
     return code, rows, [x for x in lines if len(x.split()) <= 5], said.err
 
@@ -96,6 +98,26 @@ def test_every_row_is_what_the_accountant_says(call, scheme, mechanism, adjacenc
     assert close(row['noise_share'], 2.5 / 50)
 
 
+@pytest.mark.parametrize(
+  ('mechanism', 'word'),
+  [
+    ('gaussian', 'ideal noise (float32 simulation)'),
+    ('laplace', 'ideal noise (float32 simulation)'),
+    ('discrete_gaussian', 'exact (integers)'),
+  ],
+)
+def test_each_command_says_whether_the_noise_is_exact(call, mechanism, word):
+  words = (*SMALL, '--mechanism', mechanism, '--accountant', 'rdp')
+  words += ('--adjacency', 'replace_special', '--scheme', 'cyclic')
+  for command, more in (
+    ('epsilon', ('--noise-multiplier', 9)),
+    ('calibrate', ('--target-epsilon', 3)),
+    ('plan', ('--target-epsilon', 3)),
+  ):
+    code, rows, _, _ = call(command, *words, *more)
+    assert code == 0 and {row['noise'] for row in rows} == {word}
+
+
 def test_an_accountant_and_an_adjacency_can_be_asked_for(call):
   words = ('epsilon', *SMALL, '--noise-multiplier', 2.5)
   _, rows, _, _ = call(*words, '--accountant', 'pld', '--adjacency', 'replace_one')
@@ -168,7 +190,7 @@ def test_the_plot_ends_where_the_table_does(call, drawn, tmp_path, words):
   assert (code, err) == (0, '')
   assert f'plot: {file}' in ' '.join(''.join(others).split('\n'))
   ((curves, title),) = drawn
-  assert 'N = 1,000' in title and 'δ = 1e-05' in title
+  assert title == 'N = 1,000, δ = 1e-05, ideal noise (float32 simulation)'
   assert len(curves) == len(rows)  # no two rows share a label
   for values, row in zip(curves.values(), rows, strict=True):
     assert len(values) == number(row['rounds'])
