@@ -165,9 +165,9 @@ def test_an_empty_cohort_releases_noise_all_the_same():
   pop = given.population(given.silence(2000))
   nobody = type(pop)(pop.arrays, pop.index, pop.start, pop.count * 0)
   state = sim._init(
-    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sim.params), nobody, np.uint32(3)
+    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sim.params), nobody, *tiny.rooted(3)
   )
-  state, _, _ = sim.segment(state, nobody, np.uint32(3), np.int32(1))
+  state, _, _ = sim.segment(state, nobody, *tiny.rooted(3), np.int32(1))
   assert np.std(tiny.vec(state.params)) == pytest.approx(C * Z, rel=0.1)
 
 
