@@ -21,9 +21,8 @@ def handed_out(seed=0):
   found = []
   for round, name in itertools.product(range(ROUNDS), LAYERS):
     cast = Cast(*tiny.rooted(seed), jnp.int32(round), None, cohort, {}, {}, jnp.zeros(0))
-    told = lambda role, one=None, cast=cast, layer=Layer(name): context(
-      Round((layer,)), layer, role, cast, {}, one
-    )
+    layer = Layer(name)
+    told = lambda role, one=None, cast=cast, x=layer: context(Round((x,)), x, role, cast, {}, one)
     found.append(((round, name, 'round'), told('server').round_key))
     for role in ('select', 'server', *(['init'] if round == 0 else [])):
       found.append(((round, name, role), told(role).key))

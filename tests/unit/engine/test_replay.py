@@ -115,5 +115,5 @@ def test_a_layer_whose_noise_state_is_not_its_mechanisms_is_refused():
   layer = CORRELATED['tree']()
   own = Stage(layer.server.apply, lambda ctx: (jnp.zeros(3), layer.server.init(ctx)))
   wrapped = layer._replace(server=own._replace(facts=(layer.fact(Noises),)))
-  with pytest.raises(ValueError, match='tree.*state of its mechanism'):
+  with pytest.raises(ValueError, match=r'tree.*state of its mechanism'):
     build(wrapped, select=min_separation(9, 3, 3))

@@ -82,7 +82,9 @@ def test_metrics_that_epsilon_does_not_cover_say_so():
   for made in (privacy.adaptive_clip(0.4, 6.0), privacy.local(C, Z), privacy.tree(C, Z, 1)):
     sim = given.build({'a': UPDATES['b']}, made)
     layer = sim.setting.layers[-1]
-    state = jax.eval_shape(lambda s=sim: s._init(tree.zeros(s.params), s.population, jnp.uint32(0)))
+    state = jax.eval_shape(
+      lambda s=sim: s._init(tree.zeros(s.params), s.population, *tiny.rooted(0))
+    )
     metrics = jax.eval_shape(make_round(sim.setting), state, sim.population, jnp.uint32(0))[1]
     own = {k.split('/')[1] for k in metrics if k.startswith(f'{layer.name}/')}
     bare = {k for k in own if not k.startswith('uncovered_')}
