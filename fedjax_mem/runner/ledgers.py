@@ -16,6 +16,9 @@ from fedjax_mem.config.load import Config
 from fedjax_mem.config.privacy import accounting, naming
 from fedjax_mem.core import IN_ROUND, Noises, Round
 
+# What a statement says of noise that is no secret.
+REPEATABLE = "repeatable from noise_seed: epsilon is the mechanism's, not that of these files"
+
 
 class Ledgers:
   """The ledgers of a run: one for central noise, and one for each layer of local noise.
@@ -156,7 +159,12 @@ def open_ledgers(
   chooser, sampling = layers.drawing, layers.draws
   ledger, local = None, {}
   for layer, side, noise in noisy:
-    how = {'delta': privacy.delta, 'budget': privacy.target_epsilon, **accounting(config)}
+    how = {
+      'delta': privacy.delta,
+      'budget': privacy.target_epsilon,
+      'notes': layers.caveats + (() if config.noise_seed is None else (REPEATABLE,)),
+      **accounting(config),
+    }
     if noise.unit == 'client':
       bound = layers.bound(layer, side, dict(specs or {}))
       how['bound'] = None if IN_ROUND in bound else bound

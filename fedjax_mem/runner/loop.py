@@ -22,16 +22,15 @@ from fedjax_mem.engine import Simulation, describe
 from fedjax_mem.report import figures, plots
 from fedjax_mem.report.html import write_report
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
-from fedjax_mem.runner import contributions
+from fedjax_mem.runner import contributions, secret
 from fedjax_mem.runner import ledgers as spending
 from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.folder import RunFolder, create
 from fedjax_mem.runner.interrupt import Interrupt
-from fedjax_mem.runner.prepare import Ready, facts, get_ready
+from fedjax_mem.runner.prepare import Ready, facts, get_ready, keeps_root
 from fedjax_mem.runner.progress import Progress
+from fedjax_mem.runner.records import Records
 from fedjax_mem.runner.traffic import Traffic, sent
-
-_OWN = ('selected', 'ids', 'clients', 'examples', 'not_finite', 'finite')
 
 
 class RunFailed(RuntimeError):
@@ -85,7 +84,7 @@ def run(
     Interrupted: by Ctrl-C, after a checkpoint.
   """
   ready = get_ready(config, data_dir, {})
-  folder = create(config, out)
+  folder = create(config, out, ready.sim.root if keeps_root(ready) else None)
   with folder.locked():
     folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **facts(ready))
     return _Loop(ready, folder, quiet).go(ready.sim.init(ready.parts.params), [])
@@ -127,6 +126,8 @@ def resume(
         'got a changed one: undo that, or begin a new run with it.'
       )
     ready = get_ready(config, data_dir or said.get('data_dir'), said.get('execution', {}))
+    if keeps_root(ready):
+      ready = ready._replace(sim=ready.sim.with_root(secret.read(folder.path)))
     if 'execution' not in said:  # killed before its first round
       folder.note(**facts(ready))
     loop = _Loop(ready, folder, quiet)
@@ -139,10 +140,12 @@ class _Loop:
   def __init__(self, ready: Ready, folder: RunFolder, quiet: bool):
     self.ready, self.folder, self.quiet = ready, folder, quiet
     self.config, self.sim, self.ledgers = ready.config, ready.sim, ready.ledgers
-    self.traffic, self.sent = Traffic(ready.sim), 0
+    self.records, self.sent = Records(ready.sim, Traffic(ready.sim), ready.ledgers), 0
     self.drawn = _Drawn(ready.sim)
     self.checkpoints = Checkpoints(
-      folder.path / 'checkpoints', self.config.execution.keep_checkpoints
+      folder.path / 'checkpoints',
+      self.config.execution.keep_checkpoints,
+      private=self.sim.claims,
     )
 
   def restore(self) -> tuple[State, list[dict[str, Any]]]:
@@ -151,8 +154,11 @@ class _Loop:
     notes = list(self.ready.notes)
     state = self.sim.init(self.ready.parts.params)
     if self.checkpoints.numbers():  # else it was stopped before the first, and starts again
-      state, refused = self.checkpoints.restore(tree.shapes(state))
-      state = jax.device_put(state, self.sim.shardings)
+      state, refused = self.checkpoints.restore(tree.shapes(self.sim.without_noise(state)))
+      if self.sim.claims:
+        state = self.sim.with_noise(state)
+      else:
+        state = jax.device_put(state, self.sim.shardings)
       notes += refused
     before, now = manifest['execution']['devices'], layout.devices
     if before != now:
@@ -198,7 +204,7 @@ class _Loop:
         count = self._charge(state, count)
         state, rows, seconds = self._segment(state, count)
         speed.saw(count, seconds)
-        new = self._records(start, rows, seconds)
+        new = self.records.make(start + 1, rows, seconds)
         start += len(new)
         failure = self._failure(new[-1], rows)
         last = start == total or (self.ledgers and not self.ledgers.room(start, total))
@@ -206,8 +212,10 @@ class _Loop:
           scores = self.ready.evaluate(state.params)
           new[-1] |= {f'test_{name}': value for name, value in scores.items()}
         for record in new:
+          self.records.mark(record)
           writer.write(record)
           self._show(bar, record)
+        self._note_coverage()
         records += new
         if self.ledgers:
           self.ledgers.finish(start)
@@ -216,7 +224,7 @@ class _Loop:
         # The first checkpoint is early, to find out soon if the disk cannot be written.
         late = time.perf_counter() - saved >= self.config.execution.checkpoint_every_seconds
         if late or last or interrupt.asked:
-          self.checkpoints.save(state)
+          self.checkpoints.save(self.sim.without_noise(state))
           saved = time.perf_counter()
         if interrupt.asked and not last:
           self._interrupt(start)
@@ -255,6 +263,11 @@ class _Loop:
       self.ledgers.save(self.folder.path)
       self.folder.note(**spending.facts(self.ledgers, ended=True))
 
+  def _note_coverage(self) -> None:
+    said = self.records.coverage()
+    if said and said['coverage'] != self.folder.manifest.get('coverage'):
+      self.folder.note(**said)
+
   def _open(self, bar: Progress) -> None:
     for warning in self.folder.manifest['warnings']:
       bar.note(f'note: {warning}')
@@ -274,6 +287,11 @@ class _Loop:
     for name in [x for x in record if x.endswith('/skipped') and record[x]]:
       layer = name.removesuffix('/skipped')
       bar.note(f'round {record["round"]}: skipped, too few clients were left for {layer!r}')
+    if record.get('zeroed'):
+      bar.note(
+        f'round {record["round"]}: {record["zeroed"]} updates were not finite and count as zeros '
+        '(not covered)'
+      )
     if 'not_finite' in record:
       names = self.ready.parts.data.clients
       who = [str(names[x] if names else x) for x in record['not_finite']]
@@ -289,43 +307,19 @@ class _Loop:
     every = self.config.evaluation.every
     return min(every - start % every, self.config.rounds - start)
 
-  def _records(
-    self, start: int, rows: dict[str, np.ndarray], seconds: float
-  ) -> list[dict[str, Any]]:
-    """Returns one record a round from the stacked metrics of a segment."""
-    count = len(rows['clients'])
-    traffic = self.traffic.records(rows)
-    records = []
-    for i in range(count):
-      record: dict[str, Any] = {'round': start + i + 1}
-      for name, x in rows.items():
-        if name not in _OWN and not self.traffic.counts(name):
-          # The algorithm's metrics are the main ones: they have no prefix.
-          record[name.removeprefix('algorithm/')] = x[i].item()
-      record |= {name: rows[name][i].item() for name in ('clients', 'examples')}
-      record |= traffic[i]
-      bad = rows['not_finite'][i]
-      if (bad >= 0).any():
-        record['not_finite'] = sorted(bad[bad >= 0].tolist())
-      record['seconds'] = seconds / count
-      if self.ledgers:
-        record |= self.ledgers.metrics(record['round'])
-      records.append(record)
-    return records
-
   def _failure(self, last: dict[str, Any], rows: dict[str, np.ndarray]) -> str | None:
     """Returns why the run cannot go on after a segment, or None."""
     if not rows['finite'][-1]:
       return f"the server's parameters are not finite after round {last['round']}"
     empty = (rows['clients'] == 0) & (rows['not_finite'] >= 0).any(1)
-    if empty.any():
+    if empty.any() and not self.sim.claims:  # under a claim it would tell of single clients
       number = last['round'] - len(empty) + 1 + int(np.argmax(empty))
       return f'no client of round {number} sent a finite update'
     return None
 
   def _fail(self, reason: str, state: State, rows: dict[str, np.ndarray]) -> None:
     if rows['finite'][-1]:
-      self.checkpoints.save(state)
+      self.checkpoints.save(self.sim.without_noise(state))
     self._state_privacy()
     self.folder.note(status='failed', failure=reason)
     good = self.checkpoints.numbers()

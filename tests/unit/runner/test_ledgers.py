@@ -581,7 +581,11 @@ def charged(make, tmp_path_factory):
   config = make('rounds=5', BOTH, *rare)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr('fedjax_mem.report.figures.png', lambda *args, **options: b'\x89PNG')
+    patch.setattr('fedjax_mem.core.keys.fresh_root', lambda: ROOT)
     return config, run(config, tmp_path_factory.mktemp('charged'), quiet=True)
+
+
+ROOT = np.array([12345, 67890], np.uint32)
 
 
 def die():
@@ -592,6 +596,7 @@ def die():
 def test_a_round_is_charged_on_the_disk_before_it_runs(charged, out, boundary):
   config, reference = charged
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    patch.setattr('fedjax_mem.core.keys.fresh_root', lambda: ROOT)  # a resumed run reads it
     dies_at(patch, boundary, 3, die)
     run(config, out, quiet=True)
   (folder,) = out.iterdir()
