@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjax_mem import account
 from fedjax_mem.account.ledger import Ledger
 from fedjax_mem.account.local_ledger import LocalLedger
 from fedjax_mem.config.load import Config
@@ -203,8 +202,7 @@ def facts(ledgers: Ledgers | None, ended: bool = False) -> dict[str, Any]:
   """
   if ledgers is None:
     return {}
-  lines = ledgers.statements() if ended else []
-  return {'privacy': {'statements': lines, 'not covered': account.NOT_COVERED}}
+  return {'privacy': {'statements': ledgers.statements() if ended else []}}
 
 
 def read(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from fedjax_mem.core import State, tree
 from fedjax_mem.engine import Simulation, describe
 from fedjax_mem.report import figures, plots
 from fedjax_mem.report.html import write_report
+from fedjax_mem.report.runs import NOT_COVERED
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
 from fedjax_mem.runner import contributions, secret
 from fedjax_mem.runner import ledgers as spending
@@ -340,12 +341,13 @@ class _Loop:
 
   def _finish(self, state: State, records: list[dict[str, Any]]) -> Result:
     self.folder.note(status='finished', rounds_done=int(state.round))
-    figures.save(
-      plots.partition(self.ready.parts.data.label_counts(), title=self.config.data.name),
-      self.folder.path / 'partition.png',
-    )
+    title, claims = self.config.data.name, self.sim.claims
+    if claims:
+      title = f'{title} ({NOT_COVERED})'
+    counts = self.ready.parts.data.label_counts()
+    figures.save(plots.partition(counts, title=title), self.folder.path / 'partition.png')
     figures.save(plots.learning_curves(self.folder.path), self.folder.path / 'learning_curve.png')
-    contributions.write(self.folder.path, state, self.ready.parts.data.clients)
+    contributions.write(self.folder.path, state, self.ready.parts.data.clients, claims)
     write_report(self.folder.path, self.folder.path / 'report.html')
     return Result(jax.device_get(state.params), records, self.folder.path)
 
