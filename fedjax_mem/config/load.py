@@ -80,6 +80,11 @@ class Config(Section):
   stages: tuple[StageSection, ...] = ()
   execution: ExecutionSection = dataclasses.field(default_factory=ExecutionSection)
 
+  def with_seed(self, seed: int) -> 'Config':
+    """Returns the experiment with another seed, and with it as `noise_seed` if there is one."""
+    noise = None if self.noise_seed is None else seed
+    return dataclasses.replace(self, seed=seed, noise_seed=noise)
+
   def _check(self) -> None:
     if self.version != VERSION:
       raise ValueError(
