@@ -287,7 +287,8 @@ class _Loop:
     bar.update({**record, **known})
     for name in [x for x in record if x.endswith('/skipped') and record[x]]:
       layer = name.removesuffix('/skipped')
-      bar.note(f'round {record["round"]}: skipped, too few clients were left for {layer!r}')
+      said = '' if name in record.get('covered', (name,)) else ' (not covered)'
+      bar.note(f'round {record["round"]}: skipped, too few clients were left for {layer!r}{said}')
     if record.get('zeroed'):
       bar.note(
         f'round {record["round"]}: {record["zeroed"]} updates were not finite and count as zeros '
