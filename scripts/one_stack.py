@@ -8,7 +8,6 @@ by sampling.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import io
 import itertools
@@ -74,11 +73,9 @@ def watched(stop: int | None = None) -> Iterator[list]:
 def load(path: Path) -> fm.Config:
   """Returns the configuration in a file, its noise seeded wherever there is a key for that."""
   config = fm.load_config(path)
-  names = [x.name for x in dataclasses.fields(config.privacy) if 'seed' in x.name]
-  free = [x for x in names if getattr(config.privacy, x) is None]
-  if config.privacy.delta is None or not free:
-    return config
-  return fm.load_config(path, [f'privacy.{x}={config.seed}' for x in free])
+  # Earlier commits draw all noise from the seed, and have no such key.
+  free = getattr(config, 'noise_seed', config.seed) is None and config.privacy.delta is not None
+  return fm.load_config(path, [f'noise_seed={config.seed}']) if free else config
 
 
 def measure(stack: Stack, folder: Path) -> Record:

@@ -1,8 +1,10 @@
 """The ledger of a run: what is released, epsilon after each round, and when to stop.
 
 The whole trajectory of epsilon is computed when the run is planned; a round only looks it up. A
-ledger is plain data, written atomically. A round that runs again after a resume draws the same
-cohort and the same noise, so it releases nothing new and is counted once.
+ledger is plain data, written atomically. A round is charged, and the ledger is on the disk, before
+the round runs: whatever a killed run has published, its ledger states at least that. A round that
+runs again after a resume draws the same cohort and the same noise, so it releases nothing new and
+is charged once.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from fedjax_mem.core import Bound, Draws, Mechanism, validate
 from fedjax_mem.core.mechanism import path as path_of
 
 T = TypeVar('T')
-VERSION = 3
+VERSION = 4
 
 
 class Entry(NamedTuple):
@@ -59,15 +61,17 @@ class Ledger:
     entry: what is released, and epsilon after each planned round.
     budget: the epsilon not to exceed, or None.
     planned: rounds that the entry covers.
-    rounds: rounds done.
+    charged: rounds charged, which the guarantee states.
+    done: rounds whose records are written, at most `charged`.
     allowed: the most rounds within the budget (`planned` without one).
   """
 
-  def __init__(self, entry: Entry, budget: float | None = None, rounds: int = 0):
+  def __init__(self, entry: Entry, budget: float | None = None, charged: int = 0, done: int = 0):
     self.entry = entry
     self.budget = None if budget is None else validate.positive(budget=budget)
     self.planned = len(entry.epsilon)
-    self.rounds = validate.integer(at_least=0, at_most=self.planned, rounds=rounds)
+    self.charged = validate.integer(at_least=0, at_most=self.planned, charged=charged)
+    self.done = validate.integer(at_least=0, at_most=self.charged, done=done)
     self.allowed = within(entry, self.budget, 'round')
 
   @classmethod
@@ -111,20 +115,28 @@ class Ledger:
     validate.integer(at_most=self.planned, round=round)
     return round > self.allowed
 
-  def advance(self, round: int) -> None:
-    """Records that rounds up to `round` (from 1) ran; a smaller number changes nothing.
+  def charge(self, round: int) -> None:
+    """Charges the rounds up to `round` (from 1), before they run; a smaller number changes nothing.
 
     Raises:
       ValueError: the round was not planned, or exceeds the budget.
     """
     if self.stop_before(round):
       raise ValueError(f'round must be at most {self.allowed} within the budget, got {round!r}.')
-    self.rounds = max(self.rounds, round)
+    self.charged = max(self.charged, round)
+
+  def finish(self, round: int) -> None:
+    """Notes that the records of `round` rounds are written.
+
+    Raises:
+      ValueError: a round that was not charged.
+    """
+    self.done = validate.integer(0, self.charged, round=round)
 
   def guarantee(self, round: int | None = None) -> Guarantee:
-    """Returns the statement after `round` rounds (by default those done)."""
-    done = self.rounds if round is None else round
-    return self.entry.guarantee(validate.integer(0, self.planned, round=done))
+    """Returns the statement after `round` rounds (by default those charged)."""
+    number = self.charged if round is None else round
+    return self.entry.guarantee(validate.integer(0, self.planned, round=number))
 
   def metrics(self, round: int) -> dict[str, float]:
     """Returns {'epsilon', 'delta'} after `round` rounds."""
@@ -136,7 +148,8 @@ class Ledger:
     return {
       'version': VERSION,
       'kind': 'central',
-      'rounds': self.rounds,
+      'charged': self.charged,
+      'done': self.done,
       'budget': self.budget,
       'allowed': self.allowed,
       'guarantee': describe(self.guarantee()),
@@ -147,7 +160,7 @@ class Ledger:
   @classmethod
   def from_dict(cls, data: Mapping[str, Any]) -> 'Ledger':
     """Returns the ledger whose `to_dict` gave the data, bit for bit."""
-    return cls(entry_from_dict(data['entry']), data['budget'], data['rounds'])
+    return cls(entry_from_dict(data['entry']), data['budget'], data['charged'], data['done'])
 
   def save(self, path: str | os.PathLike[str]) -> None:
     """Writes the ledger; a reader sees the old one or the new one, never a mixture."""
@@ -163,7 +176,7 @@ class Ledger:
     return read(path, 'central', cls.from_dict)
 
   def resume(self, path: str | os.PathLike[str]) -> 'Ledger':
-    """Returns this plan with the rounds done of a saved ledger of the same run.
+    """Returns this plan with what a saved ledger of the same run has charged.
 
     Raises:
       ValueError: the file is no ledger, or one with another noise, sampler or delta.
@@ -172,7 +185,7 @@ class Ledger:
     check_same(saved.entry, self.entry, path)
     as_long = saved.planned == self.planned
     entry = (saved.entry if as_long else self.entry).noting(saved.entry, self.entry)
-    return Ledger(entry, self.budget, saved.rounds)
+    return Ledger(entry, self.budget, saved.charged, saved.done)
 
 
 def ahead(layer: str, made: Claim, rounds: int, delta: float, every: int = 1) -> Entry:
@@ -250,7 +263,7 @@ def entry_from_dict(data: Mapping[str, Any]) -> Entry:
     None if data['bound'] is None else Bound(*_known(data['bound'])),
     data['trust'],
     data['unit'],
-    tuple(data.get('notes', ())),  # ledgers of earlier versions have none
+    tuple(data['notes']),
   )
   return Entry(
     data['layer'], made, data['target_delta'], _known(data['epsilon']), tuple(data['delta'])
@@ -265,16 +278,37 @@ def check_same(saved: Entry, planned: Entry, path: str | os.PathLike[str]) -> No
       raise ValueError(f'{path} must be the ledger of this run, with {name} {new!r}, got {old!r}.')
 
 
-def write(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
-  """Writes JSON atomically: to a file beside `path`, flushed to the disk, then renamed."""
+def write(path: str | os.PathLike[str], data: Mapping[str, Any], mode: int = 0o666) -> None:
+  """Writes JSON atomically: to a file beside `path`, then renamed, both on the disk on return.
+
+  Args:
+    path: of the file.
+    data: what JSON has, without NaN and infinity.
+    mode: permissions of the file from its first byte on, less the umask.
+  """
   path = Path(path)
   part = path.with_name(path.name + '.part')
-  with part.open('w', encoding='utf-8') as file:
-    json.dump(data, file, indent=1, allow_nan=False)
-    file.write('\n')
-    file.flush()
-    os.fsync(file.fileno())
+  part.unlink(missing_ok=True)  # one of a killed process keeps the mode that it was made with
+  with open(
+    part, 'x', encoding='utf-8', opener=lambda name, flags: os.open(name, flags, mode)
+  ) as f:
+    json.dump(data, f, indent=1, allow_nan=False)
+    f.write('\n')
+    f.flush()
+    os.fsync(f.fileno())
   part.replace(path)
+  _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+  """Puts the names in a folder on the disk: until then a power cut may undo a rename."""
+  if os.name != 'posix':  # elsewhere folders cannot be opened
+    return
+  held = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(held)
+  finally:
+    os.close(held)
 
 
 def read(path: str | os.PathLike[str], kind: str, parse: Callable[[Any], T]) -> T:

@@ -1,7 +1,7 @@
 """The ledger of noise that clients add themselves: epsilon of the client that took part most."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -24,8 +24,9 @@ class LocalLedger:
     entry: epsilon after each participation 1 … K.
     steps: noised releases a participation.
     budget: the epsilon that no client may exceed, or None.
-    counts: [N] int64, participations of each client.
-    rounds: rounds done.
+    counts: [N] int64, participations of each client in the rounds charged.
+    trail: participations of the client with the most of them, after each round charged.
+    done: rounds whose records are written, at most `charged`.
     allowed: the most participations within the budget (K without one).
   """
 
@@ -35,13 +36,15 @@ class LocalLedger:
     counts: ArrayLike,
     steps: int = 1,
     budget: float | None = None,
-    rounds: int = 0,
+    trail: Sequence[int] = (),
+    done: int = 0,
   ):
     self.entry = entry
     self.steps = validate.integer(steps=steps)
     self.budget = None if budget is None else validate.positive(budget=budget)
     self.counts = np.array(counts, np.int64)
-    self.rounds = validate.integer(at_least=0, rounds=rounds)
+    self.trail = list(trail)
+    self.done = validate.integer(at_least=0, at_most=self.charged, done=done)
     self.allowed = ledgers.within(entry, self.budget, 'participation')
 
   @classmethod
@@ -93,28 +96,35 @@ class LocalLedger:
     return cls(item, np.zeros(num_clients, np.int64), steps, budget)
 
   @property
+  def charged(self) -> int:
+    """Rounds charged."""
+    return len(self.trail)
+
+  @property
   def most(self) -> int:
-    """Participations of the client that took part most often."""
-    return int(self.counts.max(initial=0))
+    """Participations of the client that took part most often, in the rounds charged."""
+    return self.trail[-1] if self.trail else 0
 
   def stop_before(self, round: int) -> bool:
     """Returns whether some client could exceed the budget in round `round` (from 1)."""
-    return validate.integer(round=round) > self.rounds and self.most + 1 > self.allowed
+    return validate.integer(round=round) > self.charged and self.most + 1 > self.allowed
 
-  def record(self, round: int, ids: ArrayLike) -> None:
-    """Records who took part in round `round` (from 1); a round recorded before stays as it is.
+  def charge(self, round: int, ids: ArrayLike) -> None:
+    """Charges those drawn for round `round` (from 1), before it runs; once for each round.
 
     Args:
-      round: the next round, or one recorded before.
-      ids: [C] distinct clients whose message left them, padding removed.
+      round: the next round, or one charged before.
+      ids: [C] distinct clients that are drawn, padding removed; those that drop out are among
+        them, since only the round itself tells whose message leaves.
 
     Raises:
-      ValueError: a round is missing in between, or an id is no client or occurs twice.
+      ValueError: a round is missing in between, an id is no client or occurs twice, or the budget
+        does not cover a participation.
     """
-    if validate.integer(round=round) <= self.rounds:
+    if validate.integer(round=round) <= self.charged:
       return
-    if round > self.rounds + 1:
-      raise ValueError(f'round must be {self.rounds + 1}, the next to record, got {round!r}.')
+    if round > self.charged + 1:
+      raise ValueError(f'round must be {self.charged + 1}, the next to charge, got {round!r}.')
     ids = np.asarray(ids, np.int64)
     if len(np.unique(ids)) < len(ids) or np.any((ids < 0) | (ids >= len(self.counts))):
       raise ValueError(f'ids must be distinct and in [0, {len(self.counts)}), got {ids!r}.')
@@ -125,16 +135,40 @@ class LocalLedger:
         f'participations must be at most {self.allowed} a client, got {counts.max()} in round '
         f'{round}.'
       )
-    self.counts, self.rounds = counts, round
+    self.counts = counts
+    self.trail.append(int(counts.max(initial=0)))
 
-  def guarantee(self) -> Guarantee:
-    """Returns the statement for the client with the most participations, after the rounds done."""
-    return self.entry.guarantee(self.most)._replace(rounds=self.rounds)
+  def finish(self, round: int) -> None:
+    """Notes that the records of `round` rounds are written; `ValueError` if one is not charged."""
+    self.done = validate.integer(0, self.charged, round=round)
 
-  def metrics(self) -> dict[str, float]:
-    """Returns {'epsilon', 'delta', 'participations'} of the client with the most of them."""
-    stated = self.guarantee()
-    return {'epsilon': stated.epsilon, 'delta': stated.delta, 'participations': float(self.most)}
+  def guarantee(self, round: int | None = None) -> Guarantee:
+    """Returns the statement for the client with the most participations.
+
+    Args:
+      round: after that many rounds; None: after all that are charged.
+
+    Raises:
+      ValueError: a round that was not charged.
+    """
+    number = self.charged if round is None else validate.integer(0, self.charged, round=round)
+    return self.entry.guarantee(self._most(number))._replace(rounds=number)
+
+  def _most(self, round: int) -> int:
+    return self.trail[round - 1] if round else 0
+
+  def metrics(self, round: int) -> dict[str, float]:
+    """Returns {'epsilon', 'delta', 'participations'} of the client with the most of them.
+
+    Args:
+      round: after that many of the rounds charged.
+    """
+    stated = self.guarantee(round)
+    return {
+      'epsilon': stated.epsilon,
+      'delta': stated.delta,
+      'participations': float(self._most(round)),
+    }
 
   def to_dict(self) -> dict[str, Any]:
     """Returns the ledger as plain data for JSON; only clients that took part are listed."""
@@ -142,7 +176,8 @@ class LocalLedger:
     return {
       'version': ledgers.VERSION,
       'kind': 'local',
-      'rounds': self.rounds,
+      'charged': self.charged,
+      'done': self.done,
       'budget': self.budget,
       'allowed': self.allowed,
       'steps': self.steps,
@@ -152,6 +187,7 @@ class LocalLedger:
       'num_clients': len(self.counts),
       'clients': took_part.tolist(),
       'participations': self.counts[took_part].tolist(),
+      'trail': self.trail,
     }
 
   @classmethod
@@ -159,13 +195,23 @@ class LocalLedger:
     """Returns the ledger whose `to_dict` gave the data, bit for bit."""
     counts = np.zeros(data['num_clients'], np.int64)
     counts[data['clients']] = data['participations']
+    if data['charged'] != len(data['trail']):
+      raise ValueError(f'{data["charged"]} rounds charged, but a trail of {len(data["trail"])}')
     return cls(
-      ledgers.entry_from_dict(data['entry']), counts, data['steps'], data['budget'], data['rounds']
+      ledgers.entry_from_dict(data['entry']),
+      counts,
+      data['steps'],
+      data['budget'],
+      data['trail'],
+      data['done'],
     )
 
   def save(self, path: str | os.PathLike[str]) -> None:
-    """Writes the ledger atomically; call it before the round's checkpoint is saved, never after."""
-    ledgers.write(path, self.to_dict())
+    """Writes the ledger atomically, for its owner's eyes alone: it lists who was drawn how often.
+
+    Beside noise on the sum that a secret draw amplifies, that would tell the cohort.
+    """
+    ledgers.write(path, self.to_dict(), mode=0o600)
 
   @classmethod
   def load(cls, path: str | os.PathLike[str]) -> 'LocalLedger':
@@ -186,4 +232,4 @@ class LocalLedger:
         f'{len(saved.counts)} and {saved.steps}.'
       )
     entry = self.entry.noting(saved.entry, self.entry)
-    return LocalLedger(entry, saved.counts, self.steps, self.budget, saved.rounds)
+    return LocalLedger(entry, saved.counts, self.steps, self.budget, saved.trail, saved.done)

@@ -1,7 +1,8 @@
 """`Config`, the description of an experiment: read strictly from TOML, written back, and hashed.
 
-A file has `version = 1`, `name`, `seed`, `rounds` and the sections of `sections.py`. Every setting
-that changes results is in the hash that names the run; `[execution]` changes speed only and is not.
+A file has `version = 1`, `name`, `seed`, `noise_seed`, `rounds` and the sections of `sections.py`.
+Every setting that changes results is in the hash that names the run; `[execution]` changes speed
+only and is not.
 """
 
 import dataclasses
@@ -44,7 +45,10 @@ class Config(Section):
   Attributes:
     version: version of this format, 1.
     name: first part of the name of the run's folder: letters, digits, '.', '_' and '-'.
-    seed: seed of every random draw, in [0, 2**32).
+    seed: seed of every random draw but those of `noise_seed`, in [0, 2**32).
+    noise_seed: under a claim of privacy, the seed of the noise and of draws that amplify it, in
+      [0, 2**32): it makes runs repeatable, and their statements say so. None: each run has a secret
+      root of its own. Without a claim it changes nothing.
     rounds: number of rounds of the whole run.
     data: the data set and its partition.
     model: the model.
@@ -62,6 +66,7 @@ class Config(Section):
   version: int = VERSION
   name: str = 'run'
   seed: int = 0
+  noise_seed: int | None = None
   rounds: int
   data: DataSection
   model: ModelSection
@@ -75,6 +80,11 @@ class Config(Section):
   stages: tuple[StageSection, ...] = ()
   execution: ExecutionSection = dataclasses.field(default_factory=ExecutionSection)
 
+  def with_seed(self, seed: int) -> 'Config':
+    """Returns the experiment with another seed, and with it as `noise_seed` if there is one."""
+    noise = None if self.noise_seed is None else seed
+    return dataclasses.replace(self, seed=seed, noise_seed=noise)
+
   def _check(self) -> None:
     if self.version != VERSION:
       raise ValueError(
@@ -86,6 +96,8 @@ class Config(Section):
         f'got {self.name!r}.'
       )
     validate.seed(seed=self.seed)
+    if self.noise_seed is not None:
+      validate.seed(noise_seed=self.noise_seed)
     validate.integer(rounds=self.rounds)
     if not all(isinstance(stage, StageSection) for stage in self.stages):
       raise ValueError(f'stages must be a tuple of StageSection, got {self.stages!r}.')

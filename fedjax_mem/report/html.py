@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_mem.report import figures, plots
-from fedjax_mem.report.runs import Run, Source, as_runs, flatten, warnings
-from fedjax_mem.report.tables import differing_keys, over_seeds, show, summarise
+from fedjax_mem.report.runs import NOT_COVERED, Run, Source, as_runs, flatten, marked, warnings
+from fedjax_mem.report.tables import differing_keys, headed, over_seeds, show, summarise
 
 if TYPE_CHECKING:
   import jinja2
@@ -78,7 +78,7 @@ def render(sources: Source | Iterable[Source], title: str | None = None) -> str:
       for name in ('light', 'dark')
     },
     pictures=_pictures(runs[0]) if one else [],
-    last=_columns(runs, [run.last for run in runs]),
+    last=_columns(runs, [_marked(run) for run in runs]),
     settings=settings,
     changed=changed,
     manifests=_manifests(runs),
@@ -157,7 +157,9 @@ def _facts(run: Run) -> list[str]:
 def _cards(run: Run) -> list[tuple[str, str]]:
   """Returns (name, text) of each result of a run."""
   known = {k: x for k, x in summarise(run).items() if k != 'run' and x is not None}
-  return [(_HEADS[key], _summary_text(key, value)) for key, value in known.items()]
+  return [
+    (headed(_HEADS[key], key, [run]), _summary_text(key, value)) for key, value in known.items()
+  ]
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
@@ -179,7 +181,7 @@ def _comparison(runs: Sequence[Run]) -> _Table:
       kind = 'n best' if marked else 'n'
       cells.append(_Cell(_summary_text(key, row[key]), kind=kind))
     lines.append(_Row(cells))
-  return _Table([_HEADS[key] for key in keys], lines)
+  return _Table([headed(_HEADS[key], key, runs) for key in keys], lines)
 
 
 def _seeds(runs: Sequence[Run]) -> _Table | None:
@@ -203,12 +205,19 @@ def _data(image: bytes) -> str:
   return 'data:image/png;base64,' + base64.b64encode(image).decode()
 
 
+def _marked(run: Run) -> dict[str, Any]:
+  """Returns the values of the last record, by keys that say what a claim does not cover."""
+  return {marked(key, key.split('.')[0], [run]): x for key, x in run.last.items()}
+
+
 def _pictures(run: Run) -> list[tuple[str, str]]:
   """Returns (heading, image) of the pictures in a run's folder, besides its learning curves."""
   named = {
     'partition.png': 'Partition of the data',
     'contributions.png': 'Contribution of each client',
   }
+  if run.uncovered:  # both are of single clients
+    named = {name: f'{head} ({NOT_COVERED})' for name, head in named.items()}
   there = [] if run.folder is None else [x for x in named if (run.folder / x).is_file()]
   folder: Any = run.folder
   return [(named[name], _data((folder / name).read_bytes())) for name in there]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fedjax_mem.report import figures
-from fedjax_mem.report.runs import Run, Source, as_runs, series
+from fedjax_mem.report.runs import Run, Source, as_runs, marked, series
 
 _LEGEND_ROWS = 12
 _BUBBLES = 60  # clients; with more, bubbles are too small to be compared
@@ -120,11 +120,13 @@ def _loss(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
       own = colours[1] if both and len(runs) == 1 else colour
       solid = {'linestyle': '--' if both else _line_style(i, colours)}
       hidden = '_' if both and label else label
-      _line(ax, train, i + 1, own, label=hidden or 'training clients', **solid, **light)
+      clients = marked('training clients', 'train_loss', [run])
+      _line(ax, train, i + 1, own, label=hidden or clients, **solid, **light)
     if test[1]:
       _line(ax, test, i, colour, linestyle=_line_style(i, colours), label=label or 'test set')
     values += [x for x in (*train[1], *test[1]) if math.isfinite(x)]
-  ax.set_title('Loss' if len(runs) == 1 else 'Loss: test (bold), training clients (thin, dashed)')
+  thin = marked('training clients', 'train_loss', runs)
+  ax.set_title('Loss' if len(runs) == 1 else f'Loss: test (bold), {thin} (thin, dashed)')
   ax.set_ylabel('loss')
   _rounds(ax)
   if values and min(values) > 0 and max(values) / min(values) > 100:

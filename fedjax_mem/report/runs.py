@@ -22,7 +22,9 @@ class Run:
     manifest: facts about the run, such as versions and devices; empty if unknown.
     folder: folder that it was read from, or None.
     settings: all values of the configuration by their dotted keys (derived).
-    last: all values of the last record by their dotted keys (derived).
+    last: all values of the last record by their dotted keys (derived), without its `covered`.
+    uncovered: keys of records that a claim of privacy does not cover (derived); empty without a
+      claim.
   """
 
   name: str
@@ -32,17 +34,26 @@ class Run:
   folder: pathlib.Path | None = None
   settings: Mapping[str, Any] = dataclasses.field(init=False, repr=False)
   last: Mapping[str, Any] = dataclasses.field(init=False, repr=False)
+  uncovered: frozenset[str] = dataclasses.field(init=False, repr=False)
 
   def __post_init__(self) -> None:
-    """Derives `settings` and `last`."""
-    last = self.records[-1] if self.records else {}
+    """Derives `settings`, `last` and `uncovered`."""
+    last = {k: x for k, x in self.records[-1].items() if k != _COVERED} if self.records else {}
     object.__setattr__(self, 'settings', dict(flatten(self.config)))
     object.__setattr__(self, 'last', dict(flatten(last)))
+    claimed = [x for x in self.records if _COVERED in x]
+    found = {k for x in claimed for k in x if k != _COVERED and k not in x[_COVERED]}
+    object.__setattr__(self, 'uncovered', frozenset(found))
+
+
+_COVERED = 'covered'  # key of a record: the names of its metrics that a claim of privacy covers
+NOT_COVERED = 'not covered by ε'
 
 
 # Metrics 'name' or 'layer/name' that become warnings: their values are numbers or client ids.
 _COUNTED = {
   'not_finite': 'updates were not finite and were left out',
+  'zeroed': 'updates were not finite and counted as zeros',
   'overflow': 'cohorts were larger than their capacity and were cut',
 }
 Source = Run | str | pathlib.Path | Sequence[Record]
@@ -114,6 +125,17 @@ def _as_run(source: Any, number: int) -> Run:
   return Run(name=f'run {number}', records=list(source))
 
 
+def marked(text: str, key: str, runs: Iterable[Run]) -> str:
+  """Returns the text about a metric; where a claim of some run does not cover it, it says so.
+
+  Args:
+    text: such as a heading.
+    key: key of records.
+    runs: the runs whose values it is about.
+  """
+  return f'{text} ({NOT_COVERED})' if any(key in run.uncovered for run in runs) else text
+
+
 def series(run: Run, key: str) -> tuple[list[int], list[float]]:
   """Returns (rounds, values) of a number in the records; NaN and ∞ are kept."""
   rounds, values = [], []
@@ -160,7 +182,8 @@ def warnings(run: Run) -> list[str]:
     at, values = series(run, key)
     bad = [r for r, value in zip(at, values, strict=True) if not math.isfinite(value)]
     if bad:
-      found.append(f'{key} is not finite in {len(bad)} rounds, first in round {bad[0]}.')
+      said = marked(key, key, [run])
+      found.append(f'{said} is not finite in {len(bad)} rounds, first in round {bad[0]}.')
   return found
 
 
@@ -183,7 +206,7 @@ def _counted(run: Run, name: str, words: str) -> list[str]:
       total += value
     if total:
       who = f' (clients {_listed(sorted(ids))})' if ids else ''
-      found.append(f'{total:g} {words}, first in round {first}{who}.')
+      found.append(f'{total:g} {marked(words, key, [run])}, first in round {first}{who}.')
   return found
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedjax_mem.report.runs import Run, Source, as_runs, finished, rounds_done, series
+from fedjax_mem.report.runs import Run, Source, as_runs, finished, marked, rounds_done, series
 
 Row = dict[str, Any]
 STYLES = ('text', 'markdown', 'csv')
@@ -49,6 +49,27 @@ def summarise(run: Run) -> Row:
   }
 
 
+# Keys of a summary that are computed from a metric of another name.
+_OF = {
+  'final_accuracy': 'test_accuracy',
+  'best_accuracy': 'test_accuracy',
+  'best_round': 'test_accuracy',
+  'rounds': 'round',
+  'rounds_per_s': 'seconds',
+}
+
+
+def headed(text: str, key: str, runs: Iterable[Run]) -> str:
+  """Returns a heading of a column of summaries, which says if a claim does not cover it.
+
+  Args:
+    text: the heading.
+    key: key of `summarise`.
+    runs: those in the table.
+  """
+  return marked(text, _OF.get(key, key), runs)
+
+
 def _last(run: Run, key: str) -> float | None:
   _, values = series(run, key)
   return values[-1] if values else None
@@ -62,11 +83,14 @@ def _sum(run: Run, key: str) -> int | None:
 def runs_table(sources: Source | Iterable[Source], style: str = 'text') -> str:
   """Returns a table with one line per run; columns without a value are left out.
 
+  The heading of a column says if a claim of privacy does not cover it.
+
   Args:
     sources: see `as_runs`.
     style: 'text', 'markdown' or 'csv'.
   """
-  rows = [summarise(run) for run in as_runs(sources)]
+  runs = as_runs(sources)
+  rows = [{headed(key, key, runs): x for key, x in summarise(run).items()} for run in runs]
   return format_table(rows, style)
 
 
@@ -116,12 +140,15 @@ def seeds_table(
     style: 'text', 'markdown' or 'csv'.
     scale: factor of the numbers; 100 gives per cent, with two decimals.
   """
-  rows = over_seeds(sources, key)
+  runs = as_runs(sources)
+  rows = over_seeds(runs, key)
   digits = 2 if scale == 100 else 4
   for row in rows:
     mean, deviation = row.pop('mean'), row.pop('deviation')
     text = '–' if mean is None else f'{scale * mean:.{digits}f}'
-    row[key] = text if deviation is None else f'{text} ± {scale * deviation:.{digits}f}'
+    row[headed(key, key, runs)] = (
+      text if deviation is None else f'{text} ± {scale * deviation:.{digits}f}'
+    )
   return format_table(rows, style)
 
 

@@ -28,12 +28,14 @@ class _Unsound(ValueError):
 class Checkpoints:
   """The checkpoints of one run, by the number of rounds done."""
 
-  def __init__(self, folder: str | pathlib.Path, keep: int = 3):
+  def __init__(self, folder: str | pathlib.Path, keep: int = 3, private: bool = False):
     """Opens the folder, which is made if there is none.
 
     Args:
       folder: folder of the checkpoints.
       keep: number of newest checkpoints that are kept.
+      private: nobody but its owner can open the folder: it holds states of single clients, which a
+        claim of privacy does not cover.
 
     Raises:
       CheckpointError: the folder cannot be written.
@@ -47,6 +49,9 @@ class Checkpoints:
       max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
     try:
+      self.folder.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+      if private:
+        self.folder.chmod(0o700)  # it may have been copied here
       self._manager = ocp.CheckpointManager(self.folder, options=options)
     except OSError as error:
       raise CheckpointError(f'checkpoints cannot be kept in {self.folder}: {error}') from error

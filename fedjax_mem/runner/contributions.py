@@ -7,16 +7,20 @@ import numpy as np
 
 from fedjax_mem.core import State
 from fedjax_mem.report import figures, plots
+from fedjax_mem.report.runs import NOT_COVERED
 from fedjax_mem.stages.select.contribution import Score
 
 
-def write(folder: pathlib.Path, state: State, names: tuple[str, ...] | None) -> None:
+def write(
+  folder: pathlib.Path, state: State, names: tuple[str, ...] | None, claims: bool = False
+) -> None:
   """Writes `contributions.json` and `contributions.png` if a layer scores the clients.
 
   Args:
     folder: folder of the run.
     state: state after the last round.
     names: names of the clients, or None: they are named by their positions.
+    claims: whether the run claims privacy, which does not cover the scores.
   """
   tables = [x for x in state.clients.values() if isinstance(x, Score)]
   if not tables:
@@ -27,4 +31,5 @@ def write(folder: pathlib.Path, state: State, names: tuple[str, ...] | None) -> 
     for i, (score, count) in enumerate(zip(scores, rounds, strict=True))
   ]
   (folder / 'contributions.json').write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
-  figures.save(plots.contributions(scores, rounds), folder / 'contributions.png')
+  title = f'Contribution of each client ({NOT_COVERED})' if claims else None
+  figures.save(plots.contributions(scores, rounds, title), folder / 'contributions.png')

@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import filelock
+import numpy as np
 
 from fedjax_mem._version import __version__
 from fedjax_mem.config.load import Config, config_hash, load_config, to_toml
+from fedjax_mem.runner import secret
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -85,10 +87,17 @@ class RunFolder:
       yield
 
 
-def create(config: Config, out: str | os.PathLike[str]) -> RunFolder:
+def create(
+  config: Config, out: str | os.PathLike[str], root: np.ndarray | None = None
+) -> RunFolder:
   """Returns a new folder `out/<name>-<hash>`; beside finished runs it ends in `-2`, `-3`, ….
 
   It is written under another name and then renamed, so that a run's folder is never incomplete.
+
+  Args:
+    config: the experiment.
+    out: folder in which it is made.
+    root: the secret root of the run's noise, uint32 [2], to be kept in it; None: it has none.
 
   Raises:
     ValueError: an unfinished run of the same configuration is there, or the folder cannot be
@@ -100,6 +109,8 @@ def create(config: Config, out: str | os.PathLike[str]) -> RunFolder:
     fresh.mkdir(parents=True)
     _write(fresh / 'config.toml', to_toml(config))
     _write(fresh / 'manifest.json', json.dumps(_facts(config), indent=2) + '\n')
+    if root is not None:
+      secret.write(fresh, root)
     return RunFolder(_rename(fresh, stem))
   except OSError as error:
     raise ValueError(f'the run folder {stem} must be writable, got {error}.') from error

@@ -1,4 +1,4 @@
-"""The privacy ledgers of a run: they record what its noise has cost, round by round."""
+"""The privacy ledgers of a run: what its noise costs is charged before each segment of rounds."""
 
 import json
 import os
@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fedjax_mem import account
 from fedjax_mem.account.ledger import Ledger
 from fedjax_mem.account.local_ledger import LocalLedger
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.privacy import accounting, naming
 from fedjax_mem.core import IN_ROUND, Noises, Round
+
+# What a statement says of noise that is no secret.
+REPEATABLE = "repeatable from noise_seed: epsilon is the mechanism's, not that of these files"
 
 
 class Ledgers:
@@ -35,29 +37,48 @@ class Ledgers:
     for x in self.local.values():
       # A client takes part in at most one of `apart` consecutive rounds. Rounds that are run again
       # after a resume are in the ledger already: the second bound does not count them twice.
-      ends.append(max(x.allowed * self.apart, x.rounds + (x.allowed - x.most) * self.apart))
+      ends.append(max(x.allowed * self.apart, x.charged + (x.allowed - x.most) * self.apart))
     return max(0, min(ends) - done)
 
-  def record(self, first: int, ids: np.ndarray) -> list[dict[str, Any]]:
-    """Records R rounds, and returns for each the privacy facts to add to its metrics.
+  def charge(self, first: int, count: int, ids: np.ndarray | None = None) -> None:
+    """Charges rounds that are about to run; those charged before stay as they are.
 
     Args:
       first: number of the first of these rounds, 1-based.
-      ids: [R, C] clients that sent a message in each round, arrived or not; -1 is padding.
+      count: how many they are.
+      ids: [count, C] clients drawn for each, arriving or not, below 0 or from N on: padding; needed
+        for local ledgers only.
+
+    Raises:
+      ValueError: the budget does not cover one of the rounds.
     """
-    added = []
-    for number, row in enumerate(ids, first):
-      facts: dict[str, Any] = {}
-      for name, ledger in self.local.items():
-        ledger.record(number, row[row >= 0])
-        facts |= {f'{name}/{key}': value for key, value in ledger.metrics().items()}
-      if self.central is not None:
-        self.central.advance(number)
-        facts |= self.central.metrics(number)
-      elif self.local:  # the run's guarantee is the weakest of the clients'
-        facts['epsilon'] = max(x.guarantee().epsilon for x in self.local.values())
-      added.append(facts)
-    return added
+    if self.central is not None:
+      self.central.charge(first + count - 1)
+    for ledger in self.local.values():
+      for number, row in enumerate(np.asarray(ids), first):
+        ledger.charge(number, row[(row >= 0) & (row < len(ledger.counts))])
+
+  def metrics(self, number: int) -> dict[str, Any]:
+    """Returns the privacy facts to add to the metrics of round `number`, which is charged."""
+    facts = {
+      f'{name}/{key}': value
+      for name, ledger in self.local.items()
+      for key, value in ledger.metrics(number).items()
+    }
+    if self.central is not None:
+      return facts | self.central.metrics(number)
+    # The run's guarantee is the weakest of the clients'.
+    return facts | {'epsilon': max(x.guarantee(number).epsilon for x in self.local.values())}
+
+  def finish(self, number: int) -> None:
+    """Notes that the records of `number` rounds are written; the next `save` keeps it."""
+    for ledger in self._all().values():
+      ledger.finish(number)
+
+  def _all(self) -> dict[str, Ledger | LocalLedger]:
+    """Returns file name -> ledger."""
+    central = {} if self.central is None else {'ledger.json': self.central}
+    return {**central, **{f'ledger-{name}.json': x for name, x in self.local.items()}}
 
   def statements(self) -> list[str]:
     """Returns the guarantees so far, a line for each ledger: epsilon, delta, accountant, …."""
@@ -65,40 +86,45 @@ class Ledgers:
     return lines + [f'{name}: {x.guarantee()}' for name, x in self.local.items()]
 
   def save(self, folder: pathlib.Path) -> None:
-    """Writes `ledger.json`, and one more for each layer of local noise.
+    """Writes `ledger.json`, and one more for each layer of local noise, onto the disk.
 
-    Call it before the checkpoint of the same round is saved: after a crash the ledger may then
-    count a release that the resumed run makes again, but it never misses one.
+    Call it after `charge` and before the rounds run: a ledger may then count rounds that never ran,
+    but whatever is published of a round, it has been counted.
     """
-    if self.central is not None:
-      self.central.save(folder / 'ledger.json')
-    for name, ledger in self.local.items():
-      ledger.save(folder / f'ledger-{name}.json')
+    for name, ledger in self._all().items():
+      ledger.save(folder / name)
 
-  def resume(self, folder: pathlib.Path, done: int) -> None:
-    """Loads what the interrupted run has recorded.
+  def resume(self, folder: pathlib.Path, done: int, published: int) -> None:
+    """Loads what the interrupted run has charged.
 
     Args:
       folder: folder of the run.
       done: number of rounds in the checkpoint that the run resumes from.
+      published: number of rounds that the folder holds a record of.
 
     Raises:
-      ValueError: the ledger is of another run, or has fewer rounds than the checkpoint.
+      ValueError: the ledger is of another run, or states fewer rounds than are in the folder.
     """
-    if self.central is not None:
-      self.central = _taken_over(self.central, folder / 'ledger.json', done)
-    for name, ledger in self.local.items():
-      self.local[name] = _taken_over(ledger, folder / f'ledger-{name}.json', done)
+    for name, ledger in self._all().items():
+      resumed = _taken_over(ledger, folder / name, done, published)
+      if isinstance(resumed, LocalLedger):
+        self.local[resumed.entry.layer] = resumed
+      else:
+        self.central = resumed
 
 
-def _taken_over(ledger: Any, file: pathlib.Path, done: int) -> Any:
+def _taken_over(
+  ledger: Ledger | LocalLedger, file: pathlib.Path, done: int, published: int
+) -> Ledger | LocalLedger:
   if file.exists():
     ledger = ledger.resume(file)
-  if ledger.rounds < done:
-    raise ValueError(
-      f'{file} must record the {done} rounds of the checkpoint, got {ledger.rounds}: put the '
-      "run's own back."
-    )
+  for what, rounds in (('checkpoint', done), ('records', published)):
+    if ledger.charged < rounds:
+      raise ValueError(
+        f'{file} must have charged the {rounds} rounds of the {what}, got {ledger.charged}: put '
+        "the run's own back."
+      )
+  ledger.finish(done)  # the records of later rounds are written again
   return ledger
 
 
@@ -132,7 +158,12 @@ def open_ledgers(
   chooser, sampling = layers.drawing, layers.draws
   ledger, local = None, {}
   for layer, side, noise in noisy:
-    how = {'delta': privacy.delta, 'budget': privacy.target_epsilon, **accounting(config)}
+    how = {
+      'delta': privacy.delta,
+      'budget': privacy.target_epsilon,
+      'notes': layers.caveats + (() if config.noise_seed is None else (REPEATABLE,)),
+      **accounting(config),
+    }
     if noise.unit == 'client':
       bound = layers.bound(layer, side, dict(specs or {}))
       how['bound'] = None if IN_ROUND in bound else bound
@@ -161,12 +192,17 @@ def _local(
   )
 
 
-def facts(ledgers: Ledgers | None) -> dict[str, Any]:
-  """Returns the facts of a run's privacy for its manifest."""
+def facts(ledgers: Ledgers | None, ended: bool = False) -> dict[str, Any]:
+  """Returns the facts of a run's privacy for its manifest.
+
+  Args:
+    ledgers: those of the run.
+    ended: whether its rounds have ended. Before, the manifest states nothing: it is not written as
+      often as the ledgers are, and would state too little.
+  """
   if ledgers is None:
     return {}
-  lines = ledgers.statements()
-  return {'privacy': {'statements': lines, 'not covered': account.NOT_COVERED}}
+  return {'privacy': {'statements': ledgers.statements() if ended else []}}
 
 
 def read(folder: str | os.PathLike[str]) -> dict[str, Any]:

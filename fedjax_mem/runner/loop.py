@@ -1,4 +1,9 @@
-"""The host loop: segments of rounds, and between them evaluation, records and checkpoints."""
+"""The host loop: segments of rounds, and between them evaluation, records and checkpoints.
+
+Under a claim of privacy the order is: the ledger is charged and on the disk, the segment runs, its
+records are written, a checkpoint is saved. So a run that is killed anywhere has never published a
+round that its ledger does not count.
+"""
 
 import dataclasses
 import math
@@ -13,20 +18,20 @@ import numpy as np
 
 from fedjax_mem.config.load import Config, config_hash
 from fedjax_mem.core import State, tree
-from fedjax_mem.engine import describe
+from fedjax_mem.engine import Simulation, describe
 from fedjax_mem.report import figures, plots
 from fedjax_mem.report.html import write_report
-from fedjax_mem.report.tracker import MetricsWriter, truncate_after
-from fedjax_mem.runner import contributions
+from fedjax_mem.report.runs import NOT_COVERED
+from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
+from fedjax_mem.runner import contributions, secret
 from fedjax_mem.runner import ledgers as spending
 from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.folder import RunFolder, create
 from fedjax_mem.runner.interrupt import Interrupt
-from fedjax_mem.runner.prepare import Ready, facts, get_ready
+from fedjax_mem.runner.prepare import Ready, facts, get_ready, keeps_root
 from fedjax_mem.runner.progress import Progress
+from fedjax_mem.runner.records import Records
 from fedjax_mem.runner.traffic import Traffic, sent
-
-_OWN = ('selected', 'ids', 'clients', 'examples', 'not_finite', 'finite')
 
 
 class RunFailed(RuntimeError):
@@ -80,7 +85,7 @@ def run(
     Interrupted: by Ctrl-C, after a checkpoint.
   """
   ready = get_ready(config, data_dir, {})
-  folder = create(config, out)
+  folder = create(config, out, ready.sim.root if keeps_root(ready) else None)
   with folder.locked():
     folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **facts(ready))
     return _Loop(ready, folder, quiet).go(ready.sim.init(ready.parts.params), [])
@@ -122,6 +127,8 @@ def resume(
         'got a changed one: undo that, or begin a new run with it.'
       )
     ready = get_ready(config, data_dir or said.get('data_dir'), said.get('execution', {}))
+    if keeps_root(ready):
+      ready = ready._replace(sim=ready.sim.with_root(secret.read(folder.path)))
     if 'execution' not in said:  # killed before its first round
       folder.note(**facts(ready))
     loop = _Loop(ready, folder, quiet)
@@ -134,9 +141,12 @@ class _Loop:
   def __init__(self, ready: Ready, folder: RunFolder, quiet: bool):
     self.ready, self.folder, self.quiet = ready, folder, quiet
     self.config, self.sim, self.ledgers = ready.config, ready.sim, ready.ledgers
-    self.traffic, self.sent = Traffic(ready.sim), 0
+    self.records, self.sent = Records(ready.sim, Traffic(ready.sim), ready.ledgers), 0
+    self.drawn = _Drawn(ready.sim)
     self.checkpoints = Checkpoints(
-      folder.path / 'checkpoints', self.config.execution.keep_checkpoints
+      folder.path / 'checkpoints',
+      self.config.execution.keep_checkpoints,
+      private=self.sim.claims,
     )
 
   def restore(self) -> tuple[State, list[dict[str, Any]]]:
@@ -145,8 +155,11 @@ class _Loop:
     notes = list(self.ready.notes)
     state = self.sim.init(self.ready.parts.params)
     if self.checkpoints.numbers():  # else it was stopped before the first, and starts again
-      state, refused = self.checkpoints.restore(tree.shapes(state))
-      state = jax.device_put(state, self.sim.shardings)
+      state, refused = self.checkpoints.restore(tree.shapes(self.sim.without_noise(state)))
+      if self.sim.claims:
+        state = self.sim.with_noise(state)
+      else:
+        state = jax.device_put(state, self.sim.shardings)
       notes += refused
     before, now = manifest['execution']['devices'], layout.devices
     if before != now:
@@ -156,16 +169,18 @@ class _Loop:
         f'resumed on {jax.default_backend()}, not {manifest["backend"]}: results may differ in '
         'their last bits'
       )
-    done = int(state.round)
+    done, file = int(state.round), self.folder.path / 'metrics.jsonl'
     manifest.pop('failure', None)
     if self.ledgers:
-      self.ledgers.resume(self.folder.path, done)
+      published = read_metrics(file)[-1:] if file.exists() else []
+      self.ledgers.resume(self.folder.path, done, published[0]['round'] if published else 0)
     self.folder.note(
+      **spending.facts(self.ledgers),
       warnings=list(dict.fromkeys([*manifest['warnings'], *notes])),
       resumed=[*manifest['resumed'], done],
       status='running',
     )
-    return state, truncate_after(self.folder.path / 'metrics.jsonl', done)
+    return state, truncate_after(file, done)
 
   def go(self, state: State, records: list[dict[str, Any]]) -> Result:
     """Runs the rounds that are left, and returns the result."""
@@ -187,9 +202,10 @@ class _Loop:
         if not room:
           break
         count = min(speed.rounds(), self._until_evaluation(start), self.sim.max_rounds, room)
+        count = self._charge(state, count)
         state, rows, seconds = self._segment(state, count)
         speed.saw(count, seconds)
-        new = self._records(start, rows, seconds)
+        new = self.records.make(start + 1, rows, seconds)
         start += len(new)
         failure = self._failure(new[-1], rows)
         last = start == total or (self.ledgers and not self.ledgers.room(start, total))
@@ -197,26 +213,36 @@ class _Loop:
           scores = self.ready.evaluate(state.params)
           new[-1] |= {f'test_{name}': value for name, value in scores.items()}
         for record in new:
+          self.records.mark(record)
           writer.write(record)
           self._show(bar, record)
+        self._note_coverage()
         records += new
+        if self.ledgers:
+          self.ledgers.finish(start)
         if failure:
           self._fail(failure, state, rows)
         # The first checkpoint is early, to find out soon if the disk cannot be written.
         late = time.perf_counter() - saved >= self.config.execution.checkpoint_every_seconds
         if late or last or interrupt.asked:
-          self._save(state)
+          self.checkpoints.save(self.sim.without_noise(state))
           saved = time.perf_counter()
         if interrupt.asked and not last:
           self._interrupt(start)
       self._close(bar, start)
     return self._finish(state, records)
 
-  def _save(self, state: State) -> None:
-    # The ledger first: it may count a release that is done again, but never misses one.
-    if self.ledgers:
-      self.ledgers.save(self.folder.path)
-    self.checkpoints.save(state)
+  def _charge(self, state: State, count: int) -> int:
+    """Charges the next `count` rounds, or fewer, on the disk; returns how many they are."""
+    if not self.ledgers:
+      return count
+    ids = None
+    if self.ledgers.local:
+      ids = self.drawn.ahead(state, count)
+      count = len(ids)
+    self.ledgers.charge(int(state.round) + 1, count, ids)
+    self.ledgers.save(self.folder.path)
+    return count
 
   def _close(self, bar: Progress, done: int) -> None:
     """Records and shows the privacy guarantees of the run."""
@@ -228,9 +254,20 @@ class _Loop:
       texts = dict.fromkeys([*self.folder.manifest['warnings'], text])  # once, even if resumed
       self.folder.note(warnings=list(texts))
       bar.note(text)
-    self.folder.note(**spending.facts(self.ledgers))
+    self._state_privacy()
     for line in self.ledgers.statements():
       bar.note(line)
+
+  def _state_privacy(self) -> None:
+    """Writes what the rounds have cost, once they have ended, into the ledgers and the manifest."""
+    if self.ledgers:
+      self.ledgers.save(self.folder.path)
+      self.folder.note(**spending.facts(self.ledgers, ended=True))
+
+  def _note_coverage(self) -> None:
+    said = self.records.coverage()
+    if said and said['coverage'] != self.folder.manifest.get('coverage'):
+      self.folder.note(**said)
 
   def _open(self, bar: Progress) -> None:
     for warning in self.folder.manifest['warnings']:
@@ -250,7 +287,13 @@ class _Loop:
     bar.update({**record, **known})
     for name in [x for x in record if x.endswith('/skipped') and record[x]]:
       layer = name.removesuffix('/skipped')
-      bar.note(f'round {record["round"]}: skipped, too few clients were left for {layer!r}')
+      said = '' if name in record.get('covered', (name,)) else ' (not covered)'
+      bar.note(f'round {record["round"]}: skipped, too few clients were left for {layer!r}{said}')
+    if record.get('zeroed'):
+      bar.note(
+        f'round {record["round"]}: {record["zeroed"]} updates were not finite and count as zeros '
+        '(not covered)'
+      )
     if 'not_finite' in record:
       names = self.ready.parts.data.clients
       who = [str(names[x] if names else x) for x in record['not_finite']]
@@ -266,46 +309,20 @@ class _Loop:
     every = self.config.evaluation.every
     return min(every - start % every, self.config.rounds - start)
 
-  def _records(
-    self, start: int, rows: dict[str, np.ndarray], seconds: float
-  ) -> list[dict[str, Any]]:
-    """Returns one record a round from the stacked metrics of a segment."""
-    count = len(rows['clients'])
-    traffic = self.traffic.records(rows)
-    records = []
-    for i in range(count):
-      record: dict[str, Any] = {'round': start + i + 1}
-      for name, x in rows.items():
-        if name not in _OWN and not self.traffic.counts(name):
-          # The algorithm's metrics are the main ones: they have no prefix.
-          record[name.removeprefix('algorithm/')] = x[i].item()
-      record |= {name: rows[name][i].item() for name in ('clients', 'examples')}
-      record |= traffic[i]
-      bad = rows['not_finite'][i]
-      if (bad >= 0).any():
-        record['not_finite'] = sorted(bad[bad >= 0].tolist())
-      record['seconds'] = seconds / count
-      records.append(record)
-    if self.ledgers:
-      for record, facts in zip(records, self.ledgers.record(start + 1, rows['ids']), strict=True):
-        record |= facts
-    return records
-
   def _failure(self, last: dict[str, Any], rows: dict[str, np.ndarray]) -> str | None:
     """Returns why the run cannot go on after a segment, or None."""
     if not rows['finite'][-1]:
       return f"the server's parameters are not finite after round {last['round']}"
     empty = (rows['clients'] == 0) & (rows['not_finite'] >= 0).any(1)
-    if empty.any():
+    if empty.any() and not self.sim.claims:  # under a claim it would tell of single clients
       number = last['round'] - len(empty) + 1 + int(np.argmax(empty))
       return f'no client of round {number} sent a finite update'
     return None
 
   def _fail(self, reason: str, state: State, rows: dict[str, np.ndarray]) -> None:
     if rows['finite'][-1]:
-      self._save(state)
-    elif self.ledgers:  # the failed round is a release, too
-      self.ledgers.save(self.folder.path)
+      self.checkpoints.save(self.sim.without_noise(state))
+    self._state_privacy()
     self.folder.note(status='failed', failure=reason)
     good = self.checkpoints.numbers()
     kept = (
@@ -317,6 +334,7 @@ class _Loop:
     )
 
   def _interrupt(self, done: int) -> None:
+    self._state_privacy()
     self.folder.note(status='interrupted', rounds_done=done)
     raise Interrupted(
       f'stopped after round {done}; go on with: fedjax-mem resume {self.folder.path}'
@@ -324,14 +342,34 @@ class _Loop:
 
   def _finish(self, state: State, records: list[dict[str, Any]]) -> Result:
     self.folder.note(status='finished', rounds_done=int(state.round))
-    figures.save(
-      plots.partition(self.ready.parts.data.label_counts(), title=self.config.data.name),
-      self.folder.path / 'partition.png',
-    )
+    title, claims = self.config.data.name, self.sim.claims
+    if claims:
+      title = f'{title} ({NOT_COVERED})'
+    counts = self.ready.parts.data.label_counts()
+    figures.save(plots.partition(counts, title=title), self.folder.path / 'partition.png')
     figures.save(plots.learning_curves(self.folder.path), self.folder.path / 'learning_curve.png')
-    contributions.write(self.folder.path, state, self.ready.parts.data.clients)
+    contributions.write(self.folder.path, state, self.ready.parts.data.clients, claims)
     write_report(self.folder.path, self.folder.path / 'report.html')
     return Result(jax.device_get(state.params), records, self.folder.path)
+
+
+class _Drawn:
+  """The clients that the next rounds draw, for ledgers that count the rounds of each client."""
+
+  def __init__(self, sim: Simulation):
+    self._sim, self._first = sim, 0
+    # After a round with feedback only one more is known. All else is drawn in blocks of one length,
+    # so that one program is compiled.
+    self._block = sim.max_rounds if sim.setting.layers.blind else 1
+    self._ids = np.zeros((0, 0), np.int32)
+
+  def ahead(self, state: State, count: int) -> np.ndarray:
+    """Returns the ids [count, C] of the next rounds, padding included; [1, C] under feedback."""
+    at = int(state.round) - self._first
+    if at < 0 or at + count > len(self._ids):
+      self._first, at = int(state.round), 0
+      self._ids = np.asarray(self._sim.cohorts(state, self._block))
+    return self._ids[at : at + count]
 
 
 class _Speed:

@@ -79,6 +79,7 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
       shape=source.shape,
       transforms=(parts.data.preprocess,),
       expect_privacy=config.privacy != PrivacySection(),
+      noise_seed=config.noise_seed,
     )
 
   chosen, picked = tuning.choose(chosen, make, parts.params, work(config, parts))
@@ -87,6 +88,11 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
   evaluate = scores.scorer(parts, config.evaluation.batch_size, sim.setting.layout.mesh)
   notes = [note] if note else []
   return Ready(config, parts, sim, source, evaluate, ledgers, picked, notes)
+
+
+def keeps_root(ready: Ready) -> bool:
+  """Returns whether the run has a secret root, which is kept beside its checkpoints."""
+  return ready.sim.claims and ready.config.noise_seed is None
 
 
 def work(config: Config, parts: Parts) -> str:

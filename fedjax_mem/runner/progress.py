@@ -58,6 +58,7 @@ class Progress:
     self._console = console or Console(highlight=False)
     self._speeds: collections.deque[tuple[float, float]] = collections.deque(maxlen=_WINDOW)
     self._latest: dict[str, Any] = {}
+    self._covered: set[str] | None = None  # without a claim nothing is marked
     self._began, self._start = clock(), start
     self._printed: float | None = None
     self._pending = False
@@ -95,9 +96,16 @@ class Progress:
       self._print()
 
   def update(self, record: Mapping[str, Any]) -> None:
-    """Adds the record of one more round; its key 'round', if present, is the round's number."""
+    """Adds the record of one more round.
+
+    Args:
+      record: its key 'round', if present, is the round's number; its key 'covered', if present, has
+        the names of the metrics that a claim of privacy covers, and all others are marked.
+    """
     self.done = int(record.get('round', self.done + 1))
     self._latest.update({key: x for key, x in record.items() if x is not None})
+    if 'covered' in record:
+      self._covered = (self._covered or set()) | set(record['covered'])
     if record.get('seconds'):
       self._speeds.append((float(record['seconds']), float(record.get('clients', 0))))
     if self._bar is not None:
@@ -122,18 +130,23 @@ class Progress:
     parts = []
     seconds, clients = (sum(x) for x in zip(*self._speeds, strict=True)) if self._speeds else (0, 0)
     if clients:
-      parts.append(f'{clients / seconds:,.4g} clients/s')
+      parts.append(f'{clients / seconds:,.4g} clients/s{self._mark("clients")}')
     for key, label in (('train_loss', 'loss'), ('test_loss', 'test loss')):
       if key in self._latest:
-        parts.append(f'{label} {self._latest[key]:.4f}')
+        parts.append(f'{label} {self._latest[key]:.4f}{self._mark(key)}')
     if 'test_accuracy' in self._latest:
-      parts.append(f'accuracy {100 * self._latest["test_accuracy"]:.2f}%')
+      value = 100 * self._latest['test_accuracy']
+      parts.append(f'accuracy {value:.2f}%{self._mark("test_accuracy")}')
     for key, label in self._extra.items():
       if key in self._latest:
         value = self._latest[key]
         shown = filesize.decimal(int(value)) if key == 'bytes' else f'{value:.4g}'
-        parts.append(f'{label} {shown}')
+        parts.append(f'{label} {shown}{self._mark(key)}')
     return ' · '.join(parts)
+
+  def _mark(self, key: str) -> str:
+    """Returns what is said beside a metric that the run's claim of privacy does not cover."""
+    return '' if self._covered is None or key in self._covered else ' (not covered)'
 
   def times(self) -> str:
     """Returns the time since the start and, if it can be estimated, the time that is left."""

@@ -112,9 +112,8 @@ def _config(base: Config, label: str, seed: int, rounds: int | None) -> Config:
   stage = CODECS[label]
   added = () if stage is None else (StageSection(**stage),)
   return dataclasses.replace(
-    base,
+    base.with_seed(seed),
     name=f'{base.name}-{label}',
-    seed=seed,
     rounds=base.rounds if rounds is None else rounds,
     stages=(*base.stages, *added),
   )

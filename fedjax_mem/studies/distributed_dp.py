@@ -108,9 +108,8 @@ def _config(base: Config, target: float, bits: int | None, seed: int, rounds: in
   label = 'server' if bits is None else f'{bits}bits'
   stages = [x for x in map(lambda stage: _stage(stage, bits), base.stages) if x is not None]
   return dataclasses.replace(
-    base,
+    base.with_seed(seed),
     name=f'{base.name}-eps{target:g}-{label}',
-    seed=seed,
     rounds=base.rounds if rounds is None else rounds,
     stages=tuple(stages),
     privacy=dataclasses.replace(base.privacy, target_epsilon=float(target)),

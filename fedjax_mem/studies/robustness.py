@@ -165,9 +165,8 @@ def _config(
 
   own = [s for s in base.stages if s.use not in ATTACK_LAYERS and s.use not in AGGREGATION]
   return dataclasses.replace(
-    base,
+    base.with_seed(seed),
     name=f'{partition}-{attack}-{rule}',
-    seed=seed,
     data=_partition(base.data, partition),
     stages=(*own, *map(stage, ATTACKS[attack]), *map(stage, RULES[rule])),
   )
@@ -206,8 +205,9 @@ def _scores(
   scores = []
   for config, part in zip(configs, parts, strict=True):
     population = jax.device_put(part.data.population(), replicated(sim.setting.layout.mesh))
-    state = sim.init(part.params, population, config.seed)
-    state, _ = sim.run(state, config.rounds, population, config.seed)
+    roots = {'seed': config.seed, 'noise_seed': config.noise_seed}
+    state = sim.init(part.params, population, **roots)
+    state, _ = sim.run(state, config.rounds, population, **roots)
     found = evaluate(state.params)
     # Parameters that are not finite have no accuracy: the model is lost.
     lost = not bool(tree.finite(state.params))

@@ -85,7 +85,7 @@ def test_a_run_counts_the_bits_of_the_sum(masked, tmp_path, undrawn):
     assert record['mask/recovered'] == 4 - record['clients']
   assert {r['integer_noise/withheld'] for r in result.metrics} == {0, 1}
   ledger = json.loads((result.folder / 'ledger.json').read_text())
-  assert 'skellam' in json.dumps(ledger) and ledger['rounds'] == 6
+  assert 'skellam' in json.dumps(ledger) and ledger['charged'] == 6
 
 
 def test_a_mask_of_other_bits_is_refused_before_a_folder_is_made(masked, tmp_path):

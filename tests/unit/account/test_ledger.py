@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import os
+import pathlib
+import stat
 
 import numpy as np
 import pytest
@@ -25,7 +28,7 @@ def test_each_round_is_stated_as_the_accountant_states_it():
   book = plan()
   assert book.guarantee().epsilon == 0.0 and book.guarantee().rounds == 0
   for rounds in (1, 17, 60):
-    book.advance(rounds)
+    book.charge(rounds)
     exact = accountant.epsilon(SAMPLING, NOISE, rounds, DELTA)
     stated = book.guarantee()
     assert stated.epsilon == pytest.approx(exact.epsilon, rel=1e-12)
@@ -39,10 +42,10 @@ def test_a_budget_stops_before_the_round_that_breaks_it():
   most = calibrate.rounds(1.2, DELTA, SAMPLING, NOISE).rounds
   assert book.allowed == most < 60
   assert not book.stop_before(most) and book.stop_before(most + 1)
-  book.advance(most)
+  book.charge(most)
   assert book.guarantee().epsilon <= 1.2
   with pytest.raises(ValueError, match='within the budget'):
-    book.advance(most + 1)
+    book.charge(most + 1)
 
 
 @pytest.mark.slow
@@ -55,7 +58,7 @@ def test_a_run_calibrated_to_its_budget_runs_to_its_end():
 
 def test_saved_and_loaded_is_the_same_to_the_bit(tmp_path):
   book = plan(budget=2.0)
-  book.advance(7)
+  book.charge(7)
   book.save(tmp_path / 'ledger.json')
   again = Ledger.load(tmp_path / 'ledger.json')
   assert again.to_dict() == book.to_dict()
@@ -70,18 +73,18 @@ def test_saved_and_loaded_is_the_same_to_the_bit(tmp_path):
 
 def test_resume_continues_and_counts_a_repeated_round_once(tmp_path):
   book = plan(budget=2.0)
-  book.advance(12)
+  book.charge(12)
   book.save(tmp_path / 'ledger.json')
   again = plan(budget=2.0).resume(tmp_path / 'ledger.json')
-  again.advance(10)  # the checkpoint was of an earlier round, which runs again
-  assert again.rounds == 12 and again.entry == book.entry
-  again.advance(13)
-  assert again.rounds == 13
+  again.charge(10)  # the checkpoint was of an earlier round, which runs again
+  assert again.charged == 12 and again.entry == book.entry
+  again.charge(13)
+  assert again.charged == 13
 
 
 def test_notes_are_stated_saved_and_kept_by_a_resumed_run(tmp_path):
   book = plan(notes=('repeatable: the seed is public',))
-  book.advance(3)
+  book.charge(3)
   assert str(book.guarantee()).endswith('; repeatable: the seed is public')
   assert book.to_dict()['guarantee']['notes'] == ['repeatable: the seed is public']
   assert book.to_dict()['guarantee']['noise'] == 'ideal noise (float32 simulation)'
@@ -93,18 +96,19 @@ def test_notes_are_stated_saved_and_kept_by_a_resumed_run(tmp_path):
     assert found == ('repeatable: the seed is public', 'sizes of clients are public')
 
 
-def test_a_ledger_from_before_there_were_notes_has_none():
-  data = plan().to_dict()
-  del data['entry']['notes']
-  assert Ledger.from_dict(data).guarantee().notes == ()
+def test_a_ledger_of_an_earlier_version_is_refused(tmp_path):
+  """It was written after its rounds, so that it may state too little."""
+  (tmp_path / 'ledger.json').write_text(json.dumps({**plan().to_dict(), 'version': 3}))
+  with pytest.raises(ValueError, match='central ledger of version 4, got version 3'):
+    Ledger.load(tmp_path / 'ledger.json')
 
 
 def test_resume_with_more_rounds_keeps_what_was_done(tmp_path):
   book = plan()
-  book.advance(12)
+  book.charge(12)
   book.save(tmp_path / 'ledger.json')
   longer = plan(rounds=80).resume(tmp_path / 'ledger.json')
-  assert (longer.rounds, longer.planned) == (12, 80)
+  assert (longer.charged, longer.planned) == (12, 80)
   assert longer.guarantee().epsilon == book.guarantee().epsilon
 
 
@@ -136,9 +140,9 @@ def test_a_broken_or_foreign_file_is_refused(tmp_path, text):
 
 def test_a_failed_write_leaves_the_old_ledger(tmp_path, monkeypatch):
   book = plan()
-  book.advance(3)
+  book.charge(3)
   book.save(tmp_path / 'ledger.json')
-  book.advance(4)
+  book.charge(4)
 
   def full(*args, **kwargs):
     raise OSError('no space left on device')
@@ -147,24 +151,49 @@ def test_a_failed_write_leaves_the_old_ledger(tmp_path, monkeypatch):
   with pytest.raises(OSError):
     book.save(tmp_path / 'ledger.json')
   monkeypatch.undo()
-  assert Ledger.load(tmp_path / 'ledger.json').rounds == 3
+  assert Ledger.load(tmp_path / 'ledger.json').charged == 3
 
 
 def test_a_save_replaces_the_file_and_does_not_write_into_it(tmp_path):
   book = plan()
-  book.advance(3)
+  book.charge(3)
   book.save(tmp_path / 'ledger.json')
   (tmp_path / 'old.json').hardlink_to(tmp_path / 'ledger.json')
-  book.advance(4)
+  book.charge(4)
   book.save(tmp_path / 'ledger.json')
-  assert Ledger.load(tmp_path / 'old.json').rounds == 3
-  assert Ledger.load(tmp_path / 'ledger.json').rounds == 4
+  assert Ledger.load(tmp_path / 'old.json').charged == 3
+  assert Ledger.load(tmp_path / 'ledger.json').charged == 4
+
+
+def test_a_save_puts_the_file_and_then_its_name_on_the_disk(tmp_path, monkeypatch):
+  """Without the second a power cut may undo the rename."""
+  done = []
+  fsync, replace = os.fsync, pathlib.Path.replace
+  kind = lambda held: 'folder' if stat.S_ISDIR(os.fstat(held).st_mode) else 'file'
+  monkeypatch.setattr(os, 'fsync', lambda held: (done.append(kind(held)), fsync(held))[1])
+  monkeypatch.setattr(
+    pathlib.Path, 'replace', lambda *args: (done.append('rename'), replace(*args))[1]
+  )
+  plan().save(tmp_path / 'ledger.json')
+  assert done == ['file', 'rename', 'folder']
+
+
+def test_what_is_done_is_charged_and_charged_stays():
+  book = plan()
+  book.charge(3)
+  book.finish(2)
+  assert (book.charged, book.done) == (3, 2)
+  assert book.to_dict()['guarantee']['rounds'] == 3  # what is charged is stated
+  with pytest.raises(ValueError, match='round must be an integer >= 0 and <= 3, got 4'):
+    book.finish(4)
+  with pytest.raises(ValueError, match='done must be'):
+    Ledger(book.entry, charged=2, done=3)
 
 
 def test_infinite_epsilon_survives_json():
   book = plan()
   entry = book.entry._replace(epsilon=(1.0, math.inf), delta=(DELTA, 1.0))
-  text = json.dumps(Ledger(entry, rounds=2).to_dict(), allow_nan=False)
+  text = json.dumps(Ledger(entry, charged=2).to_dict(), allow_nan=False)
   assert Ledger.from_dict(json.loads(text)).entry == entry
 
 
@@ -211,7 +240,7 @@ def test_a_budget_below_one_round_and_unplanned_rounds_are_refused():
   with pytest.raises(ValueError, match='round must be'):
     plan().stop_before(61)
   with pytest.raises(ValueError, match='round must be'):
-    plan().advance(0)
+    plan().charge(0)
 
 
 def test_the_trajectory_is_plain_floats():

@@ -302,6 +302,7 @@ def test_the_hash_covers_what_changes_results_and_nothing_else():
   assert {config_hash(x) for x in same} == {base}
   other = [
     make(seed=1),
+    make(noise_seed=0),
     make(rounds=4),
     make(model=ModelSection(name='mlp', options={'hidden': [3]})),
     make(client=ClientSection(learning_rate=0.2)),
@@ -309,6 +310,20 @@ def test_the_hash_covers_what_changes_results_and_nothing_else():
     make(stages=(StageSection(use='a', before_algorithm=True),)),
   ]
   assert len({base, *map(config_hash, other)}) == len(other) + 1
+
+
+def test_noise_has_a_seed_only_where_it_is_given(path):
+  assert load_config(path).noise_seed is None and 'noise_seed' not in to_toml(load_config(path))
+  seeded = load_config(path, ['noise_seed=3'])
+  assert seeded.noise_seed == 3 and 'noise_seed = 3' in to_toml(seeded)
+  assert load_config(path, ['noise_seed=3', 'noise_seed=']) == load_config(path)
+  with pytest.raises(ValueError, match=r'noise_seed must be .*, got -1'):
+    load_config(path, ['noise_seed=-1'])
+
+
+def test_with_another_seed_the_noise_has_another_if_it_has_one():
+  assert make().with_seed(5) == make(seed=5)
+  assert make(noise_seed=0).with_seed(5) == make(seed=5, noise_seed=5)
 
 
 def test_the_hash_does_not_change_between_releases():

@@ -45,6 +45,18 @@ def test_both_panels_are_titled_and_labelled():
   assert pixels(figure).std() > 0
 
 
+def test_a_curve_that_a_claim_does_not_cover_says_so():
+  claimed = [
+    {'round': r, 'train_loss': 2.0, 'test_loss': 2.1, 'covered': ['round', 'test_loss']}
+    for r in (1, 2)
+  ]
+  (ax,) = learning_curves(Run(name='x', records=claimed)).axes
+  said = [line.get_label() for line in ax.lines]
+  assert said == ['training clients (not covered by ε)', 'test set']
+  (ax,) = learning_curves([claimed, claimed]).axes
+  assert ax.get_title() == ('Loss: test (bold), training clients (not covered by ε) (thin, dashed)')
+
+
 def test_a_run_without_tests_has_one_panel():
   figure = learning_curves(run([], [2.0, 1.0]))
   assert titles(figure) == ['Loss']

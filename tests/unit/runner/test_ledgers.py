@@ -8,6 +8,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from reference.boundaries import BOUNDARIES, dies_at, published
 
 from fedjax_mem import account
 from fedjax_mem.account import poisson
@@ -30,6 +31,7 @@ DELTA, N, C = 1e-3, 20, 5
 TEXT = """
 version = 1
 name = 'private'
+noise_seed = 0
 rounds = 12
 [data]
 name = 'digits'
@@ -107,8 +109,8 @@ def bits(params):
   return [(x.shape, x.dtype, np.asarray(x).tobytes()) for x in jax.tree.leaves(params)]
 
 
-def timeless(records, without=('seconds',)):
-  return [json.dumps({k: x for k, x in r.items() if k not in without}) for r in records]
+def timeless(records):
+  return [json.dumps({k: x for k, x in r.items() if k != 'seconds'}) for r in records]
 
 
 class Killed(BaseException):
@@ -151,7 +153,7 @@ def ended(make, tmp_path_factory):
 
   def looks(self, state):
     ledger = json.loads((self.folder.parent / 'ledger.json').read_text())
-    seen.append((int(state.round), ledger['rounds']))
+    seen.append((int(state.round), ledger['charged']))
     return save(self, state)
 
   with pytest.MonkeyPatch.context() as patch:
@@ -173,7 +175,6 @@ def test_a_budget_ends_the_run_before_the_round_that_would_exceed_it(ended):
   assert warning.startswith('ended after round 6: the next would exceed the budget of epsilon')
   assert (said['status'], said['rounds_done']) == ('finished', 6)
   assert 'after 6 rounds' in said['privacy']['statements'][0]
-  assert said['privacy']['not covered'] == 'not covered by ε'
 
 
 @pytest.mark.slow
@@ -188,7 +189,7 @@ def test_every_record_states_the_accountants_epsilon_of_that_round(ended):
 def test_the_ledger_file_says_what_ran_and_is_written_before_the_checkpoint(ended):
   config, result, stated, seen = ended
   said = ledger_files.read(result.folder)
-  assert (said['rounds'], said['allowed']) == (6, 6)
+  assert (said['charged'], said['done'], said['allowed']) == (6, 6, 6)
   assert said['budget'] == config.privacy.target_epsilon
   assert said['guarantee']['epsilon'] == pytest.approx(stated[5].epsilon, rel=1e-12)
   assert said['guarantee']['adjacency'] == 'add_or_remove_one'
@@ -220,7 +221,7 @@ def test_no_segment_reaches_beyond_the_budget(make, accountant, budget):
     max(0, allowed - done) for done in range(13)
   ]
   with pytest.raises(ValueError, match='within the budget'):
-    ledgers.record(allowed + 1, np.array([[0, 1]]))
+    ledgers.charge(allowed + 1, 1)
 
 
 @pytest.mark.slow
@@ -453,7 +454,7 @@ def whole(make, tmp_path_factory):
 def test_a_round_that_is_run_again_is_counted_once(whole, out):
   config, reference = whole
   folder = killed_before_checkpoint(config, out, 5)
-  assert ledger_files.read(folder)['rounds'] >= 5  # counted, although the checkpoint is older
+  assert ledger_files.read(folder)['charged'] >= 5  # counted, although the checkpoint is older
   result = resume(folder, quiet=True)
   assert manifest(folder)['resumed'][0] < 5
   assert bits(result.params) == bits(reference.params)
@@ -488,7 +489,10 @@ def unfinished(folder, tmp_path):
     (lambda x: x['entry'].update(target_delta=1e-5), 'with target_delta'),
     (lambda x: x.update(kind='local'), 'must be a whole central ledger'),
     (lambda x: x.pop('entry'), 'must be a whole central ledger'),
-    (lambda x: x.update(rounds=2), 'must record the 6 rounds of the checkpoint, got 2'),
+    (
+      lambda x: x.update(charged=2, done=2),
+      'must have charged the 6 rounds of the checkpoint, got 2',
+    ),
   ],
 )
 def test_the_ledger_of_another_plan_is_refused(whole, tmp_path, call, change, words):
@@ -509,7 +513,7 @@ def test_a_ledger_that_is_torn_or_lost_is_refused(whole, tmp_path):
   with pytest.raises(ValueError, match='must be a whole central ledger'):
     resume(folder, quiet=True)
   file.unlink()
-  with pytest.raises(ValueError, match='must record the 6 rounds of the checkpoint, got 0'):
+  with pytest.raises(ValueError, match='must have charged the 6 rounds of the checkpoint, got 0'):
     resume(folder, quiet=True)
   file.write_text(text)
   assert len(resume(folder, quiet=True).metrics) == 6
@@ -558,10 +562,76 @@ def test_both_ledgers_are_exact_after_kill_9(start, file, tmp_path):
   for name in ('ledger.json', 'ledger-local.json'):
     assert (folder / name).read_bytes() == (reference / name).read_bytes()
   a, b = (read_metrics(f / 'metrics.jsonl') for f in (folder, reference))
-  # A round that is run again states what the ledger has of a local client by then.
-  without = ('seconds', 'local/epsilon', 'local/participations')
-  assert timeless(a, without) == timeless(b, without)
-  assert a[-1]['local/epsilon'] == b[-1]['local/epsilon']
+  assert timeless(a) == timeless(b)
+
+
+# What a killed run has published, its ledgers state.
+
+BOTH = (
+  'stages=[{use="local", options={l2_clip_norm=0.5, noise_multiplier=9.0}}, '
+  '{use="central", options={l2_clip_norm=50.0, noise_multiplier=2.0}}]'
+)
+BOOKS = ('ledger.json', 'ledger-local.json')
+
+
+@pytest.fixture(scope='module')
+def charged(make, tmp_path_factory):
+  """(configuration, result) of a run of segments of 1, 2 and 2 rounds, with rare checkpoints."""
+  rare = ('execution.max_segment_rounds=2', 'execution.checkpoint_every_seconds=1000')
+  config = make('rounds=5', 'noise_seed=', BOTH, *rare)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr('fedjax_mem.report.figures.png', lambda *args, **options: b'\x89PNG')
+    patch.setattr('fedjax_mem.core.keys.fresh_root', lambda: ROOT)
+    return config, run(config, tmp_path_factory.mktemp('charged'), quiet=True)
+
+
+ROOT = np.array([12345, 67890], np.uint32)
+
+
+def die():
+  raise Killed
+
+
+@pytest.mark.parametrize('boundary', BOUNDARIES)
+def test_a_round_is_charged_on_the_disk_before_it_runs(charged, out, boundary):
+  config, reference = charged
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    patch.setattr('fedjax_mem.core.keys.fresh_root', lambda: ROOT)  # a resumed run reads it
+    dies_at(patch, boundary, 3, die)
+    run(config, out, quiet=True)
+  (folder,) = out.iterdir()
+  rounds, epsilon = published(folder)
+  assert rounds == {'rename': 3, 'ledger': 3, 'segment': 3, 'records': 5, 'checkpoint': 5}[boundary]
+  books = [json.loads((folder / name).read_text()) for name in BOOKS]
+  assert books[0]['guarantee']['epsilon'] >= epsilon > 0
+  assert {x['charged'] for x in books} == {3 if boundary == 'rename' else 5}
+  assert {x['done'] for x in books} == {1 if boundary == 'rename' else 3}
+  assert manifest(folder)['privacy']['statements'] == []  # none that is out of date
+  result = resume(folder, quiet=True)
+  assert bits(result.params) == bits(reference.params)
+  assert timeless(result.metrics) == timeless(reference.metrics)
+  for name in BOOKS:
+    assert (folder / name).read_bytes() == (reference.folder / name).read_bytes()
+  assert manifest(folder)['privacy'] == manifest(reference.folder)['privacy']
+
+
+@pytest.mark.slow
+def test_records_that_no_ledger_has_charged_are_refused(charged, tmp_path):
+  folder = unfinished(charged[1].folder, tmp_path)
+  shutil.rmtree(folder / 'checkpoints')
+  for name in BOOKS:
+    (folder / name).unlink()
+  with pytest.raises(ValueError, match='must have charged the 5 rounds of the records, got 0'):
+    resume(folder, quiet=True)
+
+
+def test_local_ledgers_charge_who_is_drawn_whether_they_arrive_or_not(make, out):
+  config = make(UNIFORM, 'rounds=3', LOCAL, 'selection.dropout=0.5')
+  result = run(config, out, quiet=True)
+  said = json.loads((result.folder / 'ledger-local.json').read_text())
+  assert sum(said['participations']) == 3 * C > sum(r['clients'] for r in result.metrics)
+  assert said['trail'] == [r['local/participations'] for r in result.metrics]
+  assert (result.folder / 'ledger-local.json').stat().st_mode & 0o777 == 0o600
 
 
 # Noise that clients add themselves.
@@ -624,7 +694,7 @@ def test_a_resumed_run_with_local_noise_ends_where_the_whole_one_does(locally, o
   done = len(reference.metrics)
   # The ledger has the last round and its budget is spent; the checkpoint is older.
   folder = killed_before_checkpoint(config, out, done)
-  assert json.loads((folder / 'ledger-local.json').read_text())['rounds'] == done
+  assert json.loads((folder / 'ledger-local.json').read_text())['charged'] == done
   result = resume(folder, quiet=True)
   assert manifest(folder)['resumed'][0] < done
   assert len(result.metrics) == done and bits(result.params) == bits(reference.params)
@@ -636,7 +706,7 @@ def test_a_resumed_run_with_local_noise_ends_where_the_whole_one_does(locally, o
 def test_the_ledger_of_local_noise_must_not_be_lost(locally, tmp_path):
   folder = unfinished(locally[1].folder, tmp_path)
   (folder / 'ledger-local.json').unlink()
-  with pytest.raises(ValueError, match=r'ledger-local.json must record the \d rounds'):
+  with pytest.raises(ValueError, match=r'ledger-local.json must have charged the \d rounds'):
     resume(folder, quiet=True)
 
 
@@ -648,7 +718,7 @@ def test_a_sampler_that_keeps_clients_apart_does_not_end_the_run_early(make):
   turns = lambda r: np.arange(5 * (r - 1), 5 * r) % 20
   for r in range(1, 9):
     assert ledgers.room(r - 1, 8) >= 1
-    ledgers.record(r, turns(r)[None])
+    ledgers.charge(r, 1, turns(r)[None])
   assert ledgers.room(8, 8) == 0
   assert ledgers.local['local'].most == 2
 
@@ -658,18 +728,15 @@ def test_a_budget_with_turns_ends_the_run_when_someone_would_have_one_too_many(m
   ledgers, _ = books_of(make(ROBIN, 'rounds=8', LOCAL, f'privacy.target_epsilon={(one + two) / 2}'))
   assert [ledgers.room(done, 8) for done in range(5)] == [4, 3, 2, 1, 0]
   for r in range(1, 5):
-    ledgers.record(r, (np.arange(5 * (r - 1), 5 * r) % 20)[None])
+    ledgers.charge(r, 1, (np.arange(5 * (r - 1), 5 * r) % 20)[None])
   assert ledgers.room(4, 8) == 0 and ledgers.local['local'].most == 1
 
 
 def test_central_and_local_noise_have_a_ledger_each(make, out):
-  both = (
-    'stages=[{use="local", options={l2_clip_norm=0.5, noise_multiplier=9.0}}, '
-    '{use="central", options={l2_clip_norm=50.0, noise_multiplier=2.0}}]'
-  )
-  ledgers, _ = books_of(make(both))
+  ledgers, _ = books_of(make(BOTH))
   assert ledgers.central.entry.layer == 'central' and ledgers.local.keys() == {'local'}
-  (record,) = ledgers.record(1, np.array([[3, 4, -1]]))
+  ledgers.charge(1, 1, np.array([[3, 4, N, -1]]))
+  record = ledgers.metrics(1)
   assert record['epsilon'] == ledgers.central.guarantee(1).epsilon  # of the released sum
   assert record['local/participations'] == 1
   out.mkdir()
@@ -774,7 +841,7 @@ def test_every_mechanism_runs_is_accounted_and_resumes_bit_for_bit(make, out, tm
   spent = [r['epsilon'] for r in result.metrics]
   assert len(spent) == ROUNDS and spent == sorted(spent) and spent[0] > 0
   said = ledger_files.read(result.folder)
-  assert said['rounds'] == ROUNDS and said['guarantee']['epsilon'] == spent[-1]
+  assert said['charged'] == said['done'] == ROUNDS and said['guarantee']['epsilon'] == spent[-1]
   # As if it had been killed after its second checkpoint.
   folder = shutil.copytree(result.folder, tmp_path / 'copy')
   (folder / 'report.html').unlink()

@@ -54,6 +54,18 @@ def test_a_line_says_everything():
   ]
 
 
+def test_what_a_claim_does_not_cover_is_marked():
+  progress, file, clock = make(total=60)
+  with progress as bar:
+    clock.now += 3
+    bar.update(record(29, test_loss=0.25, covered=['round', 'test_loss']))
+    bar.update(record(30, epsilon=1.25, bytes=1_500_000, covered=['round', 'epsilon']))
+  assert file.getvalue().splitlines()[-1] == (
+    'round 30/60 · 100 clients/s (not covered) · loss 0.5000 (not covered) · test loss 0.2500 · '
+    'ε 1.25 · sent 1.5 MB (not covered) · 0:03 · 0:03 left'
+  )
+
+
 def test_the_last_accuracy_stays_in_sight():
   progress, _, _ = make()
   progress.update(record(1, test_accuracy=0.5))

@@ -1,0 +1,111 @@
+"""The records of a run, one a round, and which of their metrics a claim of privacy covers.
+
+The sides of the round say it of their own metrics (`Covered`); what the runner adds is in a table
+here. What nobody answers for is not covered.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fedjax_mem.core import Draws
+from fedjax_mem.engine import Simulation
+from fedjax_mem.runner.ledgers import Ledgers
+from fedjax_mem.runner.traffic import Traffic
+
+# Metrics of the round that are not recorded as they are.
+_OWN = ('selected', 'ids', 'clients', 'examples', 'not_finite', 'finite', 'zeroed')
+# What the runner adds, and whether a claim covers it. It does if it is public, planned before the
+# run, or computed from released parameters; so it also covers all scores on the test set.
+_ADDED = {
+  'round': True,
+  'epsilon': True,
+  'delta': True,
+  'clients': False,  # the cohort's realised size; with a secret draw it tells of the draw, too
+  'examples': False,
+  'zeroed': False,
+  'bytes_up': False,  # of those who arrived
+  'bytes_down': False,  # of those who were drawn
+  'seconds': False,  # how long training takes may depend on the data
+}
+# Facts of a local ledger: public if everyone can compute the draw.
+_DRAWN = ('epsilon', 'delta', 'participations')
+# Files of a run's folder, besides its records, that hold what a claim does not cover.
+_FILES = (
+  'checkpoints',
+  'contributions.json',
+  'contributions.png',
+  'ledger-*.json',
+  'partition.png',
+)
+
+
+class Records:
+  """Makes the records of rounds from the stacked metrics of a segment."""
+
+  def __init__(self, sim: Simulation, traffic: Traffic, ledgers: Ledgers | None):
+    self._traffic, self._ledgers, self._claims = traffic, ledgers, sim.claims
+    layers = sim.setting.layers
+    secret = any((x.name, side) in layers.secret for x, side, _ in layers.having(Draws))
+    local = () if ledgers is None or secret else tuple(ledgers.local)
+    self._covered = {
+      *(name for name, covered in _ADDED.items() if covered),
+      *(_named(name) for name in sim.covered),
+      *(f'{name}/{fact}' for name in local for fact in _DRAWN),
+    }
+    self._seen: dict[str, bool] = {}  # metric -> whether it is covered
+
+  def make(
+    self, first: int, rows: Mapping[str, np.ndarray], seconds: float
+  ) -> list[dict[str, Any]]:
+    """Returns one record a round.
+
+    Args:
+      first: number of the first of these rounds, 1-based.
+      rows: metric -> [R, ...], as `Simulation.run` returns them.
+      seconds: time of the segment.
+    """
+    count = len(rows['clients'])
+    traffic = self._traffic.records(rows)
+    records = []
+    for i in range(count):
+      record: dict[str, Any] = {'round': first + i}
+      for name, x in rows.items():
+        if name not in _OWN and not self._traffic.counts(name):
+          record[_named(name)] = x[i].item()
+      record |= {name: rows[name][i].item() for name in ('clients', 'examples')}
+      record |= traffic[i]
+      bad = rows['not_finite'][i]
+      if self._claims:  # then no client is named
+        record |= {name: rows[name][i].item() for name in ('zeroed',) if name in rows}
+      elif (bad >= 0).any():
+        record['not_finite'] = sorted(bad[bad >= 0].tolist())
+      record['seconds'] = seconds / count
+      if self._ledgers:
+        record |= self._ledgers.metrics(record['round'])
+      records.append(record)
+    return records
+
+  def mark(self, record: dict[str, Any]) -> None:
+    """Adds `covered`, the names of the metrics that the claim covers, if there is a claim."""
+    if not self._claims:
+      return
+    known = {name: name in self._covered or name.startswith('test_') for name in record}
+    self._seen |= known
+    record['covered'] = [name for name, covered in known.items() if covered]
+
+  def coverage(self) -> dict[str, Any]:
+    """Returns the facts of the manifest about the metrics so far; none without a claim."""
+    if not self._claims:
+      return {}
+    names = {
+      said: [name for name, covered in self._seen.items() if covered is which]
+      for said, which in (('covered', True), ('not covered', False))
+    }
+    return {'coverage': {**names, 'files not covered': _FILES}}
+
+
+def _named(name: str) -> str:
+  """Returns the name in records: the algorithm's metrics are the main ones, without a prefix."""
+  return name.removeprefix('algorithm/')
