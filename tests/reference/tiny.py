@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Draw, Layer, compose, keys, stack_clients
+from fedjax_mem.core import Draw, Layer, compose, stack_clients
 from fedjax_mem.engine import Execution, Simulation, simulate
 from fedjax_mem.optim import sgd
 from fedjax_mem.stages.algorithm import fedsgd
