@@ -87,7 +87,8 @@ def test_the_sparse_graph_fails_closed_where_a_neighbourhood_is_gone():
 def test_recovery_at_the_degree_of_the_bound():
   """k and t for a failure probability of 2 ** -30: drawn drop-outs are always recovered from."""
   n, dropout = 60, 0.1
-  k, t = graph.degree(n, corrupt=0.1, dropout=dropout)
+  degree = graph.degree(n, corrupt=0.1, dropout=dropout)
+  k, t = degree.neighbours, degree.threshold
   rng = np.random.default_rng(3)
   for trial in range(4):
     seed = bytes([trial]) * 16
@@ -162,8 +163,7 @@ def test_identities_go_with_the_mode():
     with pytest.raises(ValueError, match='identities must be public keys'):
       protocol.Session(
         name=bytes(16),
-        num_clients=4,
-        threshold=3,
+        degree=graph.Degree(4, None, 3),
         size=5,
         bound=9,
         mode='active',
@@ -180,18 +180,19 @@ def test_identities_go_with_the_mode():
 
 
 def test_every_parameter_is_bound_to_the_session():
-  base = {'name': bytes(16), 'num_clients': 8, 'threshold': 5, 'size': 5, 'bound': 9}
+  base = {'name': bytes(16), 'degree': graph.Degree(8, None, 5), 'size': 5, 'bound': 9}
   variants = [
     {},
     {'name': b'1' * 16},
-    {'num_clients': 9},
-    {'threshold': 6},
+    {'degree': graph.Degree(9, None, 5)},
+    {'degree': graph.Degree(8, None, 6)},
     {'size': 6},
     {'bound': 8},
     {'bits': 64},
-    {'threshold': 4, 'neighbours': 4, 'graph_seed': bytes(16)},
-    {'threshold': 4, 'neighbours': 4, 'graph_seed': b'1' * 16},
-    {'threshold': 4, 'neighbours': 6, 'graph_seed': bytes(16)},
+    {'degree': graph.Degree(8, 4, 4), 'graph_seed': bytes(16)},
+    {'degree': graph.Degree(8, 4, 4), 'graph_seed': b'1' * 16},
+    {'degree': graph.Degree(8, 6, 4), 'graph_seed': bytes(16)},
+    {'degree': graph.Degree(8, 4, 3), 'graph_seed': bytes(16)},
   ]
   digests = {protocol.Session(**{**base, **v}).digest for v in variants}
   assert len(digests) == len(variants)
