@@ -143,7 +143,7 @@ class Sides(NamedTuple):
 
   Attributes:
     setting: the planned round.
-    client: (params, arrays, count, seed, round, id) -> `Sent`.
+    client: (params, arrays, count, seed, round, id, root of the client's own noise) -> `Sent`.
     cohort: (layer's name, params, stack of messages [C, ...], the layer's rows [C, ...] or None in
       the first round, server states, seed, round) -> (sum of messages, new rows).
     server: (params, sum of messages, server states, seed, round) -> (params, states).
@@ -226,6 +226,7 @@ def _client(
   seed: jax.Array,
   round: jax.Array,
   id: jax.Array,
+  root: jax.Array,
 ) -> Sent:
   """Runs all client sides of one client, and collects the facts for its metadata."""
   me = scalar_member(id)

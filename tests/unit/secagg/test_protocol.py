@@ -1,12 +1,13 @@
 """The protocol: exact sums whoever drops out, nothing below the threshold, what is agreed on."""
 
+import collections
 import itertools
 
 import numpy as np
 import pytest
-from reference.secure_parties import Parties, identities, session
+from reference.secure_parties import Parties, body, identities, session
 
-from fedjax_mem.secagg import graph, protocol
+from fedjax_mem.secagg import graph, primitives, protocol
 from fedjax_mem.secagg.errors import BelowThreshold, ProtocolError
 from fedjax_mem.secagg.messages import Kind
 
@@ -225,3 +226,40 @@ def test_every_direction_pair_and_session_has_a_key_of_its_own(mode):
     assert all(masks[a, b] == masks[b, a] for a, b in masks)
     seen |= {*keys.values(), *masks.values()}
   assert len(seen) == 2 * (4 * 3 + 4 * 3 // 2)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_every_mask_has_a_key_of_its_own(mode, monkeypatch):
+  """A pair's is used by its two clients, a client's own by itself, and none in two sessions."""
+  used = collections.Counter()
+  add_masks = primitives.add_masks
+
+  def noted(total, plus, minus):
+    used.update([*plus, *minus])
+    add_masks(total, plus, minus)
+
+  monkeypatch.setattr(primitives, 'add_masks', noted)
+  for _ in range(2):
+    Parties(mode, 4, 3).until(Kind.CHECK if mode == 'active' else Kind.UNMASK)
+  assert sorted(used.values()) == [1] * 2 * 4 + [2] * 2 * 6
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_every_secret_of_every_client_and_session_is_fresh(mode):
+  """Masks from a secret that others know, such as a constant, hide nothing from them."""
+  clients = [x for _ in range(2) for x in Parties(mode, 4, 3).clients]
+  secrets = [(x._seed, x._mask_pair.secret, x._box_pair.secret) for x in clients]
+  assert len({secret for three in secrets for secret in three}) == 2 * 4 * 3
+
+
+def test_the_same_values_are_masked_differently_by_each_client_and_in_each_session():
+  """No constant can be subtracted: all differences of what is sent are different, too."""
+  rows = []
+  for _ in range(2):
+    parties = Parties(n=4, t=3, bits=64, size=2).until(Kind.MASKED)
+    parties.values = [np.zeros(2, int)] * 4
+    sent = [parties.answer(i) for i in range(4)]
+    rows += [np.frombuffer(body(x, parties.session, True), '<u8') for x in sent]
+  assert len({tuple(x.tolist()) for x in rows}) == 8
+  differences = {tuple((a - b).tolist()) for a, b in itertools.permutations(rows, 2)}
+  assert len(differences) == 8 * 7
