@@ -14,7 +14,7 @@ from fedjax_mem import models
 from fedjax_mem.config import privacy, registry
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.sections import ClientSection, DataSection, ServerSection
-from fedjax_mem.core import Attacks, Draws, Layer, Prepares, Round, compose, keys, tree
+from fedjax_mem.core import Attacks, Draws, Layer, Prepares, Round, compose, keys, tree, validate
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.models.base import Model
 from fedjax_mem.optim import SERVER_OPTIMIZERS
@@ -251,12 +251,16 @@ def _in_the_world(
     then.append(dropout(section.dropout))
   seconds = _durations(config, num_clients, data)
   if seconds is not None:
-    rest = {k: x for k, x in section.clock.items() if k not in ('median_seconds', 'spread')}
+    elsewhere = ('median_seconds', 'spread', 'sizes')
+    rest = {k: x for k, x in section.clock.items() if k not in elsewhere}
     # A duration is proportional to the client's examples over the mean of all clients: it tells
     # nothing of the data if all clients have equally many.
     alike = data is None or len(set(np.asarray(data.counts).tolist())) == 1
-    given = {'num_clients': num_clients, 'durations': seconds}
-    given['looks'] = 'nothing' if alike else "others' data"
+    sizes = section.clock.get('sizes', 'private')
+    validate.one_of(('private', 'public'), **{'selection.clock.sizes': sizes})
+    public = '' if alike or sizes == 'private' else 'the number of examples of each client'
+    given = {'num_clients': num_clients, 'durations': seconds, 'public': public}
+    given['looks'] = 'nothing' if alike or public else "others' data"
     then.append(registry.call('selection.clock', stragglers, rest, **given))
   return compose(*first, *layers[:place], *then, *layers[place:])
 

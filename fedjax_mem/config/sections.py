@@ -257,7 +257,9 @@ class SelectionSection(Section):
       arguments; empty = all clients in every round.
     clock: virtual clock that leaves out slow clients: `median_seconds` of a client in a round,
       `spread` of the clients' speeds, `jitter` from round to round, `deadline` in seconds; empty =
-      no clock.
+      no clock. Who is late depends on the numbers of examples of all clients, which a claim of
+      privacy allows only with `sizes` = 'public' (default 'private'): they are then no secret, and
+      the guarantee says so.
     options: further keyword arguments of the sampler's factory.
   """
 

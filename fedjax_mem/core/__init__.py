@@ -34,6 +34,7 @@ from fedjax_mem.core.layer import Layer as Layer
 from fedjax_mem.core.layer import Pool as Pool
 from fedjax_mem.core.layer import Stage as Stage
 from fedjax_mem.core.mechanism import Mechanism as Mechanism
+from fedjax_mem.core.message import Covered as Covered
 from fedjax_mem.core.message import Draw as Draw
 from fedjax_mem.core.message import Mean as Mean
 from fedjax_mem.core.message import Member as Member

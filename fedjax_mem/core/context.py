@@ -11,7 +11,8 @@ class Context(NamedTuple):
   """What a side of a layer may know besides its value and its state.
 
   Attributes:
-    key: PRNG key of (seed, round, layer, role, client): no other side and no other client has it.
+    key: PRNG key of (root, round, layer, role, client): no other side and no other client has it.
+      The root is the run's seed, or the secret root (`Round.secret`).
     round_key: PRNG key of (seed, round, layer), the same for all clients and the server.
     round: int32, the round's number, from 0.
     client: `Member` of scalars on a client side, else None.

@@ -73,10 +73,13 @@ class Looks(Fact):
   Attributes:
     at: 'nothing' (then it gets no table of client states); 'own data', if whether a client is
       selected depends on the data of that client only; or "others' data".
+    public: what it takes as public though it comes from clients' data, such as 'the number of
+      examples of each client'; every guarantee of the run says so. Empty: nothing.
   """
 
   sides = ('select',)
   at: str
+  public: str = ''
 
   def __post_init__(self) -> None:
     """Raises `ValueError` unless `at` is one of `LOOKS`."""

@@ -1,4 +1,8 @@
-"""PRNG keys: each is derived from its use, (seed, round, layer, role, client); none is stored.
+"""PRNG keys: each is derived from its use, (root, round, layer, role, client); none is stored.
+
+There are two roots. The run's seed is public: it stands in reports and in configurations. The
+secret root is that of noise under a claim of privacy, and of a draw whose randomness the claim
+relies on (amplification by sampling): who knows it can subtract the noise and name the cohorts.
 
 So resuming costs O(1), and neither the order of clients, nor chunking, nor the number of devices
 can change a draw. The role is folded in before the client's id, since `fold_in(key, i)` equals
@@ -9,9 +13,12 @@ layer's draws.
 JAX's generators are not cryptographic: masks and noise drawn from them simulate a protocol.
 """
 
+import os
 import zlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from fedjax_mem.core import validate
 
@@ -21,6 +28,26 @@ _ROLES = ('round', 'client', 'server', 'cohort', 'select', 'init', 'client_init'
 def seed_key(seed: jax.typing.ArrayLike) -> jax.Array:
   """Returns the root key of a run; `seed` is an integer in [0, 2**32)."""
   return jax.random.key(seed)
+
+
+def fresh_root() -> np.ndarray:
+  """Returns a new secret root, uint32 [2]: 64 bits from the operating system."""
+  return np.frombuffer(os.urandom(8), np.uint32).copy()
+
+
+def open_root(seed: jax.typing.ArrayLike) -> jax.Array:
+  """Returns the root, uint32 [2], whose key is that of the seed: it is no secret.
+
+  >>> bool(root_key(open_root(7)) == seed_key(7))
+  True
+  """
+  return jnp.stack([jnp.uint32(0), jnp.asarray(seed, jnp.uint32)])
+
+
+def root_key(root: jax.typing.ArrayLike) -> jax.Array:
+  """Returns the key of a root, uint32 [2]."""
+  key: jax.Array = jax.random.wrap_key_data(jnp.asarray(root, jnp.uint32), impl='threefry2x32')
+  return key
 
 
 def layer_key(root: jax.Array, round: jax.typing.ArrayLike, name: str) -> jax.Array:

@@ -7,6 +7,7 @@ module depends on which one it is.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 from fedjax_mem.core import validate
@@ -171,6 +172,21 @@ class Mechanism:
       state: from `init`, or from the round before.
     """
     raise NotImplementedError(f'{type(self).__name__} must say how it is drawn (draw).')
+
+  def replayed(self, key: Callable[[Any], Any], like: Tree, bound: Bound, rounds: Any) -> Tree:
+    """Returns the state after some rounds, drawn again: noise in a state is not kept on the disk.
+
+    Args:
+      key: round, from 0 -> the key that `draw` got in it.
+      like: as for `draw`.
+      bound: as for `draw`, the same in all rounds.
+      rounds: int32, rounds done.
+    """
+    import jax
+
+    again = lambda i, state: self.draw(key(i), like, bound, state)[1]
+    state: Tree = jax.lax.fori_loop(0, rounds, again, self.init(like))
+    return state
 
 
 def _sampled(draws: Any, event: Any) -> Any:

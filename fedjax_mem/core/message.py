@@ -84,6 +84,24 @@ class Total:
   value: jax.Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Covered:
+  """A metric that a claim of privacy covers; the side that wraps it answers for that.
+
+  It is noised as it is accounted for, or public, or computed from what is released. Under a claim
+  any other metric is reported as not covered.
+
+  >>> Covered(Total(jnp.float32(2)))
+  Covered(value=Total(value=Array(2., dtype=float32)))
+
+  Attributes:
+    value: a scalar, a `Mean` or a `Total`.
+  """
+
+  value: Any
+
+
 class State(NamedTuple):
   """The whole state of a run between two rounds: what a checkpoint holds.
 

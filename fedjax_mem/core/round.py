@@ -30,6 +30,7 @@ from fedjax_mem.core.facts import (
   Draws,
   Fact,
   Looks,
+  Noises,
   Prepares,
   Trains,
   Weighs,
@@ -72,9 +73,30 @@ class Round(tuple[Layer, ...]):
   def blind(self) -> bool:
     """Whether later cohorts are known ahead: no select side learns anything from clients."""
     looks = [x.select.fact(Looks) for x in self.selecting]  # type: ignore[union-attr]
-    return all(x == Looks('nothing') for x in looks) and all(
+    return all(x is not None and x.at == 'nothing' for x in looks) and all(
       x.server is None for x in self.selecting
     )
+
+  @functools.cached_property
+  def caveats(self) -> tuple[str, ...]:
+    """What is taken as public though it comes from clients' data, for every guarantee to say."""
+    looks = [x.fact(Looks) for x in self.selecting]
+    return tuple(f'{x.public} is public' for x in looks if x is not None and x.public)
+
+  @functools.cached_property
+  def secret(self) -> frozenset[tuple[str, str]]:
+    """The (layer's name, side) whose keys come from the secret root.
+
+    These are the sides that add noise, and the draw if some noise on the sum claims amplification
+    by it: a cohort that anyone can draw again amplifies nothing.
+    """
+    noises = self.having(Noises)
+    found = {(x.name, side) for x, side, _ in noises}
+    for x, side, law in self.having(Draws):
+      shared = [noise.mechanism for _, _, noise in noises if noise.trust == 'central']
+      if any(law.scheme in mechanism.amplifies for mechanism in shared):
+        found.add((x.name, side))
+    return frozenset(found)
 
   @functools.cached_property
   def algorithm(self) -> Layer:

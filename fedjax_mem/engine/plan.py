@@ -8,11 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_mem.core import (
   Layer,
   Member,
   Message,
+  Metrics,
   Population,
   Round,
   Shape,
@@ -28,8 +30,12 @@ from fedjax_mem.engine import checks, pooled, tables, walk
 from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.cohort import pad
 from fedjax_mem.engine.mesh import replicated
+from fedjax_mem.engine.metrics import covered
 from fedjax_mem.engine.round import Setting, make_round
 from fedjax_mem.engine.walk import Row, context
+
+# (seed, secret root) where only shapes are wanted.
+_KEYS: Any = (np.uint32(0), np.zeros(2, np.uint32))
 
 
 def make_setting(
@@ -67,27 +73,30 @@ def make_setting(
   setting = Setting(layers, shape, capacity, layout, {}, transforms)
   specs, sent = _specs(setting, params, population)
   setting = setting._replace(specs=specs)
-  init = lambda p, d: initial_state(setting, p, d, jnp.uint32(0))
+  init = lambda p, d: initial_state(setting, p, d, *_KEYS)
   checks.planned(layers, specs, sent, jax.eval_shape(init, params, population))
   if pool:
     setting = setting._replace(pool=pooled.find(layers, setting, params, population))
   divided = setting.pool is None and tables.divides(layers, shape.num_clients, layout.devices)
   setting = setting._replace(divided=divided)
   setting = setting._replace(round=jax.jit(make_round(setting)))
-  _check_fixed_point(setting, params, population)
-  return setting
+  noted = _check_fixed_point(setting, params, population)
+  return setting._replace(covered=covered(noted))
 
 
-def initial_state(setting: Setting, params: Tree, population: Population, seed: jax.Array) -> State:
+def initial_state(
+  setting: Setting, params: Tree, population: Population, seed: jax.Array, root: jax.Array
+) -> State:
   """Returns the state before the first round: client tables [N, ...] and server values."""
   ids = jnp.arange(setting.shape.num_clients, dtype=jnp.int32)
   cohort = pad(_rows(scalar_member(0)), setting.capacity, setting.shape.num_clients)
-  cast = walk.broadcast(seed, 0, params, cohort=cohort, population=population)
-  servers = {x.name: x.value(context(x, 'init', cast, setting.specs)) for x in setting.layers}
+  cast = walk.broadcast(seed, 0, params, root=root, cohort=cohort, population=population)
+  first = functools.partial(context, setting.layers)
+  servers = {x.name: x.value(first(x, 'init', cast, setting.specs)) for x in setting.layers}
   cast = cast._replace(servers=servers)
 
   def row(layer: Layer, id: jax.Array) -> Tree:
-    return layer.row(context(layer, 'init', cast, setting.specs, scalar_member(id)))
+    return layer.row(first(layer, 'init', cast, setting.specs, scalar_member(id)))
 
   clients = {x.name: jax.vmap(functools.partial(row, x))(ids) for x in setting.layers}
   return tree.copy(State(jnp.int32(0), params, clients, cast.servers))
@@ -101,7 +110,7 @@ def _specs(
   The first is a dict by layer, of the layers after the algorithm: those that receive a `Message`.
   """
   specs: dict[str, Tree] = {}
-  sent = jax.eval_shape(lambda p, d: _walk(setting, p, d, jnp.uint32(0), specs), params, population)
+  sent = jax.eval_shape(lambda p, d: _walk(setting, p, d, specs), params, population)
   return {name: x for name, x in specs.items() if isinstance(x, Message)}, sent
 
 
@@ -110,19 +119,19 @@ def _rows(member: Member) -> Member:
   return row
 
 
-def _walk(
-  setting: Setting, params: Tree, population: Population, seed: jax.Array, specs: dict[str, Tree]
-) -> Any:
+def _walk(setting: Setting, params: Tree, population: Population, specs: dict[str, Tree]) -> Any:
   """Returns what client 0 sends after all its sides; `specs` is filled with what each receives."""
   cohort = pad(_rows(scalar_member(0)), setting.capacity, setting.shape.num_clients)
-  cast = walk.broadcast(seed, 0, params, cohort=cohort, population=population)
+  seed, root = _KEYS
+  cast = walk.broadcast(seed, 0, params, root=root, cohort=cohort, population=population)
+  first = functools.partial(context, setting.layers)
   row = Row(scalar_member(0), population.start[0], population.count[0])
   data = walk.examples(cast, row, row.count, setting.shape, True, setting.transforms)
   value: Any = Task(params, data)
   for layer in setting.layers:
     specs[layer.name] = tree.shapes(value)
-    cast.servers[layer.name] = layer.value(context(layer, 'init', cast, specs))
-    own = layer.row(context(layer, 'init', cast, specs, row.client))
+    cast.servers[layer.name] = layer.value(first(layer, 'init', cast, specs))
+    own = layer.row(first(layer, 'init', cast, specs, row.client))
     if layer.client is not None:
       rows = {layer.name: own}
       value, rows, _, _ = walk.client_pass(
@@ -132,21 +141,24 @@ def _walk(
     if layer.cohort is not None:
       stack = lambda x: jnp.broadcast_to(x, (setting.capacity, *jnp.shape(x)))
       many, rows = jax.tree.map(stack, (value, own))
-      many = walk.cohort_pass(layer, layer.cohort, cast, specs, many, rows)[0]
+      many = walk.cohort_pass(setting.layers, layer, layer.cohort, cast, specs, many, rows)[0]
       value = jax.tree.map(lambda x: x[0], many)
   return value
 
 
-def _check_fixed_point(setting: Setting, params: Tree, population: Population) -> None:
-  """Raises `ValueError` if a state does not keep its structure, shapes and dtypes in a round."""
-  seed = jax.ShapeDtypeStruct((), jnp.uint32)
-  init = lambda p, d, s: initial_state(setting, p, d, s)
-  before = jax.eval_shape(init, params, population, seed)
+def _check_fixed_point(setting: Setting, params: Tree, population: Population) -> Metrics:
+  """Returns the shapes of a round's metrics.
+
+  Raises:
+    ValueError: a state does not keep its structure, shapes and dtypes in a round.
+  """
+  seed, root = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _KEYS)
+  before = jax.eval_shape(functools.partial(initial_state, setting), params, population, seed, root)
   # With the shardings that the program of many rounds has, so that it reuses this trace of a round.
   where = replicated(setting.layout.mesh)
   there = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where, weak_type=x.weak_type)
   placed = jax.tree.map(there, (before, jax.eval_shape(lambda d: d, population)))
-  after = jax.eval_shape(setting.round, *placed, seed)[0]
+  after, noted = jax.eval_shape(setting.round, *placed, seed, root)
   for layer in setting.layers:
     for side in ('client', 'server'):
       old, new = (getattr(s, f'{side}s')[layer.name] for s in (before, after))
@@ -157,17 +169,19 @@ def _check_fixed_point(setting: Setting, params: Tree, population: Population) -
           f'the {side} state of {layer.name!r} must keep its structure, shapes and dtypes: it is '
           f'weakly typed after a round ({weak[0].dtype}): give the dtype, such as jnp.float32(0).'
         )
+  metrics: Metrics = noted
+  return metrics
 
 
 def table_bytes(setting: Setting, params: Tree, population: Population) -> dict[str, int]:
   """Returns the bytes of each layer's table of client states [N, ...], without allocating it."""
-  state = jax.eval_shape(
-    lambda p, d: initial_state(setting, p, d, jnp.uint32(0)), params, population
-  )
+  state = jax.eval_shape(lambda p, d: initial_state(setting, p, d, *_KEYS), params, population)
   return {name: tree.nbytes(x) for name, x in state.clients.items()}
 
 
-def peek(setting: Setting, state: State, seed: jax.Array, rounds: int) -> jax.Array:
+def peek(
+  setting: Setting, state: State, seed: jax.Array, root: jax.Array, rounds: int
+) -> jax.Array:
   """Returns the ids [rounds, C] that the next rounds will draw, without running these rounds.
 
   Clients that select sides leave out after the draw are among them.
@@ -176,7 +190,7 @@ def peek(setting: Setting, state: State, seed: jax.Array, rounds: int) -> jax.Ar
   table = lambda name: tables.whole(state.clients[name], setting.layout.mesh)
 
   def draw(servers: Tree, round: jax.Array) -> tuple[Tree, jax.Array]:
-    cast = walk.broadcast(seed, round, state.params, servers=servers)
+    cast = walk.broadcast(seed, round, state.params, root=root, servers=servers)
     cast, drawn, _ = walk.select_pass(setting.layers, cast, table)
     return cast.servers, pad(drawn, setting.capacity, number).id
 

@@ -78,7 +78,7 @@ def run(
     row: the cohort.
   """
   algorithm, weighing, pool = found
-  ctx = context(algorithm, 'cohort', cast, setting.specs)
+  ctx = context(setting.layers, algorithm, 'cohort', cast, setting.specs)
   weight: Any = weighing.client.fact(Weighs).of  # type: ignore[union-attr]
 
   def step(everyone: Cast, carry: Tree, rows: Row) -> tuple[Tree, Tree, Tree]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import (
+  Covered,
   Layer,
   Metrics,
   Population,
@@ -38,8 +39,8 @@ Ran = tuple[Any, dict[str, Tree], jax.Array, jax.Array, Metrics]
 Everyone = tuple[Cast, Tree]
 # What each client gets: its row, its value, and its place in the cohort or its state.
 Packed = tuple[Row, Any, Tree]
-# (state, population, seed) -> (state, metrics)
-RoundFn = Callable[[State, Population, jax.Array], tuple[State, dict[str, jax.Array]]]
+# (state, population, seed, secret root) -> (state, metrics)
+RoundFn = Callable[[State, Population, jax.Array, jax.Array], tuple[State, Metrics]]
 
 
 class Setting(NamedTuple):
@@ -55,6 +56,7 @@ class Setting(NamedTuple):
     pool: how to sum over all examples of the cohort at once, or None.
     divided: whether the tables of client states are divided over the devices, and their rows
       written in the loop over clients.
+    covered: names of the metrics of a round that a claim of privacy covers.
     round: the round of this setting, jitted, so that the plan's check of its shapes and the program
       of many rounds share one trace; None until the plan has made it.
   """
@@ -67,11 +69,12 @@ class Setting(NamedTuple):
   transforms: tuple[Transform, ...] = ()
   pool: pooled.Found | None = None
   divided: bool = False
+  covered: frozenset[str] = frozenset()
   round: Any = None
 
 
 def make_round(setting: Setting) -> RoundFn:
-  """Returns (state, population, seed) -> (state, metrics) of one round.
+  """Returns (state, population, seed, secret root) -> (state, metrics) of one round.
 
   Metrics are scalars named 'layer/metric', or 'select/metric' for all select sides. A round adds
   its own: `selected` (clients in the cohort), `ids` (theirs, [C]; -1: padding), `clients` (those
@@ -80,9 +83,12 @@ def make_round(setting: Setting) -> RoundFn:
   """
 
   def round(
-    state: State, population: Population, seed: jax.Array
-  ) -> tuple[State, dict[str, jax.Array]]:
-    cast, metrics = _select(setting, state, population, seed)
+    state: State, population: Population, seed: jax.Array, root: jax.Array
+  ) -> tuple[State, Metrics]:
+    cast = walk.broadcast(
+      seed, state.round, state.params, root=root, servers=state.servers, population=population
+    )
+    cast, metrics = _select(setting, cast, state.clients)
     row = cohorts.rows(population, cast.cohort)
     # The order of the cohort changes no draw, only speed and the order of sums.
     if not setting.shape.equal:
@@ -110,21 +116,16 @@ def make_round(setting: Setting) -> RoundFn:
       'examples': jnp.where(arrived, row.count, 0).sum(dtype=jnp.int32),
       'ids': jnp.where(cast.cohort.real, cast.cohort.id, -1),
       'not_finite': not_finite,
-      'finite': tree.finite(params),
+      'finite': Covered(tree.finite(params)),
     }
     return State(state.round + 1, params, clients, servers), metrics
 
   return round
 
 
-def _select(
-  setting: Setting, state: State, population: Population, seed: jax.Array
-) -> tuple[Cast, Metrics]:
+def _select(setting: Setting, cast: Cast, clients: dict[str, Tree]) -> tuple[Cast, Metrics]:
   """Returns the cast of this round, with the padded cohort, and the metrics of its draw."""
-  cast = walk.broadcast(
-    seed, state.round, state.params, servers=state.servers, population=population
-  )
-  whole = lambda name: tables.whole(state.clients[name], setting.layout.mesh)
+  whole = lambda name: tables.whole(clients[name], setting.layout.mesh)
   cast, _, metrics = walk.select_pass(setting.layers, cast, whole)
   cohort = cohorts.pad(cast.cohort, setting.capacity, setting.shape.num_clients)
   return cast._replace(cohort=cohort), metrics
@@ -216,7 +217,9 @@ def _cohort(
   if old is None:
     old = cohorts.gather(states[layer.name], cast.cohort.id)
   stage = rules.divided_side(layer, setting.layout.mesh)
-  value, rows, metrics = walk.cohort_pass(layer, stage, cast, setting.specs, value, old)
+  value, rows, metrics = walk.cohort_pass(
+    setting.layers, layer, stage, cast, setting.specs, value, old
+  )
   return value, {layer.name: rows}, metrics
 
 

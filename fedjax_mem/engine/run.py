@@ -21,6 +21,7 @@ from fedjax_mem.core import (
   Transform,
   Tree,
   compose,
+  keys,
   shape_of,
   shapes,
   tree,
@@ -28,7 +29,8 @@ from fedjax_mem.core import (
 )
 from fedjax_mem.engine import execution as executions
 from fedjax_mem.engine import mesh as meshes
-from fedjax_mem.engine import plan, tables
+from fedjax_mem.engine import metrics as measured
+from fedjax_mem.engine import plan, replay, tables
 from fedjax_mem.engine.execution import Execution
 from fedjax_mem.engine.round import Setting
 
@@ -46,6 +48,7 @@ class Simulation:
     seed: the run's seed, in [0, 2**32).
     max_rounds: rounds of the longest segment.
     params: shapes of the parameters.
+    root: the secret root, uint32 [2], from which noise and the draws that amplify it are derived.
   """
 
   setting: Setting
@@ -53,11 +56,54 @@ class Simulation:
   seed: int
   max_rounds: int
   params: Tree
+  root: np.ndarray = dataclasses.field(repr=False)
 
   @property
   def shardings(self) -> State:
     """The shardings of a state, a prefix of its tree, for `jax.device_put` of a restored state."""
     return tables.shardings(self.setting.divided, self.setting.layout.mesh)
+
+  @property
+  def claims(self) -> bool:
+    """Whether some layer adds noise, so that privacy is claimed."""
+    return bool(self.setting.layers.having(Noises))
+
+  def with_root(self, root: np.ndarray) -> 'Simulation':
+    """Returns the simulation with another secret root, such as that of the run it resumes."""
+    return dataclasses.replace(self, root=np.array(root, np.uint32))
+
+  @property
+  def covered(self) -> frozenset[str]:
+    """Names of the metrics that a claim of privacy covers (`Covered`); no other is."""
+    return self.setting.covered
+
+  def without_noise(self, state: State) -> State:
+    """Returns the state without its noise, as it may be kept on a disk."""
+    return replay.without(self.setting.layers, state)
+
+  def with_noise(self, state: State) -> State:
+    """Returns the state, from `without_noise`, with its noise drawn again from the secret root.
+
+    Costs as many draws as rounds were done, if noise is correlated from round to round.
+    """
+    whole: State = self._replay(state, self.root)
+    return whole
+
+  @functools.cached_property
+  def _replay(self) -> jax.stages.Wrapped:
+    again = functools.partial(replay.drawn_again, self.setting)
+    return jax.jit(again, out_shardings=self.shardings)
+
+  def _keys(self, seed: int | None, noise_seed: int | None) -> tuple[np.uint32, np.ndarray]:
+    """Returns (seed, secret root) of a run with these in place of those of the simulation."""
+    used = np.uint32(self.seed if seed is None else seed)
+    if noise_seed is not None:
+      return used, _root(noise_seed)
+    if used == self.seed:
+      return used, self.root
+    # Runs with different seeds must not share their noise.
+    own = jax.random.fold_in(keys.root_key(self.root), used)
+    return used, np.asarray(jax.random.key_data(own))
 
   @functools.cached_property
   def _init(self) -> jax.stages.Wrapped:
@@ -66,7 +112,10 @@ class Simulation:
 
   @functools.cached_property
   def segment(self) -> jax.stages.Wrapped:
-    """The compiled program: (state, population, seed, rounds) -> (state, metrics, rounds done)."""
+    """The compiled program.
+
+    (state, population, seed, secret root, rounds) -> (state, metrics, rounds done).
+    """
     layout = self.setting.layout
     options = meshes.compiler_options(layout.mesh.devices.flat[0].platform)
     return jax.jit(
@@ -76,14 +125,20 @@ class Simulation:
     )
 
   def init(
-    self, params: Tree, population: Population | None = None, seed: int | None = None
+    self,
+    params: Tree,
+    population: Population | None = None,
+    seed: int | None = None,
+    noise_seed: int | None = None,
   ) -> State:
     """Returns the state before the first round.
 
     Args:
       params: the initial parameters; they are copied.
       population: other examples than those planned for, of the same shapes.
-      seed: another seed than that of the simulation; nothing is compiled again.
+      seed: another seed than that of the simulation; nothing is compiled again. The noise is
+        another one, too.
+      noise_seed: as in `simulate`; None: the noise is that of the simulation and of the seed.
 
     Raises:
       ValueError: parameters of another structure or shape than those planned for.
@@ -93,8 +148,7 @@ class Simulation:
         f'params must be of the shapes {self.params!r}, got {tree.shapes(params)!r}.'
       )
     population = self.population if population is None else population
-    used = np.uint32(self.seed if seed is None else seed)
-    state: State = self._init(params, population, used)
+    state: State = self._init(params, population, *self._keys(seed, noise_seed))
     return state
 
   def compile(self, state: State, population: Population | None = None) -> State:
@@ -105,7 +159,7 @@ class Simulation:
       population: as for `run`.
     """
     population = self.population if population is None else population
-    same: State = self.segment(state, population, np.uint32(self.seed), np.int32(0))[0]
+    same: State = self.segment(state, population, *self._keys(None, None), np.int32(0))[0]
     return same
 
   def run(
@@ -114,26 +168,28 @@ class Simulation:
     rounds: int,
     population: Population | None = None,
     seed: int | None = None,
+    noise_seed: int | None = None,
   ) -> tuple[State, dict[str, np.ndarray]]:
     """Returns the state after up to `rounds` more rounds, and their metrics [rounds, ...].
 
     The state given is donated: it must not be used again. Stops after a round whose parameters are
-    not finite, or in which no client had a finite update, so there may be fewer rows of metrics
-    than rounds asked for.
+    not finite, or, if no privacy is claimed, in which no client had a finite update. So there may
+    be fewer rows of metrics than rounds asked for.
 
     Args:
       state: from `init` or an earlier `run`.
       rounds: how many, 1 … `max_rounds`.
       population: the examples of these rounds' cohorts, if they are streamed.
       seed: that of `init`, if it was another one.
+      noise_seed: that of `init`, if it was another one.
 
     Raises:
       ValueError: rounds out of range.
     """
     validate.integer(at_most=self.max_rounds, rounds=rounds)
     population = self.population if population is None else population
-    used = np.uint32(self.seed if seed is None else seed)
-    state, metrics, done = self.segment(state, population, used, np.int32(rounds))
+    used = self._keys(seed, noise_seed)
+    state, metrics, done = self.segment(state, population, *used, np.int32(rounds))
     metrics, done = jax.device_get((metrics, done))
     return state, {name: x[:done] for name, x in metrics.items()}
 
@@ -146,13 +202,13 @@ class Simulation:
     """
     if rounds > 1 and not self.setting.layers.blind:
       raise ValueError(f'rounds must be 1 for a sampler with feedback, got {rounds!r}.')
-    ids: jax.Array = self._peek(state, np.uint32(self.seed), rounds)
+    ids: jax.Array = self._peek(state, *self._keys(None, None), rounds)
     return ids
 
   @functools.cached_property
   def _peek(self) -> jax.stages.Wrapped:
     peek = functools.partial(plan.peek, self.setting)
-    return jax.jit(peek, static_argnums=2)
+    return jax.jit(peek, static_argnums=3)
 
 
 def simulate(
@@ -166,6 +222,7 @@ def simulate(
   shape: Shape | None = None,
   transforms: tuple[Transform, ...] = (),
   expect_privacy: bool = False,
+  noise_seed: int | None = None,
 ) -> Simulation:
   """Returns the simulation of a round, checked before anything is compiled.
 
@@ -190,6 +247,10 @@ def simulate(
     transforms: functions batch -> batch, applied to every batch that is gathered (normalisation:
       the examples stay in their stored dtype).
     expect_privacy: refuse a round in which no layer states that it adds noise (`Noises`).
+    noise_seed: root of the noise under a claim of privacy, and of draws that amplify it, in
+      [0, 2**32): makes them repeatable for who knows it, which the claim does not cover. With
+      `noise_seed = seed` they have the same root as all other draws. None: a secret root, fresh for
+      each simulation.
 
   Raises:
     IncompatibleStages: layers that do not fit together, or make no claim where one is expected.
@@ -202,6 +263,7 @@ def simulate(
       'adds noise (Noises): add one, such as central with a noise_multiplier > 0.'
     )
   validate.seed(seed=seed)
+  root = keys.fresh_root() if noise_seed is None else _root(noise_seed)
   validate.integer(max_rounds=max_rounds)
   execution = execution or Execution()
   layout = executions.resolve(execution, made.draws.capacity, params)
@@ -210,7 +272,12 @@ def simulate(
     made, tree.shapes(params), population, shape, layout, transforms, execution.pool
   )
   population = jax.device_put(population, meshes.replicated(layout.mesh))
-  return Simulation(setting, population, seed, max_rounds, tree.shapes(params))
+  return Simulation(setting, population, seed, max_rounds, tree.shapes(params), root)
+
+
+def _root(noise_seed: int) -> np.ndarray:
+  """Returns the root of a repeatable run."""
+  return np.asarray(keys.open_root(validate.seed(noise_seed=noise_seed)))
 
 
 def _segment(
@@ -219,6 +286,7 @@ def _segment(
   state: State,
   population: Population,
   seed: jax.Array,
+  root: jax.Array,
   rounds: jax.Array,
 ) -> tuple[State, dict[str, jax.Array], jax.Array]:
   """Returns the state after up to `rounds` rounds, metrics [max_rounds, ...] and the rounds done.
@@ -226,7 +294,8 @@ def _segment(
   A while loop and not a scan, so that the same program runs segments of every length.
   """
   round = setting.round
-  like = jax.eval_shape(round, state, population, seed)[1]
+  like = jax.eval_shape(round, state, population, seed, root)[1]
+  like = {name: measured.plain(x) for name, x in like.items()}
   rows = jax.tree.map(lambda x: jnp.zeros((max_rounds, *x.shape), x.dtype), like)
 
   def go_on(carry: Carry) -> jax.Array:
@@ -235,7 +304,8 @@ def _segment(
 
   def body(carry: Carry) -> Carry:
     done, _, state, rows = carry
-    state, metrics = round(state, population, seed)
+    state, metrics = round(state, population, seed, root)
+    metrics = {name: measured.plain(x) for name, x in metrics.items()}
     rows = jax.tree.map(lambda all, x: all.at[done].set(x), rows, metrics)
     lost = (metrics['clients'] == 0) & (metrics['not_finite'] >= 0).any()
     return done + 1, metrics['finite'] & ~lost, state, rows

@@ -51,6 +51,7 @@ class Cast(NamedTuple):
 
   Attributes:
     seed: uint32 scalar, the run's seed.
+    root: uint32 [2], the secret root.
     round: int32 scalar, from 0.
     params: the server's parameters.
     cohort: `Member` of arrays [C]; None while selecting.
@@ -60,6 +61,7 @@ class Cast(NamedTuple):
   """
 
   seed: jax.Array
+  root: jax.Array
   round: jax.Array
   params: Tree
   cohort: Any
@@ -73,18 +75,24 @@ def broadcast(
   round: jax.typing.ArrayLike,
   params: Tree,
   *,
+  root: jax.typing.ArrayLike,
   cohort: Member | None = None,
   servers: dict[str, Tree] | None = None,
   population: Population | None = None,
 ) -> Cast:
-  """Returns the `Cast` of a round; it has its own copy of the dict `servers`."""
+  """Returns the `Cast` of a round; it has its own copy of the dict `servers`.
+
+  The arguments are its attributes. Where no noise is drawn, the root may be `keys.open_root(seed)`.
+  """
   arrays = {} if population is None else population.arrays
   rows = jnp.zeros(0, jnp.int32) if population is None else population.index
   seed, round = jnp.asarray(seed, jnp.uint32), jnp.asarray(round, jnp.int32)
-  return Cast(seed, round, params, cohort, dict(servers or {}), arrays, rows)
+  root = jnp.asarray(root, jnp.uint32)
+  return Cast(seed, root, round, params, cohort, dict(servers or {}), arrays, rows)
 
 
 def context(
+  layers: Round,
   layer: Layer,
   role: str,
   cast: Cast,
@@ -95,6 +103,7 @@ def context(
   """Returns the context of one side of a layer.
 
   Args:
+    layers: of the round.
     layer: the layer.
     role: 'select', 'init', 'client', 'cohort' or 'server'.
     cast: of the round.
@@ -102,13 +111,16 @@ def context(
     client: the one client, on a client side.
     table: the layer's client states, on a select side that looks at data.
   """
-  base = keys.layer_key(keys.seed_key(cast.seed), cast.round, layer.name)
+  public = keys.layer_key(keys.seed_key(cast.seed), cast.round, layer.name)
+  base = public
+  if _secret(layers, layer, role, client is not None):
+    base = keys.layer_key(keys.root_key(cast.root), cast.round, layer.name)
   # A layer's first server state and its clients' first rows are drawn from different keys.
   if role == 'init' and client is not None:
     role = 'client_init'
   return Context(
     key=keys.role_key(base, role, None if client is None else client.id),
-    round_key=keys.role_key(base, 'round'),
+    round_key=keys.role_key(public, 'round'),
     round=cast.round,
     client=client,
     cohort=cast.cohort,
@@ -117,6 +129,16 @@ def context(
     spec=specs.get(layer.name),
     table=table,
   )
+
+
+def _secret(layers: Round, layer: Layer, role: str, client: bool) -> bool:
+  """Returns whether the key of this role comes from the secret root.
+
+  A state is initialised with the key of the pair of sides that it belongs to.
+  """
+  pair = ('client', 'cohort') if client else ('select', 'server')
+  sides = pair if role == 'init' else (role,)
+  return any((layer.name, side) in layers.secret for side in sides)
 
 
 @jax.tree_util.register_dataclass
@@ -191,7 +213,7 @@ def select_pass(
     looks = stage.fact(Looks)
     # A side that states that it looks at nothing gets no table: so its statement cannot be false.
     seen = None if looks is not None and looks.at == 'nothing' else table(x.name)
-    ctx = context(x, 'select', cast, {}, table=seen)
+    ctx = context(layers, x, 'select', cast, {}, table=seen)
     if attempt:
       ctx = ctx._replace(key=jax.random.fold_in(ctx.key, attempt))
     before = draw
@@ -240,7 +262,7 @@ def client_pass(
     stage: Any = x.client
     trains = stage.fact(Trains) is not None
     wanted = Message if trains else type(value)
-    ctx = hiding.seen(layers, x, context(x, 'client', cast, specs, client))
+    ctx = hiding.seen(layers, x, context(layers, x, 'client', cast, specs, client))
     # Noise on messages is scaled to the bound composed so far. Noise inside of training, or on
     # tasks, clips what it works on itself.
     if stage.fact(Noises) is not None and isinstance(value, Message):
@@ -275,11 +297,18 @@ def message_pass(layers: Round, key: jax.Array, message: Message) -> Message:
 
 
 def cohort_pass(
-  layer: Layer, stage: Stage, cast: Cast, specs: dict[str, Tree], value: Message, rows: Tree
+  layers: Round,
+  layer: Layer,
+  stage: Stage,
+  cast: Cast,
+  specs: dict[str, Tree],
+  value: Message,
+  rows: Tree,
 ) -> tuple[Message, Tree, Metrics]:
   """Runs the cohort side of a layer on the stack of messages [C, ...].
 
   Args:
+    layers: of the round.
     layer: with a cohort side.
     stage: that side, or one that computes the same in another way.
     cast: of the round.
@@ -290,7 +319,7 @@ def cohort_pass(
   Returns:
     (stack, new rows [C, ...], metrics).
   """
-  ctx = context(layer, 'cohort', cast, specs)
+  ctx = context(layers, layer, 'cohort', cast, specs)
   clients = value.weight.shape[0]
   value, new, noted = _applied(layer, stage, ctx, value, rows)
   shapes.check_stack(layer, value, clients)
@@ -313,7 +342,7 @@ def server_pass(
   withholds = [x.name for x, _, _ in layers.having(Withholds)]
   for x in reversed(layers):
     if x.server is not None:
-      ctx = hiding.seen(layers, x, context(x, 'server', cast, specs))
+      ctx = hiding.seen(layers, x, context(layers, x, 'server', cast, specs))
       value = hiding.weighed(layers, x, value)
       if x.server.fact(Noises) is not None:
         ctx = ctx._replace(bound=_bound(layers, x, 'server', cast, specs))

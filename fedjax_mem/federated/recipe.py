@@ -30,6 +30,7 @@ from fedjax_mem.core import (
   Task,
   Tree,
   compose,
+  keys,
   scalar_member,
   tree,
 )
@@ -205,8 +206,11 @@ def sides(recipe: Recipe, shapes: Shapes, chooser: Layer, rules: tuple[Layer, ..
   compiled = functools.partial(jax.jit, compiler_options=options)
 
   def states(params: Tree) -> dict[str, Tree]:
-    cast = engine.broadcast(0, 0, params)
-    return {x.name: x.value(engine.context(x, 'init', cast, setting.specs)) for x in setting.layers}
+    cast = engine.broadcast(0, 0, params, root=keys.open_root(0))
+    return {
+      x.name: x.value(engine.context(setting.layers, x, 'init', cast, setting.specs))
+      for x in setting.layers
+    }
 
   return Sides(
     setting,
@@ -232,7 +236,9 @@ def _client(
   me = scalar_member(id)
   cohort = jax.tree.map(lambda x: x[None], me)
   # No layer of a recipe has client states or reads the server_state.
-  cast = engine.broadcast(seed, round, params, cohort=cohort, population=rows(arrays, count[None]))
+  held = rows(arrays, count[None])
+  root = keys.open_root(seed)
+  cast = engine.broadcast(seed, round, params, root=root, cohort=cohort, population=held)
   row = engine.Row(me, jnp.int32(0), count)
   data = engine.examples(cast, row, count, setting.shape, False, setting.transforms)
   value: Any = Task(params, data)
@@ -243,11 +249,13 @@ def _client(
     if layer.client is None:
       continue
     if coded is not None and layer is setting.layers[-1]:
-      ctx = engine.context(layer, 'client', cast, setting.specs, me)
+      ctx = engine.context(setting.layers, layer, 'client', cast, setting.specs, me)
       x, shapes = codecs.flat(value.update)
       # The layer's side does not return the parts of the code; they are needed here, to be sent.
       code = coded.encode(codecs.Keys(ctx.key, ctx.round_key), x, shapes)
-    own = {layer.name: layer.row(engine.context(layer, 'init', cast, setting.specs, me))}
+    own = {
+      layer.name: layer.row(engine.context(setting.layers, layer, 'init', cast, setting.specs, me))
+    }
     value, _, noted, fine = engine.client_pass(
       setting.layers, (layer,), cast, setting.specs, me, value, own
     )
@@ -300,13 +308,17 @@ def _cohort(
   side = layer.sides['cohort']
   ids = jnp.arange(stack.weight.shape[0], dtype=jnp.int32)
   cohort = jax.vmap(scalar_member)(ids, stack.weight > 0)
-  cast = engine.broadcast(seed, round, params, cohort=cohort, servers=states)
+  cast = engine.broadcast(
+    seed, round, params, root=keys.open_root(seed), cohort=cohort, servers=states
+  )
 
   def first(id: jax.Array) -> Tree:
-    return layer.row(engine.context(layer, 'init', cast, setting.specs, scalar_member(id)))
+    return layer.row(
+      engine.context(setting.layers, layer, 'init', cast, setting.specs, scalar_member(id))
+    )
 
   rows = jax.vmap(first)(ids) if rows is None else rows
-  stack, rows, _ = engine.cohort_pass(layer, side, cast, setting.specs, stack, rows)
+  stack, rows, _ = engine.cohort_pass(setting.layers, layer, side, cast, setting.specs, stack, rows)
   return tree.total(stack), rows
 
 
@@ -319,7 +331,7 @@ def _server(
   round: jax.Array,
 ) -> tuple[Tree, dict[str, Tree]]:
   """Runs all server sides, last layer first."""
-  cast = engine.broadcast(seed, round, params, servers=states)
+  cast = engine.broadcast(seed, round, params, root=keys.open_root(seed), servers=states)
   like: Any = setting.specs[setting.layers[-1].name].update
   same: Any = jax.tree.structure(like)
   if same == jax.tree.structure(message.update):

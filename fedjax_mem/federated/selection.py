@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem import engine
-from fedjax_mem.core import Layer, Message, Round, tree
+from fedjax_mem.core import Layer, Message, Round, keys, tree
 from fedjax_mem.federated import recipe
 from fedjax_mem.federated.config import ServerConfig
 from fedjax_mem.federated.data import LocalData
@@ -96,10 +96,11 @@ class Chooser:
     number = len(clients)
     size = min(self._config.max_clients, number)
     layers = self.layers(number, size, clients[0].model.model.loss, step)
+    seed = self._config.seed
     table = self._table([x.client_id for x in clients])
     for attempt in range(_ATTEMPTS):
       empty = {x.name: () for x in layers}
-      cast = engine.broadcast(self._config.seed, round, params, servers=empty)
+      cast = engine.broadcast(seed, round, params, root=keys.open_root(seed), servers=empty)
       # A cohort of random size may be too small: then it is drawn again.
       cast, cohort, _ = engine.select_pass(Round(layers), cast, lambda name: table, attempt)
       ids = [int(i) for i, real in zip(cohort.id, cohort.real, strict=True) if real]

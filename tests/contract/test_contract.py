@@ -86,8 +86,8 @@ def test_two_seeds_differ_where_it_is_random(case):
     np.array_equal(a, b)
     for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(run(case)[0]), strict=True)
   )
-  rounds = suite.draws(make_round(sim.setting), state, sim.population, jnp.uint32(0))
-  if not rounds and not suite.draws(sim._init, tiny.initial(), sim.population, jnp.uint32(0)):
+  rounds = suite.draws(make_round(sim.setting), state, sim.population, *tiny.rooted(0))
+  if not rounds and not suite.draws(sim._init, tiny.initial(), sim.population, *tiny.rooted(0)):
     assert same
   elif same:  # draws that cancel in the sum, such as masks, show in the messages
     one, two = (
@@ -123,7 +123,7 @@ def test_every_execution_gives_the_same(case, mode):
 def test_rounds_can_be_scanned_and_keep_the_types_of_the_state(case):
   sim = simulation(case)
   state = sim.init(tiny.initial())
-  step = lambda s, _: make_round(sim.setting)(s, sim.population, jnp.uint32(0))
+  step = lambda s, _: make_round(sim.setting)(s, sim.population, *tiny.rooted(0))
   after, metrics = jax.eval_shape(lambda s: jax.lax.scan(step, s, None, length=3), state)
   types = lambda t: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), t)
   assert types(after) == types(state)

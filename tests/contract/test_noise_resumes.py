@@ -29,13 +29,13 @@ def simulation(name, mode='vmap'):
 @pytest.mark.parametrize('name', LAYERS)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name):
   sim = simulation(name)
-  seed = np.uint32(3)
-  start = lambda: sim._init(tree.zeros(sim.params), sim.population, seed)
-  whole, _, _ = sim.segment(start(), sim.population, seed, np.int32(9))
-  half, _, _ = sim.segment(start(), sim.population, seed, np.int32(4))
+  seed = tiny.rooted(3)
+  start = lambda: sim._init(tree.zeros(sim.params), sim.population, *seed)
+  whole, _, _ = sim.segment(start(), sim.population, *seed, np.int32(9))
+  half, _, _ = sim.segment(start(), sim.population, *seed, np.int32(4))
   saved = tiny.host(half)  # arrays only: what a checkpoint holds
   other = simulation(name)  # a new process would build all of it anew
-  rest, _, _ = other.segment(saved, other.population, seed, np.int32(5))
+  rest, _, _ = other.segment(saved, other.population, *seed, np.int32(5))
   tiny.assert_same_bits(tiny.host(rest), tiny.host(whole))
 
 

@@ -110,7 +110,7 @@ def seen(sim, name, client=None, away=False):
   pop = given.population(updates)
   params = tree.zeros(sim.params)
   params['b'] = params['b'].at[0].set(float(away))
-  state = sim._init(params, pop, np.uint32(3))
+  state = sim._init(params, pop, *tiny.rooted(3))
   return tiny.vec(given.play(sim, state=state, updates=updates)[2].servers[name])
 
 

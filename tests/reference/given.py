@@ -37,17 +37,18 @@ def build(updates, *layers, select=None, weigh=None, execution='vmap', seed=3):
   params = {k: jnp.zeros(v.shape[1:], v.dtype) for k, v in pop.arrays.items()}
   select = round_robin(n, n) if select is None else select
   round = compose(algorithm(), select, equal(1.0) if weigh is None else weigh, *layers)
-  return simulate(round, params, pop, seed=seed, execution=tiny.MODES[execution], max_rounds=16)
+  mode = tiny.MODES[execution]
+  return simulate(round, params, pop, seed=seed, noise_seed=seed, execution=mode, max_rounds=16)
 
 
 def play(sim, rounds=1, state=None, updates=None, seed=None):
   """Returns (released trees of each round, metrics of each round, last state); compiles once."""
   pop = sim.population if updates is None else population(updates)
-  seed = np.uint32(sim.seed if seed is None else seed)
-  state = sim._init(tree.zeros(sim.params), pop, seed) if state is None else state
+  used = tiny.rooted(sim.seed if seed is None else seed)
+  state = sim._init(tree.zeros(sim.params), pop, *used) if state is None else state
   released, metrics = [], []
   for _ in range(rounds):
-    state, seen, _ = sim.segment(state, pop, seed, np.int32(1))
+    state, seen, _ = sim.segment(state, pop, *used, np.int32(1))
     released.append(tiny.host(state.params))
     metrics.append({k: np.array(v)[0] for k, v in seen.items()})
   return released, metrics, tiny.host(state)

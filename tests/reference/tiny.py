@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Draw, Layer, compose, stack_clients
+from fedjax_mem.core import Draw, Layer, compose, keys, stack_clients
 from fedjax_mem.engine import Execution, Simulation, simulate
 from fedjax_mem.optim import sgd
 from fedjax_mem.stages.algorithm import fedsgd
@@ -123,17 +123,23 @@ def build(round, execution='vmap', seed=SEED, pop=None, params=None, **kwargs) -
   execution = (MODES | POOLED).get(execution, execution)
   params = initial() if params is None else params
   pop = population() if pop is None else pop
+  kwargs.setdefault('noise_seed', seed)  # repeatable, and that of a run without a secret root
   return simulate(round, params, pop, seed=seed, execution=execution, max_rounds=8, **kwargs)
 
 
 def execute(sim: Simulation, rounds=ROUNDS, seed=None, pop=None, state=None, params=None):
   """Returns (state, metrics) as NumPy copies; neither seed nor population compiles anew."""
-  seed = np.uint32(sim.seed if seed is None else seed)
+  used = rooted(sim.seed if seed is None else seed)
   pop = sim.population if pop is None else pop
   if state is None:
-    state = sim._init(initial() if params is None else params, pop, seed)
-  state, metrics, done = sim.segment(state, pop, seed, np.int32(rounds))
+    state = sim._init(initial() if params is None else params, pop, *used)
+  state, metrics, done = sim.segment(state, pop, *used, np.int32(rounds))
   return host(state), {k: np.array(v)[: int(done)] for k, v in metrics.items()}
+
+
+def rooted(seed):
+  """Returns (seed, root) of a run whose noise has the seed's own root."""
+  return np.uint32(seed), np.asarray(keys.open_root(seed))
 
 
 def host(tree):

@@ -13,6 +13,7 @@ from fedjax_mem.core import (
   State,
   Tree,
   Withholds,
+  shapes,
   tree,
 )
 
@@ -29,11 +30,23 @@ def check(layers: Round, specs: dict[str, Tree], sent: Message, state: State) ->
   for layer, side, noise in layers.having(Noises):
     if layer.name not in specs:
       continue
+    if noise.mechanism.correlated:
+      _check_replayed(layer, side, noise, specs[layer.name], state.servers[layer.name])
     if noise.trust == 'local' or side == 'server':
       _check_entering(layers, layer, specs)
     _check_beside(layers, layer, specs, sent, state.servers)
     if noise.trust == 'central':
       _check_memories(layers, layer, state.clients, share=side == 'client')
+
+
+def _check_replayed(layer: Layer, side: str, noise: Noises, spec: Any, state: Tree) -> None:
+  """Raises where noise that is kept in a state could not be drawn again from the secret root."""
+  wanted = jax.eval_shape(lambda: noise.mechanism.init(spec.update))
+  if side != 'server' or not shapes.same(state, wanted):
+    raise IncompatibleStages(
+      f'the noise of {layer.name!r} is correlated, and no checkpoint may hold it: it must be on a '
+      'server side, whose state must be the state of its mechanism and nothing else.'
+    )
 
 
 def _check_entering(layers: Round, layer: Layer, specs: dict[str, Tree]) -> None:

@@ -19,6 +19,7 @@ from fedjax_mem.core import (
   Bound,
   Bounds,
   Context,
+  Covered,
   Layer,
   Message,
   Metrics,
@@ -85,7 +86,9 @@ def adaptive_clip(
       message = kit.restored(ctx, message, message.update)
     below = count / expected + 0.5  # each bit was sent minus 1/2
     new = bound * jnp.exp(-learning_rate * (below - quantile))
-    return message, new, {'bound': bound, 'below': below}
+    # With noise both are releases, of this round and of those before.
+    noted = {'bound': bound, 'below': below}
+    return message, new, {k: Covered(x) for k, x in noted.items()} if noise_multiplier else noted
 
   # The cost of both releases together: each of them has more noise than this multiplier.
   facts = (Noises(mechanisms.Gaussian(noise_multiplier)),) if noise_multiplier else ()

@@ -68,6 +68,7 @@ def filtering(
   num_clients: int | None = None,
   before_draw: bool = False,
   looks: str = 'nothing',
+  public: str = '',
   init: Callable[[Context], Tree] | None = None,
 ) -> Layer:
   """Returns the layer that leaves clients out, either of the cohort or of the eligible clients.
@@ -81,6 +82,7 @@ def filtering(
     before_draw: leave clients out of those that may be drawn. In a cohort of fixed size the
       inclusion probability of the others then grows, from C / N to C / E with E eligible clients.
     looks: what the decision depends on, as in `Looks`.
+    public: what it takes as public, as in `Looks`.
     init: initialises its state.
 
   Raises:
@@ -108,7 +110,7 @@ def filtering(
       cohort = Member(ids, real, cohort.arrived, jnp.where(real, cohort.chance, 1.0))
     return draw._replace(cohort=cohort), state, metrics
 
-  return Layer(name, select=Stage(apply, init, (Looks(looks),)))
+  return Layer(name, select=Stage(apply, init, (Looks(looks, public),)))
 
 
 def each(key: jax.Array, draw: Callable[[jax.Array], jax.Array], ids: jax.Array) -> jax.Array:

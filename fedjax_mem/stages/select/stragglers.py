@@ -17,6 +17,7 @@ def stragglers(
   deadline: float | None = None,
   jitter: float = 0.0,
   looks: str = "others' data",
+  public: str = '',
 ) -> Layer:
   """Returns the layer that gives clients durations, and loses clients that miss the deadline.
 
@@ -42,6 +43,7 @@ def stragglers(
     looks: what the durations depend on: 'nothing' if they are public, 'own data' if each one is a
       function of that client's examples only, else "others' data". Under differential privacy only
       the first two may decide which clients arrive.
+    public: what of clients' data the durations take as public, for every guarantee to say.
 
   Raises:
     ValueError: an argument is out of range.
@@ -66,7 +68,7 @@ def stragglers(
 
   # Without a deadline no client is left out, so the durations decide nothing.
   at = 'nothing' if deadline is None else looks
-  return draws.filtering('deadline', stays, before_work=False, looks=at)
+  return draws.filtering('deadline', stays, before_work=False, looks=at, public=public)
 
 
 def draw_durations(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reference import tiny
 
-from fedjax_mem.core import Layer, Member, keys, scalar_member
+from fedjax_mem.core import Layer, Member, Round, keys, scalar_member
 from fedjax_mem.engine.walk import Cast, context
 
 ROUNDS, CLIENTS = 4, 12
@@ -20,8 +20,9 @@ def handed_out(seed=0):
   cohort = jax.tree.map(lambda x: x[None], scalar_member(0))
   found = []
   for round, name in itertools.product(range(ROUNDS), LAYERS):
-    cast = Cast(jnp.uint32(seed), jnp.int32(round), None, cohort, {}, {}, jnp.zeros(0))
-    told = lambda role, one=None, cast=cast, name=name: context(Layer(name), role, cast, {}, one)
+    cast = Cast(*tiny.rooted(seed), jnp.int32(round), None, cohort, {}, {}, jnp.zeros(0))
+    layer = Layer(name)
+    told = lambda role, one=None, cast=cast, x=layer: context(Round((x,)), x, role, cast, {}, one)
     found.append(((round, name, 'round'), told('server').round_key))
     for role in ('select', 'server', *(['init'] if round == 0 else [])):
       found.append(((round, name, role), told(role).key))

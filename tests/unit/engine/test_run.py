@@ -60,7 +60,7 @@ def test_compiling_alone_changes_nothing(plain):
 
 def test_nothing_is_moved_to_or_from_the_host_within_a_segment(plain):
   state = plain.init(tiny.initial())
-  args = jax.device_put((np.uint32(1), np.int32(3)))
+  args = jax.device_put((*tiny.rooted(1), np.int32(3)))
   with jax.transfer_guard('disallow'):
     _, _, done = plain.segment(state, plain.population, *args)
   assert int(done) == 3

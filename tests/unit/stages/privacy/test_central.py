@@ -82,7 +82,9 @@ def test_metrics_that_epsilon_does_not_cover_say_so():
   for made in (privacy.adaptive_clip(0.4, 6.0), privacy.local(C, Z), privacy.tree(C, Z, 1)):
     sim = given.build({'a': UPDATES['b']}, made)
     layer = sim.setting.layers[-1]
-    state = jax.eval_shape(lambda s=sim: s._init(tree.zeros(s.params), s.population, jnp.uint32(0)))
+    state = jax.eval_shape(
+      lambda s=sim: s._init(tree.zeros(s.params), s.population, *tiny.rooted(0))
+    )
     metrics = jax.eval_shape(make_round(sim.setting), state, sim.population, jnp.uint32(0))[1]
     own = {k.split('/')[1] for k in metrics if k.startswith(f'{layer.name}/')}
     bare = {k for k in own if not k.startswith('uncovered_')}
@@ -165,9 +167,9 @@ def test_an_empty_cohort_releases_noise_all_the_same():
   pop = given.population(given.silence(2000))
   nobody = type(pop)(pop.arrays, pop.index, pop.start, pop.count * 0)
   state = sim._init(
-    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sim.params), nobody, np.uint32(3)
+    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sim.params), nobody, *tiny.rooted(3)
   )
-  state, _, _ = sim.segment(state, nobody, np.uint32(3), np.int32(1))
+  state, _, _ = sim.segment(state, nobody, *tiny.rooted(3), np.int32(1))
   assert np.std(tiny.vec(state.params)) == pytest.approx(C * Z, rel=0.1)
 
 

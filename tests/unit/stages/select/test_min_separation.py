@@ -15,7 +15,7 @@ def cohorts(layer, rounds, seed=3):
   n = layer.fact(Draws).population
   sim = given.build({'a': np.zeros((n, 1), np.float32)}, select=layer, seed=seed)
   _, _, state = given.play(sim, 0)
-  ids = plan.peek(sim.setting, state, np.uint32(seed), rounds)
+  ids = plan.peek(sim.setting, state, *tiny.rooted(seed), rounds)
   return np.asarray(ids)[:, : layer.fact(Draws).capacity]
 
 

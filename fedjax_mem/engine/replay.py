@@ -1,0 +1,37 @@
+"""Correlated noise is not kept on the disk: its state is drawn again from the secret root.
+
+Who has the noise of a run can subtract it from what the run has released. So a checkpoint holds the
+state without it, and a resumed run, which has the root, computes it: as many draws as rounds.
+"""
+
+from typing import Any
+
+import jax
+
+from fedjax_mem.core import Layer, Noises, Round, State, Tree, keys
+from fedjax_mem.engine.round import Setting
+
+
+def noise_layers(layers: Round) -> list[tuple[Layer, str, Noises]]:
+  """Returns (layer, side, fact) wherever noise depends on that of earlier rounds."""
+  return [x for x in layers.having(Noises) if x[2].mechanism.correlated]
+
+
+def without(layers: Round, state: State) -> State:
+  """Returns the state with () in place of each state of noise."""
+  bare: dict[str, Tree] = {x.name: () for x, _, _ in noise_layers(layers)}
+  return state._replace(servers={**state.servers, **bare})
+
+
+def drawn_again(setting: Setting, state: State, root: Any) -> State:
+  """Returns the state with the noise of its rounds so far; the reverse of `without`."""
+  layers, made = setting.layers, dict(state.servers)
+  for x, side, noise in noise_layers(layers):
+
+    def key(round: Any, name: str = x.name, role: str = side) -> jax.Array:
+      return keys.role_key(keys.layer_key(keys.root_key(root), round, name), role)
+
+    bound = layers.bound(x, side, setting.specs)
+    like = setting.specs[x.name].update
+    made[x.name] = noise.mechanism.replayed(key, like, bound, state.round)
+  return state._replace(servers=made)
