@@ -237,7 +237,6 @@ def _client(
   cohort = jax.tree.map(lambda x: x[None], me)
   # No layer of a recipe has client states or reads the server_state.
   held = rows(arrays, count[None])
-  root = keys.open_root(seed)
   cast = engine.broadcast(seed, round, params, root=root, cohort=cohort, population=held)
   row = engine.Row(me, jnp.int32(0), count)
   data = engine.examples(cast, row, count, setting.shape, False, setting.transforms)

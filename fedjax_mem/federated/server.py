@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 import secrets
 import threading
 from collections.abc import Iterable
@@ -248,6 +249,8 @@ class FederatedServer:
       ended = self._end_round(left_out, str(error))
       kind = NotEnoughClients if isinstance(error, NotEnoughClients) else ValueError
       raise kind(ended) from error
+    if self._masks is not None and self._equal:
+      loss = math.nan  # some client has privacy, so all sent 0
     self._model = FederatedModel(self._current().model, new)
     scores = self.contributions
     return self._reported(
@@ -271,10 +274,10 @@ class FederatedServer:
 
   def _end_round(self, left_out: dict[str, str], why: str) -> str:
     """Ends a round of secure aggregation without a sum, and returns what happened."""
-    self._reported((), left_out, float('nan'), 0, {})
+    self._reported((), left_out, math.nan, 0, {})
     ended = (
-      f'{why} Round {self.round - 1} has ended without a sum; the model has not changed. Round '
-      f'{self.round} has new masks: select clients for it.'
+      f'{why} Round {self.round - 1} has ended without a sum; round {self.round} has new masks: '
+      'select clients for it.'
     )
     _log.warning('%s', ended)
     return ended
