@@ -185,6 +185,7 @@ class ServerConfig:
       is not done.
     max_clients: largest number of clients selected for a round, >= min_clients.
     rounds: number of rounds of the run, >= 1; clients compute their noise for so many releases.
+      Rounds of secure aggregation that end without a sum count.
     aggregation: an `AggregationStrategy`, or its value.
     selection_strategy: 'random'; 'importance': in proportion to the norms of the clients' updates;
       or 'contribution': by how much their updates lower the loss on the server's validation

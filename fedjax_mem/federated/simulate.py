@@ -12,7 +12,6 @@ from fedjax_mem.account import Claim, Guarantee, calibrate
 from fedjax_mem.core import (
   Bound,
   Draws,
-  Layer,
   Mechanism,
   Noises,
   Round,
@@ -105,6 +104,7 @@ def simulate_federation(
   notes = () if noise_seed is None else (REPEATABLE,)
   claim: Claim | None = None
   planned = _planned(clients, rounds)
+  layers: Round
   if privacy == 'central':
     layers, claim = _central(recipe, number, cohort, rounds, notes)
   else:
@@ -231,15 +231,15 @@ def _charged(
   return spent._replace(notes=tuple(dict.fromkeys((*spent.notes, *notes))))
 
 
-def _noise(layer: Layer) -> tuple[Mechanism, Bound]:
-  """Returns the noise mechanism of a layer, and the bound that it is scaled to."""
-  noise: Any = layer.fact(Noises)
-  return noise.mechanism, Round([layer]).bound(layer, 'server', {})
+def _noise(layers: Round) -> tuple[Mechanism, Bound]:
+  """Returns the noise mechanism of a round, and the bound that it is scaled to."""
+  layer, side, noise = layers.having(Noises)[0]
+  return noise.mechanism, layers.bound(layer, side, {})
 
 
 def _central(
   recipe: recipes.Recipe, number: int, cohort: int, rounds: int, notes: tuple[str, ...]
-) -> tuple[tuple[Layer, ...], Claim]:
+) -> tuple[Round, Claim]:
   """Returns the layers of a round in which the server noises the sum, and what they claim."""
   config: PrivacyConfig | None = recipe.privacy
   if config is None or mechanisms.find(config.mechanism).norm != 'l2':
@@ -249,19 +249,18 @@ def _central(
     )
   chooser = select.uniform(number, cohort)
   sampling: Any = chooser.fact(Draws)
-  noise = config.noise_multiplier
-  make = functools.partial(
+  coded = (compression.layer(recipe.compression),) if recipe.compression else ()
+  plain = recipe.algorithm(), chooser, weigh.equal(float(cohort)), *coded
+  central = functools.partial(
     layers_of_privacy.central, config.max_grad_norm, mechanism=config.mechanism
   )
+  noise = config.noise_multiplier
   if noise is None:
-    like, bound = _noise(make(1.0))
+    like, bound = _noise(compose(*plain, central(1.0)))
     budget = config.epsilon, config.delta
     found = calibrate.noise_multiplier(*budget, sampling, rounds, like, bound=bound)
     noise = float(found.mechanism.noise_multiplier)
-  noisy = make(noise)
-  mechanism, bound = _noise(noisy)
+  layers = compose(*plain, central(noise))
+  mechanism, bound = _noise(layers)
   how: dict[str, Any] = {'delta': config.delta, 'bound': bound, 'notes': notes}
-  claim = account.claim(sampling, mechanism, rounds=rounds, **how)
-  coded = (compression.layer(recipe.compression),) if recipe.compression else ()
-  layers = compose(recipe.algorithm(), chooser, weigh.equal(float(cohort)), *coded, noisy)
-  return layers, claim
+  return layers, account.claim(sampling, mechanism, rounds=rounds, **how)
