@@ -5,7 +5,7 @@ that the engine compiles into whole rounds. `simulate_federation` runs them by t
 """
 
 from fedjax_mem.federated.budget import PrivacyBudgetExceeded
-from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Metadata
+from fedjax_mem.federated.client import FederatedClient
 from fedjax_mem.federated.compression import Compressed, ModelCompressor
 from fedjax_mem.federated.config import (
   AggregationStrategy,
@@ -20,6 +20,7 @@ from fedjax_mem.federated.model import FederatedModel, as_model
 from fedjax_mem.federated.privacy import DifferentialPrivacy, PrivacyAccountant
 from fedjax_mem.federated.server import FederatedServer, RoundReport
 from fedjax_mem.federated.simulate import SimulationResult, simulate_federation
+from fedjax_mem.federated.update import FederatedUpdate, Metadata
 from fedjax_mem.secagg.aggregator import SecureAggregator
 
 __all__ = (

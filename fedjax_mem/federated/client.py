@@ -1,12 +1,11 @@
 """The client: trains on its own examples, and sends a signed update."""
 
 import dataclasses
-import struct
 import threading
 import time
 import zlib
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,94 +17,13 @@ from fedjax_mem.federated import recipe as recipes
 from fedjax_mem.federated.config import ClientConfig
 from fedjax_mem.federated.model import FederatedModel, as_model, check_labels
 from fedjax_mem.federated.privacy import DifferentialPrivacy
+from fedjax_mem.federated.update import FederatedUpdate, Metadata
 from fedjax_mem.secagg.errors import ProtocolError
 from fedjax_mem.stages import compress as codecs
 
-_METADATA = struct.Struct('<qddd?qqd')  # the bytes that are signed
-_PRESENT = struct.Struct('<8?')  # which fields are sent
-# Largest weight * loss in a masked sum, of which sums have room for 2 ** 20.
+# Largest weight * loss in a masked sum, which has room for 2 ** 20 a client.
 _LOSS_LIMIT = 2.0**19
-
-T = TypeVar('T')
-# What depends on a client's examples and gets no noise; None where it stays with the client.
-Uncovered = Annotated[T | None, NOT_COVERED]
 _NOTE = f'examples, losses, norms and times that clients report beside updates: {NOT_COVERED}'
-
-
-class Metadata(NamedTuple):
-  """Facts that a client reports beside its update.
-
-  Those of the type `Uncovered` depend on its examples and get no noise: no ε covers them. Under
-  secure aggregation they stay with the client, and are None.
-
-  Attributes:
-    num_examples: number of examples it trained on.
-    loss_before: mean loss in nats at the parameters it received.
-    loss_after: mean loss in nats after training.
-    norm: L2 norm of the whole update before clipping.
-    clipped: whether the update was clipped.
-    bytes: bytes of the message as sent.
-    dense_bytes: bytes of the message if it were not compressed.
-    seconds: seconds of training.
-  """
-
-  num_examples: Uncovered[int]
-  loss_before: Uncovered[float]
-  loss_after: Uncovered[float]
-  norm: Uncovered[float]
-  clipped: Uncovered[bool]
-  bytes: int
-  dense_bytes: int
-  seconds: Uncovered[float]
-
-
-def packed(metadata: Metadata) -> bytes:
-  """Returns the bytes of metadata that are signed: which fields are sent, and their values."""
-  present = _PRESENT.pack(*(x is not None for x in metadata))
-  return present + _METADATA.pack(*(0 if x is None else x for x in metadata))
-
-
-@dataclasses.dataclass(frozen=True)
-class FederatedUpdate:
-  """A client's signed update.
-
-  A transport has to carry all fields but `values`, which the server never reads.
-
-  Attributes:
-    run_id: id of the server's run.
-    client_id: id of the client that sends it.
-    round: number of the round it is for, from 0.
-    model_hash: SHA-256 of the parameters that the client started from.
-    data: the message as sent: compressed, or masked.
-    metadata: facts that the client reports.
-    signature: Ed25519 signature of all fields above, 64 bytes.
-    values: the update that the server decodes from `data`: server - client, after clip and noise,
-      times the client's weight; None if the message is masked.
-  """
-
-  run_id: str
-  client_id: str
-  round: int
-  model_hash: bytes
-  data: bytes
-  metadata: Metadata
-  signature: bytes
-  values: Any
-
-  @property
-  def statement(self) -> bytes:
-    """The bytes that are signed.
-
-    Raises:
-      Unauthentic: a field has a wrong type, so that no client can have signed it.
-    """
-    try:
-      metadata = packed(self.metadata)
-      return identity.statement(
-        self.run_id, self.client_id, self.round, self.model_hash, self.data, metadata
-      )
-    except (AttributeError, TypeError, ValueError, struct.error) as error:
-      raise identity.Unauthentic(f'malformed: {error}') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,14 +213,16 @@ class FederatedClient:
       start, place, round = self.model, self._place, self._round
       now = (place.run_id, round, start.digest)
       done = self._done
-      if done is None or not place.run_id or done.about[:2] != now[:2]:
-        done = _Done(now, None, None, *self._computed(start, place, round))
-      elif done.about != now:
-        if self.privacy is not None:
-          # The noise is computed for one release a round.
-          raise ValueError(
-            f'client {self.client_id!r} must train once in round {round}, got other parameters.'
-          )
+      if done is not None and (not place.run_id or done.about[:2] != now[:2]):
+        done = None  # of another round
+      if place.secure is not None and (done is None or done[:2] != (now, place)):
+        self._check_unmasked(place, round)
+      if done is not None and done.about != now and self.privacy is not None:
+        # The noise is computed for one release a round.
+        raise ValueError(
+          f'client {self.client_id!r} must train once in round {round}, got other parameters.'
+        )
+      if done is None or done.about != now:
         done = _Done(now, None, None, *self._computed(start, place, round))
       if done.place is not place:  # selected again
         done = done._replace(place=place, update=self._signed(done, place))
@@ -311,6 +231,17 @@ class FederatedClient:
         self._round += 1
       update: FederatedUpdate = done.update
       return update
+
+  def _check_unmasked(self, place: Place, round: int) -> None:
+    """Raises `ProtocolError` if an update of this round, or of a later one, was masked before.
+
+    The difference of two masked sums of a round would be one client's update.
+    """
+    if round <= self._masked.get(place.run_id, -1):
+      raise ProtocolError(
+        f'client {self.client_id!r} must mask its update of round {round} once, got another '
+        'request: a new round has new masks.'
+      )
 
   def _computed(self, start: FederatedModel, place: Place, round: int) -> tuple[Any, float]:
     """Returns (the computed update, seconds), and charges the privacy budget for its release."""
@@ -366,12 +297,6 @@ class FederatedClient:
     """Returns the message as bytes: masked, compressed or dense."""
     weight = float(sent.message.weight)
     if place.secure is not None:
-      # Two sums that differ by this client's masks alone would show its update.
-      if round <= self._masked.get(place.run_id, -1):
-        raise ProtocolError(
-          f'client {self.client_id!r} must mask its update of round {round} once, got another '
-          'request: a new round has new masks.'
-        )
       mean = jax.tree.map(lambda x: np.asarray(x, np.float32) / weight, sent.message.update)
       masked = place.secure((mean, self._loss(sent, place, weight)), self.client_id, weight)
       self._masked[place.run_id] = round

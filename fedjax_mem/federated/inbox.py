@@ -11,8 +11,9 @@ import numpy as np
 
 from fedjax_mem.core import Message, tree
 from fedjax_mem.federated import compression, identity
-from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Metadata, Place
+from fedjax_mem.federated.client import FederatedClient, Place
 from fedjax_mem.federated.registry import Registry
+from fedjax_mem.federated.update import FederatedUpdate, Metadata
 from fedjax_mem.secagg.aggregator import EncryptedUpdate
 from fedjax_mem.stages import compress as codecs
 

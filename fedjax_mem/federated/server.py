@@ -12,12 +12,13 @@ from typing import Any
 from fedjax_mem.federated import data, inbox, scheduler
 from fedjax_mem.federated import model as models
 from fedjax_mem.federated.aggregator import Aggregator
-from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Place
+from fedjax_mem.federated.client import FederatedClient, Place
 from fedjax_mem.federated.config import AggregationStrategy, NotEnoughClients, ServerConfig
 from fedjax_mem.federated.model import FederatedModel, check_labels
 from fedjax_mem.federated.privacy import ClientsAccountant, DifferentialPrivacy
 from fedjax_mem.federated.registry import Registry
 from fedjax_mem.federated.selection import Chooser
+from fedjax_mem.federated.update import FederatedUpdate
 from fedjax_mem.secagg.aggregator import SecureAggregator
 
 _log = logging.getLogger('fedjax_mem.federated')
