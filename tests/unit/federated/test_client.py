@@ -196,6 +196,8 @@ def test_under_masks_and_privacy_the_losses_stay_at_home():
   clients = [client(0, privacy_config=PRIVACY), client(1), client(2)]
   report = asyncio.run(made.aggregate(sent_in(made, *clients)))
   assert math.isnan(report.loss) and len(report.participants) == 3
+  sent = dataclasses.make_dataclass('Sent', ['before'])(1.5)
+  assert all(x._loss(sent, x._place, 1.0) == 0 for x in clients)
 
 
 @pytest.mark.parametrize('loss', [float('nan'), float('inf'), 1e30])
