@@ -245,9 +245,7 @@ class PrivacyAccountant:
     if len(steps) == 1:
       (((noise, rate), count),) = steps.items()
       sampling = Draws('poisson', _POPULATION, rate * _POPULATION, _POPULATION)
-      made = account.accountant.Claim(
-        sampling, mechanisms.Gaussian(noise), 'add_or_remove_one', 'rdp'
-      )
+      made = account.Claim(sampling, mechanisms.Gaussian(noise), 'add_or_remove_one', 'rdp')
       return made.epsilon(count, self.target_delta)
     return self._composed(steps)
 
