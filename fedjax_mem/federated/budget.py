@@ -1,5 +1,6 @@
 """The budget of one client: what it has released, in a ledger that refuses what would exceed it."""
 
+import dataclasses
 import functools
 
 from fedjax_mem.account import Claim, Guarantee, Ledger, ledger
@@ -10,8 +11,8 @@ class PrivacyBudgetExceeded(RuntimeError):
 
 
 @functools.lru_cache(maxsize=256)
-def _entry(made: Claim, delta: float, releases: int) -> ledger.Entry:
-  return ledger.ahead('client', made, releases, delta)
+def _entry(made: Claim, delta: float, budget: float, releases: int) -> ledger.Entry:
+  return ledger.ahead('client', made, releases, delta, budget=budget)
 
 
 class Budget:
@@ -46,6 +47,7 @@ class Budget:
     Raises:
       PrivacyBudgetExceeded: they would exceed the budget, or others were charged before.
     """
+    made = self._as_before(made)
     if self._claim not in (None, made):
       raise PrivacyBudgetExceeded(
         f'releases must all be of one noise and one draw, got others after {self.releases} '
@@ -68,8 +70,9 @@ class Budget:
       PrivacyBudgetExceeded: as `check`; nothing is charged.
     """
     before = self.releases
-    self.check(made, planned, more).advance(before + more)
-    self._claim, self.releases = made, before + more
+    found = self.check(made, planned, more)
+    found.advance(before + more)
+    self._claim, self.releases = found.entry.claim, before + more
     self._notes = tuple(dict.fromkeys((*self._notes, *made.notes)))
     return before
 
@@ -78,8 +81,19 @@ class Budget:
     entry = self._ahead(self._claim or made, planned, 0)
     return entry.guarantee(self.releases)._replace(notes=self._notes or made.notes)
 
+  def _as_before(self, made: Claim) -> Claim:
+    """Returns the claim by the accountant of the first release: what was stated stays true.
+
+    Of two plans of one noise, 'auto' may choose another for the longer one.
+    """
+    if self._claim is None:
+      return made
+    kept = self._claim
+    return dataclasses.replace(made, accountant=kept.accountant, truncated=kept.truncated)
+
   def _ahead(self, made: Claim, planned: int, more: int) -> ledger.Entry:
     """Returns epsilon after each of the planned releases, and further ones that are asked for."""
     last = max(1, self.releases + more)
     # Powers of two: few trajectories are computed, however many releases follow the planned ones.
-    return _entry(made, self._delta, planned if last <= planned else 1 << (last - 1).bit_length())
+    ahead = planned if last <= planned else 1 << (last - 1).bit_length()
+    return _entry(made, self._delta, self._epsilon, ahead)

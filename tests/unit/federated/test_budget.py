@@ -49,6 +49,18 @@ def test_one_kind_of_release_alone():
   assert budget.releases == 1
 
 
+def test_the_accountant_of_the_first_release_stays():
+  budget = Budget(50.0, DELTA)
+  by = {
+    x: account.claim(None, mechanisms.Gaussian(5.0), rounds=9, delta=DELTA, accountant=x)
+    for x in ('rdp', 'pld')
+  }
+  budget.charge(by['rdp'], 9)
+  budget.charge(by['pld'], 9)
+  assert budget.spent(by['pld'], 9).accountant == 'RDP'
+  assert budget.spent(by['pld'], 9).epsilon == pytest.approx(by['rdp'].epsilon(2, DELTA))
+
+
 def test_notes_stay():
   budget = Budget(50.0, DELTA)
   budget.charge(local(5.0, ('first',)), 9)

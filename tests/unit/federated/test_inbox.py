@@ -195,9 +195,7 @@ def test_a_secure_round_that_ends_below_its_threshold_uses_up_its_number():
   before = made.get_global_model().digest
   updates = updates_of(made.select_clients(clients))
   # More than half are needed, to have the secrets.
-  with pytest.raises(
-    NotEnoughClients, match=r'3 or more.*Round 0 has ended without a sum'
-  ):
+  with pytest.raises(NotEnoughClients, match=r'3 or more.*Round 0 has ended without a sum'):
     asyncio.run(made.aggregate(updates[:2]))
   assert made.round == 1 and made.get_global_model().digest == before
   (report,) = made.reports
