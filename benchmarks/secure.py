@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -27,19 +26,12 @@ from fedjax_mem.secagg import graph, protocol
 
 def session(clients: int, params: int, args: argparse.Namespace) -> protocol.Session:
   """Returns the session of one measurement."""
-  sparse: dict[str, Any] = {}
-  threshold = clients // 2 + 1
+  degree, seed = graph.complete(clients), b''
   if not args.complete:
-    found = graph.degree(clients, corrupt=args.corrupt, dropout=args.dropout)
-    threshold = found.threshold
-    sparse = {'neighbours': found.neighbours, 'graph_seed': os.urandom(16)}
+    degree = graph.degree(clients, corrupt=args.corrupt, dropout=args.dropout)
+    seed = os.urandom(16)
   return protocol.Session(
-    name=os.urandom(32),
-    num_clients=clients,
-    threshold=threshold,
-    size=params,
-    bound=2**20,
-    **sparse,
+    name=os.urandom(32), degree=degree, size=params, bound=2**20, graph_seed=seed
   )
 
 

@@ -1,14 +1,11 @@
 """Privacy accounting on the host: epsilon by RDP and PLD, calibration, and the ledger of a run.
 
-`epsilon` is computed in `accountant.py`, from the event that a mechanism states for its rounds.
+`accountant.py` chooses the accountant; `claims.py` computes epsilon, from the event that a
+mechanism states for its rounds.
 """
 
-from fedjax_mem.account.accountant import (
-  Claim,
-  claim,
-  epsilon,
-  trajectory,
-)
+from fedjax_mem.account.accountant import claim, epsilon, trajectory
+from fedjax_mem.account.claims import Claim
 from fedjax_mem.account.guarantee import NOT_COVERED, Guarantee, Trajectory, level
 from fedjax_mem.account.ledger import Ledger
 from fedjax_mem.account.local_ledger import LocalLedger

@@ -1,19 +1,25 @@
-"""Calibration of a private run: its noise, its rounds or its cohort, each from the other two."""
+"""Calibration of a private run: its noise, its rounds or its cohort, each from the other two.
+
+Under the accountant 'auto' the number is found by RDP, which is cheap, and from there by PLD. The
+better of the two is taken, and stated by the accountant whose epsilon is less.
+"""
 
 import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar, Unpack
 
-from fedjax_mem.account import poisson
-from fedjax_mem.account.accountant import Claim, ClaimOptions, claim
+from fedjax_mem.account import events, poisson
+from fedjax_mem.account.accountant import ClaimOptions, claim
+from fedjax_mem.account.claims import Claim
 from fedjax_mem.account.guarantee import Guarantee
-from fedjax_mem.core import Draws, Mechanism, validate
+from fedjax_mem.account.search import largest
+from fedjax_mem.core import Draws, IncompatibleStages, Mechanism, validate
 from fedjax_mem.mechanisms import Gaussian
 
 T = TypeVar('T')
 Point = tuple[Draws | None, Mechanism, int]  # sampling, mechanism and rounds of a run
-_LEAST_NOISE, _MOST_NOISE = 1e-3, 1e9
+_LEAST_NOISE, _MOST_NOISE, _LEAST_EPSILON = 1e-3, 1e9, 1e-12
 
 
 class Calibrated(NamedTuple):
@@ -57,22 +63,21 @@ def noise_multiplier(
   validate.positive(target_epsilon=target_epsilon)
   mechanism = mechanism or Gaussian(1.0)
 
-  def solve(made: Claim) -> float:
+  def solve(made: Claim, guess: float | None) -> float:
     def epsilon(noise: float) -> float:
       noisy = made.mechanism.with_multiplier(noise)
       return dataclasses.replace(made, mechanism=noisy).epsilon(rounds, delta)
 
-    guess = 1.0
-    if made.accountant == 'pld':  # RDP is cheap and close, where it has an event
+    if guess is None and made.accountant == 'pld':  # RDP is cheap and close, where it has an event
       by_rdp = dataclasses.replace(made, accountant='rdp', truncated=False)
-      if by_rdp.supported(rounds):
-        guess = solve(by_rdp)
-    return _least_noise(epsilon, target_epsilon, guess, 1e-5 if made.accountant == 'pld' else 1e-8)
+      guess = solve(by_rdp, None) if by_rdp.supported(rounds) else None
+    tolerance = 3e-6 if made.accountant == 'pld' else 1e-8
+    return _least_noise(epsilon, target_epsilon, guess or 1.0, tolerance)
 
   def at(noise: float) -> Point:
     return sampling, mechanism.with_multiplier(noise), rounds
 
-  return _settle(solve, at, sampling, mechanism, rounds, delta, how)
+  return _settle(solve, at, min, sampling, mechanism, rounds, delta, how)
 
 
 def _least_noise(
@@ -92,9 +97,10 @@ def _least_noise(
 
   from scipy import optimize
 
-  root = optimize.brentq(
-    lambda x: epsilon(math.exp(x)) - target, math.log(low), math.log(high), xtol=tolerance
-  )
+  def above(log_noise: float) -> float:  # nearly a straight line
+    return math.log(max(epsilon(math.exp(log_noise)), _LEAST_EPSILON) / target)
+
+  root = optimize.brentq(above, math.log(low), math.log(high), xtol=tolerance)
   for margin in (0.0, 1.0, 2.0, 10.0):
     noise = math.exp(root + margin * tolerance)
     if epsilon(noise) <= target:
@@ -118,16 +124,16 @@ def rounds(
   validate.integer(most=most)
   most = min(most, mechanism.horizon(sampling) or most)
 
-  def solve(made: Claim) -> int:
+  def solve(made: Claim, guess: int | None) -> int:
     first = made.epsilon(1, delta)
     if first > target_epsilon:
       raise ValueError(
         f'target_epsilon must be at least {first:.4g}, what one round costs, got '
         f'{target_epsilon!r}; add noise or select fewer clients.'
       )
-    return _largest(lambda r: made.epsilon(r, delta) <= target_epsilon, most)
+    return largest(lambda r: made.epsilon(r, delta) <= target_epsilon, most, guess or 1)
 
-  return _settle(solve, lambda r: (sampling, mechanism, r), sampling, mechanism, 1, delta, how)
+  return _settle(solve, lambda r: (sampling, mechanism, r), max, sampling, mechanism, 1, delta, how)
 
 
 def cohort(
@@ -154,17 +160,22 @@ def cohort(
   """
   validate.positive(target_epsilon=target_epsilon)
 
-  def made(size: int) -> Claim:
-    sized = resize(sampling, size, rounds, delta, target_epsilon)
-    return claim(sized, mechanism, rounds=rounds, delta=delta, **how)
+  def solve(name: str, guess: int | None) -> int:
+    def epsilon(size: int) -> float:
+      sized = resize(sampling, size, rounds, delta, target_epsilon)
+      made = claim(sized, mechanism, rounds=rounds, delta=delta, **(how | {'accountant': name}))
+      return made.epsilon(rounds, delta)
 
-  if made(1).epsilon(rounds, delta) > target_epsilon:
-    raise ValueError(
-      f'target_epsilon must be at least {made(1).epsilon(rounds, delta):.4g}, what a cohort of one '
-      f'costs in {rounds} rounds, got {target_epsilon!r}; add noise or run fewer rounds.'
-    )
-  size = _largest(lambda c: made(c).epsilon(rounds, delta) <= target_epsilon, sampling.population)
-  found = made(size)
+    if epsilon(1) > target_epsilon:
+      raise ValueError(
+        f'target_epsilon must be at least {epsilon(1):.4g}, what a cohort of one costs in {rounds} '
+        f'rounds, got {target_epsilon!r}; add noise or run fewer rounds.'
+      )
+    return largest(lambda size: epsilon(size) <= target_epsilon, sampling.population, guess or 1)
+
+  size = _best(solve, max, how)
+  sized = resize(sampling, size, rounds, delta, target_epsilon)
+  found = claim(sized, mechanism, rounds=rounds, delta=delta, **how)
   return Calibrated(mechanism, found.sampling, rounds, found.guarantee(rounds, delta))
 
 
@@ -179,45 +190,59 @@ def resize(
   return dataclasses.replace(sampling, expected=expected, capacity=int(expected), min_sep=apart)
 
 
-def _largest(fits: Callable[[int], bool], most: int) -> int:
-  """Returns the largest k in [1, most] with fits(k), given fits(1) and that fits is monotone."""
-  low, high = 1, 2
-  while high <= most and fits(high):
-    low, high = high, 2 * high
-  high = min(high, most + 1)
-  while high - low > 1:
-    middle = (low + high) // 2
-    low, high = (middle, high) if fits(middle) else (low, middle)
-  return low
+def _best(solve: Callable[[str, T | None], T], better: Callable[[T, T], T], how: ClaimOptions) -> T:
+  """Returns the better of the solutions by each accountant, RDP first, or by the one asked for.
+
+  Args:
+    solve: (accountant, guess) -> solution; the guess is the solution of the accountant before.
+    better: of two solutions.
+    how: options of the claim.
+
+  Raises:
+    ValueError: there is no solution; the reason is that of the last accountant that has an event.
+  """
+  asked = how.get('accountant', 'auto')
+  found, errors = None, []
+  for name in events.ACCOUNTANTS if asked == 'auto' else (asked,):
+    try:
+      other = solve(name, found)
+    except ValueError as error:
+      errors.append(error)
+      continue
+    found = other if found is None else better(found, other)
+  if found is None:
+    raise next((x for x in errors[::-1] if not isinstance(x, IncompatibleStages)), errors[0])
+  return found
 
 
 def _settle(
-  solve: Callable[[Claim], T],
+  solve: Callable[[Claim, T | None], T],
   at: Callable[[T], Point],
+  better: Callable[[T, T], T],
   sampling: Draws | None,
   mechanism: Mechanism,
   first_rounds: int,
   delta: float,
   how: ClaimOptions,
 ) -> Calibrated:
-  """Returns the solution by one accountant, or by PLD if only a truncated cohort can be claimed.
+  """Returns the solution, found as if no cohort overflowed, or by PLD for a truncated cohort.
 
-  The first claim is made as if no cohort overflowed, so that the accountant does not change during
-  the search.
+  So the claim does not change during the search.
   """
   roomy = sampling
   if sampling is not None:
     roomy = dataclasses.replace(sampling, capacity=sampling.population)
-  start = claim(roomy, mechanism, rounds=first_rounds, delta=delta, **how)
-  made = dataclasses.replace(start, sampling=sampling)
-  found = solve(made)
-  settled = _claim_at(at(found), delta, how)
-  if settled.truncated:
-    found = solve(settled)
-    settled = dataclasses.replace(settled, mechanism=at(found)[1])
-  return Calibrated(
-    settled.mechanism, sampling, at(found)[2], settled.guarantee(at(found)[2], delta)
-  )
+
+  def one(name: str, guess: T | None) -> T:
+    asked: ClaimOptions = {**how, 'accountant': name}
+    start = claim(roomy, mechanism, rounds=first_rounds, delta=delta, **asked)
+    found = solve(dataclasses.replace(start, sampling=sampling), guess)
+    settled = _claim_at(at(found), delta, asked)
+    return solve(settled, found) if settled.truncated else found
+
+  point = at(_best(one, better, how))
+  settled = _claim_at(point, delta, how)
+  return Calibrated(point[1], sampling, point[2], settled.guarantee(point[2], delta))
 
 
 def _claim_at(point: Point, delta: float, how: ClaimOptions) -> Claim:

@@ -101,7 +101,7 @@ def rdp_epsilon(
   return np.maximum.accumulate(epsilon)[back]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def _loss(event: Any, adjacency: str, interval: float) -> Any:
   """Returns the privacy loss distribution of one event that has sampling or Laplace noise."""
   import dp_accounting
@@ -170,8 +170,18 @@ def gaussian_epsilon(event: Any, count: int, adjacency: str, delta: float) -> fl
 def pld_epsilon(event: Any, count: int, adjacency: str, delta: float, interval: float) -> float:
   """Returns epsilon of `count` compositions of an event.
 
-  The grid has that interval if `has_grid`, else the library's own.
+  The grid has that interval if `has_grid`, else the library's own. Results are kept, unless the
+  event has no hash.
   """
+  try:
+    return _kept_pld(event, count, adjacency, delta, interval)
+  except TypeError:
+    return _kept_pld.__wrapped__(event, count, adjacency, delta, interval)
+
+
+@functools.lru_cache(maxsize=4096)
+def _kept_pld(event: Any, count: int, adjacency: str, delta: float, interval: float) -> float:
+  """Returns epsilon of `count` compositions of an event."""
   if not has_grid(event):
     return float(_accountant('pld', adjacency).compose(event, count).get_epsilon(delta))
   return float(_loss(event, adjacency, interval).self_compose(count).get_epsilon_for_delta(delta))

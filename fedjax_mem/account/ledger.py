@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, Unpack
 
 from fedjax_mem import mechanisms
-from fedjax_mem.account.accountant import Claim, Options, claim
+from fedjax_mem.account.accountant import Options, claim
+from fedjax_mem.account.claims import Claim
 from fedjax_mem.account.guarantee import NOT_COVERED, Guarantee
 from fedjax_mem.core import Bound, Draws, Mechanism, validate
 from fedjax_mem.core.mechanism import path as path_of
@@ -104,7 +105,7 @@ class Ledger:
     if budget is not None:
       validate.positive(budget=budget)
     made = claim(sampling, mechanism, rounds=rounds, delta=delta, **how)
-    return cls(ahead(layer, made, rounds, delta), budget)
+    return cls(ahead(layer, made, rounds, delta, budget=budget), budget)
 
   def stop_before(self, round: int) -> bool:
     """Returns whether round `round` (from 1) would exceed the budget.
@@ -176,21 +177,30 @@ class Ledger:
     return read(path, 'central', cls.from_dict)
 
   def resume(self, path: str | os.PathLike[str]) -> 'Ledger':
-    """Returns this plan with what a saved ledger of the same run has charged.
+    """Returns this plan with what a saved ledger of the same run has charged, and its accountant.
 
     Raises:
-      ValueError: the file is no ledger, or one with another noise, sampler or delta.
+      ValueError: the file is no ledger, or one with another noise, sampler, delta, or accountant
+        than the one asked for.
     """
     saved = Ledger.load(path)
-    check_same(saved.entry, self.entry, path)
-    as_long = saved.planned == self.planned
-    entry = (saved.entry if as_long else self.entry).noting(saved.entry, self.entry)
+    entry = resumed(saved.entry, self.entry, path, budget=self.budget)
     return Ledger(entry, self.budget, saved.charged, saved.done)
 
 
-def ahead(layer: str, made: Claim, rounds: int, delta: float, every: int = 1) -> Entry:
-  """Returns the entry of a claim, with epsilon after each `every`-th of `rounds` rounds."""
-  path = made.trajectory(rounds, delta)
+def ahead(
+  layer: str,
+  made: Claim,
+  rounds: int,
+  delta: float,
+  every: int = 1,
+  budget: float | None = None,
+) -> Entry:
+  """Returns the entry of a claim, with epsilon after each `every`-th of `rounds` rounds.
+
+  Where only some of the values are exact, that of the last round within the budget is.
+  """
+  path = made.trajectory(rounds, delta, every=every, budget=budget)
   return Entry(
     layer,
     made,
@@ -268,6 +278,41 @@ def entry_from_dict(data: Mapping[str, Any]) -> Entry:
   return Entry(
     data['layer'], made, data['target_delta'], _known(data['epsilon']), tuple(data['delta'])
   )
+
+
+def resumed(
+  saved: Entry,
+  planned: Entry,
+  path: str | os.PathLike[str],
+  every: int = 1,
+  budget: float | None = None,
+) -> Entry:
+  """Returns the entry of a run that goes on, as it was accounted for so far.
+
+  An accountant that 'auto' chose gives way to that of the saved entry: what was stated stays true.
+
+  Args:
+    saved: entry of the saved ledger.
+    planned: entry of the whole run as it is planned now.
+    path: file of the saved ledger, for messages.
+    every: rounds of the claim between two values of epsilon.
+    budget: the epsilon not to exceed, or None.
+
+  Raises:
+    ValueError: the saved entry accounts for another run.
+  """
+  made = planned.claim
+  if made.chosen:
+    old = saved.claim
+    made = dataclasses.replace(made, accountant=old.accountant, truncated=old.truncated)
+  check_same(saved, planned._replace(claim=made), path)
+  if len(saved.epsilon) == len(planned.epsilon):
+    planned = saved._replace(claim=made)
+  elif made != planned.claim:
+    planned = ahead(
+      planned.layer, made, len(planned.epsilon) * every, planned.target_delta, every, budget
+    )
+  return planned.noting(saved, planned)
 
 
 def check_same(saved: Entry, planned: Entry, path: str | os.PathLike[str]) -> None:

@@ -92,7 +92,7 @@ class LocalLedger:
       unit='client' if batches is None else 'example',
       **how,
     )
-    item = ledgers.ahead(name, made, rounds * steps, delta, every=steps)
+    item = ledgers.ahead(name, made, rounds * steps, delta, every=steps, budget=budget)
     return cls(item, np.zeros(num_clients, np.int64), steps, budget)
 
   @property
@@ -219,17 +219,17 @@ class LocalLedger:
     return ledgers.read(path, 'local', cls.from_dict)
 
   def resume(self, path: str | os.PathLike[str]) -> 'LocalLedger':
-    """Returns this plan with the participations of a saved ledger of the same run.
+    """Returns this plan with the participations, and the accountant, of a saved ledger of the run.
 
     Raises:
-      ValueError: the file is no ledger, or one of another noise, population or delta.
+      ValueError: the file is no ledger, or one of another noise, population, delta, or accountant
+        than the one asked for.
     """
     saved = LocalLedger.load(path)
-    ledgers.check_same(saved.entry, self.entry, path)
     if (saved.steps, len(saved.counts)) != (self.steps, len(self.counts)):
       raise ValueError(
         f'{path} must be the ledger of {len(self.counts)} clients and {self.steps} steps, got '
         f'{len(saved.counts)} and {saved.steps}.'
       )
-    entry = self.entry.noting(saved.entry, self.entry)
+    entry = ledgers.resumed(saved.entry, self.entry, path, self.steps, self.budget)
     return LocalLedger(entry, saved.counts, self.steps, self.budget, saved.trail, saved.done)

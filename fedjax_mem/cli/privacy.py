@@ -23,7 +23,7 @@ class _Question:
     Literal['gaussian', 'laplace', 'discrete_gaussian'], arg(help='Which noise.')
   ] = 'gaussian'
   accountant: Annotated[
-    Literal['auto', 'rdp', 'pld'], arg(help='Which accountant: auto takes RDP where it is valid.')
+    Literal['auto', 'rdp', 'pld'], arg(help='Which accountant: auto takes the smaller epsilon.')
   ] = 'auto'
   adjacency: Annotated[
     str | None,

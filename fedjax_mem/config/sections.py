@@ -305,7 +305,7 @@ class PrivacySection(Section):
     target_epsilon: budget of the whole run, > 0: the run ends before the round that would exceed
       it, and a stage without a `noise_multiplier` gets the least noise that keeps it; None = no
       budget.
-    accountant: 'rdp', 'pld' or 'auto' (RDP where it is valid).
+    accountant: 'rdp', 'pld' or 'auto' (the one that states the smaller epsilon).
     adjacency: neighbouring relation; None = the one that the accountant supports for the sampler.
   """
 

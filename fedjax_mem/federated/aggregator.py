@@ -1,6 +1,6 @@
 """Aggregation of a round's messages on the server: the sides of one `Round`, run over objects."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,19 @@ from fedjax_mem.stages.select.contribution import Score
 Now = tuple[np.uint32, np.int32]  # seed of the run, round from 0
 
 
+class Stepped(NamedTuple):
+  """The results of the server's step.
+
+  Attributes:
+    params: the new parameters.
+    loss: mean loss before training in nats: over all examples, or over clients where all have equal
+      weights; NaN where it is not known.
+  """
+
+  params: Any
+  loss: float
+
+
 class Aggregator:
   """Keeps the server states of a run, and takes the server's step of each round.
 
@@ -35,8 +48,10 @@ class Aggregator:
     self.rules = rules.of(config)
     self._states: dict[str, Any] = {}
 
-  def step(self, round: int, params: Any, reads: list[Read], masks: SecureAggregator | None) -> Any:
-    """Returns the parameters after a round, and updates the server states and the scores.
+  def step(
+    self, round: int, params: Any, reads: list[Read], masks: SecureAggregator | None
+  ) -> Stepped:
+    """Takes the step of a round, and updates the server states and the scores.
 
     Args:
       round: number of the round, from 0.
@@ -62,8 +77,9 @@ class Aggregator:
     sides, now = self._sides(reads, alike), (np.uint32(self._config.seed), np.int32(round))
     states = {**sides.states(params), **self._states}
     if masks is not None:
-      total = _unmasked(masks, reads)
+      total, loss = _unmasked(masks, reads)
     else:
+      loss = _mean_loss(reads)
       weighted = self._chooser.weighted
       messages = [weighted(x.client, x.message if alike else x.whole(params)) for x in reads]
       total = self._ruled(sides, params, messages, states, now) if self.rules else _sum(messages)
@@ -72,7 +88,7 @@ class Aggregator:
       raise ValueError('the new parameters must be finite, got NaN or infinity: nothing changed.')
     self._learn(params, reads, states, now)
     self._states = states
-    return new
+    return Stepped(new, loss)
 
   def _sides(self, reads: list[Read], coded: bool) -> recipes.Sides:
     """Returns the sides of the server's round, on messages as sent (`coded`) or decoded."""
@@ -128,10 +144,20 @@ def _sum(messages: list[Message]) -> Message:
   return total
 
 
-def _unmasked(masks: SecureAggregator, reads: list[Read]) -> Message:
-  """Returns the sum of masked updates."""
+def _mean_loss(reads: list[Read]) -> float:
+  """Returns the mean loss of all examples that clients report; NaN if none reports one."""
+  said = [(x.update.metadata.loss_before, x.update.metadata.num_examples) for x in reads]
+  pairs = [(loss, n) for loss, n in said if loss is not None and n and np.isfinite(loss)]
+  if not pairs:
+    return float('nan')
+  losses, counts = zip(*pairs, strict=True)
+  return float(np.average(losses, weights=counts))
+
+
+def _unmasked(masks: SecureAggregator, reads: list[Read]) -> tuple[Message, float]:
+  """Returns the mean of masked updates as one message, and the mean loss from the same sum."""
   try:
-    mean = masks.secure_aggregate([x.message.update for x in reads])
+    mean, loss = masks.secure_aggregate([x.message.update for x in reads])
   except BelowThreshold as error:
-    raise NotEnoughClients(f'{error} The round is not done and nothing has changed.') from error
-  return Message(jax.tree.map(jnp.asarray, mean), jnp.float32(1), {})
+    raise NotEnoughClients(str(error)) from error
+  return Message(jax.tree.map(jnp.asarray, mean), jnp.float32(1), {}), float(loss)

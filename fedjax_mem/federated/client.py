@@ -1,7 +1,6 @@
 """The client: trains on its own examples, and sends a signed update."""
 
 import dataclasses
-import struct
 import threading
 import time
 import zlib
@@ -11,84 +10,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_mem.core import Layer, shapes
+from fedjax_mem.account.guarantee import NOT_COVERED
+from fedjax_mem.core import Layer, shapes, validate
 from fedjax_mem.federated import compression, data, identity, scheduler
 from fedjax_mem.federated import recipe as recipes
 from fedjax_mem.federated.config import ClientConfig
 from fedjax_mem.federated.model import FederatedModel, as_model, check_labels
 from fedjax_mem.federated.privacy import DifferentialPrivacy
+from fedjax_mem.federated.update import FederatedUpdate, Metadata
+from fedjax_mem.secagg.errors import ProtocolError
 from fedjax_mem.stages import compress as codecs
 
-_METADATA = struct.Struct('<qddd?qqd')  # the bytes that are signed
-
-
-class Metadata(NamedTuple):
-  """Facts that a client reports beside its update.
-
-  They depend on its examples and get no noise: no ε covers them.
-
-  Attributes:
-    num_examples: number of examples it trained on.
-    loss_before: mean loss in nats at the parameters it received.
-    loss_after: mean loss in nats after training.
-    norm: L2 norm of the whole update before clipping.
-    clipped: whether the update was clipped.
-    bytes: bytes of the message as sent.
-    dense_bytes: bytes of the message if it were not compressed.
-    seconds: seconds of training.
-  """
-
-  num_examples: int
-  loss_before: float
-  loss_after: float
-  norm: float
-  clipped: bool
-  bytes: int
-  dense_bytes: int
-  seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class FederatedUpdate:
-  """A client's signed update.
-
-  A transport has to carry all fields but `values`, which the server never reads.
-
-  Attributes:
-    run_id: id of the server's run.
-    client_id: id of the client that sends it.
-    round: number of the round it is for, from 0.
-    model_hash: SHA-256 of the parameters that the client started from.
-    data: the message as sent: compressed, or masked.
-    metadata: facts that the client reports.
-    signature: Ed25519 signature of all fields above, 64 bytes.
-    values: the update that the server decodes from `data`: server - client, after clip and noise,
-      times the client's weight; None if the message is masked.
-  """
-
-  run_id: str
-  client_id: str
-  round: int
-  model_hash: bytes
-  data: bytes
-  metadata: Metadata
-  signature: bytes
-  values: Any
-
-  @property
-  def statement(self) -> bytes:
-    """The bytes that are signed.
-
-    Raises:
-      Unauthentic: a field has a wrong type, so that no client can have signed it.
-    """
-    try:
-      metadata = _METADATA.pack(*self.metadata)
-      return identity.statement(
-        self.run_id, self.client_id, self.round, self.model_hash, self.data, metadata
-      )
-    except (AttributeError, TypeError, ValueError, struct.error) as error:
-      raise identity.Unauthentic(f'malformed: {error}') from error
+# Largest weight * loss in a masked sum, which has room for 2 ** 20 a client.
+_LOSS_LIMIT = 2.0**19
+_NOTE = f'examples, losses, norms and times that clients report beside updates: {NOT_COVERED}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +36,7 @@ class Place:
     seed: seed of the run.
     sgd: whether clients send gradients (FedSGD).
     equal: whether all clients have equal weights.
-    secure: None, or (update tree, client id, weight) -> masked bytes.
+    secure: None, or (tree to mask, client id, weight) -> masked bytes of weight * tree.
   """
 
   run_id: str = ''
@@ -138,24 +73,36 @@ class FederatedClient:
     model: any model that `as_model` takes. A model without parameters gets them from a fixed seed,
       so that the server and all clients start from the same.
     data_loader: the client's examples, in any form that `federated.data.read` takes.
+    noise_seed: seed of the client's own noise, in [0, 2**32), for experiments that are to be
+      repeated: it hides nothing from who knows the seed, and the guarantee says so. None: a secret
+      of the operating system, which never leaves the client; every release has its own noise.
 
   Raises:
     ValueError: settings, model and examples do not fit each other.
   """
 
-  def __init__(self, config: ClientConfig, model: Any, data_loader: Any):
+  def __init__(
+    self, config: ClientConfig, model: Any, data_loader: Any, *, noise_seed: int | None = None
+  ):
     if not isinstance(config, ClientConfig):
       raise ValueError(f'config must be a ClientConfig, got {config!r}.')
     self.config = config
     self.data = data.read(data_loader, config.local_epochs)
     self.model = as_model(model, self.data.input_shape, self.data.input_dtype)
     check_labels(self.model, self.data.y, self.data.input_dtype)
-    self.privacy = DifferentialPrivacy(config.privacy_config) if config.privacy_config else None
+    if noise_seed is not None:
+      validate.seed(noise_seed=noise_seed)
+    self.privacy = (
+      DifferentialPrivacy(config.privacy_config, noise_seed=noise_seed, notes=(_NOTE,))
+      if config.privacy_config
+      else None
+    )
     self._key = identity.SigningKey()
     self._place = Place(number=zlib.crc32(config.client_id.encode()) >> 1)
     self._round = 0
     self._received = False
     self._done: _Done | None = None
+    self._masked: dict[str, int] = {}  # run id -> last round whose update was masked
     self._lock = threading.Lock()
     self._padded = self._pad()
 
@@ -250,12 +197,14 @@ class FederatedClient:
     """Returns a signed update after local training, which runs in a worker thread.
 
     A second call in the same round, from the same parameters, returns the same update; it trains no
-    more and costs no privacy.
+    more and costs no privacy. The update of a client with privacy counts as zeros, under its noise,
+    if it is not finite: who fails is as private as who does not.
 
     Raises:
       PrivacyBudgetExceeded: the budget does not cover another release; nothing is released.
-      ValueError: the update is not finite; or a client with privacy has trained in this round from
-        other parameters before.
+      ProtocolError: the server asks for the update of a round under masks again.
+      ValueError: the update of a client without privacy is not finite; or a client with privacy has
+        trained in this round from other parameters before.
     """
     return await scheduler.threaded(self._train)
 
@@ -264,16 +213,18 @@ class FederatedClient:
       start, place, round = self.model, self._place, self._round
       now = (place.run_id, round, start.digest)
       done = self._done
-      if done is None or not place.run_id or done.about[:2] != now[:2]:
+      if done is not None and (not place.run_id or done.about[:2] != now[:2]):
+        done = None  # of another round
+      if place.secure is not None and (done is None or done[:2] != (now, place)):
+        self._check_unmasked(place, round)
+      if done is not None and done.about != now and self.privacy is not None:
+        # The noise is computed for one release a round.
+        raise ValueError(
+          f'client {self.client_id!r} must train once in round {round}, got other parameters.'
+        )
+      if done is None or done.about != now:
         done = _Done(now, None, None, *self._computed(start, place, round))
-      elif done.about != now:
-        if self.privacy is not None:
-          # The same noise on two updates would cancel in their difference.
-          raise ValueError(
-            f'client {self.client_id!r} must train once in round {round}, got other parameters.'
-          )
-        done = _Done(now, None, None, *self._computed(start, place, round))
-      if done.place is not place:  # selected again: new masks, since masks hide one update only
+      if done.place is not place:  # selected again
         done = done._replace(place=place, update=self._signed(done, place))
       self._done = done
       if not place.run_id:
@@ -281,11 +232,22 @@ class FederatedClient:
       update: FederatedUpdate = done.update
       return update
 
+  def _check_unmasked(self, place: Place, round: int) -> None:
+    """Raises `ProtocolError` if an update of this round, or of a later one, was masked before.
+
+    The difference of two masked sums of a round would be one client's update.
+    """
+    if round <= self._masked.get(place.run_id, -1):
+      raise ProtocolError(
+        f'client {self.client_id!r} must mask its update of round {round} once, got another '
+        'request: a new round has new masks.'
+      )
+
   def _computed(self, start: FederatedModel, place: Place, round: int) -> tuple[Any, float]:
     """Returns (the computed update, seconds), and charges the privacy budget for its release."""
     began = time.perf_counter()
-    if self.privacy is not None:
-      self.privacy.check()
+    # Without privacy no noise is drawn, and the root is not used.
+    root = np.zeros(2, np.uint32) if self.privacy is None else self.privacy.charge()
     sent = self.sides().client(
       start.params,
       self._padded,
@@ -293,29 +255,31 @@ class FederatedClient:
       np.uint32(place.seed),
       np.int32(round),
       np.int32(place.number),
+      root,
     )
-    if not bool(sent.finite):
+    if self.privacy is None and not bool(sent.finite):
       raise ValueError(
         f'the update of client {self.client_id!r} must be finite, got NaN or infinity: lower the '
         'learning rate.'
       )
-    if self.privacy is not None:
-      self.privacy.charge()
     return sent, time.perf_counter() - began
 
   def _signed(self, done: '_Done', place: Place) -> FederatedUpdate:
     sent, about = done.sent, done.about
-    wire = self._bytes(sent, place)
-    metadata = Metadata(
-      self.data.num_examples,
-      float(sent.before),
-      float(sent.after),
-      float(sent.norm),
-      bool(sent.clipped > 0),
-      len(wire),
-      codecs.dense_size(self.model.params),
-      done.seconds,
-    )
+    wire = self._bytes(sent, place, about[1])
+    size = codecs.dense_size(self.model.params)
+    metadata = Metadata(None, None, None, None, None, len(wire), size, None)
+    if place.secure is None:
+      metadata = Metadata(
+        self.data.num_examples,
+        float(sent.before),
+        float(sent.after),
+        float(sent.norm),
+        bool(sent.clipped > 0),
+        len(wire),
+        size,
+        done.seconds,
+      )
     values = self._values(sent, place, about[1]) if place.secure is None else None
     run_id, round, digest = about
     update = FederatedUpdate(run_id, self.client_id, round, digest, wire, metadata, b'', values)
@@ -329,15 +293,26 @@ class FederatedClient:
     draws = compression.draws(config, place.seed, round, place.number)
     return compression.whole(config, draws, codecs.Code((), sent.message.update), params)
 
-  def _bytes(self, sent: recipes.Sent, place: Place) -> bytes:
+  def _bytes(self, sent: recipes.Sent, place: Place, round: int) -> bytes:
     """Returns the message as bytes: masked, compressed or dense."""
     weight = float(sent.message.weight)
     if place.secure is not None:
       mean = jax.tree.map(lambda x: np.asarray(x, np.float32) / weight, sent.message.update)
-      return place.secure(mean, self.client_id, weight)
+      masked = place.secure((mean, self._loss(sent, place, weight)), self.client_id, weight)
+      self._masked[place.run_id] = round
+      return masked
     if sent.code is not None:
       return codecs.to_bytes(sent.code, weight)
     return compression.dense(sent.message.update, weight)
+
+  def _loss(self, sent: recipes.Sent, place: Place, weight: float) -> np.ndarray:
+    """Returns the loss before training for the masked sum, within its range, float32 scalar.
+
+    It is 0 where some client has privacy: noise does not cover the sum of the losses.
+    """
+    loss, most = float(sent.before), _LOSS_LIMIT / weight
+    loss = loss if loss <= most else most  # NaN, too
+    return np.asarray(0.0 if place.equal else loss, np.float32)
 
   def __repr__(self) -> str:
     """Shows the id and the number of examples, and no secret."""

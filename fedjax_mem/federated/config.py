@@ -185,6 +185,7 @@ class ServerConfig:
       is not done.
     max_clients: largest number of clients selected for a round, >= min_clients.
     rounds: number of rounds of the run, >= 1; clients compute their noise for so many releases.
+      Rounds of secure aggregation that end without a sum count.
     aggregation: an `AggregationStrategy`, or its value.
     selection_strategy: 'random'; 'importance': in proportion to the norms of the clients' updates;
       or 'contribution': by how much their updates lower the loss on the server's validation
@@ -197,7 +198,8 @@ class ServerConfig:
       share of the cohort that is drawn uniformly (0.3); 'method', one of 'shapley' (the default:
       exact for up to 8 clients a round, GTG-Shapley for more), 'gtg' and 'leave_one_out'; 'sweeps',
       'truncation', 'subsets' and 'batch_size', see `stages.select.contribution`.
-    seed: seed of all random draws of the run, in [0, 2**32).
+    seed: seed of the run's public draws, in [0, 2**32): who is selected, the order of examples,
+      what codecs draw. Clients draw their noise from secrets of their own.
 
   Raises:
     ValueError: a field is out of range.
@@ -214,7 +216,7 @@ class ServerConfig:
   client_timeout: float | None = _field(600.0, 'Seconds a client may take, None: no limit')
   options: Mapping[str, Any] | None = _field(None, 'Options of the aggregation method')
   selection_options: Mapping[str, Any] | None = _field(None, 'Options of the selection method')
-  seed: int = _field(0, 'Seed of all random draws')
+  seed: int = _field(0, 'Seed of all random draws but noise')
 
   def __post_init__(self) -> None:
     validate.integer(min_clients=self.min_clients)

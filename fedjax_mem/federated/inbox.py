@@ -11,8 +11,9 @@ import numpy as np
 
 from fedjax_mem.core import Message, tree
 from fedjax_mem.federated import compression, identity
-from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Metadata, Place
+from fedjax_mem.federated.client import FederatedClient, Place
 from fedjax_mem.federated.registry import Registry
+from fedjax_mem.federated.update import FederatedUpdate, Metadata
 from fedjax_mem.secagg.aggregator import EncryptedUpdate
 from fedjax_mem.stages import compress as codecs
 
@@ -131,9 +132,8 @@ def masked(client: FederatedClient, update: FederatedUpdate, sealed: bytes | Non
       would spoil the sum without being noticed.
 
   Raises:
-    ValueError: the bytes are not those of this selection's masks, or the metadata are impossible.
+    ValueError: the bytes are not those of this selection's masks.
   """
-  _check_metadata(update)
   if update.data != sealed:
     raise ValueError('garbage: bytes that are not from the masks of this selection')
   slot = int.from_bytes(update.data[:4], 'little')
@@ -153,7 +153,7 @@ def decoded(client: FederatedClient, update: FederatedUpdate, params: Any, place
   Raises:
     ValueError: bytes or metadata that this client cannot have sent, or values that are not finite.
   """
-  _check_metadata(update)
+  _check_metadata(client, update)
   config, shapes = client.config.compression_config, _shapes(params)
   draws = None
   if config is None:
@@ -173,7 +173,14 @@ def decoded(client: FederatedClient, update: FederatedUpdate, params: Any, place
   return Read(client, update, Message(moved, jnp.float32(weight), {}), draws)
 
 
-def _check_metadata(update: FederatedUpdate) -> None:
+def _check_metadata(client: FederatedClient, update: FederatedUpdate) -> None:
+  """Raises `ValueError` for metadata that no sound update has.
+
+  The update of a client with privacy takes part whatever became of its training: the noise hides
+  whether it failed.
+  """
   found = update.metadata
-  if found.num_examples < 1 or not (math.isfinite(found.loss_before) and math.isfinite(found.norm)):
+  values = [x for x in (found.loss_before, found.norm) if x is not None]
+  sound = len(values) == 2 and all(map(math.isfinite, values))
+  if not found.num_examples or found.num_examples < 1 or not (sound or client.privacy is not None):
     raise ValueError(f'garbage: metadata {found!r}')

@@ -1,16 +1,16 @@
 """Differential privacy as objects: clip and noise of one update, and the budget spent."""
 
 import functools
-import secrets
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_mem import account, engine, mechanisms
-from fedjax_mem.account import Guarantee, calibrate
+from fedjax_mem.account import Claim, Guarantee, calibrate
 from fedjax_mem.core import (
   Bound,
   Draws,
@@ -22,17 +22,15 @@ from fedjax_mem.core import (
   keys,
   validate,
 )
+from fedjax_mem.federated.budget import Budget, PrivacyBudgetExceeded
 from fedjax_mem.federated.config import PrivacyConfig
 from fedjax_mem.federated.model import floats
+from fedjax_mem.federated.secret import NoiseSecret
 from fedjax_mem.kernels.random.noise import LARGEST_SIGMA
 from fedjax_mem.stages.privacy import local, local_discrete, local_laplace
 
 _LEVELS = 1024
 _POPULATION = 10**9  # the accountant takes a rate as an expected cohort of a population
-
-
-class PrivacyBudgetExceeded(RuntimeError):
-  """The budget does not cover a release; nothing was released."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -74,22 +72,19 @@ def _bound(config: PrivacyConfig, noise: float) -> Bound:
 
 
 @functools.lru_cache(maxsize=256)
-def _guarantee(config: PrivacyConfig, noise: float, releases: int) -> Guarantee:
-  how: dict[str, Any] = {
-    'rounds': max(1, releases),
-    'delta': config.delta,
-    'bound': _bound(config, noise),
-  }
-  return account.claim(None, _mechanism(config, noise), **how).guarantee(releases, config.delta)
+def _claim(config: PrivacyConfig, noise: float, releases: int, notes: tuple[str, ...]) -> Claim:
+  how: dict[str, Any] = {'rounds': releases, 'delta': config.delta, 'notes': notes}
+  return account.claim(None, _mechanism(config, noise), bound=_bound(config, noise), **how)
 
 
 @functools.lru_cache(maxsize=64)
 def _applier(config: PrivacyConfig, noise: float) -> Callable[..., Any]:
-  """Returns the compiled client sides of the layers: (key, gradients) -> private gradients."""
+  """Returns the compiled client sides of the layers: (root, gradients) -> private gradients."""
   made = Round(layers(config, noise))
 
-  def apply(key: jax.Array, gradients: Any) -> Any:
-    return engine.message_pass(made, key, Message(gradients, jnp.float32(1), {})).update
+  def apply(root: jax.Array, gradients: Any) -> Any:
+    message = Message(gradients, jnp.float32(1), {})
+    return engine.message_pass(made, keys.root_key(root), message).update
 
   return jax.jit(apply)
 
@@ -100,7 +95,11 @@ class DifferentialPrivacy:
   This is local privacy without sampling: neighbours differ by the replacement of one update by any
   other. The level of `get_privacy_spent()` is Strong, Moderate, Weak or Minimal.
 
-  >>> dp = DifferentialPrivacy(PrivacyConfig(epsilon=1.0, delta=1e-5), seed=0)
+  The noise comes from a secret of the object's own, drawn from the operating system; each release
+  has a root of its own, of 64 bits. JAX's generator is not cryptographic: this simulates the
+  mechanism.
+
+  >>> dp = DifferentialPrivacy(PrivacyConfig(epsilon=1.0, delta=1e-5))
   >>> sorted(dp.apply({'w': jnp.ones(3), 'b': jnp.zeros(2)}))
   ['b', 'w']
   >>> spent = dp.get_privacy_spent()
@@ -111,17 +110,29 @@ class DifferentialPrivacy:
     config: the budget and the mechanism.
     releases: number of releases that the noise is computed for, if the config has no
       `noise_multiplier`.
-    seed: seed of the noise; by default drawn from the operating system. JAX's generator is not
-      cryptographic: this simulates the mechanism.
+    noise_seed: seed of the noise, in [0, 2**32), for experiments that are to be repeated: it hides
+      nothing from who knows the seed, and the guarantee says so. None: a secret.
+    notes: what else the guarantee has to say.
+
+  Raises:
+    ValueError: an argument is out of range or has a wrong type.
   """
 
-  def __init__(self, config: PrivacyConfig, *, releases: int = 1, seed: int | None = None):
+  def __init__(
+    self,
+    config: PrivacyConfig,
+    *,
+    releases: int = 1,
+    noise_seed: int | None = None,
+    notes: tuple[str, ...] = (),
+  ):
     if not isinstance(config, PrivacyConfig):
       raise ValueError(f'config must be a PrivacyConfig, got {config!r}.')
     self.config = config
     self._planned = validate.integer(releases=releases)
-    self._seed = secrets.randbits(32) if seed is None else seed
-    self._done = 0
+    self._secret = NoiseSecret(noise_seed)
+    self._notes = (*self._secret.notes, *notes)
+    self._budget = Budget(config.epsilon, config.delta)
     self._lock = threading.Lock()
 
   @property
@@ -132,33 +143,39 @@ class DifferentialPrivacy:
   @property
   def releases(self) -> int:
     """Number of releases so far."""
-    return self._done
+    return self._budget.releases
 
   def plan(self, releases: int) -> None:
     """Plans the noise for so many releases; after the first release this has no effect."""
     with self._lock:
-      if self._done == 0:
+      if self.releases == 0:
         self._planned = validate.integer(releases=releases)
 
-  def check(self) -> None:
-    """Raises `PrivacyBudgetExceeded` if another release would exceed the budget."""
-    after = _guarantee(self.config, self.noise_multiplier, self._done + 1).epsilon
-    if after > self.config.epsilon:
-      raise PrivacyBudgetExceeded(
-        f'epsilon must be at most {self.config.epsilon:g} after every release, got {after:.4g} '
-        f'after release {self._done + 1}: nothing was released.'
-      )
+  @property
+  def claim(self) -> Claim:
+    """What is claimed of the releases of `apply` and of a client's updates."""
+    return _claim(self.config, self.noise_multiplier, self._planned, self._notes)
 
-  def charge(self) -> int:
-    """Counts a release before it is made, and returns the number of releases before it.
+  def check(self, claim: Claim | None = None, releases: int = 1) -> None:
+    """Raises `PrivacyBudgetExceeded` if further releases would exceed the budget.
+
+    Args:
+      claim: of the releases; None: the object's own.
+      releases: how many.
+    """
+    self._budget.check(claim or self.claim, self._planned, releases)
+
+  def charge(self, claim: Claim | None = None, releases: int = 1) -> np.ndarray:
+    """Charges releases before they are made, and returns a fresh root for their noise, uint32 [2].
+
+    The arguments are those of `check`.
 
     Raises:
-      PrivacyBudgetExceeded: the budget does not cover it.
+      PrivacyBudgetExceeded: the budget does not cover them; nothing is charged.
     """
     with self._lock:
-      self.check()
-      self._done += 1
-      return self._done - 1
+      before = self._budget.charge(claim or self.claim, self._planned, releases)
+      return self._secret.root(before)
 
   def apply(self, gradients: Any) -> Any:
     """Returns the gradients clipped as a whole and noised, a pytree of the same shapes, float32.
@@ -168,21 +185,24 @@ class DifferentialPrivacy:
       PrivacyBudgetExceeded: the budget does not cover another release.
     """
     gradients = floats(gradients=gradients)
-    number = self.charge()
-    base = keys.layer_key(keys.seed_key(self._seed), number, 'local')
-    key = keys.role_key(base, 'client', 0)
-    return _applier(self.config, self.noise_multiplier)(key, gradients)
+    root = self.charge()
+    return _applier(self.config, self.noise_multiplier)(root, gradients)
 
   def get_privacy_spent(self) -> Guarantee:
     """Returns the guarantee so far: `.epsilon`, `.delta`, `.level` and what they depend on."""
-    return _guarantee(self.config, self.noise_multiplier, self._done)
+    return self._budget.spent(self.claim, self._planned)
+
+  def __repr__(self) -> str:
+    """Shows the budget and the number of releases, and no secret."""
+    return f'DifferentialPrivacy({self.config!r}, releases={self.releases})'
 
 
 class PrivacyAccountant:
   """Computes epsilon of steps of Gaussian noise on Poisson samples.
 
   Steps may differ in noise and rate. They are composed by Rényi differential privacy; neighbours
-  differ by one client more or less.
+  differ by one client more or less. It counts what has been released and refuses nothing; a loop
+  that ends when `is_budget_exhausted` says so keeps within the budget.
 
   >>> accountant = PrivacyAccountant(target_epsilon=5.0, target_delta=1e-5)
   >>> for _ in range(100):
@@ -199,6 +219,7 @@ class PrivacyAccountant:
     self.target_epsilon = validate.positive(target_epsilon=target_epsilon)
     self.target_delta = validate.open_fraction(target_delta=target_delta)
     self._steps: dict[tuple[float, float], int] = {}
+    self._last: tuple[float, float] | None = None
 
   def step(self, noise_multiplier: float, sample_rate: float) -> None:
     """Counts one step.
@@ -209,30 +230,32 @@ class PrivacyAccountant:
     """
     validate.positive(noise_multiplier=noise_multiplier)
     validate.probability(sample_rate=sample_rate)
-    step = (float(noise_multiplier), float(sample_rate))
+    step = self._last = (float(noise_multiplier), float(sample_rate))
     self._steps[step] = self._steps.get(step, 0) + 1
 
   @property
   def epsilon(self) -> float:
     """Epsilon of all steps so far, at `target_delta`."""
-    if not self._steps:
-      return 0.0
-    if len(self._steps) == 1:
-      (((noise, rate), count),) = self._steps.items()
-      sampling = Draws('poisson', _POPULATION, rate * _POPULATION, _POPULATION)
-      made = account.accountant.Claim(
-        sampling, mechanisms.Gaussian(noise), 'add_or_remove_one', 'rdp'
-      )
-      return made.epsilon(count, self.target_delta)
-    return self._composed()
+    return self._epsilon(self._steps)
 
-  def _composed(self) -> float:
+  def _epsilon(self, steps: dict[tuple[float, float], int]) -> float:
+    """Returns epsilon of steps: (noise multiplier, rate) -> how many."""
+    if not steps:
+      return 0.0
+    if len(steps) == 1:
+      (((noise, rate), count),) = steps.items()
+      sampling = Draws('poisson', _POPULATION, rate * _POPULATION, _POPULATION)
+      made = account.Claim(sampling, mechanisms.Gaussian(noise), 'add_or_remove_one', 'rdp')
+      return made.epsilon(count, self.target_delta)
+    return self._composed(steps)
+
+  def _composed(self, steps: dict[tuple[float, float], int]) -> float:
     """Returns epsilon of steps of several kinds."""
     import dp_accounting
     from dp_accounting import rdp
 
     accountant = rdp.RdpAccountant()
-    for (noise, rate), count in self._steps.items():
+    for (noise, rate), count in steps.items():
       gaussian = dp_accounting.GaussianDpEvent(noise)
       accountant.compose(dp_accounting.PoissonSampledDpEvent(rate, gaussian), count)
     return float(accountant.get_epsilon(self.target_delta))
@@ -243,8 +266,11 @@ class PrivacyAccountant:
     return self.target_delta
 
   def is_budget_exhausted(self) -> bool:
-    """Returns whether epsilon has reached the budget."""
-    return self.epsilon >= self.target_epsilon
+    """Returns whether epsilon has reached the budget, or another step like the last exceeds it."""
+    if self._last is None:
+      return False
+    more = {**self._steps, self._last: self._steps[self._last] + 1}
+    return self.epsilon >= self.target_epsilon or self._epsilon(more) > self.target_epsilon
 
 
 class ClientsAccountant:
@@ -256,7 +282,8 @@ class ClientsAccountant:
   def get_privacy_spent(self) -> Guarantee | None:
     """Returns the guarantee of the client that spent most; None if some client adds no noise."""
     spent = [x.get_privacy_spent() for x in self._spenders()]
-    return max(spent, key=lambda x: x.epsilon) if spent else None
+    notes = tuple(dict.fromkeys(note for x in spent for note in x.notes))
+    return max(spent, key=lambda x: x.epsilon)._replace(notes=notes) if spent else None
 
   @property
   def epsilon(self) -> float:

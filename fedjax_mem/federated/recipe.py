@@ -144,7 +144,7 @@ class Sides(NamedTuple):
 
   Attributes:
     setting: the planned round.
-    client: (params, arrays, count, seed, round, id) -> `Sent`.
+    client: (params, arrays, count, seed, round, id, root of the client's own noise) -> `Sent`.
     cohort: (layer's name, params, stack of messages [C, ...], the layer's rows [C, ...] or None in
       the first round, server states, seed, round) -> (sum of messages, new rows).
     server: (params, sum of messages, server states, seed, round) -> (params, states).
@@ -230,13 +230,13 @@ def _client(
   seed: jax.Array,
   round: jax.Array,
   id: jax.Array,
+  root: jax.Array,
 ) -> Sent:
   """Runs all client sides of one client, and collects the facts for its metadata."""
   me = scalar_member(id)
   cohort = jax.tree.map(lambda x: x[None], me)
   # No layer of a recipe has client states or reads the server_state.
   held = rows(arrays, count[None])
-  root = keys.open_root(seed)
   cast = engine.broadcast(seed, round, params, root=root, cohort=cohort, population=held)
   row = engine.Row(me, jnp.int32(0), count)
   data = engine.examples(cast, row, count, setting.shape, False, setting.transforms)

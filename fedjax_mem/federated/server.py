@@ -3,22 +3,22 @@
 import dataclasses
 import functools
 import logging
+import math
 import secrets
 import threading
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from fedjax_mem.federated import data, inbox, scheduler
 from fedjax_mem.federated import model as models
 from fedjax_mem.federated.aggregator import Aggregator
-from fedjax_mem.federated.client import FederatedClient, FederatedUpdate, Place
+from fedjax_mem.federated.client import FederatedClient, Place
 from fedjax_mem.federated.config import AggregationStrategy, NotEnoughClients, ServerConfig
 from fedjax_mem.federated.model import FederatedModel, check_labels
 from fedjax_mem.federated.privacy import ClientsAccountant, DifferentialPrivacy
 from fedjax_mem.federated.registry import Registry
 from fedjax_mem.federated.selection import Chooser
+from fedjax_mem.federated.update import FederatedUpdate
 from fedjax_mem.secagg.aggregator import SecureAggregator
 
 _log = logging.getLogger('fedjax_mem.federated')
@@ -30,9 +30,11 @@ class RoundReport:
 
   Attributes:
     round: number of the round, from 0.
-    participants: ids of the clients whose updates were aggregated.
+    participants: ids of the clients whose updates were aggregated; empty if a round of secure
+      aggregation ended below its threshold.
     left_out: client id -> reason why its update was left out.
-    loss: mean loss of the participants' examples before training, in nats; no ε covers it.
+    loss: mean loss of the participants' examples before training, in nats; no ε covers it. Under
+      secure aggregation it comes from the masked sum, and is NaN where some client has privacy.
     bytes: bytes that the participants sent.
     epsilon: largest epsilon of the clients; infinite if a client adds no noise.
     contributions: participant -> its score after the round, if clients are selected by
@@ -156,6 +158,10 @@ class FederatedServer:
   def select_clients(self, clients: Iterable[FederatedClient]) -> list[FederatedClient]:
     """Returns the clients of this round, at most `max_clients`; all given clients join the run.
 
+    Under secure aggregation a client masks its update of a round once. So if some have masked
+    theirs since the last selection, that round ends without a sum, as in `aggregate`, and the
+    clients returned are those of the next one.
+
     Raises:
       NotEnoughClients: fewer than `min_clients` clients are given.
       ValueError: the run is over, an id is given twice, or as in `register`.
@@ -164,6 +170,8 @@ class FederatedServer:
     names = [x.client_id for x in clients]
     if len(set(names)) < len(names):
       raise ValueError(f'client_id must be distinct, got {sorted(names)!r}.')
+    if self._sealed:
+      self._end_round({}, f'clients of round {self.round} must not be selected twice.')
     if self.round >= self.config.rounds:
       raise ValueError(f'rounds must be more than the {self.round} that are done; nothing is left.')
     self.check_enough(len(clients), 'clients')
@@ -186,7 +194,7 @@ class FederatedServer:
     if count < self.config.min_clients:
       raise NotEnoughClients(
         f'{what} must be at least min_clients = {self.config.min_clients}, got {count}: the round '
-        f'is not done and nothing has changed.'
+        f'is not done and the model has not changed.'
       )
 
   def _current(self) -> FederatedModel:
@@ -217,7 +225,9 @@ class FederatedServer:
 
     Raises:
       NotEnoughClients: fewer sound updates than `min_clients`, or than a robust rule or secure
-        aggregation needs; nothing has changed.
+        aggregation needs; the model has not changed. Further updates may follow. Under secure
+        aggregation the round has ended instead: its number is used up, since masks hide one update
+        only, and `reports` has it without participants. Select clients for the next one.
     """
     named = [(str(getattr(x, 'client_id', '?')), x) for x in updates]
     return self._aggregate(named, {})
@@ -231,29 +241,62 @@ class FederatedServer:
     )
     found, wrong = inbox.opened(updates, wanted, self._registry, self._place)
     left_out = {**left_out, **wrong}
-    self.check_enough(len(found), f'sound updates (left out: {left_out!r})')
-    # The engine adds clients of unequal sizes in this order: the largest first.
-    reads = sorted(found.values(), key=lambda x: -x.client.data.num_examples)
-    if self._aggregator.rules:
-      # Robust rules break ties by position: this makes it the number of the client.
-      reads = sorted(reads, key=lambda x: self._registry.number(x.client))
-    new = self._aggregator.step(self.round, params, reads, self._masks)
+    try:
+      self.check_enough(len(found), f'sound updates (left out: {left_out!r})')
+      new, loss = self._aggregator.step(self.round, params, self._ordered(found), self._masks)
+    except ValueError as error:
+      if self._masks is None:
+        raise
+      ended = self._end_round(left_out, str(error))
+      kind = NotEnoughClients if isinstance(error, NotEnoughClients) else ValueError
+      raise kind(ended) from error
+    if self._masks is not None and self._equal:
+      loss = math.nan  # some client has privacy, so all sent 0
     self._model = FederatedModel(self._current().model, new)
-    counts = [x.update.metadata.num_examples for x in reads]
-    losses = [x.update.metadata.loss_before for x in reads]
     scores = self.contributions
-    report = RoundReport(
-      self.round,
+    return self._reported(
       tuple(found),
       left_out,
-      float(np.average(losses, weights=counts)),
-      sum(len(x.update.data) for x in reads),
-      self.privacy_accountant.epsilon,
+      loss,
+      sum(len(x.update.data) for x in found.values()),
       {name: scores[name] for name in found if name in scores},
     )
+
+  def _ordered(self, found: dict[str, inbox.Read]) -> list[inbox.Read]:
+    """Returns the sound updates in the order in which they are added."""
+    reads = list(found.values())
+    if self._masks is not None:  # sums of integers are the same in any order
+      return reads
+    if self._aggregator.rules:
+      # Robust rules break ties by position: this makes it the number of the client.
+      return sorted(reads, key=lambda x: self._registry.number(x.client))
+    # The engine adds clients of unequal sizes in this order: the largest first.
+    return sorted(reads, key=lambda x: -(x.update.metadata.num_examples or 0))
+
+  def _end_round(self, left_out: dict[str, str], why: str) -> str:
+    """Ends a round of secure aggregation without a sum, and returns what happened."""
+    self._reported((), left_out, math.nan, 0, {})
+    ended = (
+      f'{why} Round {self.round - 1} has ended without a sum; round {self.round} has new masks: '
+      'select clients for it.'
+    )
+    _log.warning('%s', ended)
+    return ended
+
+  def _reported(
+    self,
+    participants: tuple[str, ...],
+    left_out: dict[str, str],
+    loss: float,
+    size: int,
+    scores: dict[str, float],
+  ) -> RoundReport:
+    """Returns the report of this round, which it ends."""
+    epsilon = self.privacy_accountant.epsilon
+    report = RoundReport(self.round, participants, left_out, loss, size, epsilon, scores)
     self.reports.append(report)
     self.round += 1
-    self._masks = None
+    self._masks, self._sealed = None, {}
     return report
 
   async def run_round(self) -> RoundReport:
@@ -263,7 +306,8 @@ class FederatedServer:
     out and reported; the round goes on if enough remain.
 
     Raises:
-      NotEnoughClients: no clients are registered, or too few updates are left.
+      NotEnoughClients: no clients are registered, or too few updates are left, as in `aggregate`:
+        under secure aggregation the next call is of the next round.
     """
     clients = self._registry.registered
     if not clients:

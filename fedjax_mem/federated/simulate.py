@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_mem import engine, mechanisms
-from fedjax_mem.account import Guarantee, calibrate
-from fedjax_mem.account.ledger import Ledger
+from fedjax_mem import account, engine, mechanisms
+from fedjax_mem.account import Claim, Guarantee, calibrate
 from fedjax_mem.core import (
   Bound,
   Draws,
-  Layer,
   Mechanism,
   Noises,
   Round,
@@ -28,7 +26,7 @@ from fedjax_mem.federated import recipe as recipes
 from fedjax_mem.federated.client import FederatedClient
 from fedjax_mem.federated.config import AggregationStrategy, PrivacyConfig, ServerConfig
 from fedjax_mem.federated.model import FederatedModel
-from fedjax_mem.federated.privacy import DifferentialPrivacy, multiplier
+from fedjax_mem.federated.secret import REPEATABLE
 from fedjax_mem.stages import privacy as layers_of_privacy
 from fedjax_mem.stages import select, weigh
 from fedjax_mem.stages.select.contribution import Score
@@ -60,10 +58,14 @@ def simulate_federation(
   privacy: str = 'local',
   rounds: int | None = None,
   execution: Execution | None = None,
+  noise_seed: int | None = None,
 ) -> SimulationResult:
   """Returns a whole run of a server and its clients, done by the compiled engine.
 
-  The result is that of the loop over the objects, to float tolerance. The objects do not change.
+  The result is that of the loop over the objects, to float tolerance, but for their noise. The
+  objects do not change, except that all rounds are charged to the budget of every client before the
+  first one: what is released of their examples counts, whoever computes it. A second run of the
+  same clients needs what is left of it.
 
   >>> model = fm.models.build('logistic', (2,), 2)
   >>> data = np.eye(2, dtype=np.float32), np.array([0, 1])
@@ -81,8 +83,12 @@ def simulate_federation(
       same budget by clip and noise on the sum, with far less noise, but the server is trusted.
     rounds: number of rounds; None: that of the server's config.
     execution: how the cohort is vectorised; None: the engine's default.
+    noise_seed: seed of the noise and of a draw that amplifies it, in [0, 2**32), for experiments
+      that are to be repeated: it hides nothing from who knows the seed, and the guarantee says so.
+      None: a secret, fresh for each call.
 
   Raises:
+    PrivacyBudgetExceeded: the budget of a client does not cover all rounds; nothing is charged.
     ValueError: clients that differ, a strategy that needs objects, or no budget for 'central'.
     IncompatibleStages: settings that do not go together.
   """
@@ -95,12 +101,16 @@ def simulate_federation(
   recipe = recipe._replace(sgd=config.aggregation is AggregationStrategy.FEDERATED_SGD)
   start = server._model or clients[0].model
   number, cohort = len(clients), min(config.max_clients, len(clients))
-  guarantee: Guarantee | None
+  notes = () if noise_seed is None else (REPEATABLE,)
+  claim: Claim | None = None
+  planned = _planned(clients, rounds)
+  layers: Round
   if privacy == 'central':
-    layers, guarantee = _central(recipe, number, cohort, rounds)
+    layers, claim = _central(recipe, number, cohort, rounds, notes)
   else:
     (chooser,) = server._chooser.layers(number, cohort, recipe.model.loss, recipe.server_rate)
-    layers, guarantee = _local(recipe, chooser, rounds)
+    recipe = recipe._replace(noise=planned)
+    layers = recipe.layers(chooser)
   sim = engine.simulate(
     compose(*layers, *rules.of(config)),
     start.params,
@@ -109,7 +119,9 @@ def simulate_federation(
     execution=execution,
     max_rounds=rounds,
     transforms=(recipe.transform,) if recipe.transform else (),
+    noise_seed=noise_seed,
   )
+  guarantee = _charged(clients, claim, rounds, notes)
   state, metrics, seconds = _timed(sim, start.params, rounds)
   model = FederatedModel(start.model, jax.device_put(jax.device_get(state.params)))
   return SimulationResult(model, metrics, guarantee, seconds, _scores(state, clients))
@@ -174,30 +186,61 @@ def _common(clients: list[FederatedClient]) -> recipes.Recipe:
   return plain[0]
 
 
-def _local(
-  recipe: recipes.Recipe, chooser: Layer, rounds: int
-) -> tuple[tuple[Layer, ...], Guarantee | None]:
-  """Returns the layers and the guarantee of a round in which clients noise their own updates."""
-  config: PrivacyConfig | None = recipe.privacy
-  if config is None:
-    return recipe.layers(chooser), None
-  spent = DifferentialPrivacy(config, releases=rounds)
-  for _ in range(rounds):
-    spent.charge()
-  recipe = recipe._replace(noise=multiplier(config, rounds))
-  return recipe.layers(chooser), spent.get_privacy_spent()
+def _planned(clients: list[FederatedClient], rounds: int) -> float:
+  """Plans so many releases of each client, and returns their own noise multiplier.
+
+  It is 0 without privacy. A client that has made a release before keeps its plan.
+
+  Raises:
+    ValueError: clients that add noise of different sizes, since they have made other releases.
+  """
+  spenders = [x.privacy for x in clients if x.privacy is not None]
+  for x in spenders:
+    x.plan(rounds)
+  found = sorted({x.noise_multiplier for x in spenders})
+  if len(found) > 1:
+    raise ValueError(
+      f'clients must have noise of one size, got noise multipliers {found!r}: some have made '
+      'releases that were planned for another number of rounds.'
+    )
+  return found[0] if found else 0.0
 
 
-def _noise(layer: Layer) -> tuple[Mechanism, Bound]:
-  """Returns the noise mechanism of a layer, and the bound that it is scaled to."""
-  noise: Any = layer.fact(Noises)
-  return noise.mechanism, Round([layer]).bound(layer, 'server', {})
+def _charged(
+  clients: list[FederatedClient], claim: Claim | None, rounds: int, notes: tuple[str, ...]
+) -> Guarantee | None:
+  """Charges all rounds to every client, and returns the guarantee of the one that spent most.
+
+  Args:
+    clients: all clients: each could be drawn in every round.
+    claim: of noise in the sum; None: the clients' own.
+    rounds: number of rounds.
+    notes: what the guarantee has to say of this run.
+
+  Raises:
+    PrivacyBudgetExceeded: a budget does not cover the rounds; nothing is charged.
+  """
+  spenders = [x.privacy for x in clients if x.privacy is not None]
+  for x in spenders:
+    x.check(claim, rounds)
+  for x in spenders:
+    x.charge(claim, rounds)
+  if not spenders:
+    return None
+  spent = max((x.get_privacy_spent() for x in spenders), key=lambda x: x.epsilon)
+  return spent._replace(notes=tuple(dict.fromkeys((*spent.notes, *notes))))
+
+
+def _noise(layers: Round) -> tuple[Mechanism, Bound]:
+  """Returns the noise mechanism of a round, and the bound that it is scaled to."""
+  layer, side, noise = layers.having(Noises)[0]
+  return noise.mechanism, layers.bound(layer, side, {})
 
 
 def _central(
-  recipe: recipes.Recipe, number: int, cohort: int, rounds: int
-) -> tuple[tuple[Layer, ...], Guarantee]:
-  """Returns the layers and the guarantee of a round in which the server noises the sum."""
+  recipe: recipes.Recipe, number: int, cohort: int, rounds: int, notes: tuple[str, ...]
+) -> tuple[Round, Claim]:
+  """Returns the layers of a round in which the server noises the sum, and what they claim."""
   config: PrivacyConfig | None = recipe.privacy
   if config is None or mechanisms.find(config.mechanism).norm != 'l2':
     raise ValueError(
@@ -206,19 +249,18 @@ def _central(
     )
   chooser = select.uniform(number, cohort)
   sampling: Any = chooser.fact(Draws)
-  noise = config.noise_multiplier
-  make = functools.partial(
+  coded = (compression.layer(recipe.compression),) if recipe.compression else ()
+  plain = recipe.algorithm(), chooser, weigh.equal(float(cohort)), *coded
+  central = functools.partial(
     layers_of_privacy.central, config.max_grad_norm, mechanism=config.mechanism
   )
+  noise = config.noise_multiplier
   if noise is None:
-    like, bound = _noise(make(1.0))
+    like, bound = _noise(compose(*plain, central(1.0)))
     budget = config.epsilon, config.delta
     found = calibrate.noise_multiplier(*budget, sampling, rounds, like, bound=bound)
     noise = float(found.mechanism.noise_multiplier)
-  noisy = make(noise)
-  mechanism, bound = _noise(noisy)
-  how: dict[str, Any] = {'rounds': rounds, 'delta': config.delta, 'bound': bound}
-  ledger = Ledger.plan(sampling, 'central', mechanism, **how)
-  coded = (compression.layer(recipe.compression),) if recipe.compression else ()
-  layers = compose(recipe.algorithm(), chooser, weigh.equal(float(cohort)), *coded, noisy)
-  return layers, ledger.guarantee(rounds)
+  layers = compose(*plain, central(noise))
+  mechanism, bound = _noise(layers)
+  how: dict[str, Any] = {'delta': config.delta, 'bound': bound, 'notes': notes}
+  return layers, account.claim(sampling, mechanism, rounds=rounds, **how)

@@ -12,6 +12,7 @@ from fedjax_mem.secagg import primitives
 from fedjax_mem.secagg.client import Client
 from fedjax_mem.secagg.errors import BelowThreshold, ProtocolError
 from fedjax_mem.secagg.fixed_point import FixedPoint
+from fedjax_mem.secagg.graph import Degree
 from fedjax_mem.secagg.server import Server
 from fedjax_mem.secagg.session import Session
 
@@ -148,8 +149,7 @@ class SecureAggregator:
     code = self._code(size - 1)
     return Session(
       name=primitives.random_bytes(32),
-      num_clients=self.num_clients,
-      threshold=self.threshold,
+      degree=Degree(self.num_clients, None, self.threshold),
       size=size,
       bound=code.bound,
       bits=code.bits,

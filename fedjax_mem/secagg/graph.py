@@ -21,10 +21,10 @@ Reference: Bell, Bonawitz, Gascon, Lepoint, Raykova (2020), "Secure single-serve
 (poly)logarithmic overhead", definition of good graphs and Algorithm 2.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from scipy import special, stats
@@ -33,16 +33,60 @@ from fedjax_mem.core import validate
 from fedjax_mem.secagg import primitives
 
 
-class Degree(NamedTuple):
-  """Parameters of the graph.
+@dataclasses.dataclass(frozen=True)
+class Degree:
+  """With how many others each of n clients shares its secrets, and how many restore them.
+
+  The two numbers protect only together, and only for this n: `degree` derives both from the bound
+  above, `complete` those of all pairs.
+
+  >>> complete(10), complete(10, active=True).threshold
+  (Degree(num_clients=10, neighbours=None, threshold=6), 7)
 
   Attributes:
-    neighbours: k, number of neighbours of each client; even.
-    threshold: t, number of shares that restore a client's secrets.
+    num_clients: n, number of clients, at least 2.
+    neighbours: k, number of neighbours of each client, even and below n - 1; None: all pairs.
+    threshold: t, number of shares that restore a client's secrets: with all pairs above n / 2, at
+      most n; else at least 2, at most k.
+
+  Raises:
+    ValueError: a number is out of range, or does not fit the others.
   """
 
-  neighbours: int
+  num_clients: int
+  neighbours: int | None
   threshold: int
+
+  def __post_init__(self) -> None:
+    """Checks the numbers against each other."""
+    n = validate.integer(at_least=2, num_clients=self.num_clients)
+    k = self.neighbours
+    if k is None:
+      validate.integer(at_least=2, at_most=n, threshold=self.threshold)
+      if 2 * self.threshold <= n:
+        raise ValueError(
+          f'threshold must be above 1/2 of num_clients = {n} with all pairs, got '
+          f'{self.threshold!r}.'
+        )
+      return
+    validate.integer(at_least=2, at_most=n - 2, neighbours=k)
+    if k % 2:
+      raise ValueError(f'neighbours must be even, got {k!r}.')
+    validate.integer(at_least=2, at_most=k, threshold=self.threshold)
+
+
+def complete(num_clients: int, *, active: bool = False) -> Degree:
+  """Returns all pairs of n clients, and the least threshold that protects them.
+
+  Args:
+    num_clients: n, at least 2.
+    active: whether the server may deviate: then t is above 2 n / 3, else above n / 2.
+
+  Raises:
+    ValueError: the number of clients is out of range.
+  """
+  n = validate.integer(at_least=2, num_clients=num_clients)
+  return Degree(n, None, 2 * n // 3 + 1 if active else n // 2 + 1)
 
 
 def ring(num_clients: int, seed: bytes) -> np.ndarray:
@@ -127,7 +171,7 @@ def degree(
     low = _least(functools.partial(private, k), 2, k)
     high = _least(functools.partial(fails, k), 2, k) - 1
     if low <= high:
-      return Degree(k, min(max(k // 2 + 1, low), high))
+      return Degree(n, k, min(max(k // 2 + 1, low), high))
   raise ValueError(
     f'num_clients must be larger for a sparse graph at corrupt = {corrupt!r}, dropout = '
     f'{dropout!r}, sigma = {sigma!r}, eta = {eta!r}, got {num_clients!r}: use all pairs.'

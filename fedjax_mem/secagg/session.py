@@ -18,10 +18,10 @@ class Session:
 
   Attributes:
     name: fresh random bytes, 16 or more, agreed by all; never used for another sum.
-    num_clients: n, number of clients; their ids are 0 to n - 1.
-    threshold: t, least number of clients present in every round: of all n clients or, with
-      `neighbours`, of each client's neighbours and itself. With all pairs t > n / 2, in active mode
-      t > 2 n / 3.
+    degree: n, k and t, from `graph.degree` or, for all pairs, `graph.complete`. The ids of the n
+      clients are 0 to n - 1. In every round t clients have to be present: of all n or, with k
+      neighbours, of each client's neighbours and itself. In active mode t > 2 n / 3, and all pairs,
+      since the server chooses the seed of the graph.
     size: D, number of integers of each client.
     bound: largest magnitude of these integers; n * bound < 2 ** (bits - 1), so that the sum of all
       cannot overflow. A client refuses larger values of its own. No party can check the values of
@@ -33,9 +33,7 @@ class Session:
       'active': five rounds. Messages are signed by identities that all know, and clients answer
       only to a set of survivors that t of them have signed. The updates are protected from a server
       that deviates in any way; the sum is correct only if all follow the protocol.
-    neighbours: k of the graph of SecAgg+, even, below n - 1, or None: all pairs. Take k and t from
-      `graph.degree`. In semi-honest mode only, since the server chooses the seed of the graph.
-    graph_seed: 16 bytes or more, with `neighbours`; `graph` documents what is assumed of it.
+    graph_seed: 16 bytes or more, with a sparse graph; `graph` documents what is assumed of it.
     identities: [n] Ed25519 public keys, in active mode; known to all from outside the protocol.
 
   Raises:
@@ -43,19 +41,22 @@ class Session:
   """
 
   name: bytes
-  num_clients: int
-  threshold: int
+  degree: graph.Degree
   size: int
   bound: int
   bits: int = 32
   mode: str = 'semi_honest'
-  neighbours: int | None = None
   graph_seed: bytes = b''
   identities: tuple[bytes, ...] = ()
 
   def __post_init__(self) -> None:
     """Checks the parameters."""
-    n = validate.integer(at_least=2, at_most=MAX_CLIENTS, num_clients=self.num_clients)
+    if not isinstance(self.degree, graph.Degree):
+      raise ValueError(
+        f'degree must be a Degree, as graph.degree or graph.complete returns it, got '
+        f'{self.degree!r}.'
+      )
+    n = validate.integer(at_most=MAX_CLIENTS, num_clients=self.num_clients)
     validate.integer(size=self.size)
     validate.one_of(MODES, mode=self.mode)
     if not isinstance(self.name, bytes) or len(self.name) < 16:
@@ -66,25 +67,19 @@ class Session:
     if most < 1:
       raise ValueError(f'bits must be more for {n} clients, got {self.bits!r}.')
     validate.integer(at_most=most, bound=self.bound)
-    if self.neighbours is None:
-      validate.integer(at_least=2, at_most=n, threshold=self.threshold)
-      share = (2, 3) if self.mode == 'active' else (1, 2)
-      if share[1] * self.threshold <= share[0] * n:
-        wanted = f'above {share[0]}/{share[1]} of num_clients = {n} in mode {self.mode!r}'
-        raise ValueError(f'threshold must be {wanted}, got {self.threshold!r}.')
-    else:
-      self._check_graph()
+    self._check_graph()
     self._check_identities()
 
   def _check_graph(self) -> None:
-    k = self.neighbours
-    if self.mode == 'active':
+    n, k, t = self.num_clients, self.neighbours, self.threshold
+    if self.active and k is not None:
       raise ValueError(f"neighbours must be None in mode 'active', got {k!r}: use all pairs.")
-    validate.integer(at_least=2, at_most=self.num_clients - 2, neighbours=k)
-    if k is None or k % 2:
-      raise ValueError(f'neighbours must be even, got {k!r}.')
-    validate.integer(at_least=2, at_most=k, threshold=self.threshold)
-    if not isinstance(self.graph_seed, bytes) or len(self.graph_seed) < 16:
+    if self.active and 3 * t <= 2 * n:
+      raise ValueError(
+        f"threshold must be above 2/3 of num_clients = {n} in mode 'active', got {t!r}."
+      )
+    seed = self.graph_seed
+    if k is not None and (not isinstance(seed, bytes) or len(seed) < 16):
       raise ValueError('graph_seed must be 16 or more bytes for a sparse graph, got fewer.')
 
   def _check_identities(self) -> None:
@@ -97,6 +92,21 @@ class Session:
       raise ValueError(f'identities must be {self.num_clients} distinct keys, got {len(known)}.')
     if any(not isinstance(k, bytes) or len(k) != primitives.KEY_BYTES for k in known):
       raise ValueError(f'identities must be public keys of {primitives.KEY_BYTES} bytes.')
+
+  @property
+  def num_clients(self) -> int:
+    """Number of clients, n."""
+    return self.degree.num_clients
+
+  @property
+  def neighbours(self) -> int | None:
+    """Number of neighbours of each client, k; None: all others."""
+    return self.degree.neighbours
+
+  @property
+  def threshold(self) -> int:
+    """Least number of clients present in every round, t."""
+    return self.degree.threshold
 
   @functools.cached_property
   def digest(self) -> bytes:

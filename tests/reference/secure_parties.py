@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from fedjax_mem.secagg import messages, protocol
+from fedjax_mem.secagg import graph, messages, protocol
 from fedjax_mem.secagg.messages import Kind
 
 SIZE = 5
@@ -15,11 +15,12 @@ def identities(count, mode):
   return [protocol.Identity() for _ in range(count)] if mode == 'active' else []
 
 
-def session(mode='semi_honest', n=4, t=3, known=(), **other):
+def session(mode='semi_honest', n=4, t=3, known=(), neighbours=None, **other):
   """Returns a session of n clients and five integers of 16 bits."""
   given = {'name': os.urandom(16), 'size': SIZE, 'bound': 1000, 'bits': 16, **other}
   public = tuple(identity.public for identity in known)
-  return protocol.Session(num_clients=n, threshold=t, mode=mode, identities=public, **given)
+  degree = graph.Degree(n, neighbours, t)
+  return protocol.Session(degree=degree, mode=mode, identities=public, **given)
 
 
 class Parties:

@@ -39,8 +39,9 @@ def test_noise_round_trip(sampling, mechanism, target):
 
 @pytest.mark.slow
 def test_noise_round_trip_of_pld_needs_less_noise():
-  by_rdp = calibrate.noise_multiplier(2.0, DELTA, POISSON, 100)
+  by_rdp = calibrate.noise_multiplier(2.0, DELTA, POISSON, 100, accountant='rdp')
   by_pld = calibrate.noise_multiplier(2.0, DELTA, POISSON, 100, accountant='pld')
+  assert calibrate.noise_multiplier(2.0, DELTA, POISSON, 100) == by_pld
   assert by_pld.mechanism.noise_multiplier < by_rdp.mechanism.noise_multiplier
   assert by_pld.guarantee.accountant == 'PLD'
   assert 2.0 - 1e-4 < by_pld.guarantee.epsilon <= 2.0
@@ -69,6 +70,23 @@ def test_rounds_are_the_most_that_keep_the_budget(sampling):
   assert found.guarantee.epsilon <= 3.0
   more = accountant.epsilon(sampling, GAUSSIAN, found.rounds + 1, DELTA)
   assert more.epsilon > 3.0
+
+
+@pytest.mark.slow
+def test_the_tighter_bound_allows_more_rounds_and_larger_cohorts():
+  run = (2.0, DELTA, POISSON, GAUSSIAN)
+  for solve, number in (
+    (lambda **how: calibrate.rounds(*run, **how), lambda found: found.rounds),
+    (lambda **how: calibrate.cohort(*run, 100, **how), lambda found: found.sampling.expected),
+  ):
+    either, by_rdp, by_pld = solve(), solve(accountant='rdp'), solve(accountant='pld')
+    assert number(either) == number(by_pld) > number(by_rdp)
+    assert either.guarantee == by_pld.guarantee and either.guarantee.epsilon <= 2.0
+
+
+def test_a_mechanism_that_one_accountant_knows_is_calibrated_by_that():
+  found = calibrate.noise_multiplier(2.0, DELTA, TURNS, 20, Tree(1.0, restart=20))
+  assert found.guarantee.accountant == 'RDP' and 1.999 < found.guarantee.epsilon <= 2.0
 
 
 def test_rounds_end_where_correlated_noise_ends():

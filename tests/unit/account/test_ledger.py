@@ -31,8 +31,22 @@ def test_each_round_is_stated_as_the_accountant_states_it():
     book.charge(rounds)
     exact = accountant.epsilon(SAMPLING, NOISE, rounds, DELTA)
     stated = book.guarantee()
+    # Before the last round on a coarser grid, and perhaps that of a later round.
+    assert exact.epsilon * (1 - 1e-9) <= stated.epsilon <= exact.epsilon * 1.05
+    assert exact.delta * (1 - 1e-9) <= stated.delta <= exact.delta * 1.001
+  assert stated.epsilon == exact.epsilon and stated.delta == exact.delta
+  short = plan(rounds=20)
+  for rounds in range(1, 21):
+    exact = accountant.epsilon(SAMPLING, NOISE, rounds, DELTA)
+    assert short.guarantee(rounds).epsilon == pytest.approx(exact.epsilon, rel=1e-12)
+
+
+def test_metrics_are_the_numbers_that_are_stated():
+  book = plan(accountant='rdp')
+  for rounds in (1, 17, 60):
+    exact = accountant.epsilon(SAMPLING, NOISE, rounds, DELTA, accountant='rdp')
+    stated = book.guarantee(rounds)
     assert stated.epsilon == pytest.approx(exact.epsilon, rel=1e-12)
-    assert stated.delta == pytest.approx(exact.delta, rel=1e-12)
     assert stated[2:] == exact[2:]
     assert book.metrics(rounds) == {'epsilon': stated.epsilon, 'delta': stated.delta}
 
@@ -64,7 +78,7 @@ def test_saved_and_loaded_is_the_same_to_the_bit(tmp_path):
   assert again.to_dict() == book.to_dict()
   assert again.entry == book.entry and again.guarantee() == book.guarantee()
   data = json.loads((tmp_path / 'ledger.json').read_text())
-  assert data['guarantee']['accountant'] == 'RDP'
+  assert data['guarantee']['accountant'] == 'PLD'
   assert data['guarantee']['adjacency'] == 'add_or_remove_one'
   assert data['guarantee']['level'] == 'Strong'
   assert data['logged losses and norms'] == guarantee.NOT_COVERED
@@ -80,6 +94,27 @@ def test_resume_continues_and_counts_a_repeated_round_once(tmp_path):
   assert again.charged == 12 and again.entry == book.entry
   again.charge(13)
   assert again.charged == 13
+
+
+@pytest.mark.parametrize('rounds', [60, 80])
+def test_a_resumed_run_keeps_the_accountant_of_its_ledger(tmp_path, rounds):
+  """As of a run begun when 'auto' chose another: what was stated stays true."""
+  book = plan(accountant='rdp')
+  book.advance(12)
+  book.save(tmp_path / 'ledger.json')
+  assert plan(rounds=rounds).entry.claim.accountant == 'pld'
+  again = plan(rounds=rounds).resume(tmp_path / 'ledger.json')
+  assert (again.rounds, again.planned) == (12, rounds)
+  assert again.guarantee() == book.guarantee() and again.guarantee().accountant == 'RDP'
+  whole = plan(rounds=rounds, accountant='rdp')
+  assert again.guarantee(rounds) == whole.guarantee(rounds)
+
+
+@pytest.mark.parametrize(('before', 'now'), [('rdp', 'pld'), ('pld', 'rdp')])
+def test_resume_refuses_another_accountant_that_is_asked_for(tmp_path, before, now):
+  plan(accountant=before).save(tmp_path / 'ledger.json')
+  with pytest.raises(ValueError, match='must be the ledger of this run, with claim'):
+    plan(accountant=now).resume(tmp_path / 'ledger.json')
 
 
 def test_notes_are_stated_saved_and_kept_by_a_resumed_run(tmp_path):

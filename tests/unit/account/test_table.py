@@ -14,7 +14,7 @@ RUN = {'population': 3383, 'delta': 1e-5, 'cohort': 120, 'rounds': 100}
 def test_epsilon_by_every_accountant_that_holds():
   rows = privacy_table('epsilon', noise_multiplier=1.2, **RUN)
   found = {(row['accountant'], row['adjacency']): row['epsilon'] for row in rows}
-  assert rows[0]['accountant'] == 'RDP' and rows[0]['level'] == 'Moderate'
+  assert rows[0]['accountant'] == 'PLD' and rows[0]['level'] == 'Moderate'
   assert found['RDP', 'add_or_remove_one'] == pytest.approx(1.9861, abs=5.1e-5)
   assert found['PLD', 'add_or_remove_one'] == pytest.approx(1.7075, abs=5.1e-5)
   assert ('RDP', 'replace_one') not in found and ('PLD', 'replace_one') in found

@@ -24,6 +24,7 @@ from fedjax_mem.federated import (
 )
 
 MODEL = models.build('logistic', (4,), 3)
+SECURE = AggregationStrategy.SECURE_AGGREGATION
 
 
 def client(i, cls=FederatedClient, **options):
@@ -188,27 +189,69 @@ def test_a_late_result_is_discarded_and_does_not_stop_the_next_round():
 
 
 @pytest.mark.slow
-def test_a_secure_round_begins_anew_after_too_few():
-  kind = AggregationStrategy.SECURE_AGGREGATION
-  made = server(aggregation=kind, min_clients=2)
+def test_a_secure_round_that_ends_below_its_threshold_uses_up_its_number():
+  made = server(aggregation=SECURE)
   clients = [client(i, privacy_config=PrivacyConfig(epsilon=9.0)) for i in range(5)]
+  before = made.get_global_model().digest
   updates = updates_of(made.select_clients(clients))
-  with pytest.raises(NotEnoughClients, match='3 or more'):  # more than half, to have the secrets
+  # More than half are needed, to have the secrets.
+  with pytest.raises(NotEnoughClients, match=r'3 or more.*Round 0 has ended without a sum'):
     asyncio.run(made.aggregate(updates[:2]))
+  assert made.round == 1 and made.get_global_model().digest == before
+  (report,) = made.reports
+  assert report.round == 0 and report.participants == () and report.epsilon > 0
+  with pytest.raises(NotEnoughClients, match='stale'):  # masks of a round that is over
+    asyncio.run(made.aggregate(updates))
+  assert made.round == 1
   again = updates_of(made.select_clients(clients))
-  assert all(x.privacy.releases == 1 for x in clients)  # the same release under other masks
+  assert all(x.privacy.releases == 2 for x in clients)  # other noise, since other masks
   assert {x.data for x in updates}.isdisjoint(x.data for x in again)
   asyncio.run(made.aggregate(again[:4]))
-  assert made.round == 1
+  assert made.round == 2 and len(made.reports[-1].participants) == 4
+
+
+def test_selected_twice_in_a_secure_round_is_the_next_round():
+  made = server(aggregation=SECURE, rounds=2)
+  clients = [client(i) for i in range(3)]
+  made.select_clients(clients)
+  made.select_clients(clients)  # nobody has masked anything yet
+  assert made.round == 0 and not made.reports
+  updates_of(clients)
+  again = updates_of(made.select_clients(clients))
+  assert made.round == 1 and made.reports[0].participants == ()
+  asyncio.run(made.aggregate(again))
+  assert made.round == 2
+  with pytest.raises(ValueError, match='nothing is left'):
+    made.select_clients(clients)
+
+
+class Rarely(FederatedClient):
+  """Raises in the first round."""
+
+  async def train_round(self):
+    if self._round == 0:
+      raise RuntimeError('battery')
+    return await super().train_round()
+
+
+def test_run_round_goes_on_after_a_secure_round_without_a_sum():
+  made = server(aggregation=SECURE)
+  for i in range(4):
+    made.register(client(i, Rarely if i < 2 else FederatedClient))
+  with pytest.raises(NotEnoughClients, match='Round 0 has ended without a sum'):
+    asyncio.run(made.run_round())
+  assert 'battery' in made.reports[0].left_out['c0']
+  report = asyncio.run(made.run_round())
+  assert report.round == 1 and len(report.participants) == 4 and len(made.reports) == 2
 
 
 class Spoiling(FederatedClient):
   """Signs bytes, or a weight, that are none of the protocol's."""
 
-  def _bytes(self, sent, place):
+  def _bytes(self, sent, place, round):
     if place.secure is None:
       return compression.dense(sent.message.update, 1e-30)
-    return bytes(len(super()._bytes(sent, place)))
+    return bytes(len(super()._bytes(sent, place, round)))
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_models():
 @pytest.mark.parametrize('mechanism', ['gaussian', 'laplace', 'discrete_gaussian'])
 def test_mechanisms_keep_their_budget_and_scale(mechanism):
   config = PrivacyConfig(epsilon=3.0, mechanism=mechanism, max_grad_norm=0.5)
-  dp = DifferentialPrivacy(config, seed=1)
+  dp = DifferentialPrivacy(config, noise_seed=1)
   noise = dp.apply({'w': jnp.zeros(20_000)})['w']
   wanted = dp.noise_multiplier * 0.5 * (2**0.5 if mechanism == 'laplace' else 1.0)
   assert abs(float(noise.std()) / wanted - 1) < 0.05

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedjax_mem.secagg import graph
+from fedjax_mem.secagg import graph, protocol
 
 # Degrees of Google's implementation of the same bound (federated-compute, its tests of
 # `graph_parameter_finder`): n, corrupt, dropout, k; sigma = 40, eta = 20.
@@ -83,7 +83,8 @@ def connected(left, k):
 def test_failures_are_as_rare_as_the_bound_says():
   """At small sigma and eta, where failures are seen: not more than stated, and not far fewer."""
   n, corrupt, dropout, sigma, eta, count = 60, 0.2, 0.2, 3, 3, 4000
-  k, t = graph.degree(n, corrupt=corrupt, dropout=dropout, sigma=sigma, eta=eta)
+  degree = graph.degree(n, corrupt=corrupt, dropout=dropout, sigma=sigma, eta=eta)
+  k, t = degree.neighbours, degree.threshold
   bad, gone = int(corrupt * n), int(dropout * n)
   failed = np.zeros(3)
   for corrupted, dropped in draws(n, bad, gone, count):
@@ -142,3 +143,36 @@ def test_what_no_graph_can_do_is_refused(wrong, problem):
   given = {'num_clients': 100, 'corrupt': 0.1, 'dropout': 0.1, **wrong}
   with pytest.raises(ValueError, match=problem):
     graph.degree(given.pop('num_clients'), **given)
+
+
+@pytest.mark.parametrize(
+  ('n', 'k', 't', 'problem'),
+  [
+    (1, None, 1, 'num_clients must be'),
+    (4, None, 2, 'threshold must be above 1/2'),
+    (4, None, 5, 'threshold must be'),
+    (4, None, True, 'threshold must be'),
+    (8, 3, 2, 'neighbours must be even'),
+    (8, 7, 2, 'neighbours must be'),
+    (8, 4, 5, 'threshold must be'),
+    (8, 4, 1, 'threshold must be'),
+  ],
+)
+def test_a_degree_is_of_numbers_that_fit_each_other(n, k, t, problem):
+  with pytest.raises(ValueError, match=problem):
+    graph.Degree(n, k, t)
+
+
+@pytest.mark.parametrize('n', range(2, 13))
+def test_all_pairs_have_the_least_threshold_that_protects(n):
+  assert graph.complete(n) == graph.Degree(n, None, n // 2 + 1)
+  found = graph.complete(n, active=True).threshold
+  assert 3 * (found - 1) <= 2 * n < 3 * found
+
+
+def test_a_session_takes_a_degree_and_no_threshold_beside_it():
+  given = {'name': bytes(16), 'size': 5, 'bound': 9}
+  with pytest.raises(TypeError, match='threshold'):
+    protocol.Session(**given, degree=graph.complete(4), threshold=2)
+  with pytest.raises(ValueError, match='degree must be a Degree'):
+    protocol.Session(**given, degree=(4, None, 3))

@@ -1,12 +1,13 @@
 """The protocol: exact sums whoever drops out, nothing below the threshold, what is agreed on."""
 
+import collections
 import itertools
 
 import numpy as np
 import pytest
-from reference.secure_parties import Parties, identities, session
+from reference.secure_parties import Parties, body, identities, session
 
-from fedjax_mem.secagg import graph, protocol
+from fedjax_mem.secagg import graph, primitives, protocol
 from fedjax_mem.secagg.errors import BelowThreshold, ProtocolError
 from fedjax_mem.secagg.messages import Kind
 
@@ -87,7 +88,8 @@ def test_the_sparse_graph_fails_closed_where_a_neighbourhood_is_gone():
 def test_recovery_at_the_degree_of_the_bound():
   """k and t for a failure probability of 2 ** -30: drawn drop-outs are always recovered from."""
   n, dropout = 60, 0.1
-  k, t = graph.degree(n, corrupt=0.1, dropout=dropout)
+  degree = graph.degree(n, corrupt=0.1, dropout=dropout)
+  k, t = degree.neighbours, degree.threshold
   rng = np.random.default_rng(3)
   for trial in range(4):
     seed = bytes([trial]) * 16
@@ -162,8 +164,7 @@ def test_identities_go_with_the_mode():
     with pytest.raises(ValueError, match='identities must be public keys'):
       protocol.Session(
         name=bytes(16),
-        num_clients=4,
-        threshold=3,
+        degree=graph.Degree(4, None, 3),
         size=5,
         bound=9,
         mode='active',
@@ -180,18 +181,19 @@ def test_identities_go_with_the_mode():
 
 
 def test_every_parameter_is_bound_to_the_session():
-  base = {'name': bytes(16), 'num_clients': 8, 'threshold': 5, 'size': 5, 'bound': 9}
+  base = {'name': bytes(16), 'degree': graph.Degree(8, None, 5), 'size': 5, 'bound': 9}
   variants = [
     {},
     {'name': b'1' * 16},
-    {'num_clients': 9},
-    {'threshold': 6},
+    {'degree': graph.Degree(9, None, 5)},
+    {'degree': graph.Degree(8, None, 6)},
     {'size': 6},
     {'bound': 8},
     {'bits': 64},
-    {'threshold': 4, 'neighbours': 4, 'graph_seed': bytes(16)},
-    {'threshold': 4, 'neighbours': 4, 'graph_seed': b'1' * 16},
-    {'threshold': 4, 'neighbours': 6, 'graph_seed': bytes(16)},
+    {'degree': graph.Degree(8, 4, 4), 'graph_seed': bytes(16)},
+    {'degree': graph.Degree(8, 4, 4), 'graph_seed': b'1' * 16},
+    {'degree': graph.Degree(8, 6, 4), 'graph_seed': bytes(16)},
+    {'degree': graph.Degree(8, 4, 3), 'graph_seed': bytes(16)},
   ]
   digests = {protocol.Session(**{**base, **v}).digest for v in variants}
   assert len(digests) == len(variants)
@@ -224,3 +226,40 @@ def test_every_direction_pair_and_session_has_a_key_of_its_own(mode):
     assert all(masks[a, b] == masks[b, a] for a, b in masks)
     seen |= {*keys.values(), *masks.values()}
   assert len(seen) == 2 * (4 * 3 + 4 * 3 // 2)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_every_mask_has_a_key_of_its_own(mode, monkeypatch):
+  """A pair's is used by its two clients, a client's own by itself, and none in two sessions."""
+  used = collections.Counter()
+  add_masks = primitives.add_masks
+
+  def noted(total, plus, minus):
+    used.update([*plus, *minus])
+    add_masks(total, plus, minus)
+
+  monkeypatch.setattr(primitives, 'add_masks', noted)
+  for _ in range(2):
+    Parties(mode, 4, 3).until(Kind.CHECK if mode == 'active' else Kind.UNMASK)
+  assert sorted(used.values()) == [1] * 2 * 4 + [2] * 2 * 6
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_every_secret_of_every_client_and_session_is_fresh(mode):
+  """Masks from a secret that others know, such as a constant, hide nothing from them."""
+  clients = [x for _ in range(2) for x in Parties(mode, 4, 3).clients]
+  secrets = [(x._seed, x._mask_pair.secret, x._box_pair.secret) for x in clients]
+  assert len({secret for three in secrets for secret in three}) == 2 * 4 * 3
+
+
+def test_the_same_values_are_masked_differently_by_each_client_and_in_each_session():
+  """No constant can be subtracted: all differences of what is sent are different, too."""
+  rows = []
+  for _ in range(2):
+    parties = Parties(n=4, t=3, bits=64, size=2).until(Kind.MASKED)
+    parties.values = [np.zeros(2, int)] * 4
+    sent = [parties.answer(i) for i in range(4)]
+    rows += [np.frombuffer(body(x, parties.session, True), '<u8') for x in sent]
+  assert len({tuple(x.tolist()) for x in rows}) == 8
+  differences = {tuple((a - b).tolist()) for a, b in itertools.permutations(rows, 2)}
+  assert len(differences) == 8 * 7
