@@ -4,9 +4,9 @@ python -m benchmarks.privacy [--rounds 8] [--only rounds|trajectories|bounds]
 
 The first line: W1 without and with client-level privacy (the layers of W2), in turn in one process;
 `overhead` is the ratio of the medians less one. Then the seconds to compute epsilon after every
-round of a run, once, before it begins; the loop then reads it from a table. Then, for settings that
-span users' work: epsilon by each accountant (null: it has no event), the one that 'auto' states, and
-the seconds of that and of epsilon after every round, with nothing kept from before.
+round of a run, once, before it begins; the loop then reads it from a table. Then, for settings
+that span users' work: epsilon by each accountant (null: it has no event), the one that 'auto'
+states, and the seconds of that and of epsilon after every round, with nothing kept from before.
 """
 
 import argparse
