@@ -185,3 +185,9 @@ def _kept_pld(event: Any, count: int, adjacency: str, delta: float, interval: fl
   if not has_grid(event):
     return float(_accountant('pld', adjacency).compose(event, count).get_epsilon(delta))
   return float(_loss(event, adjacency, interval).self_compose(count).get_epsilon_for_delta(delta))
+
+
+def forget() -> None:
+  """Empties the caches, so that a measurement finds nothing kept from before."""
+  for kept in (_kept_renyi, _loss, _kept_pld):
+    kept.cache_clear()

@@ -4,8 +4,8 @@ A row is a dict of column -> number or text, in the order of the columns.
 """
 
 import warnings
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
 
 from fedjax_mem import mechanisms
 from fedjax_mem.account import calibrate, events
@@ -20,12 +20,75 @@ T = TypeVar('T')
 Row = dict[str, Any]
 
 
+class _Cohorts(NamedTuple):
+  """How cohorts are drawn: N clients and the size of a cohort, or the rate of Poisson draws alone.
+
+  Attributes:
+    scheme: one of `events.SCHEMES`.
+    population: N, clients; 1 where only the rate is known, since epsilon depends on nothing else.
+    cohort: clients expected in a cohort; None: to be found.
+    by_rate: whether `cohort` is the rate.
+  """
+
+  scheme: str
+  population: int
+  cohort: float | None
+  by_rate: bool
+
+  def sampling(
+    self, rounds: int, delta: float, epsilon: float = 10.0, size: float | None = None
+  ) -> Draws:
+    """Returns the sampling of a cohort; a Poisson cohort gets the capacity that its run needs."""
+    cohort = validate.positive(cohort=self.cohort if size is None else size)
+    if self.by_rate:
+      return Draws('poisson', 1, cohort, 1)
+    if cohort > self.population:
+      raise ValueError(
+        f'cohort must be at most the population of {self.population} (a sampling rate of at most '
+        f'1), got {cohort!r}.'
+      )
+    drawn = Draws(self.scheme, self.population, cohort, self.population)
+    return calibrate.resize(drawn, cohort, rounds, delta, epsilon)
+
+
+def _cohorts(
+  command: str, scheme: str, population: int | None, cohort: float | None, rate: float | None
+) -> _Cohorts:
+  """Returns how cohorts are drawn, or raises `ValueError` for arguments that do not go together."""
+  validate.one_of(events.SCHEMES, scheme=scheme)
+  if rate is None:
+    if population is None:
+      raise ValueError(f'population must be given for {command!r}, or sampling_rate, got None.')
+    return _Cohorts(scheme, validate.integer(population=population), cohort, False)
+  if scheme != 'poisson':
+    raise ValueError(
+      f'sampling_rate must be left out for the scheme {scheme!r}, whose cost does not follow from '
+      f'a rate: give population and cohort, got {rate!r}.'
+    )
+  if population is not None or cohort is not None:
+    raise ValueError(
+      'sampling_rate must be given in place of population and cohort, got '
+      f'{rate!r} with {population!r} and {cohort!r}.'
+    )
+  return _Cohorts(scheme, 1, validate.probability(sampling_rate=rate), True)
+
+
+def sampling_of(row: Row) -> Draws:
+  """Returns the sampling of a row."""
+  if 'sampling_rate' in row:
+    return Draws('poisson', 1, row['sampling_rate'], 1)
+  cohort, population = row['cohort'], row['population']
+  apart = int(population // cohort) if row['sampling'] == 'cyclic' else 1
+  return Draws(row['sampling'], population, cohort, row['capacity'], apart)
+
+
 def privacy_table(
   command: str,
   *,
-  population: int,
   delta: float,
+  population: int | None = None,
   cohort: float | None = None,
+  sampling_rate: float | None = None,
   rounds: int | None = None,
   noise_multiplier: float | None = None,
   target_epsilon: float | None = None,
@@ -33,24 +96,28 @@ def privacy_table(
   mechanism: str = 'gaussian',
   adjacency: str | None = None,
   accountant: str = 'auto',
+  tell: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
   """Returns the rows of one of the privacy commands.
 
-  'epsilon': epsilon of a run, by each accountant and adjacency that supports it.
+  'epsilon': epsilon of a run, the default claim first, then by each accountant and adjacency that
+    supports it.
   'calibrate': the one of noise_multiplier, rounds and cohort that is None, from the other two.
   'plan': noise for a range of targets and cohorts up to the population, with `noise_share`, the
     standard deviation of the noise in the average update over the clip norm: the price in utility.
 
   >>> run = {'population': 3383, 'cohort': 120, 'rounds': 100, 'delta': 1e-5}
   >>> row = privacy_table('calibrate', target_epsilon=2.0, **run)[0]
-  >>> round(row['noise_multiplier'], 3), round(row['epsilon'], 3), row['capacity']
-  (1.196, 2.0, 194)
+  >>> round(row['noise_multiplier'], 3), round(row['epsilon'], 3), row['accountant']
+  (1.088, 2.0, 'PLD')
 
   Args:
     command: one of `COMMANDS`.
-    population: N, clients.
     delta: target, in (0, 1).
+    population: N, clients.
     cohort: clients expected in a cohort, in (0, N].
+    sampling_rate: probability that a client is in a Poisson cohort, in (0, 1], in place of
+      population and cohort; no cohort is then cut to a capacity.
     rounds: rounds of the whole run.
     noise_multiplier: standard deviation of the noise over the clip norm, > 0.
     target_epsilon: budget; for 'plan', None stands for `TARGETS`.
@@ -58,28 +125,26 @@ def privacy_table(
     mechanism: a name of `mechanisms` that needs only a noise multiplier, or 'package.module:Class'.
     adjacency: one of `events.ADJACENCIES`, or None.
     accountant: 'auto', 'rdp' or 'pld'.
+    tell: called with the number of rows done and of all, after each row of 'plan'.
 
   Raises:
     ValueError: a number is out of range or missing, or one too many is given.
     IncompatibleStages: the pair has no valid event.
   """
   validate.one_of(COMMANDS, command=command)
-  validate.integer(population=population)
-  validate.one_of(events.SCHEMES, scheme=scheme)
+  who = _cohorts(command, scheme, population, cohort, sampling_rate)
   kind = _kind(mechanism)
   how: Options = {'adjacency': adjacency, 'accountant': accountant}
   if command == 'calibrate':
     target = _given(command, target_epsilon=target_epsilon)
-    return _calibrate(
-      population, delta, cohort, rounds, noise_multiplier, target, scheme, kind, how
-    )
-  cohort, rounds = _given(command, cohort=cohort), _given(command, rounds=rounds)
+    return _calibrate(who, delta, rounds, noise_multiplier, target, kind, how)
+  _given(command, cohort=who.cohort)
+  rounds = _given(command, rounds=rounds)
   if command == 'epsilon':
     noise = kind(_given(command, noise_multiplier=noise_multiplier))
-    sampling = _sampling(scheme, population, cohort, rounds, delta)
-    return _epsilon(sampling, noise, rounds, delta, how)
+    return _epsilon(who, noise, rounds, delta, how)
   targets = TARGETS if target_epsilon is None else (target_epsilon,)
-  return _plan(population, cohort, rounds, delta, targets, scheme, kind, how)
+  return _plan(who, rounds, delta, targets, kind, how, tell)
 
 
 def _kind(mechanism: str) -> type[Mechanism]:
@@ -102,25 +167,20 @@ def _given(command: str, **named: T | None) -> T:
   return value
 
 
-def _sampling(
-  scheme: str, population: int, cohort: float, rounds: int, delta: float, epsilon: float = 10.0
-) -> Draws:
-  """Returns the sampling of a cohort; a Poisson cohort gets the capacity that its run needs."""
-  validate.positive(cohort=cohort)
-  if cohort > population:
-    raise ValueError(
-      f'cohort must be at most the population of {population} (a sampling rate of at most 1), got '
-      f'{cohort!r}.'
-    )
-  return calibrate.resize(
-    Draws(scheme, population, cohort, population), cohort, rounds, delta, epsilon
-  )
-
-
 def _row(
-  sampling: Any, mechanism: Mechanism, stated: Guarantee, target: float | None = None
+  who: _Cohorts,
+  sampling: Any,
+  mechanism: Mechanism,
+  stated: Guarantee,
+  target: float | None = None,
 ) -> Row:
   aim = {} if target is None else {'target': target}
+  sizes = {
+    'population': sampling.population,
+    'cohort': sampling.expected,
+    'capacity': sampling.capacity,
+  }
+  share = {'noise_share': mechanism.noise_multiplier / sampling.expected}
   return {
     **aim,
     'epsilon': stated.epsilon,
@@ -129,23 +189,22 @@ def _row(
     'accountant': stated.accountant,
     'adjacency': stated.adjacency,
     'sampling': sampling.scheme,
-    'population': sampling.population,
-    'cohort': sampling.expected,
-    'capacity': sampling.capacity,
+    **({'sampling_rate': sampling.expected} if who.by_rate else sizes),
     'rounds': stated.rounds,
     'mechanism': mechanisms.name(mechanism),
     'noise_multiplier': mechanism.noise_multiplier,
     'noise': stated.noise,
-    'noise_share': mechanism.noise_multiplier / sampling.expected,
+    **({} if who.by_rate else share),
   }
 
 
 def _epsilon(
-  sampling: Draws, mechanism: Mechanism, rounds: int, delta: float, how: Options
+  who: _Cohorts, mechanism: Mechanism, rounds: int, delta: float, how: Options
 ) -> list[Row]:
   """Returns a row for each accountant and adjacency that holds, the default ones first."""
+  sampling = who.sampling(rounds, delta)
   first = claim(sampling, mechanism, rounds=rounds, delta=delta, **how)
-  rows = [_row(sampling, mechanism, first.guarantee(rounds, delta))]
+  rows = [_row(who, sampling, mechanism, first.guarantee(rounds, delta))]
   names = events.ACCOUNTANTS if how['accountant'] == 'auto' else (how['accountant'],)
   relations = events.ADJACENCIES if how['adjacency'] is None else (how['adjacency'],)
   done = {(first.accountant, first.adjacency)}
@@ -161,56 +220,56 @@ def _epsilon(
           continue
         if (made.accountant, made.adjacency) not in done:
           done.add((made.accountant, made.adjacency))
-          rows.append(_row(sampling, mechanism, made.guarantee(rounds, delta)))
+          rows.append(_row(who, sampling, mechanism, made.guarantee(rounds, delta)))
   return rows
 
 
 def _calibrate(
-  population: int,
+  who: _Cohorts,
   delta: float,
-  cohort: float | None,
   rounds: int | None,
   noise: float | None,
   target: float,
-  scheme: str,
   kind: type[Mechanism],
   how: Options,
 ) -> list[Row]:
   """Returns the row of the run, with the number that was None."""
+  cohort = who.cohort
   if noise is None and cohort is not None and rounds is not None:
-    sampling = _sampling(scheme, population, cohort, rounds, delta, target)
+    sampling = who.sampling(rounds, delta, target)
     found = calibrate.noise_multiplier(target, delta, sampling, rounds, kind(1.0), **how)
   elif cohort is None and rounds is not None and noise is not None:
-    template = Draws(scheme, population, 1, population)
+    template = Draws(who.scheme, who.population, 1, who.population)
     found = calibrate.cohort(target, delta, template, kind(noise), rounds, **how)
   elif rounds is None and cohort is not None and noise is not None:
     # The capacity depends on the rounds, which are not known: it is that of the longest run tried.
-    sampling = _sampling(scheme, population, cohort, 1_000_000, delta, target)
+    sampling = who.sampling(1_000_000, delta, target)
     found = calibrate.rounds(target, delta, sampling, kind(noise), **how)
   else:
     named = {'cohort': cohort, 'rounds': rounds, 'noise_multiplier': noise}
-    raise ValueError(
-      f'exactly one of cohort, rounds and noise_multiplier must be left out, got {named!r}.'
-    )
-  return [_row(found.sampling, found.mechanism, found.guarantee, target)]
+    if who.by_rate:  # the rate is given
+      del named['cohort']
+    raise ValueError(f'exactly one of {" and ".join(named)} must be left out, got {named!r}.')
+  return [_row(who, found.sampling, found.mechanism, found.guarantee, target)]
 
 
 def _plan(
-  population: int,
-  cohort: float,
+  who: _Cohorts,
   rounds: int,
   delta: float,
   targets: Iterable[float],
-  scheme: str,
   kind: type[Mechanism],
   how: Options,
+  tell: Callable[[int, int], None] | None,
 ) -> list[Row]:
   """Returns a row for each target and for cohorts of 1, 4 and 16 times the one given."""
-  sizes = sorted({min(population, cohort * factor) for factor in (1, 4, 16)})
+  sizes = sorted({min(who.population, (who.cohort or 0) * factor) for factor in (1, 4, 16)})
+  points = [(target, size) for target in targets for size in sizes]
   rows = []
-  for target in targets:
-    for size in sizes:
-      sampling = _sampling(scheme, population, size, rounds, delta, target)
-      found = calibrate.noise_multiplier(target, delta, sampling, rounds, kind(1.0), **how)
-      rows.append(_row(found.sampling, found.mechanism, found.guarantee, target))
+  for target, size in points:
+    sampling = who.sampling(rounds, delta, target, size)
+    found = calibrate.noise_multiplier(target, delta, sampling, rounds, kind(1.0), **how)
+    rows.append(_row(who, found.sampling, found.mechanism, found.guarantee, target))
+    if tell is not None:
+      tell(len(rows), len(points))
   return rows

@@ -223,8 +223,10 @@ class DataCommands:
 class Audit(_Command):
   """Audit a run's privacy claim: how much does an adversary learn of canary clients?
 
-  Prints a lower bound on epsilon (at 95% confidence) beside the accountant's upper bound, by a
-  membership game on one release and by one whole run with many canaries. Needs jax-privacy.
+  Prints a lower bound on epsilon (at 95% confidence) beside the accountant's upper bound, by
+  membership games on single releases and by one whole run with many canaries, and what a perfect
+  attack could have proved: where that is less than the claim, the verdict is void. Needs
+  jax-privacy.
   """
 
   config: Annotated[
@@ -235,11 +237,11 @@ class Audit(_Command):
     arg(help='Override of one key: section.key=value; may be given several times.'),
   ] = ()
   canaries: Annotated[int, arg(help='Canary clients in the one run.')] = 1000
-  trials: Annotated[int, arg(help='Releases in the membership game.')] = 20_000
+  trials: Annotated[int, arg(help='Releases in each membership game.')] = 20_000
   data_dir: DataDir = None
 
   def __call__(self) -> None:
-    """Prints the findings; raises if a claim is broken."""
+    """Prints the findings; raises if a claim is refuted."""
     from fedjax_mem.config.load import load_config
 
     config = load_config(self.config, self.set)
@@ -250,8 +252,8 @@ class Audit(_Command):
       config, data_dir=_text(self.data_dir), canaries=self.canaries, trials=self.trials
     )
     print(format_table([audit.row(x) for x in found]))
-    if any(x.broken for x in found):
-      raise RuntimeError('the claim is broken: an attack found more than the accountant allows')
+    if any(x.verdict == 'refuted' for x in found):
+      raise RuntimeError('the claim is refuted: an attack found more than the accountant allows')
 
 
 Command = (

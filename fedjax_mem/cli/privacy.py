@@ -1,7 +1,9 @@
 """The commands `fedjax-mem privacy epsilon|calibrate|plan`: the privacy cost of a planned run."""
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -12,7 +14,13 @@ from tyro.conf import arg, subcommand
 class _Question:
   """Arguments of every privacy command."""
 
-  population: Annotated[int, arg(help='Number of clients in the population, N.')]
+  population: Annotated[int | None, arg(help='Number of clients in the population, N.')] = None
+  sampling_rate: Annotated[
+    float | None,
+    arg(
+      help='Probability that a client is in a Poisson cohort, in place of population and cohort.'
+    ),
+  ] = None
   delta: Annotated[
     float, arg(help='Target delta, below 1 / N; cohorts cut to their capacity may add 1% of it.')
   ] = 1e-5
@@ -42,16 +50,19 @@ class _Question:
 
     if given.get('target_epsilon') is not None:
       validate.positive(target_epsilon=given['target_epsilon'])
-    rows = privacy_table(
-      command,
-      population=self.population,
-      delta=self.delta,
-      scheme=self.scheme,
-      mechanism=self.mechanism,
-      accountant=self.accountant,
-      adjacency=self.adjacency,
-      **given,
-    )
+    with _progress() as tell:
+      rows = privacy_table(
+        command,
+        population=self.population,
+        sampling_rate=self.sampling_rate,
+        delta=self.delta,
+        scheme=self.scheme,
+        mechanism=self.mechanism,
+        accountant=self.accountant,
+        adjacency=self.adjacency,
+        tell=tell,
+        **given,
+      )
     print(format_table(rows))
     if self.plot:
       self._draw(rows, self.plot)
@@ -59,15 +70,13 @@ class _Question:
 
   def _draw(self, rows: list[dict[str, Any]], file: pathlib.Path) -> None:
     from fedjax_mem import account, mechanisms
-    from fedjax_mem.core import Draws
+    from fedjax_mem.account.table import sampling_of
     from fedjax_mem.report import figures, plots
 
     curves = {}
     for row in rows:
-      cohort = row['cohort']
-      apart = int(self.population // cohort) if self.scheme == 'cyclic' else 1
       path = account.trajectory(
-        Draws(self.scheme, self.population, cohort, row['capacity'], apart),
+        sampling_of(row),
         mechanisms.find(self.mechanism)(row['noise_multiplier']),
         int(row['rounds']),
         self.delta,
@@ -75,9 +84,22 @@ class _Question:
         accountant=row['accountant'].lower(),
       )
       curves[_label(row, rows)] = path.epsilon.tolist()
-    title = f'N = {self.population:,}, δ = {self.delta:g}, {rows[0]["noise"]}'
+    who = 'Poisson' if self.population is None else f'N = {self.population:,}'
+    title = f'{who}, δ = {self.delta:g}, {rows[0]["noise"]}'
     figures.save(plots.epsilon(curves, title), file)
     print(f'plot: {file}')
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+  """Shows a bar on a terminal's standard error; gives the function that moves it."""
+  from rich.console import Console
+  from rich.progress import Progress
+
+  console = Console(stderr=True)
+  with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    task = bar.add_task('accounting', total=None)
+    yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _label(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -86,11 +108,13 @@ def _label(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     'target': 'ε ≤ {:g}',
     'noise_multiplier': 'noise {:.3g}',
     'cohort': 'cohort {:g}',
+    'sampling_rate': 'rate {:.3g}',
     'accountant': '{}',
     'adjacency': '{}',
   }
   differing = [x for x in words if len({other.get(x) for other in rows}) > 1]
-  chosen = differing or ['noise_multiplier', 'cohort']
+  size = 'cohort' if 'cohort' in row else 'sampling_rate'
+  chosen = differing or ['noise_multiplier', size]
   return ', '.join(words[x].format(row[x]) for x in chosen).replace('_', '-')
 
 
@@ -99,10 +123,10 @@ class Epsilon(_Question):
   """Compute epsilon of a run, by each accountant and adjacency that support it.
 
   Example: fedjax-mem privacy epsilon --population 3383 --cohort 120 --noise-multiplier 1.2
-  --rounds 100
+  --rounds 100; or --sampling-rate 0.0355 in place of population and cohort.
   """
 
-  cohort: Annotated[float, arg(help='Clients expected in a cohort.')]
+  cohort: Annotated[float | None, arg(help='Clients expected in a cohort.')] = None
   rounds: Annotated[int, arg(help='Rounds of the whole run.')]
   noise_multiplier: Annotated[
     float, arg(help='Standard deviation of the noise over the clip norm.')
@@ -148,7 +172,7 @@ class Plan(_Question):
   Example: fedjax-mem privacy plan --population 100000 --cohort 1000 --rounds 1000
   """
 
-  cohort: Annotated[float, arg(help='Clients expected in a cohort.')]
+  cohort: Annotated[float | None, arg(help='Clients expected in a cohort.')] = None
   rounds: Annotated[int, arg(help='Rounds of the whole run.')]
   target_epsilon: Annotated[
     float | None,

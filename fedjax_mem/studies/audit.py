@@ -1,12 +1,15 @@
 """Audit of a privacy claim by canary clients: empirical lower bounds on epsilon.
 
-Two attacks use jax-privacy's estimators. Each gives a lower bound on epsilon, at a stated
-confidence, to compare with the accountant's upper bound. A lower bound above the upper bound proves
-a fault; one below it proves nothing.
+Three attacks use jax-privacy's estimators. Each gives a lower bound on epsilon, at a stated
+confidence, to compare with the accountant's upper bound, and the bound that a perfect attack would
+give with as many trials. A lower bound above the upper bound refutes the claim. One below it proves
+nothing, and if no attack could have given more, the audit is void: it needs more trials.
 
-- `release`: the membership game on one release. The canary's update is one coordinate of each
+- `games.release`: the membership game on one release. The canary's update is one coordinate of each
   array, as large as the clip allows. It takes part in every second of many releases of the sum
   (nothing is trained).
+- `games.draw`: the same, on releases of the sum over a cohort that is drawn from a population with
+  or without the canary, for claims of Poisson sampling.
 - `one_run`: many canaries, each with its own direction. A fair coin decides for each whether it
   takes part in one whole run or stays out. The final parameters are scored along each direction
   (Steinke, Nasr, Jagielski 2023, arXiv 2305.08846). All other clients send zeros: a claim must hold
@@ -16,177 +19,39 @@ a fault; one below it proves nothing.
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem import account
 from fedjax_mem.account import Ledger
+from fedjax_mem.config import registry
 from fedjax_mem.config.build import Parts, build, build_layers, stage_arguments
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.privacy import settled
 from fedjax_mem.config.sections import StageSection
 from fedjax_mem.core import (
-  IN_ROUND,
-  Bound,
   Context,
-  Draws,
-  IncompatibleStages,
   Layer,
-  Mechanism,
   Message,
   Metrics,
-  Noises,
   Population,
-  Round,
   Stage,
-  Task,
-  Trains,
   Tree,
   compose,
   keys,
-  stack_clients,
   tree,
   validate,
 )
-from fedjax_mem.engine import Execution, simulate
+from fedjax_mem.engine import simulate
 from fedjax_mem.runner import devices
 from fedjax_mem.runner.ledgers import open_ledgers
-from fedjax_mem.stages.select import round_robin
-from fedjax_mem.stages.weigh import equal
+from fedjax_mem.stages.select import SAMPLERS
+from fedjax_mem.studies import games
+from fedjax_mem.studies.games import HUGE, Finding
 
-SIGNIFICANCE = 0.05
-_HUGE = 1e6  # canary's coordinate before the clip: clipped, its norm is exactly the bound
 _INTEGERS = ('integers', 'distributed', 'mask')  # stages whose options depend on the cohort's size
-_CLIENTS = 4  # clients in the game on one release: the canary, and others that send zeros
-
-
-class Finding(NamedTuple):
-  """The result of an attack.
-
-  Attributes:
-    attack: 'release' or 'one_run'.
-    claimed: the accountant's upper bound on epsilon.
-    found: the lower bound on epsilon, at confidence 1 - `significance`.
-    delta: delta of both bounds.
-    trials: number of releases, or of canaries.
-    significance: largest probability of a lower bound above the true epsilon.
-  """
-
-  attack: str
-  claimed: float
-  found: float
-  delta: float
-  trials: int
-  significance: float = SIGNIFICANCE
-
-  @property
-  def broken(self) -> bool:
-    """Whether the lower bound refutes the claim."""
-    return self.found > self.claimed
-
-
-def _estimator(took_part: np.ndarray, left_out: np.ndarray) -> Any:
-  try:
-    from jax_privacy import auditing  # imported where it is used: it takes seconds
-  except ImportError as error:
-    raise ValueError("the audit needs jax-privacy: pip install 'fedjax_mem[privacy]'.") from error
-  return auditing.CanaryScoreAuditor(took_part, left_out)
-
-
-def release(
-  layers: tuple[Layer, ...],
-  claimed: Mechanism,
-  params: Any,
-  *,
-  delta: float,
-  trials: int = 20_000,
-  seed: int = 0,
-) -> Finding:
-  """Returns the finding of the membership game on one release of the sum.
-
-  Args:
-    layers: the layers from the clip to the noise, in client order.
-    claimed: the noise that they claim to add.
-    params: the model's parameters; the game is played on arrays of at most eight values each, since
-      the noise of different coordinates is independent.
-    delta: delta of the claim.
-    trials: number of releases, half of them with the canary, >= 2.
-    seed: seed of the noise.
-
-  Raises:
-    IncompatibleStages: the noise is correlated over releases; this game cannot audit it.
-    ValueError: a number is out of range.
-  """
-  validate.integer(at_least=2, trials=trials)
-  noisy = Round(layers).having(Noises)
-  kinds = {(noise.trust, noise.unit) for _, _, noise in noisy}
-  if claimed.correlated or claimed.carried or kinds - {('central', 'client')}:
-    raise IncompatibleStages(
-      'the game on one release must be played on fresh central noise by client, '
-      f'got {claimed!r} of {sorted(kinds)}: audit it in one run.'
-    )
-  bound = Round(layers).bound(*noisy[0][:2], {}) if noisy else None
-  small = jax.tree.map(lambda x: jnp.zeros(min(x.size, 8), x.dtype), params)
-  people = stack_clients([{'x': np.zeros((1, 1), np.float32)} for _ in range(_CLIENTS)])
-  still = [_still(x) for x in layers]
-  sim = simulate(
-    compose(_game(claimed), round_robin(_CLIENTS, _CLIENTS), equal(divisor=1.0), *still),
-    small,
-    people,
-    seed=seed,
-    execution=Execution(mode='vmap', devices=1),
-    max_rounds=trials,
-  )
-  _, metrics = sim.run(sim.init(small), trials)
-  scores = metrics['game/score']
-  found = _estimator(scores[0::2], scores[1::2]).epsilon_clopper_pearson(SIGNIFICANCE, delta)
-  everyone = Draws('poisson', _CLIENTS, _CLIENTS, _CLIENTS)  # rate 1: no amplification by sampling
-  upper = account.epsilon(everyone, claimed, 1, delta, bound=_known(bound)).epsilon
-  return Finding('release', upper, float(found), delta, trials)
-
-
-def _known(bound: Bound | None) -> Bound | None:
-  """Returns the bound, or None if its value is known only inside a round."""
-  return None if bound is None or IN_ROUND in bound else bound
-
-
-def _game(claimed: Mechanism) -> Layer:
-  """Returns the algorithm of the game: client 0 sends the canary in even rounds, others zeros.
-
-  The canary has one coordinate in each array, so that a fault of a clip per array shows. Under an
-  L1 clip it has one coordinate in all: the corners of an L1 ball lie on the axes.
-  """
-  arrays = 1 if 'l1' in claimed.norms else None
-
-  def client(ctx: Context, task: Task, state: Tree) -> tuple[Message, Tree, Metrics]:
-    on = (ctx.client.id == 0) & (ctx.round % 2 == 0)
-    leaves, structure = jax.tree_util.tree_flatten(tree.zeros(task.params))
-    leaves[:arrays] = [x.at[0].set(jnp.where(on, _HUGE, 0.0)) for x in leaves[:arrays]]
-    return Message(jax.tree_util.tree_unflatten(structure, leaves), jnp.float32(1), {}), state, {}
-
-  def server(ctx: Context, message: Message, state: Tree) -> tuple[Tree, Tree, Metrics]:
-    seen = jnp.stack([x[0] for x in jax.tree.leaves(message.update)[:arrays]])
-    return ctx.params, state, {'score': seen.sum()}
-
-  return Layer('game', client=Stage(client, facts=(Trains(),)), server=Stage(server))
-
-
-def _still(layer: Layer) -> Layer:
-  """Returns the layer with its server_state reset in every release.
-
-  Otherwise an adaptive clip norm would change from release to release.
-  """
-  stage: Any = layer.server
-  inner = stage.apply
-
-  def apply(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
-    message, _, metrics = inner(ctx, message, state)
-    return message, state, metrics
-
-  return layer._replace(server=stage._replace(apply=apply))
 
 
 def one_run(
@@ -200,15 +65,15 @@ def one_run(
   Args:
     config: the experiment.
     parts: its parts.
-    canaries: number of clients added, >= 2; limited to the number of the model's parameters, since
+    canaries: number of clients added, >= 20; limited to the number of the model's parameters, since
       no two canaries share a parameter.
     layers: layers of the round for the enlarged population, if not those of the experiment (to
       audit a fault on purpose). The claim is still that of the experiment.
 
   Raises:
-    ValueError: no claim to audit, or fewer than two canaries.
+    ValueError: no claim to audit, or fewer than 20 canaries.
   """
-  validate.integer(at_least=2, canaries=canaries)
+  validate.integer(at_least=games.LEAST, canaries=canaries)
   canaries = min(canaries, sum(x.size for x in jax.tree.leaves(parts.params)))
   number = parts.data.num_clients
   ledger = _ledger(config, parts)
@@ -240,8 +105,9 @@ def one_run(
     done += len(metrics['clients'])
   moved = tree.sub(parts.params, jax.device_get(state.params))
   scores = _scores(moved, owners, canaries)
-  found = _estimator(scores[inside], scores[~inside]).epsilon_one_run(SIGNIFICANCE, delta)
-  return Finding('one_run', ledger.guarantee(rounds).epsilon, float(found), delta, canaries)
+  found, best = games.bounds('epsilon_one_run', scores[inside], scores[~inside], delta)
+  claimed = ledger.guarantee(rounds).epsilon
+  return Finding('one_run', claimed, found, best, delta, canaries)
 
 
 def _ledger(config: Config, parts: Parts) -> Ledger:
@@ -339,7 +205,7 @@ def _canaries(number: int, inside: np.ndarray, owners: Any) -> Layer:
     on = jnp.asarray(inside).at[mine].get(mode='clip')
 
     def huge(owner: np.ndarray, x: jax.Array) -> jax.Array:
-      return jnp.where(canary & on & (owner == mine), _HUGE, 0.0).astype(x.dtype)
+      return jnp.where(canary & on & (owner == mine), HUGE, 0.0).astype(x.dtype)
 
     update = jax.tree.map(huge, owners, message.update)
     weight = jnp.where(canary, on.astype(jnp.float32), message.weight)
@@ -359,13 +225,13 @@ def _scores(moved: Any, owners: Any, canaries: int) -> np.ndarray:
 def audit(
   config: Config, *, data_dir: str | None = None, canaries: int = 1000, trials: int = 20_000
 ) -> list[Finding]:
-  """Returns the findings of both attacks on an experiment.
+  """Returns the findings of the attacks on an experiment.
 
   Args:
     config: the experiment; its noise must be central and by client.
     data_dir: folder of prepared data sets; None: as `data.places` says.
     canaries: largest number of clients added to the one run.
-    trials: number of releases in the membership game.
+    trials: number of releases in each game.
 
   Raises:
     ValueError: no stage adds noise.
@@ -376,8 +242,21 @@ def audit(
   claimed, found = entry.claim.mechanism, []
   if not (claimed.correlated or claimed.carried):
     noisy = tuple(x for x in parts.layers if x.name == entry.layer)
-    found.append(release(noisy, claimed, parts.params, delta=entry.target_delta, trials=trials))
+    how: dict[str, Any] = {'delta': entry.target_delta, 'trials': trials}
+    found.append(games.release(noisy, claimed, parts.params, **how))
+    if parts.layers.draws.scheme == 'poisson':
+      sampler = lambda number: _sampler(config, number)
+      found.append(games.draw(sampler, noisy, claimed, parts.params, **how))
   return [*found, one_run(config, parts, canaries=canaries)]
+
+
+def _sampler(config: Config, number: int) -> Layer:
+  """Returns the experiment's sampler for another population, of which it draws a half."""
+  section = config.selection
+  options = {k: x for k, x in section.options.items() if k not in ('rate', 'capacity')}
+  given = {'num_clients': number, 'rate': 0.5, 'cohort_size': games.CLIENTS // 2}
+  made: Layer = registry.made('selection', 'name', section.name, SAMPLERS, options, **given)
+  return made
 
 
 def row(finding: Finding) -> dict[str, Any]:
@@ -386,7 +265,8 @@ def row(finding: Finding) -> dict[str, Any]:
     'attack': finding.attack,
     'epsilon at least': round(finding.found, 3),
     'epsilon claimed': round(finding.claimed, 3),
+    'provable at best': round(finding.best, 3),
     'delta': finding.delta,
     'trials': finding.trials,
-    'verdict': 'BROKEN' if finding.broken else 'not refuted',
+    'verdict': finding.verdict,
   }

@@ -3,11 +3,12 @@
 import pytest
 
 from fedjax_mem.account import accountant, events
-from fedjax_mem.account.table import privacy_table
+from fedjax_mem.account.table import privacy_table, sampling_of
 from fedjax_mem.core import Draws, IncompatibleStages
 from fedjax_mem.mechanisms import Gaussian
 
 RUN = {'population': 3383, 'delta': 1e-5, 'cohort': 120, 'rounds': 100}
+RATE = {'population': None, 'cohort': None, 'sampling_rate': 120 / 3383}
 
 
 @pytest.mark.slow
@@ -71,6 +72,13 @@ def test_plan_shows_that_a_larger_cohort_pays_less():
     ('plan', {'target_epsilon': 0.0}, 'must be'),
     ('plan', {'scheme': 'shuffled'}, 'scheme must be'),
     ('plan', {'mechanism': 'tree'}, 'mechanism must be'),
+    ('epsilon', {'population': None}, "population must be given for 'epsilon', or sampling_rate"),
+    ('epsilon', {'sampling_rate': 0.1}, 'in place of population and cohort, got 0.1 with 3383'),
+    ('epsilon', {'sampling_rate': 0.1, 'population': None}, 'in place of population and cohort'),
+    ('epsilon', {**RATE, 'sampling_rate': 1.5}, 'sampling_rate must be a number in \\(0, 1\\]'),
+    ('epsilon', {**RATE, 'scheme': 'without_replacement'}, 'sampling_rate must be left out for'),
+    ('epsilon', {**RATE, 'scheme': 'cyclic'}, 'sampling_rate must be left out for'),
+    ('calibrate', {**RATE, 'target_epsilon': 1.0, 'rounds': None}, 'exactly one of rounds and noi'),
   ],
 )
 def test_arguments_out_of_range_are_refused(command, changed, words):
@@ -87,3 +95,29 @@ def test_a_pair_without_an_event_is_refused():
       adjacency=events.ADJACENCIES[0],
       **RUN,
     )
+
+
+def test_a_rate_stands_for_the_population_and_the_cohort():
+  given = {**RUN, 'noise_multiplier': 1.2}
+  usual, by_rate = (privacy_table('epsilon', **{**given, **x}) for x in ({}, RATE))
+  assert len(by_rate) == len(usual)
+  for one, other in zip(by_rate, usual, strict=True):
+    for key in ('epsilon', 'accountant', 'adjacency', 'level', 'noise'):
+      assert one[key] == other[key]
+    assert one['delta'] == 1e-5  # no cohort is cut
+    assert one['sampling_rate'] == 120 / 3383 and not {'population', 'noise_share'} & set(one)
+    assert sampling_of(one).expected / sampling_of(one).population == 120 / 3383
+
+
+@pytest.mark.slow
+def test_a_rate_can_be_calibrated_and_planned_for():
+  given = {'delta': 1e-5, 'sampling_rate': 0.05, 'target_epsilon': 2.0}
+  (row,) = privacy_table('calibrate', rounds=40, **given)
+  assert 1.999 < row['epsilon'] <= 2.0
+  (again,) = privacy_table('calibrate', noise_multiplier=row['noise_multiplier'], **given)
+  assert again['rounds'] == 40
+  told = []
+  rows = privacy_table('plan', rounds=40, tell=lambda *x: told.append(x), **given)
+  assert [x['sampling_rate'] for x in rows] == pytest.approx([0.05, 0.2, 0.8])
+  assert rows[0]['noise_multiplier'] == row['noise_multiplier']
+  assert told == [(1, 3), (2, 3), (3, 3)]

@@ -214,7 +214,7 @@ def test_labels_say_what_tells_the_rows_apart(call, drawn, tmp_path):
   call('calibrate', *SMALL, '--target-epsilon', 2, '--plot', tmp_path / 'c.png')
   plan, epsilon, calibrate = ([*curves] for curves, _ in drawn)
   assert all(x.startswith('noise ') and ', cohort ' in x and 'RDP' not in x for x in plan)
-  assert epsilon[0] == 'RDP, add-or-remove-one'
+  assert epsilon[0] == 'PLD, add-or-remove-one'
   assert len(calibrate) == 1 and calibrate[0].endswith('cohort 50')
 
 
@@ -230,6 +230,16 @@ def test_labels_say_what_tells_the_rows_apart(call, drawn, tmp_path):
       ('epsilon', '--population', 10, '--cohort', 50, '--rounds', 1, '--noise-multiplier', 1),
       'a sampling rate of at most 1',
     ),
+    (
+      ('epsilon', *SMALL, '--noise-multiplier', 1, '--sampling-rate', 0.1),
+      'sampling_rate must be given in place of population and cohort',
+    ),
+    (
+      ('epsilon', '--sampling-rate', 0.1, '--rounds', 1, '--noise-multiplier', 1, '--scheme',
+       'without_replacement'),
+      'sampling_rate must be left out',
+    ),
+    (('epsilon', '--rounds', 1, '--noise-multiplier', 1), 'population must be given'),
     (('calibrate', *SMALL, '--target-epsilon', 0), 'target_epsilon must be'),
     (('calibrate', *SMALL, '--target-epsilon', 1, '--noise-multiplier', 1), 'exactly one of'),
     (('calibrate', '--population', 1000, '--target-epsilon', 1), 'exactly one of'),
@@ -252,6 +262,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, words, told):
   code, rows, _, err = call(*words)
   assert (code, rows) == (2, [])
   assert err.startswith('fedjax-mem: error: ') and told in err and err.count('\n') == 1
+
+
+@pytest.mark.slow
+def test_a_sampling_rate_stands_for_the_population_and_the_cohort(call, drawn, tmp_path):
+  words = ('--rounds', 40, '--noise-multiplier', 2.5)
+  code, rows, _, err = call(
+    'epsilon', '--sampling-rate', 0.05, *words, '--plot', tmp_path / 'epsilon.png'
+  )
+  assert (code, err) == (0, '')
+  _, usual, _, _ = call('epsilon', '--population', 1000, '--cohort', 50, *words)
+  assert [x['epsilon'] for x in rows] == [x['epsilon'] for x in usual]
+  assert {x['sampling_rate'] for x in rows} == {'0.05'}
+  ((curves, title),) = drawn
+  assert len(curves) == len(rows) and title.startswith('Poisson, δ = 1e-05')
 
 
 @pytest.mark.slow

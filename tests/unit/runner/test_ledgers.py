@@ -193,7 +193,7 @@ def test_the_ledger_file_says_what_ran_and_is_written_before_the_checkpoint(ende
   assert said['budget'] == config.privacy.target_epsilon
   assert said['guarantee']['epsilon'] == pytest.approx(stated[5].epsilon, rel=1e-12)
   assert said['guarantee']['adjacency'] == 'add_or_remove_one'
-  assert said['guarantee']['accountant'] == 'RDP'
+  assert said['guarantee']['accountant'] == 'PLD'
   assert said['entry']['mechanism']['noise_multiplier'] == 2.0
   assert seen and all(state <= ledger for state, ledger in seen)
   assert seen[-1] == (6, 6)
@@ -207,7 +207,11 @@ def test_the_command_ends_with_code_0_and_says_why(call, file, ended, out):
   said = ' '.join(said.split())
   assert 'round 6: test accuracy' in said
   assert 'ended after round 6: the next would exceed the budget' in said
-  assert 'ε = ' in said and 'add-or-remove-one, RDP' in said
+  assert (
+    'ε = ' in said
+    and 'add-or-remove-one, PLD' in said
+    and 'ideal noise (float32 simulation)' in said
+  )
 
 
 @pytest.mark.first(1)

@@ -256,7 +256,8 @@ def stated(made):
 
 def epsilon(mechanism, bound=None, delta=1e-5):
   sampling = Draws('cyclic', 1000, 100, 100, 10)
-  claim = account.claim(sampling, mechanism, rounds=100, delta=delta, bound=bound)
+  how = {'rounds': 100, 'delta': delta, 'bound': bound, 'accountant': 'rdp'}
+  claim = account.claim(sampling, mechanism, **how)
   return claim.epsilon(100, delta)
 
 
