@@ -9,11 +9,15 @@ prints the table, and writes it between the module's markers in docs/privacy-evi
 
 import argparse
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / 'docs' / 'privacy-evidence.md'
+TESTS = Path(__file__).parents[1]
+if str(TESTS) not in sys.path:  # as in tests/conftest.py, for a program
+  sys.path.insert(0, str(TESTS))
+PAGE = TESTS.parent / 'docs' / 'privacy-evidence.md'
 Row = dict[str, object]
 
 

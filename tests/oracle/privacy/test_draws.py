@@ -148,7 +148,7 @@ CASES = [Case(f'{s}, {f}', make, *FILTERS[f]) for s, make in SAMPLERS.items() fo
   for s in ('poisson(0.4)', 'poisson(0.9)')
 ]
 # Each filter once, each kind of sampler once.
-SMALL = [CASES[i] for i in (0, 8, 17, 31, 46, -1)]
+SMALL = [CASES[i] for i in (4, 8, 17, 26, 46, -1)]
 
 
 def law_of_sets(law: Draws) -> np.ndarray:
