@@ -346,6 +346,7 @@ def local_epochs(full: bool) -> Iterator[Case]:
       rate=rate,
       l2_clip_norm=1.0,
       noise_multiplier=z,
+      capacity=examples,  # no batch is cut, whatever epsilon
     )
     fact = layer.fact(Noises)
     loss = functools.partial(PLDS.from_gaussian_mechanism, z, sampling_prob=rate)
