@@ -384,9 +384,9 @@ def replayed_session(mode: str) -> Result:
         refused.append(str(error))
         continue
       # Old keys of others, which nobody holds any more, or the true list of survivors.
-      refused.append(f'{kind.name} taken')
+      refused.append(f'taken in the round {kind.name}')
       return Result(
-        None, fresh.values[VICTIM], '; '.join(refused), 'nothing: the old secrets are gone'
+        None, fresh.values[VICTIM], '; '.join(refused), 'nothing, as the old secrets are gone'
       )
   return Result(None, fresh.values[VICTIM], '; '.join(dict.fromkeys(refused)), 'nothing')
 
@@ -589,24 +589,23 @@ def test_active_mode_withstands_fewer_than_2t_minus_n_colluding_clients(colluder
   assert wins or 'signatures of the survivors must be 4' in result.refused
 
 
+def ended(result: Result) -> str:
+  """Returns how an attack ended, in words."""
+  if result.won:
+    return f'**obtained** ({result.got})'
+  refused = f'refused ({result.refused.rstrip(".")})' if result.refused else 'nobody refuses'
+  return f'{refused}; the server got {result.got or "nothing"}'
+
+
 def rows(full: bool) -> list[evidence.Row]:
   del full
-  listed = []
-  plays = [(a.name, mode, a.play) for a in ATTACKS for mode in (SEMI, ACTIVE)]
+  listed: list[evidence.Row] = [
+    {'attack': a.name, 'semi-honest': ended(a.play(SEMI)), 'active': ended(a.play(ACTIVE))}
+    for a in ATTACKS
+  ]
   for colluders, _ in COLLUDING[1:]:
     name = f'disjoint sets of survivors, {len(colluders)} of 5 collude'
-    plays.append((name, ACTIVE, lambda mode, c=colluders: split_check(c)))
-  for name, mode, play in plays:
-    result = play(mode)
-    listed.append(
-      {
-        'attack': name,
-        'mode': mode.replace('_', '-'),
-        'the victim’s integers': 'obtained' if result.won else 'not obtained',
-        'refused by': result.refused or '–',
-        'the server got': result.got or '–',
-      }
-    )
+    listed.append({'attack': name, 'semi-honest': '–', 'active': ended(split_check(colluders))})
   return listed
 
 
