@@ -243,7 +243,7 @@ def rows(full: bool) -> list[evidence.Row]:
         if 'unknown' not in str(error):
           raise
         continue  # refused: its bound is not known in the norm that the noise is scaled to
-      effort = (200, 300) if full else (48, 60)
+      effort = (100, 150) if full else (48, 60)
       here, pair = found(clip, name, False, *effort)
       row = {
         'clip': clip,

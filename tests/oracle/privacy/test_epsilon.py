@@ -265,22 +265,18 @@ def nodes_of_a_leaf(rounds: int) -> int:
 
 
 def tree(full: bool) -> Iterator[Case]:
-  grid = {'z': (2.0, 8.0, 0.9), 'restart': (8, 13, 1), 'rounds': (8, 40, 3), 'moves': (1, 2)}
-  for z, restart, rounds, moves in product(full, **grid):
-    adjacency, delta, apart = (SPECIAL, ONE)[moves - 1], 1e-5, max(8, restart)
+  """Trees, under replacement by nothing: for other neighbours dp-accounting has no event."""
+  grid = {'z': (2.0, 8.0, 0.9), 'restart': (8, 13, 1), 'rounds': (8, 40, 3)}
+  for z, restart, rounds in product(full, **grid):
+    delta, apart = 1e-5, max(8, restart)
     draws = Draws('cyclic', N, N // apart, N // apart, apart)
     steps = min(restart, rounds)
     # Every release of a node in which the client is, in each tree that it can be in.
     trees = math.ceil(rounds / apart)
-    event = dp.SingleEpochTreeAggregationDpEvent(z / moves, steps)
-    direct = by_rdp(event, trees, delta, SPECIAL)
-    least = gaussian_least(z / moves / math.sqrt(trees * nodes_of_a_leaf(steps)), delta)
-    name = f'z = {z}, a tree every {restart} rounds, {rounds} rounds, {adjacency}'
-    try:
-      found = stated(draws, Tree(z, restart=restart), rounds, delta, adjacency=adjacency)
-    except ValueError:  # dp-accounting has this event for clients whose place stays alone
-      continue
-    yield Case(name, found, direct, least)
+    direct = by_rdp(dp.SingleEpochTreeAggregationDpEvent(z, steps), trees, delta, SPECIAL)
+    least = gaussian_least(z / math.sqrt(trees * nodes_of_a_leaf(steps)), delta)
+    name = f'z = {z}, a tree every {restart} rounds, {rounds} rounds, {SPECIAL}'
+    yield Case(name, stated(draws, Tree(z, restart=restart), rounds, delta), direct, least)
 
 
 def patterns(rounds: int, apart: int) -> Iterator[tuple[int, ...]]:
