@@ -118,7 +118,7 @@ def gaussian(full: bool) -> Iterator[Case]:
         yield Case(f'RDP, {name}', found, by_rdp(event, rounds, delta, ADD), least)
     fixed = Draws('without_replacement', N, int(rate * N), int(rate * N))
     event = dp.SampledWithoutReplacementDpEvent(N, int(rate * N), dp.GaussianDpEvent(z / 2))
-    found = stated(fixed, Gaussian(z), rounds, delta, adjacency=ONE)
+    found = stated(fixed, Gaussian(z), rounds, delta, adjacency=ONE, accountant='rdp')
     plain = by_rdp(dp.GaussianDpEvent(z / 2), rounds, delta, ONE)
     direct = min(by_rdp(event, rounds, delta, ONE), plain)
     # Where all others send zero, the sum is that of Poisson sampling: `least` of ONE, from above.
@@ -142,7 +142,8 @@ def laplace(full: bool) -> Iterator[Case]:
         yield Case(f'PLD, {name}, {adjacency}', found, of_loss(make(), rounds, delta), least)
     for rate in (0.05, 0.5):
       make = functools.partial(PLDS.from_laplace_mechanism, z, sampling_prob=rate)
-      found = stated(Draws('poisson', N, rate * N, N), Laplace(z), rounds, delta)
+      draws = Draws('poisson', N, rate * N, N)
+      found = stated(draws, Laplace(z), rounds, delta, accountant='pld')
       least = of_loss(make(pessimistic_estimate=False), rounds, delta)
       yield Case(f'PLD, {name}, rate = {rate}', found, of_loss(make(), rounds, delta), least)
 
@@ -185,6 +186,7 @@ def discrete(full: bool) -> Iterator[Case]:
       rounds,
       delta,
       adjacency=adjacency,
+      accountant='rdp',
       bound=Bound(levels, levels, levels, 1),
     )
     direct = by_rdp(dp.ZCDpEvent((moves / z) ** 2 / 2), rounds, delta, adjacency)
@@ -209,7 +211,8 @@ def discrete_shares(full: bool) -> Iterator[Case]:
     delta, bound = 1e-5, Bound(levels, levels, levels, 1)
     noise = DiscreteGaussian(z, shares=shares, dimension=1)
     draws = Draws('cyclic', N, 10, 10)
-    found = stated(draws, noise, rounds, delta, adjacency=SPECIAL, bound=bound)
+    how = {'adjacency': SPECIAL, 'accountant': 'rdp', 'bound': bound}
+    found = stated(draws, noise, rounds, delta, **how)
     cost = dp.ZCDpEvent(*shares_cost(z, levels, shares, 1))
     direct = by_rdp(cost, rounds, delta, SPECIAL)
     part = z * levels / math.sqrt(shares)
@@ -245,7 +248,8 @@ def skellam(full: bool) -> Iterator[Case]:
     noise = Skellam(z, shares=10, dimension=size)
     bound = Bound(math.inf, levels, levels, 1)
     draws = Draws('cyclic', N, 10, 10)
-    found = stated(draws, noise, rounds, delta, adjacency=adjacency, bound=bound)
+    how = {'adjacency': adjacency, 'accountant': 'rdp', 'bound': bound}
+    found = stated(draws, noise, rounds, delta, **how)
     cost = dp.ZCDpEvent(*skellam_cost(z, levels, size, moves))
     direct = by_rdp(cost, rounds, delta, adjacency, orders)
     sigma = z * levels
@@ -276,7 +280,9 @@ def tree(full: bool) -> Iterator[Case]:
     direct = by_rdp(dp.SingleEpochTreeAggregationDpEvent(z, steps), trees, delta, SPECIAL)
     least = gaussian_least(z / math.sqrt(trees * nodes_of_a_leaf(steps)), delta)
     name = f'z = {z}, a tree every {restart} rounds, {rounds} rounds, {SPECIAL}'
-    yield Case(name, stated(draws, Tree(z, restart=restart), rounds, delta), direct, least)
+    how = {'adjacency': SPECIAL, 'accountant': 'rdp'}
+    found = stated(draws, Tree(z, restart=restart), rounds, delta, **how)
+    yield Case(name, found, direct, least)
 
 
 def patterns(rounds: int, apart: int) -> Iterator[tuple[int, ...]]:
