@@ -256,10 +256,8 @@ class SelectionSection(Section):
     availability: trace of which clients are available: `use` = 'diurnal' or 'markov', and its
       arguments; empty = all clients in every round.
     clock: virtual clock that leaves out slow clients: `median_seconds` of a client in a round,
-      `spread` of the clients' speeds, `jitter` from round to round, `deadline` in seconds; empty =
-      no clock. Who is late depends on the numbers of examples of all clients, which a claim of
-      privacy allows only with `sizes` = 'public' (default 'private'): they are then no secret, and
-      the guarantee says so.
+      `spread` of speeds, `jitter` from round to round, `deadline` in seconds, `sizes` = 'public' or
+      'private' (default: a claim of privacy refuses that examples decide); empty = no clock.
     options: further keyword arguments of the sampler's factory.
   """
 

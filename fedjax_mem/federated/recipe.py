@@ -258,7 +258,7 @@ def _client(
     value, _, noted, fine = engine.client_pass(
       setting.layers, (layer,), cast, setting.specs, me, value, own
     )
-    clipped = next((x.total for n, x in noted.items() if n.endswith('/uncovered_clipped')), clipped)
+    clipped = next((x.total for n, x in noted.items() if n.endswith('/clipped')), clipped)
     ok &= fine
     if layer is setting.layers.algorithm:
       trained = tree.sub(params, tree.scale(recipe.server_rate, value.update))

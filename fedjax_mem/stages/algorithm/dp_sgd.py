@@ -230,8 +230,8 @@ def _metrics(seen: dict[str, jax.Array], steps: int) -> Metrics:
     'train_loss': Mean(seen['loss'], seen['used']),
     'steps': Total(jnp.int32(steps)),
     'overflow': Total(seen['overflow']),
-    'uncovered_clipped': Mean(seen['clipped'], seen['used']),
-    'uncovered_not_finite': Total(seen['not_finite']),
+    'clipped': Mean(seen['clipped'], seen['used']),
+    'not_finite_examples': Total(seen['not_finite']),
   }
 
 

@@ -14,7 +14,7 @@ The arithmetic is float32 for all dtypes: rounding to bfloat16 or float16 after 
 the ball by up to 0.4%. The radius is multiplied by 1 - `clip.MARGIN`, more than the rounding error
 of float32, so the stated bound holds exactly.
 
-Metrics named `uncovered_…` come from updates without noise: epsilon does not cover them.
+Metrics come from updates without noise; only those that are `Covered` are covered by epsilon.
 """
 
 from collections.abc import Callable
@@ -108,14 +108,14 @@ def clipped(clip: Clip, message: Message, bound: Any) -> tuple[Message, jax.Arra
   """Returns (the clipped message, in float32; its norm before; metrics).
 
   A client of weight 0 takes no part and enters no metric. The metrics come from the clients' own
-  updates without noise: epsilon does not cover them, hence their prefix `uncovered_`.
+  updates without noise: epsilon does not cover them.
   """
   update, norm, fraction = clip(tree.floats(message.update), bound)
   on = (message.weight > 0).astype(jnp.float32)
   counted = on * jnp.isfinite(norm).astype(jnp.float32)
   metrics = {
-    'uncovered_clipped': Mean(on * fraction, on),
-    'uncovered_norm': Mean(jnp.where(counted > 0, norm, jnp.float32(0)), counted),
+    'clipped': Mean(on * fraction, on),
+    'norm': Mean(jnp.where(counted > 0, norm, jnp.float32(0)), counted),
   }
   return message._replace(update=update), norm, metrics
 

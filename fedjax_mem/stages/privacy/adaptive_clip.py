@@ -47,7 +47,7 @@ def adaptive_clip(
   """Returns the layer that clips at a tracked quantile of the norms and adds noise to the sum.
 
   Server state: C, the bound of the next round. Metrics of the round: `bound` (C) and `below` (the
-  noisy fraction of norms within C), which epsilon covers, and `uncovered_…`, which it does not.
+  noisy fraction of norms within C), which epsilon covers, `clipped` and `norm`, which it does not.
 
   >>> layer = adaptive_clip(0.0, expected=2.0, initial_l2_clip_norm=5.0)  # without noise
   >>> fm.apply([[6.0, 8.0], [0.0, 1.0]], layer).metrics['adaptive_clip/below'].item()

@@ -268,7 +268,7 @@ class _Rounding:
     inward = jnp.trunc(scaled).astype(jnp.int32)
     update = jnp.where(self._inside(drawn), drawn, inward)
     update = jnp.where(self._inside(update), update, jnp.int32(0))
-    return message._replace(update=update), state, {'uncovered_tries': tries.astype(jnp.float32)}
+    return message._replace(update=update), state, {'tries': tries.astype(jnp.float32)}
 
   def _inside(self, drawn: jax.Array) -> jax.Array:
     return jnp.sum(drawn * drawn, dtype=jnp.int32) <= self._found.squared

@@ -100,7 +100,7 @@ def test_resume_continues_and_counts_a_repeated_round_once(tmp_path):
 def test_a_resumed_run_keeps_the_accountant_of_its_ledger(tmp_path, rounds):
   """As of a run begun when 'auto' chose another: what was stated stays true."""
   book = plan(accountant='rdp')
-  book.advance(12)
+  book.charge(12)
   book.save(tmp_path / 'ledger.json')
   assert plan(rounds=rounds).entry.claim.accountant == 'pld'
   again = plan(rounds=rounds).resume(tmp_path / 'ledger.json')

@@ -327,6 +327,15 @@ def test_what_breaks_the_claim_is_refused_by_both_names_in_one_line(
   assert not out.exists()
 
 
+def test_sizes_that_are_declared_public_may_decide_who_is_late_and_every_statement_says_so(make):
+  clock = 'selection.clock={median_seconds=1.0, deadline=2.0, sizes="public"}'
+  (line,) = books_of(make(clock))[0].statements()
+  assert 'the number of examples of each client is public' in line
+  assert 'public' not in books_of(make())[0].statements()[0]
+  with pytest.raises(ValueError, match=r'selection\.clock\.sizes must be one of .*secret'):
+    books_of(make(clock.replace('public', 'secret')))
+
+
 def test_a_pair_without_an_event_is_refused_by_both_names(make):
   with pytest.raises(IncompatibleStages, match=r"'central' and 'select' do not fit: .*pld"):
     books_of(

@@ -87,7 +87,7 @@ def test_without_clip_and_noise_it_is_plain_sgd_on_the_same_batches():
   assert 0 < used < 4 * n
   assert float(metrics['train_loss'].total) == pytest.approx(losses, rel=1e-5)
   assert float(metrics['train_loss'].count) == used
-  assert float(metrics['uncovered_clipped'].total) == 0
+  assert float(metrics['clipped'].total) == 0
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_each_gradient_is_clipped_as_a_whole_in_a_numpy_twin():
     clipped += norm > C
   np.testing.assert_allclose(got, total / 5, atol=1e-6)
   assert 0 < clipped < 7 or clipped == 7
-  assert float(metrics['uncovered_clipped'].total) == clipped
+  assert float(metrics['clipped'].total) == clipped
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_one_example_moves_a_step_by_at_most_its_bound(x):
   got, metrics = train(layer, examples(4, x=x))
   assert np.isfinite(got).all()
   assert np.linalg.norm(got - without) <= 2 * C / 5 * (1 + 1e-5)
-  assert int(metrics['uncovered_not_finite'].value) == (not np.isfinite(x))
+  assert int(metrics['not_finite_examples'].value) == (not np.isfinite(x))
 
 
 def test_an_example_less_moves_a_step_by_at_most_the_bound():

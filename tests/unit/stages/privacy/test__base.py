@@ -72,7 +72,7 @@ def test_no_update_leaves_the_ball(name, kind):
     tiny.assert_same_bits(jax.tree.map(lambda x, u: x.astype(u.dtype), update, given), given)
   elif before > C * 1.001 and name not in ('per layer', 'discrete'):
     assert size(name, update) > 0.99 * C
-    assert float(metrics['uncovered_clipped'].total) == 1
+    assert float(metrics['clipped'].total) == 1
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ def test_rounding_is_drawn_again_until_the_bound_is_kept():
 
     def one(number):
       out, _, metrics = half(Context(jax.random.key(number), *nobody), message, ())
-      return out.update, metrics['uncovered_tries']
+      return out.update, metrics['tries']
 
     return (np.asarray(v, np.int64) for v in jax.jit(jax.vmap(one))(jnp.arange(count)))
 
