@@ -42,7 +42,11 @@ class Applied(NamedTuple):
 
 
 def apply(
-  updates: Tree, *layers: Layer | tuple[Layer, ...], weights: Any = None, seed: int = 0
+  updates: Tree,
+  *layers: Layer | tuple[Layer, ...],
+  weights: Any = None,
+  seed: int = 0,
+  noise_seed: int | None = None,
 ) -> Applied:
   """Returns what layers make of the updates of C clients: without any layer, their mean.
 
@@ -64,6 +68,8 @@ def apply(
       with noise (`Noises`) each client weighs 1 and the divisor is the expected cohort.
     weights: [C] numbers > 0; None: 1 each.
     seed: root of every random draw, in [0, 2 ** 32).
+    noise_seed: that of the noise under a claim of privacy, as in `simulate`; None: another noise in
+      each call.
 
   Raises:
     ValueError: updates or weights of no common length C, or an argument out of range.
@@ -95,6 +101,7 @@ def apply(
     params,
     stack_clients([{k: x[i : i + 1] for k, x in held.items()} for i in range(number)]),
     seed=seed,
+    noise_seed=noise_seed,
     execution=Execution(mode='vmap', devices=1),
     max_rounds=1,
   )
