@@ -100,8 +100,7 @@ def privacy_table(
 ) -> list[Row]:
   """Returns the rows of one of the privacy commands.
 
-  'epsilon': epsilon of a run, the default claim first, then by each accountant and adjacency that
-    supports it.
+  'epsilon': epsilon of a run, by each accountant and adjacency that supports it.
   'calibrate': the one of noise_multiplier, rounds and cohort that is None, from the other two.
   'plan': noise for a range of targets and cohorts up to the population, with `noise_share`, the
     standard deviation of the noise in the average update over the clip norm: the price in utility.
@@ -116,8 +115,7 @@ def privacy_table(
     delta: target, in (0, 1).
     population: N, clients.
     cohort: clients expected in a cohort, in (0, N].
-    sampling_rate: probability that a client is in a Poisson cohort, in (0, 1], in place of
-      population and cohort; no cohort is then cut to a capacity.
+    sampling_rate: of Poisson cohorts, in (0, 1], in place of population and cohort; none is cut.
     rounds: rounds of the whole run.
     noise_multiplier: standard deviation of the noise over the clip norm, > 0.
     target_epsilon: budget; for 'plan', None stands for `TARGETS`.

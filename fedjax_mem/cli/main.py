@@ -237,7 +237,7 @@ class Audit(_Command):
     arg(help='Override of one key: section.key=value; may be given several times.'),
   ] = ()
   canaries: Annotated[int, arg(help='Canary clients in the one run.')] = 1000
-  trials: Annotated[int, arg(help='Releases in each membership game.')] = 20_000
+  trials: Annotated[int, arg(help='Releases in each membership game.')] = 100_000
   data_dir: DataDir = None
 
   def __call__(self) -> None:

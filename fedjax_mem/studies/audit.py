@@ -51,6 +51,9 @@ from fedjax_mem.stages.select import SAMPLERS
 from fedjax_mem.studies import games
 from fedjax_mem.studies.games import HUGE, Finding
 
+# Delta of the games, where that of the claim is smaller. The accountant claims an epsilon for every
+# delta; that of a small one is about tails of the noise that are too rare for the trials.
+_DELTA = 1e-2
 _INTEGERS = ('integers', 'distributed', 'mask')  # stages whose options depend on the cohort's size
 
 
@@ -223,9 +226,11 @@ def _scores(moved: Any, owners: Any, canaries: int) -> np.ndarray:
 
 
 def audit(
-  config: Config, *, data_dir: str | None = None, canaries: int = 1000, trials: int = 20_000
+  config: Config, *, data_dir: str | None = None, canaries: int = 1000, trials: int = 100_000
 ) -> list[Finding]:
   """Returns the findings of the attacks on an experiment.
+
+  The games are played at a delta of at least 1e-2, for the epsilon that is claimed there.
 
   Args:
     config: the experiment; its noise must be central and by client.
@@ -242,7 +247,7 @@ def audit(
   claimed, found = entry.claim.mechanism, []
   if not (claimed.correlated or claimed.carried):
     noisy = tuple(x for x in parts.layers if x.name == entry.layer)
-    how: dict[str, Any] = {'delta': entry.target_delta, 'trials': trials}
+    how: dict[str, Any] = {'delta': max(entry.target_delta, _DELTA), 'trials': trials}
     found.append(games.release(noisy, claimed, parts.params, **how))
     if parts.layers.draws.scheme == 'poisson':
       sampler = lambda number: _sampler(config, number)

@@ -52,7 +52,7 @@ _FEW = 4  # clients in the game on one release: the canary, and others that send
 class Finding(NamedTuple):
   """The result of an attack.
 
-  >>> Finding('release', claimed=9.0, found=4.0, best=7.5, delta=1e-5, trials=20_000).verdict
+  >>> Finding('release', claimed=9.0, found=4.0, best=7.5, delta=1e-5, trials=9000).verdict
   'void'
 
   Attributes:
@@ -112,7 +112,7 @@ def release(
   params: Any,
   *,
   delta: float,
-  trials: int = 20_000,
+  trials: int = 100_000,
   seed: int = 0,
 ) -> Finding:
   """Returns the finding of the membership game on one release of the sum.
@@ -151,7 +151,7 @@ def draw(
   params: Any,
   *,
   delta: float,
-  trials: int = 20_000,
+  trials: int = 100_000,
   seed: int = 0,
 ) -> Finding:
   """Returns the finding of the membership game on one round: the draw of the cohort, and the noise.

@@ -197,7 +197,7 @@ def test_one_run_with_distributed_noise_is_not_refuted(make):
   config, other = (make('selection.name=round_robin', stage.format(z)) for z in (1.5, 1e-3))
   parts = build(config)
   found = audit.one_run(config, parts, canaries=100)
-  assert found.verdict == 'not refuted'
+  assert found.verdict == 'void' and found.found < found.best < found.claimed  # so few canaries
   weak = build_layers(audit.enlarged(other, 20, 100), parts.model, 120)
   assert audit.one_run(config, parts, canaries=100, layers=weak).found > found.found
 
@@ -223,8 +223,8 @@ def call(capsys):
 
 
 @pytest.mark.slow
-def test_the_command_shows_both_attacks_and_their_claims(call, file):
-  code, said, err = call('audit', file, '--canaries', 100, '--trials', 10_000)
+def test_the_command_shows_all_attacks_and_their_claims(call, file):
+  code, said, err = call('audit', file, '--canaries', 600, '--trials', 10_000)
   assert (code, err) == (0, '')
   lines = said.splitlines()
   assert 'epsilon at least' in lines[0] and 'epsilon claimed' in lines[0]

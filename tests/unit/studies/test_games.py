@@ -1,6 +1,5 @@
 """The games: honest noise passes, each fault is refuted, and what cannot be refuted is void."""
 
-import dataclasses
 import functools
 import math
 
@@ -10,12 +9,12 @@ import numpy as np
 import pytest
 
 from fedjax_mem import account
-from fedjax_mem.core import Draws, IncompatibleStages, Noises, Stage
+from fedjax_mem.core import Draws, IncompatibleStages, Layer, Noises, Stage
 from fedjax_mem.stages import privacy
-from fedjax_mem.stages.select import poisson, uniform
+from fedjax_mem.stages.select import _base, poisson
 from fedjax_mem.studies import games
 
-C, DELTA, TRIALS = 0.3, 1e-3, 40_000
+C, DELTA, TRIALS = 0.3, 1e-2, 100_000
 PARAMS = {'b': jnp.zeros(3), 'w': jnp.zeros((5, 3))}
 # name -> (multiplier z -> layer, the z that is claimed)
 RELEASES = {
@@ -48,7 +47,7 @@ def unclipped(layer):
 @pytest.mark.parametrize('name', RELEASES)
 def test_the_noise_that_is_claimed_passes(name):
   found = play(name, 1)
-  assert found.claimed >= 2 and found.trials == TRIALS
+  assert found.claimed > 1 and found.trials == TRIALS
   assert 0.5 < found.found < found.claimed < found.best  # the attack is worth something
   assert found.verdict == 'not refuted'
 
@@ -60,6 +59,7 @@ def test_less_noise_than_is_claimed_is_refuted(name, part):
   assert play(name, part).verdict == 'refuted'
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('name', ['central', 'laplace'])
 def test_noise_that_is_off_is_refuted_by_as_much_as_can_be_proved(name):
   found = play(name, 0)
@@ -86,12 +86,13 @@ def test_a_clip_array_by_array_is_refuted():
   assert play('central', 1, params).verdict == 'not refuted'
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('fault', ['off', 'half', 'two thirds', 'unclipped'])
 def test_what_few_trials_cannot_refute_is_void(fault):
   """And never 'not refuted', which would read as if it had been tried."""
   part = {'off': 0, 'half': 1 / 2, 'two thirds': 2 / 3, 'unclipped': 1}[fault]
   layer = unclipped(RELEASES['central'][0](1.0)) if fault == 'unclipped' else None
-  found = play('central', part, layer=layer, trials=100)
+  found = play('central', part, layer=layer, trials=60)
   assert found.best < found.claimed and found.verdict == 'void'
 
 
@@ -115,24 +116,29 @@ def test_a_game_is_refused_where_it_means_nothing(layers):
 # The draw of the cohort.
 
 
-def fixed(number, expected=None):
-  """Returns a cohort of fixed size that is said to be drawn by Poisson sampling."""
-  layer = uniform(number, games.CLIENTS // 2)
-  law = dataclasses.replace(layer.fact(Draws), scheme='poisson', capacity=number)
-  facts = tuple(law if isinstance(x, Draws) else x for x in layer.select.facts)
-  return layer._replace(select=layer.select._replace(facts=facts))
+def fixed(number):
+  """Returns a cohort of fixed size that states to be drawn by Poisson sampling."""
+  law = poisson(number, 0.5, capacity=number).fact(Draws)
+
+  def draw(ctx, eligible, state):
+    ids = _base.ordered_sample(ctx.key, number, number)
+    real = jnp.arange(number) < games.CLIENTS // 2
+    return _base.members(ids, real, 0.5, number), state, {}
+
+  return Layer('select', select=_base.drawing(draw, law))
 
 
 def drawn(sampler, part=1.0, z=0.7):
   honest = privacy.central(C, z)
   layers = (privacy.central(C, z * part),)
   claimed = honest.fact(Noises).mechanism
-  return games.draw(sampler, layers, claimed, PARAMS, delta=DELTA, trials=20_000)
+  return games.draw(sampler, layers, claimed, PARAMS, delta=DELTA, trials=TRIALS)
 
 
 HONEST = functools.partial(poisson, rate=0.5)
 
 
+@pytest.mark.slow
 def test_a_poisson_cohort_passes_as_one():
   found = drawn(HONEST)
   law = Draws('poisson', 8, 4.0, 8)
@@ -155,8 +161,8 @@ def test_the_best_bound_is_that_of_a_perfect_attack():
   wrong = -math.expm1(math.log(0.025) / 8000)
   assert best == pytest.approx(math.log((1 - wrong - 1e-5) / wrong), rel=1e-6)
   assert found < 0.1 < best < 7.7
-  perfect = games.bounds('epsilon_clopper_pearson', scores[0] + 100, scores[1], 1e-5)
-  assert perfect == (best, best)
+  apart, same = games.bounds('epsilon_clopper_pearson', scores[0] + 100, scores[1], 1e-5)
+  assert same == best and best - 0.01 < apart <= best
 
 
 def test_verdicts():
