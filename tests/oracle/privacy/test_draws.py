@@ -40,7 +40,7 @@ N = 6
 SETS = np.array(list(itertools.product((0, 1), repeat=N)))  # [64, N]
 ALARM, LIMIT = 1e-3, 400  # of the whole grid, of at most so many tests
 LEVEL = ALARM / LIMIT
-SIZE, MOST = 4000, 40_000  # rounds: small grid, whole grid
+SIZE, MOST = 4000, 8000  # rounds: small grid, whole grid
 
 
 def algorithm() -> Layer:
