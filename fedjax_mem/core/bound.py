@@ -81,7 +81,7 @@ def rounding(terms: int, after: bool = False) -> float:
   server side, such as a rotation back, may be off by 32 u n C.
 
   >>> round(rounding(100), 7), round(rounding(16_385), 5)
-  (1.19e-05, 0.00196)
+  (1.19e-05, 0.00197)
 
   Args:
     terms: n, the most messages of a sum.

@@ -176,7 +176,8 @@ class Round(tuple[Layer, ...]):
       params: the server's parameters, within a round.
     """
     bound, summed = Bound(rows=1), False
-    terms = self.draws.capacity if self.compensated else 0
+    # A part of a round, in which nobody draws, is not summed.
+    terms = self.draws.capacity if self.compensated and self.having(Draws) else 0
     for layer, side in self.path:
       if side == 'server' and not summed:
         bound, summed = bound.summed(rounding(terms)), True

@@ -137,7 +137,8 @@ def _check_precise(layers: Round, layer: Layer, sent: Message) -> None:
   """Raises where the rounding of the sum is not bounded: where it is not one of float32."""
   if not layers.compensated:
     return
-  coarse = [x.dtype for x in jax.tree.leaves(sent.update) if x.dtype != jnp.float32]
+  dtypes = [x.dtype for x in jax.tree.leaves(sent.update)]
+  coarse = [x for x in dtypes if jnp.issubdtype(x, jnp.floating) and x != jnp.float32]
   if coarse:
     last = next(x for x in reversed(layers) if set(x.sides) & {'client', 'cohort'})
     raise IncompatibleStages(

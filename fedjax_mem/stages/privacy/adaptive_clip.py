@@ -59,8 +59,8 @@ def adaptive_clip(
     initial_l2_clip_norm: C of the first round, > 0.
     quantile: gamma, the fraction of norms that should be within the bound, in [0, 1].
     learning_rate: eta, > 0, in C <- C exp(-eta (below - gamma)).
-    bit_noise: sigma_b, standard deviation of the noise on the count; by default expected / 20. The
-      noise on the sum is then z_delta = (z ** -2 - (2 sigma_b) ** -2) ** -1/2 times C.
+    bit_noise: sigma_b, standard deviation of the noise on the count; by default expected / 20. That
+      on the sum is then (z ** -2 - (2 sigma_b) ** -2) ** -1/2 times C.
 
   Raises:
     ValueError: an argument is out of range, or noise_multiplier >= 2 bit_noise: the release of the
@@ -76,8 +76,7 @@ def adaptive_clip(
   def release(ctx: Context, message: Message, bound: Tree) -> tuple[Message, Tree, Metrics]:
     sum_key, count_key = jax.random.split(ctx.key)
     aux = dict(message.aux)
-    count = aux.pop('below')
-    message = message._replace(aux=aux)
+    count, message = aux.pop('below'), message._replace(aux=aux)
     if noise_multiplier:
       stddev = on_sum * ctx.bound.l2
       message = kit.added(ctx, message, noise.gaussian(sum_key, message.update, stddev))
@@ -86,8 +85,7 @@ def adaptive_clip(
       message = kit.restored(ctx, message, message.update)
     below = count / expected + 0.5  # each bit was sent minus 1/2
     new = bound * jnp.exp(-learning_rate * (below - quantile))
-    # With noise both are releases, of this round and of those before.
-    noted = {'bound': bound, 'below': below}
+    noted = {'bound': bound, 'below': below}  # with noise both are releases
     return message, new, {k: Covered(x) for k, x in noted.items()} if noise_multiplier else noted
 
   # The cost of both releases together: each of them has more noise than this multiplier.

@@ -104,7 +104,7 @@ def test_a_resumed_run_keeps_the_accountant_of_its_ledger(tmp_path, rounds):
   book.save(tmp_path / 'ledger.json')
   assert plan(rounds=rounds).entry.claim.accountant == 'pld'
   again = plan(rounds=rounds).resume(tmp_path / 'ledger.json')
-  assert (again.rounds, again.planned) == (12, rounds)
+  assert (again.charged, again.planned) == (12, rounds)
   assert again.guarantee() == book.guarantee() and again.guarantee().accountant == 'RDP'
   whole = plan(rounds=rounds, accountant='rdp')
   assert again.guarantee(rounds) == whole.guarantee(rounds)
