@@ -102,13 +102,13 @@ def privacy_table(
 
   'epsilon': epsilon of a run, by each accountant and adjacency that supports it.
   'calibrate': the one of noise_multiplier, rounds and cohort that is None, from the other two.
-  'plan': noise for a range of targets and cohorts up to the population, with `noise_share`, the
+  'plan': noise for a range of targets and cohorts up to the population. `noise_share` is the
     standard deviation of the noise in the average update over the clip norm: the price in utility.
 
   >>> run = {'population': 3383, 'cohort': 120, 'rounds': 100, 'delta': 1e-5}
   >>> row = privacy_table('calibrate', target_epsilon=2.0, **run)[0]
   >>> round(row['noise_multiplier'], 3), round(row['epsilon'], 3), row['accountant']
-  (1.088, 2.0, 'PLD')
+  (1.108, 2.0, 'PLD')
 
   Args:
     command: one of `COMMANDS`.
@@ -121,8 +121,7 @@ def privacy_table(
     target_epsilon: budget; for 'plan', None stands for `TARGETS`.
     scheme: 'poisson', 'without_replacement' or 'cyclic'.
     mechanism: a name of `mechanisms` that needs only a noise multiplier, or 'package.module:Class'.
-    adjacency: one of `events.ADJACENCIES`, or None.
-    accountant: 'auto', 'rdp' or 'pld'.
+    adjacency, accountant: as in `accountant.claim`.
     tell: called with the number of rows done and of all, after each row of 'plan'.
 
   Raises:

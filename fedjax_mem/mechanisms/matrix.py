@@ -45,7 +45,7 @@ class Matrix(Mechanism):
   >>> apart = fm.Draws('cyclic', population=80, expected=10, capacity=10, min_sep=8)
   >>> mechanism = Matrix(2.0, sensitivities=(0.9, 1.0), separation=8, width=2)
   >>> [round(fm.account.epsilon(apart, mechanism, r, 1e-5).epsilon, 2) for r in (1, 2)]
-  [1.93, 2.17]
+  [1.77, 1.99]
 
   State: `done` (rounds so far) and `matrix`, the stream's arrays for D values.
 
