@@ -121,7 +121,8 @@ def privacy_table(
     target_epsilon: budget; for 'plan', None stands for `TARGETS`.
     scheme: 'poisson', 'without_replacement' or 'cyclic'.
     mechanism: a name of `mechanisms` that needs only a noise multiplier, or 'package.module:Class'.
-    adjacency, accountant: as in `accountant.claim`.
+    adjacency: as in `accountant.claim`.
+    accountant: as in `accountant.claim`.
     tell: called with the number of rows done and of all, after each row of 'plan'.
 
   Raises:
