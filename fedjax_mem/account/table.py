@@ -4,7 +4,7 @@ A row is a dict of column -> number or text, in the order of the columns.
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from fedjax_mem import mechanisms
@@ -141,8 +141,7 @@ def privacy_table(
   if command == 'epsilon':
     noise = kind(_given(command, noise_multiplier=noise_multiplier))
     return _epsilon(who, noise, rounds, delta, how)
-  targets = TARGETS if target_epsilon is None else (target_epsilon,)
-  return _plan(who, rounds, delta, targets, kind, how, tell)
+  return _plan(who, rounds, delta, target_epsilon, kind, how, tell)
 
 
 def _kind(mechanism: str) -> type[Mechanism]:
@@ -255,19 +254,19 @@ def _plan(
   who: _Cohorts,
   rounds: int,
   delta: float,
-  targets: Iterable[float],
+  target: float | None,
   kind: type[Mechanism],
   how: Options,
   tell: Callable[[int, int], None] | None,
 ) -> list[Row]:
   """Returns a row for each target and for cohorts of 1, 4 and 16 times the one given."""
   sizes = sorted({min(who.population, (who.cohort or 0) * factor) for factor in (1, 4, 16)})
-  points = [(target, size) for target in targets for size in sizes]
+  points = [(aim, size) for aim in (TARGETS if target is None else (target,)) for size in sizes]
   rows = []
-  for target, size in points:
-    sampling = who.sampling(rounds, delta, target, size)
-    found = calibrate.noise_multiplier(target, delta, sampling, rounds, kind(1.0), **how)
-    rows.append(_row(who, found.sampling, found.mechanism, found.guarantee, target))
+  for aim, size in points:
+    sampling = who.sampling(rounds, delta, aim, size)
+    found = calibrate.noise_multiplier(aim, delta, sampling, rounds, kind(1.0), **how)
+    rows.append(_row(who, found.sampling, found.mechanism, found.guarantee, aim))
     if tell is not None:
       tell(len(rows), len(points))
   return rows
