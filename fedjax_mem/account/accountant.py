@@ -197,7 +197,7 @@ def trajectory(
   >>> sampling = Draws('poisson', population=3383, expected=120, capacity=3383)
   >>> path = trajectory(sampling, fm.mechanisms.Gaussian(1.2), rounds=100, delta=1e-5)
   >>> path.epsilon.shape, path.epsilon[[0, 9, 99]].round(2).tolist()
-  ((100,), [0.6, 0.84, 1.71])
+  ((100,), [0.45, 0.79, 1.71])
   """
   made = claim(sampling, mechanism, rounds=rounds, delta=delta, **how)
   return made.trajectory(rounds, delta)

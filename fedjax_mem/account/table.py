@@ -4,7 +4,7 @@ A row is a dict of column -> number or text, in the order of the columns.
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from fedjax_mem import mechanisms
@@ -102,13 +102,13 @@ def privacy_table(
 
   'epsilon': epsilon of a run, by each accountant and adjacency that supports it.
   'calibrate': the one of noise_multiplier, rounds and cohort that is None, from the other two.
-  'plan': noise for a range of targets and cohorts up to the population, with `noise_share`, the
+  'plan': noise for a range of targets and cohorts up to the population. `noise_share` is the
     standard deviation of the noise in the average update over the clip norm: the price in utility.
 
   >>> run = {'population': 3383, 'cohort': 120, 'rounds': 100, 'delta': 1e-5}
   >>> row = privacy_table('calibrate', target_epsilon=2.0, **run)[0]
   >>> round(row['noise_multiplier'], 3), round(row['epsilon'], 3), row['accountant']
-  (1.088, 2.0, 'PLD')
+  (1.108, 2.0, 'PLD')
 
   Args:
     command: one of `COMMANDS`.
@@ -121,8 +121,8 @@ def privacy_table(
     target_epsilon: budget; for 'plan', None stands for `TARGETS`.
     scheme: 'poisson', 'without_replacement' or 'cyclic'.
     mechanism: a name of `mechanisms` that needs only a noise multiplier, or 'package.module:Class'.
-    adjacency: one of `events.ADJACENCIES`, or None.
-    accountant: 'auto', 'rdp' or 'pld'.
+    adjacency: as in `accountant.claim`.
+    accountant: as in `accountant.claim`.
     tell: called with the number of rows done and of all, after each row of 'plan'.
 
   Raises:
@@ -141,8 +141,7 @@ def privacy_table(
   if command == 'epsilon':
     noise = kind(_given(command, noise_multiplier=noise_multiplier))
     return _epsilon(who, noise, rounds, delta, how)
-  targets = TARGETS if target_epsilon is None else (target_epsilon,)
-  return _plan(who, rounds, delta, targets, kind, how, tell)
+  return _plan(who, rounds, delta, target_epsilon, kind, how, tell)
 
 
 def _kind(mechanism: str) -> type[Mechanism]:
@@ -255,19 +254,19 @@ def _plan(
   who: _Cohorts,
   rounds: int,
   delta: float,
-  targets: Iterable[float],
+  target: float | None,
   kind: type[Mechanism],
   how: Options,
   tell: Callable[[int, int], None] | None,
 ) -> list[Row]:
   """Returns a row for each target and for cohorts of 1, 4 and 16 times the one given."""
   sizes = sorted({min(who.population, (who.cohort or 0) * factor) for factor in (1, 4, 16)})
-  points = [(target, size) for target in targets for size in sizes]
+  points = [(aim, size) for aim in (TARGETS if target is None else (target,)) for size in sizes]
   rows = []
-  for target, size in points:
-    sampling = who.sampling(rounds, delta, target, size)
-    found = calibrate.noise_multiplier(target, delta, sampling, rounds, kind(1.0), **how)
-    rows.append(_row(who, found.sampling, found.mechanism, found.guarantee, target))
+  for aim, size in points:
+    sampling = who.sampling(rounds, delta, aim, size)
+    found = calibrate.noise_multiplier(aim, delta, sampling, rounds, kind(1.0), **how)
+    rows.append(_row(who, found.sampling, found.mechanism, found.guarantee, aim))
     if tell is not None:
       tell(len(rows), len(points))
   return rows
