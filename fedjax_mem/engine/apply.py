@@ -50,8 +50,7 @@ def apply(
 ) -> Applied:
   """Returns what layers make of the updates of C clients: without any layer, their mean.
 
-  Runs one whole round, checked as any other, in which client i sends row i. Use it to see what a
-  method does, and to try one of your own.
+  Runs one whole round, checked as any other, in which client i sends row i.
 
   >>> fm.apply([[1.0, 2.0], [3.0, 4.0]]).update.tolist()
   [2.0, 3.0]
@@ -60,16 +59,14 @@ def apply(
 
   Args:
     updates: tree of [C, ...] real numbers, in client order; lists of numbers are arrays. They are
-      float32, unless they are float16 or bfloat16. A row that is not finite is left out, as in any
-      round.
+      float32, unless they are float16 or bfloat16. What is not finite is treated as in any round.
     layers: that work on messages, in the order in which they run on the client. (Those that work
       on tasks, such as label flipping, have nothing to train here and are refused.) Where none of
       them draws, all clients take part. Where none weighs, the average is weighted by `weights`;
-      with noise (`Noises`) each client weighs 1 and the divisor is the expected cohort.
+      with noise each client weighs 1 and the divisor is the expected cohort.
     weights: [C] numbers > 0; None: 1 each.
     seed: root of every random draw, in [0, 2 ** 32).
-    noise_seed: that of the noise under a claim of privacy, as in `simulate`; None: another noise in
-      each call.
+    noise_seed: of the noise, as in `simulate`; None: another noise in each call.
 
   Raises:
     ValueError: updates or weights of no common length C, or an argument out of range.
@@ -85,16 +82,8 @@ def apply(
     given = [round_robin(number, number), *given]
   first = [x for x in given if set(x.sides) <= {'select', 'server'} and x.select is not None]
   rest = [x for x in given if x not in first]
-  weigh: list[Layer] = []
-  if all(x.fact(Weighs) is None for x in given):
-    noisy = [x.name for x in given if x.fact(Noises) is not None]
-    if noisy and weights is not None:
-      raise ValueError(
-        f'weights must be left out beside the noise of {noisy[0]!r}, under which each client '
-        f'weighs 1, got {weights!r}.'
-      )
-    expected = float(number if draws is None else draws.expected)
-    weigh = [equal(expected) if noisy else by_examples()]
+  expected = float(number if draws is None else draws.expected)
+  weigh = _weighing(given, expected, weights)
   params = jax.tree.unflatten(structure, [jnp.zeros(x.shape[1:], x.dtype) for x in arrays])
   simulation = simulate(
     (_sends(structure), *first, *weigh, *rest),
@@ -107,6 +96,23 @@ def apply(
   )
   state, metrics = simulation.run(simulation.init(params), 1)
   return Applied(jax.device_get(state.params), {k: np.asarray(v)[0] for k, v in metrics.items()})
+
+
+def _weighing(given: list[Layer], expected: float, weights: Any) -> list[Layer]:
+  """Returns the layer that weighs, unless one of the given layers does.
+
+  Raises:
+    ValueError: weights beside noise, under which clients weigh the same.
+  """
+  if any(x.fact(Weighs) is not None for x in given):
+    return []
+  noisy = [x.name for x in given if x.fact(Noises) is not None]
+  if noisy and weights is not None:
+    raise ValueError(
+      f'weights must be left out beside the noise of {noisy[0]!r}, under which each client '
+      f'weighs 1, got {weights!r}.'
+    )
+  return [equal(expected) if noisy else by_examples()]
 
 
 def _rows(updates: Tree, weights: Any) -> tuple[list[Any], Any, Any]:

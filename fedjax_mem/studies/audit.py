@@ -99,6 +99,7 @@ def one_run(
     parts.params,
     people,
     seed=config.seed,
+    noise_seed=config.seed,  # an audit releases nothing, and is to be repeated
     max_rounds=min(64, rounds),
     transforms=(parts.data.preprocess,),
   )
