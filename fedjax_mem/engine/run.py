@@ -15,6 +15,7 @@ from fedjax_mem.core import (
   IncompatibleStages,
   Layer,
   Population,
+  Round,
   Shape,
   State,
   Transform,
@@ -256,11 +257,8 @@ def simulate(
     ValueError: an argument out of range.
   """
   made = compose(*layers)
-  if expect_privacy and not made.claims:
-    raise IncompatibleStages(
-      f'a claim of privacy is expected, and no layer of {[x.name for x in made]!r} states that it '
-      'adds noise (Noises): add one, such as central with a noise_multiplier > 0.'
-    )
+  if expect_privacy:
+    _check_claims(made)
   validate.seed(seed=seed)
   root = keys.fresh_root() if noise_seed is None else _root(noise_seed)
   validate.integer(max_rounds=max_rounds)
@@ -272,6 +270,15 @@ def simulate(
   )
   population = jax.device_put(population, meshes.replicated(layout.mesh))
   return Simulation(setting, population, seed, max_rounds, tree.shapes(params), root)
+
+
+def _check_claims(layers: Round) -> None:
+  """Raises `IncompatibleStages` where no layer adds noise."""
+  if not layers.claims:
+    raise IncompatibleStages(
+      f'a claim of privacy is expected, and no layer of {[x.name for x in layers]!r} states that it '
+      'adds noise (Noises): add one, such as central with a noise_multiplier > 0.'
+    )
 
 
 def _root(noise_seed: int) -> np.ndarray:
