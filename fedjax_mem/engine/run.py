@@ -276,8 +276,8 @@ def _check_claims(layers: Round) -> None:
   """Raises `IncompatibleStages` where no layer adds noise."""
   if not layers.claims:
     raise IncompatibleStages(
-      f'a claim of privacy is expected, and no layer of {[x.name for x in layers]!r} states that it '
-      'adds noise (Noises): add one, such as central with a noise_multiplier > 0.'
+      f'a claim of privacy is expected, and no layer of {[x.name for x in layers]!r} states that '
+      'it adds noise (Noises): add one, such as central with a noise_multiplier > 0.'
     )
 
 

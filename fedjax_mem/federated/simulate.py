@@ -100,17 +100,12 @@ def simulate_federation(
   _check(config, recipe)
   recipe = recipe._replace(sgd=config.aggregation is AggregationStrategy.FEDERATED_SGD)
   start = server._model or clients[0].model
-  number, cohort = len(clients), min(config.max_clients, len(clients))
   notes = () if noise_seed is None else (REPEATABLE,)
-  claim: Claim | None = None
-  planned = _planned(clients, rounds)
-  layers: Round
   if privacy == 'central':
-    layers, claim = _central(recipe, number, cohort, rounds, notes)
+    cohort = min(config.max_clients, len(clients))
+    layers, claim = _central(recipe, len(clients), cohort, rounds, notes)
   else:
-    (chooser,) = server._chooser.layers(number, cohort, recipe.model.loss, recipe.server_rate)
-    recipe = recipe._replace(noise=planned)
-    layers = recipe.layers(chooser)
+    layers, claim = _local(server, clients, recipe, rounds), None
   sim = engine.simulate(
     compose(*layers, *rules.of(config)),
     start.params,
@@ -125,6 +120,15 @@ def simulate_federation(
   state, metrics, seconds = _timed(sim, start.params, rounds)
   model = FederatedModel(start.model, jax.device_put(jax.device_get(state.params)))
   return SimulationResult(model, metrics, guarantee, seconds, _scores(state, clients))
+
+
+def _local(
+  server: Any, clients: list[FederatedClient], recipe: recipes.Recipe, rounds: int
+) -> Round:
+  """Returns the layers of the run that the objects would do, each with its own noise, if any."""
+  number, cohort = len(clients), min(server.config.max_clients, len(clients))
+  (chooser,) = server._chooser.layers(number, cohort, recipe.model.loss, recipe.server_rate)
+  return recipe._replace(noise=_planned(clients, rounds)).layers(chooser)
 
 
 def _check(config: ServerConfig, recipe: recipes.Recipe) -> None:
