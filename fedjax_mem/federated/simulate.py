@@ -63,9 +63,7 @@ def simulate_federation(
   """Returns a whole run of a server and its clients, done by the compiled engine.
 
   The result is that of the loop over the objects, to float tolerance, but for their noise. The
-  objects do not change, except that all rounds are charged to the budget of every client before the
-  first one: what is released of their examples counts, whoever computes it. A second run of the
-  same clients needs what is left of it.
+  objects do not change, except that all rounds are charged to every client's budget at first.
 
   >>> model = fm.models.build('logistic', (2,), 2)
   >>> data = np.eye(2, dtype=np.float32), np.array([0, 1])
@@ -76,16 +74,14 @@ def simulate_federation(
   1.0
 
   Args:
-    server: the server, with the initial parameters, the seed, the rounds and the strategy. It
-      selects clients at 'random' or by 'contribution'; scores start at none.
+    server: the server, which selects at 'random' or by 'contribution'; scores start at none.
     clients: clients with one model and, but for the id, one config; their data may have any sizes.
     privacy: 'local': each client noises its own update, if its config has privacy. 'central': the
       same budget by clip and noise on the sum, with far less noise, but the server is trusted.
     rounds: number of rounds; None: that of the server's config.
     execution: how the cohort is vectorised; None: the engine's default.
-    noise_seed: seed of the noise and of a draw that amplifies it, in [0, 2**32), for experiments
-      that are to be repeated: it hides nothing from who knows the seed, and the guarantee says so.
-      None: a secret, fresh for each call.
+    noise_seed: seed of the noise and of a draw that amplifies it, in [0, 2**32): it hides nothing
+      from who knows it, and the guarantee says so. None: a secret, fresh for each call.
 
   Raises:
     PrivacyBudgetExceeded: the budget of a client does not cover all rounds; nothing is charged.
@@ -101,11 +97,7 @@ def simulate_federation(
   recipe = recipe._replace(sgd=config.aggregation is AggregationStrategy.FEDERATED_SGD)
   start = server._model or clients[0].model
   notes = () if noise_seed is None else (REPEATABLE,)
-  if privacy == 'central':
-    cohort = min(config.max_clients, len(clients))
-    layers, claim = _central(recipe, len(clients), cohort, rounds, notes)
-  else:
-    layers, claim = _local(server, clients, recipe, rounds), None
+  layers, claim = _round(server, clients, recipe, rounds, notes if privacy == 'central' else None)
   sim = engine.simulate(
     compose(*layers, *rules.of(config)),
     start.params,
@@ -122,13 +114,27 @@ def simulate_federation(
   return SimulationResult(model, metrics, guarantee, seconds, _scores(state, clients))
 
 
-def _local(
-  server: Any, clients: list[FederatedClient], recipe: recipes.Recipe, rounds: int
-) -> Round:
-  """Returns the layers of the run that the objects would do, each with its own noise, if any."""
+def _round(
+  server: Any,
+  clients: list[FederatedClient],
+  recipe: recipes.Recipe,
+  rounds: int,
+  central: tuple[str, ...] | None,
+) -> tuple[Round, Claim | None]:
+  """Returns (layers of the run, claim of noise on the sum or None).
+
+  Args:
+    server: the server.
+    clients: its clients.
+    recipe: what they compute.
+    rounds: number of rounds.
+    central: notes of a claim of noise on the sum; None: clients add their own noise, if any.
+  """
   number, cohort = len(clients), min(server.config.max_clients, len(clients))
+  if central is not None:
+    return _central(recipe, number, cohort, rounds, central)
   (chooser,) = server._chooser.layers(number, cohort, recipe.model.loss, recipe.server_rate)
-  return recipe._replace(noise=_planned(clients, rounds)).layers(chooser)
+  return recipe._replace(noise=_planned(clients, rounds)).layers(chooser), None
 
 
 def _check(config: ServerConfig, recipe: recipes.Recipe) -> None:
