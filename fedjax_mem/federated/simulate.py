@@ -80,8 +80,7 @@ def simulate_federation(
       same budget by clip and noise on the sum, with far less noise, but the server is trusted.
     rounds: number of rounds; None: that of the server's config.
     execution: how the cohort is vectorised; None: the engine's default.
-    noise_seed: seed of the noise and of a draw that amplifies it, in [0, 2**32): it hides nothing
-      from who knows it, and the guarantee says so. None: a secret, fresh for each call.
+    noise_seed: seed of the noise, in [0, 2**32), as the guarantee then says; None: a fresh secret.
 
   Raises:
     PrivacyBudgetExceeded: the budget of a client does not cover all rounds; nothing is charged.
