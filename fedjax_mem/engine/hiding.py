@@ -47,6 +47,26 @@ def weighed(layers: Round, layer: Layer, value: Any) -> Any:
   return value._replace(weight=jnp.float32(layers.weighs.divisor))
 
 
+def trained(layers: Round, noised: bool, fine: jax.Array, message: Message) -> Message:
+  """Returns a message as it may leave training.
+
+  Under a claim a client of weight 0 sends zeros of full weight, as `kept` says; if training itself
+  adds noise, it sends that.
+
+  Args:
+    layers: of the round.
+    noised: whether training adds noise.
+    fine: whether the message is finite.
+    message: from the algorithm.
+  """
+  weighty = message.weight > 0
+  if layers.claims and noised:
+    message = message._replace(weight=jnp.where(weighty, message.weight, 1))
+  elif layers.claims:
+    fine = fine & weighty
+  return kept(layers, fine, message)
+
+
 def kept(layers: Round, fine: jax.Array, message: Message) -> Message:
   """Returns the message, or a stack [C, ...], where it is `fine`; else what stands for it.
 

@@ -48,7 +48,9 @@ class Simulation:
     seed: the run's seed, in [0, 2**32).
     max_rounds: rounds of the longest segment.
     params: shapes of the parameters.
-    root: the secret root, uint32 [2], from which noise and the draws that amplify it are derived.
+    root: the secret root, uint32 [2], from which noise and the draws that amplify it are derived:
+      that of the last `init`, which makes a new one unless it is given.
+    rooted: whether the root is given, by `noise_seed` or `with_root`.
   """
 
   setting: Setting
@@ -57,6 +59,7 @@ class Simulation:
   max_rounds: int
   params: Tree
   root: np.ndarray = dataclasses.field(repr=False)
+  rooted: bool = False
 
   @property
   def shardings(self) -> State:
@@ -69,8 +72,8 @@ class Simulation:
     return self.setting.layers.claims
 
   def with_root(self, root: np.ndarray) -> 'Simulation':
-    """Returns the simulation with another secret root, such as that of the run it resumes."""
-    return dataclasses.replace(self, root=np.array(root, np.uint32))
+    """Returns the simulation with a given secret root, such as that of the run it resumes."""
+    return dataclasses.replace(self, root=np.array(root, np.uint32), rooted=True)
 
   @property
   def covered(self) -> frozenset[str]:
@@ -131,7 +134,10 @@ class Simulation:
     seed: int | None = None,
     noise_seed: int | None = None,
   ) -> State:
-    """Returns the state before the first round.
+    """Returns the state before the first round of a run.
+
+    Each call begins a run with noise of its own, unless its root is given: the difference of two
+    runs with the same noise would tell their sums.
 
     Args:
       params: the initial parameters; they are copied.
@@ -148,6 +154,8 @@ class Simulation:
         f'params must be of the shapes {self.params!r}, got {tree.shapes(params)!r}.'
       )
     population = self.population if population is None else population
+    if not self.rooted:
+      self.root[:] = keys.fresh_root()
     state: State = self._init(params, population, *self._keys(seed, noise_seed))
     return state
 
@@ -250,7 +258,7 @@ def simulate(
     noise_seed: root of the noise under a claim of privacy, and of draws that amplify it, in
       [0, 2**32): makes them repeatable for who knows it, which the claim does not cover. With
       `noise_seed = seed` they have the same root as all other draws. None: a secret root, fresh for
-      each simulation.
+      each run, from its `init` on.
 
   Raises:
     IncompatibleStages: layers that do not fit together, or make no claim where one is expected.
@@ -269,7 +277,8 @@ def simulate(
     made, tree.shapes(params), population, shape, layout, transforms, execution.pool
   )
   population = jax.device_put(population, meshes.replicated(layout.mesh))
-  return Simulation(setting, population, seed, max_rounds, tree.shapes(params), root)
+  rooted = noise_seed is not None
+  return Simulation(setting, population, seed, max_rounds, tree.shapes(params), root, rooted)
 
 
 def _check_claims(layers: Round) -> None:

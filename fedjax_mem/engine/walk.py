@@ -151,8 +151,7 @@ def client_pass(
     if trains:
       # Checked before anything is encoded: rounded to integers, a NaN could not be recognised.
       fine = tree.finite(value)
-      takes_part = fine & (value.weight > 0) if layers.claims else fine
-      value = hiding.kept(layers, takes_part, value)
+      value = hiding.trained(layers, stage.fact(Noises) is not None, fine, value)
   return value, new, metrics, fine
 
 

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from reference import given, tiny
 
+from fedjax_mem.core import compose, stack_clients
+from fedjax_mem.engine import simulate
 from fedjax_mem.stages import masks, privacy
+from fedjax_mem.stages.algorithm import dp_sgd
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
 
@@ -76,6 +79,27 @@ def test_a_run_goes_on_when_nobody_sends_a_finite_update(name):
   got, metrics = released(sim, {'a': np.full((N, D), np.nan, np.float32)})
   assert len(metrics['finite']) == 2 and metrics['finite'].all()
   assert np.isfinite(got['a']).all() and (got['a'] != 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('execution', ['vmap', 'loop'])
+def test_an_empty_client_under_dp_sgd_sends_the_noise_of_its_steps(execution):
+  loss = lambda params, batch, key: jnp.sum((params['a'][None] - batch['x']) ** 2, -1)
+  numbers = {'batch_size': 2, 'steps': 2, 'rate': 0.5, 'l2_clip_norm': 1.0}
+  train = dp_sgd(loss, learning_rate=0.1, noise_multiplier=2.0, **numbers)
+  pop = stack_clients([{'x': np.ones((3, D), np.float32)} for _ in range(2)])
+  layers = compose(train, round_robin(2, 1), equal())
+  sim = simulate(
+    layers, {'a': jnp.zeros(D)}, pop, noise_seed=0, execution=tiny.MODES[execution], max_rounds=2
+  )
+  empty = dataclasses.replace(pop, count=pop.count.at[1].set(0))
+  state, metrics = sim.run(sim.init({'a': jnp.zeros(D)}, empty), 1, empty)
+  first = np.asarray(state.params['a'])
+  state, metrics = sim.run(state, 1, empty)
+  moved = np.asarray(state.params['a']) - first
+  # Two steps of rate 0.1 with noise of 2.0 over a batch of 2, and no gradient.
+  assert (metrics['clients'] == 1).all() and (moved != 0).all()
+  assert 0.03 < moved.std() < 0.5
 
 
 def test_without_a_claim_such_a_client_is_left_out_counted_and_named():

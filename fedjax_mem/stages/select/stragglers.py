@@ -67,7 +67,7 @@ def stragglers(
     return ~late, state, {'late': late.sum(dtype=jnp.int32), 'virtual_seconds': lasts}
 
   # Without a deadline no client is left out, so the durations decide nothing.
-  at = 'nothing' if deadline is None else looks
+  at, public = ('nothing', '') if deadline is None else (looks, public)
   return draws.filtering('deadline', stays, before_work=False, looks=at, public=public)
 
 

@@ -35,6 +35,9 @@ def test_two_runs_of_one_seed_share_neither_noise_nor_cohorts():
   noise = privacy.central(0.3, 1.0)
   (one, ids), (two, others) = (ran(build(noise, seed=5)) for _ in range(2))
   assert not np.isclose(one, two).any() and (ids != others).any()
+  sim = build(noise, seed=5)  # nor do two of one simulation
+  (one, ids), (two, others) = ran(sim), ran(sim)
+  assert not np.isclose(one, two).any() and (ids != others).any()
 
 
 def test_a_noise_seed_makes_a_run_repeatable_and_equal_to_the_seed_it_is_the_old_run():
@@ -59,7 +62,10 @@ def test_without_a_claim_a_run_is_a_function_of_its_seed():
 
 def test_runs_of_one_simulation_with_other_seeds_have_other_noise():
   sim = build(privacy.central(1e-6, 1e6), select=round_robin(9, 9))
-  one, two, same = (ran(sim, seed=s)[0] for s in (1, 2, 1))
+  one, two = (ran(sim, seed=s)[0] for s in (1, 2))
+  assert (one != two).all()
+  rooted = sim.with_root(sim.root)
+  one, two, same = (ran(rooted, seed=s)[0] for s in (1, 2, 1))
   assert (one != two).all()
   tiny.assert_same_bits(one, same)
   tiny.assert_same_bits(ran(sim, seed=1, noise_seed=3)[0], ran(sim, seed=2, noise_seed=3)[0])
@@ -85,7 +91,7 @@ def test_noise_and_an_amplifying_draw_have_the_secret_root_and_nothing_else(sele
 
 def test_the_root_is_not_shown():
   sim = build(privacy.central(0.3, 1.0))
-  assert 'root' not in repr(sim) and str(sim.root.tolist()) not in repr(sim)
+  assert 'root=' not in repr(sim) and str(sim.root.tolist()) not in repr(sim)
 
 
 @pytest.mark.parametrize('name', CORRELATED)
@@ -99,6 +105,7 @@ def test_noise_is_not_in_a_bare_state_and_is_drawn_again_bit_for_bit(name):
   whole = tiny.host(state)
   again = tiny.host(sim.with_noise(bare))
   tiny.assert_same_bits(again, whole)
+  assert not sim.rooted and sim.with_root(sim.root).rooted
   rest = sim.run(jax.device_put(again, sim.shardings), 4)
   tiny.assert_same_bits(rest, sim.run(state, 4))
 
