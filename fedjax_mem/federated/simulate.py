@@ -1,5 +1,6 @@
 """Simulation of server and client objects by the compiled engine."""
 
+import dataclasses
 import functools
 import time
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ class SimulationResult(NamedTuple):
   Attributes:
     model: the global model after the last round.
     metrics: name -> [rounds, ...], as the engine reports them.
+    covered: names of the metrics that the guarantee covers; it covers no other.
     guarantee: the privacy guarantee, with its level; None without noise.
     seconds: seconds of all rounds, without compilation.
     contributions: client id -> its score, for clients that took part; empty unless the server
@@ -46,6 +48,7 @@ class SimulationResult(NamedTuple):
 
   model: FederatedModel
   metrics: dict[str, np.ndarray]
+  covered: frozenset[str]
   guarantee: Guarantee | None
   seconds: float
   contributions: dict[str, float]
@@ -95,7 +98,7 @@ def simulate_federation(
   _check(config, recipe)
   recipe = recipe._replace(sgd=config.aggregation is AggregationStrategy.FEDERATED_SGD)
   start = server._model or clients[0].model
-  notes = () if noise_seed is None else (REPEATABLE,)
+  notes = (REPEATABLE,) if noise_seed is not None else ()
   layers, claim = _round(server, clients, recipe, rounds, notes if privacy == 'central' else None)
   sim = engine.simulate(
     compose(*layers, *rules.of(config)),
@@ -110,7 +113,7 @@ def simulate_federation(
   guarantee = _charged(clients, claim, rounds, notes)
   state, metrics, seconds = _timed(sim, start.params, rounds)
   model = FederatedModel(start.model, jax.device_put(jax.device_get(state.params)))
-  return SimulationResult(model, metrics, guarantee, seconds, _scores(state, clients))
+  return SimulationResult(model, metrics, sim.covered, guarantee, seconds, _scores(state, clients))
 
 
 def _round(
@@ -230,14 +233,13 @@ def _charged(
     PrivacyBudgetExceeded: a budget does not cover the rounds; nothing is charged.
   """
   spenders = [x.privacy for x in clients if x.privacy is not None]
-  for x in spenders:
-    x.check(claim, rounds)
-  for x in spenders:
-    x.charge(claim, rounds)
-  if not spenders:
-    return None
-  spent = max((x.get_privacy_spent() for x in spenders), key=lambda x: x.epsilon)
-  return spent._replace(notes=tuple(dict.fromkeys((*spent.notes, *notes))))
+  made = [claim or x.claim for x in spenders]
+  made = [dataclasses.replace(x, notes=tuple(dict.fromkeys((*x.notes, *notes)))) for x in made]
+  for x, own in zip(spenders, made, strict=True):
+    x.check(own, rounds)
+  for x, own in zip(spenders, made, strict=True):
+    x.charge(own, rounds)
+  return max((x.get_privacy_spent() for x in spenders), key=lambda x: x.epsilon, default=None)
 
 
 def _noise(layers: Round) -> tuple[Mechanism, Bound]:

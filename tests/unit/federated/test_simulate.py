@@ -73,6 +73,8 @@ def test_only_a_seed_of_the_noise_repeats_it_and_the_guarantee_says_so(way):
   def run(**options):
     made = clients(PrivacyConfig(epsilon=2.0))
     found = simulate_federation(server(seed=3), made, privacy=way, **options)
+    assert found.covered == {'finite'} < set(found.metrics)  # losses and ids are not
+    assert all(x.privacy.get_privacy_spent().notes == found.guarantee.notes for x in made)
     return np.ravel(found.model.params['logits']['kernel']), found.guarantee
 
   (one, said), (other, _) = run(), run()
