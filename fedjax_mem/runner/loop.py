@@ -110,7 +110,8 @@ def resume(
     quiet: report progress by plain lines, without a bar.
 
   Raises:
-    ValueError: not a run's folder, or a run that is finished, in use or of another configuration.
+    ValueError: not a run's folder, a run that is finished, in use or of another configuration, or
+      one whose secret root is missing or of another run.
     RunFailed: the run cannot go on.
     Interrupted: by Ctrl-C, after a checkpoint.
   """
@@ -128,7 +129,8 @@ def resume(
       )
     ready = get_ready(config, data_dir or said.get('data_dir'), said.get('execution', {}))
     if keeps_root(ready):
-      ready = ready._replace(sim=ready.sim.with_root(secret.read(folder.path)))
+      root = secret.read(folder.path, said.get('run_id'))
+      ready = ready._replace(sim=ready.sim.with_root(root))
     if 'execution' not in said:  # killed before its first round
       folder.note(**facts(ready))
     loop = _Loop(ready, folder, quiet)
@@ -147,6 +149,7 @@ class _Loop:
       folder.path / 'checkpoints',
       self.config.execution.keep_checkpoints,
       private=self.sim.claims,
+      run_id=folder.manifest.get('run_id'),
     )
 
   def restore(self) -> tuple[State, list[dict[str, Any]]]:

@@ -84,6 +84,7 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
 
   chosen, picked = tuning.choose(chosen, make, parts.params, work(config, parts))
   sim = make(chosen)
+  sim = sim.with_root(sim.root)  # pinned: the root in the run's folder is that of its rounds
   ledgers = spending.open_ledgers(config, parts.layers, parts.data.counts, sim.setting.specs)
   evaluate = scores.scorer(parts, config.evaluation.batch_size, sim.setting.layout.mesh)
   notes = [note] if note else []
