@@ -16,12 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.config.load import Config, config_hash
 from fedjax_mem.core import State, tree
 from fedjax_mem.engine import Simulation, describe
 from fedjax_mem.report import figures, plots
 from fedjax_mem.report.html import write_report
-from fedjax_mem.report.runs import NOT_COVERED
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
 from fedjax_mem.runner import contributions, secret
 from fedjax_mem.runner import ledgers as spending
@@ -143,7 +143,8 @@ class _Loop:
   def __init__(self, ready: Ready, folder: RunFolder, quiet: bool):
     self.ready, self.folder, self.quiet = ready, folder, quiet
     self.config, self.sim, self.ledgers = ready.config, ready.sim, ready.ledgers
-    self.records, self.sent = Records(ready.sim, Traffic(ready.sim), ready.ledgers), 0
+    owned = ready.parts.data.test_clients is not None
+    self.records, self.sent = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned), 0
     self.drawn = _Drawn(ready.sim)
     self.checkpoints = Checkpoints(
       folder.path / 'checkpoints',
@@ -213,8 +214,7 @@ class _Loop:
         failure = self._failure(new[-1], rows)
         last = start == total or (self.ledgers and not self.ledgers.room(start, total))
         if not failure and (start % self.config.evaluation.every == 0 or last):
-          scores = self.ready.evaluate(state.params)
-          new[-1] |= {f'test_{name}': value for name, value in scores.items()}
+          self.records.score(new[-1], self.ready.evaluate(state.params))
         for record in new:
           self.records.mark(record)
           writer.write(record)
