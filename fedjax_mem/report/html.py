@@ -199,7 +199,8 @@ def _seeds(runs: Sequence[Run]) -> _Table | None:
       text = f'{100 * mean:.2f} ± {100 * deviation:.2f} %'
     cells = [_Cell(show(row[key])) for key in names]
     lines.append(_Row([*cells, _Cell(str(row['runs']), kind='n'), _Cell(text, kind='n')]))
-  return _Table([*names, 'seeds', 'mean ± standard deviation'], lines)
+  mean_of = headed('mean ± standard deviation', 'final_accuracy', runs)
+  return _Table([*names, 'seeds', mean_of], lines)
 
 
 def _data(image: bytes) -> str:
