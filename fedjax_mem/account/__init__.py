@@ -4,9 +4,10 @@
 mechanism states for its rounds.
 """
 
+from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.account.accountant import claim, epsilon, trajectory
 from fedjax_mem.account.claims import Claim
-from fedjax_mem.account.guarantee import NOT_COVERED, Guarantee, Trajectory, level
+from fedjax_mem.account.guarantee import Guarantee, Trajectory, level
 from fedjax_mem.account.ledger import Ledger
 from fedjax_mem.account.local_ledger import LocalLedger
 from fedjax_mem.account.table import privacy_table

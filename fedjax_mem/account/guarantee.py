@@ -8,7 +8,6 @@ from fedjax_mem.core import Mechanism
 
 # (largest epsilon, name) of each level.
 LEVELS = ((1.0, 'Strong'), (5.0, 'Moderate'), (10.0, 'Weak'))
-NOT_COVERED = 'not covered by ε'
 EXACT = 'exact (integers)'
 # Of the ideal noise, not of what is added: a float32 Gaussian ends near 5.4 standard deviations, so
 # the exact law of one coordinate has a delta close to 1 at any epsilon.

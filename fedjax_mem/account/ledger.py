@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, Unpack
 
 from fedjax_mem import mechanisms
+from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.account.accountant import Options, claim
 from fedjax_mem.account.claims import Claim
-from fedjax_mem.account.guarantee import NOT_COVERED, Guarantee
+from fedjax_mem.account.guarantee import Guarantee
 from fedjax_mem.core import Bound, Draws, Mechanism, validate
 from fedjax_mem.core.mechanism import path as path_of
 

@@ -7,9 +7,10 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.account import ledger as ledgers
 from fedjax_mem.account.accountant import Options, claim
-from fedjax_mem.account.guarantee import NOT_COVERED, Guarantee
+from fedjax_mem.account.guarantee import Guarantee
 from fedjax_mem.account.ledger import Entry
 from fedjax_mem.core import Draws, Mechanism, validate
 

@@ -81,7 +81,7 @@ def make_setting(
   setting = setting._replace(divided=divided)
   setting = setting._replace(round=jax.jit(make_round(setting)))
   noted = _check_fixed_point(setting, params, population)
-  return setting._replace(covered=covered(noted))
+  return setting._replace(metrics=frozenset(noted), covered=covered(noted))
 
 
 def initial_state(

@@ -66,7 +66,8 @@ class Setting(NamedTuple):
     pool: how to sum over all examples of the cohort at once, or None.
     divided: whether the tables of client states are divided over the devices, and their rows
       written in the loop over clients.
-    covered: names of the metrics of a round that a claim of privacy covers.
+    metrics: names of the metrics of a round.
+    covered: names of those that a claim of privacy covers.
     round: the round of this setting, jitted, so that the plan's check of its shapes and the program
       of many rounds share one trace; None until the plan has made it.
   """
@@ -79,6 +80,7 @@ class Setting(NamedTuple):
   transforms: tuple[Transform, ...] = ()
   pool: pooled.Found | None = None
   divided: bool = False
+  metrics: frozenset[str] = frozenset()
   covered: frozenset[str] = frozenset()
   round: Any = None
 

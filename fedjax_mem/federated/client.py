@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_mem.account.guarantee import NOT_COVERED
+from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.core import Layer, shapes, validate
 from fedjax_mem.federated import compression, data, identity, scheduler
 from fedjax_mem.federated import recipe as recipes

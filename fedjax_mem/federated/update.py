@@ -4,7 +4,7 @@ import dataclasses
 import struct
 from typing import Annotated, Any, NamedTuple, TypeVar
 
-from fedjax_mem.account.guarantee import NOT_COVERED
+from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.federated import identity
 
 _METADATA = struct.Struct('<qddd?qqd')  # the bytes that are signed

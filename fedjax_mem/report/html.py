@@ -11,8 +11,9 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.report import figures, plots
-from fedjax_mem.report.runs import NOT_COVERED, Run, Source, as_runs, flatten, marked, warnings
+from fedjax_mem.report.runs import Run, Source, as_runs, flatten, marked, warnings
 from fedjax_mem.report.tables import differing_keys, headed, over_seeds, show, summarise
 
 if TYPE_CHECKING:
@@ -198,7 +199,8 @@ def _seeds(runs: Sequence[Run]) -> _Table | None:
       text = f'{100 * mean:.2f} ± {100 * deviation:.2f} %'
     cells = [_Cell(show(row[key])) for key in names]
     lines.append(_Row([*cells, _Cell(str(row['runs']), kind='n'), _Cell(text, kind='n')]))
-  return _Table([*names, 'seeds', 'mean ± standard deviation'], lines)
+  mean_of = headed('mean ± standard deviation', 'final_accuracy', runs)
+  return _Table([*names, 'seeds', mean_of], lines)
 
 
 def _data(image: bytes) -> str:
@@ -232,15 +234,23 @@ def _settings(runs: Sequence[Run]) -> tuple[_Table | None, _Table | None]:
 
 
 def _manifests(runs: Sequence[Run]) -> _Table | None:
-  columns = [
-    dict(flatten({k: x for k, x in run.manifest.items() if k != 'warnings'})) for run in runs
-  ]
+  columns = [_stated(run) for run in runs]
   differing = [
     key
     for key in dict.fromkeys(key for column in columns for key in column)
     if any(column.get(key) != columns[0].get(key) for column in columns)
   ]
   return _columns(runs, columns, differing)
+
+
+def _stated(run: Run) -> dict[str, Any]:
+  """Returns the facts of a manifest, by keys that say what a claim does not cover."""
+  bare = run.manifest.get('coverage', {}).get('facts not covered', ())
+  facts = {
+    f'{key} ({NOT_COVERED})' if key.split('.')[0] in bare else key: x
+    for key, x in flatten(run.manifest)
+  }
+  return {key: x for key, x in facts.items() if key != 'warnings'}
 
 
 def _columns(

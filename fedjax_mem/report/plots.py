@@ -100,7 +100,7 @@ def _accuracy(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
     points = series(run, 'test_accuracy')
     colour, style = colours[i % len(colours)], _line_style(i, colours)
     _line(ax, points, i, colour, linestyle=style, label=figures.short(run.name))
-  ax.set_title('Test accuracy')
+  ax.set_title(marked('Test accuracy', 'test_accuracy', runs))
   ax.set_ylabel('accuracy')
   ax.yaxis.set_major_formatter(PercentFormatter(1.0))
   ax.yaxis.set_major_locator(MaxNLocator(steps=_STEPS, min_n_ticks=3))
@@ -123,10 +123,11 @@ def _loss(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
       clients = marked('training clients', 'train_loss', [run])
       _line(ax, train, i + 1, own, label=hidden or clients, **solid, **light)
     if test[1]:
-      _line(ax, test, i, colour, linestyle=_line_style(i, colours), label=label or 'test set')
+      held = marked('test set', 'test_loss', [run])
+      _line(ax, test, i, colour, linestyle=_line_style(i, colours), label=label or held)
     values += [x for x in (*train[1], *test[1]) if math.isfinite(x)]
-  thin = marked('training clients', 'train_loss', runs)
-  ax.set_title('Loss' if len(runs) == 1 else f'Loss: test (bold), {thin} (thin, dashed)')
+  bold, thin = marked('test', 'test_loss', runs), marked('training clients', 'train_loss', runs)
+  ax.set_title('Loss' if len(runs) == 1 else f'Loss: {bold} (bold), {thin} (thin, dashed)')
   ax.set_ylabel('loss')
   _rounds(ax)
   if values and min(values) > 0 and max(values) / min(values) > 100:

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.report.tracker import Record, read_metrics
 
 
@@ -24,7 +25,7 @@ class Run:
     settings: all values of the configuration by their dotted keys (derived).
     last: all values of the last record by their dotted keys (derived), without its `covered`.
     uncovered: keys of records that a claim of privacy does not cover (derived); empty without a
-      claim.
+      claim. `manifest['coverage']['facts not covered']` are the keys of the manifest.
   """
 
   name: str
@@ -47,7 +48,6 @@ class Run:
 
 
 _COVERED = 'covered'  # key of a record: the names of its metrics that a claim of privacy covers
-NOT_COVERED = 'not covered by ε'
 
 
 # Metrics 'name' or 'layer/name' that become warnings: their values are numbers or client ids.

@@ -2,7 +2,8 @@
 
 Orbax writes each into a temporary folder and renames it, so a process killed at any moment leaves
 either a whole checkpoint or none. A checkpoint is a flat table of arrays and a checksum of their
-bytes. A checkpoint with a truncated or replaced file is refused, and the one before it is used.
+bytes, with the id of the run beside it. A checkpoint with a truncated or replaced file, or of
+another run, is refused, and the one before it is used.
 """
 
 import logging
@@ -28,7 +29,13 @@ class _Unsound(ValueError):
 class Checkpoints:
   """The checkpoints of one run, by the number of rounds done."""
 
-  def __init__(self, folder: str | pathlib.Path, keep: int = 3, private: bool = False):
+  def __init__(
+    self,
+    folder: str | pathlib.Path,
+    keep: int = 3,
+    private: bool = False,
+    run_id: str | None = None,
+  ):
     """Opens the folder, which is made if there is none.
 
     Args:
@@ -36,6 +43,7 @@ class Checkpoints:
       keep: number of newest checkpoints that are kept.
       private: nobody but its owner can open the folder: it holds states of single clients, which a
         claim of privacy does not cover.
+      run_id: id of the run, as in its manifest; None: it has none, nor have its checkpoints.
 
     Raises:
       CheckpointError: the folder cannot be written.
@@ -45,6 +53,7 @@ class Checkpoints:
     logging.getLogger('absl').setLevel(logging.CRITICAL)  # this class reports Orbax's errors
     self._ocp = ocp
     self.folder = pathlib.Path(folder).absolute()
+    self._owner = {} if run_id is None else {'run_id': run_id}
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
@@ -73,7 +82,7 @@ class Checkpoints:
         args=args.Composite(
           # Orbax refuses empty arrays; `_read` makes them again from their shapes.
           state=args.StandardSave({name: x for name, x in flat.items() if x.size}),
-          check=args.JsonSave({'crc32': _checksum(flat)}),
+          check=args.JsonSave({'crc32': _checksum(flat), **self._owner}),
         ),
       )
       self._manager.wait_until_finished()
@@ -122,10 +131,12 @@ class Checkpoints:
         number, args=args.Composite(state=args.StandardRestore(), check=args.JsonRestore())
       )
       flat = {name: np.asarray(x) for name, x in read.state.items()}
-      crc = read.check['crc32']
+      crc, owner = read.check['crc32'], read.check.get('run_id')
     except Exception as error:  # a damaged file may raise anything
       reason = ' '.join(str(error).split())[:160] or type(error).__name__
       raise _Unsound(f'it cannot be read ({reason})') from error
+    if owner != self._owner.get('run_id'):
+      raise _Unsound('it is of another run')
     wanted = _flatten(like)
     # Empty arrays are not on the disk.
     empty = {name: np.zeros(x.shape, x.dtype) for name, x in wanted.items() if 0 in x.shape}

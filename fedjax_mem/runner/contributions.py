@@ -5,9 +5,9 @@ import pathlib
 
 import numpy as np
 
+from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.core import State
 from fedjax_mem.report import figures, plots
-from fedjax_mem.report.runs import NOT_COVERED
 from fedjax_mem.stages.select.contribution import Score
 
 

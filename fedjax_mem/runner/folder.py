@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import secrets
 import shutil
 import subprocess
 import uuid
@@ -108,9 +109,10 @@ def create(
   try:
     fresh.mkdir(parents=True)
     _write(fresh / 'config.toml', to_toml(config))
-    _write(fresh / 'manifest.json', json.dumps(_facts(config), indent=2) + '\n')
+    said = _facts(config)
+    _write(fresh / 'manifest.json', json.dumps(said, indent=2) + '\n')
     if root is not None:
-      secret.write(fresh, root)
+      secret.write(fresh, root, said['run_id'])
     return RunFolder(_rename(fresh, stem))
   except OSError as error:
     raise ValueError(f'the run folder {stem} must be writable, got {error}.') from error
@@ -153,6 +155,9 @@ def _check_finished(path: pathlib.Path) -> None:
 def _facts(config: Config) -> dict[str, Any]:
   return {
     'name': config.name,
+    # In the checkpoints and beside the secret root as well: those of another run of the same
+    # configuration would release rounds a second time.
+    'run_id': secrets.token_hex(16),
     'status': 'running',
     'seed': config.seed,
     'config_hash': config_hash(config),

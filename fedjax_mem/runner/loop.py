@@ -16,12 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.config.load import Config, config_hash
 from fedjax_mem.core import State, tree
 from fedjax_mem.engine import Simulation, describe
 from fedjax_mem.report import figures, plots
 from fedjax_mem.report.html import write_report
-from fedjax_mem.report.runs import NOT_COVERED
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
 from fedjax_mem.runner import contributions, secret
 from fedjax_mem.runner import ledgers as spending
@@ -110,7 +110,8 @@ def resume(
     quiet: report progress by plain lines, without a bar.
 
   Raises:
-    ValueError: not a run's folder, or a run that is finished, in use or of another configuration.
+    ValueError: not a run's folder, a run that is finished, in use or of another configuration, or
+      one whose secret root is missing or of another run.
     RunFailed: the run cannot go on.
     Interrupted: by Ctrl-C, after a checkpoint.
   """
@@ -128,7 +129,8 @@ def resume(
       )
     ready = get_ready(config, data_dir or said.get('data_dir'), said.get('execution', {}))
     if keeps_root(ready):
-      ready = ready._replace(sim=ready.sim.with_root(secret.read(folder.path)))
+      root = secret.read(folder.path, said.get('run_id'))
+      ready = ready._replace(sim=ready.sim.with_root(root))
     if 'execution' not in said:  # killed before its first round
       folder.note(**facts(ready))
     loop = _Loop(ready, folder, quiet)
@@ -141,12 +143,14 @@ class _Loop:
   def __init__(self, ready: Ready, folder: RunFolder, quiet: bool):
     self.ready, self.folder, self.quiet = ready, folder, quiet
     self.config, self.sim, self.ledgers = ready.config, ready.sim, ready.ledgers
-    self.records, self.sent = Records(ready.sim, Traffic(ready.sim), ready.ledgers), 0
+    owned = ready.parts.data.test_clients is not None
+    self.records, self.sent = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned), 0
     self.drawn = _Drawn(ready.sim)
     self.checkpoints = Checkpoints(
       folder.path / 'checkpoints',
       self.config.execution.keep_checkpoints,
       private=self.sim.claims,
+      run_id=folder.manifest.get('run_id'),
     )
 
   def restore(self) -> tuple[State, list[dict[str, Any]]]:
@@ -210,8 +214,7 @@ class _Loop:
         failure = self._failure(new[-1], rows)
         last = start == total or (self.ledgers and not self.ledgers.room(start, total))
         if not failure and (start % self.config.evaluation.every == 0 or last):
-          scores = self.ready.evaluate(state.params)
-          new[-1] |= {f'test_{name}': value for name, value in scores.items()}
+          self.records.score(new[-1], self.ready.evaluate(state.params))
         for record in new:
           self.records.mark(record)
           writer.write(record)

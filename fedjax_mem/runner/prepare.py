@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.config.build import Parts, build
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.sections import PrivacySection
 from fedjax_mem.engine import Execution, Simulation, describe, simulate, table_bytes
-from fedjax_mem.runner import devices, examples, scores, traffic, tuning
+from fedjax_mem.runner import devices, examples, records, scores, traffic, tuning
 from fedjax_mem.runner import ledgers as spending
 
 MAX_SEGMENT = 256  # rounds; longer segments would save nothing, and their metrics take memory
@@ -84,8 +85,10 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
 
   chosen, picked = tuning.choose(chosen, make, parts.params, work(config, parts))
   sim = make(chosen)
+  sim = sim.with_root(sim.root)  # pinned: the root in the run's folder is that of its rounds
   ledgers = spending.open_ledgers(config, parts.layers, parts.data.counts, sim.setting.specs)
   evaluate = scores.scorer(parts, config.evaluation.batch_size, sim.setting.layout.mesh)
+  records.check_names(sim.setting.metrics, scores.names(parts), ledgers)
   notes = [note] if note else []
   return Ready(config, parts, sim, source, evaluate, ledgers, picked, notes)
 
@@ -122,9 +125,10 @@ def facts(ready: Ready) -> dict[str, Any]:
   """Returns the facts for the manifest before the first round."""
   parts, sim, layout = ready.parts, ready.sim, ready.sim.setting.layout
   notes = list(ready.notes)
+  held = _estimator(ready)  # these tell what clients hold
   if parts.data.unused_labels:
-    notes.append(f'no client holds examples of the labels {list(parts.data.unused_labels)}')
-  notes += _estimator(ready)
+    held.insert(0, f'no client holds examples of the labels {list(parts.data.unused_labels)}')
+  notes += [f'{x} ({NOT_COVERED})' for x in held] if sim.claims else held
   notes += traffic.notes(sim, ready.config.rounds)
   return {
     'devices': [str(d.device_kind) for d in layout.mesh.devices.flat],
@@ -138,6 +142,7 @@ def facts(ready: Ready) -> dict[str, Any]:
       'picked': ready.picked,
     },
     **spending.facts(ready.ledgers),
+    **(records.coverage({}) if sim.claims else {}),
     'parameters': sum(x.size for x in jax.tree.leaves(parts.params)),
     'clients': parts.data.num_clients,
     'examples': int(parts.data.counts.sum()),

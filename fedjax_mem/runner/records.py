@@ -1,10 +1,10 @@
 """The records of a run, one a round, and which of their metrics a claim of privacy covers.
 
 The sides of the round say it of their own metrics (`Covered`); what the runner adds is in a table
-here. What nobody answers for is not covered.
+here, under names that no metric of a round may have. What nobody answers for is not covered.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from fedjax_mem.runner.traffic import Traffic
 # Metrics of the round that are not recorded as they are.
 _OWN = ('selected', 'ids', 'clients', 'examples', 'not_finite', 'finite', 'zeroed')
 # What the runner adds, and whether a claim covers it. It does if it is public, planned before the
-# run, or computed from released parameters; so it also covers all scores on the test set.
+# run, or computed from released parameters and public examples.
 _ADDED = {
   'round': True,
   'epsilon': True,
@@ -25,9 +25,12 @@ _ADDED = {
   'clients': False,  # the cohort's realised size; with a secret draw it tells of the draw, too
   'examples': False,
   'zeroed': False,
+  'not_finite': False,
   'bytes_up': False,  # of those who arrived
   'bytes_down': False,  # of those who were drawn
+  'bytes': False,  # of both, over all rounds; only shown
   'seconds': False,  # how long training takes may depend on the data
+  'covered': False,
 }
 # Facts of a local ledger: public if everyone can compute the draw.
 _DRAWN = ('epsilon', 'delta', 'participations')
@@ -39,20 +42,33 @@ _FILES = (
   'ledger-*.json',
   'partition.png',
 )
+# Facts of the manifest that are counted from what clients hold.
+_FACTS = ('clients', 'client_state_bytes', 'examples')
 
 
 class Records:
   """Makes the records of rounds from the stacked metrics of a segment."""
 
-  def __init__(self, sim: Simulation, traffic: Traffic, ledgers: Ledgers | None):
+  def __init__(
+    self, sim: Simulation, traffic: Traffic, ledgers: Ledgers | None, owned: bool = False
+  ):
+    """Looks up what a claim covers.
+
+    Args:
+      sim: the compiled rounds.
+      traffic: counts the bytes of their messages.
+      ledgers: ledgers of their noise, or None.
+      owned: whether test examples belong to clients: no noise covers scores on them.
+    """
+    self._owned = owned
     self._traffic, self._ledgers, self._claims = traffic, ledgers, sim.claims
     layers = sim.setting.layers
     secret = any((x.name, side) in layers.secret for x, side, _ in layers.having(Draws))
-    local = () if ledgers is None or secret else tuple(ledgers.local)
+    local = None if secret else ledgers
     self._covered = {
       *(name for name, covered in _ADDED.items() if covered),
       *(_named(name) for name in sim.covered),
-      *(f'{name}/{fact}' for name in local for fact in _DRAWN),
+      *_drawn(local),
     }
     self._seen: dict[str, bool] = {}  # metric -> whether it is covered
 
@@ -87,11 +103,18 @@ class Records:
       records.append(record)
     return records
 
+  def score(self, record: dict[str, Any], scores: Mapping[str, float]) -> None:
+    """Adds the scores on the test set, as 'test_<name>'."""
+    added = {_scored(name): value for name, value in scores.items()}
+    record |= added
+    if not self._owned:
+      self._covered |= set(added)
+
   def mark(self, record: dict[str, Any]) -> None:
     """Adds `covered`, the names of the metrics that the claim covers, if there is a claim."""
     if not self._claims:
       return
-    known = {name: name in self._covered or name.startswith('test_') for name in record}
+    known = {name: name in self._covered for name in record}
     self._seen |= known
     record['covered'] = [name for name, covered in known.items() if covered]
 
@@ -99,11 +122,52 @@ class Records:
     """Returns the facts of the manifest about the metrics so far; none without a claim."""
     if not self._claims:
       return {}
-    names = {
-      said: [name for name, covered in self._seen.items() if covered is which]
-      for said, which in (('covered', True), ('not covered', False))
-    }
-    return {'coverage': {**names, 'files not covered': _FILES}}
+    return coverage(self._seen)
+
+
+def coverage(seen: Mapping[str, bool]) -> dict[str, Any]:
+  """Returns the facts of the manifest about what a claim covers.
+
+  Args:
+    seen: metric -> whether the claim covers it.
+  """
+  names = {
+    said: [name for name, covered in seen.items() if covered is which]
+    for said, which in (('covered', True), ('not covered', False))
+  }
+  return {'coverage': {**names, 'facts not covered': _FACTS, 'files not covered': _FILES}}
+
+
+def check_names(metrics: Iterable[str], scores: Iterable[str], ledgers: Ledgers | None) -> None:
+  """Checks that records hold each metric of a round under a name that nothing else has.
+
+  Args:
+    metrics: names of the metrics of a round.
+    scores: names of the scores on the test set.
+    ledgers: ledgers of the run, or None.
+
+  Raises:
+    ValueError: a metric has the name of another, or of what the runner adds.
+  """
+  taken = {*_ADDED, *map(_scored, scores), *_drawn(ledgers)}
+  for name in sorted(metrics):
+    if name in _OWN or Traffic.counts(name):
+      continue
+    if _named(name) in taken:
+      raise ValueError(
+        'metrics of a round must have names that its record does not hold already, got '
+        f'{_named(name)!r}.'
+      )
+    taken.add(_named(name))
+
+
+def _drawn(ledgers: Ledgers | None) -> set[str]:
+  """Returns the names of what local ledgers tell of a round."""
+  return {f'{name}/{fact}' for name in (ledgers.local if ledgers else ()) for fact in _DRAWN}
+
+
+def _scored(name: str) -> str:
+  return f'test_{name}'
 
 
 def _named(name: str) -> str:

@@ -7,11 +7,25 @@ A layer adds a score by stating the fact `Scores`: its hits over its tries are r
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from fedjax_mem.config.build import Parts
 from fedjax_mem.core import Scores, Tree
 from fedjax_mem.engine import evaluator
+
+
+def names(parts: Parts) -> tuple[str, ...]:
+  """Returns the names of the scores, without computing one."""
+  test = parts.data.test
+  one = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in test.items()}
+  metrics = lambda params, batch: parts.model.metrics(params, parts.data.preprocess(batch))
+  own = jax.eval_shape(metrics, parts.params, one)
+  return (*own, *(f'{name}_success' for name in _measures(parts)))
+
+
+def _measures(parts: Parts) -> dict[str, Callable[..., Any]]:
+  return {x.name: fact.measure for x, _, fact in parts.layers.having(Scores)}
 
 
 def scorer(parts: Parts, batch_size: int, mesh: Mesh) -> Callable[[Tree], dict[str, float]]:
@@ -22,7 +36,7 @@ def scorer(parts: Parts, batch_size: int, mesh: Mesh) -> Callable[[Tree], dict[s
     batch_size: test examples in a batch on a device.
     mesh: the devices.
   """
-  measures = {x.name: fact.measure for x, _, fact in parts.layers.having(Scores)}
+  measures = _measures(parts)
 
   def metrics(params: Tree, batch: dict[str, Any]) -> dict[str, Any]:
     batch = parts.data.preprocess(batch)

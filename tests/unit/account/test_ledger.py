@@ -10,7 +10,7 @@ import stat
 import numpy as np
 import pytest
 
-from fedjax_mem.account import accountant, calibrate, guarantee, ledger, poisson
+from fedjax_mem.account import accountant, calibrate, ledger, poisson
 from fedjax_mem.account.ledger import Ledger
 from fedjax_mem.core import Bound, Draws
 from fedjax_mem.mechanisms import Gaussian
@@ -81,7 +81,7 @@ def test_saved_and_loaded_is_the_same_to_the_bit(tmp_path):
   assert data['guarantee']['accountant'] == 'PLD'
   assert data['guarantee']['adjacency'] == 'add_or_remove_one'
   assert data['guarantee']['level'] == 'Strong'
-  assert data['logged losses and norms'] == guarantee.NOT_COVERED
+  assert data['logged losses and norms'] == 'not covered by ε'
   assert [path.name for path in tmp_path.iterdir()] == ['ledger.json']
 
 

@@ -57,6 +57,16 @@ def test_a_curve_that_a_claim_does_not_cover_says_so():
   assert ax.get_title() == ('Loss: test (bold), training clients (not covered by ε) (thin, dashed)')
 
 
+def test_scores_on_the_test_set_that_a_claim_does_not_cover_say_so():
+  scores = {'test_loss': 2.1, 'test_accuracy': 0.5, 'covered': ['round']}
+  claimed = [{'round': r, **scores} for r in (1, 2)]
+  accuracy, loss = learning_curves(Run(name='x', records=claimed)).axes
+  assert accuracy.get_title() == 'Test accuracy (not covered by ε)'
+  assert [line.get_label() for line in loss.lines] == ['test set (not covered by ε)']
+  loss = learning_curves([claimed, claimed]).axes[1]
+  assert loss.get_title().startswith('Loss: test (not covered by ε) (bold), ')
+
+
 def test_a_run_without_tests_has_one_panel():
   figure = learning_curves(run([], [2.0, 1.0]))
   assert titles(figure) == ['Loss']

@@ -135,6 +135,21 @@ def test_sound_files_that_are_not_those_written_are_noticed(folder):
   assert refused == ['checkpoint 20 is refused: its checksum does not match its contents']
 
 
+@pytest.mark.parametrize(
+  ('mine', 'theirs'), [('a', 'b'), ('a', None), (None, 'b')], ids=['another', 'none', 'new in old']
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, mine, theirs):
+  folders = [tmp_path / 'mine', tmp_path / 'theirs']
+  for folder, run_id, number in zip(folders, (mine, theirs), (10, 20), strict=True):
+    checkpoints = Checkpoints(folder, run_id=run_id)
+    checkpoints.save(state(number))
+    checkpoints.close()
+  shutil.copytree(folders[1] / '20', folders[0] / '20')
+  read, refused = Checkpoints(folders[0], run_id=mine).restore(LIKE)
+  same_bits(read, state(10))
+  assert refused == ['checkpoint 20 is refused: it is of another run']
+
+
 def spoil(folder, number) -> None:
   for path in files(folder, number):
     damage(path, 'cut')

@@ -35,6 +35,15 @@ def test_a_new_folder_is_named_by_the_run_and_holds_its_configuration(make, out)
   assert [x.name for x in out.iterdir()] == [folder.path.name]  # nothing else is left
 
 
+def test_each_run_has_an_id_of_its_own(make, out):
+  ids = set()
+  for _ in range(2):
+    folder = create(make(), out)
+    ids.add(folder.manifest['run_id'])
+    finish(folder)
+  assert len(ids) == 2 and all(len(bytes.fromhex(x)) == 16 for x in ids)
+
+
 def test_finished_runs_stay_and_the_next_goes_beside_them(make, out):
   config = make()
   names = []

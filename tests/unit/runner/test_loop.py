@@ -17,6 +17,7 @@ from fedjax_mem.engine import evaluator
 from fedjax_mem.engine.mesh import make_mesh
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics
 from fedjax_mem.runner import devices, loop
+from fedjax_mem.runner import folder as folders
 from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.loop import Interrupted, RunFailed, resume, run
 
@@ -344,6 +345,19 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(whole, out, sto
   (warning,) = manifest(folder)['warnings']
   assert warning.startswith(f'checkpoint {newest} is refused')
   assert f'checkpoint {newest} is refused' in (folder / 'report.html').read_text()
+
+
+@pytest.mark.slow
+def test_a_run_of_before_run_ids_is_resumed(whole, out, stop_at):
+  with pytest.MonkeyPatch.context() as patch:
+    facts = folders._facts
+    patch.setattr(
+      folders, '_facts', lambda config: {k: x for k, x in facts(config).items() if k != 'run_id'}
+    )
+    folder = killed_run(whole[0], out, stop_at, 8)
+  assert 'run_id' not in manifest(folder)
+  same(resume(folder), whole[1])
+  assert manifest(folder)['resumed'][0] > 0 and 'run_id' not in manifest(folder)
 
 
 @pytest.mark.slow

@@ -1,16 +1,22 @@
 """Records say which of their metrics a claim of privacy covers, and so does all that shows them."""
 
+import dataclasses
 import json
+import sys
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_mem.core import Bound, Bounds, Layer, Stage
 from fedjax_mem.report.html import render
 from fedjax_mem.report.tables import runs_table
 from fedjax_mem.report.tracker import read_metrics
 from fedjax_mem.runner.loop import run
-from fedjax_mem.runner.prepare import get_ready
-from fedjax_mem.runner.records import Records
+from fedjax_mem.runner.prepare import facts, get_ready
+from fedjax_mem.runner.records import Records, check_names
 from fedjax_mem.runner.traffic import Traffic
 
 pytestmark = pytest.mark.usefixtures('undrawn')
@@ -62,6 +68,96 @@ def test_what_is_computed_from_single_updates_is_not_covered_and_all_say_so(ran)
   for style in ('text', 'markdown', 'csv'):
     table = runs_table(folder, style)
     assert 'train_loss (not covered by ε)' in table and 'test_loss (not' not in table
+
+
+def spy(name, *metrics):
+  """A layer that tells how large each update is, under names of its choice."""
+
+  def apply(ctx, message, state):
+    size = sum(jnp.abs(x).sum() for x in jax.tree.leaves(message.update))
+    return message, state, dict.fromkeys(metrics, size)
+
+  silent = Bounds(lambda ctx, bound: Bound(), 'it states nothing')
+  return Layer(name, client=Stage(apply, facts=(silent,)))
+
+
+@pytest.fixture
+def spied(monkeypatch):
+  """Returns the overrides of a run under a claim with a `spy` before the clip."""
+
+  def overrides(name, *metrics):
+    module = types.SimpleNamespace(made=lambda: spy(name, *metrics))
+    monkeypatch.setitem(sys.modules, 'my_spy', module)
+    stages = f'stages=[{{use="my_spy:made"}}, {NOISE.format("central", 2.0)}]'
+    return ('selection.name=poisson', stages)
+
+  return overrides
+
+
+def test_a_metric_is_not_covered_for_its_name(ran, spied):
+  folder, _ = ran(*spied('test_spy', 'size', 'algorithm/test_leak', 'algorithm/epsilons'))
+  _, last = read_metrics(folder / 'metrics.jsonl')
+  told = {'test_spy/size', 'test_leak', 'epsilons'}
+  assert told <= set(last) and not told & set(last['covered'])
+  assert 'test_accuracy' in last['covered']
+  said = json.loads((folder / 'manifest.json').read_text())['coverage']
+  assert told <= set(said['not covered']) and not told & set(said['covered'])
+
+
+@pytest.mark.parametrize(
+  'name', ['round', 'delta', 'clients', 'seconds', 'bytes_up', 'covered', 'test_accuracy']
+)
+def test_a_metric_named_as_what_the_runner_adds_is_refused_before_the_first_round(
+  make, spied, tmp_path, name
+):
+  config = make(*BASE, *spied('spy', f'algorithm/{name}'))
+  with pytest.raises(ValueError, match=f'metrics of a round must have names .*, got {name!r}'):
+    run(config, tmp_path / 'runs', quiet=True)
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_two_metrics_of_one_name_and_those_of_local_ledgers_are_refused(make):
+  ready = get_ready(make(*BASE, 'selection.name=uniform', LOCAL), None, {})
+  check_names(ready.sim.setting.metrics, ('loss',), ready.ledgers)
+  for metrics, taken in (
+    (['algorithm/x/size', 'x/size'], 'x/size'),
+    (['local/participations'], 'local/participations'),
+    (['algorithm/test_loss'], 'test_loss'),
+  ):
+    with pytest.raises(ValueError, match=f'must have names .*, got {taken!r}'):
+      check_names(metrics, ('loss',), ready.ledgers)
+
+
+@pytest.mark.parametrize('data', ['synthetic', 'digits'])
+def test_scores_on_test_examples_of_clients_are_not_covered(ran, data):
+  folder, _ = ran('rounds=1', f'data.name={data}', 'selection.name=poisson', CENTRAL)
+  (last,) = read_metrics(folder / 'metrics.jsonl')
+  covered = data == 'digits'  # those of 'synthetic' are divided over the clients
+  assert [x in last['covered'] for x in ('test_loss', 'test_accuracy')] == [covered, covered]
+  assert ('>test loss (not covered by ε)<' in render(folder)) is not covered
+
+
+def test_facts_of_the_manifest_that_tell_of_clients_are_not_covered(ran):
+  folder, _ = ran('selection.name=poisson', CENTRAL)
+  manifest = json.loads((folder / 'manifest.json').read_text())
+  bare = set(manifest['coverage']['facts not covered'])
+  assert {'clients', 'examples'} <= bare <= set(manifest)
+  page = render(folder)
+  for name in ('clients', 'examples'):
+    assert f'<code>{name} (not covered by ε)</code>' in page
+    assert f'<code>{name}</code>' not in page
+  assert '<code>parameters</code>' in page
+
+
+@pytest.mark.parametrize('claims', [True, False])
+def test_what_is_stated_before_the_first_round_says_if_it_is_covered(make, claims):
+  stages = [*BASE, 'selection.name=poisson', CENTRAL] if claims else []
+  ready = get_ready(make('rounds=1', *stages), None, {})
+  data = dataclasses.replace(ready.parts.data, unused_labels=(3,))
+  stated = facts(ready._replace(parts=ready.parts._replace(data=data)))
+  assert ('coverage' in stated) is claims
+  note = 'no client holds examples of the labels [3]'
+  assert (f'{note} (not covered by ε)' if claims else note) in stated['warnings']
 
 
 @pytest.mark.slow

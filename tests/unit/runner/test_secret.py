@@ -16,6 +16,7 @@ from fedjax_mem.runner.loop import resume, run
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 
+RUN = 'ab' * 16  # an id
 ROOT = np.array([0xDEADBEEF, 0x00C0FFEE], np.uint32)
 TREE = (
   'rounds=3', 'selection.name=round_robin', 'weighting.name=equal', 'weighting.options={divisor=4}',
@@ -30,20 +31,29 @@ def bits(params):
 
 
 def test_a_root_comes_back_and_only_its_owner_can_read_the_file(tmp_path):
-  secret.write(tmp_path, ROOT)
-  held = secret.read(tmp_path)
+  secret.write(tmp_path, ROOT, RUN)
+  held = secret.read(tmp_path, RUN)
   assert held.dtype == np.uint32 and held.tolist() == ROOT.tolist()
   (file,) = tmp_path.iterdir()
   assert file.name == 'noise.key' and file.stat().st_mode & 0o777 == 0o600
   with pytest.raises(FileExistsError):
-    secret.write(tmp_path, ROOT)
+    secret.write(tmp_path, ROOT, RUN)
+
+
+@pytest.mark.parametrize('mine', ['cd' * 16, None], ids=['another id', 'no id'])
+def test_the_file_of_another_run_is_refused_and_not_quoted(tmp_path, mine):
+  secret.write(tmp_path, ROOT, RUN)
+  with pytest.raises(ValueError, match=r'noise.key must be .*, got that of another run') as raised:
+    secret.read(tmp_path, mine)
+  said = str(raised.value)
+  assert RUN not in said and 'deadbeef' not in said.lower() and '\n' not in said
 
 
 @pytest.mark.parametrize('text', ['', 'deadbeef', 'deadbeef00c0ffee00', 'secret words', 'é' * 8])
 def test_another_file_is_refused_and_not_quoted(tmp_path, text):
   (tmp_path / secret.FILE).write_text(text)
   with pytest.raises(ValueError, match=r'noise.key must be the secret root') as raised:
-    secret.read(tmp_path)
+    secret.read(tmp_path, RUN)
   assert not text or text not in str(raised.value)
   assert raised.value.__cause__ is None and '\n' not in str(raised.value)
 
@@ -66,7 +76,8 @@ def kept(tmp_path_factory):
 
 def test_the_root_is_in_its_file_and_in_nothing_else_of_the_folder(kept):
   folder = kept[1].folder
-  assert secret.read(folder).tolist() == ROOT.tolist()
+  run_id = json.loads((folder / 'manifest.json').read_text())['run_id']
+  assert secret.read(folder, run_id).tolist() == ROOT.tolist()
   assert (folder / secret.FILE).stat().st_mode & 0o777 == 0o600
   words = [x.tobytes() for x in (ROOT, ROOT[:1], ROOT[1:], ROOT.byteswap())]
   texts = [f'{x:x}' for x in ROOT.tolist()] + [str(x) for x in ROOT.tolist()]
@@ -113,6 +124,32 @@ def test_a_claimed_run_without_its_root_is_not_resumed(kept, tmp_path):
   with pytest.raises(ValueError, match=r'copy/noise.key must be the secret root .*, got none') as e:
     resume(folder, quiet=True)
   assert '\n' not in str(e.value)
+
+
+@pytest.fixture
+def twin(kept, tmp_path):
+  """The folder of another run of the same configuration, with the same root."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr('fedjax_mem.core.keys.fresh_root', lambda: ROOT)
+    return run(kept[0], tmp_path / 'twin', quiet=True).folder
+
+
+def test_the_root_of_another_run_is_not_taken_for_its_own(kept, twin, tmp_path):
+  folder = unfinished(kept[1].folder, tmp_path)
+  shutil.copy(twin / secret.FILE, folder / secret.FILE)
+  with pytest.raises(ValueError, match=r'copy/noise.key must be .*, got that of another run') as e:
+    resume(folder, quiet=True)
+  assert '\n' not in str(e.value)
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_the_one_before_it_used(kept, twin, tmp_path):
+  folder = unfinished(kept[1].folder, tmp_path)
+  shutil.copytree(twin / 'checkpoints' / '2', folder / 'checkpoints' / '2')
+  result = resume(folder, quiet=True)
+  said = json.loads((folder / 'manifest.json').read_text())
+  assert said['resumed'] == [1]
+  assert 'checkpoint 2 is refused: it is of another run' in said['warnings']
+  assert bits(result.params) == bits(kept[1].params)
 
 
 def test_noise_is_another_in_each_run_unless_noise_seed_makes_it_repeatable(kept, tmp_path):
