@@ -128,6 +128,7 @@ def test_two_metrics_of_one_name_and_those_of_local_ledgers_are_refused(make):
       check_names(metrics, ('loss',), ready.ledgers)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize('data', ['synthetic', 'digits'])
 def test_scores_on_test_examples_of_clients_are_not_covered(ran, data):
   folder, _ = ran('rounds=1', f'data.name={data}', 'selection.name=poisson', CENTRAL)

@@ -152,6 +152,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_the_one_before_it_used(kept,
   assert bits(result.params) == bits(kept[1].params)
 
 
+@pytest.mark.slow
 def test_noise_is_another_in_each_run_unless_noise_seed_makes_it_repeatable(kept, tmp_path):
   config = dataclasses.replace(kept[0], rounds=1)
   again = [run(config, tmp_path / 'fresh', quiet=True) for _ in range(2)]

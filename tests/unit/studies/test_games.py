@@ -52,7 +52,7 @@ def test_the_noise_that_is_claimed_passes(name):
   assert found.verdict == 'not refuted'
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize('name', RELEASES)
 @pytest.mark.parametrize('part', [1 / 2, 1 / 3, 2 / 3])
 def test_less_noise_than_is_claimed_is_refuted(name, part):
@@ -66,6 +66,7 @@ def test_noise_that_is_off_is_refuted_by_as_much_as_can_be_proved(name):
   assert found.verdict == 'refuted' and found.found == found.best
 
 
+@pytest.mark.slow
 def test_a_clip_that_is_off_is_refuted():
   found = play('central', 1, layer=unclipped(RELEASES['central'][0](1.0)))
   assert found.verdict == 'refuted' and found.found == found.best
@@ -147,6 +148,7 @@ def test_a_poisson_cohort_passes_as_one():
   assert found.verdict == 'not refuted'
 
 
+@pytest.mark.slow
 def test_a_cohort_of_fixed_size_accounted_as_poisson_is_refuted():
   assert drawn(fixed).verdict == 'refuted'
 
