@@ -298,8 +298,8 @@ POOLS = ('ALGORITHMS-fedavg', 'ALGORITHMS-fedsgd', 'WEIGHINGS')
 
 # Registries of many methods, and their first entries.
 MANY = (
-  'AGGREGATION', 'ALGORITHMS', 'ATTACKS', 'COMPRESSION', 'PRIVACY', 'SAMPLERS', 'SERVER_OPTIMIZERS',
-  'TRACES', 'WEIGHINGS',
+  'AGGREGATION', 'ALGORITHMS', 'ATTACKS', 'COMPRESSION', 'PRIVACY', 'SAMPLERS', 'SECURE',
+  'SERVER_OPTIMIZERS', 'TRACES', 'WEIGHINGS',
 )  # fmt: skip
 FIRST = tuple(f'{name}-{next(iter(IN_TREE[name]))}' for name in MANY)
 

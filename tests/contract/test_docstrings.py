@@ -41,8 +41,11 @@ def modules():
   return sorted(n for n, path in sources.items() if '>>> ' in Path(path).read_text())
 
 
-# Each example of a method compiles a round.
-COMPILES = ('fedjax_mem.stages.', 'fedjax_mem.kernels.', 'fedjax_mem.runner.')
+# Each example of a method compiles a round, and those of the accountant compose many.
+COMPILES = tuple(
+  f'fedjax_mem.{room}.'
+  for room in ('account', 'engine', 'federated', 'kernels', 'runner', 'stages')
+)
 EXAMPLES = [
   pytest.param(name, marks=(pytest.mark.slow,) * name.startswith(COMPILES)) for name in modules()
 ]

@@ -115,7 +115,7 @@ def seen(sim, name, client=None, away=False):
   return tiny.vec(given.play(sim, state=state, updates=updates)[2].servers[name])
 
 
-@pytest.mark.first(6)
+@pytest.mark.first(4)
 @pytest.mark.parametrize('place', ['before', 'after'])
 def test_one_client_moves_what_is_noised_by_no_more_than_its_bound(case, place):
   noise = privacy.central(C, 1.0)

@@ -156,6 +156,7 @@ def test_one_bit_is_its_numpy_twin_with_what_it_remembers():
 # From Python and from a configuration.
 
 
+@pytest.mark.slow
 def test_all_work_from_python():
   import fedprox
   import knorm

@@ -21,6 +21,8 @@ from tests.reference import evidence
 from tests.reference.rogue_server import SEED, VICTIM, Result, Server
 from tests.reference.secure_parties import Parties, body, session
 
+pytestmark = pytest.mark.slow
+
 
 def sized(mode: str) -> tuple[int, int]:
   """Returns (clients, threshold)."""

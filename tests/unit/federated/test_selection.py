@@ -159,6 +159,7 @@ def test_a_stated_share_is_explored():
   assert len(greedy.contributions) == 4  # who has no score stands last
 
 
+@pytest.mark.slow
 def test_who_is_left_out_gets_no_score():
   made = server()
   clients = [client(i) for i in range(4)]

@@ -62,6 +62,7 @@ def test_bytes_of_what_is_not_stated_are_unknown(with_stage, tmp_path, undrawn):
   assert [x for x in told if 'bytes up are unknown' in x and "client side of 'own'" in x]
 
 
+@pytest.mark.slow
 def test_feedback_across_clients_that_rarely_return(with_stage, tmp_path, undrawn):
   codec = {'use': 'top_k', 'fraction': 0.1}
   result = loop.run(with_stage('error_feedback', codec=codec), tmp_path)

@@ -463,6 +463,7 @@ def test_more_values_than_the_noise_is_accounted_for():
     build(make(3))
 
 
+@pytest.mark.slow
 def test_a_matrix_that_is_not_the_one_accounted():
   known = privacy.matrix_factorization(C, Z, 4, separation=2, bands=2)
   made = known.fact(Noises).mechanism
