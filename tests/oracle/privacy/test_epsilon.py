@@ -370,7 +370,7 @@ def local_epochs(full: bool) -> Iterator[Case]:
         accountant=name,
       )
       for number in range(1, taken + 1):
-        book.record(number, [0, 1] if number == 1 else [0])
+        book.charge(number, [0, 1] if number == 1 else [0])
       said = book.guarantee()
       words = f'{name.upper()}, z = {z}, rate = {rate}, {epochs} epochs, {taken} participations'
       yield Case(words, said.epsilon, direct[name], least)

@@ -48,7 +48,7 @@ def memory(cohort, execution):
   )
   sim = tiny.build(layers, execution, pop=pop, params=tiny.initial(features))
   state = jax.eval_shape(lambda: sim.init(tiny.initial(features)))
-  lowered = sim.segment.lower(state, sim.population, np.uint32(0), np.int32(1))
+  lowered = sim.segment.lower(state, sim.population, *tiny.rooted(0), np.int32(1))
   return lowered.compile().memory_analysis().temp_size_in_bytes, features * tiny.CLASSES * 4
 
 

@@ -285,6 +285,6 @@ def test_a_round_exports_for_accelerators(platform):
   sim = tiny.build(layers)
   state = sim.init(tiny.initial())
   round = jax.jit(make_round(sim.setting))
-  exported = jax.export.export(round, platforms=[platform])(state, sim.population, jnp.uint32(0))
+  exported = jax.export.export(round, platforms=[platform])(state, sim.population, *tiny.rooted(0))
   assert exported.platforms == (platform,) and 'func.func public @main' in exported.mlir_module()
   assert [x.shape for x in jax.tree.leaves(exported.out_avals)][:3] == [(), (3,), (5, 3)]

@@ -258,7 +258,7 @@ def test_the_noise_of_a_round_is_from_the_clients_key():
   layer = make(flat_loss, steps=1, noise_multiplier=1.0, learning_rate=1.0)
   pop = stack_clients([{'x': np.ones((4, 2), np.float32)}])
   params = {'w': jnp.zeros(50)}
-  sim = simulate(compose(layer, round_robin(1, 1), equal()), params, pop, seed=9)
+  sim = simulate(compose(layer, round_robin(1, 1), equal()), params, pop, seed=9, noise_seed=9)
   state, _ = sim.run(sim.init(params), 1)
   key = keys.role_key(keys.layer_key(keys.seed_key(9), 0, 'algorithm'), 'client', 0)
   data = Examples(pop.arrays, pop.index, pop.start[0], pop.count[0], pop.count[0], 4)
