@@ -132,7 +132,7 @@ def test_devices_that_share_the_coordinates_agree_with_one(layers):
     for how in ('vmap', 'loop on devices')
   )
   state = eight.init(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), eight.params))
-  program = eight.segment.lower(state, eight.population, np.uint32(0), np.int32(1)).compile()
+  program = eight.segment.lower(state, eight.population, *tiny.rooted(0), np.int32(1)).compile()
   assert 'all-to-all' in program.as_text()  # from rows of clients to parts of coordinates
   a, b = given.sums(one), given.sums(eight)
   np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)

@@ -234,6 +234,6 @@ def test_no_copy_of_a_table_is_made(mode, devices):
   sim = tiny.build(compose(lazy(), uniform(64, 8), equal()), execution, pop=pop, params=params)
   assert sim.setting.divided
   state = sim.init(params)
-  lowered = sim.segment.lower(state, sim.population, np.uint32(0), np.int32(1))
+  lowered = sim.segment.lower(state, sim.population, *tiny.rooted(0), np.int32(1))
   used = lowered.compile().memory_analysis().temp_size_in_bytes
   assert used < 0.5 * 64 // devices * params.nbytes
