@@ -250,7 +250,7 @@ def replayed_session(mode: str) -> Result:
 
 
 def replayed_request(mode: str) -> Result:
-  """Sends the victim's neighbour every message of this session again after it has answered."""
+  """Sends the victim's neighbour every message again after it has answered."""
   server = begun(mode)
   parties, seen, refused = server.parties, [], ''
   while parties.server.round is not None:
@@ -400,7 +400,7 @@ ATTACKS = (
   Attack('a second request with other survivors', asked_twice, (), BOTH('in its turn, and once')),
   Attack('the victim declared dropped out', victim_declared_dropped),
   Attack('an earlier session replayed', replayed_session, (), BOTH('session that both')),
-  Attack('messages of this session replayed', replayed_request, (), BOTH('in its turn, and once')),
+  Attack('messages of the session replayed', replayed_request, (), BOTH('in its turn, and once')),
   Attack(
     'a lower threshold told to the victim',
     lower_threshold,
