@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from reference import given, tiny
 
 from fedjax_mem.core import compose, stack_clients
 from fedjax_mem.engine import simulate
-from fedjax_mem.stages import masks, privacy
+from fedjax_mem.stages import aggregate, compress, masks, privacy
 from fedjax_mem.stages.algorithm import dp_sgd
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
@@ -107,6 +108,16 @@ def test_without_a_claim_such_a_client_is_left_out_counted_and_named():
   _, metrics = released(sim, with_client(np.nan))
   assert (metrics['not_finite'].max(1) == 1).all() and (metrics['clients'] == N - 1).all()
   assert 'zeroed' not in metrics
+
+
+@pytest.mark.parametrize('rule', [(), (aggregate.median(),)], ids=['in the loop', 'at the end'])
+def test_a_client_that_is_not_finite_keeps_its_state_under_a_claim_too(rule):
+  memory = compress.error_feedback({'use': 'top_k', 'k': 2})
+  sim = given.build(UPDATES, *NOISE['local'](), memory, *rule, weigh=equal())
+  assert sim.claims and sim.setting.divided == (not rule)
+  _, _, state = given.play(sim, updates=with_client(np.nan))
+  rows = np.concatenate([x.reshape(N, -1) for x in jax.tree.leaves(state.clients)], 1)
+  assert (rows[1] == 0).all() and (rows[[0, 2, 3, 4]] != 0).any(1).all()
 
 
 def test_an_empty_client_under_local_noise_sends_noise():
