@@ -1,0 +1,1 @@
+"""Real machines: the same rounds over mutual TLS, through NVIDIA FLARE."""
