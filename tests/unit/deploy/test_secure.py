@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import hashlib
 import types
 import weakref
 
@@ -9,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from reference import tiny
+from reference import stages, tiny
 
 from fedjax_mem import engine
 from fedjax_mem.core import (
+  IncompatibleStages,
   Layer,
   Masks,
   Message,
@@ -157,6 +160,17 @@ def test_the_threshold_is_that_of_the_mode_and_of_what_the_round_releases():
     sealing().session(NAME, 5)
 
 
+def test_noise_beyond_the_modulus_is_within_the_bound_of_the_session():
+  """Only the residue counts; a client that refused its own noise would show that it was large."""
+  code = sealing(2 ** (BITS - 1))
+  noisy = [drawn(i, 2**31 - 1)._replace(weight=np.int32(1)) for i in range(CLIENTS)]
+  noisy = [x._replace(aux={'count': np.ones(2, np.int32)}) for x in noisy]
+  got = code.message(collected(code=code, messages=noisy)[0].total)
+  wanted = functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), noisy)
+  tiny.assert_same_bits(residues(got.update, BITS), residues(wanted.update, BITS))
+  assert code.session(NAME, CLIENTS).bits == 32 and np.abs(code.values(noisy[0])).max() < 2**BITS
+
+
 def test_messages_of_other_shapes_are_refused():
   with pytest.raises(ValueError, match='message must be int32 of the shapes'):
     sealing().values(drawn()._replace(weight=np.float32(1)))
@@ -215,9 +229,15 @@ def aux():
   return Layer('aux', client=Stage(client), server=Stage(server, lambda ctx: jnp.zeros(3)))
 
 
+SIZE = sum(x.size for x in jax.tree.leaves(tiny.initial()))
+
+
+def noise(bits):
+  return privacy.distributed(1.0, 0.5, shares=7, dimension=SIZE, clients=tiny.N, bits=bits)
+
+
 divided = functools.partial(equal, float(tiny.N))
 GRID = {'clients': tiny.N, 'bits': 20}
-SIZE = sum(x.size for x in jax.tree.leaves(tiny.initial()))
 STACKS = {
   'examples': (by_examples, lambda: (integers(64.0, **GRID), mask(**GRID))),
   'equal': (equal, lambda: (integers(4.0, **GRID), mask(**GRID))),
@@ -234,7 +254,7 @@ STACKS = {
   '32 bits': (equal, lambda: (integers(4.0, clients=tiny.N), mask(clients=tiny.N))),
   'noise': (
     divided,
-    lambda: (*privacy.distributed(1.0, 0.5, shares=7, dimension=SIZE, **GRID), mask(**GRID)),
+    lambda: (*noise(20), mask(**GRID)),
   ),
 }
 
@@ -288,6 +308,55 @@ class Deployed:
     params, servers, metrics, _ = step(cast, self.code.message(got.total))
     np.testing.assert_array_equal(got.total, sum(values[i] for i in got.survivors))
     return params, servers, metrics, got
+
+
+def specs(layers):
+  """Returns the specs of layers that receive the updates of the tiny problem."""
+  whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.int32), tiny.initial())
+  like = Message(whole, jax.ShapeDtypeStruct((), jnp.float32), {})
+  return {x.name: like for x in layers}
+
+
+def test_the_bare_round_differs_from_the_masked_one_in_the_mask_alone():
+  layers = stack('noise', GONE)
+  bare = secure.bare(layers)
+  assert [x.name for x in bare] == [x.name for x in layers]
+  assert [x is y for x, y in zip(bare, layers, strict=True)] == [True] * (len(layers) - 1) + [False]
+  kinds = lambda layer: {side: [type(x) for x in y.facts] for side, y in layer.sides.items()}
+  assert kinds(bare[-1]) == kinds(layers[-1])
+  assert bare.secret == layers.secret and bare.claims
+
+
+@pytest.mark.parametrize(
+  'layers, bits, largest, least',
+  [
+    ((integers(4.0, **GRID), mask(**GRID)), 32, (2**19 - 1) // tiny.N, 1),
+    ((integers(4.0, clients=tiny.N), mask(clients=tiny.N)), 32, 2**22, 1),
+    ((integers(4.0, clients=1000), mask(clients=1000)), 32, (2**31 - 1) // 1000, 1),
+    # Nothing bounds the noise of one client but the modulus.
+    ((*noise(20), mask(clients=tiny.N, bits=20)), 32, 2**19, 7),
+    ((*noise(32), mask(clients=tiny.N, bits=32)), 64, 2**31, 7),
+  ],
+  ids=['20 bits', 'finest', '32 bits', 'noise', 'noise of 32 bits'],
+)
+def test_bounds_are_those_that_the_layers_state(layers, bits, largest, least):
+  weigh = equal(float(tiny.N))
+  layers = compose(tiny.algorithm(), round_robin(tiny.N, tiny.N), weigh, *layers)
+  for form in (layers, secure.bare(layers)):
+    code = secure.sealing(form, specs(form))
+    assert (code.largest, code.least, code.clients) == (largest, least, tiny.N)
+    session = code.session(NAME, tiny.N)
+    assert (session.bits, session.size) == (bits, SIZE + 1)
+    assert session.threshold == max(6, least)
+
+
+def test_rounds_without_a_mask_or_without_its_bare_form():
+  plain = tiny.layers(integers(4.0, **GRID))
+  assert secure.bare(plain) is None
+  with pytest.raises(IncompatibleStages, match='a layer must mask messages'):
+    secure.sealing(plain, specs(plain))
+  with pytest.raises(IncompatibleStages, match="'mask' masks messages in a simulation only"):
+    secure.bare(tiny.layers(*stages.secure_sum()))
 
 
 # Of ten clients seven must stay: two are lost after key sharing, one after masking, and is summed.
@@ -344,6 +413,17 @@ def test_clients_refuse_keys_that_their_owner_did_not_sign():
   with pytest.raises(ProtocolError, match='must be signed by it'):
     parties[0].answer(Kind.SHARES, secagg.pack(session, Kind.KEYS, secagg.SERVER, 0, swapped), None)
   parties[0].answer(Kind.SHARES, secagg.pack(session, Kind.KEYS, secagg.SERVER, 0, body), None)
+
+
+def test_what_the_protocol_signs_is_no_message_of_another_kind():
+  """The key signs other messages, too: neither may pass for the other."""
+  key = keys(1)[0]
+  message = b'any bytes'
+  signature = secure.identity(key).sign(message)
+  signed = b'fedjax_mem secure message' + hashlib.sha256(message).digest()
+  key.public_key().verify(signature, signed)
+  with pytest.raises(InvalidSignature):
+    key.public_key().verify(signature, message)
 
 
 @pytest.mark.parametrize('active', [True, False])
