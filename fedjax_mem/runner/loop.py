@@ -124,8 +124,8 @@ def resume(
     config = folder.config
     if config_hash(config) != said.get('config_hash'):
       raise ValueError(
-        f'{folder.path / "config.toml"} must be what the run began with (but for [execution]), '
-        'got a changed one: undo that, or begin a new run with it.'
+        f'{folder.path / "config.toml"} must be what the run began with (but for [execution] and '
+        '[deploy]), got a changed one: undo that, or begin a new run with it.'
       )
     ready = get_ready(config, data_dir or said.get('data_dir'), said.get('execution', {}))
     if keeps_root(ready):
