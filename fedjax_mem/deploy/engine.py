@@ -18,6 +18,7 @@ CLASSES = ('fedjax_mem.deploy.flare.Rounds', 'fedjax_mem.deploy.flare.Answers')
 # The engine puts it into every client's job by itself; without it every job fails.
 _ENGINE_CLASSES = ('nvflare.app_common.logging.job_log_streamer.JobLogStreamer',)
 SILENCE = 10.0  # seconds without a sign of life after which a client counts as dead
+START = 60.0  # seconds that a client has for its first sign of life in a job
 HEARTBEAT = 2.0  # seconds between two signs of life
 _APP = 'nvflare.app_common'
 
@@ -162,6 +163,14 @@ _RIGHTS = {
   },
 }
 
+_CHATTY = (
+  'nvflare.private.fed.client.client_runner',
+  'nvflare.private.fed.client.communicator',
+  'nvflare.private.fed.client.fed_client_base',
+  'nvflare.private.fed.server.server_commands',
+  'nvflare.private.fed.server.server_runner',
+  'nvflare.apis.impl.wf_comm_server',
+)
 _LOGGING = {
   'version': 1,
   'disable_existing_loggers': False,
@@ -179,5 +188,9 @@ _LOGGING = {
       'stream': 'ext://sys.stdout',
     }
   },
-  'loggers': {'root': {'level': 'INFO', 'handlers': ['consoleHandler']}},
+  'loggers': {
+    'root': {'level': 'INFO', 'handlers': ['consoleHandler']},
+    # Several lines for each message.
+    **{name: {'level': 'WARNING'} for name in _CHATTY},
+  },
 }

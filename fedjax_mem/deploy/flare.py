@@ -56,10 +56,8 @@ class Link:
     self._abort = abort
 
   def connected(self) -> frozenset[str]:
-    """Returns the names of the clients of this job that the engine holds alive."""
-    clients = self._controller._engine.get_clients()
-    gone = self._controller.get_client_disconnect_time
-    return frozenset(client.name for client in clients if gone(client.name) is None)
+    """Returns the names of the clients of this job that showed signs of life of late."""
+    return self._controller.alive()
 
   def stopped(self) -> bool:
     """Returns whether the job was aborted."""
@@ -153,11 +151,36 @@ class Rounds(Controller):
   def __init__(self) -> None:
     watch.end_with_engine()
     super().__init__()
+    self._seen: dict[str, float] = {}
+    self._started = 0.0
 
   def start_controller(self, fl_ctx: FLContext) -> None:
-    """Looks at tasks more often than the engine does by itself (it takes no argument for that)."""
+    """Looks at tasks more often than the engine does by itself, and notes each sign of life.
+
+    The engine's own word for a dead client will not do: it holds one alive that was killed and
+    came back at once, though its part of the job is gone.
+    """
     del fl_ctx
-    self.communicator._task_check_period = POLL
+    self._started = time.monotonic()
+    communicator = self.communicator
+    communicator._task_check_period = POLL
+    active = communicator.client_is_active
+
+    def seen(name: str, reason: str, ctx: FLContext) -> None:
+      self._seen[name] = time.monotonic()
+      active(name, reason, ctx)
+
+    communicator.client_is_active = seen
+
+  def alive(self) -> frozenset[str]:
+    """Returns the names of the clients of this job that showed signs of life of late."""
+    now, never = time.monotonic(), self._started + engine.START - engine.SILENCE
+    return frozenset(
+      client.name
+      for client in self._engine.get_clients()
+      if now - self._seen.get(client.name, never) < engine.SILENCE
+      and self.get_client_disconnect_time(client.name) is None
+    )
 
   def stop_controller(self, fl_ctx: FLContext) -> None:
     """Does nothing: `control_flow` has ended."""

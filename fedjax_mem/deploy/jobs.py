@@ -2,8 +2,8 @@
 
 import concurrent.futures
 import contextlib
-import io
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable
@@ -47,6 +47,7 @@ def make(folder: str | os.PathLike[str], payload: bytes, clients: int) -> pathli
   }
   client = {
     'format_version': 2,
+    'job_heartbeat_interval': engine.HEARTBEAT,
     'executors': [{'tasks': ['blob'], 'executor': {'path': answers, 'args': {}}}],
     'components': [],
   }
@@ -75,6 +76,7 @@ class Driver:
     if kit.role != 'server':
       raise ValueError(f'kit must be that of the server, got the kit of client {kit.name!r}.')
     engine.need()
+    logging.getLogger('nvflare').addHandler(logging.NullHandler())  # it tells us by exceptions
     self._timeout = timeout
     self._pool = concurrent.futures.ThreadPoolExecutor(1, 'driver')
     folder = pathlib.Path(work).resolve() / 'driver'
@@ -87,16 +89,15 @@ class Driver:
     self._call(lambda: self._session.set_timeout(timeout))
 
   def _call(self, call: Callable[[], T], timeout: float | None = None) -> T:
-    """Returns the result of a call within a time limit; what the engine prints is dropped."""
-    with contextlib.redirect_stdout(io.StringIO()):
-      future = self._pool.submit(call)
-      try:
-        return future.result(timeout or 2 * self._timeout)
-      except concurrent.futures.TimeoutError:
-        raise ConnectionError('the engine of the server did not answer in time.') from None
-      except Exception as error:
-        words = ' '.join(str(error).split()) or type(error).__name__
-        raise ConnectionError(f'the engine of the server refused: {words}') from error
+    """Returns the result of a call within a time limit."""
+    future = self._pool.submit(call)
+    try:
+      return future.result(timeout or 2 * self._timeout)
+    except concurrent.futures.TimeoutError:
+      raise ConnectionError('the engine of the server did not answer in time.') from None
+    except Exception as error:
+      words = ' '.join(str(error).split()) or type(error).__name__
+      raise ConnectionError(f'the engine of the server refused: {words}') from error
 
   def submit(self, job: str | os.PathLike[str]) -> str:
     """Submits the folder of a job, signed; returns the job's id."""

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedjax_mem.deploy import certificates, engine
+
 Role = Literal['server', 'client']
 
 
@@ -73,6 +75,26 @@ class Kit:
   def startup(self) -> pathlib.Path:
     """The folder of certificates and addresses that the engine reads."""
     return self.path / 'startup'
+
+  def check(self) -> None:
+    """Checks certificates and private keys; to be called before the engine starts.
+
+    The engine itself waits for ever, and says nothing, where one of them does not fit.
+
+    Raises:
+      ValueError: a private key is readable by others or does not fit its certificate or the public
+        keys, or a certificate is not of this CA, not of this name, or not valid now. One line.
+    """
+    certificates.private(self.path / 'sign.key')
+    if self.sign.public_key().public_bytes_raw() != self.public[self.name]:
+      raise ValueError(
+        f'sign.key of {str(self.path)!r} must fit keys.json; {certificates.TAKE_AFRESH}'
+      )
+    own = 'server' if self.role == 'server' else 'client'
+    subject = self.host if self.role == 'server' else self.name
+    certificates.check(self.startup, own, subject)
+    if self.role == 'server':
+      certificates.check(self.path / 'driver' / 'startup', 'client', engine.DRIVER)
 
 
 def _json(path: pathlib.Path, name: str) -> dict[str, Any]:
