@@ -7,7 +7,7 @@ the work folder, each time that the engine starts: kits are copied to other mach
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 PROJECT = 'fedjax_mem'
@@ -42,7 +42,13 @@ def write_json(path: pathlib.Path, content: Any, mode: int = 0o600) -> None:
   os.replace(beside, path)
 
 
-def lay_out(startup: pathlib.Path, folder: pathlib.Path, role: str, clients: Sequence[str]) -> None:
+def lay_out(
+  startup: pathlib.Path,
+  folder: pathlib.Path,
+  role: str,
+  clients: Sequence[str],
+  revoked: Collection[str] = (),
+) -> None:
   """Makes the engine's folder: the kit's certificates by a link, and settings of this machine.
 
   Args:
@@ -50,10 +56,13 @@ def lay_out(startup: pathlib.Path, folder: pathlib.Path, role: str, clients: Seq
     folder: the folder to make; what it held of another start stays.
     role: 'server' or 'client'.
     clients: names of all clients.
+    revoked: names of the clients that the server must not admit.
   """
   folder = folder.resolve()
   (folder / 'local').mkdir(parents=True, exist_ok=True, mode=0o700)
   link_startup(startup, folder / 'startup')
+  if role == 'server':
+    write_json(folder / 'disabled_clients.json', {'disabled_clients': sorted(revoked)})
   resources = _server(folder, clients) if role == 'server' else _client()
   write_json(folder / 'local' / 'resources.json', resources)
   write_json(folder / 'local' / 'authorization.json', _RIGHTS)

@@ -81,12 +81,11 @@ class Driver:
     self._pool = concurrent.futures.ThreadPoolExecutor(1, 'driver')
     folder = pathlib.Path(work).resolve() / 'driver'
     _lay_out(kit.path / 'driver' / 'startup', folder)
-    from nvflare.fuel.flare_api.flare_api import new_secure_session
-
-    self._session: Any = self._call(
-      lambda: new_secure_session(engine.DRIVER, str(folder), timeout=timeout), 2 * timeout
-    )
-    self._call(lambda: self._session.set_timeout(timeout))
+    try:
+      self._session = self._call(lambda: _session(engine.DRIVER, folder, timeout))
+    except ConnectionError:
+      self._pool.shutdown(wait=False)
+      raise
 
   def _call(self, call: Callable[[], T], timeout: float | None = None) -> T:
     """Returns the result of a call within a time limit."""
@@ -116,6 +115,11 @@ class Driver:
     found = self._call(lambda: self._session.get_connected_client_list())
     return frozenset(client.name for client in found)
 
+  def jobs(self) -> tuple[str, ...]:
+    """Returns the ids of the jobs that run."""
+    found = self._call(lambda: self._session.get_system_info())
+    return tuple(job.job_id for job in found.job_info)
+
   def disable(self, name: str) -> None:
     """Has the engine refuse a client, until `enable`."""
     self._call(lambda: self._session.disable_client(name))
@@ -135,6 +139,22 @@ class Driver:
 
   def __exit__(self, *error: object) -> None:
     self.close()
+
+
+def _session(user: str, folder: pathlib.Path, timeout: float) -> Any:
+  """Returns a session that has logged in."""
+  from nvflare.fuel.flare_api.flare_api import Session
+
+  session = Session(user, str(folder))
+  session.api._print_hci = lambda text: None  # it would greet the user
+  session.set_timeout(timeout)
+  try:
+    session.try_connect(timeout)
+  except Exception:
+    with contextlib.suppress(Exception):
+      session.close()
+    raise
+  return session
 
 
 def _lay_out(startup: pathlib.Path, folder: pathlib.Path) -> None:

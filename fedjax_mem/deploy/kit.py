@@ -76,6 +76,11 @@ class Kit:
     """The folder of certificates and addresses that the engine reads."""
     return self.path / 'startup'
 
+  @property
+  def work(self) -> pathlib.Path:
+    """The folder of what this machine writes: the engine's files and log, and the place file."""
+    return self.path / 'work'
+
   def check(self) -> None:
     """Checks certificates and private keys; to be called before the engine starts.
 

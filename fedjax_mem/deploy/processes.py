@@ -1,6 +1,7 @@
 """Starts and stops the engine on this machine. Nothing that it starts outlives `stop`."""
 
 import contextlib
+import json
 import os
 import pathlib
 import subprocess
@@ -9,11 +10,14 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedjax_mem.deploy import engine, watch
+import filelock
+
+from fedjax_mem.deploy import engine, enrolment, watch
 from fedjax_mem.deploy.kit import Kit
 
 PLACE = 'FEDJAX_MEM_DEPLOY'  # names the place file: what this machine's own command says to a job
 LOG = 'engine.log'
+_CODE = str(pathlib.Path(__file__).resolve().parents[2])  # a job runs the package that runs here
 
 
 class Engine:
@@ -29,20 +33,22 @@ class Engine:
 
     Args:
       kit: the party's kit.
-      work: work folder of this machine, made if missing; nobody else may write there.
+      work: work folder of this machine, made if missing (`kit.work` of the commands); nobody else
+        may write there.
       place: what the jobs' classes are told on this machine, as JSON; no job can change it.
 
     Raises:
-      ValueError: NVIDIA FLARE is not installed.
+      ValueError: NVIDIA FLARE is not installed, or an engine runs in this folder already.
     """
     engine.need()
     self.work = pathlib.Path(work).resolve()
     self.work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    self._lock = _locked(self.work)
     self.log = self.work / LOG
     self._place = self.work / 'place.json'
     engine.write_json(self._place, dict(place))
     folder = self.work / 'engine'
-    engine.lay_out(kit.startup, folder, kit.role, kit.clients)
+    engine.lay_out(kit.startup, folder, kit.role, kit.clients, enrolment.revoked(kit))
     with self.log.open('ab') as log:
       self._process = subprocess.Popen(
         [
@@ -61,6 +67,7 @@ class Engine:
     return os.environ | {
       PLACE: str(self._place),
       'PATH': os.pathsep.join((here, os.environ.get('PATH', os.defpath))),
+      'PYTHONPATH': os.pathsep.join(filter(None, (_CODE, os.environ.get('PYTHONPATH')))),
       'PYTHONUNBUFFERED': '1',
       'PYTHONSAFEPATH': '1',  # the folder that it runs in is no place of modules
     }
@@ -104,12 +111,38 @@ class Engine:
       if time.monotonic() > deadline:
         raise RuntimeError(f'processes {left} of the engine did not end; kill them by hand.')
       time.sleep(0.02)
+    self._lock.release()
 
   def __enter__(self) -> 'Engine':
     return self
 
   def __exit__(self, *error: object) -> None:
     self.stop()
+
+
+def place(work: str | os.PathLike[str]) -> dict[str, Any] | None:
+  """Returns the place file of the engine that runs in a work folder, None if none runs."""
+  work = pathlib.Path(work)
+  if not work.is_dir():
+    return None
+  try:
+    _locked(work).release()
+  except ValueError:
+    with contextlib.suppress(OSError, ValueError):
+      return dict(json.loads((work / 'place.json').read_text()))
+    return {}
+  return None
+
+
+def _locked(work: pathlib.Path) -> filelock.BaseFileLock:
+  lock = filelock.FileLock(work / 'lock', timeout=0)
+  try:
+    lock.acquire()
+  except filelock.Timeout:
+    raise ValueError(
+      f'{work} is in use by another process: only one may run with a kit; stop that one first.'
+    ) from None
+  return lock
 
 
 def _told(place: str) -> Iterator[int]:
