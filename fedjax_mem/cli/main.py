@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
+from fedjax_mem.cli.deploy import DeployCommands
 from fedjax_mem.cli.privacy import PrivacyCommands
 from fedjax_mem.cli.tables import Table
 
@@ -264,6 +265,7 @@ Command = (
   | Annotated[PrivacyCommands, subcommand('privacy')]
   | Annotated[Table, subcommand('table')]
   | Annotated[Audit, subcommand('audit')]
+  | Annotated[DeployCommands, subcommand('deploy')]
   | Annotated[Doctor, subcommand('doctor')]
 )
 

@@ -1,0 +1,159 @@
+"""Starts and stops the engine on this machine. Nothing that it starts outlives `stop`."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import filelock
+
+from fedjax_mem.deploy import engine, enrolment, watch
+from fedjax_mem.deploy.kit import Kit
+
+PLACE = 'FEDJAX_MEM_DEPLOY'  # names the place file: what this machine's own command says to a job
+LOG = 'engine.log'
+_CODE = str(pathlib.Path(__file__).resolve().parents[2])  # a job runs the package that runs here
+
+
+class Engine:
+  """The engine's processes on this machine.
+
+  Attributes:
+    work: the work folder: `place.json`, `engine.log` and the engine's own folder `engine/`.
+    log: the engine's log file.
+  """
+
+  def __init__(self, kit: Kit, work: str | os.PathLike[str], place: Mapping[str, Any]):
+    """Starts the engine's server or client, by the kit's role.
+
+    Args:
+      kit: the party's kit.
+      work: work folder of this machine, made if missing (`kit.work` of the commands); nobody else
+        may write there.
+      place: what the jobs' classes are told on this machine, as JSON; no job can change it.
+
+    Raises:
+      ValueError: NVIDIA FLARE is not installed, or an engine runs in this folder already.
+    """
+    engine.need()
+    self.work = pathlib.Path(work).resolve()
+    self.work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    self._lock = _locked(self.work)
+    self.log = self.work / LOG
+    self._place = self.work / 'place.json'
+    engine.write_json(self._place, dict(place))
+    folder = self.work / 'engine'
+    engine.lay_out(kit.startup, folder, kit.role, kit.clients, enrolment.revoked(kit))
+    with self.log.open('ab') as log:
+      self._process = subprocess.Popen(
+        [
+          *(sys.executable, '-m', 'fedjax_mem.deploy.parent'),
+          *(kit.role, str(folder), kit.name, str(os.getpid())),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=self._environment(),
+        start_new_session=True,
+      )
+
+  def _environment(self) -> dict[str, str]:
+    here = os.path.dirname(sys.executable)
+    return os.environ | {
+      PLACE: str(self._place),
+      'PATH': os.pathsep.join((here, os.environ.get('PATH', os.defpath))),
+      'PYTHONPATH': os.pathsep.join(filter(None, (_CODE, os.environ.get('PYTHONPATH')))),
+      'PYTHONUNBUFFERED': '1',
+      'PYTHONSAFEPATH': '1',  # the folder that it runs in is no place of modules
+    }
+
+  @property
+  def pid(self) -> int:
+    """The id of the engine's first process."""
+    return self._process.pid
+
+  def code(self) -> int | None:
+    """Returns the exit code of the engine's first process, None while it runs."""
+    return self._process.poll()
+
+  def wait(self, timeout: float) -> int | None:
+    """Waits up to `timeout` seconds for the engine's end; returns as `code`."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      self._process.wait(timeout)
+    return self.code()
+
+  def members(self) -> list[int]:
+    """Returns the ids of all processes of this engine, also of those that lost their parent."""
+    found = dict.fromkeys([self.pid] if self.code() is None else [])
+    found |= dict.fromkeys(watch.descendants(self.pid))
+    found |= dict.fromkeys(_told(str(self._place)))
+    return list(found)
+
+  def stop(self, timeout: float = 10.0) -> None:
+    """Kills all processes of this engine and waits for their end.
+
+    Args:
+      timeout: seconds after which it gives up.
+
+    Raises:
+      RuntimeError: a process is still there.
+    """
+    deadline = time.monotonic() + timeout
+    while left := self.members():
+      for pid in left:
+        watch.kill(pid)
+      self._process.poll()
+      if time.monotonic() > deadline:
+        raise RuntimeError(f'processes {left} of the engine did not end; kill them by hand.')
+      time.sleep(0.02)
+    self._lock.release()
+
+  def __enter__(self) -> 'Engine':
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.stop()
+
+
+def place(work: str | os.PathLike[str]) -> dict[str, Any] | None:
+  """Returns the place file of the engine that runs in a work folder, None if none runs."""
+  work = pathlib.Path(work)
+  if not work.is_dir():
+    return None
+  try:
+    _locked(work).release()
+  except ValueError:
+    with contextlib.suppress(OSError, ValueError):
+      return dict(json.loads((work / 'place.json').read_text()))
+    return {}
+  return None
+
+
+def _locked(work: pathlib.Path) -> filelock.BaseFileLock:
+  lock = filelock.FileLock(work / 'lock', timeout=0)
+  try:
+    lock.acquire()
+  except filelock.Timeout:
+    raise ValueError(
+      f'{work} is in use by another process: only one may run with a kit; stop that one first.'
+    ) from None
+  return lock
+
+
+def _told(place: str) -> Iterator[int]:
+  """Yields the ids of the processes that were told of a place file, save this one."""
+  import psutil
+
+  for process in psutil.process_iter():
+    with contextlib.suppress(psutil.Error, OSError):
+      if (
+        process.pid != os.getpid()
+        and process.status() != psutil.STATUS_ZOMBIE
+        and process.environ().get(PLACE) == place
+      ):
+        yield process.pid
