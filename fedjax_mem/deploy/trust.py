@@ -111,7 +111,7 @@ def _refuse(require: str, wanted: str, has: str) -> None:
 
 def _is_local(layers: Round, layer: Any, side: str, noise: Noises) -> bool:
   """Returns whether this is noise that the client adds to what it has clipped."""
-  if noise.trust != 'local' or side != 'client':
+  if noise.trust != 'local':  # on the server side no noise may call itself local
     return False
   if noise.unit == 'example':
     return True  # it is inside of training, and clips each example's gradient itself

@@ -117,6 +117,10 @@ def test_noise_counts_only_on_the_client_and_after_a_clip():
     trust.check_required(unclipped, 'local')
   clipped = compose(*rest, found[-2], noisy(Noises(mechanism, 'local')))
   trust.check_required(clipped, 'local')
+  same = lambda ctx, message, state: (message, state, {})
+  on_server = Layer('own', server=Stage(same, facts=(Noises(mechanism, 'local'),)))
+  with pytest.raises(IncompatibleStages, match='adds noise that it calls local'):
+    trust.check_required(compose(*rest, found[-2], on_server), 'local')
   untold = compose(*rest, found[-2], noisy(Bounds(lambda ctx, bound: bound)))
   with pytest.raises(ValueError, match=r'^the job must clip .* neither noise nor a mask'):
     trust.check_required(untold, 'local')
