@@ -118,6 +118,11 @@ class Form:
     beside = 0 if self.quiet else tree.nbytes(self._made.metrics)
     self.bytes_up = _HEAD.size + beside + _most(self._parts(self._made.message, self._codes[-1:]))
 
+  @property
+  def servers(self) -> dict[str, Tree]:
+    """Shapes of the server states that clients are told, layer -> state."""
+    return self._told.servers
+
   def ask(self, asked: Asked) -> bytes:
     """Returns the bytes of what a client is asked, at the server."""
     told = asked.told
@@ -176,6 +181,11 @@ class Form:
     metrics = {} if self.quiet else _unpacked(body[end:], self._made.metrics)
     sound = all(np.isfinite(x).all() for x in jax.tree.leaves(message))
     return Answer(message, fine and sound, examples, metrics)
+
+  def empty(self) -> tuple[Message, dict[str, Any]]:
+    """Returns zeros in place of a message and its metrics, for a client that has not answered."""
+    zeros = lambda like: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    return zeros(self._made.message), {} if self.quiet else zeros(self._made.metrics)
 
   def _check_weight(self, weight: float) -> None:
     """Raises `ValueError` for a weight that no client of this round has."""

@@ -197,18 +197,23 @@ class Given(NamedTuple):
   """What clients have made elsewhere, each in its own process.
 
   Attributes:
-    message: stack [C, ...] of their messages, as they enter the cohort sides or the sum.
+    message: stack [C, ...] of their messages, as they enter cohort sides or the sum; or that sum.
     fine: [C] bool, whether each is finite.
     metrics: metrics of the clients' sides, each [C].
   """
 
   message: Any
-  fine: jax.Array
+  fine: Any
   metrics: Metrics
 
 
 def collect(
-  setting: Setting, cast: Cast, row: Row, states: dict[str, Tree], given: Given | None = None
+  setting: Setting,
+  cast: Cast,
+  row: Row,
+  states: dict[str, Tree],
+  given: Given | None = None,
+  summed: bool = False,
 ) -> Ran:
   """Runs all client and cohort sides.
 
@@ -219,6 +224,7 @@ def collect(
     states: client states, [N, ...] each.
     given: what the clients' sides have made elsewhere: then they do not run here, their states are
       not here either, there is one segment of client sides, and the layout is looped.
+    summed: whether what is given is the sum already, as secure aggregation returns it.
 
   Returns:
     The sum of messages, new client states [C, ...] (the tables with them, if divided), whether each
@@ -252,8 +258,8 @@ def collect(
     own = {x.name: states[x.name] for x in group}
     if given is not None:
       value, fine, noted = given
-      value = hiding.kept(setting.layers, fine, value)
-      if last:
+      value = value if summed else hiding.kept(setting.layers, fine, value)
+      if last and not summed:
         value = _in_turn(setting, tree.keep(_left_out(setting, cast, fine).cohort.arrived, value))
       new, ok = new | own, ok & fine
       metrics |= over_cohort(noted, cast.cohort.arrived & ok)

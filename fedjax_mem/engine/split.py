@@ -187,6 +187,7 @@ def settled(
   counts: jax.Array,
   seed: jax.Array,
   root: jax.Array,
+  summed: bool = False,
 ) -> tuple[State, Metrics, jax.Array]:
   """Ends a round: cohort sides, the sum in its order, and the server's sides.
 
@@ -199,6 +200,7 @@ def settled(
     counts: [C] int32, examples of each client; 0 where they are not known.
     seed: the run's seed.
     root: the secret root.
+    summed: whether what is given is the sum already, as secure aggregation returns it.
 
   Returns:
     (state, metrics, [C] whether the new states of a client count). Metrics are those of
@@ -206,7 +208,7 @@ def settled(
   """
   cast = broadcast(seed, state.round, state.params, root=root, cohort=cohort, servers=servers)
   row = Row(cohort, jnp.zeros_like(cohort.id), counts)
-  ran = rounds.collect(setting, cast, row, state.clients, given)
+  ran = rounds.collect(setting, cast, row, state.clients, given, summed)
   state, metrics, kept = rounds.settle(setting, cast, row, state, ran)
   return state, {name: measured.plain(x) for name, x in metrics.items()}, kept
 
