@@ -15,6 +15,7 @@ ORGANIZATION = 'fedjax_mem'
 DRIVER = 'driver@fedjax-mem.org'  # who submits jobs, from the server's machine
 ROLE = 'project_admin'
 CLASSES = ('fedjax_mem.deploy.flare.Rounds', 'fedjax_mem.deploy.flare.Answers')
+VALIDATOR = 'fedjax_mem.deploy.admission.OursAlone'
 # The engine puts it into every client's job by itself; without it every job fails.
 _ENGINE_CLASSES = ('nvflare.app_common.logging.job_log_streamer.JobLogStreamer',)
 SILENCE = 10.0  # seconds without a sign of life after which a client counts as dead
@@ -64,6 +65,7 @@ def lay_out(
   if role == 'server':
     write_json(folder / 'disabled_clients.json', {'disabled_clients': sorted(revoked)})
   resources = _server(folder, clients) if role == 'server' else _client()
+  resources['app_validator'] = {'path': VALIDATOR, 'args': {'role': role}}
   write_json(folder / 'local' / 'resources.json', resources)
   write_json(folder / 'local' / 'authorization.json', _RIGHTS)
   write_json(folder / 'local' / 'log_config.json', _LOGGING)

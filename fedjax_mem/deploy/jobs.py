@@ -37,11 +37,26 @@ def make(folder: str | os.PathLike[str], payload: bytes, clients: int) -> pathli
     'min_clients': 1,
     'deploy_map': {'app': ['@ALL']},
   }
-  limits = {'dead_client_grace_period': _GRACE, 'dead_client_check_lead_time': _LEAD}
+  server, client = configs(max(0.02, clients / 200))
+  (job / 'meta.json').write_text(json.dumps(meta))
+  (config / 'config_fed_server.json').write_text(json.dumps(server))
+  (config / 'config_fed_client.json').write_text(json.dumps(client))
+  (config / 'job.bin').write_bytes(payload)
+  return job
+
+
+def configs(interval: float) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the engine's settings of a job on the server and on a client.
+
+  Args:
+    interval: seconds between two questions of a client whether there is a task.
+  """
   rounds, answers = engine.CLASSES
-  server = limits | {
+  server = {
     'format_version': 2,
-    'server': {'task_request_interval': max(0.02, clients / 200)},
+    'dead_client_grace_period': _GRACE,
+    'dead_client_check_lead_time': _LEAD,
+    'server': {'task_request_interval': interval},
     'workflows': [{'id': 'rounds', 'path': rounds, 'args': {}}],
     'components': [],
   }
@@ -51,11 +66,7 @@ def make(folder: str | os.PathLike[str], payload: bytes, clients: int) -> pathli
     'executors': [{'tasks': ['blob'], 'executor': {'path': answers, 'args': {}}}],
     'components': [],
   }
-  (job / 'meta.json').write_text(json.dumps(meta))
-  (config / 'config_fed_server.json').write_text(json.dumps(server))
-  (config / 'config_fed_client.json').write_text(json.dumps(client))
-  (config / 'job.bin').write_bytes(payload)
-  return job
+  return server, client
 
 
 class Driver:

@@ -28,6 +28,10 @@ def main(role: str, folder: str, name: str, starter: int) -> None:
   watch.end_with(starter)
   os.environ[watch.PARENT] = str(os.getpid())
   module, startup = _MODULES[role]
+  if role == 'server':
+    from fedjax_mem.deploy import admission
+
+    admission.guard_login()
   options = ['secure_train=true', f'org={engine.ORGANIZATION}', 'config_folder=']
   if role == 'client':
     options += [f'uid={name}', f'heart_beat_interval={engine.HEARTBEAT}']

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -49,6 +50,7 @@ class Engine:
     engine.write_json(self._place, dict(place))
     folder = self.work / 'engine'
     engine.lay_out(kit.startup, folder, kit.role, kit.clients, enrolment.revoked(kit))
+    self._before = self.log.stat().st_size if self.log.exists() else 0
     with self.log.open('ab') as log:
       self._process = subprocess.Popen(
         [
@@ -86,6 +88,18 @@ class Engine:
     with contextlib.suppress(subprocess.TimeoutExpired):
       self._process.wait(timeout)
     return self.code()
+
+  def refused(self) -> str | None:
+    """Returns why the server does not admit this client, one line, None if it does not say so."""
+    with self.log.open('rb') as log:
+      log.seek(self._before)
+      found = re.findall(rb'registration rejected: (.*)', log.read())
+    if not found:
+      return None
+    words = ' '.join(found[-1].decode(errors='replace').split())
+    if 'is disabled' in words:
+      return f'the server has revoked this client; ask whoever runs the server ({words}).'
+    return f'the server does not admit this client: {words}; is its kit of this deployment?'
 
   def members(self) -> list[int]:
     """Returns the ids of all processes of this engine, also of those that lost their parent."""

@@ -1,0 +1,98 @@
+"""What a machine lets in beside the engine's own rules: jobs of our form, and only the driver.
+
+The engine admits any job that a certificate of the CA has signed, a client's too, and lets each
+client log in where jobs are submitted, to list names there. Both end here.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+from nvflare.apis.app_validation import AppValidator
+
+from fedjax_mem.deploy import engine, flare, jobs
+
+_SIGNATURES = ('.__nvfl_sig.json', '.__nvfl_submitter.crt')
+_FILES = ('config_fed_server.json', 'config_fed_client.json', flare.PAYLOAD)
+
+
+class OursAlone(AppValidator):
+  """Refuses each job that is not exactly what `jobs.make` makes, signed by the driver."""
+
+  def __init__(self, role: str):
+    super().__init__()
+    self._role = role
+
+  def validate(self, app_folder: str) -> tuple[str, dict[str, Any]]:
+    """Returns why the engine must not run a job, '' if it may, and no facts about it."""
+    try:
+      refuse(pathlib.Path(app_folder))
+    except Exception as error:  # whatever is wrong with a job, it is not run
+      line = ' '.join(str(error).split())
+      if self._role == 'client':
+        flare.tell(flare.place(), 'refused', line)
+      return line, {}
+    return '', {}
+
+
+def refuse(app: pathlib.Path) -> None:
+  """Raises `ValueError` if the folder of a job's app is not of our form.
+
+  Its signatures are the engine's to verify; this looks at who the signer is.
+  """
+  found = {
+    os.path.relpath(os.path.join(root, name), app)
+    for root, folders, files in os.walk(app)
+    for name in (
+      *files,
+      *(folder for folder in folders if (pathlib.Path(root) / folder).is_symlink()),
+    )
+  }
+  expected = {os.path.join('config', name) for name in (*_FILES, *_SIGNATURES)} | set(_SIGNATURES)
+  if unsigned := {name for name in expected - found if os.path.basename(name) in _SIGNATURES}:
+    raise ValueError(f'a job must be signed by the driver of the server, got no {min(unsigned)}.')
+  if found != expected:
+    odd = ', '.join(sorted(found ^ expected))
+    raise ValueError(f'a job must hold the files of `fedjax-mem deploy` alone, got {odd}.')
+  for folder in (app, app / 'config'):
+    only_driver(x509.load_pem_x509_certificate((folder / _SIGNATURES[1]).read_bytes()))
+  server, client = (json.loads((app / 'config' / name).read_text()) for name in _FILES[:2])
+  interval = server.get('server', {}).get('task_request_interval')
+  if not isinstance(interval, float) or (server, client) != jobs.configs(interval):
+    raise ValueError(
+      f'a job must name {" and ".join(engine.CLASSES)} alone, with the settings of this version '
+      'of fedjax_mem; install the same version on all machines.'
+    )
+
+
+def only_driver(certificate: x509.Certificate) -> None:
+  """Raises `ValueError` if a certificate is not that of the server's driver."""
+  subject = certificate.subject
+  names = [x.value for x in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+  roles = [x.value for x in subject.get_attributes_for_oid(NameOID.UNSTRUCTURED_NAME)]
+  if (names, roles) != ([engine.DRIVER], [engine.ROLE]):
+    raise ValueError(f'only {engine.DRIVER} may submit jobs and ask the server, got {names}.')
+
+
+def guard_login() -> None:
+  """Has the engine's server refuse each login but the driver's.
+
+  It has no setting for that, so the check of a login's certificate is replaced.
+
+  Raises:
+    RuntimeError: this version of the engine has no such check; nothing may be served then.
+  """
+  from nvflare.fuel.hci.server import login
+
+  checked = getattr(login, 'validate_admin_leaf_cert', None)
+  if checked is None:
+    raise RuntimeError('this version of nvflare checks logins in another way; install 2.9.')
+
+  def check(certificate: x509.Certificate) -> None:
+    checked(certificate)
+    only_driver(certificate)
+
+  login.validate_admin_leaf_cert = check
