@@ -174,7 +174,7 @@ class Deployment:
     return answering.open(self.place(name, **changes), self.payload)
 
   def clients(self, *names):
-    """Returns the sides of clients, all if none is named; each plans the same, so it is done once."""
+    """Returns the sides of clients, of all if none is named; what each plans is made once."""
     with pytest.MonkeyPatch.context() as patch:
       made = self.planned
       patch.setattr(job, 'plan', lambda *_: made)
@@ -224,7 +224,7 @@ class Bare:
       timeout=5.0,
       least=least,
     )
-    self.state = rounds.first_state(
+    self.wire, self.state = wire, rounds.first_state(
       self.plan, ready.parts.params, held, config.seed, ready.sim.root
     )
 
