@@ -1,7 +1,9 @@
 """A deployment without its engine: kits by hand, and a link of function calls in one process."""
 
+import copy
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ from fedjax_mem.core import Population
 from fedjax_mem.deploy import answering, driving, job, messages, rounds, serving
 from fedjax_mem.deploy.data import Expected
 from fedjax_mem.deploy.kit import Kit
+from fedjax_mem.runner import ledgers
 from fedjax_mem.runner.folder import RunFolder
 from fedjax_mem.runner.prepare import get_ready
 
@@ -140,6 +143,7 @@ class Deployment:
     config: the experiment.
     kits: name -> folder.
     folder: the run's.
+    ended: states after the last round, of jobs that have finished.
   """
 
   def __init__(self, folder, config):
@@ -148,7 +152,7 @@ class Deployment:
     self.repeatable = config.noise_seed is not None
     self.server = Kit.open(self.kits['server'], 'server')
     self.folder = driving.begin(config, self.server, self.folder_of_all, None, self.repeatable)
-    self.payload = self.job()
+    self.payload, self.ended = self.job(), []
 
   def job(self, **changes):
     """Returns the signed job, with other fields if given."""
@@ -184,13 +188,39 @@ class Deployment:
   def planned(self):
     return serving.planned(self.ready)
 
-  def serve(self, wire):
-    """Runs a job of the server; returns its outcome."""
+  def serve(self, wire, anew=False):
+    """Runs a job of the server; returns its outcome.
+
+    Args:
+      wire: its link.
+      anew: whether all parts are built, as a process does; else those of this object serve again,
+        with ledgers of their own.
+    """
     places = driving.Place.within(self.folder_of_all)
     place = {'kit': str(self.kits['server']), 'run': str(self.folder.path), 'data_dir': None}
     for path in places:
       path.unlink(missing_ok=True)
-    return serving.serve(place | {k: str(v) for k, v in places._asdict().items()}, wire)
+    place |= {name: str(path) for name, path in places._asdict().items()}
+
+    def again(config, *rest):
+      ready = self.ready
+      sizes, specs = ready.parts.data.counts, ready.sim.setting.specs
+      opened = ledgers.open_ledgers(config, ready.parts.layers, sizes, specs)
+      return ready._replace(ledgers=opened)
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(serving, 'finish', lambda ready, folder, state, records: self.ended.append(state))
+      if not anew:
+        patch.setattr(serving, 'get_ready', again)
+        patch.setattr(serving, 'planned', lambda ready: self.planned)
+      return serving.serve(place, wire)
+
+  def copy(self, folder):
+    """Returns the same run in another folder, as it is there now; its clients are the same."""
+    made = copy.copy(self)
+    made.ended, made.folder_of_all = [], Path(folder)
+    made.folder = RunFolder(Path(shutil.copytree(self.folder.path, Path(folder) / 'run')))
+    return made
 
   def records(self):
     lines = (self.folder.path / 'metrics.jsonl').read_text().splitlines()
