@@ -32,8 +32,7 @@ rounds = 5
 [data]
 name = 'digits'
 num_clients = 3
-partition = 'dirichlet'
-alpha = 1.0
+partition = 'iid'
 [model]
 name = 'logistic'
 [client]
@@ -46,6 +45,7 @@ name = 'equal'
 [deploy]
 round_timeout = 5.0
 """
+RAGGED = ("data.partition='dirichlet'", 'data.alpha=1.0', "weighting.name='examples'")
 CENTRAL = (
   "stages=[{use='central', options={l2_clip_norm=1.0, noise_multiplier=0.5}}]",
   'privacy.delta=1e-3',
@@ -53,6 +53,7 @@ CENTRAL = (
 )
 LOCAL = (
   "stages=[{use='local', options={l2_clip_norm=1.0, noise_multiplier=4.0}}]",
+  'privacy.delta=1e-3',
   'weighting.options.divisor=3',
 )
 FOUR = ('data.num_clients=4', 'selection.cohort_size=4')
@@ -178,11 +179,18 @@ class Deployment:
     return answering.open(self.place(name, **changes), self.payload)
 
   def clients(self, *names):
-    """Returns the sides of clients, of all if none is named; what each plans is made once."""
+    """Returns the sides of clients, of all if none is named; all have one plan and one program."""
     with pytest.MonkeyPatch.context() as patch:
       made = self.planned
       patch.setattr(job, 'plan', lambda *_: made)
-      return {name: self.client(name) for name in names or self.server.clients}
+      if hasattr(self, '_body'):
+        patch.setattr(answering.Answerer, '_compiled', lambda *_: self._body)
+      clients = {}
+      for name in names or self.server.clients:
+        clients[name] = self.client(name)
+        self._body = clients[name]._body
+        patch.setattr(answering.Answerer, '_compiled', lambda *_: self._body)
+      return clients
 
   @functools.cached_property
   def planned(self):
@@ -209,7 +217,9 @@ class Deployment:
       return ready._replace(ledgers=opened)
 
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(serving, 'finish', lambda ready, folder, state, records: self.ended.append(state))
+      patch.setattr(
+        serving, 'finish', lambda ready, folder, state, records: self.ended.append(state)
+      )
       if not anew:
         patch.setattr(serving, 'get_ready', again)
         patch.setattr(serving, 'planned', lambda ready: self.planned)
@@ -254,8 +264,9 @@ class Bare:
       timeout=5.0,
       least=least,
     )
-    self.wire, self.state = wire, rounds.first_state(
-      self.plan, ready.parts.params, held, config.seed, ready.sim.root
+    self.wire, self.state = (
+      wire,
+      rounds.first_state(self.plan, ready.parts.params, held, config.seed, ready.sim.root),
     )
 
   def run(self, number=1):

@@ -114,7 +114,11 @@ CODED = 'has a code that cannot cross by itself'
 
 def peeking():
   def apply(ctx, message, state):
-    return message._replace(weight=jnp.where(ctx.cohort.arrived.any(), message.weight, 0)), state, {}
+    return (
+      message._replace(weight=jnp.where(ctx.cohort.arrived.any(), message.weight, 0)),
+      state,
+      {},
+    )
 
   return Layer('peeking', client=Stage(apply))
 

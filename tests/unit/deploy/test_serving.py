@@ -42,7 +42,7 @@ def central(tmp_path_factory):
 @pytest.fixture(scope='module')
 def local(tmp_path_factory):
   folder = tmp_path_factory.mktemp('local')
-  deployment = Deployment(folder, deployed.experiment(folder, ROUNDS, *LOCAL, 'privacy.delta=1e-3'))
+  deployment = Deployment(folder, deployed.experiment(folder, ROUNDS, *LOCAL))
   return deployment, deployment.clients()
 
 
@@ -70,11 +70,7 @@ def kill_at(point, wire, patch):
 
     patch.setattr(owner, name, one)
 
-  if point == 'charged':
-    after(serving._Server, '_begin')
-  elif point == 'asking':
-    after(serving.Rounds, 'run', before=True)
-  elif point == 'collecting':
+  if point == 'collecting':
 
     def some(name, blob, answer):
       if name == 'b' and messages.parse(blob).header.round == 1:
@@ -82,20 +78,20 @@ def kill_at(point, wire, patch):
       return answer
 
     wire.change = some
-  elif point == 'stepped':
-    after(serving.Rounds, 'run')
-  elif point == 'before the checkpoint':
-    after(serving.Checkpoints, 'save', before=True)
-  elif point == 'after the checkpoint':
-    after(serving.Checkpoints, 'save')
-  elif point == 'after the record':
-    after(serving._Server, '_write')
+  else:
+    owner, name, *before = PLACES[point]
+    after(owner, name, *before)
 
 
-POINTS = (
-  *('charged', 'asking', 'collecting', 'stepped'),
-  *('before the checkpoint', 'after the checkpoint', 'after the record'),
-)
+PLACES = {
+  'charged': (serving._Server, '_begin'),
+  'asking': (serving.Rounds, 'run', True),
+  'stepped': (serving.Rounds, 'run'),
+  'before the checkpoint': (serving.Checkpoints, 'save', True),
+  'after the checkpoint': (serving.Checkpoints, 'save'),
+  'after the record': (serving._Server, '_write'),
+}
+KEPT = ('after the checkpoint', 'after the record')
 
 
 def guarded(deployment, wire):
@@ -109,7 +105,7 @@ def guarded(deployment, wire):
   return wire
 
 
-@pytest.mark.parametrize('point', POINTS)
+@pytest.mark.parametrize('point', ['collecting', *PLACES])
 def test_a_server_that_ends_anywhere_goes_on_as_if_it_had_not(
   point, central, tmp_path, monkeypatch
 ):
@@ -120,15 +116,14 @@ def test_a_server_that_ends_anywhere_goes_on_as_if_it_had_not(
     kill_at(point, wire, patch)
     deployment.serve(wire)
   assert charged(deployment) == 2
-  assert [x['round'] for x in deployment.records()] == [1, 2][: 1 + (point == POINTS[-1])]
+  assert [x['round'] for x in deployment.records()] == [1, 2][: 1 + (point == KEPT[1])]
   again = guarded(deployment, Wire(clients))
   assert deployment.serve(again) == 'finished'
   assert [x['round'] for x in deployment.records()] == [1, 2, 3]
   assert charged(deployment) == 3
   assert deployed.apart(deployment.ended[0].params, params) == 0
-  later = 2 if 'checkpoint' not in point[:6] and POINTS.index(point) > 4 else 1
   asked = {x[2] for x in again.kinds() if x[1] == 'train'}
-  assert asked == set(range(later, 3))
+  assert asked == ({2} if point in KEPT else {1, 2})
 
 
 def test_the_secret_root_is_that_of_the_run_in_a_new_process_too(central, tmp_path, monkeypatch):
@@ -173,7 +168,9 @@ def test_a_published_round_is_not_run_again_under_a_claim(central, tmp_path, mon
     deployment.serve(wire)
   shutil.rmtree(deployment.folder.path / 'checkpoints' / '2')
   asked = Wire(clients)
-  with pytest.raises(Failed, match='must be that of round 2, which is published, got that of round 1'):
+  with pytest.raises(
+    Failed, match='must be that of round 2, which is published, got that of round 1'
+  ):
     deployment.serve(asked)
   assert asked.log == [] and len(deployment.records()) == 2
 
@@ -238,7 +235,11 @@ def test_a_round_that_was_begun_is_used_up_under_local_noise(point, local, tmp_p
   after = guarded(deployment, Wire(clients))
   assert deployment.serve(after) == 'finished'
   records = deployment.records()
-  assert [(x['round'], x.get('lost', False)) for x in records] == [(1, False), (2, True), (3, False)]
+  assert [(x['round'], x.get('lost', False)) for x in records] == [
+    (1, False),
+    (2, True),
+    (3, False),
+  ]
   asked = [x for x in before + after.kinds() if x[1] == 'train']
   assert len(asked) == len(set(asked))
   assert charged(deployment) == 3
@@ -274,7 +275,11 @@ def test_under_masks_no_round_number_is_asked_twice(tmp_path, monkeypatch):
   )
   assert deployment.serve(wire) == 'finished'
   records = deployment.records()
-  assert [(x['round'], x.get('lost', False)) for x in records] == [(1, True), (2, False), (3, False)]
+  assert [(x['round'], x.get('lost', False)) for x in records] == [
+    (1, True),
+    (2, False),
+    (3, False),
+  ]
   trained = [x for x in wire.kinds() if x[1] == 'train']
   assert len(trained) == len(set(trained)) == 12
   sums = {x[2] for x in wire.kinds() if x[1] == 'MASKED'}

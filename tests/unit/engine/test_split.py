@@ -104,7 +104,7 @@ def test_a_client_that_would_be_asked_twice_is_refused():
   alone = tiny.algorithm()
   for more, name in (((aggregate.median(), after), 'after'), ((twice,), 'twice')):
     layers = compose(alone, tiny.rota(), weigh.equal(), *more)
-    with pytest.raises(IncompatibleStages, match=f"{name!r} needs messages of all clients"):
+    with pytest.raises(IncompatibleStages, match=f'{name!r} needs messages of all clients'):
       engine.client_layers(layers)
   layers = compose(alone, tiny.rota(), weigh.equal(), aggregate.median())
   assert 'median' not in {x.name for x in engine.client_layers(layers)}
