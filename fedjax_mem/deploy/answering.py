@@ -193,7 +193,10 @@ class Answerer:
     """Returns the update, or under masks the first message of the session."""
     self._forget()
     about, task = rounds.without(body) if self._plan.sealing else (b'', body)
-    asked = self._plan.form.asked(task)
+    try:
+      asked = self._plan.form.asked(task)
+    except ValueError as error:
+      raise Declined(str(error)) from error
     if int(asked.told.round) != round or not 0 <= round < self._job.config.rounds:
       raise Declined(f'round {round + 1} is not of this run')
     session = self._session(about) if self._plan.sealing else None

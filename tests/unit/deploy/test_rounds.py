@@ -18,7 +18,7 @@ from fedjax_mem.engine import Execution, simulate
 
 SOME = ('selection.cohort_size=2', 'selection.dropout=0.3')
 CLIP = (
-  "stages=[{use='adaptive_clip', options={initial_l2_clip_norm=1.0, noise_multiplier=0.5, expected=3}}]",
+  "stages=[{use='adaptive_clip', options={noise_multiplier=0.5, expected=3, bit_noise=1.0}}]",
   'privacy.delta=1e-3',
   'weighting.options.divisor=3',
 )
@@ -291,7 +291,8 @@ def test_bytes_are_those_on_the_wire_and_the_plan_bounds_them(three):
 
 def test_a_client_without_a_finite_update_is_named_and_left_out(three):
   client = three.wire.clients['b']
-  body, client._body = client._body, spoiled(body)
+  body = client._body
+  client._body = spoiled(body)
   try:
     done = three.run()
   finally:
