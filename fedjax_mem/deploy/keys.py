@@ -45,13 +45,13 @@ def provision(
     ValueError: a name, host or port is not valid, the folder is not empty, or NVIDIA FLARE is not
       installed.
   """
-  engine.need()
-  folder = pathlib.Path(folder)
   names = _checked(clients, host, port, admin_port)
+  folder = pathlib.Path(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise ValueError(
       f'DIR must be a new or empty folder, so that no key is overwritten, got {str(folder)!r}.'
     )
+  engine.need()
   before = os.umask(0o077)
   try:
     folder.mkdir(parents=True, exist_ok=True)

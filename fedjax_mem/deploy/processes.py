@@ -89,11 +89,19 @@ class Engine:
       self._process.wait(timeout)
     return self.code()
 
-  def refused(self) -> str | None:
-    """Returns why the server does not admit this client, one line, None if it does not say so."""
+  def registered(self) -> bool:
+    """Returns whether the server has admitted this client since it was started."""
+    return b'Successfully registered client' in self._said()
+
+  def _said(self) -> bytes:
+    """Returns what is in the log since the engine was started."""
     with self.log.open('rb') as log:
       log.seek(self._before)
-      found = re.findall(rb'registration rejected: (.*)', log.read())
+      return log.read()
+
+  def refused(self) -> str | None:
+    """Returns why the server does not admit this client, one line, None if it does not say so."""
+    found = re.findall(rb'registration rejected: (.*)', self._said())
     if not found:
       return None
     words = ' '.join(found[-1].decode(errors='replace').split())
