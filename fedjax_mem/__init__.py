@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     compose,
   )
   from fedjax_mem.engine import Applied, Execution, Simulation, apply, simulate
-  from fedjax_mem.runner.loop import Interrupted, Result, RunFailed, resume, run
+  from fedjax_mem.runner.ending import Result
+  from fedjax_mem.runner.loop import Interrupted, RunFailed, resume, run
 
 __all__ = (
   'Applied',
@@ -119,7 +120,7 @@ _HOMES = {
   'Config': 'config.load',
   'Execution': 'engine',
   'Interrupted': 'runner.loop',
-  'Result': 'runner.loop',
+  'Result': 'runner.ending',
   'RunFailed': 'runner.loop',
   'Simulation': 'engine',
   'load_config': 'config.load',

@@ -1,22 +1,19 @@
-"""The commands `fedjax-mem deploy keys|revoke|status`: rounds on real machines."""
+"""The commands `fedjax-mem deploy keys|server|client|revoke|status`: rounds on real machines."""
 
 import dataclasses
 import pathlib
 from typing import Annotated
 
 import tyro
-from tyro.conf import Positional, arg, subcommand
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
+
+from fedjax_mem.cli.shared import Command, DataDir, text
 
 ServerKit = Annotated[pathlib.Path, arg(help="Folder of the server's kit.", metavar='DIR')]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Command:
-  debug: Annotated[bool, arg(help='Show the traceback of an error.')] = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Keys(_Command):
+class Keys(Command):
   """Make certificates and keys: a folder (kit) for the server and one for each client.
 
   Example: fedjax-mem deploy keys kits --clients north,south,west --host fl.example.org
@@ -42,7 +39,120 @@ class Keys(_Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Revoke(_Command):
+class Server(Command):
+  """Run the server of an experiment, or go on with a run, until its rounds are done.
+
+  Example: fedjax-mem deploy server configs/digits_dp.toml --kit kits/server
+  """
+
+  config: Annotated[
+    Positional[pathlib.Path],
+    arg(
+      help='TOML file of the experiment, or the folder of a run to go on with.', metavar='CONFIG'
+    ),
+  ]
+  kit: ServerKit
+  set: Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(help='Override of one key: section.key=value; may be given several times.'),
+  ] = ()
+  out: Annotated[pathlib.Path, arg(help='Folder in which the run folder is made.')] = pathlib.Path(
+    'runs'
+  )
+  data_dir: DataDir = None
+  repeatable_noise: Annotated[
+    bool, arg(help='Allow noise_seed: then nothing is claimed against the parties.')
+  ] = False
+  quiet: Annotated[bool, arg(help='No progress bar.')] = False
+
+  def __call__(self) -> None:
+    """Runs it."""
+    from fedjax_mem.deploy.kit import Kit
+
+    kit = Kit.open(self.kit, 'server')
+    kit.check()
+    resumed = (self.config / 'manifest.json').exists()
+    if resumed and self.set:
+      raise ValueError(f'--set must be left out to go on with a run, got {self.set!r}.')
+    from fedjax_mem.config.load import load_config
+
+    config = None if resumed else load_config(self.config, self.set)
+    from fedjax_mem.deploy import driving
+
+    if config is None:
+      folder = driving.reopen(self.config, kit, self.repeatable_noise)
+    else:
+      where = text(self.data_dir)
+      folder = driving.begin(config, kit, self.out, where, self.repeatable_noise)
+    last = driving.run(folder, kit, self.quiet)[-1]
+    scores = [f'{x} {last[f"test_{x}"]:.4f}' for x in ('accuracy', 'loss') if f'test_{x}' in last]
+    print(f'round {last["round"]}: {", ".join(scores)}')
+    print(f'folder: {folder.path} (report.html, learning_curve.png, metrics.jsonl)')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Client(Command):
+  """Take part as one client, until the run has ended.
+
+  Example: fedjax-mem deploy client --kit north --data north.npz --require secagg
+  """
+
+  kit: Annotated[pathlib.Path, arg(help="Folder of this client's kit.", metavar='DIR')]
+  data: Annotated[
+    pathlib.Path | None,
+    arg(
+      help='Own examples: .npz or a folder with x and y, or a .csv or .parquet table.',
+      metavar='PATH',
+      help_behavior_hint='(default: its part of the configured data)',
+    ),
+  ] = None
+  config: Annotated[
+    pathlib.Path | None,
+    arg(help='Pin: accept this configuration alone.', metavar='FILE', help_behavior_hint=''),
+  ] = None
+  require: Annotated[
+    str | None,
+    arg(
+      help='Refuse a job that protects the update less: local (noise) or secagg (masks).',
+      metavar='local|secagg',
+      help_behavior_hint='',
+    ),
+  ] = None
+  allow: Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(help='Module whose factories a configuration may name; may be given several times.'),
+  ] = ()
+  repeatable_noise: Annotated[
+    bool, arg(help='Allow noise_seed: then nothing is claimed against the parties.')
+  ] = False
+  data_dir: DataDir = None
+  wait: Annotated[float, arg(help='Seconds for which a server that is not up is waited for.')] = (
+    60.0
+  )
+
+  def __call__(self) -> None:
+    """Takes part."""
+    from fedjax_mem.deploy.kit import Kit
+
+    kit = Kit.open(self.kit, 'client')
+    kit.check()
+    from fedjax_mem.deploy import joining
+
+    line = joining.join(
+      kit,
+      data=text(self.data),
+      pin=text(self.config),
+      require=self.require,
+      allow=self.allow,
+      repeatable=self.repeatable_noise,
+      data_dir=text(self.data_dir),
+      wait=self.wait,
+    )
+    print(f'{kit.name}: {line}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Revoke(Command):
   """Shut a client out, from the next round on; on the server's machine."""
 
   name: Annotated[Positional[str], arg(help='Name of the client.', metavar='NAME')]
@@ -57,7 +167,7 @@ class Revoke(_Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Status(_Command):
+class Status(Command):
   """Show whether the server runs, its round, and its clients; on the server's machine."""
 
   kit: ServerKit
@@ -72,6 +182,8 @@ class Status(_Command):
 
 Deploy = (
   Annotated[Keys, subcommand('keys')]
+  | Annotated[Server, subcommand('server')]
+  | Annotated[Client, subcommand('client')]
   | Annotated[Revoke, subcommand('revoke')]
   | Annotated[Status, subcommand('status')]
 )

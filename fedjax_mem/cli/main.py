@@ -12,32 +12,19 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from fedjax_mem.cli.deploy import DeployCommands
 from fedjax_mem.cli.privacy import PrivacyCommands
+from fedjax_mem.cli.shared import Command, DataDir, text
 from fedjax_mem.cli.tables import Table
 
 if TYPE_CHECKING:
-  from fedjax_mem.runner.loop import Result
+  from fedjax_mem.runner.ending import Result
 
 _warned: set[str] = set()
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _WORDLESS = {KeyboardInterrupt: 'stopped by Ctrl-C', MemoryError: 'out of memory'}
 
-DataDir = Annotated[
-  pathlib.Path | None,
-  arg(
-    help='Folder of prepared data sets.',
-    metavar='PATH',
-    help_behavior_hint='(default: $FEDJAX_MEM_DATA or ~/.cache/fedjax_mem/data)',
-  ),
-]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Command:
-  debug: Annotated[bool, arg(help='Show the traceback of an error.')] = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run(_Command):
+class Run(Command):
   """Run an experiment: train, evaluate, and leave a folder with metrics, plots and a report.
 
   Example: fedjax-mem run configs/quickstart.toml --set server.learning_rate=0.5 --set seed=1
@@ -63,11 +50,11 @@ class Run(_Command):
     config = load_config(self.config, self.set)  # first: its errors show before slow imports
     from fedjax_mem.runner.loop import run
 
-    _tell(run(config, self.out, data_dir=_text(self.data_dir), quiet=self.quiet))
+    _tell(run(config, self.out, data_dir=text(self.data_dir), quiet=self.quiet))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Resume(_Command):
+class Resume(Command):
   """Resume an unfinished run from its last checkpoint, as if it had never stopped."""
 
   run: Annotated[Positional[pathlib.Path], arg(help='Folder of the run.', metavar='RUN')]
@@ -78,11 +65,11 @@ class Resume(_Command):
     """Resumes the run."""
     from fedjax_mem.runner.loop import resume
 
-    _tell(resume(self.run, data_dir=_text(self.data_dir), quiet=self.quiet))
+    _tell(resume(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report(_Command):
+class Report(Command):
   """Write one page that compares several runs, and print their table."""
 
   runs: Annotated[
@@ -112,7 +99,7 @@ class Report(_Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataList(_Command):
+class DataList(Command):
   """List the data sets, where each is found, and what is missing."""
 
   data_dir: DataDir = None
@@ -130,13 +117,13 @@ class DataList(_Command):
         'where': x.where,
         'remedy': x.remedy,
       }
-      for x in data.describe(_text(self.data_dir))
+      for x in data.describe(text(self.data_dir))
     ]
     print(format_table(rows))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataPrepare(_Command):
+class DataPrepare(Command):
   """Prepare a data set: read or download its source once, so that runs load it at once."""
 
   name: Annotated[Positional[str], arg(help='Name: fashion_mnist, fed_emnist, or any of TFDS.')]
@@ -149,11 +136,11 @@ class DataPrepare(_Command):
     """Prepares the data set."""
     from fedjax_mem import data
 
-    print(f'prepared in {data.prepare(self.name, _text(self.data_dir), _text(self.manual_dir))}')
+    print(f'prepared in {data.prepare(self.name, text(self.data_dir), text(self.manual_dir))}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataShow(_Command):
+class DataShow(Command):
   """Draw the partition of an experiment: clients by labels."""
 
   config: Annotated[
@@ -172,7 +159,7 @@ class DataShow(_Command):
     from fedjax_mem.config.load import load_config
     from fedjax_mem.report import figures, plots
 
-    data = load_data(load_config(self.config, self.set), _text(self.data_dir))
+    data = load_data(load_config(self.config, self.set), text(self.data_dir))
     figures.save(plots.partition(data.label_counts(), title=data.name), self.out)
     sizes = data.counts
     print(
@@ -185,7 +172,7 @@ class DataShow(_Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Doctor(_Command):
+class Doctor(Command):
   """Show what is installed, which devices and data there are, and how to get what is missing."""
 
   def __call__(self) -> None:
@@ -221,7 +208,7 @@ class DataCommands:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Audit(_Command):
+class Audit(Command):
   """Audit a run's privacy claim: how much does an adversary learn of canary clients?
 
   Prints a lower bound on epsilon (at 95% confidence) beside the accountant's upper bound, by
@@ -250,14 +237,14 @@ class Audit(_Command):
     from fedjax_mem.studies import audit
 
     found = audit.audit(
-      config, data_dir=_text(self.data_dir), canaries=self.canaries, trials=self.trials
+      config, data_dir=text(self.data_dir), canaries=self.canaries, trials=self.trials
     )
     print(format_table([audit.row(x) for x in found]))
     if any(x.verdict == 'refuted' for x in found):
       raise RuntimeError('the claim is refuted: an attack found more than the accountant allows')
 
 
-Command = (
+Commands = (
   Annotated[Run, subcommand('run')]
   | Annotated[Resume, subcommand('resume')]
   | Annotated[Report, subcommand('report')]
@@ -277,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
   checkpoint.
   """
   command = tyro.cli(
-    Command,
+    Commands,
     prog='fedjax-mem',
     description='A simulator of federated learning in JAX: thousands of clients, rounds compiled.',
     args=argv,
@@ -318,10 +305,6 @@ def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
   if text not in _warned:
     _warned.add(text)
     print(text, file=sys.stderr)
-
-
-def _text(path: pathlib.Path | None) -> str | None:
-  return None if path is None else str(path)
 
 
 def _tell(result: 'Result') -> None:

@@ -1,8 +1,8 @@
 """`Config`, the description of an experiment: read strictly from TOML, written back, and hashed.
 
-A file has `version = 1`, `name`, `seed`, `noise_seed`, `rounds` and the sections of `sections.py`.
-Every setting that changes results is in the hash that names the run; `[execution]` changes speed
-only and is not.
+A file has `version = 1`, `name`, `seed`, `noise_seed`, `rounds` and the sections of `sections.py`
+and `places.py`. Every setting that changes results is in the hash that names the run; `name` and
+the sections of `places.py` are not.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from typing import Any
 
 import tomli_w
 
+from fedjax_mem.config.places import DeploySection, ExecutionSection
 from fedjax_mem.config.sections import (
   AlgorithmSection,
   ClientSection,
   DataSection,
   EvaluationSection,
-  ExecutionSection,
   ModelSection,
   PrivacySection,
   Section,
@@ -35,6 +35,7 @@ from fedjax_mem.config.sections import (
 from fedjax_mem.core import validate
 
 VERSION = 1
+UNHASHED = ('name', 'execution', 'deploy')  # what changes no results
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}')
 
 
@@ -61,6 +62,7 @@ class Config(Section):
     evaluation: evaluation on the test set.
     stages: further layers, in the order in which clients run them.
     execution: speed and memory.
+    deploy: rounds on real machines.
   """
 
   version: int = VERSION
@@ -79,6 +81,7 @@ class Config(Section):
   evaluation: EvaluationSection = dataclasses.field(default_factory=EvaluationSection)
   stages: tuple[StageSection, ...] = ()
   execution: ExecutionSection = dataclasses.field(default_factory=ExecutionSection)
+  deploy: DeploySection = dataclasses.field(default_factory=DeploySection)
 
   def with_seed(self, seed: int) -> 'Config':
     """Returns the experiment with another seed, and with it as `noise_seed` if there is one."""
@@ -106,6 +109,12 @@ class Config(Section):
       raise ValueError(
         f'selection.cohort_size must be at most data.num_clients = {population}, '
         f'got {self.selection.cohort_size!r}.'
+      )
+    least = self.deploy.min_clients
+    if least is not None and least > self.selection.cohort_size:
+      raise ValueError(
+        f'deploy.min_clients must be at most selection.cohort_size = {self.selection.cohort_size}, '
+        f'got {least!r}.'
       )
 
 
@@ -200,12 +209,12 @@ def to_toml(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-  """Returns 8 hexadecimal digits of a hash of all settings but `name` and `execution`.
+  """Returns 8 hexadecimal digits of a hash of all settings but those of `UNHASHED`.
 
   Keys at their defaults are left out, so that a new key does not change the hash of old configs.
   """
   items = _given(config)
-  for key in ('name', 'execution'):
+  for key in UNHASHED:
     items.pop(key, None)
   text = json.dumps(items, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(text.encode()).hexdigest()[:8]

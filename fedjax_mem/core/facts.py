@@ -250,10 +250,19 @@ class Integers(Fact):
 
 @dataclasses.dataclass(frozen=True)
 class Masks(Fact):
-  """This client side masks integers modulo 2 ** bits: from here on only their sum can be seen."""
+  """This client side masks integers modulo 2 ** bits: from here on only their sum can be seen.
+
+  Attributes:
+    bits: bits of a value of the sum of updates; those of weight and aux have 32.
+    bare: the same layer without the masks, for a round whose messages a protocol masks: its client
+      side leaves the int32 that would be masked, and its server side takes their sum modulo
+      2 ** 32. It states the same facts, since the server of such a round, too, sees only the sum.
+      None: the layer has no such form.
+  """
 
   sides = ('client',)
   bits: int
+  bare: 'Layer | None' = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,20 @@ Each check takes one keyword argument and returns its value, so that a construct
 `rate = positive(rate=rate)`. They run on Python values, before anything is traced.
 """
 
+import contextlib
+import contextvars
 import difflib
 import importlib
 import math
 import numbers
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeGuard, TypeVar
 
 T = TypeVar('T')
+_MODULE = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*')
+# The modules that `imported` may import; None: all of them.
+_LISTED: contextvars.ContextVar[frozenset[str] | None] = contextvars.ContextVar('m', default=None)
 
 
 def _single(named: dict[str, T]) -> tuple[str, T]:
@@ -108,6 +114,36 @@ def function(**named: Any) -> Callable[..., Any]:
   return made
 
 
+@contextlib.contextmanager
+def only_from(modules: Collection[str]) -> Iterator[None]:
+  """Lets `imported` import nothing but these modules, for names that come from someone else.
+
+  A listed module allows neither its package nor modules in it. Within another such context both
+  lists hold. It covers this thread alone: one that starts within it begins without it.
+
+  >>> with only_from(['optax']):
+  ...   imported(optimizer='optax:sgd').__name__
+  'sgd'
+
+  Args:
+    modules: their names, 'package.module' each.
+
+  Raises:
+    ValueError: a text that names no module.
+  """
+  if isinstance(modules, str):
+    raise ValueError(f'allow must be a list of modules, got {modules!r}.')
+  for module in modules:
+    if not _MODULE.fullmatch(module):
+      raise ValueError(f"allow must name a module, 'package.module', got {module!r}.")
+  outer = _LISTED.get()
+  token = _LISTED.set(frozenset(modules) if outer is None else outer & frozenset(modules))
+  try:
+    yield
+  finally:
+    _LISTED.reset(token)
+
+
 def imported(what: str = 'factory', **named: str) -> Callable[..., Any]:
   """Returns what 'package.module:name' names, a callable.
 
@@ -116,10 +152,17 @@ def imported(what: str = 'factory', **named: str) -> Callable[..., Any]:
     **named: the text, by the name of the argument or key that has it.
 
   Raises:
-    ValueError: no such module, nothing of that name in it, or no callable.
+    ValueError: no such module, nothing of that name in it, or no callable; within `only_from` a
+      module that is not listed, which is not imported, or what a listed one took from elsewhere.
   """
   key, value = _single(named)
   module, _, attribute = value.partition(':')
+  listed = _LISTED.get()
+  if listed is not None and module not in listed:
+    raise ValueError(
+      f'{key} must be a name of a registry, or of a module that `--allow` lists, got {value!r}: '
+      f'start the client with --allow {module} if you trust it.'
+    )
   try:
     found = getattr(importlib.import_module(module), attribute)
   except (ImportError, ValueError) as error:
@@ -129,6 +172,13 @@ def imported(what: str = 'factory', **named: str) -> Callable[..., Any]:
     ) from error
   except AttributeError as error:
     raise ValueError(f'{key} must name a {what} in its module, got {value!r}: {error}.') from error
+  # A trusted module may have imported `os.system`, which nobody has listed.
+  home = str(getattr(found, '__module__', None))
+  if listed is not None and home.partition('.')[0] != module.partition('.')[0]:
+    raise ValueError(
+      f'{key} must name a {what} that the package of its module defines itself, got {value!r}, '
+      f'which is from {home!r}: name it there, and list that module.'
+    )
   return function(**{key: found})
 
 

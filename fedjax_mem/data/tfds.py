@@ -11,7 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,8 +75,16 @@ def command(name: str, data_dir: Folder = None) -> str:
 
 
 def subfolder(name: str) -> str:
-  """Returns the subfolder of the data folder for a data set: its name, with its TFDS config."""
+  """Returns the subfolder of the data folder for a data set: its name, with its TFDS config.
+
+  Raises:
+    ValueError: a name that leads out of the data folder: names come with configurations, whoever
+      wrote them.
+  """
   local = BUILDERS.get(name)
+  path = PurePath(name)
+  if path.is_absolute() or path.anchor or not path.parts or '..' in path.parts:
+    raise ValueError(f'data must be the name of a data set, not a path, got {name!r}.')
   return name if local is None else '/'.join(filter(None, (local.package, local.config)))
 
 

@@ -189,9 +189,9 @@ class Rounds(Controller):
     """Runs the rounds, and tells their outcome."""
     where = place()
     try:
-      from fedjax_mem.deploy import serving
+      from fedjax_mem.deploy.serving import serve
 
-      status = serving.serve(where, Link(self, fl_ctx, abort_signal))
+      status = serve(where, Link(self, fl_ctx, abort_signal))
       tell(where, status, '')
     except Refused as error:
       self._fail(where, 'refused', str(error), fl_ctx)
@@ -239,11 +239,11 @@ class Answers(Executor):
     return reply
 
   def _open(self, fl_ctx: FLContext) -> None:
-    from fedjax_mem.deploy import answering
+    from fedjax_mem.deploy.answering import open as take
 
     workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
     config = pathlib.Path(workspace.get_app_dir(fl_ctx.get_job_id()), 'config')
-    self._answerer = answering.open(self._where, (config / PAYLOAD).read_bytes())
+    self._answerer = take(self._where, (config / PAYLOAD).read_bytes())
 
   def _guarded(self, work: Callable[[FLContext], Any], fl_ctx: FLContext) -> Any:
     """Returns what `work` does, or None once it has told why not."""

@@ -1,10 +1,10 @@
 """One compiled round: the passes of the walk, mapped over the cohort.
 
-A round draws the cohort (`_select`), makes the sum of its messages (`_messages`), steps the server
-(`walk.server_pass`) and commits the clients' new states. The messages come from `_clients`, which
-runs the segments of the round one after another: client sides chunk by chunk, where the last
-segment is summed at once, and cohort sides on the whole stack. Where nothing needs the message of a
-single client, `pooled.run` computes their sum in a faster way.
+A round draws the cohort (`select`), makes the sum of its messages (`_messages`), steps the server
+(`walk.server_pass`) and commits the clients' new states (`settle`). The messages come from
+`collect`, which runs the segments of the round one after another: client sides chunk by chunk,
+where the last segment is summed at once, and cohort sides on the whole stack. Where nothing needs
+the message of a single client, `pooled.run` computes their sum in a faster way.
 """
 
 from collections.abc import Callable
@@ -108,7 +108,7 @@ def make_round(setting: Setting) -> RoundFn:
     cast = broadcast(
       seed, state.round, state.params, root=root, servers=state.servers, population=population
     )
-    cast, metrics = _select(setting, cast, state.clients)
+    cast, metrics = select(setting, cast, state.clients)
     row = cohorts.rows(population, cast.cohort)
     # The order of the cohort changes no draw, only speed and the order of sums.
     if not setting.shape.equal:
@@ -116,37 +116,56 @@ def make_round(setting: Setting) -> RoundFn:
     elif setting.divided:
       row = tables.at_home(row, setting.shape.num_clients, setting.layout.devices)
     cast = cast._replace(cohort=row.client)
-    message, new, ok, sound, noted = _messages(setting, cast, row, state.clients)
-    metrics |= noted
-    bad = cast.cohort.arrived & ~ok
-    claims = setting.layers.claims
-    if claims:
-      metrics['zeroed'] = bad.sum(dtype=jnp.int32)
-    not_finite = jnp.where(bad & (not claims), cast.cohort.id, -1)
-    cast = _left_out(setting, cast, ok)
-    params, servers, noted, released = walk.server_pass(
-      setting.layers, cast, setting.specs, message
+    state, noted, _ = settle(
+      setting, cast, row, state, _messages(setting, cast, row, state.clients)
     )
-    metrics |= noted
-    arrived = cast.cohort.arrived
-    clients = new
-    if not setting.divided:  # else the rows were written as soon as each client had run
-      kept = arrived & ok & sound & released  # what must hold for a client's new states to count
-      clients = cohorts.commit(state.clients, cast.cohort.id, kept, new, setting.layout.mesh)
-    metrics |= {
-      'selected': cast.cohort.real.sum(dtype=jnp.int32),
-      'clients': arrived.sum(dtype=jnp.int32),
-      'examples': jnp.where(arrived, row.count, 0).sum(dtype=jnp.int32),
-      'ids': jnp.where(cast.cohort.real, cast.cohort.id, -1),
-      'not_finite': not_finite,
-      'finite': Covered(tree.finite(params)),
-    }
-    return State(state.round + 1, params, clients, servers), metrics
+    return state, {**metrics, **noted}
 
   return round
 
 
-def _select(setting: Setting, cast: Cast, clients: dict[str, Tree]) -> tuple[Cast, Metrics]:
+def settle(
+  setting: Setting, cast: Cast, row: Row, state: State, ran: Ran
+) -> tuple[State, Metrics, jax.Array]:
+  """Ends a round: the server's sides, and the new states of clients.
+
+  Args:
+    setting: of the run.
+    cast: of the round, with its cohort.
+    row: the rows of the cohort [C].
+    state: before the round.
+    ran: what the clients' sides have made.
+
+  Returns:
+    The state after the round; its metrics, but for those of the draw; and whether the new states of
+    each client count [C].
+  """
+  message, new, ok, sound, metrics = ran
+  bad = cast.cohort.arrived & ~ok
+  claims = setting.layers.claims
+  if claims:
+    metrics['zeroed'] = bad.sum(dtype=jnp.int32)
+  not_finite = jnp.where(bad & (not claims), cast.cohort.id, -1)
+  cast = _left_out(setting, cast, ok)
+  params, servers, noted, released = walk.server_pass(setting.layers, cast, setting.specs, message)
+  metrics |= noted
+  arrived = cast.cohort.arrived
+  kept = arrived & ok & sound & released  # what must hold for a client's new states to count
+  clients = new
+  if not setting.divided:  # else the rows were written as soon as each client had run
+    clients = cohorts.commit(state.clients, cast.cohort.id, kept, new, setting.layout.mesh)
+  metrics |= {
+    'selected': cast.cohort.real.sum(dtype=jnp.int32),
+    'clients': arrived.sum(dtype=jnp.int32),
+    'examples': jnp.where(arrived, row.count, 0).sum(dtype=jnp.int32),
+    'ids': jnp.where(cast.cohort.real, cast.cohort.id, -1),
+    'not_finite': not_finite,
+    'finite': Covered(tree.finite(params)),
+  }
+  return State(state.round + 1, params, clients, servers), metrics, kept
+
+
+def select(setting: Setting, cast: Cast, clients: dict[str, Tree]) -> tuple[Cast, Metrics]:
   """Returns the cast of this round, with the padded cohort, and the metrics of its draw."""
   whole = lambda name: tables.whole(clients[name], setting.layout.mesh)
   cast, _, metrics = walk.select_pass(setting.layers, cast, whole)
@@ -155,14 +174,14 @@ def _select(setting: Setting, cast: Cast, clients: dict[str, Tree]) -> tuple[Cas
 
 
 def _messages(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) -> Ran:
-  """Returns what `_clients` does, computed from all examples at once where the round is pooled.
+  """Returns what `collect` does, computed from all examples at once where the round is pooled.
 
   If the pooled sum is not finite, the clients run one by one instead: only then is it known which
   of them has to be left out.
   """
 
   def each() -> Ran:
-    return _clients(setting, cast, row, states)
+    return collect(setting, cast, row, states)
 
   if setting.pool is None:
     return each()
@@ -174,8 +193,38 @@ def _messages(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) -
   return ran
 
 
-def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) -> Ran:
+class Given(NamedTuple):
+  """What clients have made elsewhere, each in its own process.
+
+  Attributes:
+    message: stack [C, ...] of their messages, as they enter cohort sides or the sum; or that sum.
+    fine: [C] bool, whether each is finite.
+    metrics: metrics of the clients' sides, each [C].
+  """
+
+  message: Any
+  fine: Any
+  metrics: Metrics
+
+
+def collect(
+  setting: Setting,
+  cast: Cast,
+  row: Row,
+  states: dict[str, Tree],
+  given: Given | None = None,
+  summed: bool = False,
+) -> Ran:
   """Runs all client and cohort sides.
+
+  Args:
+    setting: of the run.
+    cast: of the round, with its cohort.
+    row: the rows of the cohort [C].
+    states: client states, [N, ...] each.
+    given: what the clients' sides have made elsewhere: then they do not run here, their states are
+      not here either, there is one segment of client sides, and the layout is looped.
+    summed: whether what is given is the sum already, as secure aggregation returns it.
 
   Returns:
     The sum of messages, new client states [C, ...] (the tables with them, if divided), whether each
@@ -207,11 +256,19 @@ def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) ->
         value = setting.adding.done(setting.adding.stacked(arrived))
       continue
     own = {x.name: states[x.name] for x in group}
-    held, given = (own, ()) if setting.divided else ((), own)
+    if given is not None:
+      value, fine, noted = given
+      value = value if summed else hiding.kept(setting.layers, fine, value)
+      if last and not summed:
+        value = _in_turn(setting, tree.keep(_left_out(setting, cast, fine).cohort.arrived, value))
+      new, ok = new | own, ok & fine
+      metrics |= over_cohort(noted, cast.cohort.arrived & ok)
+      continue
+    held, shown = (own, ()) if setting.divided else ((), own)
     value, held, (made, noted, fine, kept) = spread(
       _step(setting, group, first=number == 0, last=last),
       # Client sides are not shown which clients arrive: that may depend on other clients' data.
-      (cast._replace(cohort=cast.cohort._replace(arrived=cast.cohort.real)), given),
+      (cast._replace(cohort=cast.cohort._replace(arrived=cast.cohort.real)), shown),
       held,
       (row, value, jnp.arange(setting.capacity, dtype=jnp.int32)),
       chunk=None if setting.layout.looped else setting.layout.chunk,
@@ -223,6 +280,12 @@ def _clients(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) ->
     sound &= kept
     metrics |= over_cohort(noted, cast.cohort.arrived & ok)
   return value, new, ok, sound, metrics
+
+
+def _in_turn(setting: Setting, stack: Any) -> Any:
+  """Returns the sum of messages [C, ...], one after the other as the loop over clients adds."""
+  same = lambda everyone, carry, message: (message, carry, ())
+  return spread(same, (), (), stack, chunk=None, mesh=setting.layout.mesh, summed=setting.adding)[0]
 
 
 def _has_rows(layer: Layer) -> bool:
@@ -265,8 +328,7 @@ def _left_out(setting: Setting, cast: Cast, ok: jax.Array) -> Cast:
 def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -> Step:
   """Returns the step that runs these client sides for a chunk of clients, with their states."""
   layout, population = setting.layout, setting.shape.num_clients
-  chain = _chain(setting, group, first, last)
-  block = side_by_side(chain, lambda packed: packed[0].count, layout)
+  block = side_by_side(chain(setting, group, first, last), lambda packed: packed[0].count, layout)
   if last and not layout.looped:
     block = summing(block, setting.adding)
 
@@ -287,7 +349,7 @@ def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
   return step
 
 
-def _chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -> OneClient:
+def chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -> OneClient:
   """Returns the function that runs these client sides for one client.
 
   Args:

@@ -24,6 +24,9 @@ MECHANISMS: dict[str, type[Mechanism]] = {
   'matrix': Matrix,
 }
 
+# Ledgers name classes by their paths: those of this package are found without an import.
+_PATHS = {f'{kind.__module__}:{kind.__qualname__}': kind for kind in MECHANISMS.values()}
+
 
 def name(mechanism: Mechanism) -> str:
   """Returns the key of a mechanism in `MECHANISMS`, or 'package.module:Class'.
@@ -61,7 +64,8 @@ def find(
   if isinstance(mechanism, str):
     if ':' not in mechanism:
       validate.one_of(MECHANISMS, mechanism=mechanism)
-    found = MECHANISMS.get(mechanism) or validate.imported('class', mechanism=mechanism)
+    known = {**MECHANISMS, **_PATHS}.get(mechanism)
+    found = known or validate.imported('class', mechanism=mechanism)
   if not (isinstance(found, type) and issubclass(found, Mechanism)):
     raise ValueError(
       f"mechanism must be one of {tuple(MECHANISMS)!r} or 'package.module:Class' of a Mechanism, "

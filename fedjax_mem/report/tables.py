@@ -153,8 +153,8 @@ def seeds_table(
 
 
 def settings_of(run: Run) -> Row:
-  """Returns the flat settings of a run that change its results (no `execution`)."""
-  return {k: x for k, x in run.settings.items() if not k.startswith('execution.')}
+  """Returns the flat settings of a run that change its results (no `execution`, no `deploy`)."""
+  return {k: x for k, x in run.settings.items() if not k.startswith(('execution.', 'deploy.'))}
 
 
 def _settings_key(run: Run) -> str:

@@ -5,7 +5,6 @@ records are written, a checkpoint is saved. So a run that is killed anywhere has
 round that its ledger does not count.
 """
 
-import dataclasses
 import math
 import os
 import pathlib
@@ -16,16 +15,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.config.load import Config, config_hash
 from fedjax_mem.core import State, tree
 from fedjax_mem.engine import Simulation, describe
-from fedjax_mem.report import figures, plots
-from fedjax_mem.report.html import write_report
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
-from fedjax_mem.runner import contributions, secret
 from fedjax_mem.runner import ledgers as spending
+from fedjax_mem.runner import secret
 from fedjax_mem.runner.checkpoint import Checkpoints
+from fedjax_mem.runner.ending import Result, finish
 from fedjax_mem.runner.folder import RunFolder, create
 from fedjax_mem.runner.interrupt import Interrupt
 from fedjax_mem.runner.prepare import Ready, facts, get_ready, keeps_root
@@ -40,21 +37,6 @@ class RunFailed(RuntimeError):
 
 class Interrupted(KeyboardInterrupt):
   """A run that was interrupted and has kept a checkpoint; the message says how to go on."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """The result of a run.
-
-  Attributes:
-    params: the server's parameters after the last round.
-    metrics: one record per round, as in `metrics.jsonl`.
-    folder: folder of the run.
-  """
-
-  params: Any
-  metrics: list[dict[str, Any]]
-  folder: pathlib.Path
 
 
 def run(
@@ -124,8 +106,8 @@ def resume(
     config = folder.config
     if config_hash(config) != said.get('config_hash'):
       raise ValueError(
-        f'{folder.path / "config.toml"} must be what the run began with (but for [execution]), '
-        'got a changed one: undo that, or begin a new run with it.'
+        f'{folder.path / "config.toml"} must be what the run began with (but for [execution] and '
+        '[deploy]), got a changed one: undo that, or begin a new run with it.'
       )
     ready = get_ready(config, data_dir or said.get('data_dir'), said.get('execution', {}))
     if keeps_root(ready):
@@ -344,16 +326,7 @@ class _Loop:
     )
 
   def _finish(self, state: State, records: list[dict[str, Any]]) -> Result:
-    self.folder.note(status='finished', rounds_done=int(state.round))
-    title, claims = self.config.data.name, self.sim.claims
-    if claims:
-      title = f'{title} ({NOT_COVERED})'
-    counts = self.ready.parts.data.label_counts()
-    figures.save(plots.partition(counts, title=title), self.folder.path / 'partition.png')
-    figures.save(plots.learning_curves(self.folder.path), self.folder.path / 'learning_curve.png')
-    contributions.write(self.folder.path, state, self.ready.parts.data.clients, claims)
-    write_report(self.folder.path, self.folder.path / 'report.html')
-    return Result(jax.device_get(state.params), records, self.folder.path)
+    return finish(self.ready, self.folder, state, records)
 
 
 class _Drawn:

@@ -7,11 +7,9 @@ import numpy as np
 from fedjax_mem.core import validate
 from fedjax_mem.secagg import messages, primitives, shamir
 from fedjax_mem.secagg.errors import BelowThreshold, ProtocolError
-from fedjax_mem.secagg.messages import SERVER, Kind
+from fedjax_mem.secagg.messages import CLIENT_KINDS, SERVER, Kind
 from fedjax_mem.secagg.primitives import Identity
 from fedjax_mem.secagg.session import Session
-
-_STEPS = (Kind.ADVERTISE, Kind.SHARES, Kind.MASKED, Kind.CHECK, Kind.UNMASK)
 
 
 def word(client: int) -> bytes:
@@ -134,7 +132,7 @@ class Client:
     for peer, row in zip(present, sent, strict=True):
       bound = self._bound(peer, self.id)
       text = primitives.unseal(self._open_keys[peer], row['box'].tobytes(), bound)
-      shares[peer] = np.frombuffer(text, '<u4').reshape(2, shamir.LIMBS)
+      shares[peer] = np.array(np.frombuffer(text, '<u4').reshape(2, shamir.LIMBS))
     total = self._words(values)
     plus = [self._mask_keys[peer] for peer in present if peer > self.id]
     minus = [self._mask_keys[peer] for peer in present if peer < self.id]
@@ -190,6 +188,20 @@ class Client:
     answer['share'] = [self._shares[i][0] for i in alive] + [self._shares[i][1] for i in gone]
     return self._send(Kind.UNMASK, answer.tobytes())
 
+  def erase(self) -> None:
+    """Drops every secret, and the shares of others' secrets; every later call is refused.
+
+    Arrays are overwritten. Python cannot overwrite bytes, and frees them once nobody refers to
+    them.
+    """
+    for share in self._shares.values():
+      share.fill(0)
+    self._shares, self._open_keys, self._mask_keys = {}, {}, {}
+    self._seed, self._identity = b'', None
+    # A pair that nobody has seen stands for the two that are dropped.
+    self._box_pair = self._mask_pair = primitives.Pair()
+    self._next = Kind.KEYS
+
   def _expect(self, kind: Kind) -> None:
     if self._next != kind:
       raise ProtocolError(f'{kind.name} must come in its turn, and once, got it out of turn.')
@@ -199,7 +211,7 @@ class Client:
 
   def _send(self, kind: Kind, body: bytes) -> bytes:
     message = messages.pack(self.session, kind, self.id, SERVER, body, self._identity)
-    after = _STEPS[_STEPS.index(kind) + 1 :]
+    after = CLIENT_KINDS[CLIENT_KINDS.index(kind) + 1 :]
     if not self.session.active:
       after = tuple(step for step in after if step != Kind.CHECK)
     self._next = after[0] if after else Kind.KEYS  # a kind that clients never send: it is done

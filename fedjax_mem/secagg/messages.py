@@ -38,6 +38,9 @@ class Kind(enum.IntEnum):
   REQUEST = 19
 
 
+# In the order of the rounds.
+CLIENT_KINDS = (Kind.ADVERTISE, Kind.SHARES, Kind.MASKED, Kind.CHECK, Kind.UNMASK)
+
 KEY_RECORD = np.dtype([('id', '<u4'), ('box', 'u1', (32,)), ('mask', 'u1', (32,))])
 BOX_RECORD = np.dtype([('id', '<u4'), ('box', 'u1', (BOX_BYTES,))])
 SIGNATURE_RECORD = np.dtype([('id', '<u4'), ('signature', 'u1', (primitives.SIGNATURE_BYTES,))])
@@ -50,19 +53,29 @@ ID = np.dtype('<u4')
 
 def _body_limit(session: Session, kind: Kind) -> int:
   """Returns the largest number of bytes of a body of a kind."""
-  held = len(session.holders(0))
+  held = len(session.holders(0))  # a client's neighbours and itself
   return {
     Kind.ADVERTISE: 2 * primitives.KEY_BYTES,
-    Kind.SHARES: primitives.DIGEST_BYTES + held * BOX_RECORD.itemsize,
+    Kind.SHARES: primitives.DIGEST_BYTES + (held - 1) * BOX_RECORD.itemsize,
     Kind.MASKED: session.size * session.dtype.itemsize,
     Kind.CHECK: held * ID.itemsize,
     Kind.UNMASK: held * SHARE_RECORD.itemsize,
-    Kind.KEYS: held * SIGNED_KEY_RECORD.itemsize,
-    Kind.BOXES: held * BOX_RECORD.itemsize,
+    Kind.KEYS: (held - 1) * SIGNED_KEY_RECORD.itemsize,
+    Kind.BOXES: (held - 1) * BOX_RECORD.itemsize,
     Kind.SURVIVORS: held * ID.itemsize,
     # Room for a request for both secrets of every client: it gets an error message of its own.
     Kind.REQUEST: 8 + held * (2 * ID.itemsize + SIGNATURE_RECORD.itemsize),
   }[kind]
+
+
+def limit(session: Session, kind: Kind) -> int:
+  """Returns the largest number of bytes of a message of a kind, to refuse larger ones unread.
+
+  What a client sends has exactly this size as long as nobody has dropped out.
+  """
+  signed = session.active and kind in CLIENT_KINDS
+  seal = primitives.SIGNATURE_BYTES if signed else primitives.DIGEST_BYTES
+  return _HEADER.size + _body_limit(session, kind) + seal
 
 
 def _header(session: Session, kind: Kind, sender: int, receiver: int) -> bytes:

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_mem.secagg.client import Client
-from fedjax_mem.secagg.messages import Kind
+from fedjax_mem.secagg.messages import CLIENT_KINDS, Kind
 from fedjax_mem.secagg.primitives import Identity
 from fedjax_mem.secagg.server import Server
 from fedjax_mem.secagg.session import Session
@@ -58,8 +58,7 @@ class Outcome(NamedTuple):
 
 def rounds(session: Session) -> tuple[Kind, ...]:
   """Returns the rounds of a session, named by the kind of message that clients send in them."""
-  kinds = (Kind.ADVERTISE, Kind.SHARES, Kind.MASKED, Kind.CHECK, Kind.UNMASK)
-  return tuple(kind for kind in kinds if session.active or kind != Kind.CHECK)
+  return tuple(kind for kind in CLIENT_KINDS if session.active or kind != Kind.CHECK)
 
 
 def run(
@@ -92,12 +91,12 @@ def run(
         continue
       given = values(i) if kind == Kind.MASKED else None
       began = time.perf_counter()
-      answer = _answer(clients[i], kind, message, given)
+      reply = answer(clients[i], kind, message, given)
       between = time.perf_counter()
-      server.receive(i, answer)
+      server.receive(i, reply)
       seconds[i] += between - began
       working += time.perf_counter() - between
-      sent[i] += len(answer)
+      sent[i] += len(reply)
       received[i] += len(message)
     began = time.perf_counter()
     inbox = server.close_round()
@@ -105,8 +104,15 @@ def run(
   return Outcome(server.total(), server.survivors, sent, received, seconds, working)
 
 
-def _answer(client: Client, kind: Kind, message: bytes, values: np.ndarray | None) -> bytes:
-  """Returns a client's answer to the server's message in a round."""
+def answer(client: Client, kind: Kind, message: bytes, values: np.ndarray | None) -> bytes:
+  """Returns a client's answer to the server's message in a round.
+
+  Args:
+    client: the client.
+    kind: the round.
+    message: the server's message; empty in the first round.
+    values: the client's integers [D], in the round MASKED.
+  """
   if kind == Kind.ADVERTISE:
     return client.advertise_keys()
   if kind == Kind.SHARES:

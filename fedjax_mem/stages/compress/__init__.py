@@ -25,6 +25,7 @@ from fedjax_mem.stages.compress._base import (
   unflat,
 )
 from fedjax_mem.stages.compress._named import as_layer
+from fedjax_mem.stages.compress._tap import tapped
 from fedjax_mem.stages.compress.chain import chain
 from fedjax_mem.stages.compress.downlink import downlink
 from fedjax_mem.stages.compress.drive import drive
@@ -84,6 +85,7 @@ __all__ = (
   'rotate',
   'sign',
   'size',
+  'tapped',
   'ternary',
   'to_bytes',
   'top_k',

@@ -9,7 +9,7 @@ Every codec here keeps these rules:
 
 - an update that is not finite is decoded to one that is not finite, so that the engine drops its
   client and names it
-- a client of weight 0 takes no part: it sends nothing and keeps its state
+- a client of weight 0 takes no part: it sends nothing, and keeps its state
 - an update of zeros is decoded to zeros; its bytes are counted like those of any other update
 - arithmetic is float32; the leaves get their dtypes back
 
@@ -43,6 +43,7 @@ from fedjax_mem.core import (
   tree,
   wire,
 )
+from fedjax_mem.stages.compress import _tap
 
 Shapes = tuple[tuple[int, ...], ...]
 Vectors = list[jax.Array]  # the leaves' flat vectors, [n] float32
@@ -315,15 +316,14 @@ class Encoder:
     """Returns (message, state, metrics), as every side of a layer."""
     codec, draws = self.codec, Keys(ctx.key, ctx.round_key)
     shapes = tuple(x.shape for x in jax.tree.leaves(message.update))
-    on = message.weight > 0
-    # A client of weight 0 encodes zeros, which are decoded to zeros. Zeroing the decoded update
-    # instead would be one more pass over memory.
+    on = message.weight > 0  # others encode zeros: to zero what is decoded is one more pass
     message = message._replace(update=tree.keep(on, message.update))
-    if codec.estimate:
+    if codec.estimate and not _tap.listening():
       update, value = self._estimated(draws, message, shapes)
     else:
       x = tree.ravel(message.update)
       code = codec.encode(draws, x, shapes)
+      _tap.take(codec, code)
       values = code.rest if codec.adds else codec.decode(draws, code, shapes)
       values = jnp.where(tree.finite(x), values, jnp.float32(jnp.nan))
       update = values if codec.adds else tree.unravel(values, message.update)

@@ -24,6 +24,7 @@ arXiv 2003.07505 (ePrint 2020/704), section 3 (regular graphs).
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -50,6 +51,45 @@ from fedjax_mem.kernels.codes import modular
 # Numbers folded into the round's key: of the order of the ring, and of the pairs' masks.
 _RING, _PAIRS = 0, 1
 _HEADROOM = 30  # bits of the largest sum of weights: one less than an int32 has beside its sign
+
+
+_Side = Callable[[Context, Message, Tree], tuple[Message, Tree, Metrics]]
+
+
+class _Code(NamedTuple):
+  """How a whole message becomes integers, and their sum a message again.
+
+  Attributes:
+    bits: of the modulus of the update's integers.
+    step: of the grid of weight and aux, whose integers have 32 bits.
+  """
+
+  bits: int
+  step: float
+
+  def encoded(self, message: Message, largest: float) -> tuple[Message, Metrics]:
+    """Returns (integers without masks, metrics); zeros if weight or aux is beyond `largest`."""
+    fits = jnp.bool_(True)
+    for x in (message.weight, *jax.tree.leaves(message.aux)):
+      fits &= jnp.all(jnp.abs(x.astype(jnp.float32)) <= jnp.float32(largest))
+    kept = tree.keep(fits, message)
+    whole = Message(kept.update, self._encode(kept.weight), jax.tree.map(self._encode, kept.aux))
+    return whole, {'outside': Total((~fits).astype(jnp.int32))}
+
+  def decoded(self, total: Message, like: Message) -> Message:
+    """Returns the sum of messages, with the dtypes of `like`, from the sum of their integers."""
+    return Message(
+      jax.tree.map(lambda x: modular.centered(x, self.bits), total.update),
+      self._decode(total.weight, like.weight),
+      jax.tree.map(self._decode, total.aux, like.aux),
+    )
+
+  def _encode(self, x: jax.Array) -> jax.Array:
+    return jnp.round(x.astype(jnp.float32) * jnp.float32(1 / self.step)).astype(jnp.int32)
+
+  def _decode(self, x: jax.Array, like: jax.Array) -> jax.Array:
+    scaled: jax.Array = x.astype(jnp.float32) * jnp.float32(self.step)
+    return scaled.astype(like.dtype)
 
 
 class _Ring(NamedTuple):
@@ -157,36 +197,36 @@ def mask(*, clients: int, bits: int = 32, degree: int = 8, weight_range: float =
   if degree % 2:
     raise ValueError(f'degree must be even, got {degree!r}.')
   validate.positive(weight_range=weight_range)
-  step = 2.0 ** (math.ceil(math.log2(weight_range) + math.log2(clients)) - _HEADROOM)
+  code = _Code(bits, 2.0 ** (math.ceil(math.log2(weight_range) + math.log2(clients)) - _HEADROOM))
   reach = degree // 2
 
-  def encode(x: jax.Array) -> jax.Array:
-    return jnp.round(x.astype(jnp.float32) * jnp.float32(1 / step)).astype(jnp.int32)
+  def plain(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
+    whole, metrics = code.encoded(message, weight_range)
+    return whole, state, metrics
 
   def client(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
-    fits = jnp.bool_(True)
-    for x in (message.weight, *jax.tree.leaves(message.aux)):
-      fits &= jnp.all(jnp.abs(x.astype(jnp.float32)) <= jnp.float32(weight_range))
-    kept = tree.keep(fits, message)
-    plain = Message(kept.update, encode(kept.weight), jax.tree.map(encode, kept.aux))
-    total = tree.add(plain, _own(ctx, plain, reach))
+    whole, metrics = code.encoded(message, weight_range)
+    total = tree.add(whole, _own(ctx, whole, reach))
     update = jax.tree.map(lambda x: modular.wrapped(x, bits), total.update)
-    return total._replace(update=update), state, {'outside': Total((~fits).astype(jnp.int32))}
+    return total._replace(update=update), state, metrics
+
+  def decode(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
+    gone = (ctx.cohort.real & ~ctx.cohort.arrived).sum(dtype=jnp.int32)
+    return code.decoded(message, ctx.spec), state, {'recovered': gone}
 
   def server(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
-    plain = tree.sub(message, _left_behind(ctx, message, reach))
-    decode = lambda x, like: (x.astype(jnp.float32) * jnp.float32(step)).astype(like.dtype)
-    back = Message(
-      jax.tree.map(lambda x: modular.centered(x, bits), plain.update),
-      *(jax.tree.map(decode, x, like) for x, like in zip(plain[1:], ctx.spec[1:], strict=True)),
-    )
-    gone = (ctx.cohort.real & ~ctx.cohort.arrived).sum(dtype=jnp.int32)
-    return back, state, {'recovered': gone}
+    return decode(ctx, tree.sub(message, _left_behind(ctx, message, reach)), state)
 
+  bare = _layer(plain, decode, Integers(bits, clients), Masks(bits))
+  return _layer(client, server, Integers(bits, clients), Masks(bits, bare))
+
+
+def _layer(client: _Side, server: _Side, whole: Integers, masks: Masks) -> Layer:
+  """Returns the layer of two sides, with what holds whoever adds the masks and removes them."""
   # Masks are removed exactly, so the bound of the sum is unchanged.
   kept = Bounds(lambda ctx, bound: bound)
   init = lambda ctx: _check_update(ctx.spec)
-  client_side = Stage(client, init, (kept, Integers(bits, clients), Masks(bits)))
+  client_side = Stage(client, init, (kept, whole, masks))
   return Layer('mask', client=client_side, server=Stage(server, facts=(kept,)))
 
 

@@ -11,7 +11,6 @@ from fedjax_mem.config.load import (
   Config,
   DataSection,
   EvaluationSection,
-  ExecutionSection,
   ModelSection,
   SelectionSection,
   ServerSection,
@@ -21,6 +20,7 @@ from fedjax_mem.config.load import (
   load_config,
   to_toml,
 )
+from fedjax_mem.config.places import DeploySection, ExecutionSection
 
 TEXT = """
 version = 1
@@ -101,6 +101,7 @@ FULL = make(
     StageSection(use='b.c:d', options={'k': 1}),
   ),
   execution=ExecutionSection(devices=2, mode='chunk', chunk=5, stream_above_mb=100),
+  deploy=DeploySection(round_timeout=2.5, min_clients=2),
 )  # fmt: skip
 
 
@@ -219,6 +220,7 @@ RATES = [
   (ExecutionSection, {}, 'segment_seconds'),
   (ExecutionSection, {}, 'checkpoint_every_seconds'),
   (ExecutionSection, {}, 'stream_above_mb'),
+  (DeploySection, {}, 'round_timeout'),
 ]
 
 
@@ -247,6 +249,8 @@ def test_bad_rates_are_refused(kind, rest, field, value):
     (ExecutionSection, {}, {'devices': 0}),
     (ExecutionSection, {}, {'mode': 'fast'}),
     (ExecutionSection, {}, {'keep_checkpoints': 1}),
+    (DeploySection, {}, {'round_timeout': 0}),
+    (DeploySection, {}, {'min_clients': 0}),
     (ModelSection, {'name': 'mlp'}, {'options': {'x': math.nan}}),
     (ModelSection, {'name': 'mlp'}, {'options': {'x': None}}),
     (ModelSection, {}, {'name': '../x:y'}),
@@ -273,6 +277,7 @@ def test_bad_values_are_refused(kind, rest, changes):
     {'version': 0},
     {'stages': ('top_k',)},
     {'selection': SelectionSection(cohort_size=11)},
+    {'deploy': DeploySection(min_clients=3)},
   ],
 )
 def test_bad_experiments_are_refused(changes):
@@ -297,6 +302,7 @@ def test_the_hash_covers_what_changes_results_and_nothing_else():
   same = [
     make(name='other'),
     make(execution=ExecutionSection(mode='loop', devices=3, stream_above_mb=1)),
+    make(deploy=DeploySection(round_timeout=3, min_clients=2)),
     make(server=ServerSection(learning_rate=1)),
   ]
   assert {config_hash(x) for x in same} == {base}

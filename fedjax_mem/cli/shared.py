@@ -1,0 +1,28 @@
+"""What the commands share."""
+
+import dataclasses
+import pathlib
+from typing import Annotated
+
+from tyro.conf import arg
+
+DataDir = Annotated[
+  pathlib.Path | None,
+  arg(
+    help='Folder of prepared data sets.',
+    metavar='PATH',
+    help_behavior_hint='(default: $FEDJAX_MEM_DATA or ~/.cache/fedjax_mem/data)',
+  ),
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+  """A command of the command line."""
+
+  debug: Annotated[bool, arg(help='Show the traceback of an error.')] = False
+
+
+def text(path: pathlib.Path | None) -> str | None:
+  """Returns a path as text."""
+  return None if path is None else str(path)

@@ -1,0 +1,77 @@
+"""The sections of a configuration that say where and how fast a run runs.
+
+They change no results, so they are not in the configuration's hash.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+from fedjax_mem.config.sections import Section
+from fedjax_mem.core import validate
+from fedjax_mem.engine.execution import MODES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExecutionSection(Section):
+  """Settings of speed and memory.
+
+  Attributes:
+    mode: how clients are vectorised: 'auto' (from a table, else measured), 'vmap' (all clients of a
+      device side by side), 'chunk' (some of them at a time) or 'loop' (one after another).
+    chunk: clients at a time; required by the mode 'chunk', refused by the others.
+    devices: number of devices, or 'auto' for all of them.
+    segment_seconds: longest time of a compiled segment of rounds that is aimed at, in seconds.
+    max_segment_rounds: largest number of rounds in a segment; None = no limit.
+    checkpoint_every_seconds: seconds between checkpoints; 0 = after every segment.
+    keep_checkpoints: number of newest checkpoints that are kept, >= 2 since one may be damaged.
+    stream_above_mb: size of the examples in megabytes (10^6 bytes) above which they are streamed to
+      the device, segment by segment; None = never.
+  """
+
+  section: ClassVar[str] = 'execution'
+  mode: str = 'auto'
+  chunk: int | None = None
+  devices: int | str = 'auto'
+  segment_seconds: float = 5.0
+  max_segment_rounds: int | None = None
+  checkpoint_every_seconds: float = 30.0
+  keep_checkpoints: int = 3
+  stream_above_mb: float | None = None
+
+  def _check(self) -> None:
+    validate.one_of(MODES, **{'execution.mode': self.mode})
+    self._each(validate.integer, 'chunk', 'max_segment_rounds')
+    if (self.chunk is None) == (self.mode == 'chunk'):
+      raise ValueError(
+        f"execution.chunk must be given with mode 'chunk' and only then, got {self.chunk!r} with "
+        f'{self.mode!r}.'
+      )
+    self._each(validate.integer, 'keep_checkpoints', at_least=2)
+    self._each(validate.positive, 'segment_seconds', 'stream_above_mb')
+    self._each(validate.non_negative, 'checkpoint_every_seconds')
+    if isinstance(self.devices, str) and self.devices != 'auto':
+      raise ValueError(f"execution.devices must be 'auto' or an integer, got {self.devices!r}.")
+    if isinstance(self.devices, int):
+      self._each(validate.integer, 'devices')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeploySection(Section):
+  """Rounds on real machines (`fedjax-mem deploy`): how long to wait, and for how many.
+
+  A simulation ignores it: what a round computes depends on who arrived, not on when.
+
+  Attributes:
+    round_timeout: longest time of a round in seconds, > 0; clients whose update has not arrived by
+      then have dropped out of it.
+    min_clients: the fewest clients whose updates make a round, at most the cohort's size; with
+      fewer it is tried again. None: 1, or what the layers of the round need.
+  """
+
+  section: ClassVar[str] = 'deploy'
+  round_timeout: float = 60.0
+  min_clients: int | None = None
+
+  def _check(self) -> None:
+    self._each(validate.positive, 'round_timeout')
+    self._each(validate.integer, 'min_clients')

@@ -1,0 +1,51 @@
+"""The end of a run: its plots, its report, and what the caller gets."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from fedjax_mem._wording import NOT_COVERED
+from fedjax_mem.core import State
+from fedjax_mem.report import figures, plots
+from fedjax_mem.report.html import write_report
+from fedjax_mem.runner import contributions
+from fedjax_mem.runner.folder import RunFolder
+from fedjax_mem.runner.prepare import Ready
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """The result of a run.
+
+  Attributes:
+    params: the server's parameters after the last round.
+    metrics: one record per round, as in `metrics.jsonl`.
+    folder: folder of the run.
+  """
+
+  params: Any
+  metrics: list[dict[str, Any]]
+  folder: pathlib.Path
+
+
+def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str, Any]]) -> Result:
+  """Ends a run whose rounds are done: plots, the report, its status; returns its result.
+
+  Args:
+    ready: parts of the run.
+    folder: folder of the run.
+    state: after the last round.
+    records: of all rounds.
+  """
+  folder.note(status='finished', rounds_done=int(state.round))
+  title, claims = ready.config.data.name, ready.sim.claims
+  if claims:
+    title = f'{title} ({NOT_COVERED})'
+  counts = ready.parts.data.label_counts()
+  figures.save(plots.partition(counts, title=title), folder.path / 'partition.png')
+  figures.save(plots.learning_curves(folder.path), folder.path / 'learning_curve.png')
+  contributions.write(folder.path, state, ready.parts.data.clients, claims)
+  write_report(folder.path, folder.path / 'report.html')
+  return Result(jax.device_get(state.params), records, folder.path)
