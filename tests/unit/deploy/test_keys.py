@@ -22,6 +22,7 @@ from fedjax_mem.deploy.kit import Kit
     (['a', 'Server'], {}, "other names than server, ca, driver, localhost, got 'Server'"),
     (['a', 'ca'], {}, 'other names than'),
     (['fl'], {'host': 'FL'}, "other names than .*, got 'fl'"),
+    (['localhost'], {'host': 'fl.example.org'}, "other names than .*, got 'localhost'"),
     (['a'], {'host': 'a b'}, 'host must be a host name'),
     (['a'], {'port': 0}, 'port must be in 1'),
     (['a'], {'port': 9, 'admin_port': 9}, 'admin_port must differ from port'),
@@ -98,10 +99,18 @@ def test_only_the_ca_may_sign_and_only_the_server_has_the_hosts_name(made):
 
   root = loaded('ca/root.crt')
   assert root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-  assert hosts(loaded('server/startup/server.crt')) == ['fl.example.org']
+  assert hosts(loaded('server/startup/server.crt')) == ['fl.example.org', 'localhost']
   for name in ('a/startup', 'b/startup', 'server/driver/startup'):
     certificate = loaded(f'{name}/client.crt')
     certificate.verify_directly_issued_by(root)
-    assert 'fl.example.org' not in hosts(certificate)
+    assert not {'fl.example.org', 'localhost'} & set(hosts(certificate))
     with pytest.raises(x509.ExtensionNotFound):
       certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+
+
+@pytest.mark.slow
+def test_the_port_for_the_driver_is_open_on_the_servers_machine_alone(made):
+  server = json.loads((made[0] / 'server' / 'startup' / 'fed_server.json').read_text())
+  assert server['servers'][0]['admin_host'] == '127.0.0.1'
+  driver = json.loads((made[0] / 'server' / 'driver' / 'startup' / 'fed_admin.json').read_text())
+  assert (driver['admin']['host'], driver['admin']['port']) == ('localhost', 18003)
