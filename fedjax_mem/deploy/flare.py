@@ -215,18 +215,31 @@ class Answers(Executor):
     super().__init__()
     self._where: dict[str, Any] = {}
     self._answerer: Callable[[bytes], bytes] | None = None
+    self._opened = threading.Event()
 
   def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-    """Opens the answerer when the job starts; jax is imported then."""
+    """Opens the answerer when the job starts, which takes seconds: jax is imported, code compiled.
+
+    In a thread of its own, since the engine sends no sign of life before this returns.
+    """
     if event_type == EventType.START_RUN:
       self._where = place()
-      self._guarded(self._open, fl_ctx)
+      workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
+      config = pathlib.Path(workspace.get_app_dir(fl_ctx.get_job_id()), 'config')
+
+      def opened() -> None:
+        self._guarded(lambda _: self._open((config / PAYLOAD).read_bytes()), fl_ctx)
+        self._opened.set()
+
+      threading.Thread(target=opened, name='open', daemon=True).start()
 
   def execute(
     self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
   ) -> Shareable:
     """Answers one message."""
-    del abort_signal
+    while not self._opened.wait(0.1):
+      if abort_signal.triggered:
+        return make_reply(ReturnCode.TASK_ABORTED)
     answerer, blob = self._answerer, shareable.get(BLOB)
     if task_name != TASK or answerer is None or not isinstance(blob, bytes):
       return make_reply(ReturnCode.EXECUTION_EXCEPTION)
@@ -238,12 +251,10 @@ class Answers(Executor):
     reply[EXCHANGE] = shareable.get(EXCHANGE)
     return reply
 
-  def _open(self, fl_ctx: FLContext) -> None:
+  def _open(self, payload: bytes) -> None:
     from fedjax_mem.deploy.answering import open as take
 
-    workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
-    config = pathlib.Path(workspace.get_app_dir(fl_ctx.get_job_id()), 'config')
-    self._answerer = take(self._where, (config / PAYLOAD).read_bytes())
+    self._answerer = take(self._where, payload)
 
   def _guarded(self, work: Callable[[FLContext], Any], fl_ctx: FLContext) -> Any:
     """Returns what `work` does, or None once it has told why not."""
