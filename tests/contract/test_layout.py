@@ -13,7 +13,9 @@ from reference import tiers
 import fedjax_mem as fm
 
 ROOT = Path(__file__).parents[2]
-LOADED_BY_THE_ENGINE = ('fedjax_mem.deploy.flare', 'fedjax_mem.deploy.admission')
+LOADED_BY_THE_ENGINE = tuple(
+  f'fedjax_mem.deploy.{name}' for name in ('admission', 'flare', 'guards', 'parent')
+)
 UNIT, PACKAGE = ROOT / 'tests' / 'unit', ROOT / 'fedjax_mem'
 
 

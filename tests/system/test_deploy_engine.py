@@ -212,6 +212,28 @@ def test_a_client_cannot_pose_as_another(running, tmp_path):
   assert running.driver.clients() == {'a', 'b', 'c'}
 
 
+def test_a_client_gets_nothing_from_another_one(running, tmp_path, monkeypatch):
+  """The engine by itself would show it the other one's private key, and shut that one down."""
+  monkeypatch.setenv('FEDJAX_MEM_ROGUE', str(tmp_path))
+  rogue = running.start('c')
+  monkeypatch.delenv('FEDJAX_MEM_ROGUE')
+  deployment.until(rogue.registered, 20, 'c is back')
+  (tmp_path / 'new').write_text('a')
+  (tmp_path / 'new').rename(tmp_path / 'go')
+  file = tmp_path / 'answers.json'
+  deployment.until(file.exists, 20, 'it has asked')
+  answers = json.loads(file.read_text())
+  assert [x[:2] for x in answers] == [
+    ['a', 'sys.shell'],
+    ['a', 'train.check_status'],
+    ['a', 'train.shutdown'],
+    ['server', 'process_info'],
+  ]
+  assert [x[2] for x in answers] == [None] * 4
+  assert running.engines['a'].code() is None
+  assert running.driver.clients() == {'a', 'b', 'c'}
+
+
 def test_a_killed_client_is_noticed_and_takes_part_in_the_next_job(running):
   running.tell_server(script=[], linger=True)
   deployment.until(running.start('b').registered, 20, 'b is back')

@@ -26,3 +26,8 @@ class Echo(importlib.abc.MetaPathFinder):
 
 if 'FEDJAX_MEM_DEPLOY' in os.environ:
   sys.meta_path.insert(0, Echo())
+if 'FEDJAX_MEM_ROGUE' in os.environ:
+  spec = importlib.util.spec_from_file_location('rogue', HERE / 'rogue.py')
+  rogue = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(rogue)
+  rogue.start()

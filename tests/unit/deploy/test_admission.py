@@ -101,13 +101,3 @@ def test_a_client_is_told_what_it_refused(app, tmp_path, monkeypatch):
   monkeypatch.setenv('FEDJAX_MEM_DEPLOY', str(place))
   line = validated(app, 'client')
   assert json.loads((tmp_path / 'outcome.json').read_text()) == {'status': 'refused', 'line': line}
-
-
-def test_an_engine_that_checks_logins_in_another_way_is_not_served_with(monkeypatch):
-  from nvflare.fuel.hci.server import login
-
-  from fedjax_mem.deploy import admission
-
-  monkeypatch.delattr(login, 'validate_admin_leaf_cert')
-  with pytest.raises(RuntimeError, match='checks logins in another way'):
-    admission.guard_login()
