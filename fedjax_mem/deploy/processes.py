@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import filelock
@@ -47,6 +47,8 @@ class Engine:
     self._lock = _locked(self.work)
     self.log = self.work / LOG
     self._place = self.work / 'place.json'
+    # What is left of an engine whose starter was killed has a second at most.
+    _end(lambda: list(_told(str(self._place))), 10.0)
     engine.write_json(self._place, dict(place))
     folder = self.work / 'engine'
     engine.lay_out(kit.startup, folder, kit.role, kit.clients, enrolment.revoked(kit))
@@ -125,14 +127,7 @@ class Engine:
     Raises:
       RuntimeError: a process is still there.
     """
-    deadline = time.monotonic() + timeout
-    while left := self.members():
-      for pid in left:
-        watch.kill(pid)
-      self._process.poll()
-      if time.monotonic() > deadline:
-        raise RuntimeError(f'processes {left} of the engine did not end; kill them by hand.')
-      time.sleep(0.02)
+    _end(self.members, timeout)
     self._lock.release()
 
   def __enter__(self) -> 'Engine':
@@ -165,6 +160,17 @@ def _locked(work: pathlib.Path) -> filelock.BaseFileLock:
       f'{work} is in use by another process: only one may run with a kit; stop that one first.'
     ) from None
   return lock
+
+
+def _end(members: Callable[[], list[int]], timeout: float) -> None:
+  """Kills processes until there are none, or raises `RuntimeError` after `timeout` seconds."""
+  deadline = time.monotonic() + timeout
+  while left := members():
+    for pid in left:
+      watch.kill(pid)
+    if time.monotonic() > deadline:
+      raise RuntimeError(f'processes {left} of the engine did not end; kill them by hand.')
+    time.sleep(0.02)
 
 
 def _told(place: str) -> Iterator[int]:
