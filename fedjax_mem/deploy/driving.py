@@ -65,6 +65,11 @@ def begin(
   ready = _ready(config, kit, data_dir, repeatable)
   folder = create(ready.config, out, ready.sim.root if keeps_root(ready) else None)
   said = facts(ready)
+  if config.noise_seed is not None:
+    said['warnings'].append(
+      'noise_seed: every party can compute the noise of all others, so nothing is claimed against '
+      'the parties'
+    )
   where = data_dir and str(pathlib.Path(data_dir).absolute())
   folder.note(data_dir=where, **{**said, 'clients_by_id': kit.clients, 'deployed': True})
   return folder

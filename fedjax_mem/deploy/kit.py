@@ -81,6 +81,16 @@ class Kit:
     """The folder of what this machine writes: the engine's files and log, and the place file."""
     return self.path / 'work'
 
+  @property
+  def taken(self) -> pathlib.Path:
+    """The id of the run in which the client's command that runs takes part."""
+    return self.work / 'taken.json'
+
+  @property
+  def standing(self) -> pathlib.Path:
+    """The last round that the client has answered."""
+    return self.work / 'standing.json'
+
   def check(self) -> None:
     """Checks certificates and private keys; to be called before the engine starts.
 

@@ -200,8 +200,9 @@ class _Server:
     rows = {name: np.asarray(x)[None] for name, x in done.metrics.items()}
     (record,) = self._records.make(number, rows, seconds)
     record |= {'bytes_up': done.up, 'bytes_down': done.down, 'refused': done.refused}
-    if self._plan.form.quiet:
-      del record['examples']  # no client says how many it has
+    if self._plan.form.quiet:  # no client says how many it has, or that it sends zeros
+      del record['examples']
+      record.pop('zeroed', None)
     if number % self._config.evaluation.every == 0 or number == self._config.rounds:
       self._records.score(record, self._ready.evaluate(state.params))
     self._records.mark(record)
