@@ -84,16 +84,21 @@ def test_secure_aggregation_goes_on_without_a_client_whose_keys_are_shared(scrip
 
 def test_ctrl_c_leaves_no_process_and_no_file(scripts, tmp_path):
   folders = tmp_path / 'alone', tmp_path / 'group'
-  alone = scripts('deploy_localhost.sh', folders[0])
-  group = scripts('deploy_secagg.sh', folders[1])
-  ends = time.monotonic() + PATIENCE
-  # Until the engine's jobs run: two processes of each party, and the commands.
-  while any(sum('worker_process' in x for x in left(f)) < 3 for f in folders):
-    assert alone.poll() is None and group.poll() is None and time.monotonic() < ends
+  started = [scripts('deploy_localhost.sh', folder) for folder in folders]
+  asked, ends = set(), time.monotonic() + PATIENCE
+  while len(asked) < len(folders):
+    assert time.monotonic() < ends
+    for process, folder in zip(started, folders, strict=True):
+      # Until the engine's jobs run: two processes of each party, beside the commands.
+      if process not in asked and sum('worker_process' in x for x in left(folder)) == 3:
+        assert process.poll() is None
+        if folder.name == 'alone':
+          process.send_signal(signal.SIGINT)
+        else:
+          os.killpg(process.pid, signal.SIGINT)
+        asked.add(process)
     time.sleep(0.1)
-  alone.send_signal(signal.SIGINT)
-  os.killpg(group.pid, signal.SIGINT)
-  for process, folder in zip((alone, group), folders, strict=True):
+  for process, folder in zip(started, folders, strict=True):
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert not left(folder) and not list(folder.iterdir())
