@@ -26,6 +26,7 @@ from fedjax_mem.deploy.kit import Kit
 from fedjax_mem.deploy.memory import NEVER, Memory
 from fedjax_mem.deploy.messages import Header, Refused
 from fedjax_mem.runner import devices
+from fedjax_mem.runner.ledgers import open_ledgers
 from fedjax_mem.secagg.errors import BelowThreshold, ProtocolError
 from fedjax_mem.secagg.messages import Kind
 
@@ -41,7 +42,7 @@ def open(place: Mapping[str, Any], payload: bytes) -> 'Answerer':
   """Returns the client's side of a job, ready to train.
 
   Args:
-    place: what this machine's command says: `kit`, `work`, `outcome` (paths), `data`, `data_dir`
+    place: what this machine's command says: `kit`, `outcome` (paths), `data`, `data_dir`
       and `pin` (paths or None), `require`, `allow` and `repeatable`.
     payload: the job.
 
@@ -88,17 +89,35 @@ class Answerer:
       params = jax.jit(parts.model.init)(key)
       self._plan = job.plan(parts.layers, params, expected, arrays, parts.preprocess)
     self._layers, self._count = parts.layers, len(arrays['y'])
+    # Noise that this client adds itself protects it from the server: it counts its own releases.
+    counts = np.full(expected.num_clients, expected.most)
+    ledgers = open_ledgers(config, self._plan.setting.layers, counts, self._plan.setting.specs)
+    self._ledgers = {} if ledgers is None else ledgers.local
     self._arrays = jax.device_put(arrays)
     seed = config.noise_seed
     self._root = keys.fresh_root() if seed is None else np.asarray(keys.open_root(seed))
     self._seed = np.uint32(config.seed)
     self._first = self._start(params)
-    self._memory = Memory(pathlib.Path(place['work']) / 'runs', given.run)
+    self._memory = Memory(kit.work / 'runs', given.run)
+    self._take()
     self._kept: dict[int, Any] = {}  # round -> states after it, in memory too
     self._turns: set[str] = set()
     self._sealed: _Sealed | None = None
     self._body = self._compiled(params)
     self._lock = threading.Lock()
+
+  def _take(self) -> None:
+    """Notes the run in which this machine's command takes part; it is one alone.
+
+    Each run has a budget of its own: a server could otherwise begin run after run.
+    """
+    path = self._kit.taken
+    if path.exists() and json.loads(path.read_text()) != self._job.run:
+      raise Refused(
+        'the server has begun another run than the one that this client takes part in: start the '
+        'client again to take part in that one, too.'
+      )
+    write_json(path, self._job.run)
 
   def _number(self) -> int:
     """Returns the client's id, by its kit; the job's names must be those."""
@@ -181,7 +200,9 @@ class Answerer:
       return READY, b''
     if header.kind == END:
       self._forget()
-      write_json(pathlib.Path(self._place['outcome']), json.loads(body))
+      said = json.loads(body)
+      line = '; '.join((str(said['line']), *self._statements()))
+      write_json(pathlib.Path(self._place['outcome']), {'status': 'finished', 'line': line})
       return BYE, b''
     if header.kind == rounds.TRAIN:
       return self._train(header.round, body)
@@ -200,12 +221,15 @@ class Answerer:
     if self._plan.spent:
       if round <= self._memory.answered:
         raise Declined(f'round {round + 1} was answered before: its number is used up')
+      if any(self._memory.times >= x.allowed for x in self._ledgers.values()):
+        raise Declined(f'the budget is spent after {self._memory.times} rounds')
       self._memory.note(round)
     rows = self._rows(asked.last)
     made, codes = jax.device_get(self._body(*self._arguments(asked, rows)))
     kept = made.rows if made.fine and made.sound else rows
     self._kept = {asked.last: rows, round: kept}
     self._memory.save(round, kept, asked.last)
+    write_json(self._kit.standing, round + 1)
     if session is None:
       return rounds.UPDATE, self._plan.form.answer(made, codes, self._count)
     slot, opened = session
@@ -249,6 +273,12 @@ class Answerer:
       held.timer.cancel()
       held.party.erase()
       held.values[:] = 0
+
+  def _statements(self) -> list[str]:
+    """Returns what this client's own noise guarantees it, a text for each layer of noise."""
+    times = self._memory.times
+    entries = {name: x.entry.guarantee(min(times, x.allowed)) for name, x in self._ledgers.items()}
+    return [f'{name}: {x._replace(rounds=times)}' for name, x in entries.items()]
 
   def _expire(self) -> None:
     """Erases a session that the server has not ended."""

@@ -32,6 +32,7 @@ _LOGIN = 60.0  # seconds in which the engine's server has to be up
 _GATHER = 15.0  # seconds for which the clients that are still missing are waited for
 _IDLE = 5  # jobs in a row that end without a round
 _LOOK = 0.5  # seconds between two looks at a job
+_SURE = 3.0  # seconds for which a client has to be here and not in the job, before that is ended
 
 
 class Place(NamedTuple):
@@ -40,7 +41,7 @@ class Place(NamedTuple):
   Attributes:
     outcome: how a job has ended.
     rejoin: there if a job is to end, for another with more clients.
-    joined: names of the clients of the job.
+    joined: names of the clients that the job can reach.
   """
 
   outcome: pathlib.Path
@@ -65,8 +66,14 @@ def begin(
   root = ready.sim.root if keeps_root(ready) else None
   # From the start: a simulation must not go on with it, even if this process is killed here.
   folder = create(ready.config, out, root, deployed=True, clients_by_id=kit.clients)
+  said = facts(ready)
+  if config.noise_seed is not None:
+    said['warnings'].append(
+      'noise_seed: every party can compute the noise of all others, so nothing is claimed against '
+      'the parties'
+    )
   where = data_dir and str(pathlib.Path(data_dir).absolute())
-  folder.note(data_dir=where, **facts(ready))
+  folder.note(data_dir=where, **said)
   return folder
 
 
@@ -162,6 +169,7 @@ class _Watch:
     self._folder, self._kit, self._engine, self._places = folder, kit, engine, places
     self._bar, self._interrupt = bar, interrupt
     self._shown = len(_records(folder))
+    self._apart: float | None = None  # since when a client is here that the job cannot reach
     self._config = folder.config
     self._least = self._config.deploy.min_clients or 1
 
@@ -220,6 +228,7 @@ class _Watch:
 
   def _one(self, driver: Driver, payload: bytes) -> dict[str, Any] | None:
     """Runs one job; returns its outcome, or None after Ctrl-C."""
+    self._apart = None
     for path in self._places:
       path.unlink(missing_ok=True)
     with _job(self._engine.work, payload, len(self._kit.clients)) as made:
@@ -229,7 +238,8 @@ class _Watch:
       self._show()
       outcome = _read(self._places.outcome)
       if outcome is not None:
-        self._ended(driver, number)
+        if outcome['status'] != serving.FINISHED:
+          self._ended(driver, number)
         return outcome
       try:
         if driver.status(number).startswith('FINISHED'):
@@ -253,9 +263,16 @@ class _Watch:
       driver.abort(number)
 
   def _rejoined(self, driver: Driver) -> None:
-    """Asks the job to end if a client is here that is not in it."""
+    """Asks the job to end if a client is here that it cannot reach.
+
+    Not at once: one that was silent shows itself to the engine and to the job at different times.
+    """
     joined = _read(self._places.joined)
-    if joined is not None and self._here(driver) - set(joined):
+    if joined is None or not self._here(driver) - set(joined):
+      self._apart = None
+    elif self._apart is None:
+      self._apart = time.monotonic()
+    elif time.monotonic() - self._apart > _SURE:
       self._places.rejoin.touch()
 
   def _show(self) -> None:

@@ -1,6 +1,7 @@
 """The command of a client's machine: checks, then the engine, until the run has ended."""
 
 import json
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from fedjax_mem.deploy.processes import Engine
 from fedjax_mem.deploy.trust import REQUIREMENTS
 
 _LOOK = 0.5  # seconds between two looks
+_LINES = 5.0  # least seconds between two lines about rounds
 _RESTARTS = 5  # of the engine's client, if it ends by itself
 
 
@@ -62,7 +64,9 @@ def join(
     'repeatable': repeatable,
   }
   kit.work.mkdir(mode=0o700, parents=True, exist_ok=True)
-  outcome.unlink(missing_ok=True)
+  for path in (outcome, kit.taken, kit.standing):
+    path.unlink(missing_ok=True)
+  shown = _Shown(kit, say)
   for _ in range(_RESTARTS):
     with Engine(kit, kit.work, place) as engine:
       say(f'{kit.name}: taking part; log of the engine: {engine.log}')
@@ -70,8 +74,27 @@ def join(
         line = _told(outcome)
         if line is not None:
           return line
+        shown.look()
         time.sleep(_LOOK)
   raise RuntimeError(f"the engine's client has ended {_RESTARTS} times: see {engine.log}.")
+
+
+class _Shown:
+  """Shows the rounds that this client answers, a line every few seconds."""
+
+  def __init__(self, kit: Kit, say: Callable[[str], None]):
+    self._kit, self._say = kit, say
+    self._round, self._at = 0, -math.inf
+
+  def look(self) -> None:
+    """Shows the last round, if it is a new one."""
+    try:
+      round = int(json.loads(self._kit.standing.read_text()))
+    except (OSError, ValueError):
+      return
+    if round != self._round and time.monotonic() - self._at >= _LINES:
+      self._say(f'{self._kit.name}: round {round} answered')
+      self._round, self._at = round, time.monotonic()
 
 
 def _check(data: str | None, pin: str | None, require: str | None, allow: tuple[str, ...]) -> None:

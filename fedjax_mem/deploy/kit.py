@@ -66,7 +66,8 @@ class Kit:
       names = tuple(facts['clients'])
       rest = (facts['host'], int(facts['port']), int(facts['admin_port']), facts['version'])
     except (OSError, ValueError, KeyError, TypeError) as error:
-      raise ValueError(f'kit {str(path)!r} must be complete, got {error!r}.') from error
+      words = f'{type(error).__name__}: {error}'
+      raise ValueError(f'kit {str(path)!r} must be complete, got {words}.') from error
     if not isinstance(sign, Ed25519PrivateKey) or set(public) != {'server', *names}:
       raise ValueError(f'kit {str(path)!r} must hold one key for each party; take it afresh.')
     return cls(path, role, facts['name'], names, *rest, sign=sign, public=public)
@@ -80,6 +81,16 @@ class Kit:
   def work(self) -> pathlib.Path:
     """The folder of what this machine writes: the engine's files and log, and the place file."""
     return self.path / 'work'
+
+  @property
+  def taken(self) -> pathlib.Path:
+    """The id of the run in which the client's command that runs takes part."""
+    return self.work / 'taken.json'
+
+  @property
+  def standing(self) -> pathlib.Path:
+    """The last round that the client has answered."""
+    return self.work / 'standing.json'
 
   def check(self) -> None:
     """Checks certificates and private keys; to be called before the engine starts.

@@ -8,12 +8,14 @@ the last two rounds answered are kept.
 import json
 import os
 import pathlib
+import zipfile
 from typing import Any
 
 import jax
 import numpy as np
 
 from fedjax_mem.core import Tree
+from fedjax_mem.deploy.engine import write_json
 
 NEVER = -1
 
@@ -23,6 +25,7 @@ class Memory:
 
   Attributes:
     answered: last round that was answered, from 0; `NEVER`: none.
+    times: number of rounds answered.
   """
 
   def __init__(self, folder: pathlib.Path, run: str):
@@ -37,17 +40,14 @@ class Memory:
     self._folder = folder / run
     self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     self._mark = self._folder / 'answered.json'
-    self.answered = json.loads(self._mark.read_text()) if self._mark.exists() else NEVER
+    self.answered, self.times = NEVER, 0
+    if self._mark.exists():
+      self.answered, self.times = json.loads(self._mark.read_text())
 
   def note(self, round: int) -> None:
-    """Notes, on the disk before it returns, that a round is answered."""
-    beside = self._mark.with_suffix('.tmp')
-    with beside.open('w') as file:
-      file.write(json.dumps(round))
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(beside, self._mark)
-    self.answered = round
+    """Notes, on the disk before it returns, that one more round is answered."""
+    write_json(self._mark, [round, self.times + 1])
+    self.answered, self.times = round, self.times + 1
 
   def save(self, round: int, rows: Tree, last: int) -> None:
     """Keeps the states after a round, and removes all but those and the ones before.
@@ -71,7 +71,7 @@ class Memory:
         path.unlink()
 
   def load(self, round: int, like: Tree) -> Any:
-    """Returns the states after a round; None if they are not here.
+    """Returns the states after a round; None if they are not here, whole.
 
     Args:
       round: from 0.
@@ -84,7 +84,7 @@ class Memory:
     try:
       with np.load(path, allow_pickle=False) as file:
         read = [file[f'arr_{i}'] for i in range(len(leaves))]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
       return None
     if [(x.shape, x.dtype) for x in read] != [(x.shape, x.dtype) for x in leaves]:
       return None

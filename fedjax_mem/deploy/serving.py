@@ -122,6 +122,7 @@ class _Server:
       run_id=folder.manifest['run_id'],
     )
     self._metrics, self._pending = folder.path / 'metrics.jsonl', folder.path / 'pending.json'
+    self._noted: list[str] | None = None  # the clients that this machine's command knows of
 
   def go(self) -> str:
     """Runs the rounds that are left."""
@@ -167,7 +168,18 @@ class _Server:
 
   def _leave(self) -> bool:
     """Returns whether this job is to end before the next round."""
+    self._reachable()
     return self._link.stopped() or pathlib.Path(self._place['rejoin']).exists()
+
+  def _reachable(self) -> None:
+    """Notes for this machine's command which clients the job can still reach.
+
+    One that was killed and came back is connected to the engine again, and not to this job.
+    """
+    here = sorted(self._link.connected())
+    if here != self._noted:
+      write_json(pathlib.Path(self._place['joined']), here)
+      self._noted = here
 
   def _begin(self, state: State) -> Any:
     """Returns the draw of the next round, which is charged, on the disk."""
@@ -188,8 +200,9 @@ class _Server:
     rows = {name: np.asarray(x)[None] for name, x in done.metrics.items()}
     (record,) = self._records.make(number, rows, seconds)
     record |= {'bytes_up': done.up, 'bytes_down': done.down, 'refused': done.refused}
-    if self._plan.form.quiet:
-      del record['examples']  # no client says how many it has
+    if self._plan.form.quiet:  # no client says how many it has, or that it sends zeros
+      del record['examples']
+      record.pop('zeroed', None)
     if number % self._config.evaluation.every == 0 or number == self._config.rounds:
       self._records.score(record, self._ready.evaluate(state.params))
     self._records.mark(record)
@@ -280,7 +293,7 @@ class _Server:
       i: json.dumps({'stated': int(counts[i])}).encode() for i, x in enumerate(names) if x in here
     }
     ready = self._post.exchange(HELLO, READY, -1, asked, 0, _OPENING)
-    write_json(pathlib.Path(self._place['joined']), sorted(here))
+    self._reachable()
     self._say(f'clients: {", ".join(names[i] for i in ready) or "none"}')
 
   def _end(self, records: list[dict[str, Any]]) -> None:

@@ -39,8 +39,10 @@ _FILES = (
   'checkpoints',
   'contributions.json',
   'contributions.png',
+  'deploy.log',
   'ledger-*.json',
   'partition.png',
+  'pending.json',
 )
 # Facts of the manifest that are counted from what clients hold.
 _FACTS = ('clients', 'client_state_bytes', 'examples')

@@ -27,7 +27,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy import special, stats
 
 from fedjax_mem.core import validate
 from fedjax_mem.secagg import primitives
@@ -108,6 +107,8 @@ def neighbourhoods(num_clients: int, neighbours: int, seed: bytes) -> np.ndarray
 
 def corrupt_bound(num_clients: int, neighbours: int, threshold: int, corrupt: int) -> float:
   """Returns the bound on E1: some honest client has `threshold` or more corrupt neighbours."""
+  from scipy import stats  # imported where it is used: it takes a while
+
   others = stats.hypergeom(num_clients - 1, min(corrupt, num_clients - 1), neighbours)
   return min(1.0, num_clients * float(others.sf(threshold - 1)))
 
@@ -120,13 +121,15 @@ def cut_bound(num_clients: int, neighbours: int, removed: int) -> float:
   # The logarithm of: n (n - k - 1) / 2 pairs of gaps, times the probability that k given clients
   # are all removed, (removed! / (removed - k)!) / (n! / (n - k)!).
   pairs = math.log(n) + math.log(n - k - 1) - math.log(2)
-  gone = special.gammaln(removed + 1) - special.gammaln(removed - k + 1)
-  drawn = special.gammaln(n + 1) - special.gammaln(n - k + 1)
+  gone = math.lgamma(removed + 1) - math.lgamma(removed - k + 1)
+  drawn = math.lgamma(n + 1) - math.lgamma(n - k + 1)
   return min(1.0, math.exp(pairs + gone - drawn))
 
 
 def dropout_bound(num_clients: int, neighbours: int, threshold: int, dropped: int) -> float:
   """Returns the bound on E3: some client has fewer than `threshold` neighbours left."""
+  from scipy import stats  # imported where it is used: it takes a while
+
   left = stats.hypergeom(num_clients - 1, max(num_clients - dropped - 1, 0), neighbours)
   return min(1.0, num_clients * float(left.cdf(threshold - 1)))
 
