@@ -63,6 +63,13 @@ class RunFolder:
     """The run's resolved configuration."""
     return load_config(self.path / 'config.toml')
 
+  @property
+  def again(self) -> str:
+    """The command that goes on with the run."""
+    if self.manifest.get('deployed'):
+      return f'fedjax-mem deploy server {self.path} --kit DIR'
+    return f'fedjax-mem resume {self.path}'
+
   def note(self, **facts: Any) -> None:
     """Adds facts to the manifest, atomically."""
     self.manifest |= facts
@@ -81,8 +88,7 @@ class RunFolder:
       if not isinstance(error, filelock.Timeout):
         raise ValueError(f'{self.path} must be in a folder that can be locked: {error}.') from error
       raise ValueError(
-        f'{self.path} is in use by another process; when that has ended, go on with '
-        f'`fedjax-mem resume {self.path}`.'
+        f'{self.path} is in use by another process; when that has ended, go on with `{self.again}`.'
       ) from error
     with held:
       yield
@@ -148,7 +154,7 @@ def _check_finished(path: pathlib.Path) -> None:
   with folder.locked():  # raises if another process is running it
     raise ValueError(
       f'{path} holds a run of this configuration that is not finished: go on with '
-      f'`fedjax-mem resume {path}`, or remove it.'
+      f'`{folder.again}`, or remove it.'
     )
 
 

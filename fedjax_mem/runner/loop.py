@@ -92,12 +92,17 @@ def resume(
     quiet: report progress by plain lines, without a bar.
 
   Raises:
-    ValueError: not a run's folder, a run that is finished, in use or of another configuration, or
-      one whose secret root is missing or of another run.
+    ValueError: not a run's folder, a run that is finished, in use, of another configuration or on
+      real machines, or one whose secret root is missing or of another run.
     RunFailed: the run cannot go on.
     Interrupted: by Ctrl-C, after a checkpoint.
   """
   folder = RunFolder(pathlib.Path(path))
+  if folder.manifest.get('deployed'):
+    raise ValueError(
+      f'{path} must be a run of the simulation, got one on real machines: go on with '
+      f'`{folder.again}`.'
+    )
   with folder.locked():
     said = folder.manifest
     # A finished run without a report was killed while the report was written: it may resume.
