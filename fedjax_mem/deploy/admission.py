@@ -1,7 +1,6 @@
-"""What a machine lets in beside the engine's own rules: jobs of our form, and only the driver.
+"""Which jobs a machine lets in: those of our form, signed by the server's driver.
 
-The engine admits any job that a certificate of the CA has signed, a client's too, and lets each
-client log in where jobs are submitted, to list names there. Both end here.
+The engine by itself admits any job that a certificate of the CA has signed, also a client's.
 """
 
 import json
@@ -75,24 +74,3 @@ def only_driver(certificate: x509.Certificate) -> None:
   roles = [x.value for x in subject.get_attributes_for_oid(NameOID.UNSTRUCTURED_NAME)]
   if (names, roles) != ([engine.DRIVER], [engine.ROLE]):
     raise ValueError(f'only {engine.DRIVER} may submit jobs and ask the server, got {names}.')
-
-
-def guard_login() -> None:
-  """Has the engine's server refuse each login but the driver's.
-
-  It has no setting for that, so the check of a login's certificate is replaced.
-
-  Raises:
-    RuntimeError: this version of the engine has no such check; nothing may be served then.
-  """
-  from nvflare.fuel.hci.server import login
-
-  checked = getattr(login, 'validate_admin_leaf_cert', None)
-  if checked is None:
-    raise RuntimeError('this version of nvflare checks logins in another way; install 2.9.')
-
-  def check(certificate: x509.Certificate) -> None:
-    checked(certificate)
-    only_driver(certificate)
-
-  login.validate_admin_leaf_cert = check

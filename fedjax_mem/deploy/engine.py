@@ -7,6 +7,7 @@ the work folder, each time that the engine starts: kits are copied to other mach
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -54,13 +55,17 @@ def lay_out(
 
   Args:
     startup: the kit's folder of certificates and addresses.
-    folder: the folder to make; what it held of another start stays.
+    folder: the folder to make. What another start left in it is removed: the engine would run its
+      jobs again.
     role: 'server' or 'client'.
     clients: names of all clients.
     revoked: names of the clients that the server must not admit.
   """
   folder = folder.resolve()
-  (folder / 'local').mkdir(parents=True, exist_ok=True, mode=0o700)
+  if folder.exists():
+    shutil.rmtree(folder)
+  folder.mkdir(parents=True, mode=0o700)
+  (folder / 'local').mkdir(mode=0o700)
   link_startup(startup, folder / 'startup')
   if role == 'server':
     write_json(folder / 'disabled_clients.json', {'disabled_clients': sorted(revoked)})

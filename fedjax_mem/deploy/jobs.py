@@ -117,6 +117,11 @@ class Driver:
     """Returns the engine's word for a job, such as 'RUNNING' or 'FINISHED:COMPLETED'."""
     return str(self._call(lambda: self._session.get_job_status(job)))
 
+  def details(self, job: str) -> list[str]:
+    """Returns what the engine says of a job's way to each party, such as why one refused it."""
+    meta = self._call(lambda: self._session.get_job_meta(job))
+    return [str(line) for line in meta.get('job_deploy_detail') or ()]
+
   def abort(self, job: str) -> None:
     """Aborts a job."""
     self._call(lambda: self._session.abort_job(job))

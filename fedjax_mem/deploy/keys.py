@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedjax_mem._version import __version__
 from fedjax_mem.deploy import engine
 
-_RESERVED = ('server', 'ca', 'driver')
+_RESERVED = ('server', 'ca', 'driver', 'localhost')
 _CLIENT_FILES = ('fed_client.json', 'client.crt', 'client.key', 'rootCA.pem')
 _SERVER_FILES = ('fed_server.json', 'server.crt', 'server.key', 'rootCA.pem')
 _DRIVER_FILES = ('fed_admin.json', 'client.crt', 'client.key', 'rootCA.pem')
@@ -45,13 +45,13 @@ def provision(
     ValueError: a name, host or port is not valid, the folder is not empty, or NVIDIA FLARE is not
       installed.
   """
-  engine.need()
-  folder = pathlib.Path(folder)
   names = _checked(clients, host, port, admin_port)
+  folder = pathlib.Path(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise ValueError(
       f'DIR must be a new or empty folder, so that no key is overwritten, got {str(folder)!r}.'
     )
+  engine.need()
   before = os.umask(0o077)
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def _checked(clients: Sequence[str], host: str, port: int, admin_port: int) -> t
       )
     # A certificate for the server's own name would let its holder pose as the server.
     if name.lower() in (*_RESERVED, host.lower()):
-      taken = ', '.join((*_RESERVED, host))
+      taken = ', '.join(dict.fromkeys((*_RESERVED, host)))
       raise ValueError(f'clients must have other names than {taken}, got {name!r}.')
   if len({name.lower() for name in clients}) < len(clients):
     raise ValueError(f'clients must have distinct names, also in lower case, got {list(clients)}.')
@@ -106,7 +106,8 @@ def _certificates(
   from nvflare.lighter.provisioner import Provisioner
 
   project = Project(engine.PROJECT, 'fedjax_mem', props={'api_version': 3})
-  project.set_server(host, engine.ORGANIZATION, {'fed_learn_port': port, 'admin_port': admin_port})
+  ports = {'fed_learn_port': port, 'admin_port': admin_port}
+  project.set_server(host, engine.ORGANIZATION, ports | {'host_names': ['localhost']})
   for name in names:
     project.add_client(name, engine.ORGANIZATION, {})
   project.add_admin(engine.DRIVER, engine.ORGANIZATION, {'role': engine.ROLE})
@@ -119,7 +120,19 @@ def _certificates(
     ctx = Provisioner(str(folder), builders).provision(project)
   if ctx.get(CtxKey.BUILD_ERROR):
     raise RuntimeError(f'certificates could not be made: {" ".join(said.getvalue().split())}')
-  return folder / engine.PROJECT / 'prod_00'
+  kits = folder / engine.PROJECT / 'prod_00'
+  _admin_on_loopback(kits / host / 'startup', kits / engine.DRIVER / 'startup')
+  return kits
+
+
+def _admin_on_loopback(server: pathlib.Path, driver: pathlib.Path) -> None:
+  """Has the server's port for its driver be open on its own machine alone."""
+  settings = json.loads((server / 'fed_server.json').read_text())
+  settings['servers'][0]['admin_host'] = '127.0.0.1'
+  engine.write_json(server / 'fed_server.json', settings)
+  settings = json.loads((driver / 'fed_admin.json').read_text())
+  settings['admin']['host'] = 'localhost'
+  engine.write_json(driver / 'fed_admin.json', settings)
 
 
 @contextlib.contextmanager
@@ -181,8 +194,8 @@ def _handing(
 ) -> list[str]:
   lines = [f'{folder / "ca"}: the key that signs certificates; keep it offline, give it to nobody']
   lines.append(
-    f'{folder / "server"}: for the server, {host}; clients must reach its port {port}, '
-    f'nobody else its port {admin_port}'
+    f'{folder / "server"}: for the server, {host}; clients must reach its port {port} '
+    f'({admin_port} is for itself alone)'
   )
   lines += [f'{folder / name}: for client {name} (id {i}) alone' for i, name in enumerate(names)]
   lines.append('each kit holds private keys: hand it over by a safe way, then delete it here')

@@ -66,7 +66,8 @@ class Kit:
       names = tuple(facts['clients'])
       rest = (facts['host'], int(facts['port']), int(facts['admin_port']), facts['version'])
     except (OSError, ValueError, KeyError, TypeError) as error:
-      raise ValueError(f'kit {str(path)!r} must be complete, got {error!r}.') from error
+      words = f'{type(error).__name__}: {error}'
+      raise ValueError(f'kit {str(path)!r} must be complete, got {words}.') from error
     if not isinstance(sign, Ed25519PrivateKey) or set(public) != {'server', *names}:
       raise ValueError(f'kit {str(path)!r} must hold one key for each party; take it afresh.')
     return cls(path, role, facts['name'], names, *rest, sign=sign, public=public)

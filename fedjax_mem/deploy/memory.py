@@ -8,6 +8,7 @@ the last two rounds answered are kept.
 import json
 import os
 import pathlib
+import zipfile
 from typing import Any
 
 import jax
@@ -70,7 +71,7 @@ class Memory:
         path.unlink()
 
   def load(self, round: int, like: Tree) -> Any:
-    """Returns the states after a round; None if they are not here.
+    """Returns the states after a round; None if they are not here, whole.
 
     Args:
       round: from 0.
@@ -83,7 +84,7 @@ class Memory:
     try:
       with np.load(path, allow_pickle=False) as file:
         read = [file[f'arr_{i}'] for i in range(len(leaves))]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
       return None
     if [(x.shape, x.dtype) for x in read] != [(x.shape, x.dtype) for x in leaves]:
       return None

@@ -8,7 +8,7 @@ import os
 import runpy
 import sys
 
-from fedjax_mem.deploy import engine, watch
+from fedjax_mem.deploy import engine, guards, watch
 
 _MODULES = {
   'server': ('nvflare.private.fed.app.server.server_train', 'fed_server.json'),
@@ -28,10 +28,7 @@ def main(role: str, folder: str, name: str, starter: int) -> None:
   watch.end_with(starter)
   os.environ[watch.PARENT] = str(os.getpid())
   module, startup = _MODULES[role]
-  if role == 'server':
-    from fedjax_mem.deploy import admission
-
-    admission.guard_login()
+  guards.install(role)
   options = ['secure_train=true', f'org={engine.ORGANIZATION}', 'config_folder=']
   if role == 'client':
     options += [f'uid={name}', f'heart_beat_interval={engine.HEARTBEAT}']

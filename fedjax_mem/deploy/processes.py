@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import filelock
@@ -56,6 +56,8 @@ class Engine:
     self._lock = locked(self.work) if lock is None else None
     self.log = self.work / LOG
     self._place = self.work / 'place.json'
+    # What is left of an engine whose starter was killed has a second at most.
+    _end(lambda: list(_told(str(self._place))), 10.0)
     engine.write_json(self._place, dict(place))
     folder = self.work / 'engine'
     engine.lay_out(kit.startup, folder, kit.role, kit.clients, enrolment.revoked(kit))
@@ -98,11 +100,19 @@ class Engine:
       self._process.wait(timeout)
     return self.code()
 
-  def refused(self) -> str | None:
-    """Returns why the server does not admit this client, one line, None if it does not say so."""
+  def registered(self) -> bool:
+    """Returns whether the server has admitted this client since it was started."""
+    return b'Successfully registered client' in self._said()
+
+  def _said(self) -> bytes:
+    """Returns what is in the log since the engine was started."""
     with self.log.open('rb') as log:
       log.seek(self._before)
-      found = re.findall(rb'registration rejected: (.*)', log.read())
+      return log.read()
+
+  def refused(self) -> str | None:
+    """Returns why the server does not admit this client, one line, None if it does not say so."""
+    found = re.findall(rb'registration rejected: (.*)', self._said())
     if not found:
       return None
     words = ' '.join(found[-1].decode(errors='replace').split())
@@ -126,14 +136,7 @@ class Engine:
     Raises:
       RuntimeError: a process is still there.
     """
-    deadline = time.monotonic() + timeout
-    while left := self.members():
-      for pid in left:
-        watch.kill(pid)
-      self._process.poll()
-      if time.monotonic() > deadline:
-        raise RuntimeError(f'processes {left} of the engine did not end; kill them by hand.')
-      time.sleep(0.02)
+    _end(self.members, timeout)
     if self._lock is not None:
       self._lock.release()
 
@@ -211,6 +214,17 @@ def locked(work: pathlib.Path) -> filelock.BaseFileLock:
       f'{work} is in use by another process: only one may run with a kit; stop that one first.'
     ) from None
   return lock
+
+
+def _end(members: Callable[[], list[int]], timeout: float) -> None:
+  """Kills processes until there are none, or raises `RuntimeError` after `timeout` seconds."""
+  deadline = time.monotonic() + timeout
+  while left := members():
+    for pid in left:
+      watch.kill(pid)
+    if time.monotonic() > deadline:
+      raise RuntimeError(f'processes {left} of the engine did not end; kill them by hand.')
+    time.sleep(0.02)
 
 
 def _told(place: str) -> Iterator[int]:

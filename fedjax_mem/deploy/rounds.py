@@ -111,7 +111,9 @@ class Post:
     sizes = [messages.size(x.reply(wanted), most) for x in asked.values()]
     self.inbox.expect(asked, max(sizes, default=0))
     self.down += sum(map(len, sealed.values()))
+    began = time.monotonic()
     answers = self._link.exchange(sealed, timeout)
+    seconds = time.monotonic() - began
     self.up += sum(map(len, answers.values()))
     taken = {}
     for i in sorted(bodies):
@@ -122,6 +124,8 @@ class Post:
           taken[i] = body
     for name, why in self.inbox.notes:
       self._say(f'round {round + 1}: refused what {name} sent: {why}')
+    counts = f'{len(taken)} of {len(bodies)} in {seconds:.3f} s'
+    self._say(f'round {round + 1}: {wanted}: {counts}')
     return taken
 
   def unsound(self, client: int, round: int, why: str) -> None:

@@ -257,12 +257,9 @@ def collect(
       continue
     own = {x.name: states[x.name] for x in group}
     if given is not None:
-      value, fine, noted = given
-      value = value if summed else hiding.kept(setting.layers, fine, value)
-      if last and not summed:
-        value = _in_turn(setting, tree.keep(_left_out(setting, cast, fine).cohort.arrived, value))
+      value, fine = _taken(setting, cast, given, last, summed)
       new, ok = new | own, ok & fine
-      metrics |= over_cohort(noted, cast.cohort.arrived & ok)
+      metrics |= over_cohort(given.metrics, cast.cohort.arrived & ok)
       continue
     held, shown = (own, ()) if setting.divided else ((), own)
     value, held, (made, noted, fine, kept) = spread(
@@ -280,6 +277,17 @@ def collect(
     sound &= kept
     metrics |= over_cohort(noted, cast.cohort.arrived & ok)
   return value, new, ok, sound, metrics
+
+
+def _taken(setting: Setting, cast: Cast, given: Given, last: bool, summed: bool) -> Any:
+  """Returns (messages [C, ...] or, from the last sides, their sum; [C] whether each is finite)."""
+  value, fine, _ = given
+  if summed:
+    return value, fine
+  value = hiding.kept(setting.layers, fine, value)
+  if last:
+    value = _in_turn(setting, tree.keep(_left_out(setting, cast, fine).cohort.arrived, value))
+  return value, fine
 
 
 def _in_turn(setting: Setting, stack: Any) -> Any:

@@ -1,0 +1,420 @@
+"""Rounds at the server with real clients' sides, without the engine: they are the simulation's."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import deployed
+from reference.deployed import CENTRAL, FOUR, LOCAL, MASK, SEEDED, Bare, Deployment, Wire
+
+from fedjax_mem.core import Bound, Bounds, Layer, Stage, compose, tree
+from fedjax_mem.deploy import enrolment, messages
+from fedjax_mem.deploy.form import Form
+from fedjax_mem.deploy.rounds import TooFew
+from fedjax_mem.engine import Execution, simulate
+
+BY_EXAMPLES = ("weighting.name='examples'",)
+SOME = ('selection.cohort_size=2', 'selection.dropout=0.3')
+CLIP = (
+  "stages=[{use='adaptive_clip', options={noise_multiplier=0.5}}]",
+  'privacy.delta=1e-3',
+  'weighting.options.divisor=3',
+)
+FEEDBACK = ("stages=[{use='error_feedback', options={codec={use='top_k', fraction=0.05}}}]",)
+WAYS = {
+  'equal': (),
+  'some': (*BY_EXAMPLES, *SOME),
+  'top_k': ("stages=[{use='top_k', options={fraction=0.1}}]", *SOME),
+  'quantize': ("stages=[{use='quantize', options={bits=4}}]", *BY_EXAMPLES),
+  'error_feedback': (*FEEDBACK, 'selection.cohort_size=2'),
+  'eden': ("stages=[{use='eden', options={bits=2}}]",),
+  'random_k': ("stages=[{use='random_k', options={fraction=0.1}}]",),
+  'median': ("stages=[{use='median'}]", *BY_EXAMPLES),
+  'adaptive_clip': (*CLIP, SEEDED),
+  'central': (*CENTRAL, SEEDED, *SOME),
+  'local': (*LOCAL, SEEDED),
+  'fedadam': ("server.optimizer='fedadam'", 'server.learning_rate=0.01'),
+  'masks': MASK,
+}
+EXACT = {*WAYS} - {'some', 'quantize', 'median'}  # weights of 1: one bit is not lost
+
+
+def opened(folder, *overrides, least=1):
+  """Returns (deployment, rounds of it with all its clients)."""
+  deployment = Deployment(folder, deployed.experiment(folder, *overrides))
+  return deployment, Bare(deployment, Wire(deployment.clients()), least)
+
+
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory):
+  """A deployment of three clients without any stage, whose state each test puts back."""
+  folder = tmp_path_factory.mktemp('plain')
+  return opened(folder, "stages=[{use='top_k', options={fraction=0.1}}]")
+
+
+@pytest.fixture
+def three(plain):
+  """The rounds of `plain`, before its first one."""
+  bare, deployment = plain[1], plain[0]
+  bare.start = getattr(bare, 'start', bare.state)
+  bare.state, bare.lines[:] = bare.start, []
+  bare.post.inbox.refused.clear()
+  bare.wire.__init__(bare.wire.clients)
+  yield bare
+  (deployment.server.path / 'revoked.json').unlink(missing_ok=True)
+
+
+def watch(size):
+  """Returns the layer that keeps each client's last message, [D], in its state."""
+
+  def cohort(ctx, stack, rows):
+    return stack, jax.vmap(lambda x: tree.ravel(x))(stack.update), {}
+
+  change = Bounds(lambda ctx, bound: Bound(), 'as it was')
+  return Layer('watch', cohort=Stage(cohort, lambda ctx: jnp.zeros(size), (change,)))
+
+
+def messages_of(deployment, bare):
+  """Returns client -> its message [D] in the first round of a simulation in loop."""
+  ready = bare.ready
+  size = sum(x.size for x in jax.tree.leaves(ready.parts.params))
+  layers = compose(*ready.parts.layers, watch(size))
+  sim = simulate(
+    layers,
+    ready.parts.params,
+    ready.sim.population,
+    seed=deployment.config.seed,
+    execution=Execution(mode='loop', devices=1),
+    shape=ready.source.shape,
+    transforms=(ready.parts.data.preprocess,),
+    max_rounds=1,
+  )
+  return np.asarray(sim.run(sim.init(ready.parts.params), 1)[0].clients['watch'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', WAYS)
+def test_five_rounds_end_with_the_parameters_of_a_simulation(way, tmp_path):
+  deployment, bare = opened(tmp_path, *WAYS[way])
+  done = bare.run(5)
+  state, metrics = deployed.simulated(bare.ready, 5)
+  apart = deployed.apart(state.params, bare.state.params)
+  assert apart == 0 if way in EXACT else apart <= 1e-6
+  assert deployed.apart(state.params, bare.ready.parts.params) > 1e-3  # it has learned
+  assert bare.lines == bare.wire.refusals == [] and done.refused == 0
+  if not bare.plan.form.quiet:  # then metrics cross, and are the simulation's
+    for name, value in metrics.items():
+      np.testing.assert_allclose(done.metrics[name], value[-1], 1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', ['equal', 'top_k', 'quantize', 'eden'])
+def test_a_message_is_that_of_the_simulation_bit_for_bit(way, tmp_path):
+  use = [x for x in WAYS[way] if x.startswith('stages')]
+  deployment, bare = opened(tmp_path, *use)
+  read, form = {}, bare.plan.form
+  bare.plan.form.read = lambda body, seed, round, i: read.setdefault(
+    i, Form.read(form, body, seed, round, i)
+  )
+  bare.run()
+  wanted = messages_of(deployment, bare)
+  for i in range(3):
+    np.testing.assert_array_equal(np.asarray(tree.ravel(read[i].message.update)), wanted[i])
+  assert np.abs(wanted).max() > 0
+
+
+def test_it_is_the_simulation_whoever_answers_first(three):
+  three.run(2)
+  params = jax.device_get(three.state.params)
+  state, metrics = deployed.simulated(three.ready, 2)
+  assert deployed.apart(state.params, params) == 0
+  three.state, three.wire.order = three.start, ['c', 'a', 'b']
+  done = three.run(2)
+  assert deployed.apart(params, three.state.params) == 0
+  assert {**metrics}.keys() == {**done.metrics}.keys()
+  assert done.metrics['examples'] == metrics['examples'][-1]
+
+
+def changing(name, change):
+  """Returns what makes `change` of every answer of one client."""
+  return lambda who, blob, answer: change(answer) if who == name else answer
+
+
+def resealed(deployment, name, **changes):
+  """Returns a change of an answer's header, or of its body, signed by a client's own key."""
+  from fedjax_mem.deploy.kit import Kit
+
+  sign = Kit.open(deployment.kits[name], 'client').sign
+  body = changes.pop('body', None)
+
+  def change(answer):
+    header, old = messages.parse(answer)[:2]
+    new = old if body is None else body(old)
+    return messages.seal(sign, dataclasses.replace(header, **changes), new)
+
+  return change
+
+
+BAD = {
+  'unsigned': lambda d: lambda x: x[:-64] + bytes(64),
+  'altered': lambda d: lambda x: x[:-70] + bytes([x[-70] ^ 1]) + x[-69:],
+  'by another': lambda d: resealed(d, 'a'),
+  'of another': lambda d: resealed(d, 'b', sender='a'),
+  'round': lambda d: resealed(d, 'b', round=7),
+  'turn': lambda d: resealed(d, 'b', turn='0' * 32),
+  'run': lambda d: resealed(d, 'b', run='0' * 32),
+  'oversized': lambda d: resealed(d, 'b', body=lambda x: x + bytes(10**5)),
+  'nothing': lambda d: lambda x: b'',
+  'kind': lambda d: resealed(d, 'b', kind='ready'),
+}
+REASON = {
+  'by another': 'altered',
+  'of another': 'unknown',
+  'round': 'stale',
+  'turn': 'stale',
+  'run': 'stale',
+  'nothing': 'malformed',
+  'kind': 'malformed',
+}
+
+
+@pytest.mark.parametrize('bad', BAD)
+def test_what_does_not_count_is_never_decoded_and_the_round_ends_without_it(
+  bad, plain, three, monkeypatch
+):
+  read = []
+  whole = Form.read
+  monkeypatch.setattr(Form, 'read', lambda self, body, *rest: (read.append(rest[-1]), whole(self, body, *rest))[1])
+  three.wire.change = changing('b', BAD[bad](plain[0]))
+  done = three.run()
+  reason = REASON.get(bad, bad)
+  assert read == [0, 2]
+  assert done.refused == 1 and three.post.inbox.refused == {reason: 1}
+  (line,) = three.lines
+  assert line.startswith(f'round 1: refused what b sent: {reason}: ')
+  assert done.metrics['clients'] == 2 and int(done.state.round) == 1
+
+
+def test_an_answer_of_an_earlier_round_does_not_count_in_the_next(three):
+  kept = {}
+
+  def late(name, blob, answer):
+    return kept.setdefault(name, answer) if name == 'b' else answer
+
+  three.wire.change = late
+  assert three.run().metrics['clients'] == 3
+  done = three.run()
+  assert done.metrics['clients'] == 2 and three.post.inbox.refused == {'stale': 1}
+
+
+GARBAGE = {
+  'empty': lambda x: b'',
+  'short': lambda x: x[:-1],
+  'long': lambda x: x + b'0',
+  'no packet': lambda x: x[:13] + bytes(len(x) - 13),
+  'all ones': lambda x: b'\xff' * len(x),
+  'not a weight': lambda x: weighing(x, np.nan),
+  'infinite weight': lambda x: weighing(x, np.inf),
+  'negative weight': lambda x: weighing(x, -1),
+  'twice the weight': lambda x: weighing(x, 2),
+}
+
+
+def weighing(body, weight):
+  """Returns the body with another weight: the float32 in the packet's header."""
+  at = body.index(np.float32(1).tobytes(), 13)
+  return body[:at] + np.float32(weight).tobytes() + body[at + 4 :]
+
+
+@pytest.mark.parametrize('garbage', GARBAGE)
+def test_a_body_that_no_client_of_the_round_sends_is_refused(garbage, plain, three):
+  three.wire.change = changing('b', resealed(plain[0], 'b', body=GARBAGE[garbage]))
+  done = three.run()
+  assert done.metrics['clients'] == 2 and three.post.inbox.refused == {'malformed': 1}
+  (line,) = three.lines
+  assert line.startswith('round 1: refused what b sent: malformed: ')
+
+
+def test_a_client_that_declines_is_not_counted_as_refused(three):
+  three.wire.change = lambda name, blob, answer: answer
+  three.wire.clients = {**three.wire.clients}
+  held = three.wire.clients['b']._plan
+  three.wire.clients['b']._plan = held._replace(spent=True)
+  three.wire.clients['b']._memory.answered = 9
+  try:
+    done = three.run()
+  finally:
+    three.wire.clients['b']._plan = held
+    three.wire.clients['b']._memory.answered = -1
+  assert done.metrics['clients'] == 2 and done.refused == 0
+  assert three.lines == ['round 1: b declines']
+
+
+def test_with_fewer_answers_than_a_round_needs_nothing_changes(three):
+  three.wire.change = changing('b', lambda x: None)
+  three.rounds.least = 3
+  try:
+    before = three.state
+    with pytest.raises(TooFew, match='2 clients have answered in time, and a round needs 3'):
+      three.run()
+    assert three.state is before
+  finally:
+    three.rounds.least = 1
+
+
+def test_a_revoked_client_is_not_asked_from_the_next_round_on(plain, three):
+  three.run()
+  enrolment.revoke(plain[0].server, 'b')
+  done = three.run()
+  assert [x for x in three.wire.kinds() if x[2] == 1] == [('a', 'train', 1), ('c', 'train', 1)]
+  assert done.metrics['clients'] == 2
+
+
+def test_bytes_are_those_on_the_wire_and_the_plan_bounds_them(three):
+  done = three.run()
+  assert done.down == sum(len(blob) for _, blob, _ in three.wire.log)
+  assert done.up == sum(len(answer) for *_, answer in three.wire.log)
+  for _, blob, answer in three.wire.log:
+    assert len(messages.parse(blob).body) == three.plan.form.bytes_down
+    assert len(messages.parse(answer).body) <= three.plan.form.bytes_up
+
+
+def spoiled(client, value=np.nan):
+  """Has a client train on inputs that make its update not finite."""
+  held = client._arrays
+  client._arrays = {**held, 'x': jnp.full_like(held['x'], value, dtype=held['x'].dtype)}
+  return held
+
+
+@pytest.mark.slow
+def test_a_client_without_a_finite_update_is_named_and_left_out(tmp_path):
+  deployment, bare = opened(tmp_path)
+  client = bare.wire.clients['b']
+  body = client._body
+  client._body = lambda *args: nan_of(body(*args))
+  done = bare.run()
+  assert done.metrics['clients'] == 2
+  assert sorted(np.asarray(done.metrics['not_finite']).ravel().tolist())[-1] == 1
+  assert np.isfinite(tree.ravel(bare.state.params)).all()
+
+
+def nan_of(pair):
+  made, codes = pair
+  message = made.message._replace(update=jax.tree.map(lambda x: x * np.nan, made.message.update))
+  return made._replace(message=message, fine=np.False_), codes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', ['central', 'masks'])
+def test_under_a_claim_or_masks_a_message_tells_nothing_beside_itself(way, tmp_path):
+  more = {'central': (*CENTRAL, SEEDED), 'masks': MASK}[way]
+  deployment, bare = opened(tmp_path, *more)
+  assert bare.plan.form.quiet
+  clients = bare.wire.clients
+  ones = clients['b']
+  held = dict(ones._arrays)
+  ones._arrays = {**held, 'y': jnp.zeros_like(held['y'])}  # another loss
+  bare.run()
+  ones._arrays = held
+  ones._arrays = {**held, 'x': jnp.full_like(held['x'], np.float32(3e38))}  # an update of no number
+  done = bare.run()
+  sizes = {}
+  for name, blob, answer in bare.wire.log:
+    header = messages.parse(answer).header
+    sizes.setdefault((header.kind, header.round), set()).add(len(messages.parse(answer).body))
+    assert name in clients
+  assert all(len(x) == 1 for x in sizes.values()), sizes
+  assert not np.isfinite(float(held['x'].max()) * 0 + np.float32(3e38) * np.float32(3e38))
+  assert done.metrics['clients'] == len(clients)  # zeros stand for it, and nobody is told
+  assert np.isfinite(tree.ravel(bare.state.params)).all()
+  assert not {'train_loss', 'algorithm/train_loss', 'examples'} & {
+    name for name in done.metrics if np.isfinite(done.metrics[name]).all() and done.metrics[name].any()
+  }
+
+
+@pytest.mark.slow
+def test_secure_aggregation_goes_on_without_a_client_that_leaves_and_refuses_strangers(tmp_path):
+  deployment, bare = opened(tmp_path, *MASK, 'deploy.min_clients=3')
+  bare.run()
+  first = bare.state.params
+  kinds = [k for n, k, r in bare.wire.kinds() if n == 'a']
+  assert kinds[0] == 'train' and len(kinds) >= 4
+
+  def leaves(name, blob, answer):
+    return None if name == 'b' and messages.parse(blob).header.kind == 'MASKED' else answer
+
+  bare.wire.change = leaves
+  done = bare.run()
+  assert done.metrics['clients'] == 3
+  assert deployed.apart(first, bare.state.params) > 0
+  held = [x._sealed for x in bare.wire.clients.values()]
+  assert held[0] is held[2] is held[3] is None  # secrets are gone with the session
+
+  def forged(name, blob, answer):
+    stranger = name == 'c' and messages.parse(answer).header.kind == 'ADVERTISE'
+    return answer[:-64] + bytes(64) if stranger else answer
+
+  bare.wire.change = forged
+  done = bare.run()
+  assert done.metrics['clients'] == 3 and done.refused == 1
+  assert any('refused what c sent: unsigned' in line for line in bare.lines)
+
+
+@pytest.mark.slow
+def test_a_sum_of_fewer_than_may_be_released_is_not_released(tmp_path):
+  _, bare = opened(tmp_path, *MASK)
+  bare.wire.change = lambda name, blob, answer: None if name in 'bc' else answer
+  before = bare.state
+  with pytest.raises(TooFew, match='nothing is released'):
+    bare.run()
+  assert bare.state is before
+
+
+@pytest.mark.slow
+def test_a_session_that_is_not_sound_is_declined(tmp_path):
+  """Which clients, how many must stay, and that this one is among them."""
+  deployment, bare = opened(tmp_path, *MASK)
+  task = {}
+  bare.wire.before = lambda blobs: task.update(blobs)
+  bare.wire.change = lambda name, blob, answer: None
+  with pytest.raises(TooFew):
+    bare.run()
+  header, body = messages.parse(task['a'])[:2]
+  length = int.from_bytes(body[:4], 'little')
+  about = json.loads(body[4 : 4 + length])
+  assert about['slots'] == [0, 1, 2, 3]
+  client = bare.wire.clients['a']
+  client._memory.answered = -1
+  turns = iter(range(10**6))
+
+  def answer(**changes):
+    new = json.dumps(about | changes).encode()
+    sent = dataclasses.replace(header, turn=f'{next(turns):032x}')
+    whole = len(new).to_bytes(4, 'little') + new + body[4 + length :]
+    return messages.parse(client(messages.seal(deployment.server.sign, sent, whole)))
+
+  for changes in (
+    {'slots': [0]},
+    {'slots': [1, 2, 3]},
+    {'slots': [1, 0, 2, 3]},
+    {'slots': [0, 0, 1, 2]},
+    {'slots': [0, 1, 2, 9]},
+    {'slots': [-1, 0, 1, 2]},
+    {'slots': 'abc'},
+    {'threshold': 1},
+    {'threshold': 2},
+    {'threshold': 5},
+    {'threshold': None},
+    {'name': '00'},
+    {'name': 3},
+  ):
+    refused = answer(**changes)
+    assert refused.header.kind == 'declined', changes
+    assert client._sealed is None and client._memory.answered == -1, changes
+  assert answer().header.kind == 'ADVERTISE'
+  again = answer()
+  assert again.header.kind == 'declined' and b'used up' in again.body
+  assert FOUR
