@@ -89,7 +89,7 @@ class Memory(threading.Thread):
     self.processes = 0
 
   def run(self) -> None:
-    """Looks twice a second: the kernel keeps the peak, so only a process's last moments are lost."""
+    """Looks twice a second: the kernel keeps the peak, so only the last moments are lost."""
     while not self._end.wait(0.5):
       here = 0
       for process in psutil.process_iter():
