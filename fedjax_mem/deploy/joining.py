@@ -64,11 +64,11 @@ def join(
     'repeatable': repeatable,
   }
   kit.work.mkdir(mode=0o700, parents=True, exist_ok=True)
-  for path in (outcome, kit.taken, kit.standing):
-    path.unlink(missing_ok=True)
+  old = (outcome, kit.taken, kit.standing)
   shown = _Shown(kit, say)
   for _ in range(_RESTARTS):
-    with Engine(kit, kit.work, place) as engine:
+    with Engine(kit, kit.work, place, old) as engine:
+      old = ()
       say(f'{kit.name}: taking part; log of the engine: {engine.log}')
       while engine.code() is None:
         line = _told(outcome)
@@ -120,7 +120,7 @@ def _told(outcome: pathlib.Path) -> str | None:
     said = json.loads(outcome.read_text())
   except (OSError, ValueError):
     return None
-  line = str(said.get('line'))
+  line = ''.join(x if x.isprintable() else ' ' for x in str(said.get('line')))
   if said.get('status') == 'refused':
     raise ValueError(line)
   if said.get('status') == 'failed':

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import filelock
@@ -29,7 +29,13 @@ class Engine:
     log: the engine's log file.
   """
 
-  def __init__(self, kit: Kit, work: str | os.PathLike[str], place: Mapping[str, Any]):
+  def __init__(
+    self,
+    kit: Kit,
+    work: str | os.PathLike[str],
+    place: Mapping[str, Any],
+    old: Iterable[pathlib.Path] = (),
+  ):
     """Starts the engine's server or client, by the kit's role.
 
     Args:
@@ -37,6 +43,7 @@ class Engine:
       work: work folder of this machine, made if missing (`kit.work` of the commands); nobody else
         may write there.
       place: what the jobs' classes are told on this machine, as JSON; no job can change it.
+      old: files of an earlier command, removed once it is sure that no engine runs here.
 
     Raises:
       ValueError: NVIDIA FLARE is not installed, or an engine runs in this folder already.
@@ -49,6 +56,8 @@ class Engine:
     self._place = self.work / 'place.json'
     # What is left of an engine whose starter was killed has a second at most.
     _end(lambda: list(_told(str(self._place))), 10.0)
+    for path in old:
+      path.unlink(missing_ok=True)
     engine.write_json(self._place, dict(place))
     folder = self.work / 'engine'
     engine.lay_out(kit.startup, folder, kit.role, kit.clients, enrolment.revoked(kit))
