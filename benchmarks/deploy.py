@@ -2,7 +2,7 @@
 
 python -m benchmarks.deploy [--clients 3] [--rounds 30] [--set model.name=mlp …]
 
-Needs the extra `deploy`. Digits, all clients in every round, FedAvg with top-k of a tenth. One line:
+Needs the extra `deploy`. Digits, all clients in every round, FedAvg with top-k of 10%. One line:
 
     round       seconds of a deployed round, from its draw to the server's step
     beside      of its checkpoint and record

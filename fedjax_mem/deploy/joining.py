@@ -134,7 +134,7 @@ def _told(outcome: pathlib.Path) -> str | None:
     said = json.loads(outcome.read_text())
   except (OSError, ValueError):
     return None
-  line = str(said.get('line'))
+  line = ''.join(x if x.isprintable() else ' ' for x in str(said.get('line')))
   if said.get('status') == 'refused':
     raise ValueError(line)
   if said.get('status') == 'failed':
