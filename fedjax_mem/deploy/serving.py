@@ -159,7 +159,7 @@ class _Server:
           self._checkpoints.save(self._kept(state))
           raise Failed(
             f'{str(error).rstrip(".")}, {TRIES} times in a row; the checkpoint of round '
-            f'{int(state.round)} is kept: start the clients that are missing, and go on.'
+            f'{int(state.round)} is kept: start the clients that are missing.'
           ) from error
         continue
       tries, state = 0, done.state
