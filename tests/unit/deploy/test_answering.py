@@ -192,7 +192,7 @@ def test_the_last_word_of_the_server_reaches_the_command(made, client, tmp_path,
 
 def test_a_client_counts_its_own_releases(made, client):
   (ledger,) = client._ledgers.values()
-  client._memory.times = ledger.allowed
+  client._memory._mark.write_text(json.dumps([-1, ledger.allowed]))
   answer = answered(client, sent(made))
   assert answer.header.kind == 'declined' and b'the budget is spent' in answer.body
   assert client._memory.answered == -1

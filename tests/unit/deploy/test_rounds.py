@@ -96,7 +96,7 @@ def watch(size):
 def messages_of(deployment, bare):
   """Returns client -> its message [D] in the first round of a simulation in loop."""
   ready = bare.ready
-  size = sum(x.size for x in jax.tree.leaves(ready.parts.params))
+  size = tree.size(bare.plan.form._made.message.update)
   layers = compose(*ready.parts.layers, watch(size))
   sim = simulate(
     layers,
@@ -435,8 +435,8 @@ def test_a_session_that_is_not_sound_is_declined(masked, four):
     {'threshold': 1},
     {'threshold': 2},
     {'threshold': 5},
-    {'name': '00'},
-    {'name': 3},
+    {'salt': 'no hexadecimal'},
+    {'salt': 3},
   ):
     refused = answer(**changes)
     assert refused.header.kind == 'declined', changes
