@@ -70,6 +70,7 @@ class Post:
   """The server's messages in one job: sealed, sent, and taken if they count.
 
   Attributes:
+    run: id of the run.
     inbox: the gate.
     up: bytes received in this round.
     down: bytes sent in this round.
@@ -84,7 +85,7 @@ class Post:
       link: what carries the messages.
       say: takes a line for the log.
     """
-    self._kit, self._run, self._link, self._say = kit, run, link, say
+    self._kit, self.run, self._link, self._say = kit, run, link, say
     public = {name: key for name, key in kit.public.items() if name != messages.SERVER}
     self.inbox = messages.Inbox(run, public)
     self.up = self.down = 0
@@ -103,7 +104,7 @@ class Post:
       timeout: seconds.
     """
     turn, names = secrets.token_hex(16), self._kit.clients
-    header = lambda name: messages.Header(self._run, round, turn, kind, messages.SERVER, name)
+    header = lambda name: messages.Header(self.run, round, turn, kind, messages.SERVER, name)
     asked = {names[i]: header(names[i]) for i in bodies}
     sealed = {
       names[i]: messages.seal(self._kit.sign, asked[names[i]], body) for i, body in bodies.items()
@@ -219,7 +220,7 @@ class Rounds:
 
   def _check(self, came: int) -> None:
     if came < self.least:
-      raise TooFew(f'{came} clients have answered in time, and a round needs {self.least}')
+      raise TooFew(f'clients that answered in time: {came}; a round needs {self.least}')
 
   def _tasks(
     self, state: State, cohort: Member, servers: dict[str, Any], asked: list[int]
@@ -258,12 +259,13 @@ class Rounds:
     sealing, round = self.plan.sealing, int(state.round)
     names = [self._kit.clients[i] for i in asked]
     identities = [self._kit.public[name] for name in names]
-    name = secrets.token_bytes(32)
+    salt = secrets.token_bytes(32)
+    name = secure.session_name(self.post.run, round, salt)
     try:
       session = sealing.session(name, len(asked), None, identities)  # type: ignore[union-attr]
     except BelowThreshold as error:
       raise TooFew(str(error)) from error
-    about = json.dumps({'name': name.hex(), 'slots': asked, 'threshold': session.threshold})
+    about = json.dumps({'salt': salt.hex(), 'slots': asked, 'threshold': session.threshold})
     tasks = self._tasks(state, cohort, servers, asked)
     ends = time.monotonic() + self._timeout
     kinds = list(protocol.rounds(session))

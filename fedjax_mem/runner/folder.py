@@ -63,6 +63,13 @@ class RunFolder:
     """The run's resolved configuration."""
     return load_config(self.path / 'config.toml')
 
+  @property
+  def again(self) -> str:
+    """The command that goes on with the run."""
+    if self.manifest.get('deployed'):
+      return f'fedjax-mem deploy server {self.path} --kit DIR'
+    return f'fedjax-mem resume {self.path}'
+
   def note(self, **facts: Any) -> None:
     """Adds facts to the manifest, atomically."""
     self.manifest |= facts
@@ -75,13 +82,6 @@ class RunFolder:
         f'{self.path / "config.toml"} must be what the run began with (but for [execution] and '
         '[deploy]), got a changed one: undo that, or begin a new run with it.'
       )
-
-  @property
-  def again(self) -> str:
-    """The command that goes on with the run."""
-    if self.manifest.get('deployed'):
-      return f'fedjax-mem deploy server {self.path} --kit DIR'
-    return f'fedjax-mem resume {self.path}'
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
