@@ -64,7 +64,7 @@ def join(
     'repeatable': repeatable,
   }
   kit.work.mkdir(mode=0o700, parents=True, exist_ok=True)
-  old = (outcome, kit.taken, kit.standing)
+  old: tuple[pathlib.Path, ...] = (outcome, kit.taken, kit.standing)
   shown = _Shown(kit, say)
   for _ in range(_RESTARTS):
     with Engine(kit, kit.work, place, old) as engine:
