@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fedjax_mem.config.load import Config
-from fedjax_mem.deploy import enrolment, job, serving, trust
+from fedjax_mem.deploy import enrolment, job, processes, serving, trust, watch
 from fedjax_mem.deploy.data import Expected
 from fedjax_mem.deploy.jobs import Driver, make
 from fedjax_mem.deploy.kit import Kit
@@ -63,7 +63,9 @@ def begin(
     ValueError: bad input; nothing was made.
   """
   ready = _ready(config, kit, data_dir, repeatable)
-  folder = create(ready.config, out, ready.sim.root if keeps_root(ready) else None)
+  root = ready.sim.root if keeps_root(ready) else None
+  # From the start: a simulation must not go on with it, even if this process is killed here.
+  folder = create(ready.config, out, root, deployed=True, clients_by_id=kit.clients)
   said = facts(ready)
   if config.noise_seed is not None:
     said['warnings'].append(
@@ -71,7 +73,7 @@ def begin(
       'the parties'
     )
   where = data_dir and str(pathlib.Path(data_dir).absolute())
-  folder.note(data_dir=where, **{**said, 'clients_by_id': kit.clients, 'deployed': True})
+  folder.note(data_dir=where, **said)
   return folder
 
 
@@ -79,7 +81,7 @@ def reopen(path: pathlib.Path, kit: Kit, repeatable: bool) -> RunFolder:
   """Returns the folder of a run that is to go on.
 
   Raises:
-    ValueError: it is none of this deployment, or is finished.
+    ValueError: it is none of this deployment, is finished, or has another configuration by now.
   """
   folder = RunFolder(path)
   said = folder.manifest
@@ -90,6 +92,7 @@ def reopen(path: pathlib.Path, kit: Kit, repeatable: bool) -> RunFolder:
     )
   if said.get('status') == 'finished' and (path / 'report.html').exists():
     raise ValueError(f'the run in {path} must be unfinished to go on: it is finished.')
+  folder.check_config()
   _ready(folder.config, kit, said.get('data_dir'), repeatable)
   return folder
 
@@ -100,6 +103,8 @@ def _ready(config: Config, kit: Kit, data_dir: str | None, repeatable: bool) -> 
   Raises:
     ValueError: they do not fit each other, or this deployment.
   """
+  processes.check_free(kit.work)
+  processes.check_ports(kit)
   trust.check_noise_seed(config, repeatable)
   ready = get_ready(job.looped(config), data_dir, {})
   if ready.parts.data.num_clients != len(kit.clients):
@@ -135,14 +140,13 @@ def run(folder: RunFolder, kit: Kit, quiet: bool = False) -> list[dict[str, Any]
   records = _records(folder)
   with (
     Progress(config.rounds, len(records), quiet) as bar,
+    Interrupt(bar.note, f'ended at once; go on with: {again}', 'ends the engine') as interrupt,
     Engine(kit, work, place) as engine,
-    Interrupt(bar.note, f'ended at once; go on with: {again}') as interrupt,
   ):
     bar.note(f'folder: {folder.path}')
     bar.note(f'log of the engine: {engine.log}')
-    watch = _Watch(folder, kit, engine, places, bar, interrupt)
-    with contextlib.closing(_login(kit, work, engine)) as driver:
-      line = watch.jobs(driver)
+    jobs = _Jobs(folder, kit, engine, places, bar, interrupt)
+    line = jobs.go()
   if line is None:
     raise Interrupted(f'stopped after round {len(_records(folder))}; go on with: {again}')
   if line:
@@ -151,7 +155,7 @@ def run(folder: RunFolder, kit: Kit, quiet: bool = False) -> list[dict[str, Any]
   return _records(folder)
 
 
-class _Watch:
+class _Jobs:
   """Submits jobs and watches them until the run is finished."""
 
   def __init__(
@@ -170,8 +174,32 @@ class _Watch:
     self._config = folder.config
     self._least = self._config.deploy.min_clients or 1
 
-  def jobs(self, driver: Driver) -> str | None:
+  def go(self) -> str | None:
     """Returns '' once the run is finished, why it cannot go on, or None after Ctrl-C."""
+    driver = self._login()
+    if driver is None:
+      return None
+    with contextlib.closing(driver):
+      return self._go(driver)
+
+  def _login(self) -> Driver | None:
+    """Returns a session with the engine's server, as soon as it is up; None after Ctrl-C."""
+    ends, kit = time.monotonic() + _LOGIN, self._kit
+    while not self._interrupt.asked:
+      if self._engine.code() is not None:
+        raise RunFailed(
+          f"the engine's server has ended: is port {kit.port} or {kit.admin_port} taken? See "
+          f'{self._engine.log}.'
+        )
+      try:
+        return Driver(kit, self._engine.work)
+      except ConnectionError as error:
+        if time.monotonic() > ends:
+          raise RunFailed(f'{error} See {self._engine.log}.') from error
+      time.sleep(_LOOK)
+    return None
+
+  def _go(self, driver: Driver) -> str | None:
     payload, idle = self._payload(), 0
     while idle < _IDLE:
       if not self._gathered(driver):
@@ -235,7 +263,7 @@ class _Watch:
       self._show()
       outcome = _read(self._places.outcome)
       if outcome is not None:
-        if outcome['status'] != serving.FINISHED:
+        if outcome['status'] == serving.AGAIN:
           self._ended(driver, number)
         return outcome
       try:
@@ -249,7 +277,13 @@ class _Watch:
     return None
 
   def _ended(self, driver: Driver, number: str) -> None:
-    """Waits until the engine has put a job away, so that the next one can run."""
+    """Waits until the engine has put a job away, so that the next one can run.
+
+    By itself it takes ten seconds to end. Its process, the only one below the engine's first, has
+    saved all that counts.
+    """
+    for pid in watch.descendants(self._engine.pid):
+      watch.kill(pid)
     ends = time.monotonic() + _GATHER
     while time.monotonic() < ends:
       with contextlib.suppress(ConnectionError):
@@ -277,23 +311,6 @@ class _Watch:
     for record in records[self._shown :]:
       self._bar.update(record)
     self._shown = len(records)
-
-
-def _login(kit: Kit, work: pathlib.Path, engine: Engine) -> Driver:
-  """Returns a session with the engine's server, as soon as it is up."""
-  ends = time.monotonic() + _LOGIN
-  while True:
-    if engine.code() is not None:
-      raise RunFailed(
-        f"the engine's server has ended: is port {kit.port} or {kit.admin_port} taken? See "
-        f'{engine.log}.'
-      )
-    try:
-      return Driver(kit, work)
-    except ConnectionError as error:
-      if time.monotonic() > ends:
-        raise RunFailed(f'{error} See {engine.log}.') from error
-    time.sleep(_LOOK)
 
 
 @contextlib.contextmanager

@@ -197,9 +197,11 @@ _LOGGING = {
       'fmt': '%(asctime)s - %(name)s - %(levelname)s - %(fl_ctx)s - %(message)s',
     }
   },
+  'filters': {'seldom': {'()': 'fedjax_mem.deploy.logs.Seldom'}},
   'handlers': {
     'consoleHandler': {
       'class': 'logging.StreamHandler',
+      'filters': ['seldom'],
       'level': 'DEBUG',
       'formatter': 'baseFormatter',
       'stream': 'ext://sys.stdout',

@@ -47,6 +47,12 @@ def tell(where: Mapping[str, Any], status: str, line: str) -> None:
     engine.write_json(pathlib.Path(where['outcome']), content)
 
 
+def words(error: Exception) -> str:
+  """Returns what an error says; with the name of its class, if it is not one of this package."""
+  ours = type(error).__module__.startswith('fedjax_mem.')
+  return str(error) if ours else f'{type(error).__name__}: {error}'
+
+
 class Link:
   """What the server's rounds see of the engine: its clients, and one exchange at a time."""
 
@@ -197,7 +203,7 @@ class Rounds(Controller):
       self._fail(where, 'refused', str(error), fl_ctx)
     except Exception as error:  # whatever it is, the command on this machine has to say it
       self.log_exception(fl_ctx, 'the rounds failed')
-      self._fail(where, 'failed', f'{type(error).__name__}: {error}', fl_ctx)
+      self._fail(where, 'failed', words(error), fl_ctx)
 
   def _fail(self, where: Mapping[str, Any], status: str, line: str, fl_ctx: FLContext) -> None:
     tell(where, status, line)
@@ -264,5 +270,5 @@ class Answers(Executor):
       tell(self._where, 'refused', str(error))
     except Exception as error:  # the worker stays: the job of the others goes on
       self.log_exception(fl_ctx, 'no answer')
-      tell(self._where, 'failed', f'{type(error).__name__}: {error}')
+      tell(self._where, 'failed', words(error))
     return None

@@ -5,10 +5,13 @@ import math
 import pathlib
 import time
 from collections.abc import Callable
+from typing import Any
+
+import filelock
 
 from fedjax_mem.config.load import load_config
 from fedjax_mem.core import validate
-from fedjax_mem.deploy import certificates
+from fedjax_mem.deploy import certificates, processes
 from fedjax_mem.deploy.kit import Kit
 from fedjax_mem.deploy.processes import Engine
 from fedjax_mem.deploy.trust import REQUIREMENTS
@@ -49,8 +52,6 @@ def join(
     RuntimeError: this client has failed.
   """
   _check(data, pin, require, allow)
-  say(f'{kit.name}: looking for the server at {kit.host}:{kit.port}')
-  certificates.probe(kit, wait)
   outcome = kit.work / 'outcome.json'
   place = {
     'kit': str(kit.path.resolve()),
@@ -64,14 +65,27 @@ def join(
     'repeatable': repeatable,
   }
   kit.work.mkdir(mode=0o700, parents=True, exist_ok=True)
-  old: tuple[pathlib.Path, ...] = (outcome, kit.taken, kit.standing)
+  lock = processes.locked(kit.work)  # also while the server is waited for
+  try:
+    say(f'{kit.name}: looking for the server at {kit.host}:{kit.port}')
+    certificates.probe(kit, wait)
+    for path in (outcome, kit.taken, kit.standing):
+      path.unlink(missing_ok=True)
+    return _told_by(kit, place, lock, say)
+  finally:
+    lock.release()
+
+
+def _told_by(
+  kit: Kit, place: dict[str, Any], lock: filelock.BaseFileLock, say: Callable[[str], None]
+) -> str:
+  """Runs the engine until the run has ended; returns the server's last word."""
   shown = _Shown(kit, say)
   for _ in range(_RESTARTS):
-    with Engine(kit, kit.work, place, old) as engine:
-      old = ()
+    with Engine(kit, kit.work, place, lock) as engine:
       say(f'{kit.name}: taking part; log of the engine: {engine.log}')
       while engine.code() is None:
-        line = _told(outcome)
+        line = _told(pathlib.Path(place['outcome']))
         if line is not None:
           return line
         shown.look()

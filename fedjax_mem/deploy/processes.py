@@ -5,10 +5,11 @@ import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import filelock
@@ -34,7 +35,7 @@ class Engine:
     kit: Kit,
     work: str | os.PathLike[str],
     place: Mapping[str, Any],
-    old: Iterable[pathlib.Path] = (),
+    lock: filelock.BaseFileLock | None = None,
   ):
     """Starts the engine's server or client, by the kit's role.
 
@@ -43,7 +44,8 @@ class Engine:
       work: work folder of this machine, made if missing (`kit.work` of the commands); nobody else
         may write there.
       place: what the jobs' classes are told on this machine, as JSON; no job can change it.
-      old: files of an earlier command, removed once it is sure that no engine runs here.
+      lock: from `locked` of the work folder, which stays with the caller; None: it is locked until
+        the engine has ended.
 
     Raises:
       ValueError: NVIDIA FLARE is not installed, or an engine runs in this folder already.
@@ -51,13 +53,11 @@ class Engine:
     engine.need()
     self.work = pathlib.Path(work).resolve()
     self.work.mkdir(parents=True, exist_ok=True, mode=0o700)
-    self._lock = _locked(self.work)
+    self._lock = locked(self.work) if lock is None else None
     self.log = self.work / LOG
     self._place = self.work / 'place.json'
     # What is left of an engine whose starter was killed has a second at most.
     _end(lambda: list(_told(str(self._place))), 10.0)
-    for path in old:
-      path.unlink(missing_ok=True)
     engine.write_json(self._place, dict(place))
     folder = self.work / 'engine'
     engine.lay_out(kit.startup, folder, kit.role, kit.clients, enrolment.revoked(kit))
@@ -137,7 +137,8 @@ class Engine:
       RuntimeError: a process is still there.
     """
     _end(self.members, timeout)
-    self._lock.release()
+    if self._lock is not None:
+      self._lock.release()
 
   def __enter__(self) -> 'Engine':
     return self
@@ -146,13 +147,52 @@ class Engine:
     self.stop()
 
 
+def check_free(work: str | os.PathLike[str]) -> None:
+  """Raises `ValueError` if an engine runs in a work folder: only one may with a kit."""
+  if pathlib.Path(work).is_dir():
+    locked(pathlib.Path(work)).release()
+
+
+def check_ports(kit: Kit, timeout: float = 3.0) -> None:
+  """Checks that nobody listens on the ports of the server's kit.
+
+  Args:
+    kit: the server's kit.
+    timeout: seconds for which they may still be taken: an engine whose command was killed ends
+      about a second later.
+
+  Raises:
+    ValueError: another program does.
+  """
+  ends = time.monotonic() + timeout
+  for port in (kit.port, kit.admin_port):
+    while taken := _taken(port):
+      if time.monotonic() > ends:
+        raise ValueError(
+          f'port {port} of the kit must be free on this machine, got one that is taken ({taken}): '
+          'stop the program that listens there, or have kits made with another port.'
+        )
+      time.sleep(0.1)
+
+
+def _taken(port: int) -> str:
+  """Returns why a port cannot be listened on; '' if it can."""
+  with socket.socket() as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports of closed connections do
+    try:
+      probe.bind(('', port))
+    except OSError as error:
+      return error.strerror or str(error)
+  return ''
+
+
 def place(work: str | os.PathLike[str]) -> dict[str, Any] | None:
   """Returns the place file of the engine that runs in a work folder, None if none runs."""
   work = pathlib.Path(work)
   if not work.is_dir():
     return None
   try:
-    _locked(work).release()
+    locked(work).release()
   except ValueError:
     with contextlib.suppress(OSError, ValueError):
       return dict(json.loads((work / 'place.json').read_text()))
@@ -160,7 +200,12 @@ def place(work: str | os.PathLike[str]) -> dict[str, Any] | None:
   return None
 
 
-def _locked(work: pathlib.Path) -> filelock.BaseFileLock:
+def locked(work: pathlib.Path) -> filelock.BaseFileLock:
+  """Returns the lock of a work folder, held; the system frees it when this process ends.
+
+  Raises:
+    ValueError: another process holds it.
+  """
   lock = filelock.FileLock(work / 'lock', timeout=0)
   try:
     lock.acquire()

@@ -220,7 +220,7 @@ class Rounds:
 
   def _check(self, came: int) -> None:
     if came < self.least:
-      raise TooFew(f'{came} clients have answered in time, and a round needs {self.least}')
+      raise TooFew(f'clients that answered in time: {came}; a round needs {self.least}')
 
   def _tasks(
     self, state: State, cohort: Member, servers: dict[str, Any], asked: list[int]

@@ -158,8 +158,8 @@ class _Server:
         if tries == TRIES:
           self._checkpoints.save(self._kept(state))
           raise Failed(
-            f'{str(error).rstrip(".")}, {TRIES} times in a row; the checkpoint of round {int(state.round)} is kept: '
-            'start the clients that are missing, and go on.'
+            f'{str(error).rstrip(".")}, {TRIES} times in a row; the checkpoint of round '
+            f'{int(state.round)} is kept: start the clients that are missing.'
           ) from error
         continue
       tries, state = 0, done.state
@@ -289,9 +289,9 @@ class _Server:
     last = max((x['round'] for x in read_metrics(self._metrics)), default=0)
     if last > done:
       raise Failed(
-        f'the newest sound checkpoint must be that of round {last}, which is published, got that of '
-        f'round {done}: its noise must not protect a second sum. Put the checkpoint back, or begin '
-        'another run.'
+        f'the newest sound checkpoint must be that of round {last}, which is published, got that '
+        f'of round {done}: its noise must not protect a second sum. Put the checkpoint back, or '
+        'begin another run.'
       )
 
   def _unpublished(self, done: int, records: list[dict[str, Any]]) -> dict[str, Any] | None:

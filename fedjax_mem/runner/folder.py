@@ -63,10 +63,25 @@ class RunFolder:
     """The run's resolved configuration."""
     return load_config(self.path / 'config.toml')
 
+  @property
+  def again(self) -> str:
+    """The command that goes on with the run."""
+    if self.manifest.get('deployed'):
+      return f'fedjax-mem deploy server {self.path} --kit DIR'
+    return f'fedjax-mem resume {self.path}'
+
   def note(self, **facts: Any) -> None:
     """Adds facts to the manifest, atomically."""
     self.manifest |= facts
     _write(self.path / 'manifest.json', json.dumps(self.manifest, indent=2) + '\n')
+
+  def check_config(self) -> None:
+    """Raises `ValueError` if the configuration is not the one with which the run began."""
+    if config_hash(self.config) != self.manifest.get('config_hash'):
+      raise ValueError(
+        f'{self.path / "config.toml"} must be what the run began with (but for [execution] and '
+        '[deploy]), got a changed one: undo that, or begin a new run with it.'
+      )
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
@@ -81,15 +96,14 @@ class RunFolder:
       if not isinstance(error, filelock.Timeout):
         raise ValueError(f'{self.path} must be in a folder that can be locked: {error}.') from error
       raise ValueError(
-        f'{self.path} is in use by another process; when that has ended, go on with '
-        f'`fedjax-mem resume {self.path}`.'
+        f'{self.path} is in use by another process; when that has ended, go on with `{self.again}`.'
       ) from error
     with held:
       yield
 
 
 def create(
-  config: Config, out: str | os.PathLike[str], root: np.ndarray | None = None
+  config: Config, out: str | os.PathLike[str], root: np.ndarray | None = None, **facts: Any
 ) -> RunFolder:
   """Returns a new folder `out/<name>-<hash>`; beside finished runs it ends in `-2`, `-3`, ….
 
@@ -99,6 +113,7 @@ def create(
     config: the experiment.
     out: folder in which it is made.
     root: the secret root of the run's noise, uint32 [2], to be kept in it; None: it has none.
+    **facts: more of the manifest, which it has from the start.
 
   Raises:
     ValueError: an unfinished run of the same configuration is there, or the folder cannot be
@@ -109,7 +124,7 @@ def create(
   try:
     fresh.mkdir(parents=True)
     _write(fresh / 'config.toml', to_toml(config))
-    said = _facts(config)
+    said = _facts(config) | facts
     _write(fresh / 'manifest.json', json.dumps(said, indent=2) + '\n')
     if root is not None:
       secret.write(fresh, root, said['run_id'])
@@ -148,7 +163,7 @@ def _check_finished(path: pathlib.Path) -> None:
   with folder.locked():  # raises if another process is running it
     raise ValueError(
       f'{path} holds a run of this configuration that is not finished: go on with '
-      f'`fedjax-mem resume {path}`, or remove it.'
+      f'`{folder.again}`, or remove it.'
     )
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 INTERRUPTED = 130  # the exit code of a process that was ended by Ctrl-C
+_SEGMENT = 'ends after this segment of rounds'
 _SHOW_CURSOR = '\x1b[?25h'
 
 
@@ -21,14 +22,15 @@ class Interrupt:
     asked: whether the run is to end after its segment.
   """
 
-  def __init__(self, say: Callable[[str], None], farewell: str):
+  def __init__(self, say: Callable[[str], None], farewell: str, what: str = _SEGMENT):
     """Prepares to notice Ctrl-C.
 
     Args:
       say: shows a line to the user.
       farewell: text shown when the second Ctrl-C ends the process.
+      what: text of what the first Ctrl-C does.
     """
-    self._say, self._farewell = say, farewell
+    self._say, self._farewell, self._what = say, farewell, what
     self._asked = threading.Event()
     self._thread: threading.Thread | None = None
 
@@ -62,7 +64,7 @@ class Interrupt:
       if self.asked:
         self._end()
       self._asked.set()
-      self._say('interrupted: ends after this segment of rounds; Ctrl-C again ends at once')
+      self._say(f'interrupted: {self._what}; Ctrl-C again ends at once')
 
   def _end(self) -> None:
     cursor = _SHOW_CURSOR if sys.stdout.isatty() else ''  # the progress bar hides the cursor

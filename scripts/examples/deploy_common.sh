@@ -57,6 +57,7 @@ deploy() {
   server=$!
   for name in "$@"; do
     "$command" deploy client --kit "$work/kits/$name" > "$work/$name.log" 2>&1 &
+    disown # the shell says nothing of one that is killed
   done
 }
 

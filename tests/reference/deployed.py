@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -246,13 +247,18 @@ class Deployment:
 
 
 class Bare:
-  """Rounds at the server without a run's folder: no ledger, no checkpoints, no records."""
+  """Rounds at the server without a run's folder: no ledger, no checkpoints, no records.
+
+  Attributes:
+    lines: of the log, but for those that count the answers of each exchange.
+    counted: those.
+  """
 
   def __init__(self, deployment, wire, least=1):
     config, ready = deployment.config, deployment.ready
-    self.ready, self.lines = ready, []
+    self.ready, self.lines, self.counted = ready, [], []
     self.plan, kit = deployment.planned, deployment.server
-    self.post = rounds.Post(kit, deployment.folder.manifest['run_id'], wire, self.lines.append)
+    self.post = rounds.Post(kit, deployment.folder.manifest['run_id'], wire, self._say)
     held = ready.source.population
     self.rounds = rounds.Rounds(
       self.plan,
@@ -268,6 +274,10 @@ class Bare:
       wire,
       rounds.first_state(self.plan, ready.parts.params, held, config.seed, ready.sim.root),
     )
+
+  def _say(self, line):
+    counts = re.fullmatch(r'round \d+: \w+: \d+ of \d+ in [\d.]+ s', line)
+    (self.counted if counts else self.lines).append(line)
 
   def run(self, number=1):
     """Runs rounds; returns the last one."""

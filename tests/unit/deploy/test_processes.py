@@ -42,9 +42,9 @@ def test_a_place_is_there_while_its_folder_is_held(tmp_path):
   work.mkdir()
   assert processes.place(work) is None
   (work / 'place.json').write_text(json.dumps({'run': 'here'}))
-  held = processes._locked(work)
+  held = processes.locked(work)
   assert processes.place(work) == {'run': 'here'}
   with pytest.raises(ValueError, match='only one may run with a kit; stop that one first'):
-    processes._locked(work)
+    processes.locked(work)
   held.release()
   assert processes.place(work) is None

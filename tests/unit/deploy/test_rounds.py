@@ -76,7 +76,7 @@ def three(plain):
 def before(bare):
   """Returns rounds as they were before the first one."""
   bare.start = getattr(bare, 'start', bare.state)
-  bare.state, bare.lines[:] = bare.start, []
+  bare.state, bare.lines[:], bare.counted[:] = bare.start, [], []
   bare.post.inbox.refused.clear()
   bare.wire.__init__(bare.wire.clients)
   for client in bare.wire.clients.values():
@@ -258,6 +258,7 @@ def test_a_client_that_declines_is_not_counted_as_refused(three):
     three.wire.clients['b']._memory.answered = -1
   assert done.metrics['clients'] == 2 and done.refused == 0
   assert three.lines == ['round 1: b declines']
+  assert [x.split(' in ')[0] for x in three.counted] == ['round 1: update: 2 of 3']
 
 
 def test_with_fewer_answers_than_a_round_needs_nothing_changes(three):

@@ -1,0 +1,258 @@
+"""Processes of a deployment that are killed, hang or come back: the real commands on this machine.
+
+One run lives through all of it, since starting the processes takes nearly all of the time.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import psutil
+import pytest
+from reference import deployed
+from reference.deployment import ROOT, free_ports, until
+
+from fedjax_mem.deploy import job
+from fedjax_mem.report.tracker import read_metrics
+from fedjax_mem.runner import checkpoint, secret
+from fedjax_mem.runner.folder import RunFolder
+from fedjax_mem.runner.prepare import get_ready
+
+pytestmark = pytest.mark.slow
+TEXT = """
+version = 1
+name = 'recovery'
+rounds = 12
+[data]
+name = 'synthetic'
+num_clients = 3
+[model]
+name = 'logistic'
+[client]
+batch_size = 40
+learning_rate = 0.1
+[selection]
+cohort_size = 3
+[weighting]
+name = 'equal'
+options = { divisor = 3 }
+[[stages]]
+use = 'central'
+options = { l2_clip_norm = 1.0, noise_multiplier = 1.0 }
+[[stages]]
+use = 'top_k'
+options = { fraction = 0.1 }
+[privacy]
+delta = 1e-3
+[evaluation]
+every = 100
+[deploy]
+round_timeout = 3.0
+min_clients = 2
+"""
+LONG = 120  # seconds: a limit that only a fault reaches, also on a machine that is busy
+
+
+class Commands:
+  """The commands of a deployment, and what their processes do.
+
+  Attributes:
+    kits: folder of the kits.
+    out: folder of the run's folder.
+    running: the commands that were started last, by party.
+  """
+
+  def __init__(self, folder):
+    self.folder, self.kits, self.out = folder, folder / 'kits', folder / 'runs'
+    self.faults = folder / 'faults'
+    self.faults.mkdir()
+    self.running = {}
+    port, admin_port = free_ports(2)
+    ports = ('--port', port, '--admin-port', admin_port)
+    assert self._start('keys', 'keys', self.kits, '--clients', 'a,b,c', *ports).wait() == 0
+
+  def _start(self, name, *words):
+    path = [self.folder / 'none', ROOT / 'tests' / 'reference' / 'deploy_faults', ROOT]
+    more = {'PYTHONPATH': os.pathsep.join(map(str, path[1:])), 'FAULTS': str(self.faults)}
+    with (self.folder / f'{name}.txt').open('w') as said:
+      return subprocess.Popen(
+        [sys.executable, '-m', 'fedjax_mem', 'deploy', *map(str, words)],
+        cwd=self.folder, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu', **more},
+      )  # fmt: skip
+
+  def server(self, what):
+    kit = ('--kit', self.kits / 'server')
+    self.running['server'] = self._start('server', 'server', what, *kit, '--out', self.out)
+
+  def client(self, name):
+    self.running[name] = self._start(name, 'client', '--kit', self.kits / name)
+
+  def said(self, name):
+    """Returns what the command of a party has printed."""
+    return (self.folder / f'{name}.txt').read_text()
+
+  def processes(self, name):
+    """Returns all processes of a party: its command's, and those that were told of its kit."""
+    place = str(self.kits / name / 'work' / 'place.json')
+    found = []
+    for process in psutil.process_iter():
+      with contextlib.suppress(psutil.Error):
+        if process.status() != psutil.STATUS_ZOMBIE and (
+          process.pid == self.running[name].pid
+          or process.environ().get('FEDJAX_MEM_DEPLOY') == place
+        ):
+          found.append(process)
+    return found
+
+  def worker(self, name):
+    """Returns the process of a client's side of the job."""
+    (found,) = [x for x in self.processes(name) if 'worker_process' in ' '.join(x.cmdline())]
+    return found
+
+  def gone(self, name):
+    """Waits until no process of a party is left."""
+    self.running[name].wait(LONG)
+    until(lambda: not self.processes(name), 15, f'processes of {name} have ended')
+
+  def gate(self, rounds):
+    """Lets so many rounds end, and no more."""
+    beside = self.faults / 'gate.part'
+    beside.write_text(str(rounds))
+    beside.replace(self.faults / 'gate')
+
+  def kill(self, point, round, whom):
+    """Has processes of the server killed at a point of a round."""
+    (self.faults / 'kill').write_text(f'{point} {round} {whom}')
+
+  def run(self):
+    """Returns the folder of the run."""
+    (found,) = [x for x in self.out.iterdir() if not x.name.startswith('.')]
+    return found
+
+  def records(self):
+    with contextlib.suppress(OSError, ValueError):
+      return read_metrics(self.run() / 'metrics.jsonl')
+    return []
+
+  def until_round(self, round):
+    """Waits for the end of a round."""
+    self.gate(round)
+    until(lambda: len(self.records()) >= round, LONG, f'round {round} has ended')
+
+  def charged(self):
+    """Returns the rounds that the ledger counts."""
+    return json.loads((self.run() / 'ledger.json').read_text())['charged']
+
+  def log(self):
+    return (self.run() / 'deploy.log').read_text()
+
+
+@pytest.fixture(scope='module')
+def commands(tmp_path_factory):
+  """Clients that wait for their server, which has ended two rounds once it is here."""
+  made = Commands(tmp_path_factory.mktemp('recovery'))
+  file = made.folder / 'recovery.toml'
+  file.write_text(TEXT)
+  try:
+    for name in 'abc':
+      made.client(name)
+    made.gate(1)
+    made.server(file)
+    made.until_round(1)
+    yield made
+  finally:
+    for process in made.running.values():
+      with contextlib.suppress(psutil.Error):
+        for x in [*psutil.Process(process.pid).children(recursive=True), process]:
+          x.kill()
+
+
+def test_a_server_killed_anywhere_goes_on_as_if_it_had_not_been(commands, state_of):
+  """The clients are not touched: they come back by themselves."""
+  commands.kill('charged', 2, 'job')  # the command is there: it submits the next job
+  commands.until_round(2)
+  kills = {3: ('collecting', 'engine'), 4: ('stepped', 'command'), 5: ('checkpoint', 'all')}
+  for round, (point, whom) in kills.items():
+    commands.kill(point, round, whom)
+    commands.gate(round)
+    commands.gone('server')
+    assert not (commands.faults / 'kill').exists()
+    assert commands.charged() == round and len(commands.records()) == round - 1
+    if whom == 'engine':
+      assert commands.running['server'].returncode == 1
+      assert commands.said('server').splitlines()[-1].startswith('fedjax-mem: failed: the engine')
+    commands.server(commands.run())
+    commands.until_round(round)
+  commands.until_round(6)
+  records = commands.records()
+  assert [(x['round'], x['clients']) for x in records] == [(i, 3) for i in range(1, 7)]
+  assert commands.charged() == 6
+  folder = RunFolder(commands.run())
+  ready = get_ready(job.looped(folder.config), None, {})
+  root = secret.read(folder.path, folder.manifest['run_id'])
+  state, _ = deployed.simulated(ready._replace(sim=ready.sim.with_root(root)), 6)
+  kept = state_of(folder.path)
+  assert kept['round'] == 6
+  for name, x in checkpoint._flatten(state._replace(clients={})).items():
+    np.testing.assert_array_equal(kept[name], x, err_msg=name)
+
+
+def test_clients_killed_or_late_are_left_out_until_they_are_back(commands):
+  worker = commands.worker('b')
+  worker.suspend()  # so that it is killed inside the round
+  commands.gate(7)
+  until(lambda: commands.charged() == 7, LONG, 'round 7 was begun')
+  assert len(commands.records()) == 6
+  os.killpg(commands.running['b'].pid, signal.SIGKILL)  # the command alone: the engine has its own
+  commands.gone('b')
+  until(lambda: len(commands.records()) == 7, LONG, 'round 7 has ended')
+  late = commands.processes('c')
+  for process in late:
+    process.suspend()
+  commands.gate(8)
+  until(lambda: '(try 1 of 4)' in commands.log(), LONG, 'round 8 was tried')
+  for process in late:
+    process.resume()
+  until(lambda: len(commands.records()) == 8, LONG, 'round 8 has ended')
+  jobs = commands.log().count('clients: ')
+  commands.client('b')  # the driver ends the job that cannot reach it
+  until(lambda: commands.log().count('clients: ') > jobs, LONG, 'another job runs')
+  commands.until_round(9)
+  commands.worker('c').kill()  # the engine ends the job
+  until(lambda: commands.log().count('clients: ') > jobs + 1, LONG, 'a third job runs')
+  commands.until_round(10)
+  assert [x['clients'] for x in commands.records()[6:]] == [2, 2, 3, 3]
+  assert [x['round'] for x in commands.records()] == list(range(1, 11))
+
+
+def test_ctrl_c_ends_all_processes_and_says_how_to_go_on(commands):
+  commands.running['server'].send_signal(signal.SIGINT)
+  commands.gone('server')
+  assert commands.running['server'].returncode == 130
+  again = f'go on with: fedjax-mem deploy server {commands.run()} --kit {commands.kits / "server"}'
+  last = commands.said('server').splitlines()[-1]
+  assert last == f'fedjax-mem: interrupted: stopped after round 10; {again}'
+  commands.running['c'].send_signal(signal.SIGINT)
+  commands.gone('c')
+  assert commands.running['c'].returncode == 130
+  assert commands.said('c').splitlines()[-1] == 'fedjax-mem: interrupted: stopped by Ctrl-C'
+
+
+def test_a_run_that_is_finished_ends_its_clients(commands):
+  commands.gate(12)
+  commands.server(commands.run())
+  commands.client('c')
+  for name in ('server', 'a', 'b', 'c'):
+    assert commands.running[name].wait(LONG) == 0, commands.said(name)
+    commands.gone(name)
+  for name in 'abc':
+    assert commands.said(name).endswith(f'{name}: the run has ended after round 12\n')
+  records = commands.records()
+  assert [x['round'] for x in records] == list(range(1, 13)) and commands.charged() == 12
+  assert [x['clients'] for x in records[10:]] == [3, 3]
+  assert all(x['refused'] == 0 for x in records)
