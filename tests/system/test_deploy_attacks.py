@@ -197,7 +197,7 @@ def test_a_second_command_with_a_kit_changes_nothing_of_the_first(tmp_path, monk
   held = (kit.taken, kit.standing, kit.work / 'outcome.json')
   for path in held:
     path.write_text('"run"')
-  lock = processes._locked(kit.work)
+  lock = processes.locked(kit.work)
   try:
     with pytest.raises(ValueError, match='is in use by another process'):
       joining.join(kit, say=lambda line: None)
