@@ -303,6 +303,7 @@ def simulated(ready, rounds):
 def unasked(clients):
   """Has clients forget which rounds they have answered, as tests that share them need it."""
   for client in clients:
+    client._memory._mark.unlink(missing_ok=True)
     client._memory.answered, client._memory.times = -1, 0
 
 
