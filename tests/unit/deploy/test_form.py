@@ -110,8 +110,6 @@ CODES = {
   'quantize': lambda: compress.quantize(4),
   'random_k': lambda: compress.random_k(0.3),
   'eden': lambda: compress.eden(2),
-  'sign': lambda: compress.sign(),
-  'ternary': lambda: compress.ternary(),
   'chain': lambda: compress.chain(compress.top_k(0.3), compress.quantize(8)),
   'error_feedback': lambda: compress.error_feedback(compress.top_k(0.3)),
 }
