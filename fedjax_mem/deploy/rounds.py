@@ -123,10 +123,10 @@ class Post:
         body = None if envelope is None else self._body(envelope, wanted)
         if body is not None:
           taken[i] = body
+    when = 'job' if round < 0 else f'round {round + 1}'
     for name, why in self.inbox.notes:
-      self._say(f'round {round + 1}: refused what {name} sent: {why}')
-    counts = f'{len(taken)} of {len(bodies)} in {seconds:.3f} s'
-    self._say(f'round {round + 1}: {wanted}: {counts}')
+      self._say(f'{when}: refused what {name} sent: {why}')
+    self._say(f'{when}: {wanted}: {len(taken)} of {len(bodies)} in {seconds:.3f} s')
     return taken
 
   def unsound(self, client: int, round: int, why: str) -> None:

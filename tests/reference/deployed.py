@@ -169,15 +169,20 @@ class Deployment:
 
   def place(self, name, **changes):
     """Returns what the command of a client's machine says."""
-    work = self.folder_of_all / 'work' / name
-    work.mkdir(parents=True, exist_ok=True)
-    place = {'kit': str(self.kits[name]), 'work': str(work), 'outcome': str(work / 'outcome.json')}
+    work = self.kits[name] / 'work'
+    work.mkdir(exist_ok=True)
+    place = {'kit': str(self.kits[name]), 'outcome': str(work / 'outcome.json')}
     place |= {'data': None, 'data_dir': None, 'pin': None, 'require': None, 'allow': []}
     return place | {'repeatable': self.repeatable} | changes
 
   def client(self, name, **changes):
     """Returns a client's side of the job, as a process of its own opens it."""
     return answering.open(self.place(name, **changes), self.payload)
+
+  def forget(self):
+    """Removes what the clients keep, as if they had not taken part."""
+    for path in self.kits.values():
+      shutil.rmtree(path / 'work', ignore_errors=True)
 
   def clients(self, *names):
     """Returns the sides of clients, of all if none is named; all have one plan and one program."""
@@ -293,6 +298,13 @@ def simulated(ready, rounds):
   for _ in range(rounds):
     state, metrics = ready.sim.run(state, 1)
   return jax.device_get(state), metrics
+
+
+def unasked(clients):
+  """Has clients forget which rounds they have answered, as tests that share them need it."""
+  for client in clients:
+    client._memory._mark.unlink(missing_ok=True)
+    client._memory.answered, client._memory.times = -1, 0
 
 
 def apart(one, other):

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 from reference import deployment, kits
 
@@ -28,14 +29,14 @@ rounds = 100000
 [data]
 name = 'digits'
 partition = 'iid'
-num_clients = 8
+num_clients = 7
 [model]
 name = 'ours:build'
 [client]
 batch_size = 50
 learning_rate = 0.1
 [selection]
-cohort_size = 8
+cohort_size = 7
 [weighting]
 name = 'equal'
 """
@@ -44,15 +45,14 @@ from fedjax_mem import models
 def build(input_shape, num_classes):
   return models.build('logistic', input_shape, num_classes)
 """
-GOOD, *BAD = 'good', 'version', 'signature', 'code', 'pin', 'require', 'shape', 'labels'
+GOOD, *BAD = 'good', 'version', 'signature', 'code', 'pin', 'labels', 'revoked'
 LINES = {
   'version': r'both sides must run one version of fedjax_mem, got \S+ on the server and 0\.0\.0',
   'signature': r"the configuration must be signed by the server's key of this kit, got one that",
   'code': r"model\.name .*'ours:build'",
   'pin': r'client\.learning_rate must be 0\.2, as the configuration of --config pins it, got 0\.1',
-  'require': r'the job must mask what the client sends .*under --require secagg, got neither',
-  'shape': r'x\.npz must be x \[n, 8, 8\] uint8 and y \[n\] integers in 0 … 9, got x \[4, 7\]',
-  'labels': r'y\.npz must be .*integers in 0 … 9, got .* in 0 … 10',
+  'revoked': r'the server has revoked this client; ask whoever runs the server',
+  'labels': r'own\.npz must be x \[n, 8, 8\] uint8 .*integers in 0 … 9, got .* in 0 … 10',
 }
 
 
@@ -246,17 +246,20 @@ def options(running, name):
     path = running.folder / 'pin.toml'
     path.write_text(CONFIG.replace('learning_rate = 0.1', 'learning_rate = 0.2'))
     given += ['--config', path]
-  elif name == 'require':
-    given += ['--require', 'secagg']
-  elif name in ('shape', 'labels'):
-    import numpy as np
-
-    folder = running.folder / name
-    folder.mkdir()
-    shape = (4, 7) if name == 'shape' else (4, 8, 8)
-    np.savez(folder / f'{name[0]}.npz', x=np.zeros(shape, np.uint8), y=np.array([0, 1, 2, 10]))
-    given += ['--data', folder / f'{name[0]}.npz']
+  elif name == 'labels':
+    own = running.folder / 'own.npz'
+    np.savez(own, x=np.zeros((4, 8, 8), np.uint8), y=np.array([0, 1, 2, 10]))
+    given += ['--data', own]
   return given, code
+
+
+def test_a_client_is_revoked_while_the_server_runs(running, capsys):
+  assert main(['deploy', 'revoke', 'revoked', '--kit', str(running.kits / 'server')]) == 0
+  assert capsys.readouterr().out == (
+    'revoked is revoked from the next round on; the server admits it no more\n'
+  )
+  assert main(['deploy', 'status', '--kit', str(running.kits / 'server')]) == 0
+  assert 'revoked: revoked at ' in capsys.readouterr().out
 
 
 def test_a_job_that_a_client_does_not_accept_gets_nothing_of_it(running):
@@ -264,7 +267,7 @@ def test_a_job_that_a_client_does_not_accept_gets_nothing_of_it(running):
     given, code = options(running, name)
     running.start(name, 'client', *given, code=code)
   commands = [running.commands[name] for name in BAD]
-  deployment.until(lambda: all(x.poll() is not None for x in commands), 90, 'all are refused')
+  deployment.until(lambda: all(x.poll() is not None for x in commands), 150, 'all are refused')
   for name in BAD:
     *_, said = running.said(name).splitlines()
     assert running.commands[name].returncode == 2, (name, said)

@@ -33,7 +33,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def client(made):
-  made[1]._memory.answered = -1
+  deployed.unasked([made[1]])
   return made[1]
 
 
@@ -111,7 +111,7 @@ def test_the_mark_is_on_the_disk_before_the_answer_leaves(made, client):
     client(sent(made))
   finally:
     client._body = body
-  assert noted == [0]
+  assert noted == [[0, 1]]
 
 
 @pytest.mark.parametrize('wrong', ['short', 'long', 'another round', 'a round beyond the run'])
@@ -134,7 +134,7 @@ def test_each_process_of_a_client_draws_its_own_noise(made, client):
   root = np.asarray(deployment.ready.sim.root)
   first = answered(client, sent(made)).body
   other = deployment.clients('a')['a']
-  other._memory.answered = -1
+  deployed.unasked([other])
   assert answered(other, sent(made)).body != first
   roots = [np.asarray(x._root).tolist() for x in (client, other)] + [root.tolist()]
   assert len({tuple(x) for x in roots}) == 3
@@ -181,7 +181,24 @@ def test_a_client_demands_of_a_job_what_its_command_says(made, tmp_path):
 
 def test_the_last_word_of_the_server_reaches_the_command(made, client, tmp_path, monkeypatch):
   path = tmp_path / 'outcome.json'
+  client(sent(made))
   monkeypatch.setitem(client._place, 'outcome', str(path))
   body = json.dumps({'status': 'finished', 'line': 'done'}).encode()
   assert answered(client, sent(made, kind='end', round=-1, body=body)).header.kind == 'bye'
-  assert json.loads(path.read_text()) == {'status': 'finished', 'line': 'done'}
+  said = json.loads(path.read_text())
+  assert said['status'] == 'finished'
+  assert said['line'].startswith('done; local: ') and '1 round' in said['line']
+
+
+def test_a_client_counts_its_own_releases(made, client):
+  (ledger,) = client._ledgers.values()
+  client._memory.times = ledger.allowed
+  answer = answered(client, sent(made))
+  assert answer.header.kind == 'declined' and b'the budget is spent' in answer.body
+  assert client._memory.answered == -1
+
+
+def test_a_second_run_needs_the_word_of_the_clients_machine(made):
+  deployment = made[0]
+  with pytest.raises(Refused, match='another run than the one that this client takes part in'):
+    answering.open(deployment.place('a'), deployment.job(run='0b' * 16))

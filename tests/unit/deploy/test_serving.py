@@ -11,6 +11,7 @@ from reference.deployed import CENTRAL, LOCAL, MASK, Deployment, Wire
 
 from fedjax_mem.deploy import messages, serving
 from fedjax_mem.deploy.serving import Failed
+from fedjax_mem.runner import secret
 
 pytestmark = pytest.mark.slow
 ROUNDS = 'rounds=3'
@@ -134,10 +135,17 @@ def test_the_secret_root_is_that_of_the_run_in_a_new_process_too(central, tmp_pa
     deployment.serve(wire)
   assert deployment.serve(Wire(clients), anew=True) == 'finished'
   assert deployed.apart(deployment.ended[0].params, params) == 0
-  secret = bytes.fromhex((deployment.folder.path / 'noise.key').read_text().split()[0])
-  for sent in (secret, np.frombuffer(secret, '>u4').astype('<u4').tobytes()):
+  root = bytes.fromhex((deployment.folder.path / 'noise.key').read_text().split()[0])
+  for sent in (root, np.frombuffer(root, '>u4').astype('<u4').tobytes()):
     for _, blob, answer in wire.log:
       assert sent not in blob and sent not in answer
+
+
+def test_a_run_is_the_simulation_of_its_secret_root(central):
+  base, _, params = central
+  root = secret.read(base.folder.path, base.manifest()['run_id'])
+  state, _ = deployed.simulated(base.ready._replace(sim=base.ready.sim.with_root(root)), 3)
+  assert deployed.apart(state.params, params) == 0
 
 
 def test_records_are_those_of_a_run(central, tmp_path):
@@ -155,8 +163,9 @@ def test_records_are_those_of_a_run(central, tmp_path):
   rounds = [(x, y) for x, y in zip(wire.log, wire.kinds(), strict=True) if y[2] == 0]
   assert first['bytes_up'] == sum(len(x[2]) for x, _ in rounds)
   assert [x for x in deployment.said() if 'refused what b sent: unsigned' in x]
-  outcome = json.loads((base.folder_of_all / 'work' / 'a' / 'outcome.json').read_text())
-  assert outcome == {'status': 'finished', 'line': 'the run has ended after round 3'}
+  outcome = json.loads((base.kits['a'] / 'work' / 'outcome.json').read_text())
+  assert outcome['status'] == 'finished'
+  assert outcome['line'].startswith('the run has ended after round 3')
 
 
 def test_a_published_round_is_not_run_again_under_a_claim(central, tmp_path, monkeypatch):
@@ -221,10 +230,9 @@ def test_a_run_ends_before_the_round_that_its_budget_does_not_cover(tmp_path):
 @pytest.mark.parametrize('point', ['charged', 'collecting', 'before the checkpoint'])
 def test_a_round_that_was_begun_is_used_up_under_local_noise(point, local, tmp_path, monkeypatch):
   base, clients = local
-  deployment, wire = base.copy(tmp_path), guarded(base, Wire(clients))
-  for x in clients.values():
-    x._memory.answered = -1  # of the run before this one
-  wire = guarded(deployment, wire)
+  deployment = base.copy(tmp_path)
+  deployed.unasked(clients.values())
+  wire = guarded(deployment, Wire(clients))
   with monkeypatch.context() as patch, pytest.raises(Killed):
     kill_at(point, wire, patch)
     deployment.serve(wire)
@@ -245,8 +253,7 @@ def test_a_round_that_was_begun_is_used_up_under_local_noise(point, local, tmp_p
 def test_the_record_of_a_lost_round_is_not_lost(local, tmp_path, monkeypatch):
   base, clients = local
   deployment = base.copy(tmp_path)
-  for x in clients.values():
-    x._memory.answered = -1
+  deployed.unasked(clients.values())
   wire = Wire(clients)
   with monkeypatch.context() as patch, pytest.raises(Killed):
     kill_at('charged', wire, patch)
@@ -290,23 +297,22 @@ def test_a_clients_states_outlive_its_process_and_go_back_with_the_server(tmp_pa
   over = 'rounds=4', FEEDBACK, 'selection.cohort_size=2'
   deployment = Deployment(tmp_path, deployed.experiment(tmp_path, *over))
   whole = deployment.copy(tmp_path / 'whole')
-  for name in deployment.server.clients:  # which has no states of the other run
-    assert deployment.clients(name)[name]._memory.answered == -1
-  whole.folder_of_all = tmp_path / 'whole'
   whole.serve(Wire(whole.clients()))
+  deployment.forget()
   # The server is killed before the checkpoint of round 3, and clients are other processes then.
   wire = Wire(deployment.clients())
   with monkeypatch.context() as patch, pytest.raises(Killed):
     kill_at('before the checkpoint', wire, patch, 3)
     deployment.serve(wire)
-  assert deployment.serve(Wire(deployment.clients())) == 'finished'
+  assert deployment.serve(Wire(deployment.clients()), anew=True) == 'finished'
+  state, _ = deployed.simulated(deployment.ready, 4)
+  assert deployed.apart(state.params, whole.ended[0].params) == 0
   params = [x.ended[0].params for x in (whole, deployment)]
   assert deployed.apart(*params) == 0
   # Without their states they would have sent something else.
   shutil.rmtree(deployment.folder.path / 'checkpoints' / '4')
   (deployment.folder.path / 'metrics.jsonl').write_text('')
+  deployment.forget()
   lost = Wire(deployment.clients())
-  for client in lost.clients.values():
-    client._memory._folder = tmp_path
   assert deployment.serve(lost) == 'finished'
   assert deployed.apart(params[0], deployment.ended[1].params) > 0
