@@ -113,19 +113,19 @@ class Memory(threading.Thread):
 
 
 @contextlib.contextmanager
-def started(kits: pathlib.Path, config: pathlib.Path, out: pathlib.Path) -> Iterator[Any]:
-  """Starts the commands of all parties; yields that of the server, and ends what still runs."""
+def started(kits: pathlib.Path, config: pathlib.Path, out: pathlib.Path) -> Iterator[list[Any]]:
+  """Starts the commands of all parties; yields them, the server first, and ends what still runs."""
   command = [sys.executable, '-m', 'fedjax_mem.cli.main', 'deploy']
   names = Kit.open(kits / 'server', 'server').clients
   words = [['server', config, '--kit', kits / 'server', '--out', out, '--quiet']]
-  words += [['client', '--kit', kits / name] for name in names]
+  words += [['client', '--kit', kits / name, '--wait', 600] for name in names]
   with (kits.parent / 'commands.log').open('w') as log:
     processes = [
       subprocess.Popen([*command, *map(str, x)], stdout=log, stderr=subprocess.STDOUT)
       for x in words
     ]
     try:
-      yield processes[0]
+      yield processes
       for process in processes:
         process.wait(60)
     finally:
@@ -142,13 +142,13 @@ def deployed(folder: pathlib.Path, config: pathlib.Path, clients: int) -> dict[s
   keys.provision(kits, [f'c{i}' for i in range(clients)], port=ports[0], admin_port=ports[1])
   memory, began, seen = Memory(folder), time.monotonic(), {}
   memory.start()
-  with started(kits, config, folder / 'runs') as server:
-    while server.poll() is None:
+  with started(kits, config, folder / 'runs') as (server, *others):
+    while server.poll() is None and not any(x.poll() for x in others):
       for path in folder.glob('runs/*/metrics.jsonl'):
         seen.setdefault(path.read_bytes().count(b'\n'), time.monotonic())
       time.sleep(0.02)
-    if server.returncode:
-      raise RuntimeError(f'the server failed: {(folder / "commands.log").read_text()[-2000:]}')
+    if server.poll() != 0:
+      raise RuntimeError(f'a party failed: {(folder / "commands.log").read_text()[-2000:]}')
   seen.pop(0, None)
   (run,) = (folder / 'runs').glob('*/')
   records = [json.loads(x) for x in (run / 'metrics.jsonl').read_text().splitlines()]
