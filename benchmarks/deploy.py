@@ -2,7 +2,7 @@
 
 python -m benchmarks.deploy [--clients 3] [--rounds 30] [--set model.name=mlp …]
 
-Needs the extra `deploy`. Digits, all clients in every round, FedAvg with top-k of 10%. One line:
+Needs the extra `deploy`. Digits, all clients in every round, FedAvg with top-k of a tenth:
 
     round       seconds of a deployed round, from its draw to the server's step
     beside      of its checkpoint and record
@@ -89,7 +89,7 @@ class Memory(threading.Thread):
     self.processes = 0
 
   def run(self) -> None:
-    """Looks twice a second: the kernel keeps the peak, so only the last moments are lost."""
+    """Looks twice a second; the kernel keeps the peak between two looks."""
     while not self._end.wait(0.5):
       here = 0
       for process in psutil.process_iter():
@@ -209,6 +209,7 @@ def answers(folder: pathlib.Path, config: Config, rounds: int) -> np.ndarray:
   for name in kit.clients:
     mine = work / name
     mine.mkdir()
+    Kit.open(folder / 'kits' / name, 'client').taken.unlink(missing_ok=True)  # another run
     place |= {'kit': str(folder / 'kits' / name), 'work': str(mine)}
     clients[name] = answering.open({**place, 'outcome': str(mine / 'outcome.json')}, payload)
   link = Direct(clients)

@@ -58,8 +58,8 @@ def change(serving, faults):
     die(faults, 'charged', under_way[0])
     return drawn
 
-  def collecting(self, *args):
-    take(self, *args)
+  def collecting(self, **told):
+    take(self, **told)
     if under_way[0]:
       die(faults, 'collecting', under_way[0])
 
