@@ -85,7 +85,7 @@ class Answerer:
       trust.check_pin(config, load_config(place['pin']))
     with validate.only_from(self._allow):
       arrays = self._read()
-      parts = data.parts_of(config, expected)
+      parts = data.parts_of(config, expected, self._place['data_dir'])
       trust.check_required(parts.layers, place['require'])
       key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
       params = jax.jit(parts.model.init)(key)
@@ -169,8 +169,8 @@ class Answerer:
     Raises:
       Refused: the message is not of this job's server.
     """
-    header, body = self._opened(blob)
     with self._lock, validate.only_from(self._allow):
+      header, body = self._opened(blob)
       try:
         kind, answer = self._answered(header, body)
       except (Declined, BelowThreshold, ProtocolError) as error:

@@ -18,7 +18,7 @@ def kit(tmp_path):
 @pytest.fixture
 def engines(kit, monkeypatch):
   """Returns the engines that were started, each of which does what `does` says and ends."""
-  started = types.SimpleNamespace(places=[], does=lambda place: None, probed=[])
+  started = types.SimpleNamespace(places=[], does=lambda place: None, probed=[], refused=None)
 
   class Engine:
     log = 'log'
@@ -37,6 +37,12 @@ def engines(kit, monkeypatch):
     def code(self):
       self._looks += 1
       return None if self._looks < 2 else 1
+
+    def registered(self):
+      return False
+
+    def refused(self):
+      return started.refused if self._looks > 1 else None  # it says so, and has ended
 
   monkeypatch.setattr(joining, 'Engine', Engine)
   monkeypatch.setattr(joining, '_LOOK', 0.0)
@@ -68,6 +74,13 @@ def test_the_last_word_of_the_server_is_returned_on_one_line(kit, engines):
 def test_a_refusal_and_a_failure_end_the_command(status, error, kit, engines):
   engines.does = says(status, 'why')
   with pytest.raises(error, match='why'):
+    join(kit)
+  assert len(engines.places) == 1
+
+
+def test_a_client_that_the_server_does_not_admit_says_so_and_ends(kit, engines):
+  engines.refused = 'the server has revoked this client'
+  with pytest.raises(ValueError, match='the server has revoked this client'):
     join(kit)
   assert len(engines.places) == 1
 
