@@ -18,7 +18,7 @@ def kit(tmp_path):
 @pytest.fixture
 def engines(kit, monkeypatch):
   """Returns the engines that were started, each of which does what `does` says and ends."""
-  started = types.SimpleNamespace(places=[], does=lambda place: None, probed=[])
+  started = types.SimpleNamespace(places=[], does=lambda place: None, probed=[], refusal=None)
 
   class Engine:
     log = 'log'
@@ -37,6 +37,12 @@ def engines(kit, monkeypatch):
     def code(self):
       self._looks += 1
       return None if self._looks < 2 else 1
+
+    def registered(self):
+      return started.refusal is None
+
+    def refused(self):
+      return started.refusal
 
   monkeypatch.setattr(joining, 'Engine', Engine)
   monkeypatch.setattr(joining, '_LOOK', 0.0)
@@ -80,6 +86,13 @@ def test_what_an_earlier_run_has_said_is_not_taken_for_this_one(kit, engines):
   with pytest.raises(RuntimeError, match='has ended 5 times'):
     join(kit)
   assert len(engines.places) == 5 and not kit.taken.exists()
+
+
+def test_what_the_engine_refuses_before_it_lets_a_client_in_is_said(kit, engines):
+  engines.refusal = 'revoked'
+  with pytest.raises(ValueError, match='revoked'):
+    join(kit)
+  assert len(engines.places) == 1
 
 
 @pytest.mark.parametrize(
