@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import filelock
 import jax
 import numpy as np
 
@@ -32,6 +33,7 @@ from fedjax_mem.secagg.messages import Kind
 
 HELLO, READY, END, BYE = 'hello', 'ready', 'end', 'bye'
 _KINDS = {kind.name: kind for kind in Kind}
+_LONGEST = 3600.0  # most seconds of a session, whatever the server says of its rounds
 
 
 class Declined(ValueError):
@@ -83,7 +85,7 @@ class Answerer:
       trust.check_pin(config, load_config(place['pin']))
     with validate.only_from(self._allow):
       arrays = self._read()
-      parts = data.parts_of(config, expected)
+      parts = data.parts_of(config, expected, self._place['data_dir'])
       trust.check_required(parts.layers, place['require'])
       key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
       params = jax.jit(parts.model.init)(key)
@@ -98,8 +100,8 @@ class Answerer:
     self._root = keys.fresh_root() if seed is None else np.asarray(keys.open_root(seed))
     self._seed = np.uint32(config.seed)
     self._first = self._start(params)
-    self._memory = Memory(kit.work / 'runs', given.run)
     self._take()
+    self._memory = Memory(kit.work / 'runs', given.run)
     self._kept: dict[int, Any] = {}  # round -> states after it, in memory too
     self._turns: set[str] = set()
     self._sealed: _Sealed | None = None
@@ -112,19 +114,25 @@ class Answerer:
     Each run has a budget of its own: a server could otherwise begin run after run.
     """
     path = self._kit.taken
-    if path.exists() and json.loads(path.read_text()) != self._job.run:
-      raise Refused(
-        'the server has begun another run than the one that this client takes part in: start the '
-        'client again to take part in that one, too.'
-      )
-    write_json(path, self._job.run)
+    with filelock.FileLock(path.with_suffix('.lock')):  # several jobs may open at once
+      if path.exists() and json.loads(path.read_text()) != self._job.run:
+        raise Refused(
+          'the server has begun another run than the one that this client takes part in: start the '
+          'client again to take part in that one, too.'
+        )
+      write_json(path, self._job.run)
 
   def _number(self) -> int:
-    """Returns the client's id, by its kit; the job's names must be those."""
+    """Returns the client's id, by its kit; the job's names and their number must be those."""
     if self._job.clients != self._kit.clients:
       raise Refused(
         f'the job must be for the clients {", ".join(self._kit.clients)} of this kit, got '
         f'{", ".join(self._job.clients)}: get the kit of this deployment.'
+      )
+    if self._job.expected.num_clients != len(self._kit.clients):
+      raise Refused(
+        f'the job must count {len(self._kit.clients)} clients, those of this kit, got '
+        f'{self._job.expected.num_clients}: ask who runs the server.'
       )
     return self._kit.clients.index(self._kit.name)
 
@@ -161,8 +169,8 @@ class Answerer:
     Raises:
       Refused: the message is not of this job's server.
     """
-    header, body = self._opened(blob)
     with self._lock, validate.only_from(self._allow):
+      header, body = self._opened(blob)
       try:
         kind, answer = self._answered(header, body)
       except (Declined, BelowThreshold, ProtocolError) as error:
@@ -214,16 +222,15 @@ class Answerer:
     """Returns the update, or under masks the first message of the session."""
     self._forget()
     about, task = rounds.without(body) if self._plan.sealing else (b'', body)
-    asked = self._plan.form.asked(task)
+    try:
+      asked = self._plan.form.asked(task)
+    except ValueError as error:
+      raise Declined(str(error)) from error
     if int(asked.told.round) != round or not 0 <= round < self._job.config.rounds:
       raise Declined(f'round {round + 1} is not of this run')
-    session = self._session(about) if self._plan.sealing else None
+    session = self._session(round, about) if self._plan.sealing else None
     if self._plan.spent:
-      if round <= self._memory.answered:
-        raise Declined(f'round {round + 1} was answered before: its number is used up')
-      if any(self._memory.times >= x.allowed for x in self._ledgers.values()):
-        raise Declined(f'the budget is spent after {self._memory.times} rounds')
-      self._memory.note(round)
+      self._spend(round)
     rows = self._rows(asked.last)
     made, codes = jax.device_get(self._body(*self._arguments(asked, rows)))
     kept = made.rows if made.fine and made.sound else rows
@@ -235,22 +242,34 @@ class Answerer:
     slot, opened = session
     values = self._plan.sealing.values(made.message)  # type: ignore[union-attr]
     party = secure.Party(opened, slot, secure.identity(self._kit.sign))
-    timer = threading.Timer(2 * self._job.config.deploy.round_timeout, self._expire)
+    seconds = min(2 * self._job.config.deploy.round_timeout, _LONGEST)
+    timer = threading.Timer(seconds, self._expire, (party,))
     timer.daemon = True
     timer.start()
     self._sealed = _Sealed(round, party, values, timer)
     return Kind.ADVERTISE.name, party.answer(Kind.ADVERTISE, b'', lambda: values)
 
-  def _session(self, about: bytes) -> tuple[int, Any]:
+  def _spend(self, round: int) -> None:
+    """Notes a round as answered; raises `Declined` if it was, or if the budget is spent."""
+    memory = self._memory
+    with memory.held():
+      if round <= memory.answered:
+        raise Declined(f'round {round + 1} was answered before: its number is used up')
+      if any(memory.times >= x.allowed for x in self._ledgers.values()):
+        raise Declined(f'the budget is spent after {memory.times} rounds')
+      memory.note(round)
+
+  def _session(self, round: int, about: bytes) -> tuple[int, Any]:
     """Returns (this client's slot, session) of what the server says of it."""
     try:
       said = json.loads(about)
-      slots, name, threshold = said['slots'], bytes.fromhex(said['name']), said['threshold']
+      slots, salt, threshold = said['slots'], bytes.fromhex(said['salt']), said['threshold']
       if sorted(set(slots)) != slots or not all(type(i) is int for i in slots):
         raise ValueError('its clients are not in order')
       names = [self._kit.clients[i] for i in slots if i >= 0]
       public = [self._kit.public[name] for name in names]
       sealing: Any = self._plan.sealing
+      name = secure.session_name(self._job.run, round, salt)
       opened = sealing.session(name, len(slots), threshold, public)
       return slots.index(self._id), opened
     except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -280,10 +299,11 @@ class Answerer:
     entries = {name: x.entry.guarantee(min(times, x.allowed)) for name, x in self._ledgers.items()}
     return [f'{name}: {x._replace(rounds=times)}' for name, x in entries.items()]
 
-  def _expire(self) -> None:
-    """Erases a session that the server has not ended."""
+  def _expire(self, party: secure.Party) -> None:
+    """Erases a session that the server has not ended; the next one may be under way by then."""
     with self._lock:
-      self._forget()
+      if self._sealed is not None and self._sealed.party is party:
+        self._forget()
 
   def _rows(self, last: int) -> Any:
     """Returns the states after round `last`; the first ones where there are none."""

@@ -285,7 +285,7 @@ class ClientParts(NamedTuple):
   preprocess: Callable[[Batch], Batch]
 
 
-def parts_of(config: Config, expected: Expected) -> ClientParts:
+def parts_of(config: Config, expected: Expected, data_dir: str | None = None) -> ClientParts:
   """Returns what a client runs of a job, without the configured data set where that can be.
 
   Call it under `validate.only_from`: names in the configuration are built. Only a data set with a
@@ -295,11 +295,12 @@ def parts_of(config: Config, expected: Expected) -> ClientParts:
   Args:
     config: of the job.
     expected: what the server says of its data.
+    data_dir: where this machine has prepared data sets; None: the default place.
 
   Raises:
     ValueError: parts that do not fit each other, or names that are not allowed.
   """
-  preprocess = expected.preprocess or build.load_data(config).preprocess
+  preprocess = expected.preprocess or build.load_data(config, data_dir).preprocess
   data = _stand_in(expected, preprocess)
   model = build.build_model(config, data)
   return ClientParts(model, build.build_layers(config, model, data.num_clients, data), preprocess)

@@ -63,7 +63,9 @@ def begin(
     ValueError: bad input; nothing was made.
   """
   ready = _ready(config, kit, data_dir, repeatable)
-  folder = create(ready.config, out, ready.sim.root if keeps_root(ready) else None)
+  root = ready.sim.root if keeps_root(ready) else None
+  # From the start: a simulation must not go on with it, even if this process is killed here.
+  folder = create(ready.config, out, root, deployed=True, clients_by_id=kit.clients)
   said = facts(ready)
   if config.noise_seed is not None:
     said['warnings'].append(
@@ -71,7 +73,7 @@ def begin(
       'the parties'
     )
   where = data_dir and str(pathlib.Path(data_dir).absolute())
-  folder.note(data_dir=where, **{**said, 'clients_by_id': kit.clients, 'deployed': True})
+  folder.note(data_dir=where, **said)
   return folder
 
 
@@ -79,7 +81,7 @@ def reopen(path: pathlib.Path, kit: Kit, repeatable: bool) -> RunFolder:
   """Returns the folder of a run that is to go on.
 
   Raises:
-    ValueError: it is none of this deployment, or is finished.
+    ValueError: it is none of this deployment, is finished, or has another configuration by now.
   """
   folder = RunFolder(path)
   said = folder.manifest
@@ -90,6 +92,7 @@ def reopen(path: pathlib.Path, kit: Kit, repeatable: bool) -> RunFolder:
     )
   if said.get('status') == 'finished' and (path / 'report.html').exists():
     raise ValueError(f'the run in {path} must be unfinished to go on: it is finished.')
+  folder.check_config()
   _ready(folder.config, kit, said.get('data_dir'), repeatable)
   return folder
 

@@ -175,9 +175,12 @@ class Form:
     beside = 0 if self.quiet else tree.nbytes(self._made.metrics)
     if end + beside != len(body) or (self.quiet and (examples or not fine)):
       raise ValueError('an answer must have the bytes that its header says')
+    most = (2**31 - 1) // self.setting.capacity  # the sum over the cohort is an int32
+    if examples > most:
+      raise ValueError(f'examples must be at most {most}, got {examples}')
     packet = wire.decode(body[_HEAD.size : end], self._specs)
-    message = self._message(packet, np.uint32(seed), np.int32(round), np.int32(client))
     self._check_weight(packet.weight)
+    message = self._message(packet, np.uint32(seed), np.int32(round), np.int32(client))
     metrics = {} if self.quiet else _unpacked(body[end:], self._made.metrics)
     sound = all(np.isfinite(x).all() for x in jax.tree.leaves(message))
     return Answer(message, fine and sound, examples, metrics)

@@ -77,18 +77,22 @@ def read(data: bytes, server: bytes) -> Job:
       f"the configuration must be signed by the server's key of this kit, got one that is not "
       f'({error}): get the kit of this deployment, or ask who sent the job.'
     ) from None
-  content = json.loads(envelope.body)
-  if content['version'] != __version__:
-    raise messages.Refused(
-      f'both sides must run one version of fedjax_mem, got {content["version"]} on the server and '
-      f'{__version__} here: install the same.'
-    )
   try:
+    content = json.loads(envelope.body)
+    version = content['version']
+    if version != __version__:
+      raise messages.Refused(
+        f'both sides must run one version of fedjax_mem, got {version} on the server and '
+        f'{__version__} here: install the same.'
+      )
     config = config_from_dict(tomllib.loads(content['config']))
     expected = Expected.from_json(content['expected'])
-  except ValueError as error:
-    raise messages.Refused(f'the configuration must be a valid one, got: {error}') from None
-  return Job(header.run, config, expected, tuple(content['clients']))
+    return Job(header.run, config, expected, tuple(map(str, content['clients'])))
+  except messages.Refused:
+    raise
+  except (ValueError, TypeError, KeyError, RecursionError) as error:
+    words = ' '.join(str(error).split())
+    raise messages.Refused(f'the configuration must be a valid one, got: {words}') from None
 
 
 class Plan(NamedTuple):

@@ -79,15 +79,26 @@ def join(
 def _told_by(
   kit: Kit, place: dict[str, Any], lock: filelock.BaseFileLock, say: Callable[[str], None]
 ) -> str:
-  """Runs the engine until the run has ended; returns the server's last word."""
+  """Runs the engine until the run has ended; returns the server's last word.
+
+  Raises:
+    ValueError: the server does not admit this client, or it refuses the job.
+    RuntimeError: it has failed.
+  """
   shown = _Shown(kit, say)
   for _ in range(_RESTARTS):
     with Engine(kit, kit.work, place, lock) as engine:
       say(f'{kit.name}: taking part; log of the engine: {engine.log}')
-      while engine.code() is None:
+      ended = admitted = False
+      while not ended:
+        ended = engine.code() is not None  # before the look at what it has said
         line = _told(pathlib.Path(place['outcome']))
         if line is not None:
           return line
+        admitted = admitted or engine.registered()
+        why = None if admitted else engine.refused()
+        if why is not None:
+          raise ValueError(why)
         shown.look()
         time.sleep(_LOOK)
   raise RuntimeError(f"the engine's client has ended {_RESTARTS} times: see {engine.log}.")
@@ -134,7 +145,7 @@ def _told(outcome: pathlib.Path) -> str | None:
     said = json.loads(outcome.read_text())
   except (OSError, ValueError):
     return None
-  line = str(said.get('line'))
+  line = ''.join(x if x.isprintable() else ' ' for x in str(said.get('line')))
   if said.get('status') == 'refused':
     raise ValueError(line)
   if said.get('status') == 'failed':

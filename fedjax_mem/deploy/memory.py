@@ -5,12 +5,15 @@ server that starts again from a checkpoint says after which round the states cou
 the last two rounds answered are kept.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 
@@ -40,9 +43,20 @@ class Memory:
     self._folder = folder / run
     self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     self._mark = self._folder / 'answered.json'
+    self._lock = filelock.FileLock(self._folder / 'lock')
     self.answered, self.times = NEVER, 0
+    self._look()
+
+  def _look(self) -> None:
     if self._mark.exists():
       self.answered, self.times = json.loads(self._mark.read_text())
+
+  @contextlib.contextmanager
+  def held(self) -> Iterator[None]:
+    """Holds the mark, as it is on the disk: a server may have several jobs of a run at once."""
+    with self._lock:
+      self._look()
+      yield
 
   def note(self, round: int) -> None:
     """Notes, on the disk before it returns, that one more round is answered."""

@@ -70,6 +70,7 @@ class Post:
   """The server's messages in one job: sealed, sent, and taken if they count.
 
   Attributes:
+    run: id of the run.
     inbox: the gate.
     up: bytes received in this round.
     down: bytes sent in this round.
@@ -84,7 +85,7 @@ class Post:
       link: what carries the messages.
       say: takes a line for the log.
     """
-    self._kit, self._run, self._link, self._say = kit, run, link, say
+    self._kit, self.run, self._link, self._say = kit, run, link, say
     public = {name: key for name, key in kit.public.items() if name != messages.SERVER}
     self.inbox = messages.Inbox(run, public)
     self.up = self.down = 0
@@ -103,7 +104,7 @@ class Post:
       timeout: seconds.
     """
     turn, names = secrets.token_hex(16), self._kit.clients
-    header = lambda name: messages.Header(self._run, round, turn, kind, messages.SERVER, name)
+    header = lambda name: messages.Header(self.run, round, turn, kind, messages.SERVER, name)
     asked = {names[i]: header(names[i]) for i in bodies}
     sealed = {
       names[i]: messages.seal(self._kit.sign, asked[names[i]], body) for i, body in bodies.items()
@@ -122,10 +123,10 @@ class Post:
         body = None if envelope is None else self._body(envelope, wanted)
         if body is not None:
           taken[i] = body
+    when = 'job' if round < 0 else f'round {round + 1}'
     for name, why in self.inbox.notes:
-      self._say(f'round {round + 1}: refused what {name} sent: {why}')
-    counts = f'{len(taken)} of {len(bodies)} in {seconds:.3f} s'
-    self._say(f'round {round + 1}: {wanted}: {counts}')
+      self._say(f'{when}: refused what {name} sent: {why}')
+    self._say(f'{when}: {wanted}: {len(taken)} of {len(bodies)} in {seconds:.3f} s')
     return taken
 
   def unsound(self, client: int, round: int, why: str) -> None:
@@ -258,12 +259,13 @@ class Rounds:
     sealing, round = self.plan.sealing, int(state.round)
     names = [self._kit.clients[i] for i in asked]
     identities = [self._kit.public[name] for name in names]
-    name = secrets.token_bytes(32)
+    salt = secrets.token_bytes(32)
+    name = secure.session_name(self.post.run, round, salt)
     try:
       session = sealing.session(name, len(asked), None, identities)  # type: ignore[union-attr]
     except BelowThreshold as error:
       raise TooFew(str(error)) from error
-    about = json.dumps({'name': name.hex(), 'slots': asked, 'threshold': session.threshold})
+    about = json.dumps({'salt': salt.hex(), 'slots': asked, 'threshold': session.threshold})
     tasks = self._tasks(state, cohort, servers, asked)
     ends = time.monotonic() + self._timeout
     kinds = list(protocol.rounds(session))

@@ -15,6 +15,7 @@ survivors may differ by a single client: a client must answer for one session of
 name that it has not seen before. `Party` is one session, and cannot know of others.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -56,6 +57,20 @@ def bare(layers: Round) -> Round | None:
       )
   made = [masking.get(x.name) or x for x in layers]
   return compose(*made) if masking else None
+
+
+def session_name(run: str, round: int, salt: bytes) -> bytes:
+  """Returns the name of a round's session, 32 bytes.
+
+  A client answers a round of a run once: as its name is of that round, whatever the server sends,
+  no two of its sessions have one name, and nothing that was signed in one is of use in another.
+
+  Args:
+    run: id of the run.
+    round: from 0.
+    salt: from the server.
+  """
+  return hashlib.sha256(b'\0'.join((run.encode(), str(round).encode(), salt))).digest()
 
 
 class Sealing(NamedTuple):

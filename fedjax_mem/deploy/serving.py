@@ -23,7 +23,7 @@ from fedjax_mem.deploy.data import Expected
 from fedjax_mem.deploy.engine import write_json
 from fedjax_mem.deploy.kit import Kit
 from fedjax_mem.deploy.rounds import DRAWN, Done, Link, Post, Rounds, TooFew
-from fedjax_mem.report.tracker import MetricsWriter, truncate_after
+from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
 from fedjax_mem.runner import ledgers as spending
 from fedjax_mem.runner import secret
 from fedjax_mem.runner.checkpoint import Checkpoints
@@ -158,8 +158,8 @@ class _Server:
         if tries == TRIES:
           self._checkpoints.save(self._kept(state))
           raise Failed(
-            f'{error}, {TRIES} times in a row; the checkpoint of round {int(state.round)} is kept: '
-            'start the clients that are missing.'
+            f'{str(error).rstrip(".")}, {TRIES} times in a row; the checkpoint of round '
+            f'{int(state.round)} is kept: start the clients that are missing.'
           ) from error
         continue
       tries, state = 0, done.state
@@ -234,6 +234,7 @@ class _Server:
     if self._ledgers:
       record |= self._ledgers.metrics(number)
     self._records.mark(record)
+    write_json(self._pending, record)
     state = state._replace(round=np.int32(number))  # type: ignore[arg-type]
     self._checkpoints.save(self._kept(state))
     self._write(record, records, writer)
@@ -258,6 +259,7 @@ class _Server:
         state = sim.with_noise(rounds.bare(state))
         state = state._replace(clients={**state.clients, DRAWN: table})
     done = int(state.round)
+    self._check_released(done)
     records = truncate_after(self._metrics, done)
     if self._ledgers:
       published = records[-1]['round'] if records else 0
@@ -276,6 +278,21 @@ class _Server:
       status='running',
     )
     return state, records
+
+  def _check_released(self, done: int) -> None:
+    """Raises `Failed` if a round would be run again that is published, under a claim of privacy.
+
+    Other clients might answer in time, and the difference of two sums with one noise has none.
+    """
+    if not self._ready.sim.claims or not self._metrics.exists():
+      return
+    last = max((x['round'] for x in read_metrics(self._metrics)), default=0)
+    if last > done:
+      raise Failed(
+        f'the newest sound checkpoint must be that of round {last}, which is published, got that '
+        f'of round {done}: its noise must not protect a second sum. Put the checkpoint back, or '
+        'begin another run.'
+      )
 
   def _unpublished(self, done: int, records: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Returns the record of the checkpoint, if the server was killed before it was published."""

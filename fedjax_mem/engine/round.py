@@ -7,6 +7,7 @@ where the last segment is summed at once, and cohort sides on the whole stack. W
 the message of a single client, `pooled.run` computes their sum in a faster way.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,6 +46,9 @@ from fedjax_mem.engine.metrics import over_cohort
 # (sum of messages, client states, whether each client's message is finite [C], whether its new
 # states are [C], metrics)
 Ran = tuple[Any, dict[str, Tree], jax.Array, jax.Array, Metrics]
+# (messages [C, ...] or, from the last sides, their sum; new client states; metrics; whether each
+# client's message is finite [C]; whether its new states are [C])
+Mapped = tuple[Any, dict[str, Tree], Metrics, jax.Array, jax.Array]
 # What all clients get: the cast, and the tables of client states unless these are divided.
 Everyone = tuple[Cast, Tree]
 # What each client gets: its row, its value, and its place in the cohort or its state.
@@ -146,7 +150,7 @@ def settle(
   if claims:
     metrics['zeroed'] = bad.sum(dtype=jnp.int32)
   not_finite = jnp.where(bad & (not claims), cast.cohort.id, -1)
-  cast = _left_out(setting, cast, ok)
+  cast = left_out(setting, cast, ok)
   params, servers, noted, released = walk.server_pass(setting.layers, cast, setting.specs, message)
   metrics |= noted
   arrived = cast.cohort.arrived
@@ -193,27 +197,12 @@ def _messages(setting: Setting, cast: Cast, row: Row, states: dict[str, Tree]) -
   return ran
 
 
-class Given(NamedTuple):
-  """What clients have made elsewhere, each in its own process.
-
-  Attributes:
-    message: stack [C, ...] of their messages, as they enter cohort sides or the sum; or that sum.
-    fine: [C] bool, whether each is finite.
-    metrics: metrics of the clients' sides, each [C].
-  """
-
-  message: Any
-  fine: Any
-  metrics: Metrics
-
-
 def collect(
   setting: Setting,
   cast: Cast,
   row: Row,
   states: dict[str, Tree],
-  given: Given | None = None,
-  summed: bool = False,
+  run: Callable[..., Mapped] | None = None,
 ) -> Ran:
   """Runs all client and cohort sides.
 
@@ -222,14 +211,13 @@ def collect(
     cast: of the round, with its cohort.
     row: the rows of the cohort [C].
     states: client states, [N, ...] each.
-    given: what the clients' sides have made elsewhere: then they do not run here, their states are
-      not here either, there is one segment of client sides, and the layout is looped.
-    summed: whether what is given is the sum already, as secure aggregation returns it.
+    run: runs successive client sides over the cohort; None: `mapped`.
 
   Returns:
     The sum of messages, new client states [C, ...] (the tables with them, if divided), whether each
     client's message is finite [C], whether its new states are [C], and metrics.
   """
+  run = functools.partial(mapped, setting) if run is None else run
   value: Any = None
   # The tables of all other layers stay as they are.
   new: dict[str, Tree] = {x.name: states[x.name] for x in setting.layers if not _has_rows(x)}
@@ -239,7 +227,7 @@ def collect(
   for number, (side, group) in enumerate(cut):
     last = number == len(cut) - 1
     if side == 'cohort':
-      cast = _left_out(setting, cast, ok)
+      cast = left_out(setting, cast, ok)
       value, rows, noted = _cohort(setting, group[0], cast, value, states, new)
       new |= rows
       metrics |= noted
@@ -249,51 +237,43 @@ def collect(
         # a robust rule leaves its message out.
         fine = tree.finite(value, 1)
         ok &= fine
-        if setting.layers.claims:
-          value = hiding.kept(setting.layers, fine, value)
+        value = hiding.kept(setting.layers, fine, value) if setting.layers.claims else value
       if last:
-        arrived = tree.keep(_left_out(setting, cast, ok).cohort.arrived, value)
+        arrived = tree.keep(left_out(setting, cast, ok).cohort.arrived, value)
         value = setting.adding.done(setting.adding.stacked(arrived))
       continue
     own = {x.name: states[x.name] for x in group}
-    if given is not None:
-      value, fine = _taken(setting, cast, given, last, summed)
-      new, ok = new | own, ok & fine
-      metrics |= over_cohort(given.metrics, cast.cohort.arrived & ok)
-      continue
-    held, shown = (own, ()) if setting.divided else ((), own)
-    value, held, (made, noted, fine, kept) = spread(
-      _step(setting, group, first=number == 0, last=last),
-      # Client sides are not shown which clients arrive: that may depend on other clients' data.
-      (cast._replace(cohort=cast.cohort._replace(arrived=cast.cohort.real)), shown),
-      held,
-      (row, value, jnp.arange(setting.capacity, dtype=jnp.int32)),
-      chunk=None if setting.layout.looped else setting.layout.chunk,
-      mesh=setting.layout.mesh,
-      summed=setting.adding if last else None,
-    )
-    new |= held if setting.divided else made
-    ok &= fine
+    value, own, noted, fine, kept = run(cast, group, row, value, own, number == 0, last)
     sound &= kept
+    new |= own
+    ok &= fine
     metrics |= over_cohort(noted, cast.cohort.arrived & ok)
   return value, new, ok, sound, metrics
 
 
-def _taken(setting: Setting, cast: Cast, given: Given, last: bool, summed: bool) -> Any:
-  """Returns (messages [C, ...] or, from the last sides, their sum; [C] whether each is finite)."""
-  value, fine, _ = given
-  if summed:
-    return value, fine
-  value = hiding.kept(setting.layers, fine, value)
-  if last:
-    value = _in_turn(setting, tree.keep(_left_out(setting, cast, fine).cohort.arrived, value))
-  return value, fine
-
-
-def _in_turn(setting: Setting, stack: Any) -> Any:
-  """Returns the sum of messages [C, ...], one after the other as the loop over clients adds."""
-  same = lambda everyone, carry, message: (message, carry, ())
-  return spread(same, (), (), stack, chunk=None, mesh=setting.layout.mesh, summed=setting.adding)[0]
+def mapped(
+  setting: Setting,
+  cast: Cast,
+  group: tuple[Layer, ...],
+  row: Row,
+  value: Any,
+  own: dict[str, Tree],
+  first: bool,
+  last: bool,
+) -> Mapped:
+  """Runs successive client sides over the cohort; `first` and `last` are as in `chain`."""
+  held, shown = (own, ()) if setting.divided else ((), own)
+  value, held, (made, noted, fine, kept) = spread(
+    _step(setting, group, first, last),
+    # Client sides are not shown which clients arrive: that may depend on other clients' data.
+    (cast._replace(cohort=cast.cohort._replace(arrived=cast.cohort.real)), shown),
+    held,
+    (row, value, jnp.arange(setting.capacity, dtype=jnp.int32)),
+    chunk=None if setting.layout.looped else setting.layout.chunk,
+    mesh=setting.layout.mesh,
+    summed=setting.adding if last else None,
+  )
+  return value, held if setting.divided else made, noted, fine, kept
 
 
 def _has_rows(layer: Layer) -> bool:
@@ -321,7 +301,7 @@ def _cohort(
   return value, {layer.name: rows}, metrics
 
 
-def _left_out(setting: Setting, cast: Cast, ok: jax.Array) -> Cast:
+def left_out(setting: Setting, cast: Cast, ok: jax.Array) -> Cast:
   """Returns the cast in which clients that are not `ok` [C] count as dropped out.
 
   Layers that see the cohort treat both cases alike: the masks of either are recovered. Under a

@@ -25,14 +25,30 @@ from fedjax_mem.core import (
   State,
   Tree,
   scalar_member,
+  tree,
 )
 from fedjax_mem.engine import cohort as cohorts
+from fedjax_mem.engine import hiding, walk
 from fedjax_mem.engine import metrics as measured
 from fedjax_mem.engine import round as rounds
-from fedjax_mem.engine import walk
-from fedjax_mem.engine.cast import Row, broadcast, context
+from fedjax_mem.engine.cast import Cast, Row, broadcast, context
+from fedjax_mem.engine.clients import spread
 from fedjax_mem.engine.plan import initial_state
-from fedjax_mem.engine.round import Given, Setting
+from fedjax_mem.engine.round import Setting
+
+
+class Given(NamedTuple):
+  """What clients have made elsewhere, each in its own process.
+
+  Attributes:
+    message: stack [C, ...] of their messages, as they enter cohort sides or the sum; or that sum.
+    fine: [C] bool, whether each is finite.
+    metrics: metrics of the clients' sides, each [C].
+  """
+
+  message: Any
+  fine: Any
+  metrics: Metrics
 
 
 class Told(NamedTuple):
@@ -208,9 +224,27 @@ def settled(
   """
   cast = broadcast(seed, state.round, state.params, root=root, cohort=cohort, servers=servers)
   row = Row(cohort, jnp.zeros_like(cohort.id), counts)
-  ran = rounds.collect(setting, cast, row, state.clients, given, summed)
+
+  def run(
+    cast: Cast, group: Any, row: Row, value: Any, own: dict[str, Tree], first: bool, last: bool
+  ) -> rounds.Mapped:
+    del group, row, value, first  # they ran elsewhere, with states that are there
+    message, fine, metrics = given
+    if not summed:
+      arrived = rounds.left_out(setting, cast, fine).cohort.arrived
+      message = hiding.kept(setting.layers, fine, message)
+      message = _in_turn(setting, tree.keep(arrived, message)) if last else message
+    return message, own, metrics, fine, jnp.ones_like(fine)
+
+  ran = rounds.collect(setting, cast, row, state.clients, run)
   state, metrics, kept = rounds.settle(setting, cast, row, state, ran)
   return state, {name: measured.plain(x) for name, x in metrics.items()}, kept
+
+
+def _in_turn(setting: Setting, stack: Any) -> Any:
+  """Returns the sum of messages [C, ...], one after the other as the loop over clients adds."""
+  same = lambda everyone, carry, message: (message, carry, ())
+  return spread(same, (), (), stack, chunk=None, mesh=setting.layout.mesh, summed=setting.adding)[0]
 
 
 class _Untold:

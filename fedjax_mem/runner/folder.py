@@ -75,6 +75,14 @@ class RunFolder:
     self.manifest |= facts
     _write(self.path / 'manifest.json', json.dumps(self.manifest, indent=2) + '\n')
 
+  def check_config(self) -> None:
+    """Raises `ValueError` if the configuration is not the one with which the run began."""
+    if config_hash(self.config) != self.manifest.get('config_hash'):
+      raise ValueError(
+        f'{self.path / "config.toml"} must be what the run began with (but for [execution] and '
+        '[deploy]), got a changed one: undo that, or begin a new run with it.'
+      )
+
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
     """Holds the folder's lock for one process; the system frees it when the process dies.
@@ -95,7 +103,7 @@ class RunFolder:
 
 
 def create(
-  config: Config, out: str | os.PathLike[str], root: np.ndarray | None = None
+  config: Config, out: str | os.PathLike[str], root: np.ndarray | None = None, **facts: Any
 ) -> RunFolder:
   """Returns a new folder `out/<name>-<hash>`; beside finished runs it ends in `-2`, `-3`, ….
 
@@ -105,6 +113,7 @@ def create(
     config: the experiment.
     out: folder in which it is made.
     root: the secret root of the run's noise, uint32 [2], to be kept in it; None: it has none.
+    **facts: more of the manifest, which it has from the start.
 
   Raises:
     ValueError: an unfinished run of the same configuration is there, or the folder cannot be
@@ -115,7 +124,7 @@ def create(
   try:
     fresh.mkdir(parents=True)
     _write(fresh / 'config.toml', to_toml(config))
-    said = _facts(config)
+    said = _facts(config) | facts
     _write(fresh / 'manifest.json', json.dumps(said, indent=2) + '\n')
     if root is not None:
       secret.write(fresh, root, said['run_id'])

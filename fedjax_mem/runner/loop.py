@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_mem.config.load import Config, config_hash
+from fedjax_mem.config.load import Config
 from fedjax_mem.core import State, tree
 from fedjax_mem.engine import Simulation, describe
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
@@ -92,29 +92,24 @@ def resume(
     quiet: report progress by plain lines, without a bar.
 
   Raises:
-    ValueError: not a run's folder, a run that is finished, in use, of another configuration or on
-      real machines, or one whose secret root is missing or of another run.
+    ValueError: not a run's folder, a run that is finished, in use, on real machines or of another
+      configuration, or one whose secret root is missing or of another run.
     RunFailed: the run cannot go on.
     Interrupted: by Ctrl-C, after a checkpoint.
   """
   folder = RunFolder(pathlib.Path(path))
-  if folder.manifest.get('deployed'):
-    raise ValueError(
-      f'{path} must be a run of the simulation, got one on real machines: go on with '
-      f'`{folder.again}`.'
-    )
   with folder.locked():
     said = folder.manifest
+    if said.get('deployed'):  # its clients have states, and data, of their own
+      raise ValueError(
+        f'the run in {folder.path} must be a simulation to resume it, got one on real machines: go '
+        f'on with `{folder.again}`.'
+      )
     # A finished run without a report was killed while the report was written: it may resume.
     if said.get('status') == 'finished' and (folder.path / 'report.html').exists():
       raise ValueError(f'the run in {folder.path} must be unfinished to resume it: it is finished.')
-    config = folder.config
-    if config_hash(config) != said.get('config_hash'):
-      raise ValueError(
-        f'{folder.path / "config.toml"} must be what the run began with (but for [execution] and '
-        '[deploy]), got a changed one: undo that, or begin a new run with it.'
-      )
-    ready = get_ready(config, data_dir or said.get('data_dir'), said.get('execution', {}))
+    folder.check_config()
+    ready = get_ready(folder.config, data_dir or said.get('data_dir'), said.get('execution', {}))
     if keeps_root(ready):
       root = secret.read(folder.path, said.get('run_id'))
       ready = ready._replace(sim=ready.sim.with_root(root))

@@ -56,7 +56,8 @@ deploy() {
   "$command" deploy server "$config" --kit "$work/kits/server" --out "$work/runs" --quiet &
   server=$!
   for name in "$@"; do
-    "$command" deploy client --kit "$work/kits/$name" > "$work/$name.log" 2>&1 &
+    "$command" deploy client --kit "$work/kits/$name" --wait 120 > "$work/$name.log" 2>&1 &
+    disown # the shell says nothing of one that is killed
   done
 }
 

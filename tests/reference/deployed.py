@@ -1,7 +1,10 @@
 """A deployment without its engine: kits by hand, and a link of function calls in one process."""
 
+import copy
 import functools
 import json
+import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -15,6 +18,7 @@ from fedjax_mem.core import Population
 from fedjax_mem.deploy import answering, driving, job, messages, rounds, serving
 from fedjax_mem.deploy.data import Expected
 from fedjax_mem.deploy.kit import Kit
+from fedjax_mem.runner import ledgers
 from fedjax_mem.runner.folder import RunFolder
 from fedjax_mem.runner.prepare import get_ready
 
@@ -29,8 +33,7 @@ rounds = 5
 [data]
 name = 'digits'
 num_clients = 3
-partition = 'dirichlet'
-alpha = 1.0
+partition = 'iid'
 [model]
 name = 'logistic'
 [client]
@@ -43,6 +46,7 @@ name = 'equal'
 [deploy]
 round_timeout = 5.0
 """
+RAGGED = ("data.partition='dirichlet'", 'data.alpha=1.0', "weighting.name='examples'")
 CENTRAL = (
   "stages=[{use='central', options={l2_clip_norm=1.0, noise_multiplier=0.5}}]",
   'privacy.delta=1e-3',
@@ -50,6 +54,7 @@ CENTRAL = (
 )
 LOCAL = (
   "stages=[{use='local', options={l2_clip_norm=1.0, noise_multiplier=4.0}}]",
+  'privacy.delta=1e-3',
   'weighting.options.divisor=3',
 )
 FOUR = ('data.num_clients=4', 'selection.cohort_size=4')
@@ -140,6 +145,7 @@ class Deployment:
     config: the experiment.
     kits: name -> folder.
     folder: the run's.
+    ended: states after the last round, of jobs that have finished.
   """
 
   def __init__(self, folder, config):
@@ -148,7 +154,7 @@ class Deployment:
     self.repeatable = config.noise_seed is not None
     self.server = Kit.open(self.kits['server'], 'server')
     self.folder = driving.begin(config, self.server, self.folder_of_all, None, self.repeatable)
-    self.payload = self.job()
+    self.payload, self.ended = self.job(), []
 
   def job(self, **changes):
     """Returns the signed job, with other fields if given."""
@@ -163,9 +169,9 @@ class Deployment:
 
   def place(self, name, **changes):
     """Returns what the command of a client's machine says."""
-    work = self.folder_of_all / 'work' / name
-    work.mkdir(parents=True, exist_ok=True)
-    place = {'kit': str(self.kits[name]), 'work': str(work), 'outcome': str(work / 'outcome.json')}
+    work = self.kits[name] / 'work'
+    work.mkdir(exist_ok=True)
+    place = {'kit': str(self.kits[name]), 'outcome': str(work / 'outcome.json')}
     place |= {'data': None, 'data_dir': None, 'pin': None, 'require': None, 'allow': []}
     return place | {'repeatable': self.repeatable} | changes
 
@@ -173,24 +179,64 @@ class Deployment:
     """Returns a client's side of the job, as a process of its own opens it."""
     return answering.open(self.place(name, **changes), self.payload)
 
+  def forget(self):
+    """Removes what the clients keep, as if they had not taken part."""
+    for path in self.kits.values():
+      shutil.rmtree(path / 'work', ignore_errors=True)
+
   def clients(self, *names):
-    """Returns the sides of clients, of all if none is named; what each plans is made once."""
+    """Returns the sides of clients, of all if none is named; all have one plan and one program."""
     with pytest.MonkeyPatch.context() as patch:
       made = self.planned
       patch.setattr(job, 'plan', lambda *_: made)
-      return {name: self.client(name) for name in names or self.server.clients}
+      if hasattr(self, '_body'):
+        patch.setattr(answering.Answerer, '_compiled', lambda *_: self._body)
+      clients = {}
+      for name in names or self.server.clients:
+        clients[name] = self.client(name)
+        self._body = clients[name]._body
+        patch.setattr(answering.Answerer, '_compiled', lambda *_: self._body)
+      return clients
 
   @functools.cached_property
   def planned(self):
     return serving.planned(self.ready)
 
-  def serve(self, wire):
-    """Runs a job of the server; returns its outcome."""
+  def serve(self, wire, anew=False):
+    """Runs a job of the server; returns its outcome.
+
+    Args:
+      wire: its link.
+      anew: whether all parts are built, as a process does; else those of this object serve again,
+        with ledgers of their own.
+    """
     places = driving.Place.within(self.folder_of_all)
     place = {'kit': str(self.kits['server']), 'run': str(self.folder.path), 'data_dir': None}
     for path in places:
       path.unlink(missing_ok=True)
-    return serving.serve(place | {k: str(v) for k, v in places._asdict().items()}, wire)
+    place |= {name: str(path) for name, path in places._asdict().items()}
+
+    def again(config, *rest):
+      ready = self.ready
+      sizes, specs = ready.parts.data.counts, ready.sim.setting.specs
+      opened = ledgers.open_ledgers(config, ready.parts.layers, sizes, specs)
+      return ready._replace(ledgers=opened)
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(
+        serving, 'finish', lambda ready, folder, state, records: self.ended.append(state)
+      )
+      if not anew:
+        patch.setattr(serving, 'get_ready', again)
+        patch.setattr(serving, 'planned', lambda ready: self.planned)
+      return serving.serve(place, wire)
+
+  def copy(self, folder):
+    """Returns the same run in another folder, as it is there now; its clients are the same."""
+    made = copy.copy(self)
+    made.ended, made.folder_of_all = [], Path(folder)
+    made.folder = RunFolder(Path(shutil.copytree(self.folder.path, Path(folder) / 'run')))
+    return made
 
   def records(self):
     lines = (self.folder.path / 'metrics.jsonl').read_text().splitlines()
@@ -206,13 +252,18 @@ class Deployment:
 
 
 class Bare:
-  """Rounds at the server without a run's folder: no ledger, no checkpoints, no records."""
+  """Rounds at the server without a run's folder: no ledger, no checkpoints, no records.
+
+  Attributes:
+    lines: of the log, but for those that count the answers of each exchange.
+    counted: those.
+  """
 
   def __init__(self, deployment, wire, least=1):
     config, ready = deployment.config, deployment.ready
-    self.ready, self.lines = ready, []
+    self.ready, self.lines, self.counted = ready, [], []
     self.plan, kit = deployment.planned, deployment.server
-    self.post = rounds.Post(kit, deployment.folder.manifest['run_id'], wire, self.lines.append)
+    self.post = rounds.Post(kit, deployment.folder.manifest['run_id'], wire, self._say)
     held = ready.source.population
     self.rounds = rounds.Rounds(
       self.plan,
@@ -224,9 +275,14 @@ class Bare:
       timeout=5.0,
       least=least,
     )
-    self.wire, self.state = wire, rounds.first_state(
-      self.plan, ready.parts.params, held, config.seed, ready.sim.root
+    self.wire, self.state = (
+      wire,
+      rounds.first_state(self.plan, ready.parts.params, held, config.seed, ready.sim.root),
     )
+
+  def _say(self, line):
+    counts = re.fullmatch(r'round \d+: \w+: \d+ of \d+ in [\d.]+ s', line)
+    (self.counted if counts else self.lines).append(line)
 
   def run(self, number=1):
     """Runs rounds; returns the last one."""
@@ -242,6 +298,13 @@ def simulated(ready, rounds):
   for _ in range(rounds):
     state, metrics = ready.sim.run(state, 1)
   return jax.device_get(state), metrics
+
+
+def unasked(clients):
+  """Has clients forget which rounds they have answered, as tests that share them need it."""
+  for client in clients:
+    client._memory._mark.unlink(missing_ok=True)
+    client._memory.answered, client._memory.times = -1, 0
 
 
 def apart(one, other):

@@ -128,6 +128,14 @@ def test_runs_that_recorded_different_things_are_compared():
   assert '3 runs compared' in text
 
 
+def test_rounds_that_were_lost_have_no_results():
+  lost = {'round': 2, 'clients': 0, 'lost': True}
+  first, _, last = run().records
+  for records in ([first, lost, last], [{**lost, 'round': 1}, last], [first, lost], [lost]):
+    text = Page(render(run(records=records))).text
+    assert ('best in round' in text) == (len(records) > 1)
+
+
 def test_a_folder_with_a_picture_of_its_partition(tmp_path):
   (tmp_path / 'config.toml').write_text('name = "x"\nrounds = 1\n')
   (tmp_path / 'metrics.jsonl').write_text('{"round": 1, "train_loss": "NaN"}\n')

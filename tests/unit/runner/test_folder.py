@@ -69,6 +69,15 @@ def test_an_unfinished_run_is_refused_with_the_command_that_resumes_it(make, out
   assert sorted(x.name for x in out.iterdir()) == [first.path.name, second.path.name]
 
 
+def test_an_unfinished_run_on_real_machines_is_refused_with_its_own_command(make, out):
+  first = create(make(), out, deployed=True)
+  assert json.loads((first.path / 'manifest.json').read_text())['deployed']
+  with pytest.raises(
+    ValueError, match=f'go on with `fedjax-mem deploy server {first.path} --kit DIR`'
+  ):
+    create(make(), out)
+
+
 def test_a_failed_run_is_left_as_it_is_beside_a_new_one(make, out):
   first = create(make(), out)
   first.note(status='failed')  # resumed, it would fail again

@@ -19,6 +19,7 @@ from fedjax_mem.report.tracker import MetricsWriter, read_metrics
 from fedjax_mem.runner import devices, loop
 from fedjax_mem.runner import folder as folders
 from fedjax_mem.runner.checkpoint import Checkpoints
+from fedjax_mem.runner.folder import create
 from fedjax_mem.runner.loop import Interrupted, RunFailed, resume, run
 
 pytestmark = pytest.mark.usefixtures('undrawn')
@@ -180,6 +181,16 @@ def test_another_seed_is_another_run(finished, out):
 def test_a_finished_run_is_not_resumed(finished):
   with pytest.raises(ValueError, match='it is finished'):
     resume(finished[1].folder)
+
+
+def test_a_run_on_real_machines_is_not_resumed_as_a_simulation(make, out):
+  folder = create(make(), out, deployed=True)
+  before = sorted(x.name for x in folder.path.iterdir())
+  with pytest.raises(
+    ValueError, match=f'go on with `fedjax-mem deploy server {folder.path} --kit DIR`'
+  ):
+    resume(folder.path)
+  assert {*before, 'lock'} == {x.name for x in folder.path.iterdir()}
 
 
 @pytest.mark.slow
