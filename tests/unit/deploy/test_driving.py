@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 from reference import deployed
@@ -116,3 +117,32 @@ def test_a_run_of_other_clients_or_a_simulation_does_not_go_on(begun):
       again(begun)
   finally:
     begun.folder.note(deployed=True)
+
+
+def jobs(tmp_path, here):
+  """Returns the driver's watch of jobs with clients `here`, and its places."""
+  made = object.__new__(driving._Jobs)
+  made._places, made._apart = driving.Place.within(tmp_path), None
+  made._here = lambda driver: set(here)
+  return made
+
+
+def test_a_job_is_ended_for_a_client_that_it_cannot_reach_for_some_seconds(tmp_path, monkeypatch):
+  clock, here = [0.0], {'a', 'b'}
+  monkeypatch.setattr(driving, 'time', types.SimpleNamespace(monotonic=lambda: clock[0]))
+  watched = jobs(tmp_path, here)
+
+  def look(joined, at):
+    clock[0] = at
+    watched._places.joined.write_text(json.dumps(joined))
+    watched._rejoined(None)
+    return watched._places.rejoin.exists()
+
+  watched._rejoined(None)  # the job has not said yet whom it reaches
+  assert not watched._places.rejoin.exists()
+  assert not look(['a', 'b'], 0.0)
+  assert not look(['a'], 1.0)
+  assert not look(['a', 'b'], 3.0)  # it was silent for a while, and is in the job
+  assert not look(['a'], 5.0)
+  assert not look(['a'], 7.0)
+  assert look(['a'], 9.0)

@@ -6,7 +6,7 @@ import types
 import pytest
 from reference import deployed
 
-from fedjax_mem.deploy import joining
+from fedjax_mem.deploy import joining, processes
 from fedjax_mem.deploy.kit import Kit
 
 
@@ -108,3 +108,22 @@ def test_bad_input_is_said_before_the_server_is_looked_for(options, words, kit, 
   with pytest.raises((ValueError, FileNotFoundError), match=words):
     join(kit, **options)
   assert engines.places == engines.probed == []
+
+
+def test_a_second_client_with_one_kit_is_refused_and_takes_nothing_of_the_first(
+  kit, engines, monkeypatch
+):
+  outcome = kit.work / 'outcome.json'
+
+  def while_it_waits(*_):
+    outcome.write_text('{}')
+    with pytest.raises(ValueError, match='only one may run with a kit'):
+      join(kit)
+    assert outcome.exists()
+    raise ConnectionError('nobody listens')
+
+  monkeypatch.setattr(joining.certificates, 'probe', while_it_waits)
+  with pytest.raises(ConnectionError, match='nobody listens'):
+    join(kit)
+  processes.locked(kit.work).release()  # it holds the kit no longer
+  assert engines.places == []

@@ -2,7 +2,7 @@
 
 import logging
 
-from fedjax_mem.deploy import logs
+from fedjax_mem.deploy import engine, logs
 
 
 def written(seldom, name, *lines):
@@ -29,3 +29,10 @@ def test_a_line_after_a_pause_is_new(monkeypatch):
   assert len(written(seldom, 'engine', *['the same'] * 50)) == 12
   now[0] = 301.0
   assert written(seldom, 'engine', *['the same'] * 5) == [1, 2, 3, 4, 5]
+
+
+def test_the_engine_is_told_to_leave_them_out():
+  handler = engine._LOGGING['handlers']['consoleHandler']
+  assert engine._LOGGING['filters'][handler['filters'][0]] == {
+    '()': 'fedjax_mem.deploy.logs.Seldom'
+  }

@@ -2,9 +2,12 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,3 +51,23 @@ def test_a_place_is_there_while_its_folder_is_held(tmp_path):
     processes.locked(work)
   held.release()
   assert processes.place(work) is None
+
+
+def test_a_port_that_is_taken_is_named_and_a_free_one_is_fine():
+  with socket.create_server(('', 0)) as free, socket.create_server(('', 0)) as taken:
+    ports = free.getsockname()[1], taken.getsockname()[1]
+    free.close()
+    kit = SimpleNamespace(port=ports[0], admin_port=ports[1])
+    with pytest.raises(ValueError, match=f'^port {ports[1]} of the kit must be free') as caught:
+      processes.check_ports(kit, timeout=0.2)
+    assert '\n' not in str(caught.value)
+  processes.check_ports(kit, timeout=0.2)
+
+
+def test_a_port_that_an_ending_engine_frees_is_waited_for():
+  taken = socket.create_server(('', 0))
+  kit = SimpleNamespace(port=taken.getsockname()[1], admin_port=taken.getsockname()[1])
+  timer = threading.Timer(0.3, taken.close)
+  timer.start()
+  processes.check_ports(kit, timeout=5.0)
+  timer.join()
