@@ -311,4 +311,6 @@ class Answerer:
       return self._first
     kept = self._kept.get(last)
     kept = self._memory.load(last, tree.shapes(self._first)) if kept is None else kept
+    if kept is None:  # for the log: another disk, or a server that went back by several rounds
+      print(f'the states after round {last + 1} are not here: this client begins with new ones')
     return self._first if kept is None else kept
