@@ -84,9 +84,9 @@ class Server(Command):
     else:
       where = text(self.data_dir)
       folder = driving.begin(config, kit, self.out, where, self.repeatable_noise)
-    last = driving.run(folder, kit, self.quiet)[-1]
-    scores = [f'{x} {last[f"test_{x}"]:.4f}' for x in ('accuracy', 'loss') if f'test_{x}' in last]
-    print(f'round {last["round"]}: {", ".join(scores)}')
+    for last in driving.run(folder, kit, self.quiet)[-1:]:
+      scores = [f'{x} {last[f"test_{x}"]:.4f}' for x in ('accuracy', 'loss') if f'test_{x}' in last]
+      print(f'round {last["round"]}: {", ".join(scores) or "lost"}')
     print(f'folder: {folder.path} (report.html, learning_curve.png, metrics.jsonl)')
 
 
