@@ -182,7 +182,6 @@ _RIGHTS = {
 _CHATTY = (
   'nvflare.private.fed.client.client_runner',
   'nvflare.private.fed.client.communicator',
-  'nvflare.private.fed.client.fed_client',
   'nvflare.private.fed.client.fed_client_base',
   'nvflare.private.fed.server.server_commands',
   'nvflare.private.fed.server.server_runner',

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from reference import deployed
 from reference.deployment import ROOT, free_ports, until
+from reference.signals import heard
 
 from fedjax_mem.deploy import job
 from fedjax_mem.report.tracker import read_metrics
@@ -81,6 +82,7 @@ class Commands:
       return subprocess.Popen(
         [sys.executable, '-m', 'fedjax_mem', 'deploy', *map(str, words)],
         cwd=self.folder, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=heard,
         env={**os.environ, 'JAX_PLATFORMS': 'cpu', **more},
       )  # fmt: skip
 

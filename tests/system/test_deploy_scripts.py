@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from reference.signals import heard
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +27,7 @@ def begin(name, folder):
     stderr=subprocess.PIPE,
     text=True,
     start_new_session=True,
+    preexec_fn=heard,
   )
 
 
