@@ -80,9 +80,8 @@ class Commands:
     more = {'PYTHONPATH': os.pathsep.join(map(str, path[1:])), 'FAULTS': str(self.faults)}
     with (self.folder / f'{name}.txt').open('w') as said:
       return subprocess.Popen(
-        [sys.executable, '-m', 'fedjax_mem', 'deploy', *map(str, words)],
+        heard(sys.executable, '-m', 'fedjax_mem', 'deploy', *words),
         cwd=self.folder, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
-        preexec_fn=heard,
         env={**os.environ, 'JAX_PLATFORMS': 'cpu', **more},
       )  # fmt: skip
 

@@ -21,13 +21,12 @@ def begin(name, folder):
   """Starts a script in a session of its own, with its temporary folder in `folder`."""
   path = os.pathsep.join((os.path.dirname(sys.executable), os.environ['PATH']))
   return subprocess.Popen(
-    [HERE / name],
+    heard(HERE / name),
     env={**os.environ, 'PATH': path, 'TMPDIR': str(folder)},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
     start_new_session=True,
-    preexec_fn=heard,
   )
 
 
