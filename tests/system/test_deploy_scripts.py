@@ -70,8 +70,8 @@ def finished(process, folder):
 def test_a_deployment_on_one_machine_is_as_good_as_the_simulation(scripts, tmp_path):
   said = finished(scripts('deploy_localhost.sh', tmp_path / 'a'), tmp_path / 'a')
   found = accuracies(said)
-  # Of 16 simulations with noise of their own: 0.852 to 0.919.
-  assert min(found.values()) > 0.8 and abs(found['deployed'] - found['simulated']) < 0.1
+  # Of 17 simulations with noise of their own: 0.833 to 0.919.
+  assert min(found.values()) > 0.75 and abs(found['deployed'] - found['simulated']) < 0.15
   assert len(re.findall(r'test accuracy .* epsilon 592\.7$', said, re.M)) == 2
 
 
