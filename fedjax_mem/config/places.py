@@ -65,7 +65,8 @@ class DeploySection(Section):
     round_timeout: longest time of a round in seconds, > 0; clients whose update has not arrived by
       then have dropped out of it.
     min_clients: the fewest clients whose updates make a round, at most the cohort's size; with
-      fewer it is tried again. None: 1, or what the layers of the round need.
+      fewer it is tried again, unless no more were drawn. None: 1, or what the layers of the round
+      need.
   """
 
   section: ClassVar[str] = 'deploy'

@@ -160,7 +160,7 @@ class Rounds:
     seed: int,
     root: np.ndarray,
     timeout: float,
-    least: int,
+    least: int | None,
   ):
     """Compiles nothing yet.
 
@@ -172,7 +172,8 @@ class Rounds:
       seed: the run's seed.
       root: the secret root, uint32 [2].
       timeout: most seconds of a round.
-      least: the fewest clients whose updates make a round.
+      least: the fewest clients whose updates make a round; None: one, if any is asked. A draw of
+        fewer needs all of these: it would be the same in every try, and may be of nobody.
     """
     self.plan, self.post, self._kit = plan, post, kit
     self._seed, self._root = np.uint32(seed), root
@@ -206,7 +207,7 @@ class Rounds:
     ]
     made = self._plain if self.plan.sealing is None else self._masked
     given, came, counts = made(state, cohort, servers, sorted(asked))
-    self._check(len(came))
+    self._check(len(came), int(cohort.arrived.sum()), len(asked))
     arrived = np.isin(cohort.id, list(came)) & cohort.arrived
     new, metrics, kept = self._settle(
       bare(state), cohort._replace(arrived=arrived), servers, given, counts, self._seed, self._root
@@ -218,9 +219,10 @@ class Rounds:
     metrics = {**noted, **jax.device_get(metrics)}
     return Done(new, metrics, self.post.up, self.post.down, refused)
 
-  def _check(self, came: int) -> None:
-    if came < self.least:
-      raise TooFew(f'clients that answered in time: {came}; a round needs {self.least}')
+  def _check(self, came: int, drawn: int, asked: int) -> None:
+    needed = min(1, asked) if self.least is None else min(self.least, drawn)
+    if came < needed:
+      raise TooFew(f'clients that answered in time: {came}; a round needs {needed}')
 
   def _tasks(
     self, state: State, cohort: Member, servers: dict[str, Any], asked: list[int]

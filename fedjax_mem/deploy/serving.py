@@ -111,7 +111,7 @@ class _Server:
       seed=self._config.seed,
       root=ready.sim.root,
       timeout=self._config.deploy.round_timeout,
-      least=self._config.deploy.min_clients or 1,
+      least=self._config.deploy.min_clients,
     )
     owned = ready.parts.data.test_clients is not None
     self._records = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned)

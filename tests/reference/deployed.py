@@ -259,7 +259,7 @@ class Bare:
     counted: those.
   """
 
-  def __init__(self, deployment, wire, least=1):
+  def __init__(self, deployment, wire, least=None):
     config, ready = deployment.config, deployment.ready
     self.ready, self.lines, self.counted = ready, [], []
     self.plan, kit = deployment.planned, deployment.server

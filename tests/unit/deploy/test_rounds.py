@@ -42,7 +42,7 @@ INEXACT = (
 )  # weights that are not 1 lose a bit; see reference.deployed
 
 
-def opened(folder, *overrides, least=1):
+def opened(folder, *overrides, least=None):
   """Returns (deployment, rounds of it with all its clients)."""
   deployment = Deployment(folder, deployed.experiment(folder, *overrides))
   return deployment, Bare(deployment, Wire(deployment.clients()), least)
@@ -286,7 +286,7 @@ def test_with_fewer_answers_than_a_round_needs_nothing_changes(three):
       three.run()
     assert three.state is before
   finally:
-    three.rounds.least = 1
+    three.rounds.least = None
 
 
 def test_a_revoked_client_is_not_asked_from_the_next_round_on(plain, three):
@@ -444,3 +444,15 @@ def test_a_session_that_is_not_sound_is_declined(masked, four):
   assert answer().header.kind == 'ADVERTISE'
   again = answer()
   assert again.header.kind == 'declined' and b'used up' in again.body
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('least', [None, 2])
+def test_a_draw_of_few_or_of_nobody_is_a_round_as_in_a_simulation(least, tmp_path):
+  """It would be the same in every try: a run could never get beyond it."""
+  poisson = "selection={name='poisson', cohort_size=1}", 'rounds=9'
+  _deployment, bare = opened(tmp_path, *poisson, least=least)
+  came = [int(bare.run().metrics['clients']) for _ in range(9)]
+  assert 0 in came and 1 in came
+  state, _ = deployed.simulated(bare.ready, 9)
+  np.testing.assert_allclose(tree.ravel(bare.state.params), tree.ravel(state.params), atol=1e-6)
