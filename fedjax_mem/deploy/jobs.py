@@ -137,12 +137,8 @@ class Driver:
     return tuple(job.job_id for job in found.job_info)
 
   def disable(self, name: str) -> None:
-    """Has the engine refuse a client, until `enable`."""
+    """Has the engine refuse a client, for good."""
     self._call(lambda: self._session.disable_client(name))
-
-  def enable(self, name: str) -> None:
-    """Has the engine admit a client again."""
-    self._call(lambda: self._session.enable_client(name))
 
   def close(self) -> None:
     """Logs out."""

@@ -26,7 +26,6 @@ from fedjax_mem.engine.run import simulate as simulate
 from fedjax_mem.engine.split import Given as Given
 from fedjax_mem.engine.split import Made as Made
 from fedjax_mem.engine.split import Told as Told
-from fedjax_mem.engine.split import at_server as at_server
 from fedjax_mem.engine.split import client_layers as client_layers
 from fedjax_mem.engine.split import drawn as drawn
 from fedjax_mem.engine.split import first_rows as first_rows

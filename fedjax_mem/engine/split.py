@@ -185,11 +185,7 @@ def first_state(
   setting: Setting, params: Tree, population: Population, seed: jax.Array, root: jax.Array
 ) -> State:
   """Returns the server's state before the first round; clients keep the rows of their layers."""
-  return at_server(setting, initial_state(setting, params, population, seed, root))
-
-
-def at_server(setting: Setting, state: State) -> State:
-  """Returns the state without the tables that clients keep, each one row."""
+  state = initial_state(setting, params, population, seed, root)
   away: dict[str, Tree] = {x.name: () for x in client_layers(setting.layers)}
   return state._replace(clients=state.clients | away)
 
