@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import validate
-from fedjax_mem.kernels.nn import lstm
+from fedjax_mem.kernels.nn import lstm, product
 from fedjax_mem.models import adapters, base, layers
 
 
@@ -38,7 +38,8 @@ class Lstm(nn.Module):
     recurrent = self.param('recurrent', nn.initializers.orthogonal(), (self.width, size))
     bias = self.param('bias', _forget_open, (size,))
     # One product for the inputs of all time steps; only the recurrent product needs the loop.
-    return lstm.lstm(x @ kernel + bias[None, None], recurrent)
+    drive = product.product(x, kernel) + bias[None, None]
+    return lstm.lstm(drive, recurrent)
 
 
 class CharLstm(nn.Module):

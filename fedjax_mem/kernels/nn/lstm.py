@@ -25,83 +25,104 @@ tanh(1) / 2 and the output half of its tanh. The start has no cell to forget: f 
 Letters in shapes: T time steps, B batch, H units.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# What the backward pass needs: recurrent [H, 4H], hidden [T, B, H], the gates after their
-# activation [T, B, 4H], the cell [T, B, H] and its tanh [T, B, H].
-_Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+from fedjax_mem.kernels.nn import product
+
 _State = tuple[jax.Array, jax.Array]
 
 
-def _before(x: jax.Array) -> jax.Array:
-  """Returns x [T, ...] one step later: zeros, x_0, …, x_{T-2}."""
-  return jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
+class _Slopes(NamedTuple):
+  """Derivatives that the forward scan keeps, [T, B, H] each ([B, H] within a step).
+
+  Attributes:
+    forget: of the cell, by the cell before.
+    hidden: of the cell's output, by the cell.
+    i: of the cell, by the pre-activation of the input gate.
+    f: of the cell, by that of the forget gate.
+    g: of the cell, by that of the candidate.
+    o: of the output, by that of the output gate.
+  """
+
+  forget: jax.Array
+  hidden: jax.Array
+  i: jax.Array
+  f: jax.Array
+  g: jax.Array
+  o: jax.Array
 
 
-def _run(drive: jax.Array, recurrent: jax.Array) -> tuple[jax.Array, ...]:
-  """Returns what is kept, without `recurrent`: (hidden, gates, cell, tanh of the cell)."""
+def _run(drive: jax.Array, recurrent: jax.Array) -> tuple[jax.Array, _Slopes]:
+  """Returns (hidden [T, B, H], the derivatives of each step)."""
 
-  def step(state: _State, drive: jax.Array) -> tuple[_State, tuple[jax.Array, ...]]:
-    hidden, cell = state
+  def step(state: _State, drive: jax.Array) -> tuple[_State, tuple[jax.Array, _Slopes]]:
+    hidden, before = state
     i, f, g, o = jnp.split(drive + hidden @ recurrent, 4, axis=-1)
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
-    cell = f * cell + i * g
-    squashed = jnp.tanh(cell)
-    hidden = o * squashed
-    return (hidden, cell), (hidden, jnp.concatenate([i, f, g, o], -1), cell, squashed)
+    cell = f * before + i * g
+    out = jnp.tanh(cell)
+    # sigmoid' = s (1 - s) and tanh' = 1 - t^2. Kept here, where all of it is at hand, they leave
+    # the backward scan four products of vectors.
+    slopes = _Slopes(
+      forget=f,
+      hidden=o * (1 - out * out),
+      i=g * i * (1 - i),
+      f=before * f * (1 - f),
+      g=i * (1 - g * g),
+      o=out * o * (1 - o),
+    )
+    return (o * out, cell), (o * out, slopes)
 
   start = jnp.zeros((drive.shape[1], recurrent.shape[0]), drive.dtype)
-  kept: tuple[jax.Array, ...] = lax.scan(step, (start, start), drive)[1]
+  kept: tuple[jax.Array, _Slopes] = lax.scan(step, (start, start), drive)[1]
   return kept
 
 
-# A derivative of its own: see the module's docstring.
 @jax.custom_vjp
 def _lstm(drive: jax.Array, recurrent: jax.Array) -> jax.Array:
-  """Returns hidden [T, B, H]; what else `_run` keeps is dead code here, which XLA removes."""
+  """Returns hidden [T, B, H]; the derivatives are dead code here, which XLA removes."""
   return _run(drive, recurrent)[0]
 
 
-def _forward(drive: jax.Array, recurrent: jax.Array) -> tuple[jax.Array, _Kept]:
-  """Returns (hidden, what `_backward` needs)."""
-  hidden, gates, cell, squashed = _run(drive, recurrent)
-  return hidden, (recurrent, hidden, gates, cell, squashed)
+# A derivative of its own: see the module's docstring.
+def _forward(
+  drive: jax.Array, recurrent: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, _Slopes]]:
+  """Returns (hidden, (recurrent, hidden, derivatives) for `_backward`)."""
+  hidden, slopes = _run(drive, recurrent)
+  return hidden, (recurrent, hidden, slopes)
 
 
-def _backward(kept: _Kept, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(
+  kept: tuple[jax.Array, jax.Array, _Slopes], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """Returns the gradients of (drive, recurrent).
 
   Args:
     kept: from `_forward`.
     cotangent: of hidden, [T, B, H].
   """
-  recurrent, hidden, gates, cell, squashed = kept
-  back = recurrent.T  # transposed once, and not in every step
+  recurrent, hidden, slopes = kept
+  # Transposed once: XLA would take the transposition into each step's product, at twice its time.
+  back = lax.optimization_barrier(recurrent.T)
 
-  def step(state: _State, at: tuple[jax.Array, ...]) -> tuple[_State, jax.Array]:
-    d_hidden, d_cell = state  # from the next time step
-    cotangent, gates, before, squashed = at
-    i, f, g, o = jnp.split(gates, 4, axis=-1)
-    d_hidden = cotangent + d_hidden
-    d_cell = d_cell + d_hidden * o * (1 - squashed * squashed)
-    # sigmoid' = s (1 - s) and tanh' = 1 - t^2, in terms of the gates that were kept.
-    d_z = jnp.concatenate(
-      [
-        d_cell * (g * i * (1 - i)),
-        d_cell * (before * f * (1 - f)),
-        d_cell * (i * (1 - g * g)),
-        d_hidden * (squashed * o * (1 - o)),
-      ],
-      axis=-1,
-    )
-    return (d_z @ back, d_cell * f), d_z
+  def step(state: _State, at: tuple[jax.Array, _Slopes]) -> tuple[_State, jax.Array]:
+    d_hidden, d_cell = state  # as far as it comes from the next time step
+    d_hidden, slope = d_hidden + at[0], at[1]
+    d_cell = d_cell + d_hidden * slope.hidden
+    parts = d_cell * slope.i, d_cell * slope.f, d_cell * slope.g, d_hidden * slope.o
+    d_z = jnp.concatenate(parts, axis=-1)
+    return (d_z @ back, d_cell * slope.forget), d_z
 
-  start = jnp.zeros(hidden.shape[1:], hidden.dtype)
-  steps = (cotangent, gates, _before(cell), squashed)
-  d_z = lax.scan(step, (start, start), steps, reverse=True)[1]
-  return d_z, jnp.einsum('tbh,tbg->hg', _before(hidden), d_z)
+  end = jnp.zeros(hidden.shape[1:], hidden.dtype)
+  d_z = lax.scan(step, (end, end), (cotangent, slopes), reverse=True)[1]
+  # One time step later: zeros, hidden_0, …, hidden_{T-2}, which met z_t.
+  before = jnp.concatenate([jnp.zeros_like(hidden[:1]), hidden[:-1]])
+  return d_z, product.kernel_gradient(before, d_z)
 
 
 _lstm.defvjp(_forward, _backward)
