@@ -26,7 +26,8 @@ def kernel_gradient(x: jax.Array, d_y: jax.Array) -> jax.Array:
   """
   rows = x.reshape(-1, x.shape[-1])
   # The barrier keeps XLA from taking the transposition back into the product.
-  return lax.optimization_barrier(rows.T) @ d_y.reshape(-1, d_y.shape[-1])
+  total: jax.Array = lax.optimization_barrier(rows.T) @ d_y.reshape(-1, d_y.shape[-1])
+  return total
 
 
 @jax.custom_vjp
