@@ -146,7 +146,7 @@ def test_gates_at_their_limits():
   assert np.isfinite(hidden).all() and not d_drive.any() and not d_recurrent.any()
 
 
-def test_second_derivatives_are_refused():
+def test_forward_mode_is_refused():
   drive, recurrent, _ = _inputs()
   with pytest.raises(TypeError, match='forward-mode'):
     jax.jvp(lambda d: lstm.lstm(d, recurrent), (drive,), (drive,))
