@@ -114,15 +114,8 @@ def build(
     }
 
   # Each is rewritten as a whole: it is then traced once, and its `__wrapped__` is as it was given.
-  return Model(
-    init,
-    rewrite.fast_convolutions(apply),
-    rewrite.fast_convolutions(loss),
-    rewrite.fast_convolutions(metrics),
-    input_shape,
-    num_classes,
-    name,
-  )
+  fast = rewrite.fast_convolutions
+  return Model(init, fast(apply), fast(loss), fast(metrics), input_shape, num_classes, name)
 
 
 def as_it_is(model: Model) -> Model:
