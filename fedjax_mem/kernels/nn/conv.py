@@ -35,13 +35,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_mem.core import validate
-from fedjax_mem.kernels.nn import winograd
+from fedjax_mem.kernels.nn import rows, winograd
 
 LAYOUTS = ('HWBC', 'CHWB')
 METHODS = ('auto', 'winograd', 'gemm', 'lax')
 # Where Winograd's transforms pay off, as benchmarks/conv.py finds on a CPU with AVX-512 (batch 20).
 # Side of the window -> least number of input and of output channels.
 WINOGRAD_CHANNELS = {3: 8, 5: 16}
+# Input channels from which on a run of a patch in 'HWBC' fills a cache line.
+ROW_CHANNELS = 16
 WINOGRAD_SIDE = 3  # least height and width of the output: below it most of a tile is padding
 # 'VALID', 'SAME', or (low, high) for each spatial dimension.
 Padding = str | Sequence[tuple[int, int]]
@@ -323,6 +325,9 @@ def conv(
     return winograd.conv(_pad(x, pairs, 0), kernel)
   if layout == 'CHWB':
     return _gemm(x, kernel, geometry)
+  if kernel.shape[2] >= ROW_CHANNELS:
+    places = rows.Geometry(geometry.window, strides, geometry.output())
+    return rows.conv(_pad(x, pairs, 0), kernel, places)
   x = x.transpose(3, 0, 1, 2)
   if kernel.shape[2] == 1:  # The product is then narrow enough to come out in this layout.
     return _gemm(x, kernel, geometry._replace(last=True))
