@@ -39,7 +39,7 @@ from pfl.privacy import CentrallyAppliedPrivacyMechanism, GaussianMechanism
 from pfl.version import __version__
 from torch.nn import functional
 
-from benchmarks.peers.torch_loop import make_model
+from benchmarks.peers.torch_models import MODELS
 
 
 class Classifier(torch.nn.Module):
@@ -108,7 +108,7 @@ class Simulation:
     np.random.seed(0)  # pfl seeds its backend and its algorithm from NumPy's state
     torch.manual_seed(0)
     self._work, self._done = work, 0
-    net = Classifier(make_model(work['model']))
+    net = Classifier(MODELS[work['model']]())
     self._model = PyTorchModel(
       net,
       functools.partial(torch.optim.SGD, momentum=work['momentum']),
