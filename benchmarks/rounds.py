@@ -40,6 +40,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The module of each peer, and the options it has; those not given are the best seen for the work.
 PEERS = {
   'torch-loop': ('torch_loop', ('processes', 'threads')),
+  'opacus': ('opacus_runner', ('processes', 'threads')),
   'fedjax': ('fedjax_runner', ('devices',)),
   'pfl': ('pfl_runner', ('processes', 'threads')),
 }
@@ -234,7 +235,7 @@ def _timed(sim: Simulation, state: State, rounds: int, peer: Peer | None) -> tup
   segment = _length(first, rounds)
   times = []
   if peer:
-    peer.run(1)  # warm up, as we did
+    peer.run(2)  # warm up, as we did
     peer.seconds.clear()
   for _ in range(-(-rounds // segment)):
     if peer:

@@ -1,7 +1,6 @@
 """The models of the works in PyTorch, with initial parameters from the same laws as ours.
 
-Those of the convolutional nets and the dense ones are PyTorch's own. Strided convolutions pad both
-sides by one pixel, where ours pad only the far side.
+Strided convolutions pad both sides by one pixel, where ours pad only the far side.
 """
 
 from typing import Any
@@ -11,8 +10,17 @@ from torch import nn
 from torch.nn import functional
 
 
+def _glorot(layers: nn.Module) -> nn.Module:
+  """Returns layers with weights of Glorot's uniform law and biases of zero."""
+  for layer in layers.modules():
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+      nn.init.xavier_uniform_(layer.weight)
+      nn.init.zeros_(layer.bias)
+  return layers
+
+
 def _cnn() -> nn.Module:
-  return nn.Sequential(
+  layers = nn.Sequential(
     nn.Conv2d(1, 32, 3),
     nn.ReLU(),
     nn.Conv2d(32, 64, 3),
@@ -23,6 +31,7 @@ def _cnn() -> nn.Module:
     nn.ReLU(),
     nn.Linear(128, 10),
   )
+  return _glorot(layers)
 
 
 def _lenet() -> nn.Module:
@@ -43,11 +52,14 @@ def _lenet() -> nn.Module:
 
 
 def _logistic() -> nn.Module:
-  return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+  layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+  nn.init.zeros_(layers[1].weight)
+  nn.init.zeros_(layers[1].bias)
+  return layers
 
 
 def _mlp() -> nn.Module:
-  return nn.Sequential(
+  layers = nn.Sequential(
     nn.Flatten(),
     nn.Linear(784, 200),
     nn.ReLU(),
@@ -55,6 +67,7 @@ def _mlp() -> nn.Module:
     nn.ReLU(),
     nn.Linear(200, 10),
   )
+  return _glorot(layers)
 
 
 class Lstm(nn.Module):
@@ -81,12 +94,6 @@ class Lstm(nn.Module):
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     """Returns the logits, classes before time as the loss wants them."""
     return self.logits(self.lstm(self.embedding(x))[0]).transpose(1, 2)
-
-
-def _glorot(layer: nn.Linear) -> nn.Linear:
-  nn.init.xavier_uniform_(layer.weight)
-  nn.init.zeros_(layer.bias)
-  return layer
 
 
 class TransformerBlock(nn.Module):
