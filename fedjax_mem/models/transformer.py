@@ -22,39 +22,44 @@ class Attention(nn.Module):
   """Causal self-attention of several heads.
 
   Attributes:
+    length: T, positions of a sequence.
     heads: number of heads, a divisor of the width.
   """
 
+  length: int
   heads: int
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns, for x [B, T, W], the attention [B, T, W] of each position to those up to it."""
-    length, width = x.shape[1:]
+    """Returns, for x [B * T, W], the attention [B * T, W] of each position to those up to it."""
+    width = x.shape[-1]
     size = width // self.heads
     # One product for queries, keys and values of all heads.
-    drive = _dense(3 * width, 'qkv')(x).reshape(-1, length, 3, self.heads, size)
+    drive = _dense(3 * width, 'qkv')(x).reshape(-1, self.length, 3, self.heads, size)
     query, key, value = drive.transpose(2, 0, 3, 1, 4)  # each [B, heads, T, size]
     scores = jnp.einsum('bhqd,bhkd->bhqk', query * size**-0.5, key)
-    later = jnp.triu(jnp.full((length, length), -jnp.inf, scores.dtype), 1)
-    mixed = jnp.einsum('bhqk,bhkd->bqhd', nn.softmax(scores + later), value)
-    return _dense(width, 'out')(mixed.reshape(x.shape))
+    later = jnp.triu(jnp.full((self.length, self.length), -jnp.inf, scores.dtype), 1)
+    mixed = jnp.einsum('bhqk,bhkd->bhqd', nn.softmax(scores + later), value)
+    return _dense(width, 'out')(mixed.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 class TransformerBlock(nn.Module):
   """Attention, then two dense layers, each added to what it was given, normalised before.
 
   Attributes:
+    length: T, positions of a sequence.
     heads: number of heads of the attention.
   """
 
+  length: int
   heads: int
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns the block's output [B, T, W] for x [B, T, W]."""
+    """Returns the block's output [B * T, W] for x [B * T, W]."""
     width = x.shape[-1]
-    x = x + Attention(self.heads, name='attention')(nn.LayerNorm(name='norm_0')(x))
+    attention = Attention(self.length, self.heads, name='attention')
+    x = x + attention(nn.LayerNorm(name='norm_0')(x))
     hidden = _dense(4 * width, 'hidden')(nn.LayerNorm(name='norm_1')(x))
     return x + _dense(width, 'out')(nn.gelu(hidden))
 
@@ -80,10 +85,14 @@ class Transformer(nn.Module):
     tokens = self.param('embedding', _table, (self.num_classes, self.width))
     positions = self.param('positions', _table, (x.shape[1], self.width))
     # A product with a one-hot matrix: the gradient of a gather is a scatter, which is slow.
-    y = nn.one_hot(x, self.num_classes, dtype=tokens.dtype) @ tokens + positions
+    y = nn.one_hot(x.reshape(-1), self.num_classes, dtype=tokens.dtype) @ tokens
+    y = (y.reshape(*x.shape, self.width) + positions).reshape(-1, self.width)
+    # Rows of matrices, not sequences: on a CPU the gradient of a dense layer's kernel would be
+    # computed from transposed copies of three-dimensional arrays.
     for i in range(self.blocks):
-      y = TransformerBlock(self.heads, name=f'block_{i}')(y)
-    return _dense(self.num_classes, 'logits')(nn.LayerNorm(name='norm')(y))
+      y = TransformerBlock(x.shape[1], self.heads, name=f'block_{i}')(y)
+    y = _dense(self.num_classes, 'logits')(nn.LayerNorm(name='norm')(y))
+    return y.reshape(*x.shape, self.num_classes)
 
 
 def transformer(
