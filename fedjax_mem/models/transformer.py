@@ -39,7 +39,7 @@ class Attention(nn.Module):
     query, key, value = drive.transpose(2, 0, 3, 1, 4)  # each [B, heads, T, size]
     scores = jnp.einsum('bhqd,bhkd->bhqk', query * size**-0.5, key)
     later = jnp.triu(jnp.full((self.length, self.length), -jnp.inf, scores.dtype), 1)
-    mixed = jnp.einsum('bhqk,bhkd->bhqd', nn.softmax(scores + later), value)
+    mixed = jnp.einsum('bhqk,bhkd->bhqd', nn.softmax(scores + later[None, None]), value)
     return _dense(width, 'out')(mixed.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
@@ -86,7 +86,7 @@ class Transformer(nn.Module):
     positions = self.param('positions', _table, (x.shape[1], self.width))
     # A product with a one-hot matrix: the gradient of a gather is a scatter, which is slow.
     y = nn.one_hot(x.reshape(-1), self.num_classes, dtype=tokens.dtype) @ tokens
-    y = (y.reshape(*x.shape, self.width) + positions).reshape(-1, self.width)
+    y = (y.reshape(*x.shape, self.width) + positions[None]).reshape(-1, self.width)
     # Rows of matrices, not sequences: on a CPU the gradient of a dense layer's kernel would be
     # computed from transposed copies of three-dimensional arrays.
     for i in range(self.blocks):
