@@ -13,6 +13,23 @@ from fedjax_mem.models import adapters, base, layers
 
 _table = nn.initializers.normal(0.02)
 
+# Queries that are taken together: positions after the last of them are left out, not masked.
+_QUERIES = 64
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Returns the causal mixture [B, heads, Q, size] for the last Q of T positions.
+
+  Args:
+    query: [B, heads, Q, size], scaled.
+    key: [B, heads, T, size].
+    value: [B, heads, T, size].
+  """
+  scores = jnp.einsum('bhqd,bhkd->bhqk', query, key)
+  queries, keys = scores.shape[2:]
+  later = jnp.triu(jnp.full((queries, keys), -jnp.inf, scores.dtype), 1 + keys - queries)
+  return jnp.einsum('bhqk,bhkd->bhqd', nn.softmax(scores + later[None, None]), value)
+
 
 def _dense(features: int, name: str) -> nn.Dense:
   return nn.Dense(features, kernel_init=layers.glorot, name=name)
@@ -34,13 +51,15 @@ class Attention(nn.Module):
     """Returns, for x [B * T, W], the attention [B * T, W] of each position to those up to it."""
     width = x.shape[-1]
     size = width // self.heads
-    # One product for queries, keys and values of all heads.
-    drive = _dense(3 * width, 'qkv')(x).reshape(-1, self.length, 3, self.heads, size)
-    query, key, value = drive.transpose(2, 0, 3, 1, 4)  # each [B, heads, T, size]
-    scores = jnp.einsum('bhqd,bhkd->bhqk', query * size**-0.5, key)
-    later = jnp.triu(jnp.full((self.length, self.length), -jnp.inf, scores.dtype), 1)
-    mixed = jnp.einsum('bhqk,bhkd->bhqd', nn.softmax(scores + later[None, None]), value)
-    return _dense(width, 'out')(mixed.transpose(0, 2, 1, 3).reshape(x.shape))
+    # One product for queries, keys and values of all heads, [B, 3 * heads, T, size].
+    drive = _dense(3 * width, 'qkv')(x).reshape(-1, self.length, 3 * self.heads, size)
+    query, key, value = jnp.split(drive.swapaxes(1, 2), 3, axis=1)
+    query = query * size**-0.5
+    mixed = [
+      _attend(query[:, :, end - _QUERIES : end], key[:, :, :end], value[:, :, :end])
+      for end in range(_QUERIES, self.length + _QUERIES, _QUERIES)
+    ]
+    return _dense(width, 'out')(jnp.concatenate(mixed, axis=2).swapaxes(1, 2).reshape(x.shape))
 
 
 class TransformerBlock(nn.Module):
