@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import os
 import pathlib
 import platform
 import sys
@@ -76,6 +77,7 @@ def measured(name: str, pythons: dict[str, str], turns: int, folder: str) -> dic
   """
   work = works.WORKS[name]
   work = dataclasses.replace(work, epochs=EPOCHS.get(name, work.epochs))
+  load = os.getloadavg()[0]  # of others: nothing of ours runs yet
   given, cache = pathlib.Path(folder, 'given'), str(pathlib.Path(folder, 'cache'))
   given.mkdir()
   rounds.write(given, work, works.load(work))
@@ -106,6 +108,7 @@ def measured(name: str, pythons: dict[str, str], turns: int, folder: str) -> dic
     'work': name,
     'date': datetime.date.today().isoformat(),
     **_machine(),
+    'load': round(load, 1),
     'rounds': 2 + turns * segment,
     'epochs': work.epochs,
     'model_gflop_a_round': round(work.gflop, 2),
@@ -180,8 +183,10 @@ def _caption(lines: list[dict[str, Any]]) -> str:
     for side in x['sides'].values()
     for name, version in side['versions'].items()
   )
+  loads = [x['load'] for x in lines]
   return (
-    f'{machine}; best matrix product {min(peaks):.0f} to {max(peaks):.0f} GFLOP/s; '
+    f'{machine}, which ran {min(loads):.1f} to {max(loads):.1f} other tasks at the start; '
+    f'best matrix product {min(peaks):.0f} to {max(peaks):.0f} GFLOP/s; '
     f'{distinct(x["date"] for x in lines)}; '
     f'Python {distinct(x["python"] for x in lines)}, {versions}.'
   )

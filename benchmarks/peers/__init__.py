@@ -10,7 +10,7 @@ FOLDER holds
   that is added later has a default, and is written only where it differs from it: who does not know
   a field refuses it rather than running another work.
 - `x.npy` [T, ...] uint8 images of 28 x 28, to be divided by 255, and `y.npy` [T] labels in 0 ... 9;
-  with the later field `data`, images of 32 x 32 x 3, or tokens [T, L] below 90 and those after them.
+  with the later field `data`, images of 32 x 32 x 3, or tokens [T, L] below 90 and the next ones.
   Client i holds the i-th block of `examples` rows of NumPy's `default_rng(0).permutation(T)`, which
   repeats where the blocks need more.
 - `test_x.npy` and `test_y.npy`: the test set, likewise.

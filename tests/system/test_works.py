@@ -108,7 +108,7 @@ def line(name, ours, **peers):
     'versions': {who: '1'}, 'median_s': s, 'peak_mb': 500, 'accuracy': 0.5, 'loss': 1.0,
   }  # fmt: skip
   return {
-    'work': name, 'date': '2026-01-02', 'cpu': 'a cpu', 'cores': 2, 'vectors': 'none',
+    'work': name, 'date': '2026-01-02', 'cpu': 'a cpu', 'cores': 2, 'vectors': 'none', 'load': 0.1,
     'python': '3.11', 'mfu': 0.25, 'gemm_peak_gflops': 100.0, 'first_cold_s': 4.5,
     'first_warm_s': 2.0,
     'sides': {'fedjax_mem': side('fedjax_mem', ours)} | {k: side(k, s) for k, s in peers.items()},
