@@ -40,6 +40,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The module of each peer, and the options it has; those not given are the best seen for the work.
 PEERS = {
   'torch-loop': ('torch_loop', ('processes', 'threads')),
+  'opacus': ('opacus_runner', ('processes', 'threads')),
   'fedjax': ('fedjax_runner', ('devices',)),
   'pfl': ('pfl_runner', ('processes', 'threads')),
 }
@@ -68,6 +69,11 @@ class Peer:
     self.seconds: list[float] = []
 
   @property
+  def pid(self) -> int:
+    """Number of its process."""
+    return self._process.pid
+
+  @property
   def name(self) -> str:
     """What it says that it runs, in one line."""
     return ', '.join(f'{name} {version}' for name, version in self.versions.items())
@@ -90,9 +96,9 @@ class Peer:
     self.seconds += seconds
     return float(np.median(seconds))
 
-  def accuracy(self) -> float:
-    """Returns the test accuracy after the rounds so far."""
-    return round(self.ask('accuracy')['accuracy'], 4)
+  def score(self, prefix: str = '') -> dict[str, float]:
+    """Returns accuracy and, from who tells it, loss on the test set, after the rounds so far."""
+    return {f'{prefix}{name}': round(x, 4) for name, x in self.ask('accuracy').items()}
 
   def close(self) -> None:
     """Ends the process."""
@@ -106,14 +112,14 @@ class Peer:
       'peer': self.name,
       'peer_rounds_per_s': round(1 / median, 4),
       'peer_median_s': round(median, 4),
-      'peer_accuracy': self.accuracy(),
+      **self.score('peer_'),
       'ratio': round(median / ours, 3),
     }
 
 
 def write(folder: pathlib.Path, work: works.Work, data: Any) -> None:
   """Writes what a peer is given: see `benchmarks/peers/__init__.py`."""
-  (folder / 'work.json').write_text(json.dumps(dataclasses.asdict(work)))
+  (folder / 'work.json').write_text(json.dumps(work.written()))
   for prefix, arrays in (('', data.arrays), ('test_', data.test)):
     for name, x in arrays.items():
       np.save(folder / f'{prefix}{name}.npy', x)
@@ -223,7 +229,7 @@ def _arguments() -> argparse.Namespace:
   return parser.parse_args()
 
 
-def _length(seconds: float, rounds: int) -> int:
+def segment_of(seconds: float, rounds: int) -> int:
   """Returns the rounds of a segment, from the seconds of one: half a second, or one round."""
   return int(np.clip(0.5 / seconds, 1, min(serve.SEGMENT, rounds)))
 
@@ -231,10 +237,10 @@ def _length(seconds: float, rounds: int) -> int:
 def _timed(sim: Simulation, state: State, rounds: int, peer: Peer | None) -> tuple[State, list]:
   """Returns the state and the seconds of a round, segment after segment, in turn with the peer."""
   state, first = serve.timed(sim, state, 1)
-  segment = _length(first, rounds)
+  segment = segment_of(first, rounds)
   times = []
   if peer:
-    peer.run(1)  # warm up, as we did
+    peer.run(2)  # warm up, as we did
     peer.seconds.clear()
   for _ in range(-(-rounds // segment)):
     if peer:
@@ -253,7 +259,7 @@ def _facts(work: works.Work, times: list[float]) -> dict[str, Any]:
     'epochs': work.epochs,
     'rounds_per_s': round(1 / median, 4),
     **measure.spread(np.array(times)),
-    'samples_per_s': round(work.cohort * work.epochs * work.examples / median),
+    'samples_per_s': round(work.samples / median),
     'model_gflop_a_round': round(work.gflop, 1),
     'model_gflops': round(work.gflop / median, 1),
     'gemm_peak_gflops': round(peak, 1),
@@ -279,13 +285,14 @@ def _here(args: argparse.Namespace, work: works.Work, folder: str) -> dict[str, 
     write(pathlib.Path(folder), work, data)
     peer = _simulator(args, folder)
   state, times = _timed(sim, state, args.rounds, peer)
+  scored = serve.score(sim, model, data, state.params)
   facts = {
     'execution': describe(sim.setting.layout),
     **_facts(work, times),
     'compile_s': round(compile_s, 2),
     'first_round_s': round(first_s, 2),
     'rounds_done': int(state.round),
-    'accuracy': round(serve.accuracy(sim, model, data, state.params), 4),
+    **{name: round(x, 4) for name, x in scored.items()},
     'jax': jax.__version__,
   }
   if peer:
@@ -306,7 +313,7 @@ def _against_commit(args: argparse.Namespace, work: works.Work, folder: str) -> 
   for side in sides:
     side.run(1)
   first = [side.run(1) for side in sides]
-  segment = _length(first[1], args.rounds)
+  segment = segment_of(first[1], args.rounds)
   for side in sides:
     side.seconds.clear()
   pairs = []
@@ -324,7 +331,7 @@ def _against_commit(args: argparse.Namespace, work: works.Work, folder: str) -> 
     'rounds_per_s': round(1 / median, 4),
     **measure.spread(np.array(ours.seconds)),
     'rounds_done': 2 + len(ours.seconds),
-    'accuracy': ours.accuracy(),
+    **ours.score(),
     **theirs.facts(median),
     'ratio_p10': round(low, 3),
     'ratio_p90': round(high, 3),

@@ -30,9 +30,9 @@ class Geometry(NamedTuple):
     output: (P, Q).
   """
 
-  window: tuple[int, int]
-  strides: tuple[int, int]
-  output: tuple[int, int]
+  window: tuple[int, ...]
+  strides: tuple[int, ...]
+  output: tuple[int, ...]
 
   def views(self, axis: int) -> list[slice]:
     """Returns, for each place in the window along an axis, the inputs that it looks at."""
@@ -46,7 +46,7 @@ def patches(x: jax.Array, geometry: Geometry) -> jax.Array:
   return jnp.concatenate([columns[view] for view in geometry.views(0)], -1)
 
 
-def _spread(parts: jax.Array, geometry: Geometry, size: tuple[int, int]) -> jax.Array:
+def _spread(parts: jax.Array, geometry: Geometry, size: tuple[int, ...]) -> jax.Array:
   """Returns the transpose of `patches`: parts [P, Q, B, R * S * C] added up, [H, W, B, C]."""
   (high, wide), batch = size, parts.shape[2]
   # One shifted sum after another, in place. Inputs under several windows get several terms.
