@@ -112,4 +112,13 @@ def build(
       'accuracy': _per_example(right, labels, padding_id),
     }
 
-  return Model(init, apply, loss, metrics, input_shape, num_classes, name)
+  return Model(_drawn_once(init), apply, loss, metrics, input_shape, num_classes, name)
+
+
+def _drawn_once(init: Callable[[jax.Array], Tree]) -> Callable[[jax.Array], Tree]:
+  """Returns `init` as one compiled program, unless it is traced into another."""
+  # It runs once, and compiles a loop over random bits for each parameter: what the full effort of
+  # the compiler saves of its run is a hundredth of what it takes.
+  hasty = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
+  compiled = jax.jit(init, compiler_options=hasty)
+  return lambda key: (init if isinstance(key, jax.core.Tracer) else compiled)(key)
