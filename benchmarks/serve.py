@@ -62,7 +62,7 @@ def build(
 ) -> tuple[Simulation, models.Model, Any]:
   """Returns (simulation, model, initial parameters) of a work on its data."""
   model = models.build(work.model, data.input_shape, data.num_classes)
-  params = jax.jit(model.init)(jax.random.key(0))
+  params = model.init(jax.random.key(0))
   sim = simulate(
     works.layers(work, model),
     params,

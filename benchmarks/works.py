@@ -162,7 +162,7 @@ def parts(work: Work, data_dir: str | None = None) -> tuple[Any, models.Model, A
   """Returns (data, model, initial parameters) of a work."""
   population = load(work, data_dir)
   model = models.build(work.model, population.input_shape, population.num_classes)
-  return population, model, jax.jit(model.init)(jax.random.key(0))
+  return population, model, model.init(jax.random.key(0))
 
 
 def simulation(

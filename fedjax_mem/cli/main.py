@@ -12,7 +12,7 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from fedjax_mem.cli.deploy import DeployCommands
 from fedjax_mem.cli.privacy import PrivacyCommands
-from fedjax_mem.cli.shared import Command, DataDir, text
+from fedjax_mem.cli.shared import Command, DataDir, NoCache, text
 from fedjax_mem.cli.tables import Table
 
 if TYPE_CHECKING:
@@ -42,14 +42,18 @@ class Run(Command):
   )
   data_dir: DataDir = None
   quiet: Annotated[bool, arg(help='No progress bar.')] = False
+  no_cache: NoCache = False
 
   def __call__(self) -> None:
     """Runs the experiment."""
     from fedjax_mem.config.load import load_config
 
     config = load_config(self.config, self.set)  # first: its errors show before slow imports
+    from fedjax_mem.runner import devices
     from fedjax_mem.runner.loop import run
 
+    if self.no_cache:
+      devices.forget_compiled()
     _tell(run(config, self.out, data_dir=text(self.data_dir), quiet=self.quiet))
 
 
@@ -60,11 +64,15 @@ class Resume(Command):
   run: Annotated[Positional[pathlib.Path], arg(help='Folder of the run.', metavar='RUN')]
   data_dir: DataDir = None
   quiet: Annotated[bool, arg(help='No progress bar.')] = False
+  no_cache: NoCache = False
 
   def __call__(self) -> None:
     """Resumes the run."""
+    from fedjax_mem.runner import devices
     from fedjax_mem.runner.loop import resume
 
+    if self.no_cache:
+      devices.forget_compiled()
     _tell(resume(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
 
 

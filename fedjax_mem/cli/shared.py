@@ -14,6 +14,10 @@ DataDir = Annotated[
     help_behavior_hint='(default: $FEDJAX_MEM_DATA or ~/.cache/fedjax_mem/data)',
   ),
 ]
+NoCache = Annotated[
+  bool,
+  arg(help='Compile everything again: no cache in $FEDJAX_MEM_CACHE or ~/.cache/fedjax_mem.'),
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ def assemble(config: Config, data: FederatedData) -> Parts:
     )
   model = build_model(config, data)
   key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
-  params = jax.jit(model.init)(key)
+  params = model.init(key)
   return Parts(data, model, params, build_layers(config, model, data.num_clients, data))
 
 

@@ -88,7 +88,7 @@ class Answerer:
       parts = data.parts_of(config, expected, self._place['data_dir'])
       trust.check_required(parts.layers, place['require'])
       key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
-      params = jax.jit(parts.model.init)(key)
+      params = parts.model.init(key)
       self._plan = job.plan(parts.layers, params, expected, arrays, parts.preprocess)
     self._layers, self._count = parts.layers, len(arrays['y'])
     # Noise that this client adds itself protects it from the server: it counts its own releases.

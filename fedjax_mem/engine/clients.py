@@ -176,6 +176,7 @@ def _scan(
 ) -> tuple[Tree, Tree, Tree]:
   """Returns (value, carry, rest) of `step` over the leading axis of rows; value summed if asked."""
   first = jax.tree.map(lambda x: x[0], rows)
+  step = jax.jit(step)  # so that its shapes and the loop share one trace
   like = jax.eval_shape(lambda: step(everyone, carry, first)[0])
 
   def body(state: tuple[Tree, Tree], row: Tree) -> tuple[tuple[Tree, Tree], Tree]:

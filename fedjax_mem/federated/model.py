@@ -202,7 +202,7 @@ def _from_user(model: Any, shape: tuple[int, ...], dtype: str) -> FederatedModel
 @functools.lru_cache(maxsize=64)
 def _initial(model: Model) -> Tree:
   key = keys.role_key(keys.layer_key(keys.seed_key(SEED), 0, 'model'), 'init')
-  return jax.jit(model.init)(key)
+  return model.init(key)
 
 
 def _classes(logits: Any) -> int:

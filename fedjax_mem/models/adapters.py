@@ -12,15 +12,17 @@ reverse mode only; `as_it_is` gives a model without them.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from fedjax_mem.core import Tree, validate
 from fedjax_mem.models import base
+
+if TYPE_CHECKING:
+  from flax import nnx
 
 _BATCH_NORM = (
   "must have no batch normalisation: the statistics of a client's batches are not parameters, and "
@@ -95,7 +97,7 @@ def from_linen(
 
 
 def from_nnx(
-  module: Callable[[nnx.Rngs], nnx.Module],
+  module: 'Callable[[nnx.Rngs], nnx.Module]',
   input_shape: tuple[int, ...],
   num_classes: int,
   *,
@@ -125,6 +127,8 @@ def from_nnx(
     ValueError: `module` returns no module, the module keeps state besides its parameters and its
       random streams, or its output does not fit.
   """
+  from flax import nnx  # imported here: it is slow to import, and few models need it
+
   if isinstance(module, nnx.Module) or not callable(module):
     raise ValueError(f'module must be a function rngs -> nnx.Module, got {module!r}.')
   made = nnx.eval_shape(lambda: module(nnx.Rngs(0)))
@@ -154,8 +158,10 @@ def from_nnx(
   )
 
 
-def _check_state(name: str, module: nnx.Module) -> None:
+def _check_state(name: str, module: 'nnx.Module') -> None:
   """Raises `ValueError` if a module has state besides its parameters and its random streams."""
+  from flax import nnx
+
   known = (nnx.Param, nnx.RngState)
   for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Any(*known)))):
     if isinstance(leaf, nnx.BatchStat):

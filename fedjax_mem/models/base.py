@@ -115,6 +115,7 @@ def build(
 
   # Each is rewritten as a whole: it is then traced once, and its `__wrapped__` is as it was given.
   fast = rewrite.fast_convolutions
+  init = _drawn_once(init)
   return Model(init, fast(apply), fast(loss), fast(metrics), input_shape, num_classes, name)
 
 
@@ -128,3 +129,12 @@ def as_it_is(model: Model) -> Model:
     loss=rewrite.as_it_is(model.loss),
     metrics=rewrite.as_it_is(model.metrics),
   )
+
+
+def _drawn_once(init: Callable[[jax.Array], Tree]) -> Callable[[jax.Array], Tree]:
+  """Returns `init` as one compiled program, unless it is traced into another."""
+  # It runs once, and compiles a loop over random bits for each parameter: what the full effort of
+  # the compiler saves of its run is a hundredth of what it takes.
+  hasty = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
+  compiled = jax.jit(init, compiler_options=hasty)
+  return lambda key: (init if isinstance(key, jax.core.Tracer) else compiled)(key)

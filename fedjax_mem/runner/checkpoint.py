@@ -6,6 +6,7 @@ bytes, with the id of the run beside it. A checkpoint with a truncated or replac
 another run, is refused, and the one before it is used.
 """
 
+import functools
 import logging
 import pathlib
 import zlib
@@ -48,22 +49,36 @@ class Checkpoints:
     Raises:
       CheckpointError: the folder cannot be written.
     """
-    import orbax.checkpoint as ocp  # imported where it is used: it takes a while
-
-    logging.getLogger('absl').setLevel(logging.CRITICAL)  # this class reports Orbax's errors
-    self._ocp = ocp
     self.folder = pathlib.Path(folder).absolute()
     self._owner = {} if run_id is None else {'run_id': run_id}
-    options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
-    )
+    self._keep = keep
     try:
       self.folder.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
       if private:
         self.folder.chmod(0o700)  # it may have been copied here
-      self._manager = ocp.CheckpointManager(self.folder, options=options)
     except OSError as error:
-      raise CheckpointError(f'checkpoints cannot be kept in {self.folder}: {error}') from error
+      raise self._unfit(error) from error
+
+  def _unfit(self, error: OSError) -> CheckpointError:
+    return CheckpointError(f'checkpoints cannot be kept in {self.folder}: {error}')
+
+  @functools.cached_property
+  def _ocp(self) -> Any:
+    # Imported at the first checkpoint: it takes a while, and the first round would wait for it.
+    import orbax.checkpoint as ocp
+
+    logging.getLogger('absl').setLevel(logging.CRITICAL)  # this class reports Orbax's errors
+    return ocp
+
+  @functools.cached_property
+  def _manager(self) -> Any:
+    options = self._ocp.CheckpointManagerOptions(
+      max_to_keep=self._keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
+    try:
+      return self._ocp.CheckpointManager(self.folder, options=options)
+    except OSError as error:
+      raise self._unfit(error) from error
 
   def save(self, state: State) -> int:
     """Writes the state and returns its number, the rounds done; an existing checkpoint is kept.
@@ -150,7 +165,8 @@ class Checkpoints:
 
   def close(self) -> None:
     """Releases the folder."""
-    self._manager.close()
+    if '_manager' in vars(self):  # else nothing was opened
+      self._manager.close()
 
 
 def _flatten(state: State) -> dict[str, Any]:

@@ -58,8 +58,15 @@ def start() -> None:
     ) from error
 
 
+def forget_compiled() -> None:
+  """Turns the cache of compiled programs off, for this process: `fedjax-mem run --no-cache`."""
+  jax.config.update('jax_enable_compilation_cache', False)
+
+
 def _keep_compiled() -> None:
   """Turns jax's persistent compilation cache on, unless the user has set or disabled it."""
   settings = jax.config.values
   if settings['jax_compilation_cache_dir'] is None and settings['jax_enable_compilation_cache']:
     jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))
+    # Programs that take less than a second, too: the next start would wait for all of them.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

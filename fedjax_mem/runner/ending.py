@@ -8,9 +8,6 @@ import jax
 
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.core import State
-from fedjax_mem.report import figures, plots
-from fedjax_mem.report.html import write_report
-from fedjax_mem.runner import contributions
 from fedjax_mem.runner.folder import RunFolder
 from fedjax_mem.runner.prepare import Ready
 
@@ -39,6 +36,11 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
     state: after the last round.
     records: of all rounds.
   """
+  # Imported here: matplotlib is slow to import, and the first round would wait for it.
+  from fedjax_mem.report import figures, plots
+  from fedjax_mem.report.html import write_report
+  from fedjax_mem.runner import contributions
+
   folder.note(status='finished', rounds_done=int(state.round))
   title, claims = ready.config.data.name, ready.sim.claims
   if claims:

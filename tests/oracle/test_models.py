@@ -1,5 +1,6 @@
 """The published models: parameter counts, equality with plain flax, loss and metrics."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,15 @@ def test_parameter_counts(name, shape, classes, options, count):
   assert _size(params) == count
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
   assert model.input_shape == shape and model.num_classes == classes and model.name == name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, shape, options', [('cnn', (28, 28, 1), {}), ('mlp', (64,), {})])
+def test_initial_parameters_are_the_same_in_any_program(name, shape, options):
+  """A program of their own, which is compiled in haste, changes no bit."""
+  model, key = models.build(name, shape, 10, **options), jax.random.key(3)
+  own, within = model.init(key), jax.jit(lambda key: model.init(key))(key)
+  chex.assert_trees_all_equal(own, within)
 
 
 SMALL = [

@@ -38,6 +38,23 @@ def test_gradients_are_the_clients_own(mode):
   assert float(state.params['w']) == -9 and sim.segment._cache_size() == 1
 
 
+def test_local_work_is_traced_for_the_plan_and_for_the_loop():
+  """Once each: the start waits for every trace of a model."""
+  traced = []
+
+  def loss(params, batch, key):
+    traced.append(1)
+    return tiny.loss(params, batch, key)
+
+  pop = tiny.population(tiny.client_data([4] * 4))
+  train = fedavg(loss, learning_rate=0.1, batch_size=2)
+  layers = compose(train, uniform(4, 4), by_examples())
+  execution = Execution(mode='loop', devices=1)
+  sim = tiny.build(layers, execution, pop=pop, params=tiny.initial())
+  sim.run(sim.init(tiny.initial()), 2)
+  assert len(traced) == 2
+
+
 def memory(cohort, execution):
   features = 4000
   pop = tiny.population(tiny.client_data([2] * 64, features=features))

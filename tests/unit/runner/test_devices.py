@@ -57,6 +57,50 @@ def test_a_compilation_cache_of_the_user_is_left_alone(tmp_path):
   assert out.endswith('mine')
 
 
+RUN = """
+import contextlib, io, sys
+import jax
+from fedjax_mem.cli import main
+from fedjax_mem.report import tracker
+seen = []
+count = lambda event, **_: seen.append(event.rsplit('/', 1)[1])
+jax.monitoring.register_event_listener(count)
+write = tracker.MetricsWriter.write
+def first(self, record):
+  if record['round'] == 1:
+    slow = [x for x in ('matplotlib', 'flax.nnx', 'sklearn', 'orbax') if x in sys.modules]
+    misses, hits = (seen.count(f'cache_{{x}}') for x in ('misses', 'hits'))
+    print(misses, hits, slow, file=sys.__stdout__)
+  write(self, record)
+tracker.MetricsWriter.write = first
+short = ['--set', 'rounds=1', '--set', 'data.num_clients=10']
+given = ['configs/quickstart.toml', '--quiet', '--out', {out!r}, *short, *{more!r}]
+with contextlib.redirect_stdout(io.StringIO()):
+  code = main.main(['run', *given])
+assert code == 0
+"""
+
+
+def _first_round(cache: Path, out: Path, *more: str) -> tuple[int, int, str]:
+  """Returns (cache misses, hits, slow modules imported) of a run up to its first record."""
+  code = RUN.format(out=str(out), more=list(more))
+  said = fresh(code, FEDJAX_MEM_CACHE=str(cache)).splitlines()[0]
+  misses, hits, slow = said.split(' ', 2)
+  return int(misses), int(hits), slow
+
+
+@pytest.mark.slow
+def test_a_second_start_compiles_nothing_and_imports_nothing_slow(tmp_path):
+  cache = tmp_path / 'cache'
+  misses, _, slow = _first_round(cache, tmp_path / 'one')
+  assert misses > 3 and slow == '[]'
+  again, hits, _ = _first_round(cache, tmp_path / 'two')
+  assert again == 0 and hits >= misses
+  nothing = tmp_path / 'nothing'
+  assert _first_round(nothing, tmp_path / 'three', '--no-cache')[:2] == (0, 0)
+  assert not (nothing / 'compiled').exists()
+
+
 def test_a_platform_that_is_not_here_is_one_clear_error():
   code = (
     'from fedjax_mem.runner import devices\n'
