@@ -127,6 +127,15 @@ class Simulation:
       compiler_options=options or None,
     )
 
+  def traced(self) -> jax.stages.Traced:
+    """Returns the program, traced on shapes and not compiled: to be lowered for any platform.
+
+    Under `core.platforms.made_for`, as `simulate` was, it takes the paths of that platform.
+    """
+    used = self._keys(None, None)
+    state = jax.eval_shape(self._init, self.params, self.population, *used)
+    return self.segment.trace(state, self.population, *used, np.int32(1))
+
   def init(
     self,
     params: Tree,

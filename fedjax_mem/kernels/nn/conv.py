@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_mem.core import validate
+from fedjax_mem.core import platforms, validate
 from fedjax_mem.kernels.nn import winograd
 
 LAYOUTS = ('HWBC', 'CHWB')
@@ -43,6 +43,10 @@ METHODS = ('auto', 'winograd', 'gemm', 'lax')
 # Side of the window -> least number of input and of output channels.
 WINOGRAD_CHANNELS = {3: 8, 5: 16}
 WINOGRAD_SIDE = 3  # least height and width of the output: below it most of a tile is padding
+# How 'auto' convolves elsewhere than on a CPU: (platform, most input channels of a group, method);
+# the first match counts, and without one it is 'lax'. `python -m benchmarks.gpu_check conv` measures
+# both ways; nobody has yet, so there is no row.
+ELSEWHERE: tuple[tuple[str, float, str], ...] = ()
 # 'VALID', 'SAME', or (low, high) for each spatial dimension.
 Padding = str | Sequence[tuple[int, int]]
 
@@ -235,6 +239,12 @@ def _gemm_backward(
 _gemm.defvjp(_gemm_forward, _gemm_backward)
 
 
+def _elsewhere(platform: str, channels: int) -> str:
+  """Returns the method of `ELSEWHERE` for a platform and input channels of a group."""
+  rows = (way for name, most, way in ELSEWHERE if name == platform and channels <= most)
+  return next(rows, 'lax')
+
+
 def resolve(
   method: str,
   layout: str,
@@ -244,8 +254,9 @@ def resolve(
 ) -> str:
   """Returns how a convolution is to be computed: 'winograd', 'gemm' or 'lax'.
 
-  'auto' is 'lax' on a GPU or a TPU, whose libraries have grouped kernels of their own; that choice
-  was not measured. On a CPU it is the faster of the other two for the layer's shape, as measured.
+  'auto' is by the table `ELSEWHERE` on a GPU or a TPU: 'lax' unless a row says otherwise, since
+  their libraries have grouped kernels of their own. On a CPU it is the faster of the other two for
+  the layer's shape, as measured.
 
   Args:
     method: one of `METHODS`.
@@ -270,8 +281,8 @@ def resolve(
     )
   if method != 'auto':
     return method
-  if jax.default_backend() != 'cpu':
-    return 'lax'
+  if (platform := platforms.current()) != 'cpu':
+    return _elsewhere(platform, channels)
   # With few channels the transforms cost more than the products they save.
   pays = possible and min(channels, out) >= WINOGRAD_CHANNELS[r] and min(output) >= WINOGRAD_SIDE
   return 'winograd' if pays else 'gemm'
@@ -354,14 +365,15 @@ def conv_general_dilated(
   Raises:
     ValueError: a batch group count other than 1.
   """
-  if jax.default_backend() != 'cpu':
+  numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+  platform = platforms.current()
+  if platform != 'cpu' and _elsewhere(platform, rhs.shape[numbers.rhs_spec[1]]) == 'lax':
     return lax.conv_general_dilated(
       lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
       feature_group_count, batch_group_count, precision, preferred_element_type,
     )  # fmt: skip
   if batch_group_count != 1:
     raise ValueError(f'batch_group_count must be 1, got {batch_group_count!r}.')
-  numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
   # The axes of each operand, wherever they are, and from here on only the layout CHWB.
   (batch, feature, *spatial), (out, inner, *window) = numbers.lhs_spec, numbers.rhs_spec
   kernel = rhs.transpose(*window, inner, out)
