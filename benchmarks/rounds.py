@@ -40,6 +40,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # The module of each peer, and the options it has; those not given are the best seen for the work.
 PEERS = {
   'torch-loop': ('torch_loop', ('processes', 'threads')),
+  'opacus': ('opacus_runner', ('processes', 'threads')),
   'fedjax': ('fedjax_runner', ('devices',)),
   'pfl': ('pfl_runner', ('processes', 'threads')),
 }
@@ -90,9 +91,9 @@ class Peer:
     self.seconds += seconds
     return float(np.median(seconds))
 
-  def accuracy(self) -> float:
-    """Returns the test accuracy after the rounds so far."""
-    return round(self.ask('accuracy')['accuracy'], 4)
+  def score(self, prefix: str = '') -> dict[str, float]:
+    """Returns accuracy and, from who tells it, loss on the test set, after the rounds so far."""
+    return {f'{prefix}{name}': round(x, 4) for name, x in self.ask('accuracy').items()}
 
   def close(self) -> None:
     """Ends the process."""
@@ -106,14 +107,14 @@ class Peer:
       'peer': self.name,
       'peer_rounds_per_s': round(1 / median, 4),
       'peer_median_s': round(median, 4),
-      'peer_accuracy': self.accuracy(),
+      **self.score('peer_'),
       'ratio': round(median / ours, 3),
     }
 
 
 def write(folder: pathlib.Path, work: works.Work, data: Any) -> None:
   """Writes what a peer is given: see `benchmarks/peers/__init__.py`."""
-  (folder / 'work.json').write_text(json.dumps(dataclasses.asdict(work)))
+  (folder / 'work.json').write_text(json.dumps(work.written()))
   for prefix, arrays in (('', data.arrays), ('test_', data.test)):
     for name, x in arrays.items():
       np.save(folder / f'{prefix}{name}.npy', x)
@@ -234,7 +235,7 @@ def _timed(sim: Simulation, state: State, rounds: int, peer: Peer | None) -> tup
   segment = _length(first, rounds)
   times = []
   if peer:
-    peer.run(1)  # warm up, as we did
+    peer.run(2)  # warm up, as we did
     peer.seconds.clear()
   for _ in range(-(-rounds // segment)):
     if peer:
@@ -253,7 +254,7 @@ def _facts(work: works.Work, times: list[float]) -> dict[str, Any]:
     'epochs': work.epochs,
     'rounds_per_s': round(1 / median, 4),
     **measure.spread(np.array(times)),
-    'samples_per_s': round(work.cohort * work.epochs * work.examples / median),
+    'samples_per_s': round(work.samples / median),
     'model_gflop_a_round': round(work.gflop, 1),
     'model_gflops': round(work.gflop / median, 1),
     'gemm_peak_gflops': round(peak, 1),
@@ -279,13 +280,14 @@ def _here(args: argparse.Namespace, work: works.Work, folder: str) -> dict[str, 
     write(pathlib.Path(folder), work, data)
     peer = _simulator(args, folder)
   state, times = _timed(sim, state, args.rounds, peer)
+  scored = serve.score(sim, model, data, state.params)
   facts = {
     'execution': describe(sim.setting.layout),
     **_facts(work, times),
     'compile_s': round(compile_s, 2),
     'first_round_s': round(first_s, 2),
     'rounds_done': int(state.round),
-    'accuracy': round(serve.accuracy(sim, model, data, state.params), 4),
+    **{name: round(x, 4) for name, x in scored.items()},
     'jax': jax.__version__,
   }
   if peer:
@@ -324,7 +326,7 @@ def _against_commit(args: argparse.Namespace, work: works.Work, folder: str) -> 
     'rounds_per_s': round(1 / median, 4),
     **measure.spread(np.array(ours.seconds)),
     'rounds_done': 2 + len(ours.seconds),
-    'accuracy': ours.accuracy(),
+    **ours.score(),
     **theirs.facts(median),
     'ratio_p10': round(low, 3),
     'ratio_p90': round(high, 3),

@@ -53,11 +53,8 @@ def load(folder: pathlib.Path) -> tuple[works.Work, datasets.FederatedData]:
   fields: dict[str, Any] = json.loads((folder / 'work.json').read_text())
   fields |= {name: tuple(x) for name, x in fields.items() if isinstance(x, list)}
   work = works.Work(**fields)
-  x, y, *test = (np.load(folder / f'{name}.npy') for name in ('x', 'y', 'test_x', 'test_y'))
-  partition = datasets.partition(
-    'blocks', y, work.num_clients, seed=0, examples_per_client=work.examples
-  )
-  return work, datasets.from_arrays(x, y, partition, test=tuple(test), num_classes=10)
+  arrays = (np.load(folder / f'{name}.npy') for name in ('x', 'y', 'test_x', 'test_y'))
+  return work, works.federate(work, *arrays)
 
 
 def build(
@@ -77,13 +74,15 @@ def build(
   return sim, model, params
 
 
-def accuracy(
+def score(
   sim: Simulation, model: models.Model, data: datasets.FederatedData, params: Any
-) -> float:
-  """Returns the accuracy of parameters on the test set."""
-  score = lambda p, batch: model.metrics(p, data.preprocess(batch))
-  test = evaluator(score, data.test, batch_size=500, mesh=sim.setting.layout.mesh)
-  return test(params)['accuracy']
+) -> dict[str, float]:
+  """Returns the accuracy and the loss of parameters on the test set."""
+  each = lambda p, batch: model.metrics(p, data.preprocess(batch))
+  size = min(500, len(data.test['y']))
+  test = evaluator(each, data.test, batch_size=size, mesh=sim.setting.layout.mesh)
+  found = test(params)
+  return {name: found[name] for name in ('accuracy', 'loss')}
 
 
 def timed(sim: Simulation, state: State, rounds: int) -> tuple[State, float]:
@@ -112,7 +111,7 @@ def main() -> None:
   print(json.dumps(versions), flush=True)
   for line in sys.stdin:
     if line.strip() == 'accuracy':
-      print(json.dumps({'accuracy': accuracy(sim, model, data, state.params)}), flush=True)
+      print(json.dumps(score(sim, model, data, state.params)), flush=True)
       continue
     seconds: list[float] = []
     while (left := int(line) - len(seconds)) > 0:

@@ -1,4 +1,4 @@
-"""The works W1 to W3 in FedJAX 0.0.17, by its federated averaging and `for_each_client`.
+"""The works W1 to W3 and M1 in FedJAX 0.0.17, by its federated averaging and `for_each_client`.
 
 FedJAX needs an older JAX, so an environment of its own, with Python 3.10 (TensorFlow is not used):
 
@@ -50,8 +50,13 @@ def _logistic() -> hk.Sequential:
   return hk.Sequential([hk.Flatten(), hk.Linear(10)])
 
 
-MODELS = {'cnn': _cnn, 'logistic': _logistic}
-DEVICES = {'cnn': 2, 'logistic': 1}
+def _mlp() -> hk.Sequential:
+  layers = [hk.Linear(200), jax.nn.relu, hk.Linear(200), jax.nn.relu, hk.Linear(10)]
+  return hk.Sequential([hk.Flatten(), *layers])
+
+
+MODELS = {'cnn': _cnn, 'logistic': _logistic, 'mlp': _mlp}
+DEVICES = {'cnn': 2, 'logistic': 1, 'mlp': 1}
 
 
 def make_model(name: str) -> fedjax.Model:
@@ -159,8 +164,9 @@ def main() -> None:
   parser.add_argument('--devices', type=int, help='1: jit; more: pmap over so many host devices')
   args = parser.parse_args()
   work = json.loads((args.folder / 'work.json').read_text())
-  if work['model'] not in MODELS:
-    raise SystemExit(f'the works of this peer are W1 to W3, got the model {work["model"]!r}.')
+  if work['model'] not in MODELS or (more := {'data', 'dp_sgd', 'feedback'} & set(work)):
+    what = f'the model {work["model"]!r}' if work['model'] not in MODELS else sorted(more)
+    raise SystemExit(f'the works of this peer are W1 to W3 and M1, got {what}.')
   devices = args.devices or DEVICES[work['model']]
   # Read when jax first looks for devices, below; flags of a newer XLA would end an older one.
   os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'

@@ -1,4 +1,4 @@
-"""The works W1 to W3 in pfl-research 0.6.0, on PyTorch, by its federated averaging.
+"""The works W1 to W3 and M1 in pfl-research 0.6.0, on PyTorch, by its federated averaging.
 
 It needs an older dp-accounting, so an environment of its own (Python 3.11):
 
@@ -39,7 +39,7 @@ from pfl.privacy import CentrallyAppliedPrivacyMechanism, GaussianMechanism
 from pfl.version import __version__
 from torch.nn import functional
 
-from benchmarks.peers.torch_loop import make_model
+from benchmarks.peers.torch_models import MODELS
 
 
 class Classifier(torch.nn.Module):
@@ -108,7 +108,7 @@ class Simulation:
     np.random.seed(0)  # pfl seeds its backend and its algorithm from NumPy's state
     torch.manual_seed(0)
     self._work, self._done = work, 0
-    net = Classifier(make_model(work['model']))
+    net = Classifier(MODELS[work['model']]())
     self._model = PyTorchModel(
       net,
       functools.partial(torch.optim.SGD, momentum=work['momentum']),
@@ -188,8 +188,10 @@ def main() -> None:
   parser.add_argument('--threads', type=int, default=1)
   args = parser.parse_args()
   work = json.loads((args.folder / 'work.json').read_text())
-  if work['model'] not in ('cnn', 'logistic'):
-    raise SystemExit(f'the works of this peer are W1 to W3, got the model {work["model"]!r}.')
+  models = ('cnn', 'logistic', 'mlp')
+  if work['model'] not in models or (more := {'data', 'dp_sgd', 'feedback'} & set(work)):
+    what = f'the model {work["model"]!r}' if work['model'] not in models else sorted(more)
+    raise SystemExit(f'the works of this peer are W1 to W3 and M1, got {what}.')
   if args.processes > 1 and 'PFL_WORKER_RANK' not in os.environ:
     relay(args.processes)
     return

@@ -1,12 +1,12 @@
 """The works as a plain, careful PyTorch loop: one client after another, in processes.
 
-Needs torch==2.13.0 and NumPy, nothing else, so any interpreter that has them can run it:
+Needs torch==2.13.0 and NumPy, nothing else, so any interpreter that has them can run it, from the
+root of the repository:
 
-    python benchmarks/peers/torch_loop.py FOLDER
+    python -m benchmarks.peers.torch_loop FOLDER
 
-FOLDER holds work.json, x.npy [T, ...] uint8, y.npy [T] and the test set, as written by
-`python -m benchmarks.rounds --against torch-loop`. A line 'R' on standard input runs R rounds and
-is answered by a JSON line with their seconds; the line 'accuracy' by one with the test accuracy.
+FOLDER and the lines on standard input are those of `benchmarks/peers/__init__.py`, written by
+`python -m benchmarks.rounds --against torch-loop`. The answer to 'accuracy' has the loss, too.
 The best setting seen for W1 and W3 was 2 processes with 1 thread each: with 2 threads in one
 process, each small operation is split in vain.
 """
@@ -21,37 +21,7 @@ import numpy as np
 import torch
 from torch import multiprocessing, nn
 
-
-def make_model(name: str) -> nn.Module:
-  """Returns the model of a work, for x [B, 1, 28, 28]."""
-  if name == 'logistic':
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-  if name == 'cnn':
-    return nn.Sequential(
-      nn.Conv2d(1, 32, 3),
-      nn.ReLU(),
-      nn.Conv2d(32, 64, 3),
-      nn.ReLU(),
-      nn.MaxPool2d(2),
-      nn.Flatten(),
-      nn.Linear(9216, 128),
-      nn.ReLU(),
-      nn.Linear(128, 10),
-    )
-  return nn.Sequential(
-    nn.Conv2d(1, 6, 5),
-    nn.ReLU(),
-    nn.MaxPool2d(2),
-    nn.Conv2d(6, 16, 5),
-    nn.ReLU(),
-    nn.MaxPool2d(2),
-    nn.Flatten(),
-    nn.Linear(256, 120),
-    nn.ReLU(),
-    nn.Linear(120, 84),
-    nn.ReLU(),
-    nn.Linear(84, 10),
-  )
+from benchmarks.peers import torch_models, torch_private
 
 
 class Trainer:
@@ -64,14 +34,19 @@ class Trainer:
     self.y = torch.from_numpy(np.load(folder / 'y.npy').astype(np.int64))
     self.order = torch.from_numpy(np.random.default_rng(0).permutation(len(self.y)))
     torch.manual_seed(0)
-    self.model = make_model(self.work['model'])
-    self.params = list(self.model.parameters())
+    self.model = torch_models.MODELS[self.work['model']]()
+    self.params = [p for p in self.model.parameters() if p.requires_grad]
     self.loss = nn.CrossEntropyLoss()
+    self.prepare()
+
+  def prepare(self) -> None:
+    """Makes what steps of DP-SGD need."""
+    if self.work.get('dp_sgd'):
+      self.private = torch_private.PerExample(self.model, self.work)
 
   def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns inputs in [0, 1] and labels."""
-    x = self.x[rows].reshape(-1, 1, 28, 28).to(torch.float32)
-    return x.div_(255), self.y[rows]
+    """Returns inputs and labels."""
+    return torch_models.inputs(self.work, self.x[rows]), self.y[rows]
 
   def load(self, flat: torch.Tensor) -> None:
     """Copies a flat vector of parameters into the model."""
@@ -81,39 +56,65 @@ class Trainer:
         p.copy_(flat[start : start + p.numel()].view_as(p))
         start += p.numel()
 
-  def train(self, flat: torch.Tensor, client: int, rng: np.random.Generator) -> torch.Tensor:
-    """Returns the flat update of a client, server - client, clipped if the work is private."""
-    self.load(flat)
+  def steps(self, rows: torch.Tensor, rng: np.random.Generator) -> None:
+    """Takes a client's local steps of SGD; `rows` are its examples."""
     work = self.work
-    n = work['examples']
-    rows = self.order[(client * n + torch.arange(n)) % len(self.order)]
     optimizer = torch.optim.SGD(self.params, work['learning_rate'], work['momentum'])
     for _ in range(work['epochs']):
-      shuffled = rows[torch.from_numpy(rng.permutation(n))]
+      shuffled = rows[torch.from_numpy(rng.permutation(len(rows)))]
       for part in shuffled.split(work['batch_size']):
         x, y = self.batch(part)
         optimizer.zero_grad(set_to_none=True)
         self.loss(self.model(x), y).backward()
         optimizer.step()
+
+  def private_steps(self, rows: torch.Tensor, rng: np.random.Generator) -> None:
+    """Takes a client's local steps of DP-SGD, on Poisson samples of its examples."""
+    count, rate, _, _ = self.work['dp_sgd']
+    for _ in range(count):
+      self.private.step(*self.batch(rows[torch.from_numpy(rng.random(len(rows)) < rate)]))
+
+  def train(self, flat: torch.Tensor, client: int, seed: int) -> torch.Tensor:
+    """Returns the flat update of a client, server - client, clipped if the work is private."""
+    self.load(flat)
+    work, rng = self.work, np.random.default_rng([seed, client])
+    n = work['examples']
+    rows = self.order[(client * n + torch.arange(n)) % len(self.order)]
+    if work.get('dp_sgd'):
+      torch.manual_seed(int(rng.integers(1 << 62)))
+      self.private_steps(rows, rng)
+    else:
+      self.steps(rows, rng)
     update = flat - torch.cat([p.detach().reshape(-1) for p in self.params])
     if work['privacy']:
       clip = work['privacy'][0]
       update.mul_(torch.clamp(clip / update.norm().clamp(min=1e-12), max=1.0))
     return update
 
-  def accuracy(self, flat: torch.Tensor, folder: pathlib.Path) -> float:
-    """Returns the accuracy on the test set."""
+  def score(self, flat: torch.Tensor, folder: pathlib.Path) -> dict[str, float]:
+    """Returns the accuracy and the loss on the test set."""
     self.load(flat)
-    x = torch.from_numpy(np.load(folder / 'test_x.npy')).reshape(-1, 1, 28, 28)
+    x = torch.from_numpy(np.load(folder / 'test_x.npy'))
     y = torch.from_numpy(np.load(folder / 'test_y.npy').astype(np.int64))
     with torch.no_grad():
-      parts = x.to(torch.float32).div_(255).split(500)
-      guesses = torch.cat([self.model(part).argmax(1) for part in parts])
-    return float((guesses == y).float().mean())
+      parts = [self.model(torch_models.inputs(self.work, part)) for part in x.split(100)]
+    logits = torch.cat(parts)
+    accuracy = (logits.argmax(1) == y).float().mean()
+    return {'accuracy': float(accuracy), 'loss': float(self.loss(logits, y))}
 
 
-def _worker(folder, threads, flat, total, inbox, outbox) -> None:
-  trainer = Trainer(folder, threads)
+def keep(total: torch.Tensor, update: torch.Tensor, residual: torch.Tensor, share: float) -> None:
+  """Adds the largest values of update + residual to `total`; the rest is the new residual."""
+  residual.add_(update)
+  count = max(1, round(share * len(residual)))
+  places = torch.topk(residual.abs(), count, sorted=False).indices
+  total.index_add_(0, places, residual[places])
+  residual[places] = 0
+
+
+def _worker(kind, folder, threads, flat, total, residuals, inbox, outbox) -> None:
+  trainer = kind(folder, threads)
+  share = trainer.work.get('feedback')
   outbox.put('ready')
   while True:
     clients, seed = inbox.get()
@@ -121,29 +122,36 @@ def _worker(folder, threads, flat, total, inbox, outbox) -> None:
       return
     total.zero_()
     for client in clients:
-      rng = np.random.default_rng([seed, client])
+      update = trainer.train(flat, client, seed)
       # Every client of a work holds as many examples: the weighted mean is a plain one.
-      total.add_(trainer.train(flat, client, rng))
+      if share:
+        keep(total, update, residuals[client], share)
+      else:
+        total.add_(update)
     outbox.put('done')
 
 
-def main() -> None:
-  """Serves rounds on standard input and output."""
+def main(kind: type[Trainer] = Trainer, **versions: str) -> None:
+  """Serves rounds on standard input and output, by trainers of a kind."""
   parser = argparse.ArgumentParser()
   parser.add_argument('folder', type=pathlib.Path)
   parser.add_argument('--processes', type=int, default=2)
   parser.add_argument('--threads', type=int, default=1)
   args = parser.parse_args()
-  own = Trainer(args.folder, args.threads)
+  own = kind(args.folder, args.threads)
   work = own.work
   flat = torch.cat([p.detach().reshape(-1) for p in own.params]).share_memory_()
   context = multiprocessing.get_context('spawn')
+  clients = work['num_clients'] if work.get('feedback') else 0
+  residuals = torch.zeros(clients, len(flat)).share_memory_()  # pages are there once they are used
   totals = [torch.zeros_like(flat).share_memory_() for _ in range(args.processes)]
   inboxes = [context.Queue() for _ in totals]
   outbox = context.Queue()
   workers = [
     context.Process(
-      target=_worker, args=(args.folder, args.threads, flat, total, inbox, outbox), daemon=True
+      target=_worker,
+      args=(kind, args.folder, args.threads, flat, total, residuals, inbox, outbox),
+      daemon=True,
     )
     for total, inbox in zip(totals, inboxes, strict=True)
   ]
@@ -152,10 +160,10 @@ def main() -> None:
   for _ in workers:
     outbox.get()
   done = 0
-  print(json.dumps({'torch': torch.__version__}), flush=True)
+  print(json.dumps({'torch': torch.__version__, **versions}), flush=True)
   for line in sys.stdin:
     if line.strip() == 'accuracy':
-      print(json.dumps({'accuracy': own.accuracy(flat, args.folder)}), flush=True)
+      print(json.dumps(own.score(flat, args.folder)), flush=True)
       continue
     seconds = []
     for _ in range(int(line)):

@@ -13,6 +13,7 @@ from fedjax_mem.models.lenet import lenet
 from fedjax_mem.models.logistic import logistic
 from fedjax_mem.models.mlp import mlp
 from fedjax_mem.models.resnet_gn import resnet_gn
+from fedjax_mem.models.transformer import transformer
 
 MODELS: dict[str, Callable[..., base.Model]] = {
   'char_lstm': char_lstm,
@@ -22,6 +23,7 @@ MODELS: dict[str, Callable[..., base.Model]] = {
   'logistic': logistic,
   'mlp': mlp,
   'resnet_gn': resnet_gn,
+  'transformer': transformer,
 }
 
 

@@ -1,0 +1,117 @@
+"""A decoder-only transformer for next-token prediction, with normalisation before each part.
+
+References: Vaswani et al. (2017), arXiv 1706.03762, sections 3.2 and 3.3; normalisation first,
+learned positions and a last normalisation as in Radford et al. (2019), section 2.3. No dropout.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fedjax_mem.core import validate
+from fedjax_mem.models import adapters, base, layers
+
+_table = nn.initializers.normal(0.02)
+
+
+def _dense(features: int, name: str) -> nn.Dense:
+  return nn.Dense(features, kernel_init=layers.glorot, name=name)
+
+
+class Attention(nn.Module):
+  """Causal self-attention of several heads.
+
+  Attributes:
+    heads: number of heads, a divisor of the width.
+  """
+
+  heads: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns, for x [B, T, W], the attention [B, T, W] of each position to those up to it."""
+    length, width = x.shape[1:]
+    size = width // self.heads
+    # One product for queries, keys and values of all heads.
+    drive = _dense(3 * width, 'qkv')(x).reshape(-1, length, 3, self.heads, size)
+    query, key, value = drive.transpose(2, 0, 3, 1, 4)  # each [B, heads, T, size]
+    scores = jnp.einsum('bhqd,bhkd->bhqk', query * size**-0.5, key)
+    later = jnp.triu(jnp.full((length, length), -jnp.inf, scores.dtype), 1)
+    mixed = jnp.einsum('bhqk,bhkd->bqhd', nn.softmax(scores + later), value)
+    return _dense(width, 'out')(mixed.reshape(x.shape))
+
+
+class TransformerBlock(nn.Module):
+  """Attention, then two dense layers, each added to what it was given, normalised before.
+
+  Attributes:
+    heads: number of heads of the attention.
+  """
+
+  heads: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns the block's output [B, T, W] for x [B, T, W]."""
+    width = x.shape[-1]
+    x = x + Attention(self.heads, name='attention')(nn.LayerNorm(name='norm_0')(x))
+    hidden = _dense(4 * width, 'hidden')(nn.LayerNorm(name='norm_1')(x))
+    return x + _dense(width, 'out')(nn.gelu(hidden))
+
+
+class Transformer(nn.Module):
+  """Embeddings of tokens and positions - blocks - normalisation - dense K at every position.
+
+  Attributes:
+    num_classes: K, size of the vocabulary; id 0 is padding.
+    width: W, width of a position.
+    heads: number of heads of each attention.
+    blocks: number of blocks.
+  """
+
+  num_classes: int
+  width: int = 128
+  heads: int = 4
+  blocks: int = 2
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns logits [B, T, K] for tokens x [B, T]."""
+    tokens = self.param('embedding', _table, (self.num_classes, self.width))
+    positions = self.param('positions', _table, (x.shape[1], self.width))
+    # A product with a one-hot matrix: the gradient of a gather is a scatter, which is slow.
+    y = nn.one_hot(x, self.num_classes, dtype=tokens.dtype) @ tokens + positions
+    for i in range(self.blocks):
+      y = TransformerBlock(self.heads, name=f'block_{i}')(y)
+    return _dense(self.num_classes, 'logits')(nn.LayerNorm(name='norm')(y))
+
+
+def transformer(
+  input_shape: tuple[int, ...],
+  num_classes: int = 90,
+  *,
+  width: int = 128,
+  heads: int = 4,
+  blocks: int = 2,
+) -> base.Model:
+  """Returns the transformer; x [B, T] and y [B, T] are int32 tokens; id 0 is padding at the end.
+
+  Args:
+    input_shape: (T,), also the number of positions that are learned.
+    num_classes: size of the vocabulary, padding and the unknown token included.
+    width: width of a position.
+    heads: number of heads of each attention, a divisor of `width`.
+    blocks: number of blocks.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  validate.integer(width=width)
+  validate.integer(heads=heads)
+  validate.integer(blocks=blocks)
+  if width % heads:
+    raise ValueError(f'heads must divide the width, {width}, got {heads!r}.')
+  module = Transformer(num_classes, width, heads, blocks)
+  return adapters.from_linen(
+    module, input_shape, num_classes, name='transformer', input_dtype=jnp.int32, padding_id=0
+  )
