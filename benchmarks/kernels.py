@@ -12,6 +12,7 @@ them as a byte a value, where that is what is needed.
 """
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class Case(NamedTuple):
   carries: bool = False
 
 
+@functools.lru_cache(maxsize=1)
 def vector(size: int) -> jax.Array:
   """Returns normal values [size], as small as an update's."""
   rng = np.random.default_rng(0)

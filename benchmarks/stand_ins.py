@@ -16,7 +16,9 @@ def load(work: works.Work) -> tuple[data.FederatedData, str]:
   try:
     return works.load(work), work.data
   except (ImportError, ValueError):  # what reads them is not installed, or they are not prepared
-    return works.federate(work, *_pictures(0, *_shape(work)), *_pictures(1, 500, _shape(work)[1]))
+    number, shape = _shape(work)
+    drawn = (*_pictures(0, number, shape), *_pictures(1, 500, shape))
+    return works.federate(work, *drawn), 'synthetic'
 
 
 def _shape(work: works.Work) -> tuple[int, tuple[int, ...]]:

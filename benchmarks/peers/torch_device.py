@@ -2,7 +2,7 @@
 
 `Loop` is the loop of `torch_loop.py` with its examples, parameters and steps on the device.
 `Stacked` holds the weights of all clients of a round in one tensor each, and takes their steps
-together by `torch.func.vmap`; it does the works whose local steps are plain SGD.
+together by `torch.func.vmap`, which knows no LSTM.
 """
 
 import pathlib
@@ -52,9 +52,6 @@ class Stacked(Loop):
 
   def __init__(self, folder: pathlib.Path, device: str):
     super().__init__(folder, device)
-    work = self.work
-    if work.get('dp_sgd') or work.get('feedback') or work['momentum']:
-      raise NotImplementedError('only plain local steps of SGD are written side by side')
 
     def loss(params: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
       return self.loss(func.functional_call(self.model, params, (x,)), y)
@@ -88,13 +85,18 @@ class Stacked(Loop):
     return updates.sum(0)
 
 
+def stacks(work: Any) -> bool:
+  """Returns whether `Stacked` does a work: plain steps of SGD, without residuals or an LSTM."""
+  return not (work.dp_sgd or work.feedback or work.momentum or work.model == 'char_lstm')
+
+
 def seconds(kind: type[Loop], folder: pathlib.Path, device: str, budget: float) -> dict[str, Any]:
-  """Returns the figures of a work: rounds for so many seconds, the first one, three at least."""
-  began = time.perf_counter()
+  """Returns the figures of a work: of rounds for so many seconds after the first, one at least."""
   trainer = kind(folder, device)
   first = trainer.round(0)
   times: list[float] = []
-  while len(times) < 3 or (time.perf_counter() - began < budget and len(times) < 50):
+  began = time.perf_counter()
+  while not times or (time.perf_counter() - began < budget and len(times) < 50):
     times.append(trainer.round(1 + len(times)))
   return {
     'median_s': round(float(np.median(times)), 5),

@@ -43,9 +43,9 @@ METHODS = ('auto', 'winograd', 'gemm', 'lax')
 # Side of the window -> least number of input and of output channels.
 WINOGRAD_CHANNELS = {3: 8, 5: 16}
 WINOGRAD_SIDE = 3  # least height and width of the output: below it most of a tile is padding
-# How 'auto' convolves elsewhere than on a CPU: (platform, most input channels of a group, method);
-# the first match counts, and without one it is 'lax'. `python -m benchmarks.gpu_check conv` measures
-# both ways; nobody has yet, so there is no row.
+# How 'auto' convolves elsewhere than on a CPU: (platform, most input channels of a group, method).
+# The first match counts, and without one it is 'lax'. `python -m benchmarks.gpu_check conv` makes
+# the rows; nobody has measured them yet.
 ELSEWHERE: tuple[tuple[str, float, str], ...] = ()
 # 'VALID', 'SAME', or (low, high) for each spatial dimension.
 Padding = str | Sequence[tuple[int, int]]

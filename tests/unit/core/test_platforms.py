@@ -1,4 +1,4 @@
-"""Who asks for another platform gets it, and no program that was traced for the one that is there."""
+"""Who asks for another platform gets it, and no program that was traced for the one there is."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def test_another_platform_is_there_within_its_context_alone():
         assert platforms.current() == 'tpu'
       assert platforms.current() == expected
     assert platforms.current() == there
-  with pytest.raises(ValueError, match="name must be one of .*'cuda'.*, got 'metal'"):
+  with pytest.raises(ValueError, match=r"name must be one of .*'cuda'.*, got 'metal'"):
     platforms.made_for('metal')
 
 
