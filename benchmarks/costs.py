@@ -92,7 +92,8 @@ def of(work: works.Work, traced: jax.stages.Traced) -> dict[str, float]:
     traced: its program, from `stand_ins.traced`.
   """
   ((round, _),) = _loops(traced.jaxpr.jaxpr)  # the loop over rounds
-  cost = total(round, -(-work.examples // work.batch_size))
+  # The steps of DP-SGD are a loop of known length; the rows of one fit one pass of the inner loop.
+  cost = total(round, 1 if work.dp_sgd else -(-work.examples // work.batch_size))
   figures = {'gflop': cost.operations / 1e9, 'gb': cost.bytes / 1e9, 'formula': work.gflop}
   return {name: float(f'{x:.5g}') for name, x in figures.items()}
 

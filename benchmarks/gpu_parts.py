@@ -110,6 +110,8 @@ def engine(part: Part) -> None:
 
   def compared(name: str, mode: str) -> dict[str, Any]:
     found, _ = results(name, mode, part.small)
+    if not there:
+      return {'equal': None, 'finite': bool(np.isfinite(found['params']).all())}
     expected = there[f'{name}.params']
     off = float(
       np.linalg.norm(found['params'] - expected) / np.linalg.norm(there[f'{name}.change'])
@@ -221,11 +223,12 @@ def convolutions(part: Part) -> None:
     middle = np.median(turns, axis=0) / layers.STEPS * 1e3
     times = dict(zip(runs, (round(float(ms), 4) for ms in middle), strict=True))
     found.append((channels, times))
+    part.add(rows=rows(jax.default_backend(), found))
     return {'channels': channels, **{f'{way}_ms': ms for way, ms in times.items()}}
 
   names = ('lenet/conv_1', 'square/8') if part.small else layers.LAYERS
+  part.add(clients=beside, batch=batch)
   part.items({name: lambda name=name: one(name) for name in names})
-  part.add(clients=beside, batch=batch, rows=rows(jax.default_backend(), found))
 
 
 def rows(platform: str, found: list[tuple[int, dict[str, float]]]) -> list[list[Any]]:
@@ -273,6 +276,8 @@ def peers(part: Part) -> None:
     return
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   part.add(torch=torch.__version__, device=device)
+  if part.small:  # the operations are too small to be divided
+    torch.set_num_threads(1)
 
   def one(name: str, kind: type[torch_device.Loop]) -> dict[str, Any]:
     work = shrunk(works.WORKS[name]) if part.small else works.WORKS[name]
