@@ -56,6 +56,7 @@ class Part:
     for name, run in todo.items():
       if self.left <= 0:
         self._record.setdefault('left_out', []).append(name)
+        self._write()
         continue
       began = time.monotonic()
       try:
