@@ -43,7 +43,7 @@ def sequences(number: int, length: int, seed: int) -> np.ndarray:
   """Returns sequences [number, length] uint8 of ids 1 ... 89 from a Markov chain of order 2.
 
   A token is, with probability 0.5, a function of the one before, with 0.3 a function of the two
-  before, and with 0.2 drawn by Zipf's law. Who knows the functions is right on about 0.8.
+  before, and with 0.2 drawn by Zipf's law. The best guess is right on about half of them.
   """
   rng = np.random.default_rng(seed)
   count = VOCABULARY - 1

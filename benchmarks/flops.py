@@ -3,7 +3,8 @@
 A multiplication and an addition count as two. Only matrix products and convolutions are counted,
 convolutions as direct ones; normalisations, activations and softmaxes are not. An embedding is a
 look-up and counts nothing, however it is computed. Attention counts all T x T scores, as in
-Chowdhery et al. (2022), arXiv 2204.02311, appendix B, although half of them are masked.
+Chowdhery et al. (2022), arXiv 2204.02311, appendix B, although half of them are masked
+and ours leaves out some of these.
 """
 
 import itertools

@@ -1,5 +1,7 @@
 """How the benchmarks measure: fenced, compilation apart, medians; and this machine's own limits."""
 
+import pathlib
+import re
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -22,10 +24,10 @@ def seconds(call: Callable[[], Any], repeats: int) -> np.ndarray:
   return np.array(times)
 
 
-def spread(times: np.ndarray) -> dict[str, float]:
-  """Returns the median and the 10th and 90th percentiles of seconds, rounded to 0.1 ms."""
-  low, middle, high = np.percentile(times, [10, 50, 90])
-  return {'median_s': round(middle, 4), 'p10_s': round(low, 4), 'p90_s': round(high, 4)}
+def spread(times: np.ndarray, digits: int = 4) -> dict[str, float]:
+  """Returns the median and the 10th and 90th percentiles of seconds, rounded to these digits."""
+  low, middle, high = (round(float(x), digits) for x in np.percentile(times, [10, 50, 90]))
+  return {'median_s': middle, 'p10_s': low, 'p90_s': high}
 
 
 def gemm_peak_gflops(size: int = 2048, repeats: int = 8) -> float:
@@ -51,6 +53,17 @@ def gemm_peak_gflops(size: int = 2048, repeats: int = 8) -> float:
 def peak_rss_mb() -> float:
   """Returns the peak resident memory of this process, in 10**6 bytes."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def tree_peak_mb(pid: int) -> float:
+  """Returns the peak resident memory of a process and its descendants, in 10**6 bytes.
+
+  Each at its own peak, added up; what they share counts for each. Linux only.
+  """
+  task = pathlib.Path(f'/proc/{pid}')
+  (peak,) = re.findall(r'VmHWM:\s*(\d+) kB', (task / 'status').read_text())
+  children = ' '.join(path.read_text() for path in task.glob('task/*/children')).split()
+  return int(peak) * 1024 / 1e6 + sum(tree_peak_mb(int(child)) for child in children)
 
 
 def in_turn(

@@ -69,6 +69,11 @@ class Peer:
     self.seconds: list[float] = []
 
   @property
+  def pid(self) -> int:
+    """Number of its process."""
+    return self._process.pid
+
+  @property
   def name(self) -> str:
     """What it says that it runs, in one line."""
     return ', '.join(f'{name} {version}' for name, version in self.versions.items())
@@ -224,7 +229,7 @@ def _arguments() -> argparse.Namespace:
   return parser.parse_args()
 
 
-def _length(seconds: float, rounds: int) -> int:
+def segment_of(seconds: float, rounds: int) -> int:
   """Returns the rounds of a segment, from the seconds of one: half a second, or one round."""
   return int(np.clip(0.5 / seconds, 1, min(serve.SEGMENT, rounds)))
 
@@ -232,7 +237,7 @@ def _length(seconds: float, rounds: int) -> int:
 def _timed(sim: Simulation, state: State, rounds: int, peer: Peer | None) -> tuple[State, list]:
   """Returns the state and the seconds of a round, segment after segment, in turn with the peer."""
   state, first = serve.timed(sim, state, 1)
-  segment = _length(first, rounds)
+  segment = segment_of(first, rounds)
   times = []
   if peer:
     peer.run(2)  # warm up, as we did
@@ -308,7 +313,7 @@ def _against_commit(args: argparse.Namespace, work: works.Work, folder: str) -> 
   for side in sides:
     side.run(1)
   first = [side.run(1) for side in sides]
-  segment = _length(first[1], args.rounds)
+  segment = segment_of(first[1], args.rounds)
   for side in sides:
     side.seconds.clear()
   pairs = []

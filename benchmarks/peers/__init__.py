@@ -9,7 +9,8 @@ FOLDER holds
 - `work.json`: the fields of `works.Work` as of this protocol's first version, all of them. A field
   that is added later has a default, and is written only where it differs from it: who does not know
   a field refuses it rather than running another work.
-- `x.npy` [T, ...] uint8 images of 28 x 28, to be divided by 255, and `y.npy` [T] labels in 0 ... 9.
+- `x.npy` [T, ...] uint8 images of 28 x 28, to be divided by 255, and `y.npy` [T] labels in 0 ... 9;
+  with the later field `data`, images of 32 x 32 x 3, or tokens [T, L] below 90 and the next ones.
   Client i holds the i-th block of `examples` rows of NumPy's `default_rng(0).permutation(T)`, which
   repeats where the blocks need more.
 - `test_x.npy` and `test_y.npy`: the test set, likewise.
@@ -21,7 +22,8 @@ One JSON object a line is printed on standard output, and nothing else:
 - for a line `R` on standard input, `{"seconds": [...]}`: R more rounds were run, and each entry is
   the seconds of one. Rounds that were run as one program count as equally long. The asker has the
   first ones run to warm up, and drops their seconds;
-- for the line `accuracy`, `{"accuracy": a}` on the test set, of the model after the rounds so far.
+- for the line `accuracy`, `{"accuracy": a}` on the test set, of the model after the rounds so far;
+  beside it may be the `loss`, the mean cross-entropy in nats.
 
 The end of standard input ends the process. `benchmarks/serve.py` takes `--execution`, `--devices`
 and `--no-pool`, with the meaning they have in `benchmarks.rounds`; they are passed only if given.

@@ -13,6 +13,23 @@ from fedjax_mem.models import adapters, base, layers
 
 _table = nn.initializers.normal(0.02)
 
+# Queries that are taken together: positions after the last of them are left out, not masked.
+_QUERIES = 64
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Returns the causal mixture [B, heads, Q, size] for the last Q of T positions.
+
+  Args:
+    query: [B, heads, Q, size], scaled.
+    key: [B, heads, T, size].
+    value: [B, heads, T, size].
+  """
+  scores = jnp.einsum('bhqd,bhkd->bhqk', query, key)
+  queries, keys = scores.shape[2:]
+  later = jnp.triu(jnp.full((queries, keys), -jnp.inf, scores.dtype), 1 + keys - queries)
+  return jnp.einsum('bhqk,bhkd->bhqd', nn.softmax(scores + later[None, None]), value)
+
 
 def _dense(features: int, name: str) -> nn.Dense:
   return nn.Dense(features, kernel_init=layers.glorot, name=name)
@@ -22,39 +39,46 @@ class Attention(nn.Module):
   """Causal self-attention of several heads.
 
   Attributes:
+    length: T, positions of a sequence.
     heads: number of heads, a divisor of the width.
   """
 
+  length: int
   heads: int
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns, for x [B, T, W], the attention [B, T, W] of each position to those up to it."""
-    length, width = x.shape[1:]
+    """Returns, for x [B * T, W], the attention [B * T, W] of each position to those up to it."""
+    width = x.shape[-1]
     size = width // self.heads
-    # One product for queries, keys and values of all heads.
-    drive = _dense(3 * width, 'qkv')(x).reshape(-1, length, 3, self.heads, size)
-    query, key, value = drive.transpose(2, 0, 3, 1, 4)  # each [B, heads, T, size]
-    scores = jnp.einsum('bhqd,bhkd->bhqk', query * size**-0.5, key)
-    later = jnp.triu(jnp.full((length, length), -jnp.inf, scores.dtype), 1)
-    mixed = jnp.einsum('bhqk,bhkd->bqhd', nn.softmax(scores + later), value)
-    return _dense(width, 'out')(mixed.reshape(x.shape))
+    # One product for queries, keys and values of all heads, [B, 3 * heads, T, size].
+    drive = _dense(3 * width, 'qkv')(x).reshape(-1, self.length, 3 * self.heads, size)
+    query, key, value = jnp.split(drive.swapaxes(1, 2), 3, axis=1)
+    query = query * size**-0.5
+    mixed = [
+      _attend(query[:, :, end - _QUERIES : end], key[:, :, :end], value[:, :, :end])
+      for end in range(_QUERIES, self.length + _QUERIES, _QUERIES)
+    ]
+    return _dense(width, 'out')(jnp.concatenate(mixed, axis=2).swapaxes(1, 2).reshape(x.shape))
 
 
 class TransformerBlock(nn.Module):
   """Attention, then two dense layers, each added to what it was given, normalised before.
 
   Attributes:
+    length: T, positions of a sequence.
     heads: number of heads of the attention.
   """
 
+  length: int
   heads: int
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns the block's output [B, T, W] for x [B, T, W]."""
+    """Returns the block's output [B * T, W] for x [B * T, W]."""
     width = x.shape[-1]
-    x = x + Attention(self.heads, name='attention')(nn.LayerNorm(name='norm_0')(x))
+    attention = Attention(self.length, self.heads, name='attention')
+    x = x + attention(nn.LayerNorm(name='norm_0')(x))
     hidden = _dense(4 * width, 'hidden')(nn.LayerNorm(name='norm_1')(x))
     return x + _dense(width, 'out')(nn.gelu(hidden))
 
@@ -80,10 +104,14 @@ class Transformer(nn.Module):
     tokens = self.param('embedding', _table, (self.num_classes, self.width))
     positions = self.param('positions', _table, (x.shape[1], self.width))
     # A product with a one-hot matrix: the gradient of a gather is a scatter, which is slow.
-    y = nn.one_hot(x, self.num_classes, dtype=tokens.dtype) @ tokens + positions
+    y = nn.one_hot(x.reshape(-1), self.num_classes, dtype=tokens.dtype) @ tokens
+    y = (y.reshape(*x.shape, self.width) + positions[None]).reshape(-1, self.width)
+    # Rows of matrices, not sequences: on a CPU the gradient of a dense layer's kernel would be
+    # computed from transposed copies of three-dimensional arrays.
     for i in range(self.blocks):
-      y = TransformerBlock(self.heads, name=f'block_{i}')(y)
-    return _dense(self.num_classes, 'logits')(nn.LayerNorm(name='norm')(y))
+      y = TransformerBlock(x.shape[1], self.heads, name=f'block_{i}')(y)
+    y = _dense(self.num_classes, 'logits')(nn.LayerNorm(name='norm')(y))
+    return y.reshape(*x.shape, self.num_classes)
 
 
 def transformer(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_mem import models
-from fedjax_mem.models import base
+from fedjax_mem.models import base, transformer
 
 COUNTS = [
   ('logistic', (28, 28, 1), 10, {}, 7_850),
@@ -17,6 +17,8 @@ COUNTS = [
   ('cnn_mcmahan', (28, 28, 1), 10, {}, 1_663_370),
   ('lenet', (28, 28, 1), 10, {}, 44_426),
   ('char_lstm', (80,), 90, {}, 820_522),
+  # Embeddings of 90 tokens and 128 positions; twice 12 W**2 + 13 W of a block; 2 W; 90 (W + 1).
+  ('transformer', (128,), 90, {}, 218 * 128 + 2 * (12 * 128**2 + 13 * 128) + 256 + 90 * 129),
   # torchvision's resnet18 has 11,689,512 for 1,000 classes, 11,220,132 for 100; the stem's window
   # is 3 x 3 instead of 7 x 7 here: 40 * 3 * 64 fewer.
   ('resnet_gn', (32, 32, 3), 100, {}, 11_227_812 - 40 * 3 * 64),
@@ -53,6 +55,7 @@ SMALL = [
   ('cnn_mcmahan', (8, 8, 1), {}),
   ('lenet', (16, 16, 1), {}),
   ('char_lstm', (6,), {'embedding': 3, 'width': 5}),
+  ('transformer', (6,), {'width': 8, 'heads': 2, 'blocks': 1}),
   ('resnet_gn', (8, 8, 3), {'blocks': [1, 1], 'width': 4}),
 ]
 
@@ -61,7 +64,7 @@ SMALL = [
 @pytest.mark.parametrize('name, shape, options', SMALL)
 def test_every_model_learns_a_batch(name, shape, options):
   model = models.build(name, shape, 7, **options)
-  batch = _batch(shape, 7, tokens=name == 'char_lstm')
+  batch = _batch(shape, 7, tokens=name in ('char_lstm', 'transformer'))
   objective = lambda p: model.loss(p, batch).mean()
 
   @jax.jit
@@ -172,6 +175,65 @@ def test_lstm_equals_numpy():
   assert p['lstm_0']['bias'].tolist() == [0] * 3 + [1] * 3 + [0] * 6
 
 
+def _norm(p, x):
+  centred = x - x.mean(-1, keepdims=True)
+  scaled = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-6)
+  return scaled * p['scale'] + p['bias']
+
+
+def _transformer(p, tokens, heads):
+  """Returns the logits [B, T, K] of a transformer, head by head and position by position."""
+  dense = lambda p, x: x @ p['kernel'] + p['bias']
+  x = p['embedding'][tokens] + p['positions']
+  length, width = p['positions'].shape
+  for name in sorted(name for name in p if name.startswith('block')):
+    q = p[name]
+    drive = dense(q['attention']['qkv'], _norm(q['norm_0'], x))
+    mixed = np.zeros_like(x)
+    for b, h in np.ndindex(len(x), heads):
+      part = slice(h * width // heads, (h + 1) * width // heads)
+      query, key, value = (drive[b, :, i * width : (i + 1) * width][:, part] for i in range(3))
+      for t in range(length):
+        weights = np.exp(query[t] @ key[: t + 1].T / np.sqrt(width / heads))
+        mixed[b, t, part] = weights / weights.sum() @ value[: t + 1]
+    x = x + dense(q['attention']['out'], mixed)
+    z = dense(q['hidden'], _norm(q['norm_1'], x))
+    z = z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+    x = x + dense(q['out'], z)
+  return dense(p['logits'], _norm(p['norm'], x))
+
+
+@pytest.mark.slow
+def test_transformer_and_its_gradient_equal_numpy(monkeypatch):
+  monkeypatch.setattr(transformer, '_QUERIES', 2)  # in three blocks of queries
+  model = models.build('transformer', (5,), 7, width=8, heads=2)
+  rng = np.random.default_rng(0)
+  # Scales and biases that are not one and zero, scores that are not all alike.
+  params = jax.tree.map(
+    lambda x: jnp.asarray(x + rng.normal(0, 0.5, x.shape), jnp.float32),
+    jax.jit(model.init)(jax.random.key(0)),
+  )
+  rows = rng.integers(1, 7, (3, 6))
+  rows[1, 4:] = 0  # padding at the end
+  batch = {'x': jnp.asarray(rows[:, :-1]), 'y': jnp.asarray(rows[:, 1:])}
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  logits = _transformer(p, rows[:, :-1], 2)
+  np.testing.assert_allclose(jax.jit(model.apply)(params, batch['x']), logits, atol=2e-5)
+
+  def loss(p):
+    logits = _transformer(p, rows[:, :-1], 2)
+    right = np.take_along_axis(logits, rows[:, 1:, None], 2)[..., 0]
+    values, real = np.log(np.exp(logits).sum(2)) - right, rows[:, 1:] != 0
+    return ((values * real).sum(1) / real.sum(1)).mean()
+
+  gradient = jax.jit(jax.grad(lambda p: model.loss(p, batch).mean()))(params)
+  for _ in range(5):
+    way = jax.tree.map(lambda x: rng.normal(size=x.shape), p)
+    near, far = (loss(jax.tree.map(lambda x, v, s=s: x + s * v, p, way)) for s in (-1e-5, 1e-5))
+    slope = sum(np.vdot(g, v) for g, v in zip(*map(jax.tree.leaves, (gradient, way)), strict=True))
+    np.testing.assert_allclose(slope, (far - near) / 2e-5, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_padding_does_not_count():
   model = models.build('char_lstm', (4,), 5, embedding=2, width=3)
@@ -218,6 +280,8 @@ def test_dropout_is_drawn_from_the_key():
     ('hidden must be', lambda: models.build('mlp', (9,), 3, hidden=[0])),
     ('blocks must be', lambda: models.build('resnet_gn', (8, 8, 3), 3, blocks=2)),
     ('width must be', lambda: models.build('char_lstm', (8,), 3, width=0)),
+    ('heads must divide', lambda: models.build('transformer', (8,), 3, width=8, heads=3)),
+    ('blocks must be', lambda: models.build('transformer', (8,), 3, blocks=0)),
     ('num_classes must be', lambda: models.build('logistic', (9,), 1)),
     ('input_shape must be', lambda: models.build('logistic', (0,), 3)),
     ('input_shape must be one that', lambda: models.build('cnn', (4, 4, 1), 3)),

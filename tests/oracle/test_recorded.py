@@ -22,7 +22,7 @@ from fedjax_mem.stages.select import TRACES
 
 SCRIPT = Path(__file__).parents[2] / 'scripts' / 'record.py'
 # They take long to compile, or read text, of which there is none without a download.
-NOT_RUN = {'char_lstm', 'cnn_mcmahan', 'lenet', 'resnet_gn'}
+NOT_RUN = {'char_lstm', 'cnn_mcmahan', 'lenet', 'resnet_gn', 'transformer'}
 
 
 def _script():
