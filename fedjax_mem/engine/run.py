@@ -22,6 +22,7 @@ from fedjax_mem.core import (
   Tree,
   compose,
   keys,
+  platforms,
   shape_of,
   shapes,
   tree,
@@ -33,6 +34,7 @@ from fedjax_mem.engine import metrics as measured
 from fedjax_mem.engine import plan, replay, tables
 from fedjax_mem.engine.execution import Execution
 from fedjax_mem.engine.round import Setting
+from fedjax_mem.kernels.nn import rewrite
 
 # (rounds done, whether to go on, state, rows of metrics)
 Carry = tuple[jax.Array, jax.Array, State, dict[str, jax.Array]]
@@ -318,8 +320,9 @@ def _segment(
   A while loop and not a scan, so that the same program runs segments of every length.
   """
   round = setting.round
-  like = jax.eval_shape(round, state, population, seed, root)[1]
-  like = {name: measured.plain(x) for name, x in like.items()}
+  traced, like = jax.make_jaxpr(round, return_shape=True)(state, population, seed, root)
+  rewrite.warn_if_slow(traced, platforms.current())
+  like = {name: measured.plain(x) for name, x in like[1].items()}
   rows = jax.tree.map(lambda x: jnp.zeros((max_rounds, *x.shape), x.dtype), like)
 
   def go_on(carry: Carry) -> jax.Array:

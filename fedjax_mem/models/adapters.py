@@ -4,6 +4,10 @@ Batch normalisation is refused: the mean and variance of a client's batches are 
 statistics of its data. Averages of them over clients with different data are the statistics of no
 client, and they are left out of clipping, noise and compression (Hsieh et al. 2020,
 arXiv:1910.00189, section 5). Group normalisation keeps no statistics.
+
+On a CPU, convolutions and max pooling by `jax.lax`, which flax's layers use, are replaced by fast
+ones with equal values when the model is traced (`fast_convolutions`). They are differentiable in
+reverse mode only; `as_it_is` gives a model without them.
 """
 
 import inspect
@@ -54,8 +58,7 @@ def from_linen(
   ('Dense', (5, 3))
 
   Args:
-    module: its only collection must be 'params'. For fast convolutions on a CPU give its layers
-      `nn.Conv(..., conv_general_dilated=fedjax_mem.kernels.nn.conv.conv_general_dilated)`.
+    module: its only collection must be 'params'.
     input_shape: shape of one example.
     num_classes: K, number of classes.
     name: name in tables and messages; None: the module's class.

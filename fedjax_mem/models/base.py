@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Batch, Tree, validate
+from fedjax_mem.kernels.nn import rewrite
 
 
 class Model(NamedTuple):
@@ -112,4 +113,18 @@ def build(
       'accuracy': _per_example(right, labels, padding_id),
     }
 
-  return Model(init, apply, loss, metrics, input_shape, num_classes, name)
+  # Each is rewritten as a whole: it is then traced once, and its `__wrapped__` is as it was given.
+  fast = rewrite.fast_convolutions
+  return Model(init, fast(apply), fast(loss), fast(metrics), input_shape, num_classes, name)
+
+
+def as_it_is(model: Model) -> Model:
+  """Returns a model whose convolutions are as it was given, slow on a CPU.
+
+  `build` rewrites them there (`fast_convolutions`), for reverse mode only.
+  """
+  return model._replace(
+    apply=rewrite.as_it_is(model.apply),
+    loss=rewrite.as_it_is(model.loss),
+    metrics=rewrite.as_it_is(model.metrics),
+  )

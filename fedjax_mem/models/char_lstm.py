@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import validate
+from fedjax_mem.kernels.nn import lstm, product
 from fedjax_mem.models import adapters, base, layers
 
 
@@ -31,27 +32,14 @@ class Lstm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns the outputs [B, T, H] for x [B, T, F]."""
+    """Returns the outputs [T, B, H] for x [T, B, F]."""
     size = 4 * self.width
     kernel = self.param('kernel', layers.glorot, (x.shape[-1], size))
     recurrent = self.param('recurrent', nn.initializers.orthogonal(), (self.width, size))
     bias = self.param('bias', _forget_open, (size,))
     # One product for the inputs of all time steps; only the recurrent product needs the loop.
-    drive = jnp.einsum('btf,fh->tbh', x, kernel) + bias[None, None]
-
-    def step(
-      carry: tuple[jax.Array, jax.Array], drive: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-      hidden, cell = carry
-      i, f, g, o = jnp.split(drive + hidden @ recurrent, 4, axis=-1)
-      cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
-      hidden = nn.sigmoid(o) * jnp.tanh(cell)
-      return (hidden, cell), hidden
-
-    start = jnp.zeros((x.shape[0], self.width), drive.dtype)
-    _, hidden = jax.lax.scan(step, (start, start), drive)
-    outputs: jax.Array = hidden.transpose(1, 0, 2)
-    return outputs
+    drive = product.product(x, kernel) + bias[None, None]
+    return lstm.lstm(drive, recurrent)
 
 
 class CharLstm(nn.Module):
@@ -74,10 +62,12 @@ class CharLstm(nn.Module):
     table = self.param(
       'embedding', lambda *a: start(*a) - 0.05, (self.num_classes, self.embedding)
     )  # U(-0.05, 0.05), as in Keras.
-    x = table.at[x].get(mode='clip')
+    x = table.at[x.T].get(mode='clip')  # [T, B, F]: time comes first up to the logits
     for i in range(2):
       x = Lstm(self.width, name=f'lstm_{i}')(x)
-    return nn.Dense(self.num_classes, kernel_init=layers.glorot, name='logits')(x)
+    x = nn.Dense(self.num_classes, kernel_init=layers.glorot, name='logits')(x)
+    logits: jax.Array = x.transpose(1, 0, 2)
+    return logits
 
 
 def char_lstm(

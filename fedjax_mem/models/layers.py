@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.kernels.nn import conv
+from fedjax_mem.kernels.nn import conv, group_norm
 
 Initializer = Callable[..., Any]
 glorot = nn.initializers.glorot_uniform()
@@ -100,10 +100,6 @@ class GroupNorm(nn.Module):
     channels = x.shape[-1]
     if channels % self.groups:
       raise ValueError(f'groups must divide the {channels} channels, got {self.groups!r}.')
-    grouped = x.reshape(*x.shape[:3], self.groups, channels // self.groups)
-    centred = grouped - grouped.mean((0, 1, 4), keepdims=True)
-    variance = jnp.square(centred).mean((0, 1, 4), keepdims=True)
-    y = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
     scale = self.param('scale', nn.initializers.ones, (channels,))
     bias = self.param('bias', nn.initializers.zeros, (channels,))
-    return y * per_channel(scale, 'HWBC') + per_channel(bias, 'HWBC')
+    return group_norm.group_norm(x, scale, bias, self.groups, self.epsilon)

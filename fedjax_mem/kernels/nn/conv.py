@@ -35,17 +35,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_mem.core import platforms, validate
-from fedjax_mem.kernels.nn import winograd
+from fedjax_mem.kernels.nn import rows, winograd
 
 LAYOUTS = ('HWBC', 'CHWB')
 METHODS = ('auto', 'winograd', 'gemm', 'lax')
 # Where Winograd's transforms pay off, as benchmarks/conv.py finds on a CPU with AVX-512 (batch 20).
 # Side of the window -> least number of input and of output channels.
 WINOGRAD_CHANNELS = {3: 8, 5: 16}
+# Input channels from which on a run of a patch in 'HWBC' fills a cache line.
+ROW_CHANNELS = 16
 WINOGRAD_SIDE = 3  # least height and width of the output: below it most of a tile is padding
-# How 'auto' convolves elsewhere than on a CPU: (platform, most input channels of a group, method).
-# The first match counts, and without one it is 'lax'. `python -m benchmarks.gpu_check conv` makes
-# the rows; nobody has measured them yet.
+# (platform, most input channels of a group, method of 'auto'); the first match counts, without one
+# 'lax'. The rows are made by `python -m benchmarks.gpu_check conv`, which nobody has measured yet.
 ELSEWHERE: tuple[tuple[str, float, str], ...] = ()
 # 'VALID', 'SAME', or (low, high) for each spatial dimension.
 Padding = str | Sequence[tuple[int, int]]
@@ -241,8 +242,7 @@ _gemm.defvjp(_gemm_forward, _gemm_backward)
 
 def _elsewhere(platform: str, channels: int) -> str:
   """Returns the method of `ELSEWHERE` for a platform and input channels of a group."""
-  rows = (way for name, most, way in ELSEWHERE if name == platform and channels <= most)
-  return next(rows, 'lax')
+  return next((way for p, most, way in ELSEWHERE if p == platform and channels <= most), 'lax')
 
 
 def resolve(
@@ -254,9 +254,8 @@ def resolve(
 ) -> str:
   """Returns how a convolution is to be computed: 'winograd', 'gemm' or 'lax'.
 
-  'auto' is by the table `ELSEWHERE` on a GPU or a TPU: 'lax' unless a row says otherwise, since
-  their libraries have grouped kernels of their own. On a CPU it is the faster of the other two for
-  the layer's shape, as measured.
+  'auto' is by `ELSEWHERE` on a GPU or a TPU, whose libraries have grouped kernels of their own. On
+  a CPU it is the faster of the other two for the layer's shape, as measured.
 
   Args:
     method: one of `METHODS`.
@@ -334,6 +333,9 @@ def conv(
     return winograd.conv(_pad(x, pairs, 0), kernel)
   if layout == 'CHWB':
     return _gemm(x, kernel, geometry)
+  if kernel.shape[2] >= ROW_CHANNELS:
+    places = rows.Geometry(geometry.window, strides, geometry.output())
+    return rows.conv(_pad(x, pairs, 0), kernel, places)
   x = x.transpose(3, 0, 1, 2)
   if kernel.shape[2] == 1:  # The product is then narrow enough to come out in this layout.
     return _gemm(x, kernel, geometry._replace(last=True))

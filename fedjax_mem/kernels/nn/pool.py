@@ -16,6 +16,7 @@ maximum is 3, 2. Of the second window both values are its maximum: the gradient 
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,24 @@ def _interleave(parts: list[jax.Array], axis: int) -> jax.Array:
   return jnp.stack(parts, axis + 1).reshape(shape)
 
 
+def _shares(parts: list[jax.Array], y: jax.Array, cotangent: jax.Array) -> list[jax.Array]:
+  """Returns what each place in the windows gets of the gradient: all of it, if it is the maximum.
+
+  Args:
+    parts: for each place, its value in every window.
+    y: the maxima.
+    cotangent: in the shape of y.
+  """
+  # One slice after another: the first whose value is the maximum gets the gradient.
+  taken = jnp.zeros(y.shape, bool)
+  shares = []
+  for part in parts:
+    hit = (part == y) & ~taken
+    taken = taken | hit
+    shares.append(jnp.where(hit, cotangent, jnp.zeros((), cotangent.dtype)))
+  return shares
+
+
 def _backward(
   window: tuple[int, int],
   axis: int,
@@ -72,13 +91,7 @@ def _backward(
   """
   x, y = residuals
   r, s = window
-  # One slice after another: the first whose value is the maximum gets the gradient.
-  taken = jnp.zeros(y.shape, bool)
-  shares = []
-  for part in _parts(x, window, axis):
-    hit = (part == y) & ~taken
-    taken = taken | hit
-    shares.append(jnp.where(hit, cotangent, jnp.zeros((), cotangent.dtype)))
+  shares = _shares(_parts(x, window, axis), y, cotangent)
   rows = [_interleave(shares[i * s : i * s + s], axis + 1) for i in range(r)]
   full = _interleave(rows, axis)
   # Rows and columns that fill no window have no gradient.
@@ -113,3 +126,94 @@ def max_pool(x: jax.Array, window: Sequence[int] = (2, 2), *, layout: str = 'HWB
     for k, n in zip(window, x.shape[axis : axis + 2], strict=True)
   )
   return _max_pool(x, sizes, axis)
+
+
+class _Windows(NamedTuple):
+  """Windows along one axis; the values before and after the array are -inf.
+
+  Attributes:
+    axis: along which they lie.
+    size: of a window.
+    stride: between windows.
+    padding: (low, high); negative: the array is cut.
+  """
+
+  axis: int
+  size: int
+  stride: int
+  padding: tuple[int, int]
+
+  def pad(self, x: jax.Array, value: float) -> jax.Array:
+    """Returns x padded along the axis."""
+    config = [(0, 0, 0)] * x.ndim
+    config[self.axis] = (*self.padding, 0)
+    return lax.pad(x, jnp.array(value, x.dtype), config)
+
+  def places(self, length: int) -> list[slice]:
+    """Returns, for each place in a window, its inputs in a padded axis of that length."""
+    reach = (length - self.size) // self.stride * self.stride + 1
+    return [slice(i, i + reach, self.stride) for i in range(self.size)]
+
+  def parts(self, x: jax.Array) -> list[jax.Array]:
+    """Returns what each place in a window sees of x, padded: one value for each window."""
+    x = self.pad(x, -jnp.inf)
+    places = self.places(x.shape[self.axis])
+    return [lax.slice_in_dim(x, p.start, p.stop, p.step, self.axis) for p in places]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_along(x: jax.Array, windows: _Windows) -> jax.Array:
+  """Returns the maximum of each window along one axis."""
+  return functools.reduce(jnp.maximum, windows.parts(x))
+
+
+def _along_forward(
+  x: jax.Array, windows: _Windows
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  """Returns (the output, (x, the output) for `_along_backward`)."""
+  y = _max_along(x, windows)
+  return y, (x, y)
+
+
+def _along_backward(
+  windows: _Windows, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array]:
+  """Returns the gradient of x, in a tuple; the arguments are as those of `_backward`."""
+  x, y = residuals
+  shares = _shares(windows.parts(x), y, cotangent)
+  axis, (low, high) = windows.axis, windows.padding
+  length = x.shape[axis] + low + high
+  shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
+  total = jnp.zeros(shape, cotangent.dtype)
+  for place, share in zip(windows.places(length), shares, strict=True):
+    total = total.at[(*[slice(None)] * axis, place)].add(share)
+  return (windows._replace(padding=(-low, -high)).pad(total, 0),)
+
+
+_max_along.defvjp(_along_forward, _along_backward)
+
+
+def max_windows(
+  x: jax.Array,
+  window: Sequence[int],
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+) -> jax.Array:
+  """Returns the maximum over windows in all axes, as `lax.reduce_window` with `lax.max`.
+
+  The gradient goes to the first maximum of a window, as in `max_pool`.
+
+  Args:
+    x: of any shape.
+    window: its size along each axis.
+    strides: between windows along each axis.
+    padding: (low, high) along each axis, of -inf; negative: x is cut.
+  """
+  # One axis after another, the last first: of equal values the first in row-major order is still
+  # the one that is found. Windows that overlap share the maxima of their rows.
+  for axis in reversed(range(x.ndim)):
+    low, high = padding[axis]
+    windows = _Windows(axis, window[axis], strides[axis], (low, high))
+    if windows[1:] != (1, 1, (0, 0)):
+      x = _max_along(x, windows)
+  return x

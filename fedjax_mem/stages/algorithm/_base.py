@@ -22,6 +22,7 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
+from fedjax_mem.kernels.nn.rewrite import fast_convolutions
 
 # (params, batch, key) -> losses [B]; the key is None where the loss is known not to use it.
 LossFn = Callable[[Tree, Batch, jax.Array | None], jax.Array]
@@ -66,9 +67,10 @@ class Trained(NamedTuple):
   metrics: Metrics
 
 
-def check_loss(loss: LossFn) -> None:
-  """Raises `ValueError` unless the loss is callable."""
+def loss_of(loss: LossFn) -> LossFn:
+  """Returns the loss with fast convolutions on a CPU; raises `ValueError` if it is no function."""
   validate.function(loss=loss)
+  return fast_convolutions(loss)
 
 
 def check_rate(**named: Rate) -> None:

@@ -116,7 +116,7 @@ def dp_sgd(
   Raises:
     ValueError: an argument is out of range.
   """
-  training.check_loss(loss)
+  loss = training.loss_of(loss)
   training.check_rate(learning_rate=learning_rate)
   validate.function(optimizer=optimizer)
   steps_of = Steps(

@@ -61,7 +61,7 @@ def fedavg(
   Raises:
     ValueError: an argument is out of range.
   """
-  training.check_loss(loss)
+  loss = training.loss_of(loss)
   training.check_rate(learning_rate=learning_rate)
   validate.integer(epochs=epochs)
   validate.integer(batch_size=batch_size)

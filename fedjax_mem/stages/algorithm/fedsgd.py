@@ -56,7 +56,7 @@ def fedsgd(
   Raises:
     ValueError: an argument is out of range.
   """
-  training.check_loss(loss)
+  loss = training.loss_of(loss)
   validate.integer(batch_size=batch_size)
   server = training.server_step(training.server_optimizer_of(server_optimizer))
 

@@ -1,6 +1,7 @@
 """Segments of rounds: one program, donated state, early stops, other populations."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.export
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from reference import stages, tiny
 
-from fedjax_mem.core import Layer, Mean, Stage, Total, compose
+from fedjax_mem.core import Layer, Mean, Stage, Total, compose, stack_clients
+from fedjax_mem.engine import Execution, simulate
 from fedjax_mem.engine.round import make_round
+from fedjax_mem.kernels.nn.rewrite import as_it_is
 from fedjax_mem.stages.algorithm import fedavg
 from fedjax_mem.stages.select import poisson, round_robin, uniform
 from fedjax_mem.stages.weigh import by_examples, equal
@@ -51,6 +54,36 @@ def test_what_is_donated_is_not_the_callers(plain):
   twice = dataclasses.replace(plain)
   state, _ = twice.run(plain.init({'b': shared, 'w': jnp.zeros((5, 3))}), 1)
   assert not shared.is_deleted()
+
+
+@pytest.mark.first(1)
+@pytest.mark.parametrize('kept', [True, False])
+def test_a_slow_convolution_in_a_round_is_named(kept):
+  def loss(params, batch, key):
+    y = jax.lax.conv(batch['x'], params, (1, 1), 'SAME')
+    return jax.lax.reduce_window(y, -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), 'VALID').sum(
+      (1, 2, 3)
+    )
+
+  params, clients = (
+    jnp.ones((2, 1, 3, 3)),
+    stack_clients([{'x': np.ones((4, 1, 6, 6), np.float32)}] * 2),
+  )
+
+  def trace(loss):
+    train = fedavg(loss, learning_rate=0.1, batch_size=2)
+    looped = Execution(mode='loop', devices=1)
+    sim = simulate((train, uniform(2, 2), by_examples()), params, clients, execution=looped)
+    keys = sim._keys(None, None)
+    sim.segment.trace(
+      jax.eval_shape(sim._init, params, clients, *keys), clients, *keys, np.int32(1)
+    )
+
+  with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter('always')
+    trace(as_it_is(loss) if kept else loss)
+  found = [str(x.message) for x in seen if 'fedjax_mem.models.fast_convolutions' in str(x.message)]
+  assert len(found) == kept and all('of float32[2,1,6,6], float32[2,1,3,3]' in x for x in found)
 
 
 def test_compiling_alone_changes_nothing(plain):

@@ -95,6 +95,48 @@ def test_dropout_needs_a_key(kind):
   assert (drawn[0] != model.apply(params, x)).any()
 
 
+class _Cnn(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    x = nn.max_pool(nn.Conv(2, (3, 3))(x), (2, 2), (2, 2))
+    return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+class _NnxCnn(nnx.Module):
+  def __init__(self, rngs):
+    self.conv = nnx.Conv(1, 2, (3, 3), rngs=rngs)
+    self.dense = nnx.Linear(8, 3, rngs=rngs)
+
+  def __call__(self, x):
+    x = nnx.max_pool(self.conv(x), (2, 2), (2, 2))
+    return self.dense(x.reshape(x.shape[0], -1))
+
+
+@pytest.mark.first(1)
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda: models.from_linen(_Cnn(), (4, 4, 1), 3),
+    lambda: models.from_nnx(_NnxCnn, (4, 4, 1), 3),
+  ],
+)
+def test_convolutions_are_replaced_and_can_be_kept(make):
+  model = make()
+  kept, params = models.as_it_is(model), jax.eval_shape(model.init, jax.random.key(0))
+  batch = {'x': jnp.ones((2, 4, 4, 1)), 'y': jnp.zeros(2, jnp.int32)}
+  of = lambda model: {
+    'apply': lambda p: model.apply(p, batch['x']).sum(),
+    'loss': lambda p: jax.grad(lambda p: model.loss(p, batch, jax.random.key(1)).sum())(p),
+    'metrics': lambda p: model.metrics(p, batch),
+  }
+  for name in ('apply', 'loss', 'metrics'):
+    text = [str(jax.make_jaxpr(of(m)[name])(params)) for m in (model, kept)]
+    found = [[slow in t for t in text] for slow in ('conv_general_dilated[', 'reduce_window_max[')]
+    assert found == [[False, True], [False, True]]
+  assert models.fast_convolutions(kept.loss) is kept.loss
+  assert models.fast_convolutions(model.loss) is model.loss
+
+
 def test_functions_may_take_a_key():
   init, apply = _functions()
   noisy = lambda p, x, key: apply(p, x) + (0 if key is None else jax.random.uniform(key))

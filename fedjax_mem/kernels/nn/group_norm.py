@@ -1,0 +1,90 @@
+"""Group normalisation of [H, W, B, C], with a backward pass of its own.
+
+Statistics belong to an example and a group of channels, so that they are sums over H and W, which
+are vectors [B, C], and then over the few channels of a group. With them each pass over the input is
+one multiplication and one addition per value, forward and backward. Derived by JAX, the backward
+pass goes over the input several times more.
+
+Worked example: one example of two values in one group. Their mean is 2, their variance 1.
+
+>>> x = jnp.array([1.0, 3.0]).reshape(2, 1, 1, 1)
+>>> group_norm(x, jnp.ones(1), jnp.zeros(1), 1, 1e-12).ravel().tolist()
+[-1.0, 1.0]
+
+Reference: Wu & He (2018), arXiv 1803.08494, equations 1 to 6.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+# (x, mean [B, C], 1 / standard deviation [B, C], scale [C])
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def _wide(values: jax.Array) -> jax.Array:
+  """Returns values [B, C], or [C], with the axes of [H, W, B, C]."""
+  return values.reshape((1,) * (4 - values.ndim) + values.shape)
+
+
+def _over_groups(values: jax.Array, groups: int) -> jax.Array:
+  """Returns the mean over the channels of each group, for each of them: [B, C] from [B, C]."""
+  batch, channels = values.shape
+  each = values.reshape(batch, groups, channels // groups).mean(2, keepdims=True)
+  return jnp.broadcast_to(each, (batch, groups, channels // groups)).reshape(batch, channels)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def group_norm(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float
+) -> jax.Array:
+  """Returns x normalised for each example and group, then scaled and shifted for each channel.
+
+  Differentiable in reverse mode only.
+
+  Args:
+    x: [H, W, B, C].
+    scale: [C].
+    bias: [C].
+    groups: number of groups of neighbouring channels; divides C.
+    epsilon: constant added to the variance, > 0.
+  """
+  return _forward(x, scale, bias, groups, epsilon)[0]
+
+
+def _forward(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float
+) -> tuple[jax.Array, _Residuals]:
+  """Returns (the output, what `_backward` needs)."""
+  # Two passes: the mean of squares less the square of the mean would cancel.
+  mean = _over_groups(x.mean((0, 1)), groups)
+  centred = x - _wide(mean)
+  variance = _over_groups(jnp.square(centred).mean((0, 1)), groups)
+  inverse = jax.lax.rsqrt(variance + epsilon)
+  return centred * _wide(inverse * scale[None]) + _wide(bias), (x, mean, inverse, scale)
+
+
+def _backward(
+  groups: int, epsilon: float, residuals: _Residuals, g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns the gradients of x, scale and bias.
+
+  With y = (x - mean) inverse, and means over a group of an example, the gradient of x is
+  inverse (g scale - mean(g scale) - y mean(g scale y)).
+  """
+  del epsilon
+  x, mean, inverse, scale = residuals
+  places = x.shape[0] * x.shape[1]
+  plain = g.sum((0, 1))
+  centred = x - _wide(mean)
+  along = (g * centred).sum((0, 1)) * inverse
+  first = _over_groups(plain * scale[None], groups) / places
+  second = _over_groups(along * scale[None], groups) / places
+  # In this order the factors [B, C] are found before the pass over the values.
+  dx = g * _wide(inverse * scale[None]) - centred * _wide(inverse * inverse * second)
+  dx -= _wide(inverse * first)
+  return dx, along.sum(0), plain.sum(0)
+
+
+group_norm.defvjp(_forward, _backward)
