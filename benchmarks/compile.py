@@ -32,7 +32,6 @@ def one(point: dict) -> None:
   import time
 
   import jax
-  import numpy as np
 
   from benchmarks import measure, works
   from benchmarks.rounds import execution
@@ -51,9 +50,8 @@ def one(point: dict) -> None:
     max_rounds=point.get('max_rounds', 64),
     transforms=(data.preprocess,),
   )
-  state = sim.init(params)
   began = time.perf_counter()
-  lowered = sim.segment.lower(state, sim.population, np.uint32(0), np.int32(1))
+  lowered = sim.traced().lower()
   traced = time.perf_counter()
   compiled = lowered.compile()
   done = time.perf_counter()

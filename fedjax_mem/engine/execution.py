@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from fedjax_mem.core import validate
+from fedjax_mem.core import platforms, validate
 from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.mesh import make_mesh
 
@@ -70,7 +70,7 @@ def resolve(execution: Execution, capacity: int, params: Any) -> Layout:
   each = -(-capacity // mesh.size)
   mode, chunk = execution.mode, execution.chunk
   if mode == 'auto':
-    mode, chunk = _from_table(jax.default_backend(), params)
+    mode, chunk = _from_table(platforms.current(), params)
   if mode == 'loop':
     return Layout(1, True, mesh)
   return Layout(each if mode == 'vmap' or chunk is None else min(chunk, each), False, mesh)

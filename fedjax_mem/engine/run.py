@@ -22,6 +22,7 @@ from fedjax_mem.core import (
   Tree,
   compose,
   keys,
+  platforms,
   shape_of,
   shapes,
   tree,
@@ -127,6 +128,15 @@ class Simulation:
       donate_argnums=0,
       compiler_options=options or None,
     )
+
+  def traced(self) -> jax.stages.Traced:
+    """Returns the program, traced on shapes and not compiled: to be lowered for any platform.
+
+    Under `core.platforms.made_for`, as `simulate` was, it takes the paths of that platform.
+    """
+    used = self._keys(None, None)
+    state = jax.eval_shape(self._init, self.params, self.population, *used)
+    return self.segment.trace(state, self.population, *used, np.int32(1))
 
   def init(
     self,
@@ -311,7 +321,7 @@ def _segment(
   """
   round = setting.round
   traced, like = jax.make_jaxpr(round, return_shape=True)(state, population, seed, root)
-  rewrite.warn_if_slow(traced, setting.layout.mesh.devices.flat[0].platform)
+  rewrite.warn_if_slow(traced, platforms.current())
   like = {name: measured.plain(x) for name, x in like[1].items()}
   rows = jax.tree.map(lambda x: jnp.zeros((max_rounds, *x.shape), x.dtype), like)
 

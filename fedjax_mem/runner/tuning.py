@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from fedjax_mem.core import platforms
 from fedjax_mem.engine import Execution, Simulation, in_table
 from fedjax_mem.runner.devices import cache_folder
 
@@ -47,7 +48,7 @@ def choose(
   """
   if execution.mode != 'auto':
     return execution, 'asked'
-  if in_table(jax.default_backend(), params):
+  if in_table(platforms.current(), params):
     return execution, 'table'
   number = len(jax.devices()) if execution.devices == 'auto' else execution.devices
   place = f'{jax.devices()[0].device_kind} x {number}: {key}'

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_mem.core import validate
+from fedjax_mem.core import platforms, validate
 from fedjax_mem.kernels.nn import rows, winograd
 
 LAYOUTS = ('HWBC', 'CHWB')
@@ -45,6 +45,9 @@ WINOGRAD_CHANNELS = {3: 8, 5: 16}
 # Input channels from which on a run of a patch in 'HWBC' fills a cache line.
 ROW_CHANNELS = 16
 WINOGRAD_SIDE = 3  # least height and width of the output: below it most of a tile is padding
+# (platform, most input channels of a group, method of 'auto'); the first match counts, without one
+# 'lax'. The rows are made by `python -m benchmarks.gpu_check conv`, which nobody has measured yet.
+ELSEWHERE: tuple[tuple[str, float, str], ...] = ()
 # 'VALID', 'SAME', or (low, high) for each spatial dimension.
 Padding = str | Sequence[tuple[int, int]]
 
@@ -237,6 +240,11 @@ def _gemm_backward(
 _gemm.defvjp(_gemm_forward, _gemm_backward)
 
 
+def _elsewhere(platform: str, channels: int) -> str:
+  """Returns the method of `ELSEWHERE` for a platform and input channels of a group."""
+  return next((way for p, most, way in ELSEWHERE if p == platform and channels <= most), 'lax')
+
+
 def resolve(
   method: str,
   layout: str,
@@ -246,8 +254,8 @@ def resolve(
 ) -> str:
   """Returns how a convolution is to be computed: 'winograd', 'gemm' or 'lax'.
 
-  'auto' is 'lax' on a GPU or a TPU, whose libraries have grouped kernels of their own; that choice
-  was not measured. On a CPU it is the faster of the other two for the layer's shape, as measured.
+  'auto' is by `ELSEWHERE` on a GPU or a TPU, whose libraries have grouped kernels of their own. On
+  a CPU it is the faster of the other two for the layer's shape, as measured.
 
   Args:
     method: one of `METHODS`.
@@ -272,8 +280,8 @@ def resolve(
     )
   if method != 'auto':
     return method
-  if jax.default_backend() != 'cpu':
-    return 'lax'
+  if (platform := platforms.current()) != 'cpu':
+    return _elsewhere(platform, channels)
   # With few channels the transforms cost more than the products they save.
   pays = possible and min(channels, out) >= WINOGRAD_CHANNELS[r] and min(output) >= WINOGRAD_SIDE
   return 'winograd' if pays else 'gemm'
@@ -359,14 +367,15 @@ def conv_general_dilated(
   Raises:
     ValueError: a batch group count other than 1.
   """
-  if jax.default_backend() != 'cpu':
+  numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+  platform = platforms.current()
+  if platform != 'cpu' and _elsewhere(platform, rhs.shape[numbers.rhs_spec[1]]) == 'lax':
     return lax.conv_general_dilated(
       lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
       feature_group_count, batch_group_count, precision, preferred_element_type,
     )  # fmt: skip
   if batch_group_count != 1:
     raise ValueError(f'batch_group_count must be 1, got {batch_group_count!r}.')
-  numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
   # The axes of each operand, wherever they are, and from here on only the layout CHWB.
   (batch, feature, *spatial), (out, inner, *window) = numbers.lhs_spec, numbers.rhs_spec
   kernel = rhs.transpose(*window, inner, out)

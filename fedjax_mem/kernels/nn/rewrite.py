@@ -24,6 +24,7 @@ import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
 
+from fedjax_mem.core import platforms
 from fedjax_mem.kernels.nn import conv, pool
 
 # What holds jaxprs of the same meaning in its parameters: they may be replaced one for one.
@@ -69,15 +70,15 @@ def fast_convolutions(
 
   Args:
     function: of pytrees, whose arrays are traced; all else in its arguments is static.
-    platform: 'cpu' to rewrite, another name to leave all as it is; None: that of JAX's default
-      device, when the function is traced.
+    platform: 'cpu' to rewrite, another name to leave all as it is; None: the one that the function
+      is traced for (`core.platforms`).
   """
   if _given(function) is not None:
     return function
 
   @functools.wraps(function)
   def rewritten(*args: Any, **kwargs: Any) -> Any:
-    if (platform or jax.default_backend()) != 'cpu':
+    if (platform or platforms.current()) != 'cpu':
       return function(*args, **kwargs)
     leaves, structure = jax.tree.flatten((args, kwargs))
     traced = [isinstance(x, jax.Array | np.ndarray | np.generic) for x in leaves]

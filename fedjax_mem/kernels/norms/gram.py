@@ -29,6 +29,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjax_mem.core import platforms
 from fedjax_mem.kernels.order import columns
 
 _PART = 1 << 13  # columns of a part
@@ -45,7 +46,7 @@ def _sum_of_parts(f: Callable[[jax.Array, int], jax.Array], x: jax.Array) -> jax
   """
   size = x.shape[1]
   # Elsewhere than on a CPU in one piece: a loop would leave most of the device idle.
-  part = _PART if jax.default_backend() == 'cpu' else size
+  part = _PART if platforms.current() == 'cpu' else size
   full, rest = divmod(size, max(1, part))
   out = jnp.zeros(jax.eval_shape(lambda: f(jnp.int32(0), size)).shape, jnp.float32)
   if full > 1:

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_mem.core import platforms
 from fedjax_mem.kernels.loops import parts
 
 _MAGNITUDE_BITS = 0x7FFFFFFF  # all bits of a float32 but the sign
@@ -137,7 +138,7 @@ def _blocks(f: _Block, x: jax.Array, on: jax.Array) -> jax.Array:
 
   # Elsewhere than on a CPU all columns at once: a loop would leave most of the device idle.
   found: jax.Array
-  if jax.default_backend() == 'cpu':
+  if platforms.current() == 'cpu':
     found = parts.stream(block, size, _BLOCK_MULTIPLE, _WIDTH)
   else:
     found = block(jnp.int32(0), size)

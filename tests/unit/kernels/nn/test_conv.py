@@ -1,5 +1,7 @@
 """Convolutions against `lax.conv_general_dilated`, forward and backward."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+from fedjax_mem.core import platforms
 from fedjax_mem.kernels.nn import conv, winograd
 
 
@@ -175,12 +178,33 @@ def test_no_lax_convolution_on_a_cpu():
     assert 'conv_general' not in str(jax.make_jaxpr(gradient)(kernel))
 
 
-def test_lax_is_preferred_elsewhere(monkeypatch):
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert conv.resolve('auto', 'HWBC', (3, 3, 32, 64), (1, 1), (24, 24)) == 'lax'
+def test_lax_is_preferred_elsewhere():
   x, kernel = _input('CHWB', 7, 7, 2, 3), _array(1, 3, 3, 3, 4)
   reference = _reference('CHWB', (1, 1), 'VALID')(x, kernel)
-  np.testing.assert_allclose(conv.conv(x, kernel, layout='CHWB'), reference, atol=1e-5)
+  with platforms.made_for('gpu'):
+    assert conv.resolve('auto', 'HWBC', (3, 3, 32, 64), (1, 1), (24, 24)) == 'lax'
+    found = conv.conv(x, kernel, layout='CHWB')
+  np.testing.assert_allclose(found, reference, atol=1e-5)
+
+
+def test_the_table_of_other_platforms_decides_there(monkeypatch):
+  monkeypatch.setattr(conv, 'ELSEWHERE', (('gpu', 3, 'gemm'), ('gpu', float('inf'), 'lax')))
+  x, kernels = _array(0, 2, 7, 7, 4), {c: _array(1, 3, 3, c, 8) for c in (2, 4)}
+  numbers = ('NHWC', 'HWIO', 'NHWC')
+
+  def primitives(channels):
+    convolve = functools.partial(
+      conv.conv_general_dilated, window_strides=(1, 1), padding='SAME', dimension_numbers=numbers,
+      feature_group_count=4 // channels,
+    )  # fmt: skip
+    return str(jax.make_jaxpr(convolve)(x, kernels[channels]))
+
+  for name, few in (('gpu', True), ('tpu', False)):
+    with platforms.made_for(name):
+      assert [conv.resolve('auto', 'HWBC', (3, 3, c, 64), (1, 1), (24, 24)) for c in (3, 4)] == [
+        'gemm' if few else 'lax', 'lax'
+      ]  # fmt: skip
+      assert ('conv_general' in primitives(2)) is not few and 'conv_general' in primitives(4)
 
 
 @pytest.mark.parametrize(
