@@ -30,6 +30,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_mem.core import tree
 from fedjax_mem.kernels.loops import sums
 
 # Values that are added two by two, in vectors, before the compensated sum.
@@ -51,7 +52,9 @@ class Outer(NamedTuple):
 Each = jax.Array | Outer
 
 
-def clip_each(grads: list[Each], bound: jax.typing.ArrayLike) -> tuple[list[Each], jax.Array, jax.Array]:
+def clip_each(
+  grads: list[Each], bound: jax.typing.ArrayLike
+) -> tuple[list[Each], jax.Array, jax.Array]:
   """Returns (gradients clipped to the norm `bound`, norms [N] before, which are finite [N]).
 
   Each of the N gradients has one norm over all arrays; one inside the ball stays as it is. The edge
@@ -62,6 +65,7 @@ def clip_each(grads: list[Each], bound: jax.typing.ArrayLike) -> tuple[list[Each
     grads: arrays [N, ...] of floats, and outer products; at least one.
     bound: > 0.
   """
+  bound = jnp.asarray(bound, jnp.float32)
   largest = jnp.stack([_largest(x) for x in grads]).max(0)
   # NaN where any value is; an infinite value times 0, too, which is what the product would hold.
   finite = jnp.isfinite(largest)
@@ -70,7 +74,8 @@ def clip_each(grads: list[Each], bound: jax.typing.ArrayLike) -> tuple[list[Each
   squares = [_squares(x, exponent) for x in grads]
   scaled = jnp.sqrt(_sum(jnp.stack(squares, 1)))
   norms = scaled / scale
-  inside, factor = norms <= bound, bound / scaled
+  inside: jax.Array = norms <= bound
+  factor = bound / scaled
   clipped: list[Each] = []
   for x in grads:
     if isinstance(x, Outer):
@@ -78,16 +83,16 @@ def clip_each(grads: list[Each], bound: jax.typing.ArrayLike) -> tuple[list[Each
       times = jnp.where(inside, _power(at + to), _power(at + to - exponent) * factor)
       clipped.append(Outer(left, right * times[:, None]))
     else:
-      lift = lambda v, x=x: v.reshape((-1,) + (1,) * (x.ndim - 1))
       x = x.astype(jnp.float32)
-      clipped.append(jnp.where(lift(inside), x, (x * lift(scale)) * lift(factor)))
+      on, by, times = (_lift(v, x) for v in (inside, scale, factor))
+      clipped.append(jnp.where(on, x, (x * by) * times))
   return clipped, norms, finite
 
 
 def keep(on: jax.Array, grads: list[Each]) -> list[Each]:
   """Returns the gradients where `on` [N], else exact zeros, even where they are NaN."""
-  one = lambda x: jnp.where(on.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.float32(0))
-  return jax.tree.map(one, grads)
+  kept: list[Each] = tree.keep(on, grads)
+  return kept
 
 
 def total(grads: list[Each]) -> list[jax.Array]:
@@ -95,7 +100,8 @@ def total(grads: list[Each]) -> list[jax.Array]:
 
   What is rounded off the sum of arrays is dropped; see `add` for long sums.
   """
-  return [x for x in add(sums.zeros(shapes(grads)), grads).high]
+  summed: list[jax.Array] = add(sums.zeros(shapes(grads)), grads).high
+  return summed
 
 
 def add(held: sums.Sum, grads: list[Each]) -> sums.Sum:
@@ -138,6 +144,11 @@ def slack(terms: int, held: int) -> float:
   """
   u = 2.0**-24
   return 2 * terms * held * u / (1 - held * u)
+
+
+def _lift(v: jax.Array, x: jax.Array) -> jax.Array:
+  """Returns v [N] with axes added, so that it broadcasts against x [N, ...]."""
+  return v.reshape((-1,) + (1,) * (x.ndim - 1))
 
 
 def _largest(x: Each) -> jax.Array:
@@ -188,7 +199,8 @@ def _sum(x: jax.Array) -> jax.Array:
     x = x[:, 0]
   zero = jnp.float32(0)
   high, low = jax.lax.reduce((x, jnp.zeros_like(x)), (zero, zero), _added, (1,))
-  return high + low
+  summed: jax.Array = high + low
+  return summed
 
 
 def _added(

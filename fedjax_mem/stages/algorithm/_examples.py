@@ -155,8 +155,11 @@ def _run(
   """
   values = dict(zip(traced.jaxpr.constvars, traced.consts, strict=True))
   values |= dict(zip(traced.jaxpr.invars, args, strict=True))
-  read = lambda x: x.val if isinstance(x, Literal) else values[x]
-  seen = {}
+
+  def read(x: Any) -> Any:
+    return x.val if isinstance(x, Literal) else values[x]
+
+  seen: dict[int, list[Any]] = {}
   for number, equation in enumerate(traced.jaxpr.eqns):
     operands = [read(x) for x in equation.invars]
     options = equation.primitive.get_bind_params(equation.params)

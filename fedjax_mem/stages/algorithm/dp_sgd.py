@@ -10,7 +10,8 @@ protected from the server, too. The guarantee needs equal weights, since the num
 private; the plan checks this. A batch with more examples than rows is cut uniformly at random; the
 ledger adds the cost.
 
-The metrics are computed from the examples without noise: epsilon does not cover them.
+The metrics are computed from the examples without noise: epsilon does not cover them. Nor does it
+cover how long a step takes, which grows with the examples drawn.
 
 References: Abadi et al. (2016), arXiv 1607.00133, Algorithm 1; McMahan et al. (2018), arXiv
 1710.06963, section 2 (fixed divisor).
@@ -56,7 +57,7 @@ from fedjax_mem.stages.algorithm import _examples as examples
 # Probability that a batch of the largest client overflows the rows chosen by default.
 _OVERFLOW = 1e-14
 
-# Rows at a time by default: at most so many, and gradients that are formed of at most so many values
+# Rows at a time by default: at most so many, and so many values of the gradients that are formed
 # (64 MiB).
 _ROWS = 32
 _VALUES = 1 << 24
