@@ -10,7 +10,6 @@ import pytest
 from reference import tiny
 from scipy import stats
 
-from fedjax_mem import models
 from fedjax_mem.account import LocalLedger
 from fedjax_mem.core import (
   Context,
@@ -23,6 +22,7 @@ from fedjax_mem.core import (
   stack_clients,
 )
 from fedjax_mem.engine import simulate
+from fedjax_mem.models import char_lstm, cnn, lenet, logistic, mlp, resnet_gn
 from fedjax_mem.stages.algorithm import dp_sgd
 from fedjax_mem.stages.algorithm.dp_sgd import Steps, batch_rows, poisson_batch
 from fedjax_mem.stages.select import round_robin
@@ -124,13 +124,13 @@ def test_an_example_less_moves_a_step_by_at_most_the_bound():
 
 
 MODELS = {
-  'mlp': lambda: models.mlp((30,), 10, hidden=(20,)),
-  'logistic': lambda: models.logistic((30,), 10),
-  'cnn': lambda: models.cnn((10, 10, 1), 10, dropout=True),
-  'cnn, group': lambda: models.cnn((10, 10, 1), 10, norm='group'),
-  'lenet': lambda: models.lenet((16, 16, 1), 10),
-  'resnet_gn': lambda: models.resnet_gn((8, 8, 1), 10, blocks=(1, 1), width=8),
-  'char_lstm': lambda: models.char_lstm((9,), 30, width=16),
+  'mlp': lambda: mlp.mlp((30,), 10, hidden=(20,)),
+  'logistic': lambda: logistic.logistic((30,), 10),
+  'cnn': lambda: cnn.cnn((10, 10, 1), 10, dropout=True),
+  'cnn, group': lambda: cnn.cnn((10, 10, 1), 10, norm='group'),
+  'lenet': lambda: lenet.lenet((16, 16, 1), 10),
+  'resnet_gn': lambda: resnet_gn.resnet_gn((8, 8, 1), 10, blocks=(1, 1), width=8),
+  'char_lstm': lambda: char_lstm.char_lstm((9,), 30, width=16),
 }
 
 
@@ -165,7 +165,7 @@ def temporary(f, *args):
 
 @pytest.mark.slow
 def test_a_batch_of_256_needs_less_than_twice_the_memory_of_plain_sgd():
-  model, n = models.cnn((28, 28, 1), 62), 256
+  model, n = cnn.cnn((28, 28, 1), 62), 256
   batch = {'x': jnp.zeros((n, 28, 28, 1)), 'y': jnp.zeros(n, jnp.int32)}
   params = model.init(jax.random.key(1))
   data = Examples(batch, jnp.arange(n), jnp.int32(0), jnp.int32(n), jnp.int32(n), n)
