@@ -21,8 +21,8 @@ its end. A product of two such sums errs by 15 u, the sum over arrays adds 2 u. 
 most 9.5 u with its root, and a clipped gradient exceeds its bound by at most 13 u of it: less than
 `clip.MARGIN`, 16 u. Values are scaled by powers of two first, which rounds nothing.
 
-The sum of n outer products is off by at most n u / (1 - n u) of the sum of their norms, in
-whatever order a matrix product adds (Higham 2002, eq. 3.5): `slack`.
+The sum of n gradients by a matrix product is off by at most n u / (1 - n u) of the sum of their
+norms, in whatever order it adds (Higham 2002, eq. 3.5): `slack`. Sums of such sums are compensated.
 """
 
 from typing import NamedTuple
@@ -105,7 +105,7 @@ def total(grads: list[Each]) -> list[jax.Array]:
 
 
 def add(held: sums.Sum, grads: list[Each]) -> sums.Sum:
-  """Returns the compensated sum with N more gradients, of which outer products are one product.
+  """Returns the compensated sum with N more gradients, which are added up by a matrix product.
 
   Args:
     held: sums of lists of arrays in the shapes of one gradient.
@@ -113,16 +113,18 @@ def add(held: sums.Sum, grads: list[Each]) -> sums.Sum:
   """
   highs, lows = [], []
   for high, low, x in zip(held.high, held.low, grads, strict=True):
-    one = sums.Sum(high, low)
-    if isinstance(x, Outer):
-      # In full float32 on every platform: `slack` counts its rounding units.
-      product = jnp.einsum('nf,no->fo', x.left, x.right, precision='highest')
-      one = sums.add(one, product)
-    else:
-      one = sums.join(one, sums.total(x))
+    one = sums.add(sums.Sum(high, low), _added_up(x))
     highs.append(one.high)
     lows.append(one.low)
   return sums.Sum(highs, lows)
+
+
+def _added_up(x: Each) -> jax.Array:
+  """Returns the sum of the N gradients, one matrix product."""
+  if not isinstance(x, Outer):
+    return tree.total(x)
+  # In full float32 on every platform: `slack` counts its rounding units.
+  return jnp.einsum('nf,no->fo', x.left, x.right, precision='highest')
 
 
 def shapes(grads: list[Each]) -> list[jax.ShapeDtypeStruct]:
@@ -136,11 +138,11 @@ def shapes(grads: list[Each]) -> list[jax.ShapeDtypeStruct]:
 def slack(terms: int, held: int) -> float:
   """Returns how far the products may put two neighbours' sums apart, in norms of a gradient.
 
-  Beyond `core.rounding`, which covers the compensated sum.
+  Beyond `core.rounding`, which covers the compensated sum of products.
 
   Args:
     terms: the most gradients of a sum.
-    held: gradients of one product.
+    held: the most gradients of one product.
   """
   u = 2.0**-24
   return 2 * terms * held * u / (1 - held * u)

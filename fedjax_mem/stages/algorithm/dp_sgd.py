@@ -230,7 +230,7 @@ class Steps:
     plan = examples.plan(self.loss, task.params, one, jax.eval_shape(lambda: key))
     held = self.held(data.capacity, rows, plan.formed)
     # What is rounded off the sums, and off the products of which they are sums.
-    slack = rounding(rows) + (outer.slack(rows, held) if any(plan.taps) else 0.0)
+    slack = rounding(rows) + outer.slack(rows, held)
 
     def step(number: jax.Array, carry: tuple[Tree, Tree, Metrics]) -> tuple[Tree, Tree, Metrics]:
       params, opt, metrics = carry

@@ -83,6 +83,7 @@ def halved(params, batch, key):
   return (low(batch['x']) @ low(params['first'])).astype(jnp.float32).sum(1)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('other', [twice, tied, sequence, looped, compiled, halved])
 def test_a_kernel_that_is_used_in_any_other_way_has_its_gradients_formed(other):
   assert plan(other).taps[1] is None
