@@ -60,6 +60,22 @@ class Shape(NamedTuple):
   equal: bool
 
 
+@jax.custom_batching.custom_vmap
+def side_by_side(count: jax.Array) -> jax.Array:
+  """Returns `count`; under vmap the largest one, which is then not batched: for a trip count.
+
+  A loop up to a batched count would run to the largest as well, but keep the old carry of every
+  client in every step.
+  """
+  return count
+
+
+@side_by_side.def_vmap
+def _(size: int, batched: list[bool], count: jax.Array) -> tuple[jax.Array, bool]:
+  del size
+  return side_by_side(jnp.max(count) if batched[0] else count), False
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Examples:
@@ -118,9 +134,12 @@ class Examples:
     size = min(batch_size, self.capacity if chosen is None else len(chosen[0]))
     padding = 0 if chosen is None else -len(chosen[0]) % size
     padded = [jnp.pad(x, (0, padding)) for x in chosen or ()]
-    # For all examples: as many batches as the largest of the clients side by side has, so that
-    # under vmap all of them have the same trip count.
-    batches = -(-self.longest // size) if chosen is None else len(padded[0]) // size
+    # As many batches as the largest of the clients side by side has, so that under vmap all of them
+    # have the same trip count. Of the chosen ones, those after the last in the mask are left out.
+    most = self.longest
+    if chosen is not None:
+      most = side_by_side(jnp.max(jnp.where(chosen[1], jnp.arange(1, len(chosen[1]) + 1), 0)))
+    batches = -(-most // size)
 
     def one(number: jax.Array, carry: Any) -> Any:
       if chosen is None:

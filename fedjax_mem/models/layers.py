@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.kernels.nn import conv, group_norm
+from fedjax_mem.kernels.nn import alone, group_norm
 
 Initializer = Callable[..., Any]
 glorot = nn.initializers.glorot_uniform()
@@ -77,7 +77,7 @@ class Conv(nn.Module):
     """Returns the convolution of x, in the layout."""
     shape = (*self.window, x.shape[self.layout.index('C')], self.features)
     kernel = self.param('kernel', self.kernel_init, shape)
-    y = conv.conv(x, kernel, strides=self.strides, padding=self.padding, layout=self.layout)
+    y = alone.conv(x, kernel, strides=self.strides, padding=self.padding, layout=self.layout)
     if not self.use_bias:
       return y
     return y + per_channel(self.param('bias', self.bias_init, (self.features,)), self.layout)

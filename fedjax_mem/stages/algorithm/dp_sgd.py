@@ -10,7 +10,8 @@ protected from the server, too. The guarantee needs equal weights, since the num
 private; the plan checks this. A batch with more examples than rows is cut uniformly at random; the
 ledger adds the cost.
 
-The metrics are computed from the examples without noise: epsilon does not cover them.
+The metrics are computed from the examples without noise: epsilon does not cover them. Nor does it
+cover how long a step takes, which grows with the examples drawn.
 
 References: Abadi et al. (2016), arXiv 1607.00133, Algorithm 1; McMahan et al. (2018), arXiv
 1710.06963, section 2 (fixed divisor).
@@ -25,7 +26,6 @@ import optax
 
 from fedjax_mem import mechanisms
 from fedjax_mem.core import (
-  Batch,
   Bound,
   Context,
   Draws,
@@ -48,12 +48,19 @@ from fedjax_mem.core import (
 )
 from fedjax_mem.core.examples import Rows
 from fedjax_mem.kernels.loops import sums
-from fedjax_mem.kernels.norms.clip import MARGIN, clip_by_global_norm
+from fedjax_mem.kernels.norms import outer
+from fedjax_mem.kernels.norms.clip import MARGIN
 from fedjax_mem.kernels.random import laws
 from fedjax_mem.stages.algorithm import _base as training
+from fedjax_mem.stages.algorithm import _examples as examples
 
 # Probability that a batch of the largest client overflows the rows chosen by default.
 _OVERFLOW = 1e-14
+
+# Rows at a time by default: at most so many, and so many values of the gradients that are formed
+# (64 MiB).
+_ROWS = 32
+_VALUES = 1 << 24
 
 # (sum of clipped gradients, sums for the metrics)
 _Sums = tuple[sums.Sum, dict[str, jax.Array]]
@@ -82,7 +89,7 @@ def dp_sgd(
   l2_clip_norm: float,
   noise_multiplier: float,
   capacity: int | None = None,
-  microbatch: int = 16,
+  microbatch: int | None = None,
   mechanism: str | type[Mechanism] = 'gaussian',
   optimizer: training.OptimizerFn = optax.sgd,
   server_optimizer: optax.GradientTransformation | None = None,
@@ -108,7 +115,8 @@ def dp_sgd(
     noise_multiplier: standard deviation of the noise on the sum over the bound; 0: no noise and no
       claim of privacy.
     capacity: rows of a batch; by default, such that a batch overflows once in 10^14 draws.
-    microbatch: per-example gradients held at a time, >= 1: it limits memory.
+    microbatch: examples at a time, >= 1: it limits memory; by default 32 at most, or fewer if the
+      gradients that are formed of each are large.
     mechanism: noise of floats scaled to the L2 norm: 'gaussian', or 'package.module:Class'.
     optimizer: learning rate -> the clients' optax optimizer, of noised gradients.
     server_optimizer: optax optimizer of the average update; by default x <- x - update.
@@ -158,7 +166,7 @@ class Steps:
   l2_clip_norm: float
   noise_multiplier: float
   capacity: int | None
-  microbatch: int
+  microbatch: int | None
   mechanism: str | type[Mechanism] = 'gaussian'
 
   def __post_init__(self) -> None:
@@ -173,7 +181,8 @@ class Steps:
     validate.non_negative(noise_multiplier=self.noise_multiplier)
     if self.capacity is not None:
       validate.integer(capacity=self.capacity)
-    validate.integer(microbatch=self.microbatch)
+    if self.microbatch is not None:
+      validate.integer(microbatch=self.microbatch)
     mechanisms.find(self.mechanism, 'l2', integers=False, fresh=True)
 
   @property
@@ -196,22 +205,42 @@ class Steps:
     rows = batch_rows(self.rate, examples, self.capacity)
     return Draws('poisson', examples, self.rate * examples, rows)
 
+  def held(self, capacity: int, rows: int, formed: int) -> int:
+    """Returns the examples that are held at a time.
+
+    Args:
+      capacity: examples of the largest client.
+      rows: rows of a batch.
+      formed: values of an example's gradient that are formed.
+    """
+    if self.microbatch is not None:
+      return min(self.microbatch, rows)
+    most = max(1, min(_ROWS, _VALUES // max(formed, 1)))
+    # Equal parts of the rows that nine batches in ten need no more than: few of them are empty.
+    usual = min(rows, laws.binomial_capacity(capacity, self.rate, 0.1))
+    return -(-usual // -(-usual // most))
+
   def run(
     self, key: jax.Array, task: Task, local: optax.GradientTransformation
   ) -> tuple[Tree, Metrics]:
     """Returns (parameters after all steps, metrics)."""
-    rows = batch_rows(self.rate, task.data.capacity, self.capacity)
+    data = task.data
+    rows = batch_rows(self.rate, data.capacity, self.capacity)
+    one = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], data.take(jnp.zeros(1, jnp.int32))))
+    plan = examples.plan(self.loss, task.params, one, jax.eval_shape(lambda: key))
+    held = self.held(data.capacity, rows, plan.formed)
+    # What is rounded off the sums, and off the products of which they are sums.
+    slack = rounding(rows) + outer.slack(rows, held)
 
     def step(number: jax.Array, carry: tuple[Tree, Tree, Metrics]) -> tuple[Tree, Tree, Metrics]:
       params, opt, metrics = carry
       draw, drop, add = jax.random.split(jax.random.fold_in(key, number), 3)
-      positions, mask, cut = poisson_batch(draw, task.data, self.rate, rows)
-      summed, seen = _clipped_sum(
-        self.loss, params, task.data, positions, mask, drop, self.l2_clip_norm, self.microbatch
-      )
+      positions, mask, cut = poisson_batch(draw, data, self.rate, rows)
+      batch = positions, mask
+      summed, seen = _clipped_sum(plan, params, data, batch, drop, self.l2_clip_norm, held)
       if self.made is not None:
         bound = Bound(l2=self.l2_clip_norm, linf=self.l2_clip_norm, rows=1)
-        bound = bound.summed(rounding(rows))
+        bound = bound.summed(slack)
         summed = tree.add(summed, self.made.draw(add, summed, bound, ())[0])
       grads = jax.tree.map(lambda g, p: (g / self.batch_size).astype(p.dtype), summed, params)
       updates, opt = local.update(grads, opt, params)
@@ -254,45 +283,33 @@ def poisson_batch(
 
 
 def _clipped_sum(
-  loss: training.LossFn,
+  plan: examples.Plan,
   params: Tree,
   data: Examples,
-  positions: jax.Array,
-  mask: jax.Array,
+  batch: tuple[jax.Array, jax.Array],
   key: jax.Array,
   bound: float,
-  microbatch: int,
+  held: int,
 ) -> tuple[Tree, dict[str, jax.Array]]:
-  """Returns (sum of clipped float32 gradients, sums for the metrics) of the examples in `mask`.
+  """Returns (sum of clipped float32 gradients, sums for the metrics) of the examples in a batch.
 
   Args:
-    loss: (params, batch, key) -> losses [B].
+    plan: how the gradients of the loss are computed.
     params: the client's parameters.
     data: the client's examples.
-    positions: [rows] int32, the examples of the batch.
-    mask: [rows] bool, which rows hold an example.
+    batch: (positions [rows] int32, mask [rows] bool): which rows hold an example.
     key: PRNG key of the losses.
     bound: bound on the L2 norm of one gradient.
-    microbatch: gradients held at a time.
+    held: rows at a time.
   """
-
-  def one(params: Tree, example: Batch, key: jax.Array) -> jax.Array:
-    losses = loss(params, jax.tree.map(lambda x: x[None], example), key)
-    if losses.shape != (1,):
-      raise ValueError(
-        f'loss must return one value per example, shape (1,) for one, got {losses.shape!r}.'
-      )
-    return losses[0]
+  ball = jnp.float32(bound * (1 - MARGIN))
 
   def part(carry: _Sums, rows: Rows) -> _Sums:
-    # By position: an example's key does not depend on the microbatch that it is in.
+    # By position: an example's key does not depend on the rows that are beside it.
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows.positions)
-    each = jax.vmap(jax.value_and_grad(one), in_axes=(None, 0, 0))
-    losses, grads = each(params, rows.batch, keys)
-    grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-    ball = jnp.float32(bound * (1 - MARGIN))
-    clipped, norms = jax.vmap(clip_by_global_norm, in_axes=(0, None))(grads, ball)
-    ok = rows.mask & tree.finite(clipped, 1)
+    losses, grads = examples.gradients(plan, params, rows.batch, keys)
+    clipped, norms, finite = outer.clip_each(grads, ball)
+    ok = rows.mask & finite
     over = ok & (norms > bound)
     seen = {
       'loss': jnp.where(ok, losses, 0).sum(dtype=jnp.float32),
@@ -300,11 +317,12 @@ def _clipped_sum(
       'used': ok.sum(dtype=jnp.float32),
       'not_finite': (rows.mask & ~ok).sum(dtype=jnp.int32),
     }
-    held, before = carry
-    return sums.join(held, sums.total(tree.keep(ok, clipped))), tree.add(before, seen)
+    summed, before = carry
+    return outer.add(summed, outer.keep(ok, clipped)), tree.add(before, seen)
 
-  zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+  leaves, structure = jax.tree.flatten(params)
+  zeros = [jnp.zeros(p.shape, jnp.float32) for p in leaves]
   seen = {name: jnp.float32(0) for name in ('loss', 'clipped', 'used')}
   seen['not_finite'] = jnp.int32(0)
-  summed, seen = data.fold(part, (sums.zeros(zeros), seen), microbatch, (positions, mask))
-  return summed.high, seen
+  summed, seen = data.fold(part, (sums.zeros(zeros), seen), held, batch)
+  return jax.tree.unflatten(structure, summed.high), seen

@@ -117,6 +117,22 @@ def test_a_fold_over_chosen_rows_sees_those_alone(batch_size):
   assert seen.tolist() == [1, 1, 0, 2, 0]
 
 
+def test_a_fold_over_chosen_rows_ends_with_the_last_of_any_client_beside():
+  pop = tiny.population()
+  masks = jnp.array([[1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0, 0], [0] * 7], bool)
+  turns = lambda client, mask: view(pop, client).fold(
+    lambda turns, rows: turns + 1, jnp.int32(0), 2, (jnp.arange(7), mask)
+  )
+  clients = jnp.arange(3)
+  assert [int(turns(c, m)) for c, m in zip(clients, masks, strict=True)] == [1, 2, 0]
+  assert jax.vmap(turns)(clients, masks).tolist() == [2, 2, 2]
+  # Its condition is one for all, so that no client's carry has to be kept in a step.
+  (loop,) = (
+    e for e in jax.make_jaxpr(jax.vmap(turns))(clients, masks).eqns if e.primitive.name == 'while'
+  )
+  assert loop.params['cond_jaxpr'].out_avals[0].shape == ()
+
+
 def test_batches_are_padded_with_the_first_example_which_does_not_count():
   held, mask = in_batches({'x': np.arange(5)}, batch_size=2, multiple=2)
   assert held['x'].tolist() == [[0, 1], [2, 3], [4, 0], [0, 0]]

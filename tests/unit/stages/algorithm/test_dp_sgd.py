@@ -22,8 +22,9 @@ from fedjax_mem.core import (
   stack_clients,
 )
 from fedjax_mem.engine import simulate
+from fedjax_mem.models import char_lstm, cnn, lenet, logistic, mlp, resnet_gn
 from fedjax_mem.stages.algorithm import dp_sgd
-from fedjax_mem.stages.algorithm.dp_sgd import batch_rows, poisson_batch
+from fedjax_mem.stages.algorithm.dp_sgd import Steps, batch_rows, poisson_batch
 from fedjax_mem.stages.select import round_robin
 from fedjax_mem.stages.weigh import equal
 
@@ -120,6 +121,66 @@ def test_an_example_less_moves_a_step_by_at_most_the_bound():
   layer = make(steps=1, rate=1.0, learning_rate=1.0)
   whole, less = (train(layer, examples(4, count=n))[0] for n in (7, 6))
   assert 0 < np.linalg.norm(whole - less) <= C / 5 * (1 + 1e-5)
+
+
+MODELS = {
+  'mlp': lambda: mlp.mlp((30,), 10, hidden=(20,)),
+  'logistic': lambda: logistic.logistic((30,), 10),
+  'cnn': lambda: cnn.cnn((10, 10, 1), 10, dropout=True),
+  'cnn, group': lambda: cnn.cnn((10, 10, 1), 10, norm='group'),
+  'lenet': lambda: lenet.lenet((16, 16, 1), 10),
+  'resnet_gn': lambda: resnet_gn.resnet_gn((8, 8, 1), 10, blocks=(1,), width=8),
+  'char_lstm': lambda: char_lstm.char_lstm((9,), 30, width=16),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', MODELS)
+def test_clipped_sums_of_a_model_are_those_of_gradients_that_are_formed(name):
+  model, n = MODELS[name](), 7
+  rng = np.random.default_rng(0)
+  y = rng.integers(1, 10, (n, 9) if name == 'char_lstm' else n)
+  x = rng.integers(0, 30, (n, 9)) if name == 'char_lstm' else rng.random((n, *model.input_shape))
+  batch = {'x': jnp.asarray(x, jnp.float32 if name != 'char_lstm' else int), 'y': jnp.asarray(y)}
+  params = model.init(jax.random.key(1))
+  data = Examples(batch, jnp.arange(n), jnp.int32(0), jnp.int32(n), jnp.int32(n), n)
+  bound = 0.3  # less than the norms of each model
+  layer = make(model.loss, steps=1, rate=1.0, learning_rate=1.0, l2_clip_norm=bound)
+  got, _ = train(layer, data, params)
+  drop = jax.random.split(jax.random.fold_in(jax.random.key(7), 0), 3)[1]
+  keys_ = jax.vmap(lambda i: jax.random.fold_in(drop, i))(jnp.arange(n))
+  one = lambda p, e, key: model.loss(p, jax.tree.map(lambda x: x[None], e), key)[0]
+  grads = jax.jit(jax.vmap(jax.grad(one), (None, 0, 0)))(params, batch, keys_)
+  rows = np.concatenate([np.float64(x).reshape(n, -1) for x in jax.tree.leaves(grads)], 1)
+  norms = np.linalg.norm(rows, axis=1)
+  wanted = (rows * np.minimum(1, bound / norms)[:, None]).sum(0) / 5
+  # The update is a difference of parameters, which are rounded: it adds u of their norm.
+  rounded = 2.0**-24 * np.linalg.norm(tiny.vec(params))
+  assert norms.min() > bound
+  assert np.linalg.norm(got - wanted) < 1.2e-6 * np.linalg.norm(wanted) + rounded
+
+
+def temporary(f, *args):
+  """Returns the bytes that a compiled function needs beside its arguments and results."""
+  return jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.slow
+def test_a_batch_of_256_needs_less_than_twice_the_memory_of_plain_sgd():
+  model, n = cnn.cnn((28, 28, 1), 62), 256
+  batch = {'x': jnp.zeros((n, 28, 28, 1)), 'y': jnp.zeros(n, jnp.int32)}
+  params = model.init(jax.random.key(1))
+  data = Examples(batch, jnp.arange(n), jnp.int32(0), jnp.int32(n), jnp.int32(n), n)
+  steps = Steps(
+    model.loss, batch_size=n, steps=1, rate=1.0, l2_clip_norm=1.0, noise_multiplier=1.0,
+    capacity=None, microbatch=None,
+  )  # fmt: skip
+  private = temporary(
+    lambda p: steps.run(jax.random.key(0), Task(p, data), optax.sgd(0.1))[0], params
+  )
+  mean = lambda p: model.loss(p, batch).mean()
+  plain = temporary(lambda p: jax.tree.map(lambda w, g: w - 0.1 * g, p, jax.grad(mean)(p)), params)
+  assert private < 2 * plain
 
 
 @pytest.mark.slow
