@@ -115,8 +115,7 @@ def dp_sgd(
     noise_multiplier: standard deviation of the noise on the sum over the bound; 0: no noise and no
       claim of privacy.
     capacity: rows of a batch; by default, such that a batch overflows once in 10^14 draws.
-    microbatch: examples at a time, >= 1: it limits memory; by default 32 at most, or fewer if the
-      gradients that are formed of each are large.
+    microbatch: examples at a time, >= 1, for memory; by default up to 32, see `Steps.held`.
     mechanism: noise of floats scaled to the L2 norm: 'gaussian', or 'package.module:Class'.
     optimizer: learning rate -> the clients' optax optimizer, of noised gradients.
     server_optimizer: optax optimizer of the average update; by default x <- x - update.
