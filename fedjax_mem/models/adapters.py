@@ -110,6 +110,7 @@ def from_nnx(
   nnx mutates modules in place. So each call builds the module again and gives it the parameters;
   changes that the call makes to the module are dropped.
 
+  >>> from flax import nnx
   >>> model = from_nnx(lambda rngs: nnx.Linear(2, 3, rngs=rngs), (2,), 3)
   >>> jax.tree.map(jnp.shape, model.init(jax.random.key(0)))
   {'bias': (3,), 'kernel': (2, 3)}

@@ -123,6 +123,11 @@ def as_it_is(model: Model) -> Model:
   """Returns a model whose convolutions are as it was given, slow on a CPU.
 
   `build` rewrites them there (`fast_convolutions`), for reverse mode only.
+
+  >>> plain = as_it_is(fm.models.build('logistic', (2,), 3))
+  >>> params = plain.init(jax.random.key(0))
+  >>> jax.jvp(lambda x: plain.apply(params, x), [jnp.ones((1, 2))], [jnp.ones((1, 2))])[1].shape
+  (1, 3)
   """
   return model._replace(
     apply=rewrite.as_it_is(model.apply),
