@@ -81,7 +81,7 @@ def fast_convolutions(
     if (platform or platforms.current()) != 'cpu':
       return function(*args, **kwargs)
     leaves, structure = jax.tree.flatten((args, kwargs))
-    traced = [isinstance(x, jax.Array | np.ndarray | np.generic) for x in leaves]
+    traced = [_is_array(x) for x in leaves]
 
     def flat(*arrays: jax.Array) -> Any:
       given = iter(arrays)
@@ -108,6 +108,12 @@ def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
 
   _GIVEN[same] = plain
   return same
+
+
+def _is_array(x: Any) -> bool:
+  """Returns whether JAX can trace x as an array: NumPy's of text or objects are static."""
+  plain = isinstance(x, np.ndarray | np.generic) and x.dtype.kind in 'biufcV'
+  return isinstance(x, jax.Array) or plain
 
 
 def _given(function: Callable[..., Any]) -> Callable[..., Any] | None:

@@ -35,6 +35,8 @@ from fedjax_mem.kernels.loops import sums
 
 # Values that are added two by two, in vectors, before the compensated sum.
 _FOLDED = 16
+# The exponent of a row of zeros: whatever it is added to, 2 to that power is 0.
+_NOTHING = -1000
 
 
 class Outer(NamedTuple):
@@ -73,6 +75,7 @@ def clip_each(
   scale = _power(-exponent)
   squares = [_squares(x, exponent) for x in grads]
   scaled = jnp.sqrt(_sum(jnp.stack(squares, 1)))
+  finite &= ~jnp.isnan(scaled)
   norms = scaled / scale
   inside: jax.Array = norms <= bound
   factor = bound / scaled
@@ -176,7 +179,10 @@ def _normal(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns (rows [N, K] whose largest magnitude is in [1/2, 1), exponents [N] taken out)."""
   x = x.astype(jnp.float32)
   e = _exponent(_largest(x))
-  return x * _power(-e)[:, None], e
+  x = x * _power(-e)[:, None]
+  # Of a product with zeros nothing may be left, however large the other factor: 0 * inf is NaN.
+  # Looked at here, since values below the normal ones may have become zeros.
+  return x, jnp.where(_largest(x) == 0, _NOTHING, e)
 
 
 def _squares(x: Each, exponent: jax.Array) -> jax.Array:

@@ -73,13 +73,19 @@ def plan(loss: LossFn, params: Tree, example: Batch, key: Any) -> Plan:
 
   traced = jax.make_jaxpr(one)(params, example, key)
   leaves = jax.tree.leaves(params)
-  taps = tuple(_tap(traced, i) for i in range(len(leaves)))
+  taps = tuple(_tap(traced, i, len(leaves)) for i in range(len(leaves)))
   formed = sum(x.size for x, tap in zip(leaves, taps, strict=True) if tap is None)
   return Plan(traced, taps, formed)
 
 
-def _tap(traced: ClosedJaxpr, leaf: int) -> Tap | None:
-  """Returns the only use of a parameter if it is a product with one vector, else None."""
+def _tap(traced: ClosedJaxpr, leaf: int, leaves: int) -> Tap | None:
+  """Returns the only use of a parameter if it is a product with one vector, else None.
+
+  Args:
+    traced: the loss of one example; its first arguments are the parameters.
+    leaf: number of the parameter.
+    leaves: number of parameters.
+  """
   parameter = traced.jaxpr.invars[leaf]
   uses = [
     (i, place)
@@ -92,6 +98,9 @@ def _tap(traced: ClosedJaxpr, leaf: int) -> Tap | None:
     return None
   (number, place), equation = uses[0], traced.jaxpr.eqns[uses[0][0]]
   if equation.primitive is not jax.lax.dot_general_p:
+    return None
+  # Of two parameters that are multiplied with each other neither is a vector of one example.
+  if any(equation.invars[1 - place] is x for x in traced.jaxpr.invars[:leaves]):
     return None
   contracted, batched = equation.params['dimension_numbers']
   vector, (output,) = equation.invars[1 - place].aval, equation.outvars
@@ -131,6 +140,8 @@ def gradients(
 
   each = jax.vmap(jax.value_and_grad(one, (0, 1), has_aux=True), in_axes=(None, None, 0, 0))
   (losses, vectors), (plain, outputs) = each(formed, nudges, batch, keys)
+  # In memory as they are: computed twice, in the norm and in the sum, they might be rounded twice.
+  plain, vectors, outputs = jax.lax.optimization_barrier((plain, vectors, outputs))
   found, products = iter(plain), iter(zip(taps, vectors, outputs, strict=True))
   grads = [next(found) if tap is None else _outer(*next(products)) for tap in plan.taps]
   return losses, grads
@@ -138,8 +149,7 @@ def gradients(
 
 def _outer(tap: Tap, vectors: jax.Array, outputs: jax.Array) -> Outer:
   """Returns the gradients of a kernel, in the order of its axes."""
-  # In memory as they are: computed twice, in the norm and in the sum, they might be rounded twice.
-  rows = jax.lax.optimization_barrier([x.reshape(len(x), -1) for x in (vectors, outputs)])
+  rows = [x.reshape(len(x), -1) for x in (vectors, outputs)]
   return Outer(*rows) if tap.first else Outer(*rows[::-1])
 
 

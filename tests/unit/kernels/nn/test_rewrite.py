@@ -313,3 +313,8 @@ def test_warns_once_of_what_is_left_and_names_the_remedy():
     warn_if_slow(
       jax.make_jaxpr(lambda x: conv.conv_general_dilated(x, k, (1, 1), 'SAME', **NHWC))(x), 'cpu'
     )
+
+
+def test_an_array_of_text_is_static():
+  scaled = fast_convolutions(lambda x, names: x * len(names))
+  assert scaled(jnp.ones(2), np.array(['a', 'b', 'c'])).tolist() == [3.0, 3.0]

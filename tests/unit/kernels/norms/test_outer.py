@@ -104,6 +104,24 @@ def test_products_that_are_not_finite_are_marked_and_leave_no_trace(left, right)
   assert np.isfinite(formed(outer.keep(finite, clipped))).all()
 
 
+@pytest.mark.parametrize(
+  'left, right, beside, bound',
+  [
+    ([0.0, 0.0], [1e38] * 20, 1.0, 0.5),
+    ([0.0, 0.0], [1e38] * 20, 1e30, 1e29),
+    ([0.0, 0.0], [1e3] * 4, 1e-36, 1e-37),
+    ([1e-39, 0.0], [3e38] * 4, 1e-36, 1.0),
+  ],
+)
+def test_a_factor_of_zeros_beside_a_huge_one_is_a_product_of_zeros(left, right, beside, bound):
+  pair = outer.Outer(jnp.float32([left]), jnp.float32([right]))
+  clipped, norms, finite = clip_each([pair, jnp.float32([[beside]])], jnp.float32(bound))
+  product, other = outer.total(outer.keep(finite, clipped))
+  assert finite.all() and np.isfinite(norms).all()
+  assert not product.any()  # of the subnormal too, which XLA takes for zero
+  np.testing.assert_allclose(other, [min(beside, bound)], rtol=1e-6)
+
+
 def test_zeros_stay_zeros():
   grads = [outer.Outer(jnp.zeros((2, 3)), jnp.ones((2, 4))), jnp.zeros((2, 5))]
   clipped, norms, finite = clip_each(grads, jnp.float32(1))

@@ -93,6 +93,15 @@ def test_a_kernel_that_is_used_in_any_other_way_has_its_gradients_formed(other):
     np.testing.assert_allclose(x, y, atol=1e-5)
 
 
+def test_two_parameters_multiplied_with_each_other_have_their_gradients_formed():
+  params = {'a': PARAMS['first'][:1], 'c': PARAMS['second'].T[:, :1]}
+  both = lambda p, b, k: jnp.sin(b['x'].sum(1) * (p['a'] @ p['c'])[0, 0])
+  assert plan(both, params).taps == (None, None)
+  (_, got), (_, right) = formed(both, params), by_grad(both, params)
+  for x, y in zip(got, right, strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5)
+
+
 def test_a_loss_that_mixes_the_rows_of_a_batch_sees_one_of_them():
   def mixing(params, batch, key):
     losses = loss(params, batch, key)
