@@ -65,7 +65,7 @@ def clip_each(
 
   Args:
     grads: arrays [N, ...] of floats, and outer products; at least one.
-    bound: > 0.
+    bound: in 1e-30 ... 1e30; near the ends of float32 a power of two would leave it.
   """
   bound = jnp.asarray(bound, jnp.float32)
   largest = jnp.stack([_largest(x) for x in grads]).max(0)

@@ -111,7 +111,7 @@ def dp_sgd(
     batch_size: fixed divisor of a noised sum of gradients, public, >= 1: the expected batch size.
     steps: local steps a round, >= 1.
     rate: probability of each example in each step, in (0, 1], the same for all clients.
-    l2_clip_norm: bound on the L2 norm of one example's gradient, > 0.
+    l2_clip_norm: bound on the L2 norm of one example's gradient, in 1e-30 ... 1e30.
     noise_multiplier: standard deviation of the noise on the sum over the bound; 0: no noise and no
       claim of privacy.
     capacity: rows of a batch; by default, such that a batch overflows once in 10^14 draws.
@@ -176,7 +176,11 @@ class Steps:
       raise ValueError(
         f'rate must be at least 2**-32, the finest that is drawn, got {self.rate!r}.'
       )
-    validate.positive(l2_clip_norm=self.l2_clip_norm)
+    if not 1e-30 <= validate.positive(l2_clip_norm=self.l2_clip_norm) <= 1e30:
+      raise ValueError(
+        f'l2_clip_norm must be in 1e-30 ... 1e30, for which float32 has room, '
+        f'got {self.l2_clip_norm!r}.'
+      )
     validate.non_negative(noise_multiplier=self.noise_multiplier)
     if self.capacity is not None:
       validate.integer(capacity=self.capacity)

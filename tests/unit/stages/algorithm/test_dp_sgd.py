@@ -338,6 +338,7 @@ def test_the_noise_of_a_round_is_from_the_clients_key():
     {'capacity': 0},
     {'microbatch': 0},
     {'l2_clip_norm': float('inf')},
+    {'l2_clip_norm': 1e31},
     {'noise_multiplier': -1.0},
     {'learning_rate': 0.0},
     {'optimizer': 3},
