@@ -107,8 +107,7 @@ def from_nnx(
 ) -> base.Model:
   """Returns the model of a `flax.nnx` module that maps x [B, ...] to logits.
 
-  nnx mutates modules in place. So each call builds the module again and gives it the parameters;
-  changes that the call makes to the module are dropped.
+  nnx mutates modules: each call builds one again with the parameters, and drops its changes.
 
   >>> from flax import nnx
   >>> model = from_nnx(lambda rngs: nnx.Linear(2, 3, rngs=rngs), (2,), 3)
