@@ -1,6 +1,7 @@
 """The command `fedjax-mem table`: tables that are regenerated from runs."""
 
 import dataclasses
+import importlib
 import pathlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +16,8 @@ DEFAULTS: dict[str, tuple[str, tuple[int, ...]]] = {
   'robustness': ('configs/fashion_mnist_robust.toml', (0, 1, 2)),
   'distributed_dp': ('configs/digits_secagg.toml', (0,)),
 }
+# Tables of published results, each a module of `studies`; they know their experiments and seeds.
+PUBLISHED = ('niid_bench', 'fedavgm', 'fedprox_synthetic')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,13 +27,26 @@ class Table:
   compression: bytes of a client's message against test accuracy, for every codec.
   robustness: test accuracy under every attack, for every robust rule.
   distributed_dp: bits of a value against test accuracy, for noise that clients add to integers.
+  niid_bench, fedavgm, fedprox_synthetic: published results, and ours beside them.
+  privacy: epsilon of published settings, and ours beside them; no data.
 
   Finished runs are not repeated: the command can be stopped and given again.
   Example: fedjax-mem table compression --seeds 0 1 2
   """
 
   which: Annotated[
-    Positional[Literal['compression', 'robustness', 'distributed_dp']], arg(help='Which table.')
+    Positional[
+      Literal[
+        'compression',
+        'robustness',
+        'distributed_dp',
+        'niid_bench',
+        'fedavgm',
+        'fedprox_synthetic',
+        'privacy',
+      ]
+    ],
+    arg(help='Which table.'),
   ]
   config: Annotated[
     Positional[pathlib.Path | None],
@@ -44,6 +60,25 @@ class Table:
     UseAppendAction[tuple[str, ...]],
     arg(help='Override of one key: section.key=value; may be given several times.'),
   ] = ()
+  cells: Annotated[
+    tuple[str, ...],
+    arg(
+      help='published results: which cells, METHOD/SETTING, METHOD or SETTING each; an unknown '
+      'name lists them.',
+      help_behavior_hint='(default: all)',
+    ),
+  ] = ()
+  results: Annotated[
+    pathlib.Path | None,
+    arg(
+      help="published results: folder of the cells' files, such as benchmarks/results/niid_bench.",
+      metavar='PATH',
+      help_behavior_hint='(default: cells in the folder of the runs)',
+    ),
+  ] = None
+  only_show: Annotated[
+    bool, arg(help='published results: run nothing, show the cells that have ended.')
+  ] = False
   codecs: Annotated[
     tuple[str, ...],
     arg(
@@ -99,13 +134,21 @@ class Table:
 
   def __call__(self) -> None:
     """Does the missing runs and prints the table."""
+    out = self.out or pathlib.Path('runs') / self.which
+    if self.which in DEFAULTS:
+      self._ours(out)
+    elif self.which in PUBLISHED:
+      self._published(out)
+    else:
+      self._epsilons(out)
+
+  def _ours(self, out: pathlib.Path) -> None:
     from fedjax_mem.config.load import load_config
 
     config, seeds = DEFAULTS[self.which]
     base = load_config(self.config or config, self.set)
     from fedjax_mem.report.tables import format_table
 
-    out = self.out or pathlib.Path('runs') / self.which
     common = {
       'seeds': self.seeds or seeds,
       'rounds': self.rounds,
@@ -113,6 +156,38 @@ class Table:
     }
     print(format_table(getattr(self, f'_{self.which}')(base, out, common)))
     print(f'table: {out / self.which}.md, plot: {out / self.which}.png')
+
+  def _published(self, out: pathlib.Path) -> None:
+    from fedjax_mem.studies import cells
+
+    table = importlib.import_module(f'fedjax_mem.studies.{self.which}').TABLE
+    overrides = [*self.set, *([] if self.rounds is None else [f'rounds={self.rounds}'])]
+    wanted = cells.cells_of(table, self.cells, self.seeds, config=self.config, overrides=overrides)
+    results = self.results or out / 'cells'
+    from fedjax_mem.report.tables import format_table
+    from fedjax_mem.studies import beside
+
+    if self.only_show:
+      found = cells.read_cells(wanted, results)
+    else:
+      data_dir = None if self.data_dir is None else str(self.data_dir)
+      found = cells.run_cells(table, wanted, out, results, data_dir=data_dir)
+    if not found:
+      raise ValueError(f'results must hold a cell of the table that has ended, got {results}.')
+    files = beside.write(table, found, out)
+    for line in table.says:
+      print(f'note: {line}')
+    print(format_table(beside.rows(table, found)))
+    print('files: ' + ', '.join(str(x) for x in files))
+
+  def _epsilons(self, out: pathlib.Path) -> None:
+    from fedjax_mem.report.tables import format_table
+    from fedjax_mem.studies import epsilons
+
+    lines = epsilons.rows()
+    files = epsilons.write(lines, out)
+    print(format_table(lines))
+    print('files: ' + ', '.join(str(x) for x in files))
 
   def _compression(self, base: 'Config', out: pathlib.Path, common: Any) -> list[dict[str, Any]]:
     from fedjax_mem.studies import compression as table

@@ -15,7 +15,7 @@ from rich.text import Text
 from fedjax_mem.report.runs import Run, Source, as_runs, finished, marked, rounds_done, series
 
 Row = dict[str, Any]
-STYLES = ('text', 'markdown', 'csv')
+STYLES = ('text', 'markdown', 'csv', 'latex')
 # Settings that may differ between two seeds of one experiment.
 _NOT_SETTINGS = ('seed', 'name', 'data.partition_seed')
 
@@ -198,7 +198,7 @@ def format_table(rows: Sequence[Mapping[str, Any]], style: str = 'text') -> str:
 
   Args:
     rows: dicts; their keys are the columns, in the order of first appearance.
-    style: 'text' (aligned), 'markdown' or 'csv' (numbers in full).
+    style: 'text' (aligned), 'markdown', 'csv' (numbers in full) or 'latex' (with booktabs).
 
   Raises:
     ValueError: an unknown style.
@@ -217,7 +217,25 @@ def format_table(rows: Sequence[Mapping[str, Any]], style: str = 'text') -> str:
     cells = [[_one_line(x).replace('|', r'\|') for x in line] for line in cells]
     ruled = [cells[0], ['---'] * len(heads), *cells[1:]]
     return ''.join(f'| {" | ".join(line)} |\n' for line in ruled)
+  if style == 'latex':
+    return _latex(cells)
   return _aligned([[_one_line(x) for x in line] for line in cells])
+
+
+def _latex(cells: list[list[str]]) -> str:
+  """Returns a `tabular` with the rules of the package booktabs."""
+  special = str.maketrans(
+    {c: f'\\{c}' for c in '&%$#_{}'}
+    | {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
+    | {'±': r'$\pm$', '–': '--', 'ε': r'$\varepsilon$', 'δ': r'$\delta$', 'μ': r'$\mu$'}
+  )
+  lines = [f'{" & ".join(_one_line(x).translate(special) for x in line)} \\\\\n' for line in cells]
+  head, *body = lines or ['\\\\\n']
+  columns = 'l' * max(len(cells[0]), 1)
+  return (
+    f'\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head}\\midrule\n{"".join(body)}\\bottomrule\n'
+    '\\end{tabular}\n'
+  )
 
 
 def _aligned(cells: list[list[str]]) -> str:

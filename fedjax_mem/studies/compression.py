@@ -11,14 +11,13 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedjax_mem.config.load import Config, config_hash
+from fedjax_mem.config.load import Config
 from fedjax_mem.config.sections import StageSection
 from fedjax_mem.core import validate
 from fedjax_mem.report import figures, plots
 from fedjax_mem.report.runs import Run, load_run
 from fedjax_mem.report.tables import format_table, summarise
-from fedjax_mem.runner.folder import RunFolder
-from fedjax_mem.runner.loop import resume, run
+from fedjax_mem.studies.cells import done
 
 PLAIN = 'none'
 
@@ -117,22 +116,6 @@ def _config(base: Config, label: str, seed: int, rounds: int | None) -> Config:
     rounds=base.rounds if rounds is None else rounds,
     stages=(*base.stages, *added),
   )
-
-
-def done(
-  config: Config, out: pathlib.Path, data_dir: str | None, tell: Callable[[str], None]
-) -> pathlib.Path:
-  """Returns the folder of an experiment's finished run; runs or resumes it if necessary."""
-  path = out / f'{config.name}-{config_hash(config)}'
-  if not path.exists():
-    tell(f'{config.name}, seed {config.seed}: running')
-    return run(config, out, data_dir=data_dir, quiet=True).folder
-  status = RunFolder(path).manifest.get('status')
-  if status == 'finished' and (path / 'report.html').exists():
-    tell(f'{config.name}, seed {config.seed}: finished before')
-    return path
-  tell(f'{config.name}, seed {config.seed}: resuming')
-  return resume(path, data_dir=data_dir, quiet=True).folder
 
 
 def _entry(label: str, runs: Sequence[Run]) -> Entry:

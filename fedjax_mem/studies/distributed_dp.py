@@ -21,7 +21,7 @@ from fedjax_mem.report.bits import bits_and_accuracy
 from fedjax_mem.report.runs import load_run
 from fedjax_mem.report.tables import format_table, summarise
 from fedjax_mem.stages.privacy.distributed import NoRoom
-from fedjax_mem.studies.compression import done
+from fedjax_mem.studies.cells import done
 
 EPSILONS = (2.0, 8.0)
 BITS = (9, 10, 11, 12, 14, 18)

@@ -1,0 +1,34 @@
+"""FedAvg and FedProx on synthetic(1, 1) where some clients do only part of their work.
+
+FedAvg drops these clients, which is a draw of a smaller cohort: 10, 5 and 1 of 30 clients.
+
+Reference: Li et al. (2020), Federated optimization in heterogeneous networks, arXiv 1812.06127,
+figure 1: curves, no numbers. 200 rounds, 20 local epochs, batch 10, learning rate 0.01, mu 1.
+"""
+
+from fedjax_mem.studies.cells import Published
+
+_COHORT = 10
+_SHARES = {'0%': 0.0, '50%': 0.5, '90%': 0.9}
+TABLE = Published(
+  name='fedprox_synthetic',
+  title='FedProx, synthetic(1, 1): 0, 50 and 90% stragglers',
+  config='configs/synthetic_1_1.toml',
+  methods={},
+  settings={},
+  setting='stragglers',
+  numbers={},
+  seeds=(0, 1, 2),
+  notes={},
+  says=('a figure was published (its training loss), no numbers; here test accuracy',),
+  bibtex="""
+@inproceedings{li2020federated,
+  title = {Federated Optimization in Heterogeneous Networks},
+  author = {Li, Tian and Sahu, Anit Kumar and Zaheer, Manzil and Sanjabi, Maziar and
+            Talwalkar, Ameet and Smith, Virginia},
+  booktitle = {Proceedings of Machine Learning and Systems (MLSys)},
+  year = {2020},
+  note = {arXiv:1812.06127}
+}
+""",
+)
