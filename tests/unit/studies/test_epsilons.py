@@ -5,6 +5,7 @@ import pytest
 from fedjax_mem.studies import epsilons
 
 
+@pytest.mark.slow
 def test_ours_is_what_was_published_and_pld_is_below(tmp_path):
   lines = epsilons.rows()
   assert len(lines) == len(epsilons.SETTINGS)
