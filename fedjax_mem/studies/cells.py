@@ -16,6 +16,7 @@ import math
 import os
 import pathlib
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -56,6 +57,7 @@ class Published(NamedTuple):
     numbers: (method, setting) -> the published number.
     seeds: that are run where none are asked for.
     notes: (method, setting) -> what a reader has to know about the cell.
+    also: (method, setting) -> overrides of that cell alone.
     says: what is not as it was published, one line each; shown above the table.
     bibtex: of the source.
   """
@@ -71,6 +73,7 @@ class Published(NamedTuple):
   notes: Mapping[tuple[str, str], str]
   says: tuple[str, ...]
   bibtex: str
+  also: Mapping[tuple[str, str], Sequence[str]] = types.MappingProxyType({})
 
 
 class Cell(NamedTuple):
@@ -128,7 +131,8 @@ def cells_of(
   made = []
   for seed in seeds:
     for method, setting in chosen:
-      own = [*table.methods[method], *table.settings[setting], *overrides, f'seed={seed}']
+      own = [*table.methods[method], *table.settings[setting]]
+      own += [*table.also.get((method, setting), ()), *overrides, f'seed={seed}']
       own += [f'name={table.name}-{method}-{setting}']
       own += [f'execution.checkpoint_every_seconds={CHECKPOINT_SECONDS}']
       made.append(Cell(method, setting, load_config(config or table.config, own)))

@@ -8,19 +8,42 @@ figure 1: curves, no numbers. 200 rounds, 20 local epochs, batch 10, learning ra
 
 from fedjax_mem.studies.cells import Published
 
-_COHORT = 10
 _SHARES = {'0%': 0.0, '50%': 0.5, '90%': 0.9}
+_COHORT = 10
+
+
+def _also() -> dict[tuple[str, str], tuple[str, ...]]:
+  """Returns what a share of stragglers means for each method."""
+  found: dict[tuple[str, str], tuple[str, ...]] = {}
+  for name, share in _SHARES.items():
+    left = round(_COHORT * (1 - share))
+    found['fedavg', name] = (f'selection.cohort_size={left}',)
+    for mu in (0, 1):
+      options = f'{{mu = {mu}.0, partial_work = {share}}}'
+      found[f'fedprox_mu_{mu}', name] = (f'algorithm.options={options}',)
+  return found
+
+
 TABLE = Published(
   name='fedprox_synthetic',
   title='FedProx, synthetic(1, 1): 0, 50 and 90% stragglers',
   config='configs/synthetic_1_1.toml',
-  methods={},
-  settings={},
+  methods={
+    'fedavg': (),
+    'fedprox_mu_0': ('algorithm.name=fedprox',),
+    'fedprox_mu_1': ('algorithm.name=fedprox',),
+  },
+  settings=dict.fromkeys(_SHARES, ()),
   setting='stragglers',
   numbers={},
   seeds=(0, 1, 2),
   notes={},
-  says=('a figure was published (its training loss), no numbers; here test accuracy',),
+  says=(
+    'a figure was published, of training losses and accuracies, no numbers; here the test accuracy',
+    'fedavg drops stragglers, which is a draw of so many fewer clients; under fedprox a client is a '
+    'straggler with this probability, and makes 1 to 20 of its 20 passes',
+  ),
+  also=_also(),
   bibtex="""
 @inproceedings{li2020federated,
   title = {Federated Optimization in Heterogeneous Networks},
