@@ -8,7 +8,7 @@ figure 1: curves, no numbers. 200 rounds, 20 local epochs, batch 10, learning ra
 
 from fedjax_mem.studies.cells import Published
 
-_SHARES = {'0%': 0.0, '50%': 0.5, '90%': 0.9}
+_SHARES = {'0_percent': 0.0, '50_percent': 0.5, '90_percent': 0.9}
 _COHORT = 10
 
 
@@ -40,7 +40,7 @@ TABLE = Published(
   notes={},
   says=(
     'a figure was published, of training losses and accuracies, no numbers; here the test accuracy',
-    'fedavg drops stragglers, which is a draw of so many fewer clients; under fedprox a client is a '
+    'fedavg drops stragglers, which is a draw of fewer clients; under fedprox a client is a '
     'straggler with this probability, and makes 1 to 20 of its 20 passes',
   ),
   also=_also(),
