@@ -328,19 +328,23 @@ class PrivacySection(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSection(Section):
-  """Evaluation of the server's model on the test set.
+  """Evaluation of the server's model on the test set, and on what the clients hold out.
 
   Attributes:
     every: rounds between evaluations; the last round is always evaluated.
     batch_size: test examples in a batch on a device; on a CPU small batches are the fastest.
+    clients: share of each client's examples that it does not train on, in [0, 1), drawn from the
+      seed of the partition. The server's model is scored on them, client by client; 0 = it is not.
   """
 
   section: ClassVar[str] = 'evaluation'
   every: int = 1
   batch_size: int = 50
+  clients: float = 0.0
 
   def _check(self) -> None:
     self._each(validate.integer, 'every', 'batch_size')
+    self._each(validate.below_one, 'clients')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
