@@ -16,9 +16,9 @@ def hold_out_of_clients(data: FederatedData, share: float, seed: int) -> Federat
   """Returns the data with a share of each client's examples held out.
 
   Of n examples share × n are drawn uniformly, rounded half up, and at least one is left. So a
-  client with few examples may hold out none. The draw depends only on the seed and the clients'
-  sizes; the examples that are left keep their order. If two clients hold the same example
-  ('blocks' may repeat them), one may train on what the other holds out.
+  client with few examples may hold out none. A client's draw depends only on the seed, its position
+  and its size, not on other clients; the examples that are left keep their order. If two clients
+  hold the same example ('blocks' may repeat them), one may train on what the other holds out.
 
   >>> data = fm.data.load('digits', partition='iid', num_clients=5)
   >>> held = hold_out_of_clients(data, 0.25, 0)
@@ -46,10 +46,11 @@ def hold_out_of_clients(data: FederatedData, share: float, seed: int) -> Federat
     raise ValueError(
       f'share must hold out an example of some client, got {share!r} of at most {counts.max()}.'
     )
-  rng = np.random.default_rng([seed, _HELD])
   out = np.zeros(len(data.index), bool)
-  for begin, count, number in zip(data.offsets, counts, numbers, strict=False):
-    out[begin + rng.permutation(count)[:number]] = True
+  for client in np.flatnonzero(numbers).tolist():
+    rng = np.random.default_rng([seed, _HELD, client])
+    chosen = rng.permutation(counts[client])[: numbers[client]]
+    out[data.offsets[client] + chosen] = True
   index = data.index[~out]
   return dataclasses.replace(
     data,

@@ -41,6 +41,12 @@ def test_the_draw_is_uniform_and_a_function_of_the_seed():
   assert abs(seen - 80).max() < 5 * 8
 
 
+def test_the_draw_of_a_client_depends_on_no_other():
+  more = from_arrays(np.zeros((100, 2), np.float32), np.arange(100) % 6, [*ROWS[:3], *ROWS[4:2:-1]])
+  first, second = (hold_out_of_clients(x, 0.5, 1).held for x in (DATA, more))
+  assert lists(*first)[:3] == lists(*second)[:3]
+
+
 def test_labels_that_are_left_to_nobody_are_named():
   data = from_arrays(np.zeros((6, 1), np.float32), np.arange(6), [np.arange(6)])
   data = hold_out_of_clients(data, 0.5, 0)
