@@ -91,8 +91,9 @@ def per_example(
   if not total:
     raise ValueError('rows must be at least one example to evaluate on, got none.')
   size = min(batch_size, total)
-  batches = min(-(-total // size), max(1, _PART // size))
-  count = -(-batches // mesh.size) * mesh.size  # in a part
+  # As few parts as can be, of one length: the last is not mostly padding.
+  parts = -(-total // max(_PART, size))
+  count = -(-total // (parts * size * mesh.size)) * mesh.size  # batches of a part
   split = jax.sharding.NamedSharding(mesh, PartitionSpec(meshes.AXIS))
 
   def share(params: Tree, held: Tree) -> Tree:
@@ -115,7 +116,7 @@ def per_example(
     return {name: x.reshape(-1) for name, x in values.items()}
 
   def evaluate(params: Tree) -> dict[str, np.ndarray]:
-    parts = [part(params, begin) for begin in range(0, total, count * size)]
-    return {name: np.concatenate([x[name] for x in parts])[:total] for name in parts[0]}
+    found = [part(params, begin) for begin in range(0, total, count * size)]
+    return {name: np.concatenate([x[name] for x in found])[:total] for name in found[0]}
 
   return evaluate

@@ -45,6 +45,11 @@ def test_the_draw_of_a_client_depends_on_no_other():
   more = from_arrays(np.zeros((100, 2), np.float32), np.arange(100) % 6, [*ROWS[:3], *ROWS[4:2:-1]])
   first, second = (hold_out_of_clients(x, 0.5, 1).held for x in (DATA, more))
   assert lists(*first)[:3] == lists(*second)[:3]
+  twins = from_arrays(
+    np.zeros((80, 1), np.float32), np.zeros(80, int), np.arange(80).reshape(2, 40)
+  )
+  held = lists(*hold_out_of_clients(twins, 0.5, 1).held)
+  assert held[0] != [x - 40 for x in held[1]]
 
 
 def test_labels_that_are_left_to_nobody_are_named():
