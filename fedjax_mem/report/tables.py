@@ -16,6 +16,14 @@ from fedjax_mem.report.runs import Run, Source, as_runs, finished, marked, round
 
 Row = dict[str, Any]
 STYLES = ('text', 'markdown', 'csv')
+# The model's accuracy on what clients hold out: means over clients and over examples, of the worst
+# tenth of the clients, and the standard deviation over clients.
+OF_CLIENTS = (
+  'client_accuracy_mean',
+  'client_accuracy_pooled',
+  'client_accuracy_worst',
+  'client_accuracy_spread',
+)
 # Settings that may differ between two seeds of one experiment.
 _NOT_SETTINGS = ('seed', 'name', 'data.partition_seed')
 
@@ -23,9 +31,9 @@ _NOT_SETTINGS = ('seed', 'name', 'data.partition_seed')
 def summarise(run: Run) -> Row:
   """Returns the summary of a run; numbers that it did not record are None.
 
-  Keys: run, rounds, final_accuracy, best_accuracy, best_round, test_loss, train_loss (the last
-  recorded), clients, examples, bytes_up and bytes_down (summed over rounds), seconds (summed),
-  rounds_per_s.
+  Keys: run, rounds, final_accuracy, best_accuracy, best_round, test_loss, train_loss and the
+  accuracies on what clients hold out (the last recorded), clients, examples, bytes_up and
+  bytes_down (summed over rounds), seconds (summed), rounds_per_s.
   """
   at, accuracy = series(run, 'test_accuracy')
   finite = [(value, -r) for r, value in zip(at, accuracy, strict=True) if math.isfinite(value)]
@@ -40,6 +48,7 @@ def summarise(run: Run) -> Row:
     'best_round': None if best_round is None else -best_round,
     'test_loss': _last(run, 'test_loss'),
     'train_loss': _last(run, 'train_loss'),
+    **{key: _last(run, key) for key in OF_CLIENTS},
     'clients': _sum(run, 'clients'),
     'examples': _sum(run, 'examples'),
     'bytes_up': _sum(run, 'bytes_up'),
