@@ -174,6 +174,9 @@ class DataShow(Command):
       f'{data.name}: {data.num_clients} clients, {sizes.sum()} examples, '
       f'{sizes.min()} to {sizes.max()} a client'
     )
+    if data.held is not None:
+      held = data.held.offsets[1:] - data.held.offsets[:-1]
+      print(f'held out besides: {held.sum()} examples, {held.min()} to {held.max()} a client')
     if data.unused_labels:
       print(f'no client holds examples of the labels {list(data.unused_labels)}')
     print(f'picture: {self.out}')
@@ -319,7 +322,7 @@ def _tell(result: 'Result') -> None:
   last = result.metrics[-1]
   scores = ', '.join(
     f'{name.replace("_", " ")} {last[name]:.4f}'
-    for name in ('test_accuracy', 'test_loss')
+    for name in ('test_accuracy', 'test_loss', 'client_accuracy_mean', 'client_accuracy_worst')
     if name in last
   )
   print(f'round {last["round"]}: {scores}')

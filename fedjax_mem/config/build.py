@@ -74,18 +74,20 @@ def load_data(config: Config, data_dir: str | None = None) -> FederatedData:
     for name in ('alpha', 'labels_per_client', 'examples_per_client', 'min_examples')
     if getattr(section, name) is not None
   }
+  seed = config.seed if section.partition_seed is None else section.partition_seed
   given |= {
     'name': section.name,
     'partition': section.partition,
     'num_clients': section.num_clients,
-    'seed': config.seed if section.partition_seed is None else section.partition_seed,
+    'seed': seed,
     'data_dir': data_dir,
     'validation': section.validation,
   }
   for option in section.options:
     if option in given:
       raise ValueError(f'data.options.{option} must be left out: the experiment sets it.')
-  return datasets.load(**given, **section.options)
+  data = datasets.load(**given, **section.options)
+  return datasets.hold_out_of_clients(data, config.evaluation.clients, seed)
 
 
 def build_model(config: Config, data: FederatedData) -> Model:

@@ -23,6 +23,7 @@ _KINDS = {
   float: 'a number',
   str: 'a string',
   dict: 'a table',
+  list: 'an array',
   tuple: 'an array of tables',
 }
 
@@ -52,7 +53,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
   choices = [typing.get_origin(x) or x for x in (typing.get_args(hint) if union else (hint,))]
   for kind in choices:
     if _fits(value, kind):
-      if kind is dict:
+      if kind in (dict, list):
         return _plain(name, value)
       return float(value) if kind is float else value
   wanted = ' or '.join(_KINDS.get(x, f'a {x.__name__}') for x in choices if x is not types.NoneType)
@@ -104,10 +105,13 @@ class DataSection(Section):
 
   Attributes:
     name: data set: 'digits', 'fashion_mnist', 'synthetic', or any TFDS name.
-    partition: 'iid', 'blocks', 'dirichlet', 'labels_per_client', 'quantity_skew', 'feature_noise'
-      or 'natural'; None = 'natural' if the examples come with clients, else 'iid'.
-    num_clients: number of clients, N; None = as many as the data have (a natural partition).
-    alpha: parameter of 'dirichlet' and 'quantity_skew' partitions and of 'synthetic', >= 0.
+    partition: 'iid', 'blocks', 'dirichlet', 'flower_dirichlet', 'inner_dirichlet',
+      'labels_per_client', 'quantity_skew', 'sizes', 'feature_noise', 'column' or 'natural'; None =
+      'natural' if the examples come with clients, else 'iid'.
+    num_clients: number of clients, N; None = as many as the data have (a natural partition, or one
+      by 'column').
+    alpha: parameter of 'quantity_skew' and the Dirichlet partitions, and of 'synthetic', >= 0; or
+      an array of one for each client ('inner_dirichlet': for each label).
     labels_per_client: number of labels of a client, for the partition of that name.
     examples_per_client: number of examples of a client under 'blocks'; None = the data set's size
       divided by N.
@@ -123,7 +127,7 @@ class DataSection(Section):
   name: str
   partition: str | None = None
   num_clients: int | None = None
-  alpha: float | None = None
+  alpha: float | list[Any] | None = None
   labels_per_client: int | None = None
   examples_per_client: int | None = None
   min_examples: int | None = None
@@ -135,7 +139,11 @@ class DataSection(Section):
     self._each(validate.integer, 'num_clients', 'labels_per_client', 'examples_per_client')
     self._each(validate.integer, 'min_examples')
     self._each(validate.seed, 'partition_seed')
-    self._each(validate.non_negative, 'alpha')
+    if isinstance(self.alpha, list):
+      for i, value in enumerate(self.alpha):
+        validate.non_negative(**{f'data.alpha[{i}]': value})
+    else:
+      self._each(validate.non_negative, 'alpha')
     self._each(validate.below_one, 'validation')
 
 
@@ -320,19 +328,23 @@ class PrivacySection(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSection(Section):
-  """Evaluation of the server's model on the test set.
+  """Evaluation of the server's model on the test set, and on what the clients hold out.
 
   Attributes:
     every: rounds between evaluations; the last round is always evaluated.
     batch_size: test examples in a batch on a device; on a CPU small batches are the fastest.
+    clients: share of each client's examples that it does not train on, in [0, 1), drawn from the
+      seed of the partition. The server's model is scored on them, client by client; 0 = it is not.
   """
 
   section: ClassVar[str] = 'evaluation'
   every: int = 1
   batch_size: int = 50
+  clients: float = 0.0
 
   def _check(self) -> None:
     self._each(validate.integer, 'every', 'batch_size')
+    self._each(validate.below_one, 'clients')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Data: N clients with their examples, from arrays, generators, TFDS and federated data sets."""
 
+from fedjax_mem.data.held import hold_out_of_clients
 from fedjax_mem.data.partition import PARTITIONS, Partition, partition
 from fedjax_mem.data.registry import LOADERS, Entry, describe, load, names
 from fedjax_mem.data.source import FederatedData, from_arrays
@@ -18,6 +19,7 @@ __all__ = (
   'describe',
   'distribute',
   'from_arrays',
+  'hold_out_of_clients',
   'load',
   'must_stream',
   'names',

@@ -73,7 +73,7 @@ def load(
       `package.module:function`.
     partition: a key of `partition.PARTITIONS`; None: 'natural' if the examples come with clients,
       else 'iid'.
-    num_clients: N; None only for 'natural' (all clients) and 'synthetic' (30).
+    num_clients: N; None only for 'natural' and 'column' (all clients) and 'synthetic' (30).
     seed: seed of the partition, and of synthetic data.
     data_dir: folder of prepared data; None: as `places` says.
     validation: share of the training examples that the server holds and no client gets, in [0, 1).

@@ -6,7 +6,7 @@ every example belongs to exactly one client; M may be larger if lists repeat exa
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,18 @@ from fedjax_mem.data.preprocess import Batch, default_for, row_bytes
 
 Arrays = dict[str, np.ndarray]
 _INT32_MAX = np.iinfo(np.int32).max
+
+
+class HeldOut(NamedTuple):
+  """Examples that clients hold and do not train on.
+
+  Attributes:
+    index: [H] int32, rows of the data's `arrays`, client after client.
+    offsets: [N+1] int64; those of client i are index[offsets[i]:offsets[i+1]], possibly none.
+  """
+
+  index: np.ndarray  # type: ignore[assignment]
+  offsets: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +51,7 @@ class FederatedData:
       of the N; None if test examples belong to no clients.
     validation: 'x' and 'y' of the server's validation split, stored like `arrays`: examples that
       no client holds and that are not in the test set; None: there is none.
+    held: what clients hold beside `index`, to score a model on; None: nothing.
   """
 
   name: str
@@ -53,6 +66,7 @@ class FederatedData:
   unused_labels: tuple[int, ...] = ()
   test_clients: np.ndarray | None = None
   validation: Arrays | None = None
+  held: HeldOut | None = None
 
   def __post_init__(self) -> None:
     validate.integer(num_classes=self.num_classes)

@@ -1,6 +1,6 @@
 """A data set before it is partitioned, and its partition into a population."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,8 @@ class Table(NamedTuple):
     test_client_ids: [test examples] int32, the client that each test example comes with, -1 for a
       client without training examples; or None.
     held: [V] int32, rows of `arrays` held out for validation, which no client gets, or None.
+    columns: name -> [T] numbers or strings, what else is known of each example; the partition
+      'column' makes clients of one. No model sees them.
   """
 
   name: str
@@ -44,6 +46,7 @@ class Table(NamedTuple):
   clients: tuple[str, ...] | None = None
   test_client_ids: np.ndarray | None = None
   held: np.ndarray | None = None
+  columns: Mapping[str, np.ndarray] | None = None
 
 
 def hold_out(table: Table, share: float, seed: int) -> Table:
@@ -91,12 +94,13 @@ def distribute(
   Args:
     table: the examples.
     name: name of the partition; None: 'natural' if the examples come with clients, else 'iid'.
-    num_clients: N; None: all clients, for 'natural' only.
+    num_clients: N; None: all clients, for 'natural' and 'column' only.
     seed: seed of the partition.
-    **options: options of the partition.
+    **options: options of the partition; `column` is a name of `columns`, 'y', or the number of a
+      feature of 'x' [T, F].
 
   Raises:
-    ValueError: as `partition.partition`; or 'natural' for examples without clients.
+    ValueError: as `partition.partition`; 'natural' for examples without clients; or no such column.
   """
   name = name or ('iid' if table.client_ids is None else 'natural')
   kept: Any = slice(None)
@@ -109,6 +113,8 @@ def distribute(
         "client of their own, got 'natural'."
       )
     options['client_ids'] = table.client_ids[kept]
+  if name == 'column' and 'column' in options:
+    options['column'] = _column(table, options['column'])[kept]
   parts = partition(name, table.arrays['y'][kept], num_clients, seed=seed, **options)
   if table.held is not None:
     parts = parts._replace(index=kept[parts.index])
@@ -129,7 +135,25 @@ def distribute(
   return data if parts.noise is None else add_noise(data, parts.noise, seed)
 
 
+def _column(table: Table, name: Any) -> np.ndarray:
+  """Returns the column [T] of a table that `name` is the name or the number of."""
+  x = table.arrays['x']
+  if isinstance(name, int) and not isinstance(name, bool):
+    if x.ndim != 2:
+      raise ValueError(f'column must be a name for inputs {x.shape[1:]!r}, got {name!r}.')
+    return np.asarray(x[:, validate.integer(0, x.shape[1] - 1, column=name)])
+  known = {'y': table.arrays['y'], **(table.columns or {})}
+  if not isinstance(name, str) or name not in known:
+    raise ValueError(
+      f'column must be one of {sorted(known)!r}, or the number of a feature, got {name!r}.'
+      f'{validate.nearest(name, known)}'
+    )
+  return np.asarray(known[name])
+
+
 def _names(table: Table, parts: Partition) -> tuple[str, ...] | None:
+  if parts.names is not None:
+    return parts.names
   if parts.clients is None or table.clients is None:
     return None
   return tuple(table.clients[i] for i in parts.clients)
@@ -143,7 +167,8 @@ def _validation(table: Table) -> Arrays | None:
 
 def _test_clients(table: Table, parts: Partition) -> np.ndarray | None:
   """Returns each test example's client, as its position among the chosen ones; -1: none of them."""
-  if parts.clients is None or table.test_client_ids is None:
+  # Only of a natural partition are the ids those of the test examples.
+  if parts.clients is None or parts.names is not None or table.test_client_ids is None:
     return None
   size = 1 + max(int(parts.clients.max()), int(table.test_client_ids.max(initial=0)))
   position = np.full(size + 1, -1, np.int32)  # the last entry is that of the id -1

@@ -106,6 +106,11 @@ def _ready(config: Config, kit: Kit, data_dir: str | None, repeatable: bool) -> 
   processes.check_free(kit.work)
   processes.check_ports(kit)
   trust.check_noise_seed(config, repeatable)
+  if config.evaluation.clients:
+    raise ValueError(
+      'evaluation.clients must be 0 on real machines, whose server has no examples of theirs, got '
+      f'{config.evaluation.clients!r}.'
+    )
   ready = get_ready(job.looped(config), data_dir, {})
   if ready.parts.data.num_clients != len(kit.clients):
     raise ValueError(

@@ -13,6 +13,7 @@ from fedjax_mem.engine.cast import context as context
 from fedjax_mem.engine.cast import examples as examples
 from fedjax_mem.engine.clients import Layout as Layout
 from fedjax_mem.engine.evaluate import evaluator as evaluator
+from fedjax_mem.engine.evaluate import per_example as per_example
 from fedjax_mem.engine.execution import Execution as Execution
 from fedjax_mem.engine.execution import describe as describe
 from fedjax_mem.engine.execution import in_table as in_table

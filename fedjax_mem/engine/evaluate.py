@@ -1,10 +1,15 @@
-"""Evaluation of the server's model on held-out examples, batch by batch, on all devices."""
+"""Evaluation of the server's model on held-out examples, batch by batch, on all devices.
+
+`evaluator` gives means over all examples, which stay on the devices; `per_example` gives one value
+for each example, and sends them to the devices in parts.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mem.core import Batch, Tree, tree, validate
@@ -13,6 +18,7 @@ from fedjax_mem.engine import mesh as meshes
 
 # (params, batch) -> name -> [B], one value an example
 MetricsFn = Callable[[Tree, Batch], dict[str, jax.Array]]
+_PART = 8192  # examples on the devices at a time, about
 
 
 def evaluator(
@@ -60,3 +66,57 @@ def evaluator(
   return lambda params: {
     name: float(x) / total for name, x in jax.device_get(summed(params, held, mask)).items()
   }
+
+
+def per_example(
+  metrics: MetricsFn, arrays: dict[str, Any], rows: np.ndarray, *, batch_size: int, mesh: Mesh
+) -> Callable[[Tree], dict[str, np.ndarray]]:
+  """Returns params -> name -> [H], the values of the examples at `rows`, by one compiled program.
+
+  The program takes part of the examples, so that memory does not grow with their number, and the
+  arrays may be memory-mapped. Batches are the same on any number of devices.
+
+  Args:
+    metrics: (params, batch) -> values [B], one an example.
+    arrays: the examples, name -> [T, ...], on the host, in their stored dtypes.
+    rows: [H] integers, which of them.
+    batch_size: examples in a batch on a device.
+    mesh: devices among which the batches are split.
+
+  Raises:
+    ValueError: no examples, or a batch size that is not >= 1.
+  """
+  validate.integer(batch_size=batch_size)
+  total = len(rows)
+  if not total:
+    raise ValueError('rows must be at least one example to evaluate on, got none.')
+  size = min(batch_size, total)
+  # As few parts as can be, of one length: the last is not mostly padding.
+  parts = -(-total // max(_PART, size))
+  count = -(-total // (parts * size * mesh.size)) * mesh.size  # batches of a part
+  split = jax.sharding.NamedSharding(mesh, PartitionSpec(meshes.AXIS))
+
+  def share(params: Tree, held: Tree) -> Tree:
+    return jax.lax.map(lambda batch: metrics(params, batch), held)
+
+  spec = PartitionSpec(meshes.AXIS)
+  program = jax.jit(
+    jax.shard_map(
+      share, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False
+    ),
+    compiler_options=meshes.compiler_options(mesh.devices.flat[0].platform) or None,
+  )
+
+  def part(params: Tree, begin: int) -> dict[str, np.ndarray]:
+    # Padding repeats the last example of the part, a valid one.
+    places = np.minimum(np.arange(begin, begin + count * size), total - 1)
+    taken = {name: np.take(x, rows[places], axis=0) for name, x in arrays.items()}
+    held = {name: x.reshape(count, size, *x.shape[1:]) for name, x in taken.items()}
+    values = jax.device_get(program(params, jax.device_put(held, split)))
+    return {name: x.reshape(-1) for name, x in values.items()}
+
+  def evaluate(params: Tree) -> dict[str, np.ndarray]:
+    found = [part(params, begin) for begin in range(0, total, count * size)]
+    return {name: np.concatenate([x[name] for x in found])[:total] for name in found[0]}
+
+  return evaluate

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.report import figures, plots
 from fedjax_mem.report.runs import Run, Source, as_runs, flatten, marked, warnings
-from fedjax_mem.report.tables import differing_keys, headed, over_seeds, show, summarise
+from fedjax_mem.report.tables import OF_CLIENTS, differing_keys, headed, over_seeds, show, summarise
 
 if TYPE_CHECKING:
   import jinja2
@@ -27,6 +27,10 @@ _HEADS = {
   'best_round': 'best in round',
   'test_loss': 'test loss',
   'train_loss': 'training loss',
+  'client_accuracy_mean': 'clients: mean accuracy',
+  'client_accuracy_pooled': 'clients: pooled accuracy',
+  'client_accuracy_worst': 'clients: worst 10 %',
+  'client_accuracy_spread': 'clients: deviation',
   'clients': 'clients trained',
   'examples': 'examples',
   'bytes_up': 'sent by clients',
@@ -34,7 +38,8 @@ _HEADS = {
   'seconds': 'training time',
   'rounds_per_s': 'rounds per second',
 }
-_PERCENT = ('final_accuracy', 'best_accuracy')
+_BEST = ('final_accuracy', 'best_accuracy')
+_PERCENT = (*_BEST, *OF_CLIENTS)
 
 
 def write_report(
@@ -172,7 +177,7 @@ def _comparison(runs: Sequence[Run]) -> _Table:
   rows = [summarise(run) for run in runs]
   keys = [key for key in rows[0] if any(row[key] is not None for row in rows)]
   best = {
-    key: max((row[key] for row in rows if row[key] is not None), default=None) for key in _PERCENT
+    key: max((row[key] for row in rows if row[key] is not None), default=None) for key in _BEST
   }
   lines = []
   for row in rows:

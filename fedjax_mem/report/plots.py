@@ -25,7 +25,10 @@ _STEPS = (1, 2, 5, 10)  # between ticks
 def learning_curves(
   sources: Source | Iterable[Source], title: str | None = None, dark: bool = False
 ) -> Figure:
-  """Returns a plot of test accuracy and losses against rounds; a panel without data is left out.
+  """Returns a plot of accuracies and losses against rounds; a panel without data is left out.
+
+  The accuracies are those on the test set, and the mean over clients on what they hold out with the
+  mean of the worst tenth of them, dashed.
 
   Args:
     sources: see `as_runs`.
@@ -35,7 +38,8 @@ def learning_curves(
   runs = as_runs(sources)
   has_accuracy = any(series(run, 'test_accuracy')[1] for run in runs)
   has_loss = any(series(run, key)[1] for run in runs for key in ('train_loss', 'test_loss'))
-  panels = [_accuracy] * has_accuracy + [_loss] * has_loss or [_nothing]
+  has_clients = any(series(run, 'client_accuracy_mean')[1] for run in runs)
+  panels = [_accuracy] * has_accuracy + [_clients] * has_clients + [_loss] * has_loss or [_nothing]
   legend_rows = math.ceil(len(runs) / 3) if len(runs) > 1 else 0
   size = 5.2 * max(len(panels), 1.25), 3.9 + 0.22 * min(legend_rows, _LEGEND_ROWS)
   named = f'{runs[0].name}: learning curves' if len(runs) == 1 else f'{len(runs)} runs compared'
@@ -105,6 +109,25 @@ def _accuracy(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
   ax.yaxis.set_major_formatter(PercentFormatter(1.0))
   ax.yaxis.set_major_locator(MaxNLocator(steps=_STEPS, min_n_ticks=3))
   _rounds(ax)
+
+
+def _clients(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
+  for i, run in enumerate(runs):
+    colour, style = colours[i % len(colours)], _line_style(i, colours)
+    label = 'mean of the clients' if len(runs) == 1 else figures.short(run.name)
+    _line(ax, series(run, 'client_accuracy_mean'), i, colour, linestyle=style, label=label)
+    worst = '_worst' if len(runs) > 1 else 'mean of the worst tenth'
+    light = {'linewidth': 1.0, 'markersize': 2.5, 'linestyle': '--', 'label': worst}
+    _line(ax, series(run, 'client_accuracy_worst'), i, colour, **light)
+  one = 'Accuracy on what clients hold out'
+  title = one if len(runs) == 1 else 'Clients: mean (bold), worst tenth (thin, dashed)'
+  ax.set_title(marked(title, 'client_accuracy_mean', runs))
+  ax.set_ylabel('accuracy')
+  ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+  ax.yaxis.set_major_locator(MaxNLocator(steps=_STEPS, min_n_ticks=3))
+  _rounds(ax)
+  if len(runs) == 1:
+    ax.legend()
 
 
 def _loss(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:

@@ -15,7 +15,15 @@ from rich.text import Text
 from fedjax_mem.report.runs import Run, Source, as_runs, finished, marked, rounds_done, series
 
 Row = dict[str, Any]
-STYLES = ('text', 'markdown', 'csv', 'latex')
+STYLES = ('text', 'markdown', 'csv')
+# The model's accuracy on what clients hold out: means over clients and over examples, of the worst
+# tenth of the clients, and the standard deviation over clients.
+OF_CLIENTS = (
+  'client_accuracy_mean',
+  'client_accuracy_pooled',
+  'client_accuracy_worst',
+  'client_accuracy_spread',
+)
 # Settings that may differ between two seeds of one experiment.
 _NOT_SETTINGS = ('seed', 'name', 'data.partition_seed')
 
@@ -23,9 +31,9 @@ _NOT_SETTINGS = ('seed', 'name', 'data.partition_seed')
 def summarise(run: Run) -> Row:
   """Returns the summary of a run; numbers that it did not record are None.
 
-  Keys: run, rounds, final_accuracy, best_accuracy, best_round, test_loss, train_loss (the last
-  recorded), clients, examples, bytes_up and bytes_down (summed over rounds), seconds (summed),
-  rounds_per_s.
+  Keys: run, rounds, final_accuracy, best_accuracy, best_round, test_loss, train_loss and the
+  accuracies on what clients hold out (the last recorded), clients, examples, bytes_up and
+  bytes_down (summed over rounds), seconds (summed), rounds_per_s.
   """
   at, accuracy = series(run, 'test_accuracy')
   finite = [(value, -r) for r, value in zip(at, accuracy, strict=True) if math.isfinite(value)]
@@ -40,6 +48,7 @@ def summarise(run: Run) -> Row:
     'best_round': None if best_round is None else -best_round,
     'test_loss': _last(run, 'test_loss'),
     'train_loss': _last(run, 'train_loss'),
+    **{key: _last(run, key) for key in OF_CLIENTS},
     'clients': _sum(run, 'clients'),
     'examples': _sum(run, 'examples'),
     'bytes_up': _sum(run, 'bytes_up'),
@@ -198,7 +207,7 @@ def format_table(rows: Sequence[Mapping[str, Any]], style: str = 'text') -> str:
 
   Args:
     rows: dicts; their keys are the columns, in the order of first appearance.
-    style: 'text' (aligned), 'markdown', 'csv' (numbers in full) or 'latex' (with booktabs).
+    style: 'text' (aligned), 'markdown' or 'csv' (numbers in full).
 
   Raises:
     ValueError: an unknown style.
@@ -217,25 +226,7 @@ def format_table(rows: Sequence[Mapping[str, Any]], style: str = 'text') -> str:
     cells = [[_one_line(x).replace('|', r'\|') for x in line] for line in cells]
     ruled = [cells[0], ['---'] * len(heads), *cells[1:]]
     return ''.join(f'| {" | ".join(line)} |\n' for line in ruled)
-  if style == 'latex':
-    return _latex(cells)
   return _aligned([[_one_line(x) for x in line] for line in cells])
-
-
-def _latex(cells: list[list[str]]) -> str:
-  """Returns a `tabular` with the rules of the package booktabs."""
-  special = str.maketrans(
-    {c: f'\\{c}' for c in '&%$#_{}'}
-    | {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
-    | {'±': r'$\pm$', '–': '--', 'ε': r'$\varepsilon$', 'δ': r'$\delta$', 'μ': r'$\mu$'}
-  )
-  lines = [f'{" & ".join(_one_line(x).translate(special) for x in line)} \\\\\n' for line in cells]
-  head, *body = lines or ['\\\\\n']
-  columns = 'l' * max(len(cells[0]), 1)
-  return (
-    f'\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head}\\midrule\n{"".join(body)}\\bottomrule\n'
-    '\\end{tabular}\n'
-  )
 
 
 def _aligned(cells: list[list[str]]) -> str:

@@ -196,7 +196,8 @@ class _Loop:
         failure = self._failure(new[-1], rows)
         last = start == total or (self.ledgers and not self.ledgers.room(start, total))
         if not failure and (start % self.config.evaluation.every == 0 or last):
-          self.records.score(new[-1], self.ready.evaluate(state.params))
+          of_clients = self.ready.evaluate_clients(state.params)
+          self.records.score(new[-1], self.ready.evaluate(state.params), of_clients)
         for record in new:
           self.records.mark(record)
           writer.write(record)

@@ -12,7 +12,7 @@ from fedjax_mem.config.build import Parts, build
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.sections import PrivacySection
 from fedjax_mem.engine import Execution, Simulation, describe, simulate, table_bytes
-from fedjax_mem.runner import devices, examples, records, scores, traffic, tuning
+from fedjax_mem.runner import client_scores, devices, examples, records, scores, traffic, tuning
 from fedjax_mem.runner import ledgers as spending
 
 MAX_SEGMENT = 256  # rounds; longer segments would save nothing, and their metrics take memory
@@ -27,6 +27,7 @@ class Ready(NamedTuple):
     sim: the compiled rounds.
     source: source of the examples.
     evaluate: parameters -> scores on the test set.
+    evaluate_clients: parameters -> scores on what the clients hold out; {} if they hold out none.
     ledgers: ledgers of its noise, or None.
     picked: how the execution was chosen; see `tuning.choose`.
     notes: notes to the user about the devices.
@@ -37,6 +38,7 @@ class Ready(NamedTuple):
   sim: Simulation
   source: examples.Source
   evaluate: Callable[[Any], dict[str, float]]
+  evaluate_clients: Callable[[Any], dict[str, float]]
   ledgers: spending.Ledgers | None
   picked: str
   notes: list[str]
@@ -87,10 +89,13 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
   sim = make(chosen)
   sim = sim.with_root(sim.root)  # pinned: the root in the run's folder is that of its rounds
   ledgers = spending.open_ledgers(config, parts.layers, parts.data.counts, sim.setting.specs)
-  evaluate = scores.scorer(parts, config.evaluation.batch_size, sim.setting.layout.mesh)
-  records.check_names(sim.setting.metrics, scores.names(parts), ledgers)
+  batch, mesh = config.evaluation.batch_size, sim.setting.layout.mesh
+  evaluate = scores.scorer(parts, batch, mesh)
+  of_clients = client_scores.scorer(parts, batch, mesh)
+  added = client_scores.names(parts)
+  records.check_names(sim.setting.metrics, scores.names(parts), ledgers, added)
   notes = [note] if note else []
-  return Ready(config, parts, sim, source, evaluate, ledgers, picked, notes)
+  return Ready(config, parts, sim, source, evaluate, of_clients, ledgers, picked, notes)
 
 
 def keeps_root(ready: Ready) -> bool:
@@ -128,6 +133,10 @@ def facts(ready: Ready) -> dict[str, Any]:
   held = _estimator(ready)  # these tell what clients hold
   if parts.data.unused_labels:
     held.insert(0, f'no client holds examples of the labels {list(parts.data.unused_labels)}')
+  if parts.data.held is not None:
+    without = int((np.diff(parts.data.held.offsets) == 0).sum())
+    if without:
+      held.append(f'{without} clients have too few examples to hold one out: scores leave them out')
   notes += [f'{x} ({NOT_COVERED})' for x in held] if sim.claims else held
   notes += traffic.notes(sim, ready.config.rounds)
   return {

@@ -105,10 +105,18 @@ class Records:
       records.append(record)
     return records
 
-  def score(self, record: dict[str, Any], scores: Mapping[str, float]) -> None:
-    """Adds the scores on the test set, as 'test_<name>'."""
+  def score(
+    self,
+    record: dict[str, Any],
+    scores: Mapping[str, float],
+    of_clients: Mapping[str, float] | None = None,
+  ) -> None:
+    """Adds the scores on the test set, as 'test_<name>', and those on what clients hold out.
+
+    The latter are of clients' examples, and no noise is in them: a claim does not cover them.
+    """
     added = {_scored(name): value for name, value in scores.items()}
-    record |= added
+    record |= {**added, **(of_clients or {})}
     if not self._owned:
       self._covered |= set(added)
 
@@ -140,18 +148,24 @@ def coverage(seen: Mapping[str, bool]) -> dict[str, Any]:
   return {'coverage': {**names, 'facts not covered': _FACTS, 'files not covered': _FILES}}
 
 
-def check_names(metrics: Iterable[str], scores: Iterable[str], ledgers: Ledgers | None) -> None:
+def check_names(
+  metrics: Iterable[str],
+  scores: Iterable[str],
+  ledgers: Ledgers | None,
+  of_clients: Iterable[str] = (),
+) -> None:
   """Checks that records hold each metric of a round under a name that nothing else has.
 
   Args:
     metrics: names of the metrics of a round.
     scores: names of the scores on the test set.
     ledgers: ledgers of the run, or None.
+    of_clients: names of the scores on what clients hold out.
 
   Raises:
     ValueError: a metric has the name of another, or of what the runner adds.
   """
-  taken = {*_ADDED, *map(_scored, scores), *_drawn(ledgers)}
+  taken = {*_ADDED, *map(_scored, scores), *of_clients, *_drawn(ledgers)}
   for name in sorted(metrics):
     if name in _OWN or Traffic.counts(name):
       continue

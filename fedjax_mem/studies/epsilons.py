@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from fedjax_mem import account
 from fedjax_mem.core import Draws
 from fedjax_mem.mechanisms import Gaussian
+from fedjax_mem.report import latex
 from fedjax_mem.report.tables import format_table
 
 NAME = 'privacy'
@@ -109,10 +110,12 @@ def write(lines: list[dict[str, Any]], out: str | os.PathLike[str]) -> list[path
   """Writes the table as Markdown, CSV and LaTeX, and its sources; returns the files."""
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
-  texts = {style: format_table(lines, style) for style in ('markdown', 'csv', 'latex')}
-  named = dict(zip(('md', 'csv', 'tex'), texts.values(), strict=True)) | {
-    'bib': BIBTEX.strip() + '\n'
+  texts = {
+    'md': format_table(lines, 'markdown'),
+    'csv': format_table(lines, 'csv'),
+    'tex': latex.document(lines, 'Epsilon of published settings'),
+    'bib': BIBTEX.strip() + '\n',
   }
-  for suffix, text in named.items():
+  for suffix, text in texts.items():
     (out / f'{NAME}.{suffix}').write_text(text, encoding='utf-8')
-  return [out / f'{NAME}.{suffix}' for suffix in named]
+  return [out / f'{NAME}.{suffix}' for suffix in texts]

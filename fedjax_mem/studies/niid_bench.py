@@ -23,7 +23,8 @@ _METHODS = {
   'fednova': ('algorithm.name=fednova',),
 }
 _SETTINGS = {
-  'iid': ('data.partition=iid',),
+  # The baseline permutes with `rng.choice`, whose draw is another.
+  'iid': ('data.partition=iid', 'data.options={by_choice=true}'),
   'dirichlet': ('data.partition=dirichlet', 'data.alpha=0.5'),
   **{
     f'labels_{k}': ('data.partition=labels_per_client', f'data.labels_per_client={k}')

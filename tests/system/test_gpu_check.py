@@ -22,7 +22,7 @@ def test_all_parts_run_in_their_small_form(tmp_path):
   kept = {
     'JAX_COMPILATION_CACHE_DIR': str(compiling.cache_folder()),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
-    'XLA_FLAGS': '',
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # as tests compile, see `compiling.quickly`
   }
   command = [str(ROOT / 'benchmarks' / 'gpu_check.sh'), str(tmp_path / 'out')]
   env = {**os.environ, 'JAX_PLATFORMS': 'cpu', **own, **kept}

@@ -59,8 +59,15 @@ def test_run_then_again_then_report(call, tiny, tmp_path):
 def test_data_show_draws_the_partition(call, tiny, tmp_path):
   picture = tmp_path / 'picture.png'
   code, said, _ = call('data', 'show', tiny, '--out', picture, '--set', 'data.num_clients=7')
-  assert code == 0 and '7 clients, 1438 examples' in said
+  assert code == 0 and '7 clients, 1438 examples' in said and 'held out' not in said
   assert picture.read_bytes().startswith(b'\x89PNG')
+  more = ('--set', 'data.partition=column', '--set', 'data.options.column=y', '--set')
+  code, said, _ = call(
+    'data', 'show', tiny, '--out', picture, *more, 'data.num_clients=', *more[-1:],
+    'selection.cohort_size=3', *more[-1:], 'evaluation.clients=0.5',
+  )  # fmt: skip
+  assert code == 0 and '10 clients, 717 examples, 69 to 73 a client' in said
+  assert 'held out besides: 721 examples, 70 to 73 a client' in said
 
 
 def test_data_list_and_doctor(call, tmp_path):

@@ -89,7 +89,7 @@ FULL = make(
   name='a-b_c.1',
   seed=2**32 - 1,
   data=DataSection(
-    name='x/y', partition='labels', num_clients=10, labels_per_client=2, alpha=1e-22,
+    name='x/y', partition='labels', num_clients=10, labels_per_client=2, alpha=[1e-22, 1],
     partition_seed=0, options={'a': {'b': [1, [2.5, 'x"\n\\'], True]}, 'inf': math.inf},
   ),
   client=ClientSection(learning_rate=0.1 + 0.2, learning_rate_schedule='cosine', decay_rounds=9),
@@ -147,6 +147,9 @@ def test_overrides(path):
     ('stages.1.use=x', ["one of the 1 elements of stages", "'1'"]),
     ('stages.0.uze=x', ['stages[0].uze', "Did you mean 'use'?"]),
     ('server=3', ['server must be a table, got 3.']),
+    ('data.alpha=[1.0, -1]', ['data.alpha[1] must be a finite number >= 0, got -1.']),
+    ('data.alpha=many', ["data.alpha must be a number or an array, got 'many'."]),
+    ('evaluation.clients=1', ['evaluation.clients must be a number in [0, 1), got 1.0.']),
     ('data.name=3', ['data.name must be a string, got 3.']),
     ('version=2', ['version must be 1', 'got 2']),
   ],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedjax_mem.data.preprocess import Inputs
-from fedjax_mem.data.table import Table, distribute
+from fedjax_mem.data.table import Table, distribute, hold_out
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (400, 5, 5)).astype(np.uint8)
@@ -45,6 +45,25 @@ def test_fewer_clients_keep_their_names_and_test_examples():
 def test_owners_do_not_bind_another_partition():
   data = distribute(NATURAL, 'iid', 8)
   assert data.clients is None and data.test_clients is None and data.num_clients == 8
+
+
+def test_a_column_makes_clients_by_its_name_or_number():
+  x = np.stack([np.arange(400.0) % 5, np.arange(400.0) // 100], axis=1).astype(np.float32)
+  sites = np.array(['north', 'south', 'west'])[np.arange(400) % 3]
+  table = TABLE._replace(arrays={'x': x, 'y': Y}, columns={'site': sites}, input_shape=(2,))
+  data = distribute(table, 'column', column='site')
+  assert data.clients == ('north', 'south', 'west') and set(data.arrays) == {'x', 'y'}
+  assert (sites[data.rows(1)] == 'south').all()
+  assert distribute(table, 'column', column=1).clients == ('0.0', '1.0', '2.0', '3.0')
+  labels = distribute(hold_out(table, 0.1, 1), 'column', column='y')
+  assert all((Y[labels.rows(k)] == k).all() for k in range(4)) and len(labels.index) == 360
+  assert distribute(NATURAL, 'column', column='y').test_clients is None
+  bad = [(table, 'sit', "Did you mean 'site'"), (table, 2, '<= 1, got 2'), (TABLE, 0, 'be a name')]
+  for of, name, message in (*bad, (table, [1], r'got \[1\]')):
+    with pytest.raises(ValueError, match=message):
+      distribute(of, 'column', column=name)
+  with pytest.raises(ValueError, match='must be given column'):
+    distribute(table, 'column')
 
 
 def test_feature_noise_has_its_variance_and_spares_the_test_set():

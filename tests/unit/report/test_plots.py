@@ -67,6 +67,19 @@ def test_scores_on_the_test_set_that_a_claim_does_not_cover_say_so():
   assert loss.get_title().startswith('Loss: test (not covered by ε) (bold), ')
 
 
+def test_the_clients_have_a_panel_with_the_worst_tenth():
+  records = [
+    {'round': 1, 'client_accuracy_mean': 0.5, 'client_accuracy_worst': 0.1, 'covered': ['round']}
+  ]
+  (ax,) = learning_curves(Run(name='x', records=records)).axes
+  assert ax.get_title() == 'Accuracy on what clients hold out (not covered by ε)'
+  assert [x.get_label() for x in ax.lines] == ['mean of the clients', 'mean of the worst tenth']
+  assert [x.get_ydata().tolist() for x in ax.lines] == [[0.5], [0.1]]
+  figure = learning_curves([records, records])
+  assert titles(figure)[0].startswith('Clients: mean (bold), worst tenth')
+  assert len(figure.legends[0].get_texts()) == 2
+
+
 def test_a_run_without_tests_has_one_panel():
   figure = learning_curves(run([], [2.0, 1.0]))
   assert titles(figure) == ['Loss']

@@ -43,12 +43,13 @@ def ran(make, tmp_path, capsys):
 
 
 def test_what_is_computed_from_single_updates_is_not_covered_and_all_say_so(ran):
-  folder, said = ran('selection.name=poisson', CENTRAL)
+  folder, said = ran('selection.name=poisson', CENTRAL, 'evaluation.clients=0.2')
   first, last = read_metrics(folder / 'metrics.jsonl')
   covered = {'round', 'epsilon', 'delta'}
   assert set(first['covered']) == covered
   assert set(last['covered']) == covered | {'test_loss', 'test_accuracy'}
   bare = {'train_loss', 'clients', 'examples', 'bytes_up', 'bytes_down', 'seconds'}
+  bare |= {'client_accuracy_mean', 'client_loss_worst', 'clients_evaluated', 'clients_left_out'}
   assert bare <= set(last) - set(last['covered'])
   assert 'not_finite' not in last and 'selected' not in last
   told = json.loads((folder / 'manifest.json').read_text())['coverage']
@@ -63,6 +64,7 @@ def test_what_is_computed_from_single_updates_is_not_covered_and_all_say_so(ran)
   for words in ('training loss (not covered by ε)', '>train_loss (not covered by ε)<',
                 'sent by clients (not covered by ε)', '>clients (not covered by ε)<',
                 'Partition of the data (not covered by ε)', '>final accuracy<', '>test loss<',
+                'clients: worst 10 % (not covered by ε)', '>client_loss_spread (not covered by ε)<',
                 '>test_accuracy<', '>epsilon<'):  # fmt: skip
     assert words in page, words
   for style in ('text', 'markdown', 'csv'):

@@ -12,10 +12,14 @@ OPTIONS = {
   'iid': {},
   'blocks': {},
   'dirichlet': {'alpha': 0.5},
+  'flower_dirichlet': {'alpha': 0.5},
+  'inner_dirichlet': {'alpha': 0.5},
   'labels_per_client': {'labels_per_client': 3},
   'quantity_skew': {'alpha': 0.5},
+  'sizes': {'law': 'log_normal', 'sigma': 0.5},
   'feature_noise': {'sigma': 0.1},
   'natural': {'client_ids': np.random.default_rng(1).integers(0, 20, 3000)},
+  'column': {'column': np.random.default_rng(2).permutation(np.arange(3000) % 20)},
 }
 
 
@@ -36,7 +40,7 @@ def test_covers_every_example_exactly_once(name):
   assert parts.unused_labels == ()
 
 
-@pytest.mark.parametrize('name', sorted(set(OPTIONS) - {'natural'}))
+@pytest.mark.parametrize('name', sorted(set(OPTIONS) - {'natural', 'column'}))
 def test_is_a_function_of_the_seed(name):
   first, again, other = (partition(name, LABELS, 20, seed=s, **OPTIONS[name]) for s in (3, 3, 4))
   assert np.array_equal(first.index, again.index)
@@ -175,6 +179,49 @@ def test_natural_skips_clients_without_examples():
   assert parts.index.tolist() == [1, 0, 2]
 
 
+def test_a_client_with_a_larger_alpha_holds_more():
+  for name in ('dirichlet', 'flower_dirichlet', 'quantity_skew'):
+    alone = partition(name, LABELS, 3, seed=1, alpha=5.0)
+    same = partition(name, LABELS, 3, seed=1, alpha=[5.0, 5.0, 5.0])
+    assert np.array_equal(alone.index, same.index)
+    sizes = np.diff(partition(name, LABELS, 3, seed=0, alpha=[1, 1, 50]).offsets)
+    # Under 'dirichlet' a client is closed once it holds a third of all.
+    assert sizes.argmax() == 2 or (name == 'dirichlet' and sizes[2] > 1000)
+
+
+def test_inner_mixtures_are_of_the_given_sizes_and_spread_by_alpha():
+  def largest(alpha):
+    parts = partition('inner_dirichlet', LABELS, 10, seed=0, alpha=alpha, sizes=[60] * 10)
+    assert np.diff(parts.offsets).tolist() == [60] * 10
+    assert len(np.unique(parts.index)) == 600
+    return np.mean([np.bincount(LABELS[rows(parts, k)]).max() / 60 for k in range(10)])
+
+  assert largest(0.05) > 0.6 > 0.25 > largest(1e4)
+
+
+def test_an_inner_mixture_that_runs_out_draws_from_what_is_left():
+  labels = np.repeat([0, 1], 10)
+  parts = partition('inner_dirichlet', labels, 2, seed=0, alpha=1e-9)  # one label a client
+  assert np.array_equal(np.sort(parts.index), np.arange(20))
+
+
+def test_log_normal_sizes_have_their_spread():
+  counts = np.diff(
+    partition('sizes', np.zeros(10**6, int), 999, seed=0, law='log_normal', sigma=0.7).offsets
+  )
+  assert np.isclose(np.log(counts).std(), 0.7, rtol=0.08)
+  assert counts.sum() == 10**6
+
+
+def test_a_column_names_its_clients_and_may_give_some_of_them():
+  sites = np.array(['b', 'a', 'c', 'a'])
+  parts = partition('column', np.arange(4), None, seed=0, column=sites)
+  assert parts.names == ('a', 'b', 'c') and parts.index.tolist() == [1, 3, 0, 2]
+  some = partition('column', np.arange(4), 2, seed=0, column=sites)
+  assert [set(sites[rows(some, k)]) for k in range(2)] == [{x} for x in some.names]
+  assert len(some.unused_labels) == 4 - len(some.index)
+
+
 @hypothesis.settings(max_examples=30, deadline=None)
 @hypothesis.given(
   st.integers(0, 2**31), st.integers(1, 12), st.sampled_from(['iid', 'dirichlet', 'quantity_skew'])
@@ -202,6 +249,20 @@ def test_no_example_is_lost_or_repeated(seed, num_clients, name):
     ('labels_per_client', 5000, {'labels_per_client': 1}, 'at least one example, got none'),
     ('blocks', 10, {'examples_per_client': 3001}, 'examples_per_client must be'),
     ('feature_noise', 10, {'sigma': -0.1}, 'sigma must be a finite number >= 0'),
+    ('dirichlet', 3, {'alpha': [1.0, 2.0]}, 'alpha must be one number, or 3, one a client, got 2'),
+    ('dirichlet', 2, {'alpha': [1.0, 0.0]}, r'alpha\[1\] must be a finite number > 0, got 0.0'),
+    ('flower_dirichlet', 9, {'alpha': 1.0, 'self_balancing': 1}, 'self_balancing must be true'),
+    ('inner_dirichlet', 2, {'alpha': [1.0]}, 'alpha must be one number, or 10, one a label, got 1'),
+    ('inner_dirichlet', 2, {'alpha': 1.0, 'sizes': [5]}, 'sizes must be 2 integers, one a client'),
+    ('inner_dirichlet', 2, {'alpha': 1.0, 'sizes': [5, 0]}, r'sizes\[1\] must be an integer >= 1'),
+    ('inner_dirichlet', 2, {'alpha': 1.0, 'sizes': [5, 2996]}, 'sizes must be 3000 .* got 3001'),
+    ('sizes', 10, {'law': 'cubic'}, "law must be one of 'linear'"),
+    ('sizes', 10, {'law': 'linear', 'sigma': 1.0}, "sigma must be given for 'log_normal' alone"),
+    ('sizes', 10, {'law': 'log_normal'}, "sigma must be given for 'log_normal' alone, got None"),
+    ('sizes', 900, {'law': 'exponential'}, "under 'exponential', got 900: client 0 has 0"),
+    ('column', None, {'column': np.zeros(5)}, r'column must be 3000 values, got shape \(5,\)'),
+    ('column', None, {'column': np.full(3000, np.nan)}, 'got NaN in it'),
+    ('column', None, {'column': np.array([1, 'a'] * 1500, object)}, 'values of one kind'),
     ('natural', None, {'client_ids': np.zeros(5, int)}, 'client_ids must be 3000 integers'),
     ('natural', 3, {'client_ids': np.zeros(3000, int)}, 'num_clients must be .*<= 1, got 3'),
   ],
