@@ -161,7 +161,7 @@ def test_neither_the_order_of_clients_nor_their_ids_change_a_rule(name):
 
 
 def test_bulyan_keeps_a_neighbour_to_the_end():
-  """Of 0 … 5 the middle, whatever their order: its last scores are of one neighbour, not of none."""
+  """Of 0 … 5 the middle, whatever their order: the last scores are not those of no neighbour."""
   x = np.array([100.0, 0, 1, 2, 3, 4, 5], np.float32)[:, None] * np.ones(D, np.float32)
   layer = rules.bulyan(1)
   run = jax.jit(lambda x: robust.given(layer, x))

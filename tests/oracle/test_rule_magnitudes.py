@@ -46,11 +46,14 @@ def _cohorts(size, each):
   normal = np.random.default_rng(3).normal(size=(C, size)) + 1
   lone = np.ones((len(SCALES), C, 1))
   lone[:, 4, 0] = SCALES
-  yield (SCALES[:, None, None] * normal).astype(np.float32)
-  yield (lone * normal).astype(np.float32)
+  made = [SCALES[:, None, None] * normal, lone * normal]
   if each:
-    rows = 10.0 ** np.random.default_rng(4).permuted(np.linspace(-36, 36, C)[None].repeat(3, 0), 1)
-    yield (rows[:, :, None] * normal).astype(np.float32)
+    rows = 10.0 ** np.random.default_rng(4).permuted(
+      np.linspace(-36, 36, C)[None].repeat(3, 0), axis=1
+    )
+    made.append(rows[:, :, None] * normal)
+  for x in made:
+    yield np.where(np.abs(x) < TINY, 0, x).astype(np.float32)
 
 
 @pytest.mark.parametrize('size', [1, 64, pytest.param(2000, marks=pytest.mark.slow)])
@@ -69,7 +72,9 @@ def test_a_rule_equals_its_twin_at_any_magnitude(name, size):
   for stack in _cohorts(size, name in ALONE):
     for x, found in zip(stack, np.asarray(run(stack), np.float64), strict=True):
       expected = twin(x.astype(np.float64), np.ones(C))
-      np.testing.assert_allclose(found, expected, 0, 4e-6 * np.abs(expected).max() + C * TINY)
+      # Nearly on one row, distances are differences of equal values.
+      close = (3e-5 if name == 'sharp' else 4e-6) * np.abs(expected).max()
+      np.testing.assert_allclose(found, expected, 0, close + C * TINY)
 
 
 @pytest.mark.parametrize('size', [1, 64, 2000])

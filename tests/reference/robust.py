@@ -180,7 +180,9 @@ def given(layer, x, center=None):
   x = jnp.asarray(x, jnp.float32)
   c = len(x)
   sent = Message([x], jnp.ones(c), {})
-  ctx = context(np.arange(c), np.ones(c, bool), [jnp.zeros(x.shape[1]) if center is None else center])
+  ctx = context(
+    np.arange(c), np.ones(c, bool), [jnp.zeros(x.shape[1]) if center is None else center]
+  )
   message = layer.cohort.apply(ctx, sent, ())[0]
   # A mean of rows, rather than their sum, which may be beyond float32.
   shares = message.weight / message.weight.sum()

@@ -26,13 +26,14 @@ share of a sum is neither lost nor infinite.
 |---|---|
 | values whose squares overflow or vanish in float32 | right; of all pairs: beside the middle row |
 | a row beyond 2**84 times the middle one | in all pairs: infinitely far from the others |
-| a squared distance of at most 2**-20 of the squared norms | in all pairs: 0, since it is rounding |
+| a squared distance of up to 2**-20 of the squared norms | in all pairs: 0, as it is rounding |
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_mem.core import platforms
 from fedjax_mem.kernels.loops import parts
@@ -40,6 +41,7 @@ from fedjax_mem.kernels.loops import parts
 _PART = 1 << 13  # columns of a part
 # Full float32 in products, on accelerators too, whose default keeps fewer bits.
 _HIGHEST = jax.lax.Precision.HIGHEST
+_LARGEST = float(np.finfo(np.float32).max)
 _ROOM = 30  # (2**-25 / 2**30)**2 is 2**-110, far from the least ordinary number, 2**-126
 _NOISE = 2.0**-20  # of two squared norms: what their difference is off by, with room
 
@@ -192,7 +194,7 @@ def distances_to(
   if base is not None:
     reach = jnp.maximum(reach, jnp.abs(base).max(initial=0))
   # Neither a row nor the point is much beyond 2**e, and one of them is near it.
-  e = jnp.maximum(units, _exponents(jnp.minimum(reach, jnp.finfo(jnp.float32).max)))
+  e = jnp.maximum(units, _exponents(jnp.minimum(reach, _LARGEST)))
   scale = _power(-e)[:, None]
 
   def part(start: jax.Array, length: int) -> jax.Array:

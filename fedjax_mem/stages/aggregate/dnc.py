@@ -23,8 +23,8 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
   An iteration draws coordinates and takes the principal direction of the updates about their mean.
   It removes the share * f clients with the largest squared projections on that direction. Clients
   that are tied for the last of these places share them: each keeps the same part of its weight in
-  the average, the least that an iteration leaves. If the iterations remove all clients, the round is
-  skipped. Where several directions are principal, projections are on all of them.
+  the average, the least that an iteration leaves. If the iterations remove all clients, the round
+  is skipped. Where several directions are principal, projections are on all of them.
 
   The rule assumes that byzantine clients send similar updates. If their updates point in different
   directions, the principal direction is that of the largest ones, and the others may stay, however
@@ -105,6 +105,6 @@ def projections(x: jax.Array, on: jax.Array) -> jax.Array:
     return whole((power + power.T) / 2)
 
   power = jax.lax.fori_loop(0, _SQUARINGS, squared, whole(product(x, x.T)))
-  # What is left is the projection on the eigenvectors of the largest eigenvalue, up to a factor: its
-  # diagonal, their squares. If it is of rank one, as a rule, that is the square of one eigenvector.
+  # What is left is the projection on the eigenvectors of the largest eigenvalue, up to a factor,
+  # and on its diagonal are sums of their squares. As a rule it is one eigenvector.
   return jnp.where(on, jnp.maximum(jnp.diagonal(power), 0), 0)
