@@ -65,11 +65,6 @@ def _floats(keys: jax.Array) -> jax.Array:
   return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _shrink(largest: jax.Array) -> jax.Array:
-  """Returns powers of two by which sums of up to 2**24 values of such magnitudes stay finite."""
-  return jnp.where(largest > 1e30, jnp.float32(2.0**-24), jnp.float32(1))
-
-
 def _counts(flags: jax.Array, dtype: jax.typing.DTypeLike = jnp.int32) -> jax.Array:
   """Returns the number of true flags [C, B] in each column, [B]."""
   return flags.astype(dtype).sum(0, dtype=dtype)
@@ -153,6 +148,22 @@ def _blocks(f: _Block, x: jax.Array, on: jax.Array) -> jax.Array:
   return jnp.where(on.any(), found, jnp.float32(0))
 
 
+def _finite(f: _Block, x: jax.Array, on: jax.Array) -> jax.Array:
+  """Returns f of all columns, as `_blocks`, for an f of finite values whose sums may not be finite.
+
+  Args:
+    f: a mean of values of each column, whatever their unit.
+    x: [C, D] floats.
+    on: [C] booleans, the rows that count.
+  """
+  found = _blocks(f, x, on)
+  # Once more, made smaller, only where it is needed: a product for each value doubles the time.
+  small = jnp.float32(2.0 ** -len(x).bit_length())
+  again = lambda: _blocks(f, x.astype(jnp.float32) * small, on) / small
+  whole: jax.Array = jax.lax.cond(jnp.isfinite(found).all(), lambda: found, again)
+  return whole
+
+
 def median(x: jax.Array, on: jax.Array) -> jax.Array:
   """Returns the median of every column, [D] float32.
 
@@ -197,17 +208,16 @@ def trimmed_mean(x: jax.Array, on: jax.Array, trim: jax.typing.ArrayLike) -> jax
     low, high = _kth(keys, (trim, last))
     inside = (keys > low[None]) & (keys < high[None])
     least, most = _floats(low), _floats(high)
-    shrink = _shrink(jnp.maximum(jnp.abs(least), jnp.abs(most)))
-    total = jnp.where(inside, part * shrink[None], jnp.float32(0)).sum(0)
+    total = jnp.where(inside, part, jnp.float32(0)).sum(0)
     # Values strictly between are summed; those at the two ends are counted and multiplied, since
     # trimming may take some of several that are equal. In the example: two at 2, one at 5.
     lows = _counts(keys <= low[None]) - trim
     highs = kept - lows - _counts(inside)
-    ends = lows.astype(jnp.float32) * (least * shrink) + highs.astype(jnp.float32) * (most * shrink)
+    ends = lows.astype(jnp.float32) * least + highs.astype(jnp.float32) * most
     # Where all that is kept is equal, nothing is added up, so that nothing is rounded.
-    return jnp.where(low == high, least, (total + ends) / kept.astype(jnp.float32) / shrink)
+    return jnp.where(low == high, least, (total + ends) / kept.astype(jnp.float32))
 
-  return _blocks(block, x, on)
+  return _finite(block, x, on)
 
 
 def smallest_sum(x: jax.Array, on: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
@@ -292,12 +302,10 @@ def mean_near(
     edge, room = _floats(last), largest * 2.0**-21
     near = real & (_floats(far) < (edge - room)[None])
     tied = real & ~near & (_floats(far) <= (edge + room)[None])
-    shrink = _shrink(jnp.abs(middle) + edge)
-    part = part * shrink[None]
     total = jnp.where(near, part, jnp.float32(0)).sum(0)
     left = (count - _counts(near)).astype(jnp.float32)
     ties = jnp.where(tied, part, jnp.float32(0)).sum(0)
     shared = ties / jnp.maximum(_counts(tied), 1).astype(jnp.float32)
-    return (total + left * shared) / jnp.maximum(count, 1).astype(jnp.float32) / shrink
+    return (total + left * shared) / jnp.maximum(count, 1).astype(jnp.float32)
 
-  return _blocks(block, x, on)
+  return _finite(block, x, on)
