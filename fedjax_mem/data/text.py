@@ -45,6 +45,9 @@ class Characters:
 class Words:
   """Encodes sentences as sequences of words, one example each, cut after `length` words.
 
+  Words lie between single spaces, as in TensorFlow Federated and FedJAX: between two spaces in a
+  row, and in an empty text, there is an empty word, which is unknown.
+
   Reference: Reddi et al. (2021), arXiv 2003.00295, appendix C.4.
   """
 
@@ -56,7 +59,7 @@ class Words:
   def encode(self, text: bytes) -> np.ndarray:
     """Returns ids [1, length + 1] uint16; a sentence of fewer than `length` words gets an end."""
     unknown, begin, end = self.num_classes - 3, self.num_classes - 2, self.num_classes - 1
-    words = text.split()[: self.length]
+    words = text.split(b' ')[: self.length]
     ids = [begin, *(self._ids.get(word, unknown) for word in words)]
     if len(words) < self.length:
       ids.append(end)
@@ -66,8 +69,8 @@ class Words:
 
 
 def most_frequent(texts: Iterable[bytes], size: int) -> list[bytes]:
-  """Returns the `size` most frequent words, ties in alphabetical order."""
+  """Returns the `size` most frequent words, ties in alphabetical order; empty ones are none."""
   counts: Counter[bytes] = Counter()
   for text in texts:
-    counts.update(text.split())
+    counts.update(word for word in text.split(b' ') if word)
   return [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:size]]

@@ -268,7 +268,7 @@ class FederatedServer:
     if self._masks is not None:  # sums of integers are the same in any order
       return reads
     if self._aggregator.rules:
-      # Robust rules break ties by position: this makes it the number of the client.
+      # Buckets are drawn by position: this makes it the number of the client.
       return sorted(reads, key=lambda x: self._registry.number(x.client))
     # The engine adds clients of unequal sizes in this order: the largest first.
     return sorted(reads, key=lambda x: -(x.update.metadata.num_examples or 0))

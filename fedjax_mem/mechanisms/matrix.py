@@ -192,8 +192,10 @@ def _ordinary() -> Iterator[None]:
 def banded(rounds: int, bands: int, separation: int) -> Strategy:
   """Returns a column-normalised banded strategy, optimised for the mean error of prefix sums.
 
-  It is optimised as a Toeplitz matrix, which takes seconds and increases the error by less than
-  0.5% (McKenna 2024), then normalised.
+  It is optimised as a Toeplitz matrix, which takes seconds, then normalised. That costs less than
+  0.5% of the error from 1,000 rounds on (McKenna 2024), more in short runs: beside jax_privacy's
+  optimizer of all entries, over 8 to 128 rounds and 2 to 32 bands, the root mean squared error of a
+  prefix sum is larger by 0.2% to 1.7%; by 1.6% at 32 rounds, and most at 64 and 128 of 32 bands.
 
   Args:
     rounds: size of the matrix.

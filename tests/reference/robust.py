@@ -13,9 +13,17 @@ def distances(x):
 
 
 def scores(x, f):
-  """Returns Krum's score of every row."""
+  """Returns Krum's score of every row: of at least one neighbour."""
   d, n = distances(x), len(x)
-  return np.array([np.sort(np.delete(d[i], i))[: max(n - f - 2, 0)].sum() for i in range(n)])
+  return np.array([np.sort(np.delete(d[i], i))[: max(n - f - 2, 1)].sum() for i in range(n)])
+
+
+def shares(values, count, room=1e-9):
+  """Returns 1 for the `count` smallest values, 0 for the others; those tied for the last share."""
+  last = np.sort(values)[count - 1]
+  inside = values < last - room * abs(last)
+  tied = (values <= last + room * abs(last)) & ~inside
+  return inside + tied * (count - inside.sum()) / tied.sum()
 
 
 def median(x, w):
@@ -29,19 +37,16 @@ def trimmed_mean(f):
 
 
 def krum(f):
-  """Returns the twin of `krum`; rows are in the order of their ids."""
-  return lambda x, w: x[np.argmin(scores(x, f))]
+  """Returns the twin of `krum`: the mean of all that have the lowest score."""
+  return lambda x, w: x[shares(scores(x, f), 1) > 0].mean(0)
 
 
 def multi_krum(f):
   """Returns the twin of `multi_krum`."""
 
   def rule(x, w):
-    s, m = scores(x, f), len(x) - f
-    last = np.sort(s)[m - 1]
-    inside, tied = s < last, s == last
-    share = inside + tied * (m - inside.sum()) / tied.sum()
-    return share @ x / m
+    m = len(x) - f
+    return shares(scores(x, f), m) @ x / m
 
   return rule
 
@@ -50,18 +55,21 @@ def bulyan(f):
   """Returns the twin of `bulyan`."""
 
   def rule(x, w):
-    left, taken, n = list(range(len(x))), [], len(x)
-    for _ in range(n - 2 * f):
-      best = left[int(np.argmin(scores(x[left], f)))]
-      left.remove(best)
-      taken.append(best)
-    x = x[taken]
+    left, taken, n = np.arange(len(x)), [], len(x)
+    while len(taken) < n - 2 * f:
+      best = shares(scores(x[left], f), 1) > 0
+      room = n - 2 * f - len(taken)
+      tied = x[left[best]]
+      taken.extend(tied if len(tied) <= room else [tied.mean(0)] * room)
+      left = left[~best]
+    x = np.array(taken)
     out = []
     for column in x.T:
       near = np.abs(column - np.median(column))
       count = n - 4 * f
-      last = np.sort(near)[count - 1]
-      inside, tied = near < last, near == last
+      last, room = np.sort(near)[count - 1], 2.0**-21 * np.abs(column).max()
+      inside = near < last - room
+      tied = (near <= last + room) & ~inside
       total = column[inside].sum() + (count - inside.sum()) * column[tied].mean()
       out.append(total / count)
     return np.array(out)
@@ -111,7 +119,8 @@ def dnc(f):
   def rule(x, w):
     v = np.linalg.svd(x - x.mean(0), full_matrices=False)[2][0]
     far = ((x - x.mean(0)) @ v) ** 2
-    return x[np.argsort(far, kind='stable')[: len(x) - f]].mean(0)
+    kept = 1 - shares(-far, f, 1e-3)
+    return kept @ x / kept.sum()
 
   return rule
 
@@ -125,7 +134,7 @@ def signguard(lower, upper):
     usual = (norms >= lower * middle) & (norms <= upper * middle)
     signs = np.stack([(x > 0).mean(1), (x == 0).mean(1), (x < 0).mean(1)], 1)
     apart = np.sqrt(distances(signs))
-    bandwidth = max(np.median(apart, 0).mean(), 1e-6)
+    bandwidth = max(np.median(apart, 0).mean(), 1e-6) * (1 + 1e-5)
     points = signs.copy()
     for _ in range(30):
       near = [np.linalg.norm(signs - p, axis=1) <= bandwidth for p in points]
@@ -143,13 +152,8 @@ def nnm(f):
   """Returns the twin of `nnm`, rows mixed, then the weighted mean that follows."""
 
   def rule(x, w):
-    d, near = distances(x), len(x) - f
-    mixed = []
-    for row in d:
-      last = np.sort(row)[near - 1]
-      inside, tied = row < last, row == last
-      share = inside + tied * (near - inside.sum()) / tied.sum()
-      mixed.append(share @ x / near)
+    near = len(x) - f
+    mixed = [shares(row, near) @ x / near for row in distances(x)]
     return (w[:, None] * np.array(mixed)).sum(0) / w.sum()
 
   return rule
@@ -169,6 +173,21 @@ def stack(x, weights) -> Message:
   x = x * w[:, None]
   update = {'a': x[:, :4].reshape(-1, 2, 2), 'b': x[:, 4:]}
   return Message(update, w, {})
+
+
+def given(layer, x, center=None):
+  """Returns what a rule makes of the updates x [C, D], of weight 1 each, as one array."""
+  x = jnp.asarray(x, jnp.float32)
+  c = len(x)
+  sent = Message([x], jnp.ones(c), {})
+  ctx = context(
+    np.arange(c), np.ones(c, bool), [jnp.zeros(x.shape[1]) if center is None else center]
+  )
+  message = layer.cohort.apply(ctx, sent, ())[0]
+  # A mean of rows, rather than their sum, which may be beyond float32.
+  shares = message.weight / message.weight.sum()
+  by = jnp.where(message.weight > 0, message.weight, 1)
+  return shares @ (message.update[0] / by[:, None])
 
 
 def unstack(message: Message):

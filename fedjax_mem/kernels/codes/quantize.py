@@ -371,15 +371,15 @@ def ternary(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (codes [D] uint8 in 0, 1, 2 for -s, 0, s; scale [S] float32): TernGrad.
 
-  `decode` with 2 bits restores it. Unbiased without `clip`, as `stochastic`.
+  For `decode` with 2 bits. Unbiased without `clip`, as `stochastic`.
 
   Reference: Wen et al. (2017), arXiv 1705.07878, for the clipping too.
 
   Args:
     key: used for nothing else.
     x: [D] floats.
-    clip: None, or values are first clipped to so many of their root mean square (the paper: 2.5),
-      which bounds s and is biased.
+    clip: None, or values are first clipped to so many standard deviations about their mean (the
+      paper: 2.5), which bounds s and is biased. A value with a scale of its own is not clipped.
     block: values that share a scale; by default all.
 
   Raises:
@@ -391,6 +391,10 @@ def ternary(
   _checked(x, block)
   rows = _rows(x.astype(jnp.float32), x.size if block is None else block)
   largest = jnp.max(jnp.abs(rows), axis=1)
-  # The zeros that fill the last block up count towards its mean.
-  root = largest * jnp.sqrt(jnp.mean(jnp.square(relative(rows, largest[:, None])), axis=1))
-  return stochastic(key, x, 2, jnp.minimum(jnp.float32(clip) * root, largest), block)
+  unit = relative(rows, largest[:, None])
+  on = jax.lax.iota(jnp.int32, rows.size).reshape(rows.shape) < x.size  # not what fills the end
+  count = on.sum(1).astype(jnp.float32)
+  mean = unit.sum(1) / count
+  squares = jnp.where(on, jnp.square(unit - mean[:, None]), 0).sum(1)
+  limit = jnp.where(count > 1, jnp.float32(clip) * jnp.sqrt(squares / count), 1)
+  return stochastic(key, x, 2, largest * jnp.minimum(limit, 1), block)

@@ -14,27 +14,36 @@ middle one they are -1, 0, 2, and nothing is rounded:
 >>> gram = x @ x.T
 >>> float(gram[0, 0] + gram[1, 1] - 2 * gram[0, 1])
 0.0
->>> squares, _ = squared_distances(x, jnp.ones(3, bool))
->>> (squares / typical(x, jnp.ones(3, bool))[1] ** 2).tolist()
+>>> squares = squared_distances(x, jnp.ones(3, bool))
+>>> (squares / squares[0, 1]).tolist()
 [[0.0, 1.0, 9.0], [1.0, 0.0, 4.0], [9.0, 4.0, 0.0]]
+
+Norms, and distances to a point, are returned as d * 2**e, in units of their own for each row, and
+coefficients as multiples of 2**-units: one row of 1e36 among rows of 1e-36 keeps its norm, and its
+share of a sum is neither lost nor infinite.
 
 | edge case | result |
 |---|---|
-| values whose squares overflow or vanish in float32 | right, while most rows are of one magnitude |
-| a row beyond 2**63 times the middle one | infinitely far from the others |
+| values whose squares overflow or vanish in float32 | right; of all pairs: beside the middle row |
+| a row beyond 2**84 times the middle one | in all pairs: infinitely far from the others |
+| a squared distance of up to 2**-20 of the squared norms | in all pairs: 0, as it is rounding |
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_mem.core import platforms
-from fedjax_mem.kernels.order import columns
+from fedjax_mem.kernels.loops import parts
 
 _PART = 1 << 13  # columns of a part
 # Full float32 in products, on accelerators too, whose default keeps fewer bits.
 _HIGHEST = jax.lax.Precision.HIGHEST
+_LARGEST = float(np.finfo(np.float32).max)
+_ROOM = 30  # (2**-25 / 2**30)**2 is 2**-110, far from the least ordinary number, 2**-126
+_NOISE = 2.0**-20  # of two squared norms: what their difference is off by, with room
 
 
 def _sum_of_parts(f: Callable[[jax.Array, int], jax.Array], x: jax.Array) -> jax.Array:
@@ -62,20 +71,31 @@ def _slice(x: jax.Array, start: jax.Array, length: int) -> jax.Array:
   return part.astype(jnp.float32)
 
 
-def _power(magnitude: jax.Array) -> jax.Array:
-  """Returns a power of two near 1 / magnitude: it scales without rounding.
+def _exponents(magnitudes: jax.Array) -> jax.Array:
+  """Returns e, int32 in -126 … 126, with 2**(e - 1) <= magnitude < 2**e as far as that goes.
 
-  >>> [float(_power(jnp.float32(m))) for m in (6.0, 0.5, 0.0)]
-  [0.125, 1.0, 1.0]
+  2**e and 2**-e are ordinary numbers, and scale without rounding.
+
+  >>> _exponents(jnp.array([6.0, 0.5, 0.0])).tolist()
+  [3, 0, -126]
   """
-  # frexp gives 6 = 0.75 * 2**3, so 2**-3. The clip keeps the power and its inverse normal numbers.
-  ordinary = (magnitude > 0) & jnp.isfinite(magnitude)
-  exponent = jnp.where(ordinary, jnp.clip(jnp.frexp(magnitude)[1], -126, 126), 0)
-  return jnp.ldexp(jnp.float32(1), -exponent)
+  return jnp.where(magnitudes > 0, jnp.clip(jnp.frexp(magnitudes)[1], -126, 126), -126)
+
+
+def _power(exponents: jax.Array) -> jax.Array:
+  """Returns 2**exponents, float32."""
+  return jnp.ldexp(jnp.float32(1), exponents)
+
+
+def units(x: jax.Array) -> jax.Array:
+  """Returns e [C], int32: 2**e is near the largest magnitude of every row of x [C, D]."""
+  return _exponents(jnp.abs(x).max(1, initial=0).astype(jnp.float32))
 
 
 def typical(x: jax.Array, on: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns (the row whose largest magnitude is in the middle, a power of two near its inverse).
+  """Returns (the row whose largest magnitude is in the middle, e: 2**e is near that magnitude).
+
+  If that row is zero, e is that of the smallest row that is not.
 
   Args:
     x: [C, D] floats.
@@ -85,92 +105,103 @@ def typical(x: jax.Array, on: jax.Array) -> tuple[jax.Array, jax.Array]:
   # Rows that do not count come last. Of an even number, the smaller of the two in the middle.
   order = jnp.argsort(jnp.where(on, largest, jnp.inf))
   row = order[jnp.maximum(on.sum(dtype=jnp.int32) - 1, 0) // 2]
-  return row, _power(largest[row])
+  least = jnp.where(on & (largest > 0), largest, jnp.inf).min()
+  magnitude = jnp.where(largest[row] > 0, largest[row], jnp.where(jnp.isinf(least), 0, least))
+  return row, _exponents(magnitude)
 
 
-def squared_distances(x: jax.Array, on: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns (squared distances [C, C] in units of `scale`, norms [C]), float32.
+def squared_distances(x: jax.Array, on: jax.Array) -> jax.Array:
+  """Returns squared distances [C, C] float32, all in one unit, which a comparison does not need.
 
-  A distance to a row that does not count is infinite, that of a row to itself 0. The unit is such
-  that typical distances neither overflow nor vanish: a comparison does not need it.
+  A distance to a row that does not count is infinite, that of a row to itself 0.
 
   Args:
     x: [C, D] floats; rows that do not count are zeros.
     on: [C] booleans, the rows that count.
   """
-  rows = x.shape[0]
-  middle, scale = typical(x, on)
+  middle, unit = typical(x, on)
+  # In the typical row's unit times 2**_ROOM: no difference of float32 is smaller than 2**-25 of it,
+  # so that its square is an ordinary number still, and the room is left for larger rows.
+  scale = _power(jnp.maximum(-unit - _ROOM, -126))
 
   def part(start: jax.Array, length: int) -> jax.Array:
     values = _slice(x, start, length) * scale
-    # The origin is one more row, the last: distances to it are norms. The typical row is subtracted
-    # from all of them, which changes no distance.
-    moved = jnp.pad(values, ((0, 1), (0, 0))) - values[middle][None]
+    # The typical row is subtracted from all of them, which changes no distance.
+    moved = values - values[middle][None]
     return jnp.matmul(moved, moved.T, precision=_HIGHEST)
 
   gram = _sum_of_parts(part, x)
   squares = jnp.diagonal(gram)
+  both = squares[:, None] + squares[None]
   # 2 <a, b> as the sum of both triangles: they may be rounded differently, and this way distances
   # are symmetric.
-  distances = squares[:, None] + squares[None] - (gram + gram.T)
-  # Rounding may give less than 0; infinity less infinity is NaN: such rows are too far to measure.
-  distances = jnp.where(jnp.isfinite(distances), jnp.maximum(distances, 0), jnp.inf)
-  norms = jnp.sqrt(distances[:rows, rows]) / scale
-  among = jnp.where(on[:, None] & on[None], distances[:rows, :rows], jnp.inf)
-  return jnp.where(jnp.eye(rows, dtype=bool), jnp.float32(0), among), norms
+  distances = both - (gram + gram.T)
+  # What is rounding alone is 0: rows that are equal are so in whatever order they are.
+  distances = jnp.where(distances <= both * _NOISE, 0, distances)
+  # Infinity less infinity is NaN: such rows are too far to measure.
+  seen = on[:, None] & on[None] & jnp.isfinite(both)
+  distances = jnp.where(seen, distances, jnp.inf)
+  return jnp.where(jnp.eye(len(x), dtype=bool), jnp.float32(0), distances)
 
 
-def combine(coefficients: jax.Array, x: jax.Array) -> jax.Array:
+def combine(coefficients: jax.Array, x: jax.Array, units: jax.Array | None = None) -> jax.Array:
   """Returns coefficients @ x in float32: [D] for coefficients [C], [K, D] for [K, C].
 
   Args:
     coefficients: float32.
     x: [C, D] finite floats.
+    units: [C] int32, those of the rows: coefficients are of 2**-units x; None: of x.
   """
-  return jnp.matmul(coefficients, x.astype(jnp.float32), precision=_HIGHEST)
+  if units is None:
+    return jnp.matmul(coefficients, x.astype(jnp.float32), precision=_HIGHEST)
+  scale = _power(-units)[:, None]
+
+  def part(start: jax.Array, length: int) -> jax.Array:
+    return combine(coefficients, _slice(x, start, length) * scale)
+
+  size = x.shape[1]
+  # In one piece elsewhere than on a CPU, as `_sum_of_parts`.
+  if platforms.current() != 'cpu':
+    return part(jnp.int32(0), size)
+  combined: jax.Array = parts.stream(part, size, part=_PART)
+  return combined
 
 
-def norms(x: jax.Array) -> jax.Array:
-  """Returns the L2 norm of every row of x [C, D], [C] float32, whose squares cannot overflow.
+def norms(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns (d, e), [C] float32 and int32: the L2 norm of every row of x [C, D] is d * 2**e.
 
   Args:
     x: [C, D] floats.
   """
-  scale = _power(jnp.abs(x).max(1, initial=0).astype(jnp.float32))
-  return jnp.sqrt(jnp.square(x.astype(jnp.float32) * scale[:, None]).sum(1)) / scale
+  e = units(x)
+  return jnp.sqrt(jnp.square(x.astype(jnp.float32) * _power(-e)[:, None]).sum(1)), e
 
 
 def distances_to(
-  x: jax.Array, on: jax.Array, coefficients: jax.Array, base: jax.Array | None = None
-) -> jax.Array:
-  """Returns the distance [C] of every row of x to base + coefficients @ x, float32.
+  x: jax.Array, units: jax.Array, coefficients: jax.Array, base: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (d, e), [C] float32 and int32: distances d * 2**e of rows to base + coefficients @ x.
 
   Args:
     x: [C, D] floats; rows that do not count are zeros.
-    on: [C] booleans, the rows that count.
-    coefficients: [C] float32.
+    units: [C] int32, from `units`; the coefficients are of 2**-units x.
+    coefficients: [C] float32, >= 0.
     base: [D] float32, or None: the origin.
   """
   # The point is made part by part too: it is as long as a row, and used once. Differences are
   # squared directly, without a Gram matrix, so that nothing cancels.
-  _, scale = typical(x, on)
+  reach = coefficients.sum()
+  if base is not None:
+    reach = jnp.maximum(reach, jnp.abs(base).max(initial=0))
+  # Neither a row nor the point is much beyond 2**e, and one of them is near it.
+  e = jnp.maximum(units, _exponents(jnp.minimum(reach, _LARGEST)))
+  scale = _power(-e)[:, None]
 
   def part(start: jax.Array, length: int) -> jax.Array:
     values = _slice(x, start, length)
-    point = combine(coefficients, values)
+    point = combine(coefficients, values * _power(-units)[:, None])
     if base is not None:
       point += base if length == base.size else jax.lax.dynamic_slice(base, (start,), (length,))
-    return jnp.square((values - point[None]) * scale).sum(1)
+    return jnp.square(values * scale - point[None] * scale).sum(1)
 
-  return jnp.sqrt(_sum_of_parts(part, x)) / scale
-
-
-def shares_of_smallest(scores: jax.Array, on: jax.Array, count: jax.Array) -> jax.Array:
-  """Returns shares [C] that sum to `count`: 1 for the smallest scores; ties share the last places.
-
-  Args:
-    scores: [C] floats.
-    on: [C] booleans, the rows that count.
-    count: int32, at most as many as rows count.
-  """
-  return columns.smallest(scores[:, None], on, count)[:, 0]
+  return jnp.sqrt(_sum_of_parts(part, x)), e

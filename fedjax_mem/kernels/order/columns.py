@@ -18,12 +18,14 @@ count.
 
 Rows that do not count are larger than everything, whatever they hold. Rows that count must be
 finite. Tied values share: where only some of the values that are tied belong to a result, each of
-them enters with the same share. So the order of rows does not matter.
+them enters with the same share. So the order of rows does not matter. What was computed, like a
+distance, is tied up to rounding.
 
 | edge case | result |
 |---|---|
 | no row counts | zeros |
 | an even number of rows | the median is the mean of the two in the middle |
+| values whose sum is beyond float32 | means are right: large ones are made smaller first |
 """
 
 from collections.abc import Callable
@@ -38,6 +40,7 @@ from fedjax_mem.kernels.loops import parts
 _MAGNITUDE_BITS = 0x7FFFFFFF  # all bits of a float32 but the sign
 _ABSENT_KEY = 0x7FFFFFFF  # the key of rows that do not count: the largest int32, above infinity's
 _INT16_MIN, _INT16_MAX = np.int16(-(2**15)), np.int16(2**15 - 1)
+ROUNDING = 1e-5  # values that differ by so much of them may be equal but for rounding
 _WIDTH = 128  # columns of a block on a CPU: found by trying, for 10 to 1,000 rows
 _BLOCK_MULTIPLE = 64  # blocks begin at multiples of so many columns
 _Block = Callable[[jax.Array, jax.Array], jax.Array]
@@ -145,6 +148,22 @@ def _blocks(f: _Block, x: jax.Array, on: jax.Array) -> jax.Array:
   return jnp.where(on.any(), found, jnp.float32(0))
 
 
+def _finite(f: _Block, x: jax.Array, on: jax.Array) -> jax.Array:
+  """Returns f of all columns, as `_blocks`, for an f of finite values whose sums may not be finite.
+
+  Args:
+    f: a mean of values of each column, whatever their unit.
+    x: [C, D] floats.
+    on: [C] booleans, the rows that count.
+  """
+  found = _blocks(f, x, on)
+  # Once more, made smaller, only where it is needed: a product for each value doubles the time.
+  small = jnp.float32(2.0 ** -len(x).bit_length())
+  again = lambda: _blocks(f, x.astype(jnp.float32) * small, on) / small
+  whole: jax.Array = jax.lax.cond(jnp.isfinite(found).all(), lambda: found, again)
+  return whole
+
+
 def median(x: jax.Array, on: jax.Array) -> jax.Array:
   """Returns the median of every column, [D] float32.
 
@@ -198,7 +217,7 @@ def trimmed_mean(x: jax.Array, on: jax.Array, trim: jax.typing.ArrayLike) -> jax
     # Where all that is kept is equal, nothing is added up, so that nothing is rounded.
     return jnp.where(low == high, least, (total + ends) / kept.astype(jnp.float32))
 
-  return _blocks(block, x, on)
+  return _finite(block, x, on)
 
 
 def smallest_sum(x: jax.Array, on: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
@@ -222,7 +241,9 @@ def smallest_sum(x: jax.Array, on: jax.Array, count: jax.typing.ArrayLike) -> ja
   return _blocks(block, x, on)
 
 
-def smallest(x: jax.Array, on: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
+def smallest(
+  x: jax.Array, on: jax.Array, count: jax.typing.ArrayLike, rounding: float = ROUNDING
+) -> jax.Array:
   """Returns shares [C, D] in [0, 1]: 1 for the `count` smallest of a column, 0 for the others.
 
   Values that are tied for the last places share them equally.
@@ -235,29 +256,40 @@ def smallest(x: jax.Array, on: jax.Array, count: jax.typing.ArrayLike) -> jax.Ar
     x: [C, D] floats, few columns: they are not divided into blocks.
     on: [C] booleans, the rows that count.
     count: how many, at most as many as rows count.
+    rounding: values are tied with the last one if they differ from it by so much of it.
   """
   keys = jnp.where(on[:, None], _keys(x.astype(jnp.float32)), jnp.int32(_ABSENT_KEY))
   count = jnp.asarray(count, jnp.int32)
   (last,) = _kth(keys, (jnp.maximum(count - 1, 0),))
-  below, tied = keys < last[None], (keys == last[None]) & on[:, None]
+  edge = _floats(last)[None]
+  near = jnp.where(jnp.isfinite(edge), jnp.abs(edge) * rounding, 0)
+  below = (x < edge - near) & on[:, None]
+  tied = (x <= edge + near) & on[:, None] & ~below
   left = (count - _counts(below)).astype(jnp.float32)
   share = left / jnp.maximum(_counts(tied), 1).astype(jnp.float32)
   shares = jnp.where(below, jnp.float32(1), jnp.where(tied, share[None], jnp.float32(0)))
   return jnp.where(count > 0, shares, jnp.float32(0))
 
 
-def mean_near(x: jax.Array, on: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
+def mean_near(
+  x: jax.Array, on: jax.Array, count: jax.typing.ArrayLike, merged: jax.Array | None = None
+) -> jax.Array:
   """Returns the mean of the `count` values of every column nearest to its median, [D] float32.
 
   Args:
     x: [C, D] floats.
     on: [C] booleans, the rows that count.
     count: how many values, >= 1 and at most as many as rows count.
+    merged: [C] booleans, rows that are replaced by their mean first; some of them may count.
   """
   count = jnp.asarray(count, jnp.int32)
   rows = on.sum(dtype=jnp.int32)
 
   def block(part: jax.Array, keys: jax.Array) -> jax.Array:
+    if merged is not None:
+      share = merged.astype(jnp.float32) / jnp.maximum(_counts(merged), 1).astype(jnp.float32)
+      part = jnp.where(merged[:, None], (part * share[:, None]).sum(0)[None], part)
+      keys = jnp.where(on[:, None], _keys(part), jnp.int32(_ABSENT_KEY))
     low, high = _kth(keys, (jnp.maximum((rows - 1) // 2, 0), rows // 2))
     middle = _floats(low) * 0.5 + _floats(high) * 0.5
     real = keys != jnp.int32(_ABSENT_KEY)
@@ -265,11 +297,15 @@ def mean_near(x: jax.Array, on: jax.Array, count: jax.typing.ArrayLike) -> jax.A
     # distance, one on either side, are tied: the mean of all that are tied enters for each.
     far = jnp.where(real, _keys(jnp.abs(part - middle[None])), jnp.int32(_ABSENT_KEY))
     (last,) = _kth(far, (jnp.maximum(count - 1, 0),))
-    near, tied = far < last[None], (far == last[None]) & real
+    # Differences of values are rounded as the values are.
+    largest = jnp.where(real, jnp.abs(part), 0).max(0)
+    edge, room = _floats(last), largest * 2.0**-21
+    near = real & (_floats(far) < (edge - room)[None])
+    tied = real & ~near & (_floats(far) <= (edge + room)[None])
     total = jnp.where(near, part, jnp.float32(0)).sum(0)
     left = (count - _counts(near)).astype(jnp.float32)
     ties = jnp.where(tied, part, jnp.float32(0)).sum(0)
     shared = ties / jnp.maximum(_counts(tied), 1).astype(jnp.float32)
     return (total + left * shared) / jnp.maximum(count, 1).astype(jnp.float32)
 
-  return _blocks(block, x, on)
+  return _finite(block, x, on)

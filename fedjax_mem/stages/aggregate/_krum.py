@@ -1,18 +1,15 @@
-"""What Krum, multi-Krum and Bulyan share: Krum's scores, and the client with the lowest one.
+"""What Krum, multi-Krum and Bulyan share: Krum's scores, and the clients with the lowest one.
 
-A client's score is the sum of its squared distances to its n - f - 2 nearest neighbours, where n
-clients take part. All distances come from one matrix product.
+A client's score is the sum of its squared distances to its n - f - 2 nearest neighbours, at least
+one, where n clients take part. All distances come from one matrix product.
 
 Reference: Blanchard et al. (2017), Machine learning with adversaries, section 4.
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_mem.kernels.order import columns
-
-_ROUNDING = 1 + 1e-5  # scores whose ratio is smaller are equal up to rounding
 
 
 def scores(distances: jax.Array, on: jax.Array, byzantine: int) -> jax.Array:
@@ -25,16 +22,17 @@ def scores(distances: jax.Array, on: jax.Array, byzantine: int) -> jax.Array:
   """
   apart = jnp.where(jnp.eye(len(on), dtype=bool), jnp.inf, distances)
   apart = jnp.where(on[None] & on[:, None], apart, jnp.inf)
-  near = jnp.maximum(on.sum(dtype=jnp.int32) - byzantine - 2, 0)
+  count = on.sum(dtype=jnp.int32)
+  # Bulyan takes clients away until n - f - 2 is 0 or less: without a neighbour all would be equal.
+  near = jnp.minimum(jnp.maximum(count - byzantine - 2, 1), jnp.maximum(count - 1, 0))
   return jnp.where(on, columns.smallest_sum(apart, jnp.ones_like(on), near), jnp.inf)
 
 
-def first(values: jax.Array, on: jax.Array, ids: jax.Array) -> jax.Array:
-  """Returns the row with the lowest value among those that are on; of equal ones, the lowest id.
+def lowest(values: jax.Array, on: jax.Array) -> jax.Array:
+  """Returns the rows [C] with the lowest value among those that are on: one, or all that are tied.
 
-  Values that differ only by rounding are equal: rounding depends on the order of the rows, which
+  Values that differ only by rounding are tied: rounding depends on the order of the rows, which
   differs between devices.
   """
   least = jnp.where(on, values, jnp.inf)
-  best = on & (least <= least.min() * _ROUNDING)
-  return jnp.argmin(jnp.where(best, ids, np.iinfo(np.int32).max))
+  return on & (least <= least.min() * (1 + columns.ROUNDING))

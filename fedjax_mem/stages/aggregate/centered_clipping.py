@@ -38,22 +38,26 @@ def centered_clipping(radius: float, iterations: int = 1) -> Layer:
     ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     del weights
+    units = gram.units(x)
     center = jnp.concatenate(
       [c.reshape(-1).astype(jnp.float32) for c in jax.tree.leaves(ctx.server_state)]
     )
     count = jnp.maximum(on.sum(), 1).astype(jnp.float32)
 
-    # v = kept * center + coefficients @ x: the loop carries C + 1 numbers instead of D.
+    # v = kept * center + coefficients @ (x in its units): the loop carries C + 1 numbers instead of
+    # D. In units, since what is left of a row of 1e36 is 1e-36 of it, and still the radius.
     def step(_: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
       kept, coefficients = now
-      far = gram.distances_to(x, on, coefficients, kept * center)
-      pull = jnp.where(on, jnp.minimum(1, radius / jnp.maximum(far, 1e-30)), 0) / count
+      far, at = gram.distances_to(x, units, coefficients, kept * center)
+      share = radius / jnp.maximum(far, 1e-30)
+      pull = jnp.where(on, jnp.minimum(1, jnp.ldexp(share, -at)), 0) / count
+      moved = jnp.minimum(jnp.ldexp(jnp.float32(1), units), jnp.ldexp(share, units - at))
       rest = 1 - pull.sum()
-      return rest * kept, rest * coefficients + pull
+      return rest * kept, rest * coefficients + jnp.where(on, moved, 0) / count
 
     begin = (jnp.float32(1), jnp.zeros(len(on), jnp.float32))
     kept, coefficients = jax.lax.fori_loop(0, iterations, step, begin)
-    return kept * center + gram.combine(coefficients, x), {}
+    return kept * center + gram.combine(coefficients, x, units), {}
 
   def remember(ctx: Context, message: Message, center: Tree) -> tuple[Message, Tree, Metrics]:
     del ctx

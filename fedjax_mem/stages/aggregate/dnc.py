@@ -10,17 +10,21 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Metrics, Rule, validate
 from fedjax_mem.kernels.norms import gram
+from fedjax_mem.kernels.order import columns
 from fedjax_mem.stages.aggregate import _base as kit
 
 _SQUARINGS = 12  # the power 2^12 separates eigenvalues whose ratio is 1.001: 1.001^4096 = 60
+_ROUNDING = 1e-3  # of projections: the power multiplies that of eigenvalues, too
 
 
 def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float = 1.0) -> Layer:
   """Returns the layer that averages the clients which no iteration removed.
 
   An iteration draws coordinates and takes the principal direction of the updates about their mean.
-  It removes the share * f clients with the largest squared projections on that direction. If the
-  iterations remove all clients, the round is skipped.
+  It removes the share * f clients with the largest squared projections on that direction. Clients
+  that are tied for the last of these places share them: each keeps the same part of its weight in
+  the average, the least that an iteration leaves. If the iterations remove all clients, the round
+  is skipped. Where several directions are principal, projections are on all of them.
 
   The rule assumes that byzantine clients send similar updates. If their updates point in different
   directions, the principal direction is that of the largest ones, and the others may stay, however
@@ -58,15 +62,14 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
       if sample < size:
         key = jax.random.fold_in(ctx.round_key, i)
         drawn = x[:, jax.random.randint(key, (sample,), 0, size)]
-      outlying = projections(drawn, on)
-      # Clients tied for the last place get a share below 1 each: all of them stay.
-      taken = gram.shares_of_smallest(-outlying, on, jnp.minimum(removed, count))
-      return good & (taken < 1)
+      outlying = -projections(drawn, on)[:, None]
+      taken = columns.smallest(outlying, on, jnp.minimum(removed, count), _ROUNDING)[:, 0]
+      return jnp.minimum(good, 1 - taken)
 
-    good = jax.lax.fori_loop(0, iterations, once, on)
-    rest = jnp.maximum(good.sum(), 1).astype(jnp.float32)
-    value = gram.combine(good.astype(jnp.float32) / rest, x)
-    return value, {'left': good.sum(dtype=jnp.int32)}
+    good = jax.lax.fori_loop(0, iterations, once, on.astype(jnp.float32))
+    total = good.sum()
+    value = gram.combine(good / jnp.where(total > 0, total, 1), x)
+    return value, {'left': (good > 0).sum(dtype=jnp.int32)}
 
   return kit.rule('dnc', compute, Rule(least, f'C >= {least} with f = {f}'))
 
@@ -74,30 +77,34 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
 def projections(x: jax.Array, on: jax.Array) -> jax.Array:
   """Returns the squared projections [C] of the centered rows on their principal direction.
 
-  Up to a common factor, which does not change a comparison. The direction comes from a power of the
-  Gram matrix [C, C], by repeated squaring; an eigendecomposition takes many times as long.
+  Up to a common factor, which does not change a comparison. They come from a power of the Gram
+  matrix [C, C], by repeated squaring; an eigendecomposition takes many times as long.
 
   Args:
     x: [C, B] floats.
     on: [C] booleans, the rows that count.
   """
-  _, scale = gram.typical(x, on)
+  middle, unit = gram.typical(x, on)
   # Keeps products finite: beyond 1e12 times the typical row, a row cannot stand out any more.
-  x = jnp.clip(x * scale, -1e12, 1e12)
+  x = jnp.clip(x * jnp.ldexp(jnp.float32(1), -unit), -1e12, 1e12)
+  # The typical row first, which rounds less, then the mean.
+  x = jnp.where(on[:, None], x - x[middle][None], 0)
   share = on.astype(jnp.float32) / jnp.maximum(on.sum(), 1).astype(jnp.float32)
   x = jnp.where(on[:, None], x - gram.combine(share, x)[None], 0)
 
   def product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
-  def unit(a: jax.Array) -> jax.Array:
-    return a / jnp.maximum(jnp.abs(a).max(), 1e-30)
+  def whole(a: jax.Array) -> jax.Array:
+    largest = jnp.abs(a).max()
+    return a / jnp.where(largest > 0, largest, 1)
 
   def squared(_: jax.Array, power: jax.Array) -> jax.Array:
     power = product(power, power)
     # Rounding breaks the symmetry: this restores it.
-    return unit((power + power.T) / 2)
+    return whole((power + power.T) / 2)
 
-  power = jax.lax.fori_loop(0, _SQUARINGS, squared, unit(product(x, x.T)))
-  # Of rank one, nearly: every column is the vector of all projections, up to a factor.
-  return jnp.where(on, jnp.square(power[:, jnp.argmax(jnp.diagonal(power))]), 0)
+  power = jax.lax.fori_loop(0, _SQUARINGS, squared, whole(product(x, x.T)))
+  # What is left is the projection on the eigenvectors of the largest eigenvalue, up to a factor,
+  # and on its diagonal are sums of their squares. As a rule it is one eigenvector.
+  return jnp.where(on, jnp.maximum(jnp.diagonal(power), 0), 0)

@@ -7,6 +7,8 @@ Reference: Pillutla et al. (2022), Robust aggregation for federated learning, ar
 Algorithm 2 (the smoothed Weiszfeld algorithm).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,21 +35,30 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Layer:
   """
   validate.integer(iterations=iterations)
   validate.positive(smoothing=smoothing)
-  least = max(smoothing, float(np.finfo(np.float32).tiny))
+  smoothing = max(smoothing, float(np.finfo(np.float32).tiny))
+  floor = math.frexp(smoothing)[1]
 
   def compute(
     ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     del ctx
+    units = gram.units(x)
 
     def step(_: jax.Array, coefficients: jax.Array) -> jax.Array:
-      far = jnp.maximum(gram.distances_to(x, on, coefficients), jnp.float32(least))
-      # Relative to the nearest update: plain inverse distances may overflow or vanish.
-      nearest = jnp.where(on, far, jnp.inf).min()
-      pull = jnp.where(on & (far < jnp.inf), weights * (nearest / far), 0)
-      return pull / jnp.maximum(pull.sum(), 1e-30)
+      far, at = gram.distances_to(x, units, coefficients)
+      # Not below the smoothing; 1e-30 stands for less than float32 can tell apart from 0.
+      e = jnp.maximum(at, floor)
+      least = jnp.maximum(jnp.ldexp(jnp.float32(smoothing), -e), 1e-30)
+      far = jnp.maximum(jnp.ldexp(far, at - e), least)
+      # Relative to the nearest update: plain inverse distances may overflow or vanish. And in the
+      # units of the rows: however far one is, its pull is the length of the nearest one's.
+      nearest = jnp.where(on, jnp.log2(far) + e.astype(jnp.float32), jnp.inf).min()
+      nearest = jnp.where(on.any(), jnp.floor(nearest), 0).astype(jnp.int32)
+      pull = jnp.where(on, weights * jnp.ldexp(1 / far, nearest - e), 0)
+      share = weights / jnp.maximum(pull.sum(), 1e-30)
+      return jnp.where(on, share * jnp.ldexp(1 / far, nearest - e + units), 0)
 
     coefficients = jax.lax.fori_loop(0, iterations, step, jnp.zeros_like(weights))
-    return gram.combine(coefficients, x), {}
+    return gram.combine(coefficients, x, units), {}
 
   return kit.rule('geometric_median', compute)

@@ -5,18 +5,19 @@ Reference: Blanchard et al. (2017), Machine learning with adversaries, section 4
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_mem.core import Context, Layer, Metrics, Rule
 from fedjax_mem.kernels.norms import gram
 from fedjax_mem.stages.aggregate import _base as kit
-from fedjax_mem.stages.aggregate._krum import first, scores
+from fedjax_mem.stages.aggregate._krum import lowest, scores
 
 
 def krum(byzantine: int) -> Layer:
   """Returns the layer that takes the update of the client with the lowest score.
 
-  A score is the sum of squared distances to the n - f - 2 nearest neighbours. Of equal scores the
-  client with the lowest id wins. Metric: `chosen`, its id.
+  A score is the sum of squared distances to the n - f - 2 nearest neighbours. Clients that are tied
+  for the lowest score are averaged. Metric: `chosen`, the client's id, the lowest of the tied.
 
   >>> updates = [[0.0], [1.0], [1.5], [2.0], [60.0]]
   >>> fm.apply(updates, krum(byzantine=1)).update.tolist()
@@ -34,8 +35,9 @@ def krum(byzantine: int) -> Layer:
     ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     del weights
-    distances, _ = gram.squared_distances(x, on)
-    best = first(scores(distances, on, f), on, ctx.cohort.id)
-    return x[best], {'chosen': jnp.where(on.any(), ctx.cohort.id[best], -1)}
+    best = lowest(scores(gram.squared_distances(x, on), on, f), on)
+    share = best.astype(jnp.float32) / jnp.maximum(best.sum(), 1).astype(jnp.float32)
+    chosen = jnp.where(best, ctx.cohort.id, np.iinfo(np.int32).max).min()
+    return gram.combine(share, x), {'chosen': jnp.where(on.any(), chosen, -1)}
 
   return kit.rule('krum', compute, Rule(2 * f + 3, f'C >= 2f + 3 with f = {f}'))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Context, Layer, Metrics, Rule, validate
 from fedjax_mem.kernels.norms import gram
+from fedjax_mem.kernels.order import columns
 from fedjax_mem.stages.aggregate import _base as kit
 from fedjax_mem.stages.aggregate._krum import scores
 
@@ -36,10 +37,10 @@ def multi_krum(byzantine: int, selected: int | None = None) -> Layer:
     ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     del ctx, weights
-    distances, _ = gram.squared_distances(x, on)
+    distances = gram.squared_distances(x, on)
     count = on.sum(dtype=jnp.int32)
     taken = jnp.maximum(count - f, 1) if selected is None else jnp.minimum(selected, count)
-    shares = gram.shares_of_smallest(scores(distances, on, f), on, taken)
+    shares = columns.smallest(scores(distances, on, f)[:, None], on, taken)[:, 0]
     return gram.combine(shares / jnp.maximum(taken, 1).astype(jnp.float32), x), {}
 
   return kit.rule('multi_krum', compute, Rule(2 * f + 3, f'C >= 2f + 3 with f = {f}'))

@@ -39,7 +39,7 @@ def nnm(byzantine: int) -> Layer:
     ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     del ctx, weights
-    distances, _ = gram.squared_distances(x, on)
+    distances = gram.squared_distances(x, on)
     near = jnp.maximum(on.sum(dtype=jnp.int32) - f, 1)
     shares = columns.smallest(distances, on, near).T
     return gram.combine(shares / near.astype(jnp.float32), x), {}

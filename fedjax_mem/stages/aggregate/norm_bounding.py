@@ -34,9 +34,12 @@ def norm_bounding(l2_clip_norm: float) -> Layer:
     ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     del ctx, weights
-    norms = gram.norms(x)
-    factor = jnp.minimum(1, l2_clip_norm / jnp.maximum(norms, 1e-30))
-    clipped = (on & (norms > l2_clip_norm)).sum().astype(jnp.float32)
-    return x * factor[:, None], {'clipped': clipped / jnp.maximum(on.sum(), 1).astype(jnp.float32)}
+    scaled, units = gram.norms(x)
+    over = on & (jnp.ldexp(scaled, units) > l2_clip_norm)
+    # Scaled first: the bound over the norm alone may be too small for float32.
+    unit = x * jnp.ldexp(jnp.float32(1), -units)[:, None]
+    bounded = unit * (l2_clip_norm / jnp.where(over, scaled, 1))[:, None]
+    clipped = over.sum().astype(jnp.float32) / jnp.maximum(on.sum(), 1).astype(jnp.float32)
+    return jnp.where(over[:, None], bounded, x), {'clipped': clipped}
 
   return kit.rule('norm_bounding', compute)

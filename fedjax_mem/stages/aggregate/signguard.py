@@ -46,9 +46,12 @@ def signguard(lower: float = 0.1, upper: float = 3.0, fraction: float = 0.1) -> 
     ctx: Context, x: jax.Array, on: jax.Array, weights: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     del weights
-    norms = gram.norms(x)
+    scaled, at = gram.norms(x)
+    # In units of the row in the middle: one of 1e36 among others of 1e-36 may be infinite.
+    norms = jnp.ldexp(scaled, at - gram.typical(x, on)[1])
     middle = columns.median(norms[:, None], on)[0]
-    usual = on & (norms >= lower * middle) & (norms <= upper * middle)
+    room = 1 + columns.ROUNDING
+    usual = on & (norms * room >= lower * middle) & (norms <= upper * middle * room)
     size = x.shape[1]
     count = max(1, round(fraction * size))
     drawn = x
@@ -87,8 +90,9 @@ def cluster(features: jax.Array, on: jax.Array) -> jax.Array:
   pairs = jnp.where(on[:, None] & on[None], apart(features, features), 0)
   count = jnp.maximum(on.sum(), 1).astype(jnp.float32)
   middles = columns.median(pairs, on)
-  # Not 0: rows whose shares of signs differ only by rounding belong to one cluster.
-  bandwidth = jnp.maximum(jnp.where(on, middles, 0).sum() / count, 1e-6)
+  # Not 0: rows whose shares of signs differ only by rounding belong to one cluster. And a little
+  # more than it is: shares are multiples of 1 / B, and their distances often equal the bandwidth.
+  bandwidth = jnp.maximum(jnp.where(on, middles, 0).sum() / count, 1e-6) * (1 + columns.ROUNDING)
 
   def shift(_: jax.Array, points: jax.Array) -> jax.Array:
     near = ((apart(points, features) <= bandwidth) & on[None]).astype(jnp.float32)

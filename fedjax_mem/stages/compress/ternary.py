@@ -25,8 +25,9 @@ def ternary(*, clip: float | None = None, block: int | None = None) -> Layer:
   [-2.0, 0.0, 2.0]
 
   Args:
-    clip: values are first clipped to `clip` times their root mean square (the paper: 2.5), which
-      lowers the variance and adds bias; None: no clipping, unbiased.
+    clip: values are first clipped to `clip` times the standard deviation (about their mean) of
+      those that share a scale (the paper: 2.5), which lowers the variance and adds bias; None: no
+      clipping, unbiased. A value with a scale of its own is not clipped.
     block: number of values that share a scale; None: all values of an array share one.
 
   Reference: Wen et al. (2017), arXiv 1705.07878, equations 1 and 9.

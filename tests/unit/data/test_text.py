@@ -34,5 +34,14 @@ def test_words_are_cut_and_marked():
   assert words.encode(b'how how how how how').tolist() == [[4, 1, 1, 1, 1]]
 
 
+def test_every_space_ends_a_word_and_an_empty_word_is_unknown():
+  """As `tf.strings.split(text, sep=' ')`, by which both baselines split."""
+  words = Words([b'how', b'to'], length=4)
+  assert words.encode(b'how  to').tolist() == [[4, 1, 3, 2, 5]]
+  assert words.encode(b'').tolist() == [[4, 3, 5, 0, 0]]
+  assert words.encode(b' how\tto ').tolist() == [[4, 3, 3, 3, 5]]
+  assert most_frequent([b'  how', b'', b'to  how'], 9) == [b'how', b'to']
+
+
 def test_most_frequent_words_break_ties_by_alphabet():
   assert most_frequent([b'b a c', b'c d', b'c'], 3) == [b'c', b'a', b'b']

@@ -206,13 +206,25 @@ def test_sign():
 @pytest.mark.slow
 def test_ternary():
   x = _vector(1000)
-  codes, scales = quantize.ternary(KEY, x)
+  codes = quantize.ternary(KEY, x)[0]
   assert set(np.unique(codes)) == {0, 1, 2}
   np.testing.assert_array_equal(codes, quantize.stochastic(KEY, x, 2)[0])
-  codes, scales = quantize.ternary(KEY, x, clip=2.5, block=250)
-  rows = np.asarray(x, np.float64).reshape(4, 250)
-  limit = np.minimum(2.5 * np.sqrt((rows**2).mean(1)), np.abs(rows).max(1))
-  np.testing.assert_allclose(scales, limit, rtol=1e-6)
+
+
+@pytest.mark.parametrize('factor', [1e-30, 1.0, 1e30])
+def test_ternary_clips_at_standard_deviations_about_the_mean(factor):
+  """Of (1, 2, 3) the largest becomes 2.5 * sqrt(2 / 3) = 2.041; a block of one value stays."""
+  codes, scales = quantize.ternary(KEY, factor * jnp.array([1.0, 2.0, 3.0]), clip=2.5)
+  np.testing.assert_allclose(quantize.decode(codes, scales, 2).max() / factor, 2.0412, rtol=1e-4)
+  x = factor * (3 + _vector(1001))
+  scales = quantize.ternary(KEY, x, clip=2.5, block=250)[1]
+  rows = [np.asarray(x[i : i + 250], np.float64) / factor for i in range(0, 1001, 250)]
+  limit = [min(2.5 * r.std(), np.abs(r).max()) if len(r) > 1 else abs(r[0]) for r in rows]
+  np.testing.assert_allclose(scales / factor, limit, rtol=1e-5)
+  # The last block of 400 has 201 values: the zeros that fill it up do not count.
+  scales = quantize.ternary(KEY, x, clip=2.5, block=400)[1]
+  rest = np.asarray(x[800:], np.float64) / factor
+  np.testing.assert_allclose(scales[2] / factor, 2.5 * rest.std(), rtol=1e-5)
 
 
 @pytest.mark.slow

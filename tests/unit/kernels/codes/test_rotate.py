@@ -127,6 +127,17 @@ def test_eden_twin(bits):
   np.testing.assert_allclose(scale, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize('bits', [1, 4])
+def test_the_scale_of_a_large_block_of_equal_magnitudes(bits):
+  """A one-hot vector, whose rotation is that: 65,536 equal terms, which must not round away."""
+  block = 1 << 16
+  x = jnp.zeros(block).at[3].set(0.7)
+  y = np.asarray(rotate.rotate(KEY, x, block), np.float64)
+  codes, scale = rotate.eden_encode(KEY, x, bits, block)
+  inner = (y * rotate.centroids(bits).astype(np.float64)[np.asarray(codes)]).sum()
+  np.testing.assert_allclose(scale, (y**2).sum() / inner, rtol=1e-6)
+
+
 @pytest.mark.first(1)
 @pytest.mark.parametrize('bits, block', [(1, None), (3, 8), (2, 4096)])
 def test_in_one_go_over_several_tiles(bits, block):

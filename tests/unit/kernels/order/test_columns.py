@@ -131,3 +131,27 @@ def test_more_rows_than_sixteen_bits_count():
   assert columns.median(jnp.asarray(x), on).tolist() == [0.0]
   assert columns.median(jnp.asarray(1 - x), on).tolist() == [1.0]
   np.testing.assert_allclose(columns.trimmed_mean(jnp.asarray(x), on, 10_000), [0.2], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_means_whose_sums_are_beyond_float32():
+  x = np.linspace(1e36, 3e38, 400).astype(np.float32)[:, None] * np.array(
+    [1, -1, 1e-30], np.float32
+  )
+  on = jnp.ones(400, bool)
+  expected = x[3:-3].astype(np.float64).mean(0)
+  np.testing.assert_allclose(columns.trimmed_mean(jnp.asarray(x), on, 3), expected, rtol=1e-5)
+  near = columns.mean_near(jnp.asarray(x), on, 394)
+  np.testing.assert_allclose(near, expected, rtol=1e-5)
+
+
+def test_what_is_tied_up_to_rounding_shares_too():
+  x = jnp.array([[1.0], [2.0], [2.000001], [3.0]])
+  found = columns.smallest(x, jnp.ones(4, bool), 2)
+  np.testing.assert_allclose(found[:, 0], [1, 0.5, 0.5, 0])
+  assert columns.smallest(x, jnp.ones(4, bool), 2, rounding=0.0)[:, 0].tolist() == [1, 1, 0, 0]
+  # Replaced by the mean of both, 2, and taken once.
+  merged = jnp.array([False, True, True, False])
+  x = jnp.array([[1.0], [0.0], [4.0], [3.0]])
+  on = jnp.array([True, True, False, True])
+  np.testing.assert_allclose(columns.mean_near(x, on, 1, merged), [2.0])
