@@ -29,7 +29,7 @@ from fedjax_mem.core import (
   Withholds,
   compose,
 )
-from fedjax_mem.stages.algorithm import fedsgd
+from fedjax_mem.stages.algorithm import Sgd, fedsgd
 from fedjax_mem.stages.masks import integers, mask
 from fedjax_mem.stages.weigh import by_examples, equal
 
@@ -45,6 +45,7 @@ ARGUMENTS: dict[str, Any] = {
   'server_optimizer': optax.sgd(1.0),
   'epochs': 1,
   'steps': 2,
+  'total_weight': float(tiny.N),
   'cap': 5.0,
   'expected': 5,
   'capacity': 8,
@@ -84,6 +85,12 @@ IN_TREE: dict[str, dict[str, dict[str, Any]]] = {
     'fedavg': {'epochs': 2, 'optimizer': functools.partial(optax.sgd, momentum=0.9)},
     'fedsgd': {},
     'dp_sgd': {},
+    'fedprox': {'epochs': 2, 'mu': 0.5, 'partial_work': 0.5},
+    'scaffold': {'optimizer': Sgd(0.9)},
+    'fednova': {'mu': 0.5, 'optimizer': Sgd(0.9)},
+    'feddyn': {'alpha': 0.5},
+    'mime': {},
+    'mime_lite': {},
   },
   'PRIVACY': {
     'central': {},
