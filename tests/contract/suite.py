@@ -149,7 +149,7 @@ IN_TREE: dict[str, dict[str, dict[str, Any]]] = {
   'SERVER_OPTIMIZERS': {'sgd': {}, 'fedavgm': {}, 'fedadagrad': {}, 'fedadam': {}, 'fedyogi': {}},
 }
 # Methods from outside of the tree, under the contract as well.
-EXAMPLES = ('fedprox:fedprox', 'meamed:meamed', 'stratified:stratified', 'one_bit:one_bit')
+EXAMPLES = ('fedsam:fedsam', 'meamed:meamed', 'stratified:stratified', 'one_bit:one_bit')
 TEST_ONLY = (
   stages.scaffold,
   stages.top_k,
@@ -273,8 +273,12 @@ def is_optimizer(made: Any) -> bool:
   return isinstance(made, optax.GradientTransformation)
 
 
-def dress(made: Any) -> tuple[Layer, ...]:
-  """Returns a whole round around what a factory made; nothing else in it is random."""
+def dress(made: Any, algorithm: Layer | None = None) -> tuple[Layer, ...]:
+  """Returns a whole round around what a factory made; nothing else in it is random.
+
+  `algorithm` trains, where the factory did not make what does; None: one gradient a client.
+  """
+  algorithm = tiny.algorithm() if algorithm is None else algorithm
   if is_optimizer(made):
     return compose(fedsgd(tiny.loss, batch_size=16, server_optimizer=made), tiny.rota(), equal())
   own = (made,) if isinstance(made, Layer) else tuple(made)
@@ -289,14 +293,14 @@ def dress(made: Any) -> tuple[Layer, ...]:
   before = [x for x in own if x.fact(Prepares) is not None]
   after = [x for x in own if x.fact(Prepares) is None]
   if any(x.fact(Weighs) is not None for x in own):
-    return compose(*before, tiny.algorithm(), tiny.rota(), *after)
+    return compose(*before, algorithm, tiny.rota(), *after)
   if any(x.select is not None for x in own):
     early = [x for x in after if x.fact(Weighted) is None]
     late = [x for x in after if x.fact(Weighted) is not None]
     if not any(x.fact(Draws) is not None for x in own):
       early = [tiny.rota(), *early]
-    return compose(*before, tiny.algorithm(), *early, by_examples(), *late)
-  return compose(*before, tiny.algorithm(), tiny.rota(), weigh, *after)
+    return compose(*before, algorithm, *early, by_examples(), *late)
+  return compose(*before, algorithm, tiny.rota(), weigh, *after)
 
 
 # Whose rounds can be pooled; they are under contract in those modes as well.
