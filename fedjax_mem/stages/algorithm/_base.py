@@ -161,20 +161,18 @@ def local_steps(
 ) -> Trained:
   """Returns the parameters after `epochs` passes of mini-batch steps over the client's examples.
 
-  Every epoch is shuffled anew. The last batch of an epoch may be smaller; its loss is the mean over
-  its examples. The loop has the steps of the largest of the clients that run side by side; a client
-  that has finished keeps its parameters and optimizer state.
+  Every epoch is shuffled anew. Its last batch may be smaller. The loop has the steps of the largest
+  of the clients side by side; a client that has finished keeps its parameters and optimizer state.
 
   Args:
     loss: (params, batch, key) -> losses [B], one for each example.
     optimizer: the client's optimizer; its state starts anew in every round.
     task: initial parameters and the client's examples.
     key: PRNG key of this client in this round.
-    epochs: passes over the examples; an int32 scalar where clients make different numbers of them.
+    epochs: passes over the examples; an int32 array where clients differ in it.
     batch_size: examples a step, B.
-    correct: changes each gradient before the optimizer sees it; None: nothing does.
-    drift: added to every step, outside of the optimizer and its momentum, a tree like the
-      parameters; None: nothing.
+    correct: changes each gradient before the optimizer sees it.
+    drift: added to each step, outside of the optimizer's momentum, a tree like the parameters.
   """
   data = task.data
   size, padded = batch_plan(data, batch_size)
@@ -203,8 +201,7 @@ def local_steps(
     shuffle_key, step_key = jax.random.split(jax.random.fold_in(key, number))
     one_batch = padded == size  # then the order of the examples does not matter
     order = jnp.arange(size, dtype=jnp.int32) if one_batch else shuffled(shuffle_key, data, padded)
-    body = lambda i, carry: step(i, order, step_key, carry)
-    ended: _Carry = jax.lax.fori_loop(0, steps, body, carry)
+    ended: _Carry = jax.lax.fori_loop(0, steps, lambda i, c: step(i, order, step_key, c), carry)
     return ended
 
   start = (task.params, optimizer.init(task.params), Mean(jnp.float32(0), jnp.float32(0)))
@@ -356,12 +353,16 @@ def server_step(optimizer: optax.GradientTransformation) -> Stage:
   return Stage(apply, lambda ctx: optimizer.init(ctx.params))
 
 
+def zeros(ctx: Context) -> Tree:
+  """Returns zeros like the parameters, for a first state."""
+  return tree.zeros(ctx.params)
+
+
 def beginning(optimizer: optax.GradientTransformation, *names: str) -> Callable[[Context], Tree]:
   """Returns ctx -> server state: the optimizer's, as `step`, and zeros like the parameters."""
 
   def init(ctx: Context) -> Tree:
-    zeros = {name: tree.zeros(ctx.params) for name in names}
-    return zeros | {'step': optimizer.init(ctx.params)}
+    return {name: zeros(ctx) for name in names} | {'step': optimizer.init(ctx.params)}
 
   return init
 

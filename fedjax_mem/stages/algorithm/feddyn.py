@@ -1,4 +1,8 @@
-"""FedDyn: each client's loss is corrected so that all agree where the mean loss is least."""
+"""FedDyn: each client's loss is corrected so that all agree where the mean loss is least.
+
+Each client keeps l_k, its gradient where it ended last, and the server h; all start at zero. Only
+updates are sent. The server's step is their average plus h / alpha, its state `drift`.
+"""
 
 import optax
 
@@ -30,10 +34,6 @@ def feddyn(
   server_optimizer: optax.GradientTransformation | None = None,
 ) -> Layer:
   """Returns the FedDyn layer: clients minimize L_k(w) - <l_k, w> + alpha / 2 |w - w_server|^2.
-
-  Each client keeps l_k, its gradient where it ended last, and the server h; all start at zero. A
-  client sends its update alone: l_k never leaves it. The server's step is the average update plus
-  h / alpha, which is what the layer's state `drift` holds.
 
   Reference: Acar et al. (2021), arXiv 2111.04263, Algorithm 1 and equation 1; the minimum over w is
   taken by local steps.
@@ -67,10 +67,8 @@ def feddyn(
   def client(ctx: Context, task: Task, own: Tree) -> tuple[Message, Tree, Metrics]:
     near = training.near(alpha, task.params)
     done = train(ctx, task, correct=lambda p, grads, of: tree.sub(near(p, grads, of), own))
-    message = training.sent(task, done)
-    # Zeros for a client without examples, which takes no step.
-    new = tree.add(own, tree.scale(alpha, message.update))
-    return message, new, done.metrics
+    message = training.sent(task, done)  # zeros of a client without examples, which takes no step
+    return message, tree.add(own, tree.scale(alpha, message.update)), done.metrics
 
   def server(ctx: Context, message: Message, state: Tree) -> tuple[Tree, Tree, Metrics]:
     change = tree.scale(message.weight / total_weight, message.update)
@@ -79,7 +77,5 @@ def feddyn(
     params, step = training.descend(server_step, ctx.params, message, state['step'])
     return params, {'drift': drift, 'step': step}, {}
 
-  start = training.beginning(server_step, 'drift')
-  keeps = Stage(server, start, (Accumulates(float(total_weight)),))
-  zeros = lambda ctx: tree.zeros(ctx.params)
-  return Layer('algorithm', client=Stage(client, zeros, (Trains(),)), server=keeps)
+  keeps = Stage(server, training.beginning(server_step, 'drift'), (Accumulates(total_weight),))
+  return Layer('algorithm', client=Stage(client, training.zeros, (Trains(),)), server=keeps)

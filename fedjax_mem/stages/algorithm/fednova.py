@@ -1,4 +1,11 @@
-"""FedNova: updates are divided by how far their clients' steps reach, before they are averaged."""
+"""FedNova: updates are divided by how far their clients' steps reach, before they are averaged.
+
+a_i holds how often each gradient of a client's tau steps counts in x - y_i, over the learning rate:
+|a_i|_1 is tau for plain steps, (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho) with momentum rho,
+and (1 - (1 - eta mu)^tau) / (eta mu) with a proximal term. Momentum and a proximal term together
+follow the same recursion. Weight decay belongs to the loss and does not count. A client sends
+|a_i|_1 beside its divided update, as `aux['length']`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +37,6 @@ def fednova(
   server_optimizer: optax.GradientTransformation | None = None,
 ) -> Layer:
   """Returns the FedNova layer: x <- x - (sum p_i |a_i|_1) sum p_i (x - y_i) / |a_i|_1.
-
-  a_i holds how often each gradient of a client's tau steps counts in x - y_i, over the learning
-  rate: |a_i|_1 is tau for plain steps, (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho) with
-  momentum rho, and (1 - (1 - eta mu)^tau) / (eta mu) with a proximal term. Momentum and a proximal
-  term together follow the same recursion. Weight decay belongs to the loss and does not count. A
-  client sends |a_i|_1 beside its divided update, as `aux['length']`.
 
   Where all clients make as many steps, it is FedAvg (or FedProx).
 
@@ -81,11 +82,8 @@ def fednova(
     params, state = training.descend(server_step, ctx.params, message, state)
     return params, state, {'effective_steps': effective}
 
-  return Layer(
-    'algorithm',
-    client=Stage(client, facts=(Trains(),)),
-    server=Stage(server, lambda ctx: server_step.init(ctx.params)),
-  )
+  steps = Stage(server, lambda ctx: server_step.init(ctx.params))
+  return Layer('algorithm', client=Stage(client, facts=(Trains(),)), server=steps)
 
 
 def _length(steps: jax.Array, momentum: float, pull: jax.Array) -> jax.Array:

@@ -1,4 +1,14 @@
-"""SCAFFOLD: control variates of the clients correct the drift of their local steps."""
+"""SCAFFOLD: control variates of the clients correct the drift of their local steps.
+
+Each client keeps its control c_i, and the server c, their mean over all clients; all start at zero.
+A client sends the change of its c_i beside its update, as `aux['control']`. The optimizer gets g
+alone and -eta (c - c_i) is added to its step, so momentum does not hold the correction; without
+momentum both are the same. Option 1 takes the gradient over all examples of the client, option 2
+all K local steps.
+
+Under weights w_k, c is the mean by them, sum w_k c_k / sum w_k: `total_weight` is the sum over all
+clients, N under `weigh.equal` and all examples under `weigh.by_examples`. A configuration sets it.
+"""
 
 import jax.numpy as jnp
 import optax
@@ -33,30 +43,22 @@ def scaffold(
 ) -> Layer:
   """Returns the SCAFFOLD layer: local steps y <- y - eta (g(y) - c_i + c).
 
-  Each client keeps its control c_i, and the server c, their mean over all clients; all start at
-  zero. A client sends the change of its c_i beside its update, as `aux['control']`. The optimizer
-  gets g alone and -eta (c - c_i) is added to its step, so momentum does not hold the correction;
-  without momentum both are the same.
-
   Reference: Karimireddy et al. (2020), arXiv 1910.06378, Algorithm 1 and equations 3 to 5.
 
   >>> loss = lambda params, batch, key: (params - batch['x']) ** 2 / 2
-  >>> train = scaffold(loss, learning_rate=0.5, batch_size=1, total_weight=2)
-  >>> layers = train, fm.stages.select.uniform(2, 2), fm.stages.weigh.equal()
-  >>> clients = fm.core.stack_clients([{'x': np.ones(1)}, {'x': np.full(1, 5.0)}])
-  >>> sim = fm.simulate(layers, jnp.zeros(()), clients)
-  >>> sim.run(sim.init(jnp.zeros(())), 1)[0].clients['algorithm'].tolist()  # gradients at 0
-  [-1.0, -5.0]
+  >>> train = scaffold(loss, learning_rate=0.5, batch_size=1, total_weight=1)
+  >>> layers = train, fm.stages.select.uniform(1, 1), fm.stages.weigh.equal()
+  >>> sim = fm.simulate(layers, jnp.zeros(()), fm.core.stack_clients([{'x': np.ones(1)}]))
+  >>> sim.run(sim.init(jnp.zeros(())), 1)[0].clients['algorithm'].tolist()  # gradient at 0
+  [-1.0]
 
   Args:
     loss: (params, batch, key) -> losses [B], one for each example.
     learning_rate: eta, a number > 0 or a schedule round -> number.
     batch_size: examples in a local step, >= 1.
-    total_weight: the weights of all clients together, > 0: their number under `weigh.equal`, all
-      examples under `weigh.by_examples`, by which c is then weighted, too. A configuration sets it.
+    total_weight: of all clients together, > 0, such as their number; c is weighted, too.
     epochs: passes of a client over its examples in a round, >= 1.
-    option: the new c_i: 1, the gradient over all its examples at the server's parameters; or 2,
-      c_i - c + (x - y) / (K eta) of its K local steps.
+    option: the new c_i is 1, its gradient at x, or 2, c_i - c + (x - y) / (K eta) of its K steps.
     optimizer: learning rate -> the clients' optax optimizer.
     server_optimizer: optax optimizer of the average update; by default x <- x - update.
 
@@ -73,11 +75,9 @@ def scaffold(
     rate = train.rate(ctx.round)
     done = train(ctx, task, drift=tree.scale(-rate, more))
     message = training.sent(task, done)
-    if option == 1:
-      new = train.gradient(ctx, task)
-    else:
-      by = rate * jnp.maximum(done.steps, 1).astype(jnp.float32)
-      new = tree.sub(tree.scale(1 / by, message.update), more)
+    by = rate * jnp.maximum(done.steps, 1).astype(jnp.float32)
+    of_steps = tree.sub(tree.scale(1 / by, message.update), more)
+    new = train.gradient(ctx, task) if option == 1 else of_steps
     new = tree.select(message.weight > 0, new, own)
     return message._replace(aux={'control': tree.sub(new, own)}), new, done.metrics
 
@@ -86,7 +86,6 @@ def scaffold(
     change = tree.scale(message.weight / total_weight, message.aux['control'])
     return params, {'control': tree.add(state['control'], change), 'step': step}, {}
 
-  start = training.beginning(server_step, 'control')
-  keeps = Stage(server, start, (Accumulates(float(total_weight)),))
-  zeros = lambda ctx: tree.zeros(ctx.params)
-  return Layer('algorithm', client=Stage(client, zeros, (Trains(), Broadcasts(1))), server=keeps)
+  keeps = Stage(server, training.beginning(server_step, 'control'), (Accumulates(total_weight),))
+  trains = Stage(client, training.zeros, (Trains(), Broadcasts(1)))
+  return Layer('algorithm', client=trains, server=keeps)
