@@ -206,8 +206,8 @@ def _total_weight(weighing: Any, num_clients: int, data: FederatedData | None) -
     return {'total_weight': float(num_clients)}
   if weighs is None or weighs.of is None or data is None:
     return {}
-  each = jax.vmap(weighs.of)(np.asarray(data.counts, np.float32))
-  return {'total_weight': float(np.sum(each, dtype=np.float64))}
+  each = np.asarray(weighs.of(np.asarray(data.counts, np.float32)), np.float64)
+  return {'total_weight': float(each.sum())}
 
 
 def _algorithm(config: Config, model: Model, total: dict[str, float]) -> Layer:
