@@ -162,6 +162,9 @@ TEST_ONLY = (
 )
 
 
+# Algorithms whose code another entry has as well: FedAvg's loop with one term more, and Mime's.
+SHARED = ('ALGORITHMS-fedprox', 'ALGORITHMS-mime_lite')
+
 # What each file of the suite is asked about by an option of its own.
 KINDS = {
   'test_contract.py': '--stage',
@@ -180,8 +183,8 @@ class Case(NamedTuple):
 
   @property
   def marks(self) -> tuple:
-    """Layers that only the tests use are left out of the default tier."""
-    return (pytest.mark.slow,) if self.name.startswith('test-') else ()
+    """Layers that only the tests use, or that share another's code, are left to the other tiers."""
+    return (pytest.mark.slow,) if self.name.startswith(('test-', *SHARED)) else ()
 
   def make(self, **changed: Any) -> Any:
     """Returns what the factory makes, with some arguments changed."""

@@ -175,7 +175,8 @@ def layer(name: str, attack: Attack) -> Layer:
     if ctx.spec.aux:
       raise IncompatibleStages(
         f'{name!r} forges the update alone, and {sorted(ctx.spec.aux)!r} would be summed beside it '
-        'as an honest client sends it: use an algorithm that sends its update alone.'
+        'as an honest client sends it: use an algorithm that sends its update alone, or put '
+        f'{name!r} before the codec that sums it.'
       )
     return ()
 
