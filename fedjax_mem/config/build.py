@@ -14,7 +14,18 @@ from fedjax_mem import models
 from fedjax_mem.config import privacy, registry
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.sections import ClientSection, DataSection, ServerSection
-from fedjax_mem.core import Attacks, Draws, Layer, Prepares, Round, compose, keys, tree, validate
+from fedjax_mem.core import (
+  Attacks,
+  Draws,
+  Layer,
+  Prepares,
+  Round,
+  Weighs,
+  compose,
+  keys,
+  tree,
+  validate,
+)
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.models.base import Model
 from fedjax_mem.optim import SERVER_OPTIMIZERS
@@ -134,12 +145,13 @@ def build_layers(
   before = [made for (_, made), early in zip(stages, first, strict=True) if early]
   after = [made for (_, made), early in zip(stages, first, strict=True) if not early]
   weighting = config.weighting
+  weighing = registry.made('weighting', 'name', weighting.name, WEIGHINGS, weighting.options)
   layers = compose(
     *before,
     *tasks,
-    _algorithm(config, model),
+    _algorithm(config, model, _total_weight(weighing, num_clients, data)),
     *blind,
-    registry.made('weighting', 'name', weighting.name, WEIGHINGS, weighting.options),
+    weighing,
     *after[: _attacked(after)],
     *messages,
     *after[_attacked(after) :],
@@ -189,7 +201,18 @@ def _stage(config: Config, number: int, given: dict[str, int]) -> Layer | tuple[
   return layer
 
 
-def _algorithm(config: Config, model: Model) -> Layer:
+def _total_weight(weighing: Any, num_clients: int, data: FederatedData | None) -> dict[str, float]:
+  """Returns {'total_weight': the weights of all clients together}; {} where they are not known."""
+  weighs = weighing.fact(Weighs) if isinstance(weighing, Layer) else None
+  if weighs is not None and weighs.alike:
+    return {'total_weight': float(num_clients)}
+  if weighs is None or weighs.of is None or data is None:
+    return {}
+  each = np.asarray(weighs.of(np.asarray(data.counts, np.float32)), np.float64)
+  return {'total_weight': float(each.sum())}
+
+
+def _algorithm(config: Config, model: Model, total: dict[str, float]) -> Layer:
   section, client = config.algorithm, config.client
   layer: Layer = registry.made(
     'algorithm',
@@ -203,6 +226,7 @@ def _algorithm(config: Config, model: Model) -> Layer:
     epochs=client.epochs,
     optimizer=client_optimizer(client),
     server_optimizer=server_optimizer(config.server),
+    **privacy.unsaid(total, section.options),
   )
   return layer
 

@@ -169,7 +169,8 @@ class AlgorithmSection(Section):
   """The algorithm: how clients train, and how the server steps.
 
   Attributes:
-    name: 'fedavg', 'fedsgd' or 'package.module:factory'.
+    name: 'fedavg', 'fedsgd', 'dp_sgd', 'fedprox', 'scaffold', 'fednova', 'feddyn', 'mime',
+      'mime_lite' or 'package.module:factory'.
     options: keyword arguments of its factory.
   """
 

@@ -15,6 +15,7 @@ from fedjax_mem.core.examples import shape_of as shape_of
 from fedjax_mem.core.examples import stack_clients as stack_clients
 from fedjax_mem.core.facts import Attacks as Attacks
 from fedjax_mem.core.facts import Bounds as Bounds
+from fedjax_mem.core.facts import Broadcasts as Broadcasts
 from fedjax_mem.core.facts import Draws as Draws
 from fedjax_mem.core.facts import Encodes as Encodes
 from fedjax_mem.core.facts import Fact as Fact
@@ -24,6 +25,7 @@ from fedjax_mem.core.facts import Masks as Masks
 from fedjax_mem.core.facts import Noises as Noises
 from fedjax_mem.core.facts import Pools as Pools
 from fedjax_mem.core.facts import Prepares as Prepares
+from fedjax_mem.core.facts import Rescales as Rescales
 from fedjax_mem.core.facts import Rule as Rule
 from fedjax_mem.core.facts import Scores as Scores
 from fedjax_mem.core.facts import Trains as Trains

@@ -337,6 +337,25 @@ class Scores(Fact):
   measure: Callable[[Any, Any, dict[str, Any]], tuple[Any, Any]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Broadcasts(Fact):
+  """This client side reads its layer's server state, which is sent down beside the parameters.
+
+  Attributes:
+    copies: how much of it, in the size of the parameters.
+  """
+
+  sides = ('client',)
+  copies: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Rescales(Fact):
+  """This client side multiplies weighted messages by a number of its client, such as 1 / chance."""
+
+  sides = ('client',)
+
+
 # The facts that describe what a side does to messages. A client or cohort side after the algorithm
 # without any of them is `silent`: refused wherever that has to be known.
 MESSAGE_FACTS = (Trains, Bounds, Noises, Weighs, Encodes, Integers, Masks, Rule, Attacks)

@@ -1,7 +1,8 @@
 """Bytes that a round sends: up from the clients, and down to them.
 
 Layers that encode report their own bytes. Without them, each client that arrives sends its update
-uncompressed, and each selected client is sent the parameters uncompressed. Headers and checksums
+uncompressed, and each selected client is sent the parameters uncompressed; what an algorithm
+broadcasts beside them (`Broadcasts`) is counted in their size. Headers and checksums
 count (`core/wire.py`); an update that was left out because it was not finite does not count.
 Integers that are summed modulo 2 ** b take b bits per value, whatever encoded before them. The
 keys and shares of secure aggregation are not counted.
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Encodes, Integers, tree, wire
+from fedjax_mem.core import Broadcasts, Encodes, Integers, tree, wire
 from fedjax_mem.engine import Simulation, table_bytes
 from fedjax_mem.stages.compress import dense_size, total_bytes
 
@@ -31,6 +32,7 @@ class Traffic:
     """Looks up how large the messages of a simulation are."""
     last = list(sim.setting.specs.values())[-1]
     self._up, self._down = dense_size(last.update, last.aux), dense_size(sim.params)
+    self._beside = self._down * sum(x.copies for _, _, x in sim.setting.layers.having(Broadcasts))
     bits = [x.bits for _, _, x in sim.setting.layers.having(Integers)]
     self._modular, self._unknown = bool(bits), bool(sim.setting.layers.silent)
     if bits:
@@ -50,7 +52,8 @@ class Traffic:
     more = total_bytes(rows, 'bytes_more_down')
     if up is None or self._modular:
       up = self._up * rows['clients'].astype(np.int64)
-    down = (self._down if down is None else down) * rows['selected'].astype(np.int64)
+    down = (self._down if down is None else down) + self._beside
+    down = down * rows['selected'].astype(np.int64)
     down = down if more is None else down + more
     made = [{'bytes_up': int(u), 'bytes_down': int(d)} for u, d in zip(up, down, strict=True)]
     if self._unknown:

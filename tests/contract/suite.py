@@ -29,7 +29,7 @@ from fedjax_mem.core import (
   Withholds,
   compose,
 )
-from fedjax_mem.stages.algorithm import fedsgd
+from fedjax_mem.stages.algorithm import Sgd, fedsgd
 from fedjax_mem.stages.masks import integers, mask
 from fedjax_mem.stages.weigh import by_examples, equal
 
@@ -45,6 +45,7 @@ ARGUMENTS: dict[str, Any] = {
   'server_optimizer': optax.sgd(1.0),
   'epochs': 1,
   'steps': 2,
+  'total_weight': float(tiny.N),
   'cap': 5.0,
   'expected': 5,
   'capacity': 8,
@@ -84,6 +85,12 @@ IN_TREE: dict[str, dict[str, dict[str, Any]]] = {
     'fedavg': {'epochs': 2, 'optimizer': functools.partial(optax.sgd, momentum=0.9)},
     'fedsgd': {},
     'dp_sgd': {},
+    'fedprox': {'epochs': 2, 'mu': 0.5, 'partial_work': 0.5},
+    'scaffold': {'optimizer': Sgd(0.9)},
+    'fednova': {'mu': 0.5, 'optimizer': Sgd(0.9)},
+    'feddyn': {'alpha': 0.5},
+    'mime': {},
+    'mime_lite': {},
   },
   'PRIVACY': {
     'central': {},
@@ -142,7 +149,7 @@ IN_TREE: dict[str, dict[str, dict[str, Any]]] = {
   'SERVER_OPTIMIZERS': {'sgd': {}, 'fedavgm': {}, 'fedadagrad': {}, 'fedadam': {}, 'fedyogi': {}},
 }
 # Methods from outside of the tree, under the contract as well.
-EXAMPLES = ('fedprox:fedprox', 'meamed:meamed', 'stratified:stratified', 'one_bit:one_bit')
+EXAMPLES = ('fedsam:fedsam', 'meamed:meamed', 'stratified:stratified', 'one_bit:one_bit')
 TEST_ONLY = (
   stages.scaffold,
   stages.top_k,
@@ -154,6 +161,9 @@ TEST_ONLY = (
   stages.adaptive_clip,
 )
 
+
+# Algorithms whose code another entry has as well: FedAvg's loop with one term more, and Mime's.
+SHARED = ('ALGORITHMS-fedprox', 'ALGORITHMS-mime_lite')
 
 # What each file of the suite is asked about by an option of its own.
 KINDS = {
@@ -173,8 +183,8 @@ class Case(NamedTuple):
 
   @property
   def marks(self) -> tuple:
-    """Layers that only the tests use are left out of the default tier."""
-    return (pytest.mark.slow,) if self.name.startswith('test-') else ()
+    """Layers that only the tests use, or that share another's code, are left to the other tiers."""
+    return (pytest.mark.slow,) if self.name.startswith(('test-', *SHARED)) else ()
 
   def make(self, **changed: Any) -> Any:
     """Returns what the factory makes, with some arguments changed."""
@@ -266,8 +276,12 @@ def is_optimizer(made: Any) -> bool:
   return isinstance(made, optax.GradientTransformation)
 
 
-def dress(made: Any) -> tuple[Layer, ...]:
-  """Returns a whole round around what a factory made; nothing else in it is random."""
+def dress(made: Any, algorithm: Layer | None = None) -> tuple[Layer, ...]:
+  """Returns a whole round around what a factory made; nothing else in it is random.
+
+  `algorithm` trains, where the factory did not make what does; None: one gradient a client.
+  """
+  algorithm = tiny.algorithm() if algorithm is None else algorithm
   if is_optimizer(made):
     return compose(fedsgd(tiny.loss, batch_size=16, server_optimizer=made), tiny.rota(), equal())
   own = (made,) if isinstance(made, Layer) else tuple(made)
@@ -282,14 +296,14 @@ def dress(made: Any) -> tuple[Layer, ...]:
   before = [x for x in own if x.fact(Prepares) is not None]
   after = [x for x in own if x.fact(Prepares) is None]
   if any(x.fact(Weighs) is not None for x in own):
-    return compose(*before, tiny.algorithm(), tiny.rota(), *after)
+    return compose(*before, algorithm, tiny.rota(), *after)
   if any(x.select is not None for x in own):
     early = [x for x in after if x.fact(Weighted) is None]
     late = [x for x in after if x.fact(Weighted) is not None]
     if not any(x.fact(Draws) is not None for x in own):
       early = [tiny.rota(), *early]
-    return compose(*before, tiny.algorithm(), *early, by_examples(), *late)
-  return compose(*before, tiny.algorithm(), tiny.rota(), weigh, *after)
+    return compose(*before, algorithm, *early, by_examples(), *late)
+  return compose(*before, algorithm, tiny.rota(), weigh, *after)
 
 
 # Whose rounds can be pooled; they are under contract in those modes as well.

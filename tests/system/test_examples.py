@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import given, tiny
+from reference import given, tiny, twins
 from reference.experiments import TINY
 from scipy import stats
 
@@ -43,7 +43,7 @@ KNORM = (
   'mechanism="knorm:KNorm"}}]'
 )
 EXAMPLES = {
-  'fedprox': ('algorithm.name=fedprox:fedprox', 'algorithm.options={mu=0.5}'),
+  'fedsam': ('algorithm.name=fedsam:fedsam', 'algorithm.options={rho=0.1}'),
   'meamed': ('stages=[{use="meamed:meamed", options={byzantine=1}}]',),
   'stratified': ('selection.name=stratified:stratified', 'selection.options={strata=4}'),
   'knorm': (
@@ -73,29 +73,22 @@ def make(tmp_path):
 # Each is what it says.
 
 
-def test_fedprox_is_its_numpy_twin_and_short():
-  import fedprox
+def test_fedsam_is_its_numpy_twin_and_short():
+  import fedsam
 
-  made = fedprox.fedprox(tiny.loss, learning_rate=0.3, batch_size=3, epochs=2, mu=0.7)
+  made = fedsam.fedsam(tiny.loss, learning_rate=0.3, batch_size=3, epochs=2, rho=0.7)
   sim = tiny.build(compose(made, round_robin(tiny.N, tiny.N), fm.stages.weigh.by_examples()))
   state, _ = tiny.execute(sim, 1)
-  start = {k: np.asarray(v, np.float64) for k, v in tiny.initial().items()}
-  total, moved = 0, {k: np.zeros_like(v) for k, v in start.items()}
+  ended = []
   for data in tiny.DATA:
-    params, n = {k: v.copy() for k, v in start.items()}, len(data['y'])
-    for _ in range(2):
-      for at in range(0, n, 3):
-        batch = {k: jnp.asarray(v[at : at + 3]) for k, v in data.items()}
-        mean = lambda p, b=batch: tiny.loss(p, b).mean()
-        grads = jax.grad(mean)({k: jnp.asarray(v, jnp.float32) for k, v in params.items()})
-        for k in params:
-          params[k] -= 0.3 * (np.asarray(grads[k], np.float64) + 0.7 * (params[k] - start[k]))
-    total += n
-    for k in moved:
-      moved[k] += n * (params[k] - start[k])
-  for k in start:
-    np.testing.assert_allclose(state.params[k], start[k] + moved[k] / total, atol=1e-5)
-  code = (HERE / 'fedprox.py').read_text().partition('def fedprox')[2]
+    v = twins.START
+    for at in [*range(0, len(data['y']), 3)] * 2:
+      of = lambda p, x=data['x'][at : at + 3], y=data['y'][at : at + 3]: twins.gradient(p, x, y)
+      v = v - 0.3 * of(v + 0.7 * of(v) / np.linalg.norm(of(v)))
+    ended.append(v)
+  expected = np.average(ended, 0, tiny.COUNTS)
+  np.testing.assert_allclose(tiny.vec(state.params), expected, atol=1e-5)
+  code = (HERE / 'fedsam.py').read_text().partition('def fedsam')[2]
   lines = [x for x in code.splitlines()[1:] if x.strip() and not x.strip().startswith('"""')]
   assert len(lines) + 1 <= 20
 
@@ -161,19 +154,19 @@ def test_one_bit_is_its_numpy_twin_with_what_it_remembers():
 
 @pytest.mark.slow
 def test_all_work_from_python():
-  import fedprox
+  import fedsam
   import knorm
   import meamed
   import one_bit
   import stratified
 
-  prox = fedprox.fedprox(tiny.loss, learning_rate=0.1, batch_size=4)
+  sam = fedsam.fedsam(tiny.loss, learning_rate=0.1, batch_size=4)
   draw = stratified.stratified(tiny.N, tiny.C, 2)
   noise = privacy.central(0.5, 1.0, mechanism=knorm.KNorm)
   for layers in (
-    (prox, draw, equal(), one_bit.one_bit()),
-    (prox, draw, equal(), meamed.meamed(1)),
-    (prox, draw, equal(6.0), noise),
+    (sam, draw, equal(), one_bit.one_bit()),
+    (sam, draw, equal(), meamed.meamed(1)),
+    (sam, draw, equal(6.0), noise),
   ):
     sim = tiny.build(compose(*layers), expect_privacy=layers[-1] is noise)
     _, metrics = sim.run(sim.init(tiny.initial()), 2)
@@ -214,7 +207,7 @@ def test_each_is_resumed_from_a_configuration_bit_for_bit(make, name, tmp_path, 
 @pytest.mark.slow
 def test_a_run_of_ones_own_methods_outlives_kill_9(start, tmp_path):
   (tmp_path / 'own.toml').write_text(TEXT)
-  both = [*EXAMPLES['fedprox'], *EXAMPLES['stratified'], *EXAMPLES['knorm'], 'client.epochs=30']
+  both = [*EXAMPLES['fedsam'], *EXAMPLES['stratified'], *EXAMPLES['knorm'], 'client.epochs=30']
   sets = [x for s in both for x in ('--set', s)]
   words = lambda out: ('run', tmp_path / 'own.toml', '--out', tmp_path / out, '--quiet', *sets)
   whole, killed = start(*words('whole')), start(*words('killed'))

@@ -22,6 +22,7 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
+from fedjax_mem.core.examples import Rows
 from fedjax_mem.kernels.nn.rewrite import fast_convolutions
 
 # (params, batch, key) -> losses [B]; the key is None where the loss is known not to use it.
@@ -49,8 +50,22 @@ class Sgd:
     return optax.chain(optax.add_decayed_weights(decay), sgd) if decay else sgd
 
 
+def sgd_of(optimizer: OptimizerFn) -> Sgd:
+  """Returns the settings of the clients' optimizer; raises `ValueError` unless it is SGD."""
+  sgd = Sgd() if optimizer is optax.sgd else optimizer
+  if not isinstance(sgd, Sgd):
+    raise ValueError(
+      f'optimizer must be Sgd(momentum, weight_decay) or optax.sgd, got {optimizer!r}.'
+    )
+  return sgd
+
+
 # (parameters, optimizer state, losses so far) of a client between two local steps.
 _Carry = tuple[Tree, Tree, Mean]
+# Parameters -> gradient of the batch of a step.
+GradientFn = Callable[[Tree], Tree]
+# (parameters, gradient there, gradient of this batch elsewhere) -> what the optimizer gets instead.
+Correct = Callable[[Tree, Tree, GradientFn], Tree]
 
 
 class Trained(NamedTuple):
@@ -139,22 +154,25 @@ def local_steps(
   task: Task,
   key: jax.Array,
   *,
-  epochs: int,
+  epochs: int | jax.Array,
   batch_size: int,
+  correct: Correct | None = None,
+  drift: Tree | None = None,
 ) -> Trained:
   """Returns the parameters after `epochs` passes of mini-batch steps over the client's examples.
 
-  Every epoch is shuffled anew. The last batch of an epoch may be smaller; its loss is the mean over
-  its examples. The loop has the steps of the largest of the clients that run side by side; a client
-  that has finished keeps its parameters and optimizer state.
+  Every epoch is shuffled anew. Its last batch may be smaller. The loop has the steps of the largest
+  of the clients side by side; a client that has finished keeps its parameters and optimizer state.
 
   Args:
     loss: (params, batch, key) -> losses [B], one for each example.
     optimizer: the client's optimizer; its state starts anew in every round.
     task: initial parameters and the client's examples.
     key: PRNG key of this client in this round.
-    epochs: passes over the examples.
+    epochs: passes over the examples; an int32 array where clients differ in it.
     batch_size: examples a step, B.
+    correct: changes each gradient before the optimizer sees it.
+    drift: added to each step, outside of the optimizer's momentum, a tree like the parameters.
   """
   data = task.data
   size, padded = batch_plan(data, batch_size)
@@ -168,7 +186,11 @@ def local_steps(
     batch = data.take(positions)
     objective = lambda p: masked_mean_loss(loss, p, batch, mask, jax.random.fold_in(key, number))
     grads, seen = jax.grad(objective, has_aux=True)(params)
+    if correct is not None:
+      grads = correct(params, grads, lambda p: jax.grad(objective, has_aux=True)(p)[0])
     updates, new_opt = optimizer.update(grads, opt, params)
+    if drift is not None:
+      updates = tree.add(updates, drift)
     new = optax.apply_updates(params, updates), new_opt
     # Without examples the gradient is zero, but momentum and weight decay would still move.
     if data.ragged:
@@ -179,14 +201,109 @@ def local_steps(
     shuffle_key, step_key = jax.random.split(jax.random.fold_in(key, number))
     one_batch = padded == size  # then the order of the examples does not matter
     order = jnp.arange(size, dtype=jnp.int32) if one_batch else shuffled(shuffle_key, data, padded)
-    body = lambda i, carry: step(i, order, step_key, carry)
-    ended: _Carry = jax.lax.fori_loop(0, steps, body, carry)
+    ended: _Carry = jax.lax.fori_loop(0, steps, lambda i, c: step(i, order, step_key, c), carry)
     return ended
 
   start = (task.params, optimizer.init(task.params), Mean(jnp.float32(0), jnp.float32(0)))
   params, _, seen = jax.lax.fori_loop(0, epochs, epoch, start)
   taken = epochs * -(-data.count // size)
   return Trained(params, taken, step_metrics(seen, taken, epochs * steps))
+
+
+class Local:
+  """The local training that FedAvg and the methods built on it share, with its arguments checked.
+
+  Attributes:
+    loss: (params, batch, key) -> losses [B], made fast.
+    batch_size: examples in a local step.
+    epochs: passes over the examples.
+    optimizer: learning rate -> the clients' optax optimizer.
+  """
+
+  def __init__(
+    self,
+    loss: LossFn,
+    learning_rate: Rate,
+    batch_size: int,
+    epochs: int,
+    optimizer: OptimizerFn,
+  ):
+    """Checks the arguments, which are those of `fedavg`; raises `ValueError`."""
+    self.loss = loss_of(loss)
+    check_rate(learning_rate=learning_rate)
+    self._rate = learning_rate
+    self.epochs = validate.integer(epochs=epochs)
+    self.batch_size = validate.integer(batch_size=batch_size)
+    validate.function(optimizer=optimizer)
+    self.optimizer = optimizer
+
+  def rate(self, round: jax.Array) -> Any:
+    """Returns the clients' learning rate in a round."""
+    return rate_at(self._rate, round)
+
+  def __call__(
+    self,
+    ctx: Context,
+    task: Task,
+    *,
+    epochs: int | jax.Array | None = None,
+    correct: Correct | None = None,
+    drift: Tree | None = None,
+  ) -> Trained:
+    """Returns what a client has after its local steps; the arguments are those of `local_steps`."""
+    return local_steps(
+      self.loss,
+      self.optimizer(self.rate(ctx.round)),
+      task,
+      ctx.key,
+      epochs=self.epochs if epochs is None else epochs,
+      batch_size=self.batch_size,
+      correct=correct,
+      drift=drift,
+    )
+
+  def gradient(self, ctx: Context, task: Task) -> Tree:
+    """Returns the gradient of the client's mean loss at the parameters that it was sent."""
+    return mean_gradient(self.loss, task, ctx.key, self.batch_size)[0]
+
+
+def near(mu: float, start: Tree) -> Correct:
+  """Returns what adds the gradient of mu / 2 |w - start|^2."""
+  return lambda params, grads, of: tree.add(grads, tree.scale(mu, tree.sub(params, start)))
+
+
+def sent(task: Task, done: Trained, aux: dict[str, Any] | None = None) -> Message:
+  """Returns a client's message: server - client, weighed by its examples, and what is beside it."""
+  update = tree.sub(task.params, done.params)
+  return Message(update, task.data.count.astype(jnp.float32), aux or {})
+
+
+def mean_gradient(
+  loss: LossFn, task: Task, key: jax.Array, batch_size: int
+) -> tuple[Tree, jax.Array, Mean]:
+  """Returns (gradient of the mean loss at the task's parameters, float32 examples, losses).
+
+  Args:
+    loss: (params, batch, key) -> losses [B].
+    task: parameters and examples; without examples the gradient is zero.
+    key: PRNG key; that of a batch is `fold_in(key, its number)`.
+    batch_size: examples held at a time: it changes no result beyond rounding.
+  """
+
+  def part(carry: tuple[Tree, Mean], rows: Rows) -> tuple[Tree, Mean]:
+    own = jax.random.fold_in(key, rows.number)
+
+    def summed(params: Tree) -> tuple[jax.Array, Mean]:
+      losses = masked_mean_loss(loss, params, rows.batch, rows.mask, own)[1]
+      return losses.total, losses
+
+    grads, seen = jax.grad(summed, has_aux=True)(task.params)
+    return tree.add(carry, (grads, seen))
+
+  start = (tree.zeros(task.params), Mean(jnp.float32(0), jnp.float32(0)))
+  grads, seen = task.data.fold(part, start, batch_size)
+  count = task.data.count.astype(jnp.float32)
+  return tree.scale(1 / jnp.maximum(count, 1.0), grads), count, seen
 
 
 def step_metrics(seen: Mean, taken: jax.Array, run: jax.Array) -> Metrics:
@@ -234,6 +351,20 @@ def server_step(optimizer: optax.GradientTransformation) -> Stage:
     return params, new, {}
 
   return Stage(apply, lambda ctx: optimizer.init(ctx.params))
+
+
+def zeros(ctx: Context) -> Tree:
+  """Returns zeros like the parameters, for a first state."""
+  return tree.zeros(ctx.params)
+
+
+def beginning(optimizer: optax.GradientTransformation, *names: str) -> Callable[[Context], Tree]:
+  """Returns ctx -> server state: the optimizer's, as `step`, and zeros like the parameters."""
+
+  def init(ctx: Context) -> Tree:
+    return {name: zeros(ctx) for name in names} | {'step': optimizer.init(ctx.params)}
+
+  return init
 
 
 def descend(

@@ -1,9 +1,6 @@
 """Federated averaging: clients train for some epochs, the server averages their updates."""
 
-from functools import partial
-
 import jax
-import jax.numpy as jnp
 import optax
 
 from fedjax_mem.core import (
@@ -20,7 +17,6 @@ from fedjax_mem.core import (
   Trains,
   Tree,
   tree,
-  validate,
 )
 from fedjax_mem.stages.algorithm import _base as training
 
@@ -61,26 +57,19 @@ def fedavg(
   Raises:
     ValueError: an argument is out of range.
   """
-  loss = training.loss_of(loss)
-  training.check_rate(learning_rate=learning_rate)
-  validate.integer(epochs=epochs)
-  validate.integer(batch_size=batch_size)
-  validate.function(optimizer=optimizer)
+  train = training.Local(loss, learning_rate, batch_size, epochs, optimizer)
   server = training.server_step(training.server_optimizer_of(server_optimizer))
-  train = partial(training.local_steps, loss, epochs=epochs, batch_size=batch_size)
 
   def client(ctx: Context, task: Task, state: Tree) -> tuple[Message, Tree, Metrics]:
-    rate = training.rate_at(learning_rate, ctx.round)
-    done = train(optimizer(rate), task, ctx.key)
-    update = tree.sub(task.params, done.params)
-    return Message(update, task.data.count.astype(jnp.float32), {}), state, done.metrics
+    done = train(ctx, task)
+    return training.sent(task, done), state, done.metrics
 
   def pooled(shape: Shape, params: Tree, batch: Batch) -> Pool | None:
     # One step from common parameters is a gradient, and gradients of clients add.
     one_step = epochs == 1 and shape.capacity <= batch_size
-    if not one_step or training.uses_key(loss, params, batch):
+    if not one_step or training.uses_key(train.loss, params, batch):
       return None
-    return _pool(loss, learning_rate, optimizer)
+    return _pool(train.loss, learning_rate, optimizer)
 
   trains = Stage(client, facts=(Trains(), Pools(pooled)))
   return Layer('algorithm', client=trains, server=server)

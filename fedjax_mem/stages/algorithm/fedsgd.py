@@ -8,7 +8,6 @@ from fedjax_mem.core import (
   Batch,
   Context,
   Layer,
-  Mean,
   Message,
   Metrics,
   Pool,
@@ -19,10 +18,8 @@ from fedjax_mem.core import (
   Total,
   Trains,
   Tree,
-  tree,
   validate,
 )
-from fedjax_mem.core.examples import Rows
 from fedjax_mem.stages.algorithm import _base as training
 
 
@@ -61,20 +58,7 @@ def fedsgd(
   server = training.server_step(training.server_optimizer_of(server_optimizer))
 
   def client(ctx: Context, task: Task, state: Tree) -> tuple[Message, Tree, Metrics]:
-    def part(carry: tuple[Tree, Mean], rows: Rows) -> tuple[Tree, Mean]:
-      key = jax.random.fold_in(ctx.key, rows.number)
-
-      def summed(params: Tree) -> tuple[jax.Array, Mean]:
-        losses = training.masked_mean_loss(loss, params, rows.batch, rows.mask, key)[1]
-        return losses.total, losses
-
-      grads, seen = jax.grad(summed, has_aux=True)(task.params)
-      return tree.add(carry, (grads, seen))
-
-    start = (tree.zeros(task.params), Mean(jnp.float32(0), jnp.float32(0)))
-    grads, seen = task.data.fold(part, start, batch_size)
-    count = task.data.count.astype(jnp.float32)
-    update = tree.scale(1 / jnp.maximum(count, 1.0), grads)
+    update, count, seen = training.mean_gradient(loss, task, ctx.key, batch_size)
     metrics = {'train_loss': seen, 'steps': Total(jnp.int32(1))}
     return Message(update, count, {}), state, metrics
 

@@ -172,6 +172,12 @@ def layer(name: str, attack: Attack) -> Layer:
         f'{name!r} works on updates of floats, and what it receives holds {other[0]}: put it '
         'before the layer that encodes.'
       )
+    if ctx.spec.aux:
+      raise IncompatibleStages(
+        f'{name!r} forges the update alone, and {sorted(ctx.spec.aux)!r} would be summed beside it '
+        'as an honest client sends it: use an algorithm that sends its update alone, or put '
+        f'{name!r} before the codec that sums it.'
+      )
     return ()
 
   facts: tuple[Fact, ...] = (Attacks(),)

@@ -41,6 +41,7 @@ from fedjax_mem.core import (
   Message,
   Metrics,
   Prepares,
+  Rescales,
   Stage,
   Task,
   Tree,
@@ -120,9 +121,9 @@ def importance(
   law = Draws('data_dependent', num_clients, cohort_size, capacity)
   select = draws.drawing(draw, law, "others' data")
   if by == 'norm':
-    return (Layer('select', select=select, client=Stage(_norms, _first, (Weighted(), _LARGER))),)
+    return (Layer('select', select=select, client=Stage(_norms, _first, _RESCALES)),)
   chooser = Layer('select', select=select, client=_measures(loss, batch_size))
-  return chooser, Layer('inverse_chance', client=Stage(_inverse, facts=(Weighted(), _LARGER)))
+  return chooser, Layer('inverse_chance', client=Stage(_inverse, facts=_RESCALES))
 
 
 def _drawn(key: jax.Array, chance: jax.Array, capacity: int) -> tuple[Member, Metrics]:
@@ -155,6 +156,7 @@ def _measures(loss: Any, batch_size: int) -> Stage:
 
 # A message divided by a small inclusion probability has no bound.
 _LARGER = Bounds(lambda ctx, bound: Bound(), 'it divides by the chance of a client')
+_RESCALES = (Weighted(), Rescales(), _LARGER)
 
 
 def _norms(ctx: Context, message: Message, row: Seen) -> tuple[Message, Seen, Metrics]:

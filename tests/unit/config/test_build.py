@@ -11,6 +11,7 @@ import pytest
 from fedjax_mem.config import registry
 from fedjax_mem.config.build import (
   build,
+  build_layers,
   client_optimizer,
   learning_rate,
   load_data,
@@ -20,6 +21,8 @@ from fedjax_mem.config.load import ClientSection, ServerSection
 from fedjax_mem.core import Draws, Layer
 from fedjax_mem.optim import SERVER_OPTIMIZERS
 from fedjax_mem.runner.loop import run
+from fedjax_mem.stages.algorithm import ALGORITHMS
+from fedjax_mem.stages.algorithm._accumulates import Accumulates
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 
@@ -159,9 +162,26 @@ def test_every_sampler_and_weighting_builds(make, name, option, weighting):
   assert float(parts.layers.weighs.of(np.float32(100))) == {'examples': 100}.get(weighting, 1)
 
 
-@pytest.mark.parametrize('algorithm', ['fedavg', 'fedsgd'])
+@pytest.mark.parametrize('algorithm', [x for x in ALGORITHMS if x != 'dp_sgd'])
 def test_every_algorithm_builds(make, algorithm):
   assert len(build(make(f'algorithm.name={algorithm}')).layers) == 3
+
+
+@pytest.mark.parametrize('algorithm', ['scaffold', 'feddyn'])
+def test_what_averages_over_all_clients_is_told_their_weight(make, algorithm):
+  def total(*sets):
+    parts = build(make(f'algorithm.name={algorithm}', *sets))
+    return parts.layers.algorithm.fact(Accumulates).total, parts.data.counts
+
+  found, counts = total('weighting.name=equal')
+  assert found == len(counts)
+  assert total('weighting.name=examples')[0] == counts.sum()
+  capped = total('weighting.name=capped', 'weighting.options={cap=50}')[0]
+  assert capped == pytest.approx(np.minimum(counts / 50, 1).sum(), rel=1e-6)
+  assert total('algorithm.options={total_weight=7}')[0] == 7
+  config = make(f'algorithm.name={algorithm}')
+  with pytest.raises(ValueError, match='total_weight must be given for'):
+    build_layers(config, build(config).model, 8)  # without data
 
 
 def test_stages_stand_where_they_are_asked_to(make, layers):

@@ -38,6 +38,17 @@ def test_a_run_without_codecs_counts_its_arrays(make, tmp_path, capsys, undrawn)
 
 
 @pytest.mark.slow
+def test_what_an_algorithm_sends_beside_the_parameters_is_counted(
+  make, with_stage, tmp_path, undrawn
+):
+  plain = loop.run(make('rounds=1', 'algorithm.name=scaffold'), tmp_path).metrics[0]
+  assert plain['bytes_down'] == 4 * 2 * DENSE and plain['bytes_up'] == 4 * (8 * PARAMETERS + 35)
+  coded = with_stage('downlink', 'algorithm.name=scaffold', 'rounds=1', before=True)
+  short = 15 + 10 + PARAMETERS + 10 + 4  # of the parameters; the control comes as it is
+  assert loop.run(coded, tmp_path).metrics[0]['bytes_down'] == 4 * (short + DENSE)
+
+
+@pytest.mark.slow
 def test_codecs_up_and_down(with_stage, tmp_path, undrawn):
   up = loop.run(with_stage('quantize', bits=8), tmp_path).metrics
   assert {r['bytes_up'] for r in up} == {4 * (15 + 10 + PARAMETERS + 10 + 4)}
