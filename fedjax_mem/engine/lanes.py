@@ -18,13 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from fedjax_mem.core import Population, State, Tree, platforms, tree, validate
+from fedjax_mem.core import Noises, Population, State, Tree, platforms, tree, validate
 from fedjax_mem.engine import execution as executions
 from fedjax_mem.engine import lifting, plan, replay
 from fedjax_mem.engine import mesh as meshes
 from fedjax_mem.engine import metrics as measured
 from fedjax_mem.engine.run import Simulation
 from fedjax_mem.kernels.nn import rewrite
+
+
+_PROGRAMS = ('start', 'round', 'draw')
 
 
 class Lane(NamedTuple):
@@ -35,14 +38,17 @@ class Lane(NamedTuple):
     params: initial parameters.
     start: (parameters, population, seed, root) -> state, read.
     round: (state, population, seed, root) -> (state, metrics), read.
-    like: shapes of what these two return.
+    draw: (state, population, seed, root) -> ids [block, C] of the next rounds, read; None unless
+      clients add noise themselves, so that somebody has to know ahead.
+    like: name of one of these three -> shapes of what it returns.
   """
 
   sim: Simulation
   params: Tree
   start: lifting.Program
   round: lifting.Program
-  like: tuple[Any, Any]
+  draw: lifting.Program | None
+  like: dict[str, Any]
 
 
 def lane(sim: Simulation, params: Tree) -> Lane:
@@ -58,15 +64,26 @@ def lane(sim: Simulation, params: Tree) -> Lane:
   if sim.setting.layout.devices != 1:
     raise ValueError(f'a lane must be on one device, got {sim.setting.layout.devices}.')
   used = np.uint32(sim.seed), np.asarray(sim.root)
-  init = functools.partial(plan.initial_state, sim.setting)
-  start, state = jax.make_jaxpr(init, return_shape=True)(params, sim.population, *used)
+  setting = sim.setting
 
   def one(state: State, population: Population, seed: Any, root: Any) -> tuple[State, Any]:
-    new, metrics = sim.setting.round(state, population, seed, root)
+    new, metrics = setting.round(state, population, seed, root)
     return new, {name: measured.plain(x) for name, x in metrics.items()}
 
-  round, like = jax.make_jaxpr(one, return_shape=True)(state, sim.population, *used)
-  return Lane(sim, params, lifting.read(start), lifting.read(round), (state, like))
+  def draw(state: State, population: Population, seed: Any, root: Any) -> jax.Array:
+    del population
+    return plan.peek(setting, state, seed, root, sim.max_rounds if setting.layers.blind else 1)
+
+  read, like = {}, {}
+  first = params
+  for name, f in {'start': functools.partial(plan.initial_state, setting), 'round': one}.items():
+    traced, like[name] = jax.make_jaxpr(f, return_shape=True)(first, sim.population, *used)
+    read[name], first = lifting.read(traced), like['start']
+  local = any(noise.trust != 'central' for _, _, noise in setting.layers.having(Noises))
+  if local:
+    traced, like['draw'] = jax.make_jaxpr(draw, return_shape=True)(first, sim.population, *used)
+    read['draw'] = lifting.read(traced)
+  return Lane(sim, params, read['start'], read['round'], read.get('draw'), like)
 
 
 def alike(lanes: Sequence[Lane]) -> list[list[int]]:
@@ -83,7 +100,12 @@ def alike(lanes: Sequence[Lane]) -> list[list[int]]:
 
 
 def _together(a: Lane, b: Lane) -> bool:
-  for one, other in ((a.round, b.round), (a.start, b.start)):
+  pairs = [(getattr(a, name), getattr(b, name)) for name in _PROGRAMS]
+  if (a.draw is None) != (b.draw is None):
+    return False
+  for one, other in pairs:
+    if one is None:
+      continue
     if one.structure != other.structure:
       return False
     if not all(one.movable[place] for place in lifting.differing([one, other])):
@@ -166,15 +188,14 @@ class Lanes:
       'params': [x.params for x in lanes],
     }
     made = _Apart.of(values)
-    for name in ('start', 'round'):
-      programs = [getattr(x, name) for x in lanes]
-      made.own[f'of {name}'] = lifting.stacked(programs, self._places[name])
+    for name, places in self._places.items():
+      made.own[f'of {name}'] = lifting.stacked([getattr(x, name) for x in lanes], places)
     own = jax.device_put(made.own, jax.NamedSharding(self._mesh, PartitionSpec(meshes.AXIS)))
     return _Apart(own, jax.device_put(made.shared, where))
 
   @functools.cached_property
   def _places(self) -> dict[str, list[int]]:
-    names = ('start', 'round')
+    names = [x for x in _PROGRAMS if getattr(self.lanes[0], x) is not None]
     return {n: lifting.differing([getattr(x, n) for x in self.lanes]) for n in names}
 
   def _call(self, name: str, given: dict[str, Any], first: Tree) -> Any:
@@ -183,8 +204,7 @@ class Lanes:
     population = Population(*(given[x] for x in ('arrays', 'index', 'start', 'count')))
     arguments = jax.tree.leaves((first, population, given['seed'], given['root']))
     results = program(given[f'of {name}'], arguments)
-    like = self.lanes[0].like[0 if name == 'start' else 1]
-    return jax.tree.unflatten(jax.tree.structure(like), results)
+    return jax.tree.unflatten(jax.tree.structure(self.lanes[0].like[name]), results)
 
   def _mapped(self, one: Callable[..., Any], own: Tree, shared: Tree) -> Any:
     """Returns `one` (own, shared) for every lane, divided over the devices."""
@@ -226,9 +246,9 @@ class Lanes:
   def segment(self) -> jax.stages.Wrapped:
     """The compiled program: see `run`."""
     first = self.lanes[0]
-    rewrite.warn_if_slow(first.sim.setting.round.trace(
-      first.like[0], first.sim.population, np.uint32(0), np.asarray(first.sim.root)
-    ).jaxpr, platforms.current())  # fmt: skip
+    used = first.sim.population, np.uint32(0), np.zeros(2, np.uint32)
+    traced = first.sim.setting.round.trace(first.like['start'], *used).jaxpr
+    rewrite.warn_if_slow(traced, platforms.current())
     platform = self._mesh.devices.flat[0].platform
     options = meshes.compiler_options(platform)
     return jax.jit(self._segment, donate_argnums=0, compiler_options=options or None)
@@ -239,7 +259,7 @@ class Lanes:
     def one(own: Any, shared: Any) -> Any:
       (parts, mine, on), (begun, given, rounds) = own, shared
       zeros = lambda x: jnp.zeros((self.max_rounds, *x.shape), x.dtype)
-      rows = jax.tree.map(zeros, self.lanes[0].like[1][1])
+      rows = jax.tree.map(zeros, self.lanes[0].like['round'][1])
 
       def body(i: jax.Array, carry: Any) -> Any:
         parts, on, done, rows = carry
@@ -256,6 +276,12 @@ class Lanes:
     mine = (tuple(state[1:]), own, active)
     parts, rows, done = self._mapped(one, mine, (state.round, shared, rounds))
     return State(state.round + rounds, *parts), rows, done
+
+  def compile(self, state: State) -> State:
+    """Returns the states after no rounds: compiles the program. The state given is donated."""
+    off = np.zeros(len(self._padded), bool)
+    same: State = self.segment(state, *self._given, off, np.int32(0))[0]
+    return jax.block_until_ready(same)
 
   def run(
     self, state: State, rounds: int, active: np.ndarray
@@ -279,6 +305,27 @@ class Lanes:
     state, rows, done = self.segment(state, *self._given, on, np.int32(rounds))
     rows, done = jax.device_get((rows, done))
     return state, {name: x[: self.size, :rounds] for name, x in rows.items()}, done[: self.size]
+
+  @functools.cached_property
+  def _draw(self) -> jax.stages.Wrapped:
+    def one(own: Any, shared: Any) -> Any:
+      (parts, mine), (begun, given) = own, shared
+      return self._call('draw', {**given, **mine}, State(begun, *parts))
+
+    draw = lambda state, own, shared: self._mapped(
+      one, (tuple(state[1:]), own), (state.round, shared)
+    )
+    return jax.jit(draw)
+
+  def cohorts(self, state: State) -> np.ndarray | None:
+    """Returns the ids [L, rounds, C] that the next rounds will draw, padding included.
+
+    None where nobody has to know them ahead: no client adds noise itself. After a round with
+    feedback only one more is known.
+    """
+    if self.lanes[0].draw is None:
+      return None
+    return np.asarray(self._draw(state, *self._given))[: self.size]
 
   def kept(self, state: State) -> State:
     """Returns the states on the host as they may be kept on a disk: without noise or padding."""
