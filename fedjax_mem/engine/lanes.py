@@ -267,7 +267,7 @@ class Lanes:
         rows = jax.tree.map(lambda all, x: all.at[i].set(x), rows, metrics)
         lost = (metrics['clients'] == 0) & (metrics['not_finite'] >= 0).any()
         parts = tree.select(on, new[1:], parts)
-        return parts, on & metrics['finite'] & ~lost, done + on, rows
+        return parts, on & metrics['finite'] & ~lost, done + on.astype(jnp.int32), rows
 
       start = parts, on, jnp.int32(0), rows
       parts, on, done, rows = jax.lax.fori_loop(0, rounds, body, start)

@@ -244,7 +244,11 @@ class _Runner:
     params = step.eqn.params
     (test,), (body,) = step.within['cond_jaxpr'], step.within['body_jaxpr']
     asked, kept = params['cond_nconsts'], params['body_nconsts']
-    first, second, start = operands[:asked], operands[asked : asked + kept], operands[asked + kept :]
+    first, second, start = (
+      operands[:asked],
+      operands[asked : asked + kept],
+      operands[asked + kept :],
+    )
     ended: list[Any] = jax.lax.while_loop(
       lambda carry: self.run(test, [*first, *carry])[0],
       lambda carry: self.run(body, [*second, *carry]),
@@ -261,4 +265,7 @@ class _Runner:
 def _typed(body: _Node, kept: int, start: Sequence[Any]) -> list[Any]:
   """Returns the first carry of a loop in the dtypes of its body, which literals may lack."""
   wanted = body.jaxpr.invars[kept : kept + len(start)]
-  return [x if hasattr(x, 'dtype') else jnp.asarray(x, v.aval.dtype) for x, v in zip(start, wanted, strict=True)]
+  return [
+    x if hasattr(x, 'dtype') else jnp.asarray(x, v.aval.dtype)
+    for x, v in zip(start, wanted, strict=True)
+  ]

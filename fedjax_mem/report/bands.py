@@ -40,7 +40,7 @@ def curves(
   Args:
     panels: heading of the panel -> label -> curve; a heading with 'accuracy' is drawn in per cent.
     title: above all panels.
-    notes: a line below them.
+    notes: a line below the title.
     dark: whether the background is dark.
   """
   labels = list(dict.fromkeys(x for panel in panels.values() for x in panel))
@@ -59,14 +59,25 @@ def curves(
       ax.set_title(heading)
       ax.set_xlabel('round')
       ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+      _limits(ax, [panel[label] for label in drawn if label in panel])
       if 'accuracy' in heading.lower():
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     handles, names = axes[0].get_legend_handles_labels()
     if handles:
       fig.legend(handles, names, loc='outside lower center', ncols=min(3, len(names)), fontsize=8)
     if notes:
-      fig.supxlabel(figures.short(notes, 140), fontsize=8)
+      head = f'{figures.short(title, 100)}\n{figures.short(notes, 150)}'
+      fig.suptitle(head, fontsize=10, fontweight='bold')
   return fig
+
+
+def _limits(ax: Axes, bands: Sequence[Band]) -> None:
+  """Shows the means whole: with few seeds bands are so wide that curves would be flat."""
+  values = np.concatenate([np.asarray(x.mean, float) for x in bands])
+  values = values[np.isfinite(values)]
+  if values.size:
+    room = 0.15 * (values.max() - values.min()) or 0.05 * abs(values.max()) or 1.0
+    ax.set_ylim(values.min() - room, values.max() + room)
 
 
 def _curve(ax: Axes, band: Band, i: int, label: str, colours: Sequence[str]) -> None:

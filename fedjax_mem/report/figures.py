@@ -61,7 +61,7 @@ def png(figure: Figure, dpi: int = 130) -> bytes:
 
 
 def svg(figure: Figure) -> bytes:
-  """Returns a figure as SVG, its text as text; the same figure gives the same bytes."""
+  """Returns a figure as SVG, its text as text."""
   file = io.BytesIO()
   FigureCanvasAgg(figure)
   with matplotlib.rc_context({'svg.hashsalt': 'fedjax_mem', 'svg.fonttype': 'none'}):

@@ -348,7 +348,9 @@ def failed(sim: Simulation, last: int, rows: dict[str, np.ndarray]) -> str | Non
     return f"the server's parameters are not finite after round {last}"
   empty = (rows['clients'] == 0) & (rows['not_finite'] >= 0).any(1)
   if empty.any() and not sim.claims:  # under a claim it would tell of single clients
-    return f'no client of round {last - len(empty) + 1 + int(np.argmax(empty))} sent a finite update'
+    return (
+      f'no client of round {last - len(empty) + 1 + int(np.argmax(empty))} sent a finite update'
+    )
   return None
 
 

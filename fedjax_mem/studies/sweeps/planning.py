@@ -114,9 +114,7 @@ def _planned(
   config = point.config
   wanted = config.execution
   parts = assemble(config, data)
-  longest = min(
-    wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
-  )
+  longest = min(wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds)
   source = examples.source(data, parts.layers, wanted.stream_above_mb, longest)
   streamed = isinstance(source, examples.Streamed)
   sim = simulate(

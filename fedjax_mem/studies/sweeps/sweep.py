@@ -196,7 +196,8 @@ class _Sweep:
     bar.done = self._rounds_done(planned)
     runs = [planned[i] for i in group]
     if len(group) > 1:
-      self.how |= dict.fromkeys(group, f'in one program with {len(group) - 1} others')
+      others = f'{len(group) - 1} other{"s" * (len(group) > 2)}'
+      self.how |= dict.fromkeys(group, f'in one program with {others}')
       if all(self._ended(x) for x in runs):
         return
       checkpoints = self.folder / 'checkpoints' / str(number)
