@@ -115,7 +115,7 @@ def rdp_of_several(
 
 
 def pld_of_several(events: Sequence[tuple[Any, int]], adjacency: str, delta: float) -> float:
-  """Returns epsilon of several events, each with how often it is composed, on the library's grid."""
+  """Returns epsilon of several events, each with how often it is composed, by the library."""
   accountant = _accountant('pld', adjacency)
   for event, count in events:
     accountant.compose(event, count)

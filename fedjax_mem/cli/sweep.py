@@ -67,8 +67,17 @@ class Sweep(Command):
     grid = parse(self.grid)
     if self.no_cache:
       devices.forget_compiled()
-    how = {'select': self.select, 'at_once': self.at_once, 'data_dir': text(self.data_dir)}
-    tell(sweep(config, grid, self.seeds, self.out, quiet=self.quiet, **how))
+    result = sweep(
+      config,
+      grid,
+      self.seeds,
+      self.out,
+      select=self.select,
+      at_once=self.at_once,
+      data_dir=text(self.data_dir),
+      quiet=self.quiet,
+    )
+    tell(result)
 
 
 def tell(result: 'SweepResult') -> None:

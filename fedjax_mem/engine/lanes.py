@@ -10,7 +10,7 @@ before; the others go on.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,6 @@ from fedjax_mem.engine import mesh as meshes
 from fedjax_mem.engine import metrics as measured
 from fedjax_mem.engine.run import Simulation
 from fedjax_mem.kernels.nn import rewrite
-
 
 _PROGRAMS = ('start', 'round', 'draw')
 
@@ -76,7 +75,8 @@ def lane(sim: Simulation, params: Tree) -> Lane:
 
   read, like = {}, {}
   first = params
-  for name, f in {'start': functools.partial(plan.initial_state, setting), 'round': one}.items():
+  programs: dict[str, Any] = {'start': functools.partial(plan.initial_state, setting), 'round': one}
+  for name, f in programs.items():
     traced, like[name] = jax.make_jaxpr(f, return_shape=True)(first, sim.population, *used)
     read[name], first = lifting.read(traced), like['start']
   local = any(noise.trust != 'central' for _, _, noise in setting.layers.having(Noises))
@@ -110,9 +110,8 @@ def _together(a: Lane, b: Lane) -> bool:
       return False
     if not all(one.movable[place] for place in lifting.differing([one, other])):
       return False
-  same = jax.tree.structure((a.like, a.sim.population)) == jax.tree.structure(
-    (b.like, b.sim.population)
-  )
+  structure: Any = jax.tree.structure
+  same: bool = structure((a.like, a.sim.population)) == structure((b.like, b.sim.population))
   return same and a.sim.claims == b.sim.claims
 
 
@@ -128,7 +127,7 @@ class _Apart(NamedTuple):
   shared: dict[str, Any]
 
   @classmethod
-  def of(cls, values: dict[str, Sequence[Any]]) -> '_Apart':
+  def of(cls, values: Mapping[str, Sequence[Any]]) -> '_Apart':
     """Returns name -> values of the lanes, divided into those that differ and those that do not."""
     own, shared = {}, {}
     for name, found in values.items():
@@ -214,12 +213,14 @@ class Lanes:
       each = lambda x: one(x, shared)
       if self.at_once >= here:
         return jax.vmap(each)(own)
-      return jax.lax.map(each, own, batch_size=self.at_once if self.at_once > 1 else None)
+      mapped: Any = jax.lax.map  # without `batch_size`: no vmap, and so the bits of a run alone
+      return mapped(each, own, **({'batch_size': self.at_once} if self.at_once > 1 else {}))
 
     if self.devices == 1:
       return on_device(own, shared)
     split, whole = PartitionSpec(meshes.AXIS), PartitionSpec()
-    return jax.shard_map(
+    divided: Any = jax.shard_map
+    return divided(
       on_device, mesh=self._mesh, in_specs=(split, whole), out_specs=split, check_vma=False
     )(own, shared)
 
@@ -281,7 +282,8 @@ class Lanes:
     """Returns the states after no rounds: compiles the program. The state given is donated."""
     off = np.zeros(len(self._padded), bool)
     same: State = self.segment(state, *self._given, off, np.int32(0))[0]
-    return jax.block_until_ready(same)
+    jax.block_until_ready(same)
+    return same
 
   def run(
     self, state: State, rounds: int, active: np.ndarray
@@ -331,7 +333,8 @@ class Lanes:
     """Returns the states on the host as they may be kept on a disk: without noise or padding."""
     state = replay.without(self.lanes[0].sim.setting.layers, state)
     parts = jax.tree.map(lambda x: np.asarray(x)[: self.size], state[1:])
-    return State(np.asarray(state.round), *parts)
+    round: Any = np.asarray(state.round)
+    return State(round, *parts)
 
   def again(self, kept: State, active: np.ndarray) -> State:
     """Returns the states from `kept`, noise drawn again, on the devices.
@@ -345,7 +348,7 @@ class Lanes:
       return self.placed(kept)
     states = []
     for i, x in enumerate(self.lanes):
-      rounds = kept.round if active[i] else np.int32(0)
+      rounds: Any = kept.round if active[i] else np.int32(0)
       one = State(rounds, *jax.tree.map(lambda x, i=i: x[i], kept[1:]))
       states.append(jax.device_get(x.sim.with_noise(one)))
     parts = jax.tree.map(lambda *x: np.stack(x), *(x[1:] for x in states))

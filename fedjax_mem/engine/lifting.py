@@ -73,9 +73,8 @@ class _Reader:
     self.movable: list[bool] = []
 
   def program(self, traced: Any, movable: bool) -> tuple[tuple[Any, ...], _Node]:
-    jaxpr, consts = traced, ()
-    if isinstance(traced, jex.ClosedJaxpr):
-      jaxpr, consts = traced.jaxpr, traced.consts
+    closed = isinstance(traced, jex.ClosedJaxpr)
+    jaxpr, consts = (traced.jaxpr, traced.consts) if closed else (traced, ())
     names: dict[Any, int] = {}
     held = [(x, self._constant(x, movable)) for x in consts]
     inputs = [_declare(names, x) for x in (jaxpr.constvars, jaxpr.invars)]
@@ -221,11 +220,14 @@ class _Runner:
     if name in _CALLS:
       return self.run(step.within[_CALLS[name]][0], operands)
     if name in _LOOPS:
-      return getattr(self, f'_{name}')(step, operands)
-    params = eqn.primitive.get_bind_params(eqn.params)
+      rebuilt: Sequence[Any] = getattr(self, f'_{name}')(step, operands)
+      return rebuilt
+    primitive: Any = eqn.primitive
+    params = primitive.get_bind_params(eqn.params)
     placed = isinstance(params.get('sharding'), jax.sharding.Sharding)
-    results = eqn.primitive.bind(*operands, **params | ({'sharding': None} if placed else {}))
-    return results if eqn.primitive.multiple_results else [results]
+    results = primitive.bind(*operands, **params | ({'sharding': None} if placed else {}))
+    made: Sequence[Any] = results if eqn.primitive.multiple_results else [results]
+    return made
 
   def _scan(self, step: _Step, operands: list[Any]) -> Sequence[Any]:
     params, (body,) = step.eqn.params, step.within['jaxpr']

@@ -31,7 +31,6 @@ from fedjax_mem.runner.progress import Progress
 from fedjax_mem.runner.records import Records
 from fedjax_mem.runner.traffic import Traffic, sent
 
-
 # (rounds, rounds done before, quiet) -> what shows the progress
 ProgressFn = Callable[[int, int, bool], Progress]
 
@@ -119,8 +118,8 @@ def resume(
       )
     if said.get('together'):
       raise ValueError(
-        f'the run in {folder.path} must be one alone to resume it, got a lane of a sweep: go on with '
-        f'`{folder.again}`.'
+        f'the run in {folder.path} must be one alone to resume it, got a lane of a sweep: go on '
+        f'with `{folder.again}`.'
       )
     # A finished run without a report was killed while the report was written: it may resume.
     if said.get('status') == 'finished' and (folder.path / 'report.html').exists():

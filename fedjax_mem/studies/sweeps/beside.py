@@ -81,7 +81,7 @@ class Beside:
         stack.callback(log.close)
       interrupt = stack.enter_context(Interrupt(bar.note, farewell))
       state = self._restore()
-      for i in np.flatnonzero(self.active):
+      for i in self._on():
         self._end_if_done(i, state)
       if self.active.any():
         bar.note(f'compiling a round of {self.words}')
@@ -101,7 +101,7 @@ class Beside:
 
   def _segment(self, state: State, speed: Speed, bar: Progress) -> State:
     """Returns the state after a segment; a lane that has ended is not active any more."""
-    at, on = int(state.round), np.flatnonzero(self.active)
+    at, on = int(state.round), self._on()
     room = min(self.logs[i].room() for i in on)
     count = min(speed.rounds(), self._every - at % self._every, room, self.lanes.max_rounds)
     ids = self.lanes.cohorts(state)
@@ -130,6 +130,10 @@ class Beside:
         self._end_if_done(i, state)
     return state
 
+  def _on(self) -> list[int]:
+    found: list[int] = np.flatnonzero(self.active).tolist()
+    return found
+
   def _end_if_done(self, i: int, state: State) -> None:
     if not self.logs[i].room():
       self.active[i] = False
@@ -147,7 +151,9 @@ class Beside:
     for log, done in zip(self.logs, kept.clients['done'], strict=True):
       log.begin(int(done))
     bare = State(kept.round, *kept.params)
-    for i in np.flatnonzero(~self.active):  # ended before the checkpoint: its state is as it was
+    for i in np.flatnonzero(
+      ~self.active
+    ).tolist():  # ended before the checkpoint: its state is as it was
       self.logs[i].end(*self._ended(self.logs[i], bare, i))
     return self.lanes.again(bare, self.active)
 

@@ -77,8 +77,8 @@ def points(config: Config, grid: Grid, seeds: Sequence[int]) -> list[Point]:
     seeds: seeds of the runs.
 
   Raises:
-    ValueError: no key, no seed or one twice, a key without values or with one twice, a key that is unknown
-      or changes no results, or a value that is not valid; the message names it.
+    ValueError: no key, no seed or one twice, a key without values or with one twice, a key that
+      is unknown or changes no results, or a value that is not valid; the message names it.
   """
   if not grid:
     raise ValueError('grid must be of at least one key with its values, got none.')

@@ -1,4 +1,4 @@
-"""The result of a sweep: what each lane gave, means and intervals over seeds, and the best point."""
+"""The result of a sweep: what each lane gave, means and intervals over seeds, the best point."""
 
 import dataclasses
 import math

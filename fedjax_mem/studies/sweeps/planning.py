@@ -19,6 +19,8 @@ from fedjax_mem.runner.prepare import MAX_SEGMENT, Ready
 from fedjax_mem.studies.sweeps.grid import Point
 
 _INT32_MAX = np.iinfo(np.int32).max
+ScoreFn = Callable[[Any], dict[str, float]]
+_Scores = tuple[ScoreFn, ScoreFn | None]
 
 
 class Planned(NamedTuple):
@@ -35,7 +37,7 @@ class Planned(NamedTuple):
   point: Point
   ready: Ready
   lane: lanes.Lane | None
-  validate: Callable[[Any], dict[str, float]] | None
+  validate: ScoreFn | None
   reason: str = ''
 
 
@@ -144,22 +146,19 @@ class _Scorers:
   """Compiled scores, shared by all runs that compute the same ones on the same examples."""
 
   def __init__(self) -> None:
-    self._known: list[tuple[Any, lifting.Program, FederatedData, Any]] = []
+    self._known: list[tuple[Any, lifting.Program, FederatedData, _Scores]] = []
 
-  def of(
-    self, parts: Parts, batch_size: int
-  ) -> tuple[Callable[[Any], dict[str, float]], Callable[[Any], dict[str, float]] | None]:
+  def of(self, parts: Parts, batch_size: int) -> tuple[ScoreFn, ScoreFn | None]:
     """Returns parameters -> scores on the test set, and on the validation split or None."""
     one = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in parts.data.test.items()}
     traced, like = jax.make_jaxpr(scores.measured(parts), return_shape=True)(parts.params, one)
     program, key = lifting.read(traced), (batch_size, tuple(like))
-    for other, known, data, made in self._known:
+    for other, known, data, found in self._known:
       same = other == key and known.structure == program.structure
       if same and not lifting.differing([known, program]) and _same_sets(data, parts.data):
-        found: Any = made
         return found
     mesh = make_mesh(1)
-    made = scores.scorer(parts, batch_size, mesh), None
+    made: _Scores = (scores.scorer(parts, batch_size, mesh), None)
     if parts.data.validation is not None:
       metrics = lambda p, batch: dict(parts.model.metrics(p, parts.data.preprocess(batch)))
       check = evaluator(metrics, parts.data.validation, batch_size=batch_size, mesh=mesh)

@@ -19,9 +19,8 @@ from fedjax_mem.core import validate
 from fedjax_mem.report.tracker import read_metrics
 from fedjax_mem.runner import devices
 from fedjax_mem.runner.folder import RunFolder
-from fedjax_mem.runner.loop import Interrupted, RunFailed
+from fedjax_mem.runner.loop import Interrupted, RunFailed, run
 from fedjax_mem.runner.loop import resume as resume_run
-from fedjax_mem.runner.loop import run
 from fedjax_mem.runner.progress import Progress, Share
 from fedjax_mem.studies.sweeps import grid as grids
 from fedjax_mem.studies.sweeps import planning, releases, written
@@ -247,7 +246,9 @@ class _Sweep:
     for lane in lanes:
       points.setdefault(grids.label(lane.values), []).append(lane)
     found = [PointResult(x[0].values, tuple(x)) for x in points.values()]
-    together = releases.together([place(x, self.lanes) for x in planned])
+    together = releases.together(
+      [place(x, self.lanes) for x in planned], self.points[0].config.noise_seed is not None
+    )
     return SweepResult(with_best(found, self.select), self.select, self.folder, together)
 
   def _lane(self, i: int, x: Planned) -> LaneResult:

@@ -65,7 +65,7 @@ def _shown(found: Interval | None, scale: int) -> str:
 
 
 def sentences(result: SweepResult) -> list[str]:
-  """Returns what every output says of how the best point was chosen, and of failures and privacy."""
+  """Returns what every output says: how the best was chosen, failures and privacy."""
   seeds = {len(x.lanes) for x in result.points}
   said = [result.chosen_by]
   if max(seeds) > 1:

@@ -1,4 +1,4 @@
-"""Programs with other numbers: equal to the trace that has them, and kept apart where they are not."""
+"""Programs with other numbers are those that were traced with them, or are kept apart."""
 
 import jax
 import jax.numpy as jnp

@@ -37,5 +37,5 @@ def test_a_compiler_writes_the_pdf_beside_or_its_error_is_told(tmp_path, monkeyp
   compiler(tmp_path, copy)
   assert latex.compile(source).read_text() == 'pdf\n'
   compiler(tmp_path, 'echo "! Undefined control sequence."; exit 1')
-  with pytest.raises(RuntimeError, match='table.tex cannot be compiled: ! Undefined'):
+  with pytest.raises(RuntimeError, match=r'table\.tex cannot be compiled: ! Undefined'):
     latex.compile(source)

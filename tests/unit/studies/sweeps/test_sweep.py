@@ -99,11 +99,11 @@ def test_nothing_is_made_where_a_point_is_refused(make, tmp_path):
   with pytest.raises(ValueError, match=r'l2_clip_norm=-1.0, seed 0: l2_clip_norm must be'):
     sweep(config, bad, [0], tmp_path / 'runs')
   grid = {'client.learning_rate': [0.1]}
-  with pytest.raises(ValueError, match="select must be 'loss' or 'test' without data.validation"):
+  with pytest.raises(ValueError, match=r"select must be 'loss' or 'test' without data\.validation"):
     sweep(config, grid, [0], tmp_path / 'runs', select='validation')
   with pytest.raises(ValueError, match='at_once must be'):
     sweep(config, grid, [0], tmp_path / 'runs', at_once=0)
-  with pytest.raises(ValueError, match='a sweep must be a folder with sweep.json'):
+  with pytest.raises(ValueError, match=r'a sweep must be a folder with sweep\.json'):
     sweeps.resume(tmp_path)
   assert not (tmp_path / 'runs').exists()
 
