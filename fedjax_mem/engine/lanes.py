@@ -210,7 +210,7 @@ class Lanes:
 
     def on_device(own: Tree, shared: Tree) -> Any:
       here = -(-self.size // self.devices)
-      each = lambda x: one(x, shared)
+      each: Callable[[Tree], Any] = lambda x: one(x, shared)
       if self.at_once >= here:
         return jax.vmap(each)(own)
       mapped: Any = jax.lax.map  # without `batch_size`: no vmap, and so the bits of a run alone

@@ -22,7 +22,7 @@ _CUSTOM = {'custom_jvp_call': 'call_jaxpr', 'custom_vjp_call': 'call_jaxpr'}
 _CALLS = {'jit': 'jaxpr', 'closed_call': 'call_jaxpr', 'checkpoint': 'jaxpr', **_CUSTOM}
 _LOOPS = ('scan', 'while', 'cond')
 # On one device they are the identity.
-_PLACING = ('reshard', 'sharding_constraint')
+_PLACING = ('reshard', 'sharding_constraint', 'device_put')
 
 
 class _Step(NamedTuple):
@@ -206,11 +206,11 @@ class _Runner:
     return self._atoms(known, node.jaxpr.outvars, node.places)
 
   def _atoms(self, known: Mapping[Any, Any], atoms: Sequence[Any], places: list[int]) -> list[Any]:
-    read = lambda x: x.val if isinstance(x, jex.Literal) else known[x]
-    return [
-      self._given[place] if place in self._given else read(x)
-      for x, place in zip(atoms, places, strict=True)
-    ]
+    found = []
+    for x, place in zip(atoms, places, strict=True):
+      held = x.val if isinstance(x, jex.Literal) else known[x]
+      found.append(self._given.get(place, held))
+    return found
 
   def _step(self, step: _Step, operands: list[Any]) -> Sequence[Any]:
     eqn, name = step.eqn, step.eqn.primitive.name
@@ -224,8 +224,8 @@ class _Runner:
       return rebuilt
     primitive: Any = eqn.primitive
     params = primitive.get_bind_params(eqn.params)
-    placed = isinstance(params.get('sharding'), jax.sharding.Sharding)
-    results = primitive.bind(*operands, **params | ({'sharding': None} if placed else {}))
+    where = [key for key, x in params.items() if isinstance(x, jax.sharding.Sharding)]
+    results = primitive.bind(*operands, **params | dict.fromkeys(where))
     made: Sequence[Any] = results if eqn.primitive.multiple_results else [results]
     return made
 
