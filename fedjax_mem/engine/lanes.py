@@ -224,16 +224,24 @@ class Lanes:
       on_device, mesh=self._mesh, in_specs=(split, whole), out_specs=split, check_vma=False
     )(own, shared)
 
-  def init(self) -> State:
-    """Returns the states before the first round: `round` is a number, all else [L, ...]."""
+  def _start(self, own: Tree, shared: Tree) -> Any:
+    """Returns (parameters, client states, server states) of all lanes before the first round."""
 
     def one(own: dict[str, Any], shared: dict[str, Any]) -> Any:
       given = own | shared
-      state = self._call('start', given, given['params'])
-      return state.params, state.clients, state.servers
+      return tuple(self._call('start', given, given['params'])[1:])
 
-    made = jax.jit(functools.partial(self._mapped, one))(*self._given)
-    return self.placed(State(jnp.int32(0), *made))
+    return self._mapped(one, own, shared)
+
+  def init(self) -> State:
+    """Returns the states before the first round: `round` is a number, all else [L, ...]."""
+    return self.placed(State(jnp.int32(0), *jax.jit(self._start)(*self._given)))
+
+  def check(self) -> None:
+    """Traces the program on shapes: whatever it raises, these lanes cannot be one program."""
+    state = State(jnp.int32(0), *jax.eval_shape(self._start, *self._given))
+    on = np.zeros(len(self._padded), bool)
+    jax.eval_shape(self._segment, state, *self._given, on, np.int32(1))
 
   def placed(self, state: State) -> State:
     """Returns a state, such as one that was restored, on the devices as the program takes it."""

@@ -174,8 +174,11 @@ def _same_sets(a: FederatedData, b: FederatedData) -> bool:
   return _equal(a.test, b.test) and set(held) == set(other) and _equal(held, other)
 
 
-def groups(planned: Sequence[Planned]) -> list[list[int]]:
-  """Returns the runs, by their numbers, in groups: each of several is one program."""
+def groups(planned: list[Planned], at_once: int | None = None) -> list[list[int]]:
+  """Returns the runs, by their numbers, in groups: each of several is one program.
+
+  Runs whose program cannot be traced together run by themselves, and get the reason.
+  """
   able = [i for i, x in enumerate(planned) if x.lane is not None]
   kinds: dict[int, list[int]] = {}
   for i in able:
@@ -183,5 +186,23 @@ def groups(planned: Sequence[Planned]) -> list[list[int]]:
   made = [[i] for i, x in enumerate(planned) if x.lane is None]
   for kind in kinds.values():
     found = [x.lane for x in (planned[i] for i in kind) if x.lane is not None]
-    made += [[kind[j] for j in group] for group in lanes.alike(found)]
+    for group in lanes.alike(found):
+      reason = _unfit([found[j] for j in group], at_once) if len(group) > 1 else ''
+      numbers = [kind[j] for j in group]
+      if not reason:
+        made.append(numbers)
+        continue
+      for i in numbers:
+        planned[i] = planned[i]._replace(lane=None, reason=reason)
+        made.append([i])
   return sorted(made)
+
+
+def _unfit(group: Sequence[lanes.Lane], at_once: int | None) -> str:
+  """Returns why lanes of one structure cannot be one program; '' if they can."""
+  try:
+    lanes.together(group, group[0].sim.max_rounds, at_once).check()
+  except Exception as error:  # a user's own operation may raise anything without lanes in mind
+    words = ' '.join(str(error).split())[:120]
+    return f'it cannot be traced beside others ({type(error).__name__}: {words})'
+  return ''

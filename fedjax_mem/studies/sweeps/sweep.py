@@ -150,7 +150,7 @@ class _Sweep:
     note = devices.prepare(self.points[0].config.execution.devices)
     devices.start()
     planned = planning.plan(self.points, self.data_dir)
-    groups = planning.groups(planned)
+    groups = planning.groups(planned, self.at_once)
     with self._locked():
       said |= {'run_id': self._known().get('run_id') or secrets.token_hex(16)}
       self._note(said | {'status': 'running'})
