@@ -134,7 +134,7 @@ def test_nothing_done_says_nothing():
 
 
 def test_the_rounds_of_several_runs_count_towards_one_whole():
-  progress, file, clock = make(total=8, interval=0)
+  progress, file, _ = make(total=8, interval=0)
   with progress as whole:
     for done in (2, 5):
       with Share(whole, done) as bar:
