@@ -35,6 +35,7 @@ def test_other_noise_composes_as_the_library_composes_it():
   assert found.epsilon == pytest.approx(library.get_epsilon(1e-5), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_gaussians_without_sampling_add_by_their_inverse_squares():
   rounds = {0.5: 2, 2.0: 5}
   several = [(claim(None, Gaussian(z), rounds=n, delta=1e-5), n) for z, n in rounds.items()]
