@@ -62,7 +62,7 @@ def sweep(
   >>> with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(None):
   ...   found = sweep(config, {'client.learning_rate': [0.001, 0.1]}, [0], out, quiet=True)
   >>> found.best.values, len(found.lanes)
-  ({'client.learning_rate': 0.001}, 2)
+  ({'client.learning_rate': 0.1}, 2)
 
   Args:
     config: the experiment.
