@@ -59,6 +59,7 @@ if TYPE_CHECKING:
   from fedjax_mem.engine import Applied, Execution, Simulation, apply, simulate
   from fedjax_mem.runner.ending import Result
   from fedjax_mem.runner.loop import Interrupted, RunFailed, resume, run
+  from fedjax_mem.studies.sweeps.sweep import sweep
 
 __all__ = (
   'Applied',
@@ -114,6 +115,7 @@ __all__ = (
   'run',
   'simulate',
   'stages',
+  'sweep',
 )
 
 # Imported on first use, so that `fedjax-mem --help` need not import jax.
@@ -131,6 +133,7 @@ _HOMES = {
   'resume': 'runner.loop',
   'run': 'runner.loop',
   'simulate': 'engine',
+  'sweep': 'studies.sweeps.sweep',
 }
 
 

@@ -11,6 +11,7 @@ from fedjax_mem.account.guarantee import Guarantee, Trajectory, level
 from fedjax_mem.account.ledger import Ledger
 from fedjax_mem.account.local_ledger import LocalLedger
 from fedjax_mem.account.table import privacy_table
+from fedjax_mem.account.together import together
 
 __all__ = (
   'NOT_COVERED',
@@ -23,5 +24,6 @@ __all__ = (
   'epsilon',
   'level',
   'privacy_table',
+  'together',
   'trajectory',
 )

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,27 @@ def rdp_epsilon(
   if isinstance(event, dp_accounting.LaplaceDpEvent):
     epsilon = np.minimum(epsilon, distinct / event.noise_multiplier)
   return np.maximum.accumulate(epsilon)[back]
+
+
+def rdp_of_several(
+  events: Sequence[tuple[Any, int]], adjacency: str, delta: float, at: tuple[int, ...] | None = None
+) -> float:
+  """Returns epsilon of several events, each with how often it is composed, as `rdp_epsilon`."""
+  found = [(_renyi(event, adjacency, at), count) for event, count in events]
+  orders = found[0][0][0]
+  total = sum(count * values for (_, values), count in found)
+  if (delta**2 + np.expm1(-total) > 0).any():
+    return 0.0
+  constant = np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
+  return max(0.0, float((total + constant).min()))
+
+
+def pld_of_several(events: Sequence[tuple[Any, int]], adjacency: str, delta: float) -> float:
+  """Returns epsilon of several events, each with how often it is composed, by the library."""
+  accountant = _accountant('pld', adjacency)
+  for event, count in events:
+    accountant.compose(event, count)
+  return float(accountant.get_epsilon(delta))
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,6 +13,7 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 from fedjax_mem.cli.deploy import DeployCommands
 from fedjax_mem.cli.privacy import PrivacyCommands
 from fedjax_mem.cli.shared import Command, DataDir, NoCache, text
+from fedjax_mem.cli.sweep import Sweep
 from fedjax_mem.cli.tables import Table
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ class Run(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resume(Command):
-  """Resume an unfinished run from its last checkpoint, as if it had never stopped."""
+  """Resume an unfinished run, or sweep, from its last checkpoint, as if it had never stopped."""
 
-  run: Annotated[Positional[pathlib.Path], arg(help='Folder of the run.', metavar='RUN')]
+  run: Annotated[Positional[pathlib.Path], arg(help='Folder of the run or sweep.', metavar='RUN')]
   data_dir: DataDir = None
   quiet: Annotated[bool, arg(help='No progress bar.')] = False
   no_cache: NoCache = False
@@ -73,6 +74,12 @@ class Resume(Command):
 
     if self.no_cache:
       devices.forget_compiled()
+    if (self.run / 'sweep.json').is_file():
+      from fedjax_mem.cli.sweep import tell
+      from fedjax_mem.studies.sweeps.sweep import resume as resume_sweep
+
+      tell(resume_sweep(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
+      return
     _tell(resume(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
 
 
@@ -261,6 +268,7 @@ Commands = (
   | Annotated[Report, subcommand('report')]
   | Annotated[DataCommands, subcommand('data')]
   | Annotated[PrivacyCommands, subcommand('privacy')]
+  | Annotated[Sweep, subcommand('sweep')]
   | Annotated[Table, subcommand('table')]
   | Annotated[Audit, subcommand('audit')]
   | Annotated[DeployCommands, subcommand('deploy')]

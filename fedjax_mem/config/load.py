@@ -5,6 +5,7 @@ and `places.py`. Every setting that changes results is in the hash that names th
 the sections of `places.py` are not.
 """
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -13,7 +14,7 @@ import pathlib
 import re
 import tomllib
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tomli_w
@@ -36,6 +37,7 @@ from fedjax_mem.core import validate
 
 VERSION = 1
 UNHASHED = ('name', 'execution', 'deploy')  # what changes no results
+_DEFAULT = object()  # in place of a value: back to the default
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}')
 
 
@@ -243,24 +245,45 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def _override(raw: dict[str, Any], text: str) -> None:
   """Writes 'a.b=value' into the tables; unknown keys are found later, with those of the file."""
   key, equals, value = text.partition('=')
-  *parents, last = parts = key.strip().split('.')
-  if not equals or not all(parts):
+  if not equals or not all(key.strip().split('.')):
     raise ValueError(f"an override must be 'section.key=value', got {text!r}.")
+  _put(raw, key, toml_value(value.strip()) if value.strip() else _DEFAULT, text)
+
+
+def _put(raw: dict[str, Any], key: str, value: Any, text: str) -> None:
+  """Writes a value into the tables, or goes back to the default; `text` is for messages."""
+  *parents, last = key.strip().split('.')
   place: Any = raw
   for i, part in enumerate(parents):
     if isinstance(place, dict):
       place = place.setdefault(part, {})
     else:
-      place = _element(place, part, text, parts[:i])
-  if isinstance(place, dict) and not value.strip():
+      place = _element(place, part, text, parents[:i])
+  if isinstance(place, dict) and value is _DEFAULT:
     place.pop(last, None)
     if len(parents) == 1 and not place:
       del raw[parents[0]]  # the whole section is at its default again
   elif isinstance(place, dict):
-    place[last] = _value(value.strip())
+    place[last] = value
   else:
     _element(place, last, text, parents)
-    place[int(last)] = _value(value.strip())
+    place[int(last)] = '' if value is _DEFAULT else value
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+  """Returns the experiment with other values of some keys, as overrides name them.
+
+  >>> config = load_config('configs/quickstart.toml')
+  >>> with_values(config, {'client.learning_rate': 0.5, 'model.options.hidden': [8]}).model.options
+  {'hidden': [8]}
+
+  Raises:
+    ValueError: an unknown key, or a value that is not valid; the message names it.
+  """
+  raw = copy.deepcopy(to_dict(config))
+  for key, value in values.items():
+    _put(raw, key, value, f'{key}={value}')
+  return config_from_dict(raw)
 
 
 def _element(place: Any, part: str, text: str, parts: Sequence[str]) -> Any:
@@ -275,7 +298,8 @@ def _element(place: Any, part: str, text: str, parts: Sequence[str]) -> Any:
   return place[int(part)]
 
 
-def _value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+  """Returns the value of a text in TOML, or the text itself where it is none."""
   try:
     parsed = tomllib.loads(f'value = {text}')
   except tomllib.TOMLDecodeError:

@@ -60,11 +60,20 @@ def png(figure: Figure, dpi: int = 130) -> bytes:
   return file.getvalue()
 
 
+def svg(figure: Figure) -> bytes:
+  """Returns a figure as SVG, its text as text."""
+  file = io.BytesIO()
+  FigureCanvasAgg(figure)
+  with matplotlib.rc_context({'svg.hashsalt': 'fedjax_mem', 'svg.fonttype': 'none'}):
+    figure.savefig(file, format='svg', metadata={'Date': None, 'Creator': None})
+  return file.getvalue()
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes a figure as PNG and returns the path; the folder is made if it is missing."""
+  """Writes a figure as PNG, or SVG by the name, and returns the path; its folder is made."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(png(figure))
+  path.write_bytes(svg(figure) if path.suffix == '.svg' else png(figure))
   return path
 
 

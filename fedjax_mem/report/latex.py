@@ -26,10 +26,10 @@ _SECONDS = 60  # after which pdflatex counts as stuck
 
 
 def escaped(text: str) -> str:
-  """Returns a text as LaTeX sets it; characters that its fonts lack become '?'.
+  r"""Returns a text as LaTeX sets it; characters that its fonts lack become '?'.
 
   >>> escaped('50% of x_1 ± 2')
-  '50\\\\% of x\\\\_1 $\\\\pm$ 2'
+  '50\\% of x\\_1 $\\pm$ 2'
   """
   return ''.join(_SPECIAL.get(x, x if x.isascii() else '?') for x in text)
 

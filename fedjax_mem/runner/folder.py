@@ -68,6 +68,8 @@ class RunFolder:
     """The command that goes on with the run."""
     if self.manifest.get('deployed'):
       return f'fedjax-mem deploy server {self.path} --kit DIR'
+    if self.manifest.get('together'):
+      return f'fedjax-mem resume {self.manifest["sweep"]}'
     return f'fedjax-mem resume {self.path}'
 
   def note(self, **facts: Any) -> None:

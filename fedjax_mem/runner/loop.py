@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -30,6 +31,9 @@ from fedjax_mem.runner.progress import Progress
 from fedjax_mem.runner.records import Records
 from fedjax_mem.runner.traffic import Traffic, sent
 
+# (rounds, rounds done before, quiet) -> what shows the progress
+ProgressFn = Callable[[int, int, bool], Progress]
+
 
 class RunFailed(RuntimeError):
   """A run that cannot go on; the message says why, in which round, and what is left."""
@@ -45,6 +49,7 @@ def run(
   *,
   data_dir: str | None = None,
   quiet: bool = False,
+  progress: ProgressFn = Progress,
 ) -> Result:
   """Runs an experiment and returns its result; everything is in the run's folder as well.
 
@@ -60,6 +65,7 @@ def run(
     out: folder in which the run's folder `<name>-<hash>` is made.
     data_dir: where prepared data sets are; None: the environment or the default decides.
     quiet: report progress by plain lines, without a bar.
+    progress: (rounds, rounds done before, quiet) -> what shows the progress.
 
   Raises:
     ValueError: bad input; nothing has run.
@@ -70,11 +76,15 @@ def run(
   folder = create(config, out, ready.sim.root if keeps_root(ready) else None)
   with folder.locked():
     folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **facts(ready))
-    return _Loop(ready, folder, quiet).go(ready.sim.init(ready.parts.params), [])
+    return _Loop(ready, folder, quiet, progress).go(ready.sim.init(ready.parts.params), [])
 
 
 def resume(
-  path: str | os.PathLike[str], *, data_dir: str | None = None, quiet: bool = False
+  path: str | os.PathLike[str],
+  *,
+  data_dir: str | None = None,
+  quiet: bool = False,
+  progress: ProgressFn = Progress,
 ) -> Result:
   """Goes on with an unfinished run from its newest sound checkpoint, as if it had not stopped.
 
@@ -90,6 +100,7 @@ def resume(
     path: the run's folder.
     data_dir: where prepared data sets are; None: where the run found them.
     quiet: report progress by plain lines, without a bar.
+    progress: as in `run`.
 
   Raises:
     ValueError: not a run's folder, a run that is finished, in use, on real machines or of another
@@ -105,6 +116,11 @@ def resume(
         f'the run in {folder.path} must be a simulation to resume it, got one on real machines: go '
         f'on with `{folder.again}`.'
       )
+    if said.get('together'):
+      raise ValueError(
+        f'the run in {folder.path} must be one alone to resume it, got a lane of a sweep: go on '
+        f'with `{folder.again}`.'
+      )
     # A finished run without a report was killed while the report was written: it may resume.
     if said.get('status') == 'finished' and (folder.path / 'report.html').exists():
       raise ValueError(f'the run in {folder.path} must be unfinished to resume it: it is finished.')
@@ -115,15 +131,15 @@ def resume(
       ready = ready._replace(sim=ready.sim.with_root(root))
     if 'execution' not in said:  # killed before its first round
       folder.note(**facts(ready))
-    loop = _Loop(ready, folder, quiet)
+    loop = _Loop(ready, folder, quiet, progress)
     return loop.go(*loop.restore())
 
 
 class _Loop:
   """Runs the segments of one run and writes into its folder."""
 
-  def __init__(self, ready: Ready, folder: RunFolder, quiet: bool):
-    self.ready, self.folder, self.quiet = ready, folder, quiet
+  def __init__(self, ready: Ready, folder: RunFolder, quiet: bool, progress: ProgressFn):
+    self.ready, self.folder, self.quiet, self.progress = ready, folder, quiet, progress
     self.config, self.sim, self.ledgers = ready.config, ready.sim, ready.ledgers
     owned = ready.parts.data.test_clients is not None
     self.records, self.sent = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned), 0
@@ -176,13 +192,13 @@ class _Loop:
     with (
       closing(self.checkpoints),
       closing(self.ready.source),
-      Progress(total, start, self.quiet) as bar,
+      self.progress(total, start, self.quiet) as bar,
       Interrupt(bar.note, farewell) as interrupt,
       MetricsWriter(self.folder.path / 'metrics.jsonl') as writer,
     ):
       self._open(bar)
       state = self._compile(state)
-      saved, speed = -math.inf, _Speed(self.config.execution.segment_seconds)
+      saved, speed = -math.inf, Speed(self.config.execution.segment_seconds)
       while start < total:
         room = self.ledgers.room(start, total) if self.ledgers else total
         if not room:
@@ -193,7 +209,7 @@ class _Loop:
         speed.saw(count, seconds)
         new = self.records.make(start + 1, rows, seconds)
         start += len(new)
-        failure = self._failure(new[-1], rows)
+        failure = failed(self.sim, new[-1]['round'], rows)
         last = start == total or (self.ledgers and not self.ledgers.room(start, total))
         if not failure and (start % self.config.evaluation.every == 0 or last):
           of_clients = self.ready.evaluate_clients(state.params)
@@ -295,16 +311,6 @@ class _Loop:
     every = self.config.evaluation.every
     return min(every - start % every, self.config.rounds - start)
 
-  def _failure(self, last: dict[str, Any], rows: dict[str, np.ndarray]) -> str | None:
-    """Returns why the run cannot go on after a segment, or None."""
-    if not rows['finite'][-1]:
-      return f"the server's parameters are not finite after round {last['round']}"
-    empty = (rows['clients'] == 0) & (rows['not_finite'] >= 0).any(1)
-    if empty.any() and not self.sim.claims:  # under a claim it would tell of single clients
-      number = last['round'] - len(empty) + 1 + int(np.argmax(empty))
-      return f'no client of round {number} sent a finite update'
-    return None
-
   def _fail(self, reason: str, state: State, rows: dict[str, np.ndarray]) -> None:
     if rows['finite'][-1]:
       self.checkpoints.save(self.sim.without_noise(state))
@@ -330,6 +336,24 @@ class _Loop:
     return finish(self.ready, self.folder, state, records)
 
 
+def failed(sim: Simulation, last: int, rows: dict[str, np.ndarray]) -> str | None:
+  """Returns why a run cannot go on after a segment, or None.
+
+  Args:
+    sim: the compiled rounds.
+    last: number of the last round of the segment, 1-based.
+    rows: metrics of the segment, [R, ...] each.
+  """
+  if not rows['finite'][-1]:
+    return f"the server's parameters are not finite after round {last}"
+  empty = (rows['clients'] == 0) & (rows['not_finite'] >= 0).any(1)
+  if empty.any() and not sim.claims:  # under a claim it would tell of single clients
+    return (
+      f'no client of round {last - len(empty) + 1 + int(np.argmax(empty))} sent a finite update'
+    )
+  return None
+
+
 class _Drawn:
   """The clients that the next rounds draw, for ledgers that count the rounds of each client."""
 
@@ -349,7 +373,7 @@ class _Drawn:
     return self._ids[at : at + count]
 
 
-class _Speed:
+class Speed:
   """Chooses the number of rounds in a segment from the time of the rounds before."""
 
   def __init__(self, seconds: float):

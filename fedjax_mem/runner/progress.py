@@ -163,6 +163,33 @@ class Progress:
     return rounds * elapsed / done if done > 0 else None
 
 
+class Share(Progress):
+  """One run's share of the progress of several: rounds of all of them count towards the whole."""
+
+  def __init__(self, whole: Progress, done: int):
+    """Takes the display of the whole, which is open as long as there are runs.
+
+    Args:
+      whole: the display.
+      done: rounds of all runs so far.
+    """
+    self._whole = whole
+    whole.done = done
+
+  def __enter__(self) -> 'Share':
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    pass  # the display stays open for the next run
+
+  def update(self, record: Mapping[str, Any]) -> None:
+    """Adds the record of one more round; of its facts only the time counts."""
+    self._whole.update({'seconds': record.get('seconds')})
+
+  def note(self, text: str) -> None:
+    """Writes nothing: a line of a single run is in its folder."""
+
+
 class _Words(ProgressColumn):
   """A column with the text that a function returns when the bar is drawn."""
 

@@ -28,14 +28,8 @@ def _measures(parts: Parts) -> dict[str, Callable[..., Any]]:
   return {x.name: fact.measure for x, _, fact in parts.layers.having(Scores)}
 
 
-def scorer(parts: Parts, batch_size: int, mesh: Mesh) -> Callable[[Tree], dict[str, float]]:
-  """Returns parameters -> scores on the test set, compiled once.
-
-  Args:
-    parts: parts of the experiment.
-    batch_size: test examples in a batch on a device.
-    mesh: the devices.
-  """
+def measured(parts: Parts) -> Callable[[Tree, dict[str, Any]], dict[str, Any]]:
+  """Returns (parameters, batch) -> values [B] of each example, of which `scorer` takes means."""
   measures = _measures(parts)
 
   def metrics(params: Tree, batch: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +39,19 @@ def scorer(parts: Parts, batch_size: int, mesh: Mesh) -> Callable[[Tree], dict[s
       values[f'{name}_success'], values[f'{name}_tries'] = measure(parts.model, params, batch)
     return values
 
+  return metrics
+
+
+def scorer(parts: Parts, batch_size: int, mesh: Mesh) -> Callable[[Tree], dict[str, float]]:
+  """Returns parameters -> scores on the test set, compiled once.
+
+  Args:
+    parts: parts of the experiment.
+    batch_size: test examples in a batch on a device.
+    mesh: the devices.
+  """
+  measures = _measures(parts)
+  metrics = measured(parts)
   evaluate = evaluator(metrics, parts.data.test, batch_size=batch_size, mesh=mesh)
 
   def scores(params: Tree) -> dict[str, float]:

@@ -345,3 +345,12 @@ def test_every_field_is_documented():
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
       for field in dataclasses.fields(kind):
         assert f'{field.name}: ' in (kind.__doc__ or ''), (name, field.name)
+
+
+def test_other_values_of_some_keys_leave_the_experiment_as_it_was():
+  config = make(stages=(StageSection(use='top_k', options={'fraction': 0.5}),))
+  found = config_lib.with_values(config, {'stages.0.options.fraction': 0.1, 'client.momentum': 0.5})
+  assert found.stages[0].options == {'fraction': 0.1} and found.client.momentum == 0.5
+  assert config.stages[0].options == {'fraction': 0.5} and config.client.momentum == 0.0
+  with pytest.raises(ValueError, match='must number one of the 1 elements'):
+    config_lib.with_values(config, {'stages.1.use': 'top_k'})

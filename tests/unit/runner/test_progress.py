@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from fedjax_mem.runner.progress import Progress, clock_text
+from fedjax_mem.runner.progress import Progress, Share, clock_text
 
 
 class Clock:
@@ -131,6 +131,18 @@ def test_nothing_done_says_nothing():
   with progress:
     pass
   assert file.getvalue() == ''
+
+
+def test_the_rounds_of_several_runs_count_towards_one_whole():
+  progress, file, _ = make(total=8, interval=0)
+  with progress as whole:
+    for done in (2, 5):
+      with Share(whole, done) as bar:
+        bar.update({'round': 1, 'seconds': 2.0, 'train_loss': 0.5})
+        bar.note('of one run')
+  text = file.getvalue()
+  assert 'round 3/8' in text and 'round 6/8' in text and '0:04 left' in text
+  assert 'loss' not in text and 'of one run' not in text
 
 
 @pytest.mark.parametrize(('seconds', 'text'), [(0, '0:00'), (59.6, '1:00'), (3_661, '1:01:01')])

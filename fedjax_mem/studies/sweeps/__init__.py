@@ -1,0 +1,1 @@
+"""Sweeps: an experiment at every point of a grid of settings, for several seeds."""

@@ -1,0 +1,156 @@
+"""The result of a sweep: what each lane gave, means and intervals over seeds, the best point."""
+
+import dataclasses
+import math
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from scipy.stats import t as student
+
+from fedjax_mem._wording import NOT_COVERED
+from fedjax_mem.studies.sweeps.grid import label
+
+SELECT = ('validation', 'loss', 'test')
+# What the best point is chosen by -> (key of a lane's scores, in words, whether more is better).
+_BY = {
+  'validation': ('validation_accuracy', "accuracy on the server's validation split", True),
+  'loss': ('train_loss', 'final training loss', False),
+  'test': ('test_accuracy', 'TEST accuracy', True),
+}
+SCORES = ('test_accuracy', 'test_loss', 'train_loss', 'validation_accuracy')
+LEVEL = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneResult:
+  """One run of a sweep.
+
+  Attributes:
+    values: swept key -> value.
+    seed: the seed.
+    metrics: its records, one a round.
+    folder: its folder.
+    status: 'finished' or 'failed'.
+    how: how it ran: beside which others, or alone and why.
+    failure: why it could not go on; '' if it could.
+    scores: final scores, of `SCORES` and 'epsilon'; those it has.
+    uncovered: names of its metrics that a claim of privacy does not cover.
+  """
+
+  values: dict[str, Any]
+  seed: int
+  metrics: list[dict[str, Any]]
+  folder: pathlib.Path
+  status: str
+  how: str
+  failure: str = ''
+  scores: dict[str, float] = dataclasses.field(default_factory=dict)
+  uncovered: tuple[str, ...] = ()
+
+
+class Interval(NamedTuple):
+  """A mean over n seeds, and half the width of its 95% interval by Student's t; None for one."""
+
+  mean: float
+  half: float | None
+  n: int
+
+
+def interval(values: Sequence[float]) -> Interval | None:
+  """Returns mean ± t(0.975; n - 1) s / sqrt(n), with s the sample's deviation; None of no values.
+
+  >>> round(interval([1.0, 2.0, 3.0]).half, 3)
+  2.484
+  """
+  n = len(values)
+  if not n:
+    return None
+  half = None
+  if n > 1:
+    half = float(student.ppf((1 + LEVEL) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+  return Interval(statistics.fmean(values), half, n)
+
+
+@dataclasses.dataclass(frozen=True)
+class PointResult:
+  """One point of the grid: its lanes, one a seed.
+
+  Attributes:
+    values: swept key -> value.
+    lanes: in the order of the seeds.
+    best: whether it is the best point.
+  """
+
+  values: dict[str, Any]
+  lanes: tuple[LaneResult, ...]
+  best: bool = False
+
+  @property
+  def label(self) -> str:
+    """The point in words."""
+    return label(self.values)
+
+  @property
+  def failed(self) -> int:
+    """Number of lanes that ended before their last round."""
+    return sum(x.status == 'failed' for x in self.lanes)
+
+  def interval(self, key: str) -> Interval | None:
+    """Returns the interval of a score over the seeds of lanes that did not fail."""
+    found = [x.scores.get(key, math.nan) for x in self.lanes if x.status != 'failed']
+    return interval([x for x in found if math.isfinite(x)])
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+  """The result of a sweep.
+
+  Attributes:
+    points: in the order of the grid.
+    select: what the best point is chosen by: 'validation', 'loss' or 'test'.
+    folder: the folder of the sweep.
+    privacy: statement of the release of all lanes together; None without a claim.
+  """
+
+  points: tuple[PointResult, ...]
+  select: str
+  folder: pathlib.Path
+  privacy: str | None = None
+
+  @property
+  def best(self) -> PointResult | None:
+    """The best point; None if no point has a lane that did not fail in every seed."""
+    return next((x for x in self.points if x.best), None)
+
+  @property
+  def lanes(self) -> tuple[LaneResult, ...]:
+    """All lanes, in the order in which they were planned."""
+    return tuple(lane for point in self.points for lane in point.lanes)
+
+  @property
+  def chosen_by(self) -> str:
+    """How the best point was chosen, in words; what every output says."""
+    key, words, more = _BY[self.select]
+    text = f'best: {"highest" if more else "lowest"} mean of the {words}'
+    if self.select == 'test':
+      text += ', as was asked for: its test score is then no estimate for new data'
+    uncovered = any(key in x.uncovered for x in self.lanes)
+    return f'{text} ({NOT_COVERED})' if uncovered else text
+
+
+def with_best(points: Sequence[PointResult], select: str) -> tuple[PointResult, ...]:
+  """Returns the points with the best one marked: that with the best mean over all seeds.
+
+  A point of which a lane failed is not chosen as long as there is another.
+  """
+  key, _, more = _BY[select]
+  found = [(x.failed, x.interval(key), i) for i, x in enumerate(points)]
+  ranked = [
+    (failed, -x.mean if more else x.mean, i)
+    for failed, x, i in found
+    if x is not None and math.isfinite(x.mean)
+  ]
+  best = min(ranked)[2] if ranked else None
+  return tuple(dataclasses.replace(x, best=i == best) for i, x in enumerate(points))
