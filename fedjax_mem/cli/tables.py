@@ -163,6 +163,10 @@ class Table:
     table = importlib.import_module(f'fedjax_mem.studies.{self.which}').TABLE
     overrides = [*self.set, *([] if self.rounds is None else [f'rounds={self.rounds}'])]
     wanted = cells.cells_of(table, self.cells, self.seeds, config=self.config, overrides=overrides)
+    other = [*([] if self.config is None else [str(self.config)]), *overrides]
+    if other and other != [table.config]:
+      said = f"not the table's own experiment: {', '.join(other)}"
+      table = table._replace(says=(*table.says, said))
     results = self.results or out / 'cells'
     from fedjax_mem.report.tables import format_table
     from fedjax_mem.studies import beside
