@@ -175,7 +175,7 @@ class Table:
       found = cells.read_cells(wanted, results)
     else:
       data_dir = None if self.data_dir is None else str(self.data_dir)
-      found = cells.run_cells(table, wanted, out, results, data_dir=data_dir)
+      found = cells.run_cells(table, wanted, out, self.results, data_dir=data_dir)
     if not found:
       raise ValueError(f'results must hold a cell of the table that has ended, got {results}.')
     files = beside.write(table, found, out)

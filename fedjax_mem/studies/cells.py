@@ -157,18 +157,27 @@ def run_cells(
     table: of the cells.
     cells: from `cells_of`.
     out: folder of the runs.
-    results: folder of the cells' files; None: `cells` in the folder of the runs.
+    results: folder of the cells' files; None: `cells` in the folder of the runs, where a file of
+      another configuration is replaced, as its run is still there.
     data_dir: folder of prepared data sets; None: as `data.places` says.
     quiet: no progress bars.
     tell: function that shows a line.
 
   Raises:
-    ValueError: an experiment that cannot be run.
+    ValueError: an experiment that cannot be run; `results` has a file of another configuration.
     Interrupted: by Ctrl-C; a second call goes on from there.
   """
   out = pathlib.Path(out)
-  results = out / 'cells' if results is None else pathlib.Path(results)
+  given, results = results, out / 'cells' if results is None else pathlib.Path(results)
   found = [_known(cell, results) for cell in cells]
+  other = [
+    x.file for x, y in zip(cells, found, strict=True) if not y and (results / x.file).exists()
+  ]
+  if other and given is not None:  # it may be all that is left of hours
+    raise ValueError(
+      f'results must have no files of other configurations, got {", ".join(other)} in {results}: '
+      'choose another folder, or move them.'
+    )
   missing = sum(x is None for x in found)
   began, done_ones = time.monotonic(), 0
   for i, cell in enumerate(cells):

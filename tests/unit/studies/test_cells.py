@@ -142,6 +142,14 @@ def test_a_damaged_file_is_named(tiny, tmp_path):
     cells.read_cells(made, tmp_path)
 
 
+def test_a_file_of_another_configuration_is_not_overwritten(tiny, tmp_path):
+  (cell,) = cells.cells_of(tiny, ['plain'])
+  (tmp_path / cell.file).write_text('{"config_hash": "of another"}')
+  with pytest.raises(ValueError, match=r'no files of other configurations, got plain-iid-5\.json'):
+    cells.run_cells(tiny, [cell], tmp_path / 'out', tmp_path)
+  assert 'of another' in (tmp_path / cell.file).read_text()
+
+
 def test_seeds_change_nothing_but_the_seed():
   a, b = cells.cells_of(NIID, ['fedavg/iid'], [1, 2])
   assert dataclasses.replace(b.config, seed=1) == a.config
