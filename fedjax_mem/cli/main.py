@@ -328,8 +328,9 @@ def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
 
 def _tell(result: 'Result') -> None:
   last = result.metrics[-1]
+  covered = last.get('covered', last)  # without a claim nothing is marked
   scores = ', '.join(
-    f'{name.replace("_", " ")} {last[name]:.4f}'
+    f'{name.replace("_", " ")} {last[name]:.4f}{"" if name in covered else " (not covered)"}'
     for name in ('test_accuracy', 'test_loss', 'client_accuracy_mean', 'client_accuracy_worst')
     if name in last
   )

@@ -163,6 +163,10 @@ class Table:
     table = importlib.import_module(f'fedjax_mem.studies.{self.which}').TABLE
     overrides = [*self.set, *([] if self.rounds is None else [f'rounds={self.rounds}'])]
     wanted = cells.cells_of(table, self.cells, self.seeds, config=self.config, overrides=overrides)
+    other = [*([] if self.config is None else [str(self.config)]), *overrides]
+    if other and other != [table.config]:
+      said = f"not the table's own experiment: {', '.join(other)}"
+      table = table._replace(says=(*table.says, said))
     results = self.results or out / 'cells'
     from fedjax_mem.report.tables import format_table
     from fedjax_mem.studies import beside
@@ -171,7 +175,7 @@ class Table:
       found = cells.read_cells(wanted, results)
     else:
       data_dir = None if self.data_dir is None else str(self.data_dir)
-      found = cells.run_cells(table, wanted, out, results, data_dir=data_dir)
+      found = cells.run_cells(table, wanted, out, self.results, data_dir=data_dir)
     if not found:
       raise ValueError(f'results must hold a cell of the table that has ended, got {results}.')
     files = beside.write(table, found, out)

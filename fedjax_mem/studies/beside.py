@@ -29,18 +29,21 @@ def rows(table: Published, found: Sequence[Mapping[str, Any]]) -> list[dict[str,
   """
   lines = []
   for (method, setting), group in _groups(table, found).items():
-    values = [100 * x['best_accuracy'] for x in group]
+    # A run that failed at once has no accuracy.
+    values = [100 * x['best_accuracy'] for x in group if x['best_accuracy'] is not None]
+    mean = statistics.fmean(values) if values else None
     number = table.numbers.get((method, setting))
     line = {
       table.setting: setting,
       'method': method,
       'published, %': number and _spread(number.mean, number.deviation),
       'published, seed 42': number and number.single and f'{number.single:.1f}',
-      'ours, %': _spread(statistics.fmean(values), _deviation(values)),
+      'ours, %': None if mean is None else _spread(mean, _deviation(values)),
       'seeds': ' '.join(str(x['seed']) for x in group),
-      'difference': number and _difference(number, statistics.fmean(values)),
+      'difference': None if number is None or mean is None else _difference(number, mean),
     }
     notes = [table.notes.get((method, setting), ''), *_warnings(number, values)]
+    notes += [f'seed {x["seed"]} failed: {x["failure"]}' for x in group if 'failure' in x]
     rounds = {x['rounds'] for x in group}
     notes.append(f'rounds {sorted(rounds)}' if len(rounds) > 1 else '')
     lines.append({**line, 'note': '; '.join(filter(None, notes)) or None})
@@ -115,7 +118,7 @@ def _difference(number: Number, mean: float) -> str:
 
 def _warnings(number: Number | None, values: Sequence[float]) -> list[str]:
   """Returns what a reader must know before comparing our values, in per cent, with a number."""
-  if number is None:
+  if number is None or not values:
     return []
   few = (number.deviation or 0.0) > UNSTABLE_POINTS and len(values) == 1
   large = is_large(number, statistics.fmean(values))

@@ -8,7 +8,9 @@ another machine. It counts if it is of the same configuration.
 A file has: table, method, partition (the setting), seed, rounds, examples_seen (examples of the
 clients in the sums, times local epochs), best_accuracy and final_accuracy (on the test set, in
 [0, 1]), published_mean and published_sd (per cent; null if there is none), seconds (of its rounds),
-config_hash, commit and curve (test accuracy by round).
+config_hash, commit and curve (test accuracy by round). The file of a run that failed, as one that
+diverges, says what it gave until then and why, as `failure`; it is not run again, and the others go
+on.
 """
 
 import json
@@ -25,7 +27,7 @@ from fedjax_mem.core import validate
 from fedjax_mem.report.runs import load_run, series
 from fedjax_mem.report.tables import summarise
 from fedjax_mem.runner.folder import RunFolder
-from fedjax_mem.runner.loop import resume, run
+from fedjax_mem.runner.loop import RunFailed, resume, run
 
 CHECKPOINT_SECONDS = 600.0
 
@@ -155,19 +157,27 @@ def run_cells(
     table: of the cells.
     cells: from `cells_of`.
     out: folder of the runs.
-    results: folder of the cells' files; None: `cells` in the folder of the runs.
+    results: folder of the cells' files; None: `cells` in the folder of the runs, where a file of
+      another configuration is replaced, as its run is still there.
     data_dir: folder of prepared data sets; None: as `data.places` says.
     quiet: no progress bars.
     tell: function that shows a line.
 
   Raises:
-    ValueError: an experiment that cannot be run.
-    RunFailed: a run cannot go on.
+    ValueError: an experiment that cannot be run; `results` has a file of another configuration.
     Interrupted: by Ctrl-C; a second call goes on from there.
   """
   out = pathlib.Path(out)
-  results = out / 'cells' if results is None else pathlib.Path(results)
+  given, results = results, out / 'cells' if results is None else pathlib.Path(results)
   found = [_known(cell, results) for cell in cells]
+  other = [
+    x.file for x, y in zip(cells, found, strict=True) if not y and (results / x.file).exists()
+  ]
+  if other and given is not None:  # it may be all that is left of hours
+    raise ValueError(
+      f'results must have no files of other configurations, got {", ".join(other)} in {results}: '
+      'choose another folder, or move them.'
+    )
   missing = sum(x is None for x in found)
   began, done_ones = time.monotonic(), 0
   for i, cell in enumerate(cells):
@@ -178,7 +188,11 @@ def run_cells(
       seconds = (time.monotonic() - began) / done_ones * (missing - done_ones)
       left = f'; about {_long(seconds)} for all that are left'
     tell(f'cell {done_ones + 1} of {missing}{left}')
-    folder = done(cell.config, out, data_dir, tell, quiet=quiet)
+    try:
+      folder = done(cell.config, out, data_dir, tell, quiet=quiet)
+    except RunFailed as error:  # its file says so
+      tell(f'failed: {error}')
+      folder = _folder(cell.config, out)
     found[i] = facts = _facts(table, cell, folder)
     results.mkdir(parents=True, exist_ok=True)
     _write(results / cell.file, facts)
@@ -201,7 +215,7 @@ def done(
   quiet: bool = True,
 ) -> pathlib.Path:
   """Returns the folder of an experiment's finished run; runs or resumes it if necessary."""
-  path = out / f'{config.name}-{config_hash(config)}'
+  path = _folder(config, out)
   if not path.exists():
     tell(f'{config.name}, seed {config.seed}: running')
     return run(config, out, data_dir=data_dir, quiet=quiet).folder
@@ -211,6 +225,10 @@ def done(
     return path
   tell(f'{config.name}, seed {config.seed}: resuming')
   return resume(path, data_dir=data_dir, quiet=quiet).folder
+
+
+def _folder(config: Config, out: pathlib.Path) -> pathlib.Path:
+  return out / f'{config.name}-{config_hash(config)}'
 
 
 def _known(cell: Cell, results: pathlib.Path) -> dict[str, Any] | None:
@@ -233,7 +251,8 @@ def _facts(table: Published, cell: Cell, folder: pathlib.Path) -> dict[str, Any]
   number = table.numbers.get((cell.method, cell.setting))
   at, curve = series(ended, 'test_accuracy')
   best = summary['best_accuracy']
-  if best is None:
+  failed = ended.manifest.get('status') == 'failed'
+  if best is None and not failed:
     raise ValueError(f'the run in {folder} must have a finite test accuracy, got none.')
   return {
     'table': table.name,
@@ -252,7 +271,7 @@ def _facts(table: Published, cell: Cell, folder: pathlib.Path) -> dict[str, Any]
     'curve': {
       str(r): (round(x, 5) if math.isfinite(x) else None) for r, x in zip(at, curve, strict=True)
     },
-  }
+  } | ({'failure': ended.manifest['failure']} if failed else {})
 
 
 def _write(path: pathlib.Path, facts: Mapping[str, Any]) -> None:

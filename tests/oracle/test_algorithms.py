@@ -219,6 +219,13 @@ def test_fednova_under_a_fixed_divisor_takes_the_mean_length():
   np.testing.assert_allclose(moved(two), moved(one) / 2, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ('mime', 'mime_lite'))
+def test_the_gradient_of_mime_is_a_mean_under_a_fixed_divisor(name):
+  one, two = (played(make(name), 1, equal(d)).servers['algorithm'] for d in (None, 20.0))
+  np.testing.assert_allclose(tiny.vec(two['momentum']), tiny.vec(one['momentum']), rtol=1e-5)
+
+
 @pytest.mark.parametrize('name', ACCUMULATE)
 def test_a_total_that_is_wrong_or_private_or_rescaled_is_refused(name):
   draw = uniform(tiny.N, tiny.C)

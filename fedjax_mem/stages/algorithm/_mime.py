@@ -1,5 +1,6 @@
 """What Mime and MimeLite share: the server's momentum, which clients use and do not change."""
 
+import jax.numpy as jnp
 import optax
 
 from fedjax_mem.core import (
@@ -49,14 +50,17 @@ def layer(
 
     done = train(ctx, task, correct=correct)
     whole = train.gradient(ctx, task)
-    return training.sent(task, done, {'gradient': whole}), state, done.metrics
+    beside = {'gradient': whole, 'took': jnp.float32(1)}
+    return training.sent(task, done, beside), state, done.metrics
 
   def server(ctx: Context, message: Message, state: Tree) -> tuple[Tree, Tree, Metrics]:
     params, step = training.descend(server_step, ctx.params, message, state['step'])
-    seen = message.aux['gradient']
+    # Over the sum of the weights, which a fixed divisor is not.
+    took = message.aux['took']
+    seen = tree.scale(1 / jnp.maximum(took, 1e-30), message.aux['gradient'])
     new = {'momentum': mixed(seen, state['momentum'])} | ({'gradient': seen} if reduced else {})
     old = {name: state[name] for name in new}
-    return params, tree.select(message.weight > 0, new, old) | {'step': step}, {}
+    return params, tree.select(took > 0, new, old) | {'step': step}, {}
 
   names = ('momentum', 'gradient') if reduced else ('momentum',)
   return Layer(

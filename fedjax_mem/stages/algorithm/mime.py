@@ -25,7 +25,7 @@ def mime(
 
   The paper asks the cohort for c at x before it trains, which is a second sum in a round. Here c is
   that of the round before, of its cohort and its x. It starts at zero: in the first round clients
-  stay where they are, and only their gradients are gathered.
+  stay where they are, but for weight decay, and only their gradients are gathered.
 
   Reference: Karimireddy et al. (2021), arXiv 2008.03606, Algorithm 1, with SGD with momentum as
   the base algorithm.

@@ -1,8 +1,10 @@
 """The command line: what it prints, its exit codes, and real processes that are interrupted."""
 
+import json
 import resource
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -237,3 +239,27 @@ def test_the_help_needs_no_heavy_imports():
     cwd=Path(__file__).parents[3],
   )  # fmt: skip
   assert done.stderr.strip() == '[]'
+
+
+def test_the_last_line_marks_what_a_claim_does_not_cover(capsys):
+  scores = {'round': 3, 'test_accuracy': 0.5, 'client_accuracy_mean': 0.25}
+  for claim, said in (({}, ''), ({'covered': ['round', 'test_accuracy']}, ' (not covered)')):
+    cli._tell(types.SimpleNamespace(metrics=[scores | claim], folder='there'))
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line == f'round 3: test accuracy 0.5000, client accuracy mean 0.2500{said}'
+
+
+def test_a_table_of_another_experiment_says_so(call, tiny, tmp_path):
+  from fedjax_mem.config.load import config_hash
+  from fedjax_mem.studies import cells, niid_bench
+
+  changed = ['data.name=digits', 'rounds=3']
+  (cell,) = cells.cells_of(niid_bench.TABLE, ['fedavg/iid'], config=tiny, overrides=changed)
+  facts = {'method': 'fedavg', 'partition': 'iid', 'seed': 42, 'rounds': 3, 'best_accuracy': 0.9}
+  facts |= {'commit': 'a', 'curve': {'1': 0.9}, 'config_hash': config_hash(cell.config)}
+  (tmp_path / 'cells').mkdir()
+  (tmp_path / 'cells' / cell.file).write_text(json.dumps(facts))
+  words = ('table', 'niid_bench', tiny, '--set', changed[0], '--rounds', 3, '--only-show')
+  code, said, _ = call(*words, '--cells', 'fedavg/iid', '--out', tmp_path)
+  note = f"not the table's own experiment: {tiny}, data.name=digits, rounds=3"
+  assert code == 0 and note in said and note in (tmp_path / 'niid_bench.md').read_text()

@@ -55,6 +55,15 @@ def test_warnings_say_what_one_seed_and_a_tuned_number_are_worth():
   assert 'one seed' not in (beside.rows(TABLE, two)[0]['note'] or '')
 
 
+def test_a_cell_that_failed_says_so(tmp_path):
+  early = cell(accuracy=0.5, rounds=3, seed=1) | {'failure': 'not finite'}
+  never = cell('scaffold', accuracy=0.5) | {'best_accuracy': None, 'curve': {}, 'failure': 'oh'}
+  one, other = beside.rows(TABLE, [early, never])
+  assert one['ours, %'] == '50.00' and 'seed 1 failed: not finite' in one['note']
+  assert other['ours, %'] is other['difference'] is None and other['note'] == 'seed 42 failed: oh'
+  assert all(x.stat().st_size for x in beside.write(TABLE, [never], tmp_path))
+
+
 def test_the_files_hold_the_same_cells(tmp_path):
   found = [cell(), cell('fedprox', 'labels_2', 0.78, commit='b' * 40)]
   files = beside.write(TABLE, found, tmp_path)

@@ -122,11 +122,32 @@ def test_a_cell_that_was_killed_goes_on_and_gives_the_same(tiny, tmp_path, monke
   assert timeless(again) == timeless(whole)
 
 
+@pytest.mark.slow
+def test_a_run_that_fails_has_a_file_that_says_so_and_the_others_go_on(tiny, tmp_path, monkeypatch):
+  table = tiny._replace(methods={'wild': ('client.learning_rate=1e38',), 'plain': ()})
+  lines = []
+  wild, plain = cells.run_cells(table, cells.cells_of(table), tmp_path, tell=lines.append)
+  assert 'no client of round 1 sent a finite update' in wild['failure']
+  assert any(x.startswith('failed: ') for x in lines)
+  assert wild['best_accuracy'] is None and wild['rounds'] == 1
+  assert plain['best_accuracy'] > 0 and 'failure' not in plain
+  monkeypatch.setattr(cells, 'resume', None)  # nor does it fail again
+  assert cells.run_cells(table, cells.cells_of(table), tmp_path) == [wild, plain]
+
+
 def test_a_damaged_file_is_named(tiny, tmp_path):
   made = cells.cells_of(tiny, ['plain'])
   (tmp_path / made[0].file).write_text('{')
   with pytest.raises(ValueError, match=r'plain-iid-5\.json must be the file of a cell'):
     cells.read_cells(made, tmp_path)
+
+
+def test_a_file_of_another_configuration_is_not_overwritten(tiny, tmp_path):
+  (cell,) = cells.cells_of(tiny, ['plain'])
+  (tmp_path / cell.file).write_text('{"config_hash": "of another"}')
+  with pytest.raises(ValueError, match=r'no files of other configurations, got plain-iid-5\.json'):
+    cells.run_cells(tiny, [cell], tmp_path / 'out', tmp_path)
+  assert 'of another' in (tmp_path / cell.file).read_text()
 
 
 def test_seeds_change_nothing_but_the_seed():
