@@ -53,7 +53,7 @@ def rows(table: Published, found: Sequence[Mapping[str, Any]]) -> list[dict[str,
 def write(
   table: Published, found: Sequence[Mapping[str, Any]], out: str | os.PathLike[str]
 ) -> list[pathlib.Path]:
-  """Writes the table as Markdown, CSV and LaTeX, its curves, its manifest and its source.
+  """Writes the table (Markdown, CSV, LaTeX, PDF where `pdflatex` is), curves, manifest and source.
 
   Args:
     table: of the cells.
@@ -79,6 +79,8 @@ def write(
   for suffix, text in texts.items():
     files.append(out / f'{table.name}.{suffix}')
     files[-1].write_text(text, encoding='utf-8')
+  pdf = latex.compile(out / f'{table.name}.tex')
+  files += [pdf] if pdf else []
   panels: dict[str, dict[str, list[curves.Curve]]] = {}
   levels: dict[str, dict[str, float]] = {}
   for (method, setting), group in _groups(table, found).items():
