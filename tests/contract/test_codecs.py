@@ -141,6 +141,7 @@ def test_a_round_reports_the_bytes_of_its_messages(layer):
     assert total == N * int(codecs.nbytes(code))
 
 
+@pytest.mark.slow
 @pytest.mark.first(4)
 def test_error_feedback_is_for_those_that_send_less_error_than_they_are_given(layer):
   from fedjax_mem.stages.compress import error_feedback

@@ -44,7 +44,7 @@ def modules():
 # Each example of a method compiles a round, and those of the accountant compose many.
 COMPILES = tuple(
   f'fedjax_mem.{room}.'
-  for room in ('account', 'engine', 'federated', 'kernels', 'runner', 'stages')
+  for room in ('account', 'engine', 'federated', 'kernels', 'runner', 'stages', 'studies')
 )
 EXAMPLES = [
   pytest.param(name, marks=(pytest.mark.slow,) * name.startswith(COMPILES)) for name in modules()

@@ -80,6 +80,7 @@ def test_it_is_frozen_data_that_comes_back_from_a_ledger(noise):
   assert Ledger.from_dict(json.loads(json.dumps(book.to_dict()))).entry == book.entry
 
 
+@pytest.mark.slow
 def test_more_noise_costs_less_and_more_rounds_cost_more(noise):
   dearer = 0
   for draws in DRAWS:

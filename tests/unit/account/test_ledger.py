@@ -147,6 +147,7 @@ def test_resume_with_more_rounds_keeps_what_was_done(tmp_path):
   assert longer.guarantee().epsilon == book.guarantee().epsilon
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'changed, word',
   [

@@ -149,6 +149,7 @@ def same_as_simulated(way, deployment, bare):
       np.testing.assert_allclose(done.metrics[name], value[-1], 1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_round_is_the_same_whoever_answers_first(three):
   three.run(2)
   params = jax.device_get(three.state.params)

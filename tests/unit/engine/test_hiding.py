@@ -27,6 +27,7 @@ def ids(sim, rounds=4):
   return sim.run(sim.init({'a': jnp.zeros(4)}), rounds)[1]['ids']
 
 
+@pytest.mark.slow
 def test_it_neither_draws_anew_nor_brings_back_who_was_not_drawn():
   one = Layer('own', select=Stage(lambda c, d, s: (d, s, {}), facts=(Looks('nothing'),)))
   plain = compose(given.algorithm(), poisson(9, 0.3), one, equal())

@@ -31,6 +31,7 @@ def ran(sim, rounds=6, **kwargs):
   return np.asarray(state.params['a']), metrics['ids']
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_share_neither_noise_nor_cohorts():
   noise = privacy.central(0.3, 1.0)
   (one, ids), (two, others) = (ran(build(noise, seed=5)) for _ in range(2))
@@ -40,6 +41,7 @@ def test_two_runs_of_one_seed_share_neither_noise_nor_cohorts():
   assert not np.isclose(one, two).any() and (ids != others).any()
 
 
+@pytest.mark.slow
 def test_a_noise_seed_makes_a_run_repeatable_and_equal_to_the_seed_it_is_the_old_run():
   noise = privacy.central(0.3, 1.0)
   first, again = (ran(build(noise, seed=5, noise_seed=8)) for _ in range(2))
@@ -55,6 +57,7 @@ def test_a_noise_seed_makes_a_run_repeatable_and_equal_to_the_seed_it_is_the_old
   tiny.assert_same_bits(ran(same), (np.asarray(state.params['a']), np.asarray(metrics['ids'])[:6]))
 
 
+@pytest.mark.slow
 def test_without_a_claim_a_run_is_a_function_of_its_seed():
   first, again = (ran(build(privacy.central(0.3, 0.0), seed=5)) for _ in range(2))
   tiny.assert_same_bits(first, again)
@@ -111,6 +114,7 @@ def test_noise_is_not_in_a_bare_state_and_is_drawn_again_bit_for_bit(name):
   tiny.assert_same_bits(rest, sim.run(state, 4))
 
 
+@pytest.mark.slow
 def test_another_root_gives_other_noise():
   sim = build(CORRELATED['tree'](), select=min_separation(9, 3, 3))
   state, _ = sim.run(sim.init({'a': jnp.zeros(4)}), 5)

@@ -52,6 +52,7 @@ def sent_in(made, *clients):
   return train(*made.select_clients(clients))
 
 
+@pytest.mark.slow
 def test_two_servers_of_one_seed_do_not_see_the_same_noise():
   """The update is the same: with the server's own seed in the noise, so was what it saw."""
   (one,), (other,) = (sent_in(server(min_clients=1, seed=5), twin()) for _ in range(2))

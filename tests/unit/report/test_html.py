@@ -128,6 +128,7 @@ def test_runs_that_recorded_different_things_are_compared():
   assert '3 runs compared' in text
 
 
+@pytest.mark.slow
 def test_rounds_that_were_lost_have_no_results():
   lost = {'round': 2, 'clients': 0, 'lost': True}
   first, _, last = run().records

@@ -639,6 +639,7 @@ def test_records_that_no_ledger_has_charged_are_refused(charged, tmp_path):
     resume(folder, quiet=True)
 
 
+@pytest.mark.slow
 def test_local_ledgers_charge_who_is_drawn_whether_they_arrive_or_not(make, out):
   config = make(UNIFORM, 'rounds=3', LOCAL, 'selection.dropout=0.5')
   result = run(config, out, quiet=True)

@@ -96,6 +96,7 @@ def spied(monkeypatch):
   return overrides
 
 
+@pytest.mark.slow
 def test_a_metric_is_not_covered_for_its_name(ran, spied):
   folder, _ = ran(*spied('test_spy', 'size', 'algorithm/test_leak', 'algorithm/epsilons'))
   _, last = read_metrics(folder / 'metrics.jsonl')
@@ -130,6 +131,7 @@ def test_two_metrics_of_one_name_and_those_of_local_ledgers_are_refused(make):
       check_names(metrics, ('loss',), ready.ledgers)
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize('data', ['synthetic', 'digits'])
 def test_scores_on_test_examples_of_clients_are_not_covered(ran, data):
@@ -140,6 +142,7 @@ def test_scores_on_test_examples_of_clients_are_not_covered(ran, data):
   assert ('>test loss (not covered by ε)<' in render(folder)) is not covered
 
 
+@pytest.mark.slow
 def test_facts_of_the_manifest_that_tell_of_clients_are_not_covered(ran):
   folder, _ = ran('selection.name=poisson', CENTRAL)
   manifest = json.loads((folder / 'manifest.json').read_text())
@@ -203,6 +206,7 @@ def test_under_a_claim_a_bad_client_is_counted_and_not_named(make):
   assert '2 updates were not finite and counted as zeros (not covered by ε)' in page
 
 
+@pytest.mark.slow
 def test_a_bad_client_does_not_end_a_claimed_run(ran, layers):
   everyone = '{use="user_layers:nan_clients", options={ids=[0,1,2,3,4,5,6,7,8,9,10,11]}}'
   folder, said = ran(

@@ -111,6 +111,7 @@ def unfinished(folder, tmp_path):
   return copy
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_its_noise_again_from_its_root(kept, tmp_path):
   folder = unfinished(kept[1].folder, tmp_path)
   result = resume(folder, quiet=True)
@@ -134,6 +135,7 @@ def twin(kept, tmp_path):
     return run(kept[0], tmp_path / 'twin', quiet=True).folder
 
 
+@pytest.mark.slow
 def test_the_root_of_another_run_is_not_taken_for_its_own(kept, twin, tmp_path):
   folder = unfinished(kept[1].folder, tmp_path)
   shutil.copy(twin / secret.FILE, folder / secret.FILE)
@@ -142,6 +144,7 @@ def test_the_root_of_another_run_is_not_taken_for_its_own(kept, twin, tmp_path):
   assert '\n' not in str(e.value)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_refused_and_the_one_before_it_used(kept, twin, tmp_path):
   folder = unfinished(kept[1].folder, tmp_path)
   shutil.copytree(twin / 'checkpoints' / '2', folder / 'checkpoints' / '2')
@@ -168,6 +171,7 @@ def test_noise_is_another_in_each_run_unless_noise_seed_makes_it_repeatable(kept
     assert (REPEATABLE in ledger['guarantee']['notes']) is noted
 
 
+@pytest.mark.slow
 def test_without_a_claim_there_is_no_root_and_the_checkpoints_are_open(make, tmp_path):
   result = run(make('rounds=1'), tmp_path, quiet=True)
   assert not (result.folder / secret.FILE).exists()

@@ -149,6 +149,7 @@ def test_as_many_in_the_range_as_there_is_room_for_and_one_more():
     _check(_floats(keys), K, str(more))
 
 
+@pytest.mark.slow
 @pytest.mark.first(2)
 @pytest.mark.parametrize('beyond', [-2, -1, 0, 1])
 @pytest.mark.parametrize('end', ['low', 'high'])

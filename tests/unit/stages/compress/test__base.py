@@ -377,6 +377,7 @@ def test_zeros_are_decoded_to_zeros(name):
   assert len(codecs.to_bytes(code, 1.0)) == int(size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', slowly(NAMES, MORE))
 def test_no_stated_norm_grows(name):
   bound = codec(name).bounds.of(None, Bound(1.0, 1.0, 1.0))

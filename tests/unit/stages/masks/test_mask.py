@@ -214,6 +214,7 @@ def test_one_client_alone():
   assert given.sums(sim).tolist() == [[3.0] * 5]
 
 
+@pytest.mark.slow
 def test_weights_at_their_limit_have_room_for_their_sum():
   # Eight, a power of two: the sum is at the very end of what there is room for.
   updates = {'a': np.linspace(-1, 1, 16, dtype=np.float32).reshape(8, 2)}
