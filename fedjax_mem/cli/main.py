@@ -175,7 +175,8 @@ class DataShow(Command):
     from fedjax_mem.report import figures, plots
 
     data = load_data(load_config(self.config, self.set), text(self.data_dir))
-    figures.save(plots.partition(data.label_counts(), title=data.name), self.out)
+    counts, labels = data.shown()
+    figures.save(plots.partition(counts, labels, data.name), self.out)
     sizes = data.counts
     print(
       f'{data.name}: {data.num_clients} clients, {sizes.sum()} examples, '

@@ -124,6 +124,15 @@ class FederatedData:
     flat = np.bincount(cell, minlength=self.num_clients * self.num_classes)
     return flat.reshape(self.num_clients, self.num_classes)
 
+  def shown(self) -> tuple[np.ndarray, list[str] | None]:
+    """Returns (counts, names of the columns or None) of what a plot of the partition shows.
+
+    These are `label_counts`; for sequences of tokens, how many each client has, [N, 1].
+    """
+    if self.arrays['y'].ndim == 1:
+      return self.label_counts(), None
+    return np.asarray(self.counts, np.int64)[:, None], ['sequences']
+
 
 def check_arrays(part: str, arrays: Arrays, num_classes: int) -> None:
   """Raises `ValueError` unless 'x' and 'y' agree and labels are int32 in [0, num_classes)."""

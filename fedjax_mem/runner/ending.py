@@ -45,8 +45,8 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   title, claims = ready.config.data.name, ready.sim.claims
   if claims:
     title = f'{title} ({NOT_COVERED})'
-  counts = ready.parts.data.label_counts()
-  figures.save(plots.partition(counts, title=title), folder.path / 'partition.png')
+  counts, labels = ready.parts.data.shown()
+  figures.save(plots.partition(counts, labels, title), folder.path / 'partition.png')
   figures.save(plots.learning_curves(folder.path), folder.path / 'learning_curve.png')
   contributions.write(folder.path, state, ready.parts.data.clients, claims)
   write_report(folder.path, folder.path / 'report.html')

@@ -12,7 +12,6 @@ from fedjax_mem.studies.sweeps import grid, planning
 
 STACKS = Path(__file__).parent / 'stacks'
 NAMES = (
-  'compress_power_sgd',
   'masked_integers',
   'private_central_discrete',
   'private_matrix_blt',

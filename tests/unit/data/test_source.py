@@ -110,3 +110,18 @@ def test_construction_refuses_what_is_not_consistent(change, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(make(), **change)
   assert isinstance(make(), FederatedData)
+
+
+def test_a_partition_of_sequences_is_shown_by_their_numbers():
+  from reference import made
+
+  from fedjax_mem.data.table import distribute
+
+  data = distribute(made.shakespeare())
+  counts, labels = data.shown()
+  assert labels == ['sequences'] and counts.tolist() == [[made.EXAMPLES]] * made.CLIENTS
+  with pytest.raises(ValueError, match='one label an example'):
+    data.label_counts()
+  counts, labels = distribute(made.emnist()).shown()
+  assert labels is None and counts.shape == (made.CLIENTS, 62)
+  assert counts.sum() == made.CLIENTS * made.EXAMPLES

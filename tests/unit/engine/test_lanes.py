@@ -53,7 +53,7 @@ def test_a_lane_is_the_simulation_alone_and_one_that_diverges_ends_alone(six, at
   state, more, done = many.run(state, 2, np.array([1, 1, 1, 0, 0, 0], bool))
   assert done.tolist() == [2, 2, 2, 0, 0, 0] and int(state.round) == 5
   # Without most of its optimizations XLA compiles a loop of lanes otherwise than one simulation.
-  exact = at_once == 1 and not jax.config.jax_disable_most_optimizations
+  exact = at_once == 1 and not jax.config.read('jax_disable_most_optimizations')
   same = tiny.assert_same_bits if exact else tiny.assert_close
   for i, x in enumerate(six[:4]):
     rounds = 5 if i < 3 else 3
