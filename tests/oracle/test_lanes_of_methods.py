@@ -16,7 +16,6 @@ NAMES = (
   'private_central_discrete',
   'private_matrix_blt',
   'robust_krum_gaussian',
-  'select_oort_clock',
 )
 
 pytestmark = pytest.mark.slow
