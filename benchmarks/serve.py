@@ -21,6 +21,7 @@ import fedjax_mem
 from benchmarks import works
 from fedjax_mem import data as datasets
 from fedjax_mem import models
+from fedjax_mem.config.sections import EvaluationSection
 from fedjax_mem.core import State
 from fedjax_mem.engine import Execution, Simulation, evaluator, simulate
 from fedjax_mem.runner import devices
@@ -79,7 +80,7 @@ def score(
 ) -> dict[str, float]:
   """Returns the accuracy and the loss of parameters on the test set."""
   each = lambda p, batch: model.metrics(p, data.preprocess(batch))
-  size = min(500, len(data.test['y']))
+  size = min(EvaluationSection.batch_size, len(data.test['y']))  # as a run evaluates
   test = evaluator(each, data.test, batch_size=size, mesh=sim.setting.layout.mesh)
   found = test(params)
   return {name: found[name] for name in ('accuracy', 'loss')}
