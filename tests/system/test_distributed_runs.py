@@ -12,7 +12,7 @@ from fedjax_mem.config.privacy import settled
 from fedjax_mem.core import Draws, Integers, Noises
 from fedjax_mem.runner import loop
 from fedjax_mem.runner.ledgers import open_ledgers
-from fedjax_mem.studies import compression as table
+from fedjax_mem.studies import cells
 from fedjax_mem.studies import distributed_dp as table_distributed
 
 pytestmark = pytest.mark.slow
@@ -115,7 +115,7 @@ def test_the_table_runs_what_is_missing_and_no_more(masked, tmp_path, monkeypatc
   def must_not(*args, **options):
     raise RuntimeError('it was run again')
 
-  monkeypatch.setattr(table, 'run', must_not)
+  monkeypatch.setattr(cells, 'run', must_not)
   options['bits'] = [14]  # 4 bits are tried anew: there is nothing to be found
   assert table_distributed.distributed_dp(base, tmp_path, **options) == entries
 

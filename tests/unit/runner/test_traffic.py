@@ -11,6 +11,7 @@ from fedjax_mem.core import Layer, Stage
 from fedjax_mem.report.runs import load_run
 from fedjax_mem.report.tables import summarise
 from fedjax_mem.runner import loop
+from fedjax_mem.studies import cells
 from fedjax_mem.studies import compression as table
 
 PARAMETERS = 650  # of the logistic model on digits
@@ -97,7 +98,7 @@ def test_the_table_runs_what_is_missing_and_no_more(tiny, tmp_path, monkeypatch,
   def must_not(*args, **options):
     raise RuntimeError('it was run again')
 
-  monkeypatch.setattr(table, 'run', must_not)
+  monkeypatch.setattr(cells, 'run', must_not)
   assert cli.main([str(x) for x in words]) == 0
   assert capsys.readouterr().out.count('finished before') == 2
 
