@@ -118,16 +118,11 @@ def robustness(
     tell: function that shows a line of progress.
 
   Raises:
-    ValueError: an unknown label, no seed, or an experiment that cannot be run.
+    ValueError: an unknown label, no seed, or an experiment that cannot be run or that holds out
+      examples of its clients, which nothing here would score.
   """
   rules, attacks, partitions = (list(dict.fromkeys(x)) for x in (rules, attacks, partitions))
-  for known, labels in ((RULES, rules), (ATTACKS, attacks), (PARTITIONS, partitions)):
-    name = {id(RULES): 'rules', id(ATTACKS): 'attacks'}.get(id(known), 'partitions')
-    for label in labels:
-      validate.one_of(known, **{name: label})
-  if not seeds:
-    raise ValueError('seeds must be at least one, got none.')
-  validate.fraction(attackers=attackers)
+  _check(base, seeds, attackers, rules=rules, attacks=attacks, partitions=partitions)
   out = pathlib.Path(out)
   base = dataclasses.replace(base, rounds=base.rounds if rounds is None else rounds)
   known_scores, cells = _read(out / _FILE), []
@@ -148,6 +143,20 @@ def robustness(
         cells.append(Cell(partition, attack, rule, [x['accuracy'] for x in found], success))
   _write(cells, base, attackers, out)
   return cells
+
+
+def _check(base: Config, seeds: Sequence[int], attackers: float, **labels: list[str]) -> None:
+  for name, known in (('rules', RULES), ('attacks', ATTACKS), ('partitions', PARTITIONS)):
+    for label in labels[name]:
+      validate.one_of(known, **{name: label})
+  if not seeds:
+    raise ValueError('seeds must be at least one, got none.')
+  validate.fraction(attackers=attackers)
+  if base.evaluation.clients:
+    raise ValueError(
+      'evaluation.clients must be 0: the table has no scores of single clients, '
+      f'got {base.evaluation.clients:g}.'
+    )
 
 
 def _config(

@@ -1,6 +1,6 @@
 """Sweeps: `sweep` runs an experiment at every point of a grid, and sets the results side by side.
 
-Runs whose programs differ in numbers alone are lanes of one program (`beside.py`); the others run
+Runs whose programs differ in numbers alone are lanes of one program (`host.py`); the others run
 in turn, as `run` runs them. A sweep that was stopped goes on where it was, with the same result.
 """
 
@@ -24,7 +24,7 @@ from fedjax_mem.runner.loop import resume as resume_run
 from fedjax_mem.runner.progress import Progress, Share
 from fedjax_mem.studies.sweeps import grid as grids
 from fedjax_mem.studies.sweeps import planning, releases, written
-from fedjax_mem.studies.sweeps.beside import Beside
+from fedjax_mem.studies.sweeps.host import Beside
 from fedjax_mem.studies.sweeps.log import METRICS, place
 from fedjax_mem.studies.sweeps.outcome import (
   SCORES,

@@ -141,6 +141,11 @@ def test_bad_input_of_the_table_of_rules(table):
       table(**options)
 
 
+def test_clients_that_would_hold_out_for_nothing_are_refused(make, tmp_path):
+  with pytest.raises(ValueError, match=r'evaluation.clients must be 0: .*, got 0.2'):
+    robustness.robustness(make('evaluation.clients=0.2'), tmp_path, seeds=(0,))
+
+
 @pytest.mark.parametrize('entries', [robustness.RULES, robustness.ATTACKS])
 def test_every_entry_is_made_of_stages(entries):
   given = {'num_clients': 20, 'num_classes': 10, 'attackers': 0.2, 'byzantine': 2}
