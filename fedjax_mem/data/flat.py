@@ -20,7 +20,8 @@ import numpy as np
 from fedjax_mem.data.preprocess import Inputs, Tokens
 from fedjax_mem.data.table import Table
 
-FORMAT = 1
+# Tokens of format 1 lack the `oov` of an empty word (two spaces in a row, an empty text).
+FORMATS = {'inputs': 1, 'tokens': 2}
 FOLDER = 'flat'
 _MANIFEST = 'flat.json'
 _CLIENTS = 'clients.json'
@@ -118,7 +119,12 @@ def write(home: Path, facts: Facts, splits: dict[str, Iterable[Block]]) -> Path:
     for split, blocks in splits.items():
       entries, names[split] = _write_split(draft, split, facts, blocks)
       files.update(entries)
-    manifest = {'format': FORMAT, **facts._asdict(), 'files': files, 'clients': any(names.values())}
+    manifest = {
+      'format': FORMATS[facts.kind],
+      **facts._asdict(),
+      'files': files,
+      'clients': any(names.values()),
+    }
     (draft / _CLIENTS).write_text(json.dumps(names))
     (draft / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     return _publish(draft, home / FOLDER)
@@ -174,8 +180,8 @@ def read(home: Path, remedy: str) -> Table:
   folder = home / FOLDER
   with _refusal(folder, remedy):
     manifest = json.loads((folder / _MANIFEST).read_text())
-    if manifest['format'] != FORMAT:
-      raise ValueError(f'format {manifest["format"]!r} is not {FORMAT}')
+    if manifest['format'] != FORMATS[manifest['kind']]:
+      raise ValueError(f'format {manifest["format"]!r} is not {FORMATS[manifest["kind"]]}')
     arrays = {name: _map(folder / name, entry) for name, entry in manifest['files'].items()}
     names = json.loads((folder / _CLIENTS).read_text())
     inputs = Inputs(tuple(manifest['input_shape']), float(manifest['divisor']))

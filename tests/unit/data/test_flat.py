@@ -59,6 +59,10 @@ def test_tokens_are_known_as_such(tmp_path):
   table = flat.read(tmp_path, REMEDY)
   assert table.preprocess == Tokens()
   assert table.arrays['x'].dtype == np.uint8 and table.arrays['y'].dtype == np.int32
+  manifest = tmp_path / 'flat' / 'flat.json'
+  manifest.write_text(json.dumps({**json.loads(manifest.read_text()), 'format': 1}))
+  with pytest.raises(ValueError, match=f'format 1 is not 2.*{REMEDY}'):  # no `oov` for empty words
+    flat.read(tmp_path, REMEDY)
 
 
 def test_writing_again_replaces_and_leaves_nothing_behind(tmp_path):
