@@ -14,12 +14,14 @@ from fedjax_mem import models
 from fedjax_mem.config import privacy, registry
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.sections import ClientSection, DataSection, ServerSection
+from fedjax_mem.config.start import pinned
 from fedjax_mem.core import (
   Attacks,
   Draws,
   Layer,
   Prepares,
   Round,
+  Tree,
   Weighs,
   compose,
   keys,
@@ -27,6 +29,7 @@ from fedjax_mem.core import (
   validate,
 )
 from fedjax_mem.data.source import FederatedData
+from fedjax_mem.models import saved
 from fedjax_mem.models.base import Model
 from fedjax_mem.optim import SERVER_OPTIMIZERS
 from fedjax_mem.stages.algorithm import ALGORITHMS, Sgd
@@ -51,20 +54,21 @@ class Parts(NamedTuple):
   layers: Round
 
 
-def build(config: Config, data_dir: str | None = None) -> Parts:
+def build(config: Config, data_dir: str | None = None, start: saved.Arrays | None = None) -> Parts:
   """Returns the parts of an experiment.
 
   Args:
     config: the experiment.
     data_dir: folder of prepared data sets; None: as `data.places` says.
+    start: the arrays to start from, as `config.start.pinned` gives them; None: it is asked.
 
   Raises:
     ValueError: parts that do not fit each other, or options that a part does not take.
   """
-  return assemble(config, load_data(config, data_dir))
+  return assemble(config, load_data(config, data_dir), start)
 
 
-def assemble(config: Config, data: FederatedData) -> Parts:
+def assemble(config: Config, data: FederatedData, start: saved.Arrays | None = None) -> Parts:
   """Returns the parts of an experiment on data that are already loaded; else as `build`."""
   if config.selection.cohort_size > data.num_clients:
     raise ValueError(
@@ -72,9 +76,24 @@ def assemble(config: Config, data: FederatedData) -> Parts:
       f'got {config.selection.cohort_size!r}.'
     )
   model = build_model(config, data)
-  key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
-  params = model.init(key)
+  params = _start(config, model, start)
   return Parts(data, model, params, build_layers(config, model, data.num_clients, data))
+
+
+def _start(config: Config, model: Model, start: saved.Arrays | None) -> Tree:
+  """Returns the parameters that a run starts from."""
+  section = config.model
+  start = pinned(config)[1] if start is None else start
+  if start is not None:
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    return saved.fitted(start, like, 'params' if section.init is None else 'model.init')
+  if section.init_hash is not None:
+    raise ValueError(
+      f'model.init must be where the arrays of model.init_hash = {section.init_hash!r} are, got '
+      'none: the run began with parameters that were given to it.'
+    )
+  key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
+  return model.init(key)
 
 
 def load_data(config: Config, data_dir: str | None = None) -> FederatedData:

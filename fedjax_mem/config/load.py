@@ -214,10 +214,19 @@ def config_hash(config: Config) -> str:
   """Returns 8 hexadecimal digits of a hash of all settings but those of `UNHASHED`.
 
   Keys at their defaults are left out, so that a new key does not change the hash of old configs.
+  The hash of the parameters to start from counts, not where they are.
+
+  Raises:
+    ValueError: `model.init` cannot be read, or is not what `model.init_hash` says.
   """
+  if config.model.init is not None and config.model.init_hash is None:
+    from fedjax_mem.config.start import pinned  # which imports this module
+
+    config = pinned(config)[0]
   items = _given(config)
   for key in UNHASHED:
     items.pop(key, None)
+  items['model'].pop('init', None)
   text = json.dumps(items, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 

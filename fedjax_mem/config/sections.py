@@ -154,14 +154,23 @@ class ModelSection(Section):
   Attributes:
     name: 'logistic', 'mlp', 'cnn', …, or 'package.module:factory'.
     options: keyword arguments of its factory.
+    init: parameters to start from: a .safetensors or .msgpack file, an Orbax folder, or the folder
+      of a finished run. None: they are drawn.
+    init_hash: SHA-256 of the arrays of `init`, 64 hexadecimal digits; a run fills it in.
   """
 
   section: ClassVar[str] = 'model'
   name: str
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  init: str | None = None
+  init_hash: str | None = None
 
   def _check(self) -> None:
     self._named('name')
+    if self.init is not None and not self.init.strip():
+      raise ValueError(f'model.init must be a path, got {self.init!r}.')
+    if self.init_hash is not None and not re.fullmatch('[0-9a-f]{64}', self.init_hash):
+      raise ValueError(f'model.init_hash must be 64 hexadecimal digits, got {self.init_hash!r}.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

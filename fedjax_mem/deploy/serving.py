@@ -56,7 +56,7 @@ def serve(place: Mapping[str, Any], link: Link) -> str:
   kit, folder = Kit.open(place['kit'], 'server'), RunFolder(pathlib.Path(place['run']))
   with _locked(folder):
     config = job.looped(folder.config)
-    ready = get_ready(config, place['data_dir'], {})
+    ready = get_ready(config, place['data_dir'], {}, folder.start())
     if keeps_root(ready):
       root = secret.read(folder.path, folder.manifest.get('run_id'))
       ready = ready._replace(sim=ready.sim.with_root(root))

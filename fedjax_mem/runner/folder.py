@@ -19,8 +19,11 @@ import numpy as np
 
 from fedjax_mem._version import __version__
 from fedjax_mem.config.load import Config, config_hash, load_config, to_toml
+from fedjax_mem.config.sections import ModelSection
+from fedjax_mem.models import saved
 from fedjax_mem.runner import secret
 
+_START = 'init.safetensors'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -72,6 +75,23 @@ class RunFolder:
       return f'fedjax-mem resume {self.manifest["sweep"]}'
     return f'fedjax-mem resume {self.path}'
 
+  def start(self) -> saved.Arrays | None:
+    """Returns the arrays that the run starts from, or None if they are drawn.
+
+    Raises:
+      ValueError: they are missing, or not those with which the run began.
+    """
+    wanted = self.config.model.init_hash
+    if wanted is None:
+      return None
+    held = saved.read(self.path / _START)
+    if saved.digest(held) != wanted:
+      raise ValueError(
+        f'{self.path / _START} must hold what the run began with, got other arrays: put '
+        f'those of {self.config.model.init or "params"} there.'
+      )
+    return held
+
   def note(self, **facts: Any) -> None:
     """Adds facts to the manifest, atomically."""
     self.manifest |= facts
@@ -105,7 +125,11 @@ class RunFolder:
 
 
 def create(
-  config: Config, out: str | os.PathLike[str], root: np.ndarray | None = None, **facts: Any
+  config: Config,
+  out: str | os.PathLike[str],
+  root: np.ndarray | None = None,
+  start: saved.Arrays | None = None,
+  **facts: Any,
 ) -> RunFolder:
   """Returns a new folder `out/<name>-<hash>`; beside finished runs it ends in `-2`, `-3`, ….
 
@@ -115,6 +139,7 @@ def create(
     config: the experiment.
     out: folder in which it is made.
     root: the secret root of the run's noise, uint32 [2], to be kept in it; None: it has none.
+    start: the arrays that it starts from, to be kept in it; None: they are drawn.
     **facts: more of the manifest, which it has from the start.
 
   Raises:
@@ -128,6 +153,8 @@ def create(
     _write(fresh / 'config.toml', to_toml(config))
     said = _facts(config) | facts
     _write(fresh / 'manifest.json', json.dumps(said, indent=2) + '\n')
+    if start is not None:
+      saved.write(fresh / _START, start)
     if root is not None:
       secret.write(fresh, root, said['run_id'])
     return RunFolder(_rename(fresh, stem))
@@ -178,6 +205,7 @@ def _facts(config: Config) -> dict[str, Any]:
     'status': 'running',
     'seed': config.seed,
     'config_hash': config_hash(config),
+    **_beginning(config.model),
     'created': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'fedjax_mem': __version__,
     'commit': _commit(),
@@ -186,6 +214,12 @@ def _facts(config: Config) -> dict[str, Any]:
     'machine': f'{platform.system()} {platform.machine()}',
     'warnings': [],
   }
+
+
+def _beginning(section: ModelSection) -> dict[str, Any]:
+  if section.init_hash is None:
+    return {}
+  return {'init': {'from': section.init or 'params', 'sha256': section.init_hash}}
 
 
 def _commit() -> str | None:

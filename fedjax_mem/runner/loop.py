@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from fedjax_mem.config.load import Config
+from fedjax_mem.config.start import pinned
 from fedjax_mem.core import State, tree
 from fedjax_mem.engine import Simulation, describe
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
@@ -47,6 +48,7 @@ def run(
   config: Config,
   out: str | os.PathLike[str] = 'runs',
   *,
+  params: Any = None,
   data_dir: str | None = None,
   quiet: bool = False,
   progress: ProgressFn = Progress,
@@ -63,6 +65,7 @@ def run(
   Args:
     config: the experiment.
     out: folder in which the run's folder `<name>-<hash>` is made.
+    params: parameters to start from, a tree like the model's; None: `model.init`, or a draw.
     data_dir: where prepared data sets are; None: the environment or the default decides.
     quiet: report progress by plain lines, without a bar.
     progress: (rounds, rounds done before, quiet) -> what shows the progress.
@@ -72,8 +75,9 @@ def run(
     RunFailed: the run cannot go on; the folder holds the last good checkpoint.
     Interrupted: by Ctrl-C, after a checkpoint.
   """
-  ready = get_ready(config, data_dir, {})
-  folder = create(config, out, ready.sim.root if keeps_root(ready) else None)
+  config, start = pinned(config, params)
+  ready = get_ready(config, data_dir, {}, start)
+  folder = create(ready.config, out, ready.sim.root if keeps_root(ready) else None, ready.start)
   with folder.locked():
     folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **facts(ready))
     return _Loop(ready, folder, quiet, progress).go(ready.sim.init(ready.parts.params), [])
@@ -125,7 +129,8 @@ def resume(
     if said.get('status') == 'finished' and (folder.path / 'report.html').exists():
       raise ValueError(f'the run in {folder.path} must be unfinished to resume it: it is finished.')
     folder.check_config()
-    ready = get_ready(folder.config, data_dir or said.get('data_dir'), said.get('execution', {}))
+    where, how = data_dir or said.get('data_dir'), said.get('execution', {})
+    ready = get_ready(folder.config, where, how, folder.start())
     if keeps_root(ready):
       root = secret.read(folder.path, said.get('run_id'))
       ready = ready._replace(sim=ready.sim.with_root(root))

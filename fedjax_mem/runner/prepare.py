@@ -11,7 +11,9 @@ from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.config.build import Parts, build
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.sections import PrivacySection
+from fedjax_mem.config.start import pinned
 from fedjax_mem.engine import Execution, Simulation, describe, simulate, table_bytes
+from fedjax_mem.models import saved
 from fedjax_mem.runner import client_scores, devices, examples, records, scores, traffic, tuning
 from fedjax_mem.runner import ledgers as spending
 
@@ -23,6 +25,7 @@ class Ready(NamedTuple):
 
   Attributes:
     config: the experiment.
+    start: the arrays that it starts from; None: they are drawn.
     parts: its data, model and layers.
     sim: the compiled rounds.
     source: source of the examples.
@@ -34,6 +37,7 @@ class Ready(NamedTuple):
   """
 
   config: Config
+  start: saved.Arrays | None
   parts: Parts
   sim: Simulation
   source: examples.Source
@@ -44,18 +48,26 @@ class Ready(NamedTuple):
   notes: list[str]
 
 
-def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) -> Ready:
+def get_ready(
+  config: Config,
+  data_dir: str | None,
+  recorded: dict[str, Any],
+  start: saved.Arrays | None = None,
+) -> Ready:
   """Returns all parts of a run.
 
   Args:
     config: the experiment.
     data_dir: folder of prepared data sets; None: as `data.places` says.
     recorded: the execution that the interrupted run has recorded; empty for a new run.
+    start: the arrays that it starts from; None: as the configuration says.
   """
+  if start is None:
+    config, start = pinned(config)
   wanted = config.execution
   note = devices.prepare(recorded.get('devices', wanted.devices))
   devices.start()
-  parts = build(config, data_dir)
+  parts = build(config, data_dir, start)
   chosen = Execution(
     mode=recorded.get('mode', wanted.mode),
     chunk=recorded.get('chunk', wanted.chunk),
@@ -95,7 +107,7 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
   added = client_scores.names(parts)
   records.check_names(sim.setting.metrics, scores.names(parts), ledgers, added)
   notes = [note] if note else []
-  return Ready(config, parts, sim, source, evaluate, of_clients, ledgers, picked, notes)
+  return Ready(config, start, parts, sim, source, evaluate, of_clients, ledgers, picked, notes)
 
 
 def keeps_root(ready: Ready) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_mem.config.load import config_hash
+from fedjax_mem.models import saved
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
 from fedjax_mem.runner import ledgers as spending
 from fedjax_mem.runner import secret
@@ -44,7 +45,8 @@ class Log:
     self._began_before = path.exists()
     if not self._began_before:
       ready = planned.ready
-      create(ready.config, out, ready.sim.root if root else None, together=True, sweep=str(sweep))
+      given = ready.sim.root if root else None, ready.start
+      create(ready.config, out, *given, together=True, sweep=str(sweep))
     self.folder = RunFolder(path)
     if self._began_before and root:
       held = secret.read(path, self.folder.manifest.get('run_id'))
@@ -121,6 +123,7 @@ class Log:
     if failure:
       said |= {'status': 'failed', 'failure': failure}
     else:
+      saved.write(self.folder.path / saved.FINAL, params)
       said |= {'status': 'finished', 'rounds_done': self.done}
       if self.planned.validate is not None:
         said['validation'] = self.planned.validate(params)

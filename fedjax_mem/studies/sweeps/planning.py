@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_mem.config.build import Parts, assemble, load_data
 from fedjax_mem.config.load import Config, to_dict
 from fedjax_mem.config.sections import PrivacySection
+from fedjax_mem.config.start import pinned
 from fedjax_mem.core import IncompatibleStages, Population
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.engine import Execution, evaluator, lanes, lifting, make_mesh, simulate
@@ -113,9 +114,9 @@ def _joined(store: list[tuple[dict[str, np.ndarray], int]]) -> dict[str, np.ndar
 def _planned(
   point: Point, data: FederatedData, population: Population, scorers: '_Scorers'
 ) -> Planned:
-  config = point.config
+  config, start = pinned(point.config)
   wanted = config.execution
-  parts = assemble(config, data)
+  parts = assemble(config, data, start)
   longest = min(wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds)
   source = examples.source(data, parts.layers, wanted.stream_above_mb, longest)
   streamed = isinstance(source, examples.Streamed)
@@ -138,7 +139,7 @@ def _planned(
   records.check_names(sim.setting.metrics, scores.names(parts), ledgers, added)
   evaluate, check = scorers.of(parts, config.evaluation.batch_size)
   of_clients = client_scores.scorer(parts, config.evaluation.batch_size, sim.setting.layout.mesh)
-  ready = Ready(config, parts, sim, source, evaluate, of_clients, ledgers, 'asked', [])
+  ready = Ready(config, start, parts, sim, source, evaluate, of_clients, ledgers, 'asked', [])
   if streamed:
     return Planned(point, ready, None, check, 'its examples are streamed')
   return Planned(point, ready, lanes.lane(sim, parts.params), check)
