@@ -54,6 +54,7 @@ _COVERED = 'covered'  # key of a record: the names of its metrics that a claim o
 _COUNTED = {
   'not_finite': 'updates were not finite and were left out',
   'zeroed': 'updates were not finite and counted as zeros',
+  'left_out': 'messages did not fit and were left out',
   'overflow': 'cohorts were larger than their capacity and were cut',
 }
 Source = Run | str | pathlib.Path | Sequence[Record]

@@ -22,7 +22,7 @@ from fedjax_mem.core import State, tree
 from fedjax_mem.engine import Simulation, describe
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
 from fedjax_mem.runner import ledgers as spending
-from fedjax_mem.runner import secret
+from fedjax_mem.runner import notes, secret
 from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.ending import Result, finish
 from fedjax_mem.runner.folder import RunFolder, create
@@ -159,7 +159,7 @@ class _Loop:
   def restore(self) -> tuple[State, list[dict[str, Any]]]:
     """Returns the state of the newest sound checkpoint and the records up to it."""
     manifest, layout = self.folder.manifest, self.sim.setting.layout
-    notes = list(self.ready.notes)
+    said = list(self.ready.notes)
     state = self.sim.init(self.ready.parts.params)
     if self.checkpoints.numbers():  # else it was stopped before the first, and starts again
       state, refused = self.checkpoints.restore(tree.shapes(self.sim.without_noise(state)))
@@ -167,12 +167,12 @@ class _Loop:
         state = self.sim.with_noise(state)
       else:
         state = jax.device_put(state, self.sim.shardings)
-      notes += refused
+      said += refused
     before, now = manifest['execution']['devices'], layout.devices
     if before != now:
-      notes.append(f'resumed on {now} device(s), not {before}: sums may differ in their last bits')
+      said.append(f'resumed on {now} device(s), not {before}: sums may differ in their last bits')
     if manifest['backend'] != jax.default_backend():
-      notes.append(
+      said.append(
         f'resumed on {jax.default_backend()}, not {manifest["backend"]}: results may differ in '
         'their last bits'
       )
@@ -183,7 +183,7 @@ class _Loop:
       self.ledgers.resume(self.folder.path, done, published[0]['round'] if published else 0)
     self.folder.note(
       **spending.facts(self.ledgers),
-      warnings=list(dict.fromkeys([*manifest['warnings'], *notes])),
+      warnings=list(dict.fromkeys([*manifest['warnings'], *said])),
       resumed=[*manifest['resumed'], done],
       status='running',
     )
@@ -292,19 +292,8 @@ class _Loop:
     self.sent += sent(record)
     known = {'bytes': self.sent} if 'bytes_up' in record else {}
     bar.update({**record, **known})
-    for name in [x for x in record if x.endswith('/skipped') and record[x]]:
-      layer = name.removesuffix('/skipped')
-      said = '' if name in record.get('covered', (name,)) else ' (not covered)'
-      bar.note(f'round {record["round"]}: skipped, too few clients were left for {layer!r}{said}')
-    if record.get('zeroed'):
-      bar.note(
-        f'round {record["round"]}: {record["zeroed"]} updates were not finite and count as zeros '
-        '(not covered)'
-      )
-    if 'not_finite' in record:
-      names = self.ready.parts.data.clients
-      who = [str(names[x] if names else x) for x in record['not_finite']]
-      bar.note(f'round {record["round"]}: left out, not finite: the updates of {", ".join(who)}')
+    for line in notes.of_round(record, self.ready.parts.data.clients):
+      bar.note(line)
 
   def _segment(self, state: State, count: int) -> tuple[State, dict[str, np.ndarray], float]:
     population = self.ready.source.ahead(self.sim, state, count)
