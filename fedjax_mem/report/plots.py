@@ -23,7 +23,10 @@ _STEPS = (1, 2, 5, 10)  # between ticks
 
 
 def learning_curves(
-  sources: Source | Iterable[Source], title: str | None = None, dark: bool = False
+  sources: Source | Iterable[Source],
+  title: str | None = None,
+  dark: bool = False,
+  stacked: bool = False,
 ) -> Figure:
   """Returns a plot of accuracies and losses against rounds; a panel without data is left out.
 
@@ -34,6 +37,7 @@ def learning_curves(
     sources: see `as_runs`.
     title: title of the figure; None = the run's name, or the number of runs.
     dark: whether the background is dark.
+    stacked: whether the panels are one above the other.
   """
   runs = as_runs(sources)
   has_accuracy = any(series(run, 'test_accuracy')[1] for run in runs)
@@ -41,10 +45,12 @@ def learning_curves(
   has_clients = any(series(run, 'client_accuracy_mean')[1] for run in runs)
   panels = [_accuracy] * has_accuracy + [_clients] * has_clients + [_loss] * has_loss or [_nothing]
   legend_rows = math.ceil(len(runs) / 3) if len(runs) > 1 else 0
-  size = 5.2 * max(len(panels), 1.25), 3.9 + 0.22 * min(legend_rows, _LEGEND_ROWS)
+  across, down = (1, len(panels)) if stacked else (len(panels), 1)
+  legend = 0.22 * min(legend_rows, _LEGEND_ROWS)
+  size = 5.2 * max(across, 1.0 if stacked else 1.25), 3.1 * (down - 1) + 3.9 + legend
   named = f'{runs[0].name}: learning curves' if len(runs) == 1 else f'{len(runs)} runs compared'
   with figures.canvas(*size, title or named, dark) as (figure, colours):
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    axes = figure.subplots(down, across, squeeze=False).ravel()
     for draw, ax in zip(panels, axes, strict=True):
       draw(ax, runs, colours)
     if len(runs) > 1:
@@ -310,7 +316,8 @@ def epsilon(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set(xlabel='round', ylabel='ε', ylim=(0, None))
     ax.set_title(title or 'Privacy loss')
-    ax.legend()
+    if len(curves) > 1:
+      ax.legend()
     return figure
 
 

@@ -49,7 +49,8 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   if claims:
     title = f'{title} ({NOT_COVERED})'
   counts, labels = ready.parts.data.shown()
-  figures.save(plots.partition(counts, labels, title), folder.path / 'partition.png')
+  for dark, name in ((False, 'partition.png'), (True, 'partition_dark.png')):
+    figures.save(plots.partition(counts, labels, title, dark), folder.path / name)
   figures.save(plots.learning_curves(folder.path), folder.path / 'learning_curve.png')
   contributions.write(folder.path, state, ready.parts.data.clients, claims)
   write_report(folder.path, folder.path / 'report.html')

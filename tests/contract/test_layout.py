@@ -51,7 +51,7 @@ def test_every_module_has_a_file_or_is_listed_with_the_reason():
 
 def test_every_test_is_in_a_part_of_the_whole_run():
   parts = re.findall(r' tests --rest *(.*)$', (ROOT / '.ci' / 'run').read_text(), re.M)
-  assert parts == ['', '--devices 8']
+  assert parts == ['-n 3', '--devices 8']
   folders = [p.name for p in (ROOT / 'tests').iterdir() if any(p.glob('**/test_*.py'))]
   for one in itertools.product((False, True), (1, 2, 3, 8), folders, (False, True)):
     test = tiers.Test(*one)
