@@ -328,6 +328,9 @@ def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
 
 
 def _tell(result: 'Result') -> None:
+  if not result.metrics:
+    print(f'no record is left; folder: {result.folder}')
+    return
   last = result.metrics[-1]
   covered = last.get('covered', last)  # without a claim nothing is marked
   scores = ', '.join(

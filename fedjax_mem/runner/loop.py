@@ -1,8 +1,8 @@
 """The host loop: segments of rounds, and between them evaluation, records and checkpoints.
 
 Under a claim of privacy the order is: the ledger is charged and on the disk, the segment runs, its
-records are written, a checkpoint is saved. So a run that is killed anywhere has never published a
-round that its ledger does not count.
+records are on the disk, a checkpoint is saved. So a run that is killed anywhere has never published
+a round that its ledger does not count.
 """
 
 import math
@@ -18,10 +18,10 @@ import numpy as np
 
 from fedjax_mem.config.load import Config
 from fedjax_mem.core import State, tree
-from fedjax_mem.engine import Simulation, describe
-from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
+from fedjax_mem.engine import describe
+from fedjax_mem.report.tracker import MetricsWriter, reach, truncate_after
 from fedjax_mem.runner import ledgers as spending
-from fedjax_mem.runner import secret
+from fedjax_mem.runner import restoring, secret
 from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.ending import Result, finish
 from fedjax_mem.runner.folder import RunFolder, create
@@ -29,6 +29,7 @@ from fedjax_mem.runner.interrupt import Interrupt
 from fedjax_mem.runner.prepare import Ready, facts, get_ready, keeps_root
 from fedjax_mem.runner.progress import Progress
 from fedjax_mem.runner.records import Records
+from fedjax_mem.runner.segments import Drawn, Speed, failed
 from fedjax_mem.runner.traffic import Traffic, sent
 
 # (rounds, rounds done before, quiet) -> what shows the progress
@@ -143,7 +144,7 @@ class _Loop:
     self.config, self.sim, self.ledgers = ready.config, ready.sim, ready.ledgers
     owned = ready.parts.data.test_clients is not None
     self.records, self.sent = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned), 0
-    self.drawn = _Drawn(ready.sim)
+    self.drawn = Drawn(ready.sim)
     self.checkpoints = Checkpoints(
       folder.path / 'checkpoints',
       self.config.execution.keep_checkpoints,
@@ -155,9 +156,13 @@ class _Loop:
     """Returns the state of the newest sound checkpoint and the records up to it."""
     manifest, layout = self.folder.manifest, self.sim.setting.layout
     notes = list(self.ready.notes)
-    state = self.sim.init(self.ready.parts.params)
+    state, file = self.sim.init(self.ready.parts.params), self.folder.path / 'metrics.jsonl'
+    records = restoring.records(file)
     if self.checkpoints.numbers():  # else it was stopped before the first, and starts again
-      state, refused = self.checkpoints.restore(tree.shapes(self.sim.without_noise(state)))
+      last = reach(records)
+      state, refused = self.checkpoints.restore(
+        tree.shapes(self.sim.without_noise(state)), lambda state: int(state.round) <= last
+      )
       if self.sim.claims:
         state = self.sim.with_noise(state)
       else:
@@ -171,11 +176,11 @@ class _Loop:
         f'resumed on {jax.default_backend()}, not {manifest["backend"]}: results may differ in '
         'their last bits'
       )
-    done, file = int(state.round), self.folder.path / 'metrics.jsonl'
+    done = int(state.round)
+    notes += restoring.lost(records, done)
     manifest.pop('failure', None)
     if self.ledgers:
-      published = read_metrics(file)[-1:] if file.exists() else []
-      self.ledgers.resume(self.folder.path, done, published[0]['round'] if published else 0)
+      self.ledgers.resume(self.folder.path, done, restoring.published(records))
     self.folder.note(
       **spending.facts(self.ledgers),
       warnings=list(dict.fromkeys([*manifest['warnings'], *notes])),
@@ -223,10 +228,12 @@ class _Loop:
         if self.ledgers:
           self.ledgers.finish(start)
         if failure:
+          writer.sync()
           self._fail(failure, state, rows)
         # The first checkpoint is early, to find out soon if the disk cannot be written.
         late = time.perf_counter() - saved >= self.config.execution.checkpoint_every_seconds
         if late or last or interrupt.asked:
+          writer.sync()
           self.checkpoints.save(self.sim.without_noise(state))
           saved = time.perf_counter()
         if interrupt.asked and not last:
@@ -334,60 +341,3 @@ class _Loop:
 
   def _finish(self, state: State, records: list[dict[str, Any]]) -> Result:
     return finish(self.ready, self.folder, state, records)
-
-
-def failed(sim: Simulation, last: int, rows: dict[str, np.ndarray]) -> str | None:
-  """Returns why a run cannot go on after a segment, or None.
-
-  Args:
-    sim: the compiled rounds.
-    last: number of the last round of the segment, 1-based.
-    rows: metrics of the segment, [R, ...] each.
-  """
-  if not rows['finite'][-1]:
-    return f"the server's parameters are not finite after round {last}"
-  empty = (rows['clients'] == 0) & (rows['not_finite'] >= 0).any(1)
-  if empty.any() and not sim.claims:  # under a claim it would tell of single clients
-    return (
-      f'no client of round {last - len(empty) + 1 + int(np.argmax(empty))} sent a finite update'
-    )
-  return None
-
-
-class _Drawn:
-  """The clients that the next rounds draw, for ledgers that count the rounds of each client."""
-
-  def __init__(self, sim: Simulation):
-    self._sim, self._first = sim, 0
-    # After a round with feedback only one more is known. All else is drawn in blocks of one length,
-    # so that one program is compiled.
-    self._block = sim.max_rounds if sim.setting.layers.blind else 1
-    self._ids = np.zeros((0, 0), np.int32)
-
-  def ahead(self, state: State, count: int) -> np.ndarray:
-    """Returns the ids [count, C] of the next rounds, padding included; [1, C] under feedback."""
-    at = int(state.round) - self._first
-    if at < 0 or at + count > len(self._ids):
-      self._first, at = int(state.round), 0
-      self._ids = np.asarray(self._sim.cohorts(state, self._block))
-    return self._ids[at : at + count]
-
-
-class Speed:
-  """Chooses the number of rounds in a segment from the time of the rounds before."""
-
-  def __init__(self, seconds: float):
-    self._seconds = seconds
-    self._last = 0
-    self._round: float | None = None
-
-  def saw(self, rounds: int, seconds: float) -> None:
-    """Records the time of a segment."""
-    self._round, self._last = seconds / rounds, rounds
-
-  def rounds(self) -> int:
-    """Returns the rounds of the next segment: first one, later at most four times the last."""
-    if self._round is None:
-      return 1
-    fitting = math.floor(self._seconds / max(self._round, 1e-9))
-    return max(1, min(fitting, 4 * self._last))
