@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from fedjax_mem.core import State
+from fedjax_mem.runner import disk
 
 
 class CheckpointError(RuntimeError):
@@ -102,8 +103,12 @@ class Checkpoints:
       )
       self._manager.wait_until_finished()
     except Exception as error:  # Orbax lets errors of several libraries through
+      full = disk.reason(error)
+      said = str(error)
+      if full is not None:
+        said = f'the disk of {self.folder} is full ({full}); free some space, then resume the run'
       raise CheckpointError(
-        f'the checkpoint of round {number} cannot be written: {error}'
+        f'the checkpoint of round {number} cannot be written: {said}'
       ) from error
     if not saved:  # Orbax saves nothing that is older than its newest
       raise CheckpointError(

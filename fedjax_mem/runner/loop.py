@@ -20,12 +20,12 @@ from fedjax_mem.config.load import Config
 from fedjax_mem.core import State, tree
 from fedjax_mem.engine import describe
 from fedjax_mem.report.tracker import MetricsWriter, reach, truncate_after
+from fedjax_mem.runner import flags, restoring, secret
 from fedjax_mem.runner import ledgers as spending
-from fedjax_mem.runner import restoring, secret
 from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.ending import Result, finish
 from fedjax_mem.runner.folder import RunFolder, create
-from fedjax_mem.runner.interrupt import Interrupt
+from fedjax_mem.runner.interrupt import INTERRUPTED, Interrupt
 from fedjax_mem.runner.prepare import Ready, facts, get_ready, keeps_root
 from fedjax_mem.runner.progress import Progress
 from fedjax_mem.runner.records import Records
@@ -41,7 +41,16 @@ class RunFailed(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-  """A run that was interrupted and has kept a checkpoint; the message says how to go on."""
+  """A run that a signal ended after a checkpoint; the message says how to go on.
+
+  Attributes:
+    code: exit code of a process that ends so: 128 and the number of the signal.
+  """
+
+  def __init__(self, words: str = '', code: int = INTERRUPTED):
+    """Takes the message and the exit code."""
+    super().__init__(words)
+    self.code = code
 
 
 def run(
@@ -71,7 +80,8 @@ def run(
   Raises:
     ValueError: bad input; nothing has run.
     RunFailed: the run cannot go on; the folder holds the last good checkpoint.
-    Interrupted: by Ctrl-C, after a checkpoint.
+    Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after a checkpoint.
+    DiskFull: the disk is full; the folder holds the last good checkpoint.
   """
   ready = get_ready(config, data_dir, {})
   folder = create(config, out, ready.sim.root if keeps_root(ready) else None)
@@ -105,9 +115,12 @@ def resume(
 
   Raises:
     ValueError: not a run's folder, a run that is finished, in use, on real machines or of another
-      configuration, or one whose secret root is missing or of another run.
+      configuration, one whose files are damaged, whose secret root is missing or of another run,
+      or that began under another value of a flag of JAX that matters.
     RunFailed: the run cannot go on.
-    Interrupted: by Ctrl-C, after a checkpoint.
+    CheckpointError: no checkpoint is sound.
+    Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after a checkpoint.
+    DiskFull: the disk is full.
   """
   folder = RunFolder(pathlib.Path(path))
   with folder.locked():
@@ -126,13 +139,14 @@ def resume(
     if said.get('status') == 'finished' and (folder.path / 'report.html').exists():
       raise ValueError(f'the run in {folder.path} must be unfinished to resume it: it is finished.')
     folder.check_config()
+    noted = flags.check(said['flags']) if 'flags' in said else []
     ready = get_ready(folder.config, data_dir or said.get('data_dir'), said.get('execution', {}))
     if keeps_root(ready):
       root = secret.read(folder.path, said.get('run_id'))
       ready = ready._replace(sim=ready.sim.with_root(root))
     if 'execution' not in said:  # killed before its first round
       folder.note(**facts(ready))
-    loop = _Loop(ready, folder, quiet, progress)
+    loop = _Loop(ready._replace(notes=[*ready.notes, *noted]), folder, quiet, progress)
     return loop.go(*loop.restore())
 
 
@@ -237,7 +251,7 @@ class _Loop:
           self.checkpoints.save(self.sim.without_noise(state))
           saved = time.perf_counter()
         if interrupt.asked and not last:
-          self._interrupt(start)
+          self._interrupt(start, interrupt)
       self._close(bar, start)
     return self._finish(state, records)
 
@@ -332,11 +346,13 @@ class _Loop:
       'server.learning_rate is the usual remedy.'
     )
 
-  def _interrupt(self, done: int) -> None:
+  def _interrupt(self, done: int, interrupt: Interrupt) -> None:
     self._state_privacy()
     self.folder.note(status='interrupted', rounds_done=done)
     raise Interrupted(
-      f'stopped after round {done}; go on with: fedjax-mem resume {self.folder.path}'
+      f'{interrupt.words}: stopped after round {done}, which is in a checkpoint; go on with: '
+      f'fedjax-mem resume {self.folder.path}',
+      interrupt.code,
     )
 
   def _finish(self, state: State, records: list[dict[str, Any]]) -> Result:

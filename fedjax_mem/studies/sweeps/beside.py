@@ -96,7 +96,9 @@ class Beside:
           saved = time.perf_counter()
         if interrupt.asked and self.active.any():
           raise Interrupted(
-            f'stopped after round {int(state.round)}; go on with: fedjax-mem resume {self._sweep}'
+            f'{interrupt.words}: stopped after round {int(state.round)}, which is in a checkpoint; '
+            f'go on with: fedjax-mem resume {self._sweep}',
+            interrupt.code,
           )
     shutil.rmtree(self._checkpoints.folder, ignore_errors=True)
 
