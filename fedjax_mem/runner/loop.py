@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from fedjax_mem.config.load import Config
-from fedjax_mem.core import State, tree
+from fedjax_mem.core import State, keys, tree
 from fedjax_mem.engine import describe
 from fedjax_mem.report.tracker import MetricsWriter, reach, truncate_after
 from fedjax_mem.runner import flags, restoring, secret
@@ -53,6 +53,7 @@ class Interrupted(KeyboardInterrupt):
     self.code = code
 
 
+@keys.fixed()
 def run(
   config: Config,
   out: str | os.PathLike[str] = 'runs',
@@ -90,6 +91,7 @@ def run(
     return _Loop(ready, folder, quiet, progress).go(ready.sim.init(ready.parts.params), [])
 
 
+@keys.fixed()
 def resume(
   path: str | os.PathLike[str],
   *,

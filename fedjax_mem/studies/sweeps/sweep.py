@@ -15,7 +15,7 @@ from typing import Any
 import filelock
 
 from fedjax_mem.config.load import Config, config_from_dict, to_dict
-from fedjax_mem.core import validate
+from fedjax_mem.core import keys, validate
 from fedjax_mem.report.tracker import read_metrics
 from fedjax_mem.runner import devices, disk
 from fedjax_mem.runner.folder import RunFolder
@@ -40,6 +40,7 @@ FILE = 'sweep.json'
 _LANES = 'lanes'
 
 
+@keys.fixed()
 def sweep(
   config: Config,
   grid: grids.Grid,
