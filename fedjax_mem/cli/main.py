@@ -15,6 +15,7 @@ from fedjax_mem.cli.privacy import PrivacyCommands
 from fedjax_mem.cli.shared import Command, DataDir, NoCache, text
 from fedjax_mem.cli.sweep import Sweep
 from fedjax_mem.cli.tables import Table
+from fedjax_mem.runner.output import steadied
 
 if TYPE_CHECKING:
   from fedjax_mem.runner.ending import Result
@@ -280,9 +281,15 @@ Commands = (
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line and returns its exit code.
 
-  0: done. 1: the run failed. 2: bad input, with a message of one line. 130: interrupted, with a
-  checkpoint.
+  0: done. 1: the run failed. 2: bad input, with a message of one line. 130, 143 and 129: ended by
+  Ctrl-C, SIGTERM or SIGHUP, a run with a checkpoint. Output that nobody reads is lost, and ends
+  nothing.
   """
+  with steadied():
+    return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
   command = tyro.cli(
     Commands,
     prog='fedjax-mem',
@@ -294,7 +301,7 @@ def main(argv: list[str] | None = None) -> int:
   try:
     command()
   except KeyboardInterrupt as error:
-    return _complain(error, INTERRUPTED, command.debug)
+    return _complain(error, getattr(error, 'code', INTERRUPTED), command.debug)
   except (ValueError, FileNotFoundError) as error:
     return _complain(error, BAD_INPUT, command.debug)
   except Exception as error:  # any other error: one line, and the traceback with --debug
@@ -313,7 +320,7 @@ def _complain(error: BaseException, code: int, debug: bool, foreign: bool = Fals
   words = ' '.join(str(error).split()) or _WORDLESS.get(type(error), type(error).__name__)
   if foreign and not debug:
     words = f'{type(error).__name__}: {words} (--debug shows where)'
-  kind = {BAD_INPUT: 'error', FAILED: 'failed', INTERRUPTED: 'interrupted'}[code]
+  kind = {BAD_INPUT: 'error', FAILED: 'failed'}.get(code, 'interrupted')
   print(f'fedjax-mem: {kind}: {words}', file=sys.stderr)
   return code
 
@@ -328,6 +335,9 @@ def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
 
 
 def _tell(result: 'Result') -> None:
+  if not result.metrics:
+    print(f'no record is left; folder: {result.folder}')
+    return
   last = result.metrics[-1]
   covered = last.get('covered', last)  # without a claim nothing is marked
   scores = ', '.join(

@@ -202,7 +202,7 @@ def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
   the largest number of clients in a round, `num_clients` the population's size, `num_classes` the
   number of labels.
   """
-  params = jax.eval_shape(model.init, jax.random.key(0))
+  params = jax.eval_shape(model.init, keys.seed_key(0))
   draws = privacy.law(chooser)
   return {
     'dimension': tree.size(params),

@@ -233,7 +233,7 @@ def config_hash(config: Config) -> str:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
-    text = path.read_bytes().decode()
+    text = path.read_bytes().decode('utf-8-sig')  # some editors begin a file with a mark
   except FileNotFoundError:
     beside = [x.name for x in path.parent.glob('*.toml')]
     raise FileNotFoundError(

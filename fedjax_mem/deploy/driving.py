@@ -153,7 +153,8 @@ def run(folder: RunFolder, kit: Kit, quiet: bool = False) -> list[dict[str, Any]
     jobs = _Jobs(folder, kit, engine, places, bar, interrupt)
     line = jobs.go()
   if line is None:
-    raise Interrupted(f'stopped after round {len(_records(folder))}; go on with: {again}')
+    words = f'{interrupt.words}: stopped after round {len(_records(folder))}; go on with: {again}'
+    raise Interrupted(words, interrupt.code)
   if line:
     folder.note(status='interrupted', rounds_done=len(_records(folder)))
     raise RunFailed(f'{line} Go on with: {again}')

@@ -25,7 +25,7 @@ from fedjax_mem.deploy.kit import Kit
 from fedjax_mem.deploy.rounds import DRAWN, Done, Link, Post, Rounds, TooFew
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
 from fedjax_mem.runner import ledgers as spending
-from fedjax_mem.runner import secret
+from fedjax_mem.runner import restoring, secret
 from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.ending import finish
 from fedjax_mem.runner.folder import RunFolder
@@ -273,7 +273,7 @@ class _Server:
         self._say(f'round {done + 1}: begun before, and used up')
         state = self._lose(state, records, writer)
     self._folder.note(
-      warnings=list(dict.fromkeys([*said['warnings'], *refused])),
+      warnings=list(dict.fromkeys([*said['warnings'], *refused, *restoring.lost(records, done)])),
       resumed=[*said.get('resumed', []), done] if done else said.get('resumed', []),
       status='running',
     )

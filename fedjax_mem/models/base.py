@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Batch, Tree, validate
+from fedjax_mem.core import Batch, Tree, keys, validate
 from fedjax_mem.kernels.nn import rewrite
 
 
@@ -88,7 +88,7 @@ def build(
   batch = 3  # an unlikely dimension, so that a model that mixes up its axes is caught
   x = jax.ShapeDtypeStruct((batch, *input_shape), input_dtype)
   try:
-    params = jax.eval_shape(init, jax.random.key(0))
+    params = jax.eval_shape(init, keys.seed_key(0))
     logits = jax.eval_shape(lambda p, x: apply(p, x, None), params, x)
   except (TypeError, ValueError) as error:
     raise ValueError(
@@ -141,5 +141,5 @@ def _drawn_once(init: Callable[[jax.Array], Tree]) -> Callable[[jax.Array], Tree
   # It runs once, and compiles a loop over random bits for each parameter: what the full effort of
   # the compiler saves of its run is a hundredth of what it takes.
   hasty = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
-  compiled = jax.jit(init, compiler_options=hasty)
+  compiled = keys.jit(init, compiler_options=hasty)
   return lambda key: (init if isinstance(key, jax.core.Tracer) else compiled)(key)

@@ -47,6 +47,7 @@ class Run:
     object.__setattr__(self, 'uncovered', frozenset(found))
 
 
+_REMEDY = 'put a sound copy back, or remove the file: a report does without it'
 _COVERED = 'covered'  # key of a record: the names of its metrics that a claim of privacy covers
 
 
@@ -89,9 +90,9 @@ def _read(path: pathlib.Path, parse: Any) -> dict[str, Any]:
   try:
     value = parse(path.read_text(encoding='utf-8'))
   except ValueError as error:
-    raise ValueError(f'{path} must be readable, got an error: {error}.') from error
+    raise ValueError(f'{path} must be readable, got an error: {error}; {_REMEDY}.') from error
   if not isinstance(value, dict):
-    raise ValueError(f'{path} must hold a table, got {value!r}.')
+    raise ValueError(f'{path} must hold a table, got {value!r:.60}; {_REMEDY}.')
   return value
 
 

@@ -21,7 +21,8 @@ from fedjax_mem._version import __version__
 from fedjax_mem.config.load import Config, config_hash, load_config, to_toml
 from fedjax_mem.config.sections import ModelSection
 from fedjax_mem.models import saved
-from fedjax_mem.runner import secret
+from fedjax_mem.runner import disk, secret
+from fedjax_mem.runner import manifest as manifests
 
 _START = 'init.safetensors'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -49,17 +50,14 @@ class RunFolder:
     """Opens an existing folder.
 
     Raises:
-      ValueError: it is not a run's folder.
+      ValueError: it is not a run's folder, or its manifest is damaged.
     """
     self.path = path
     if not (path / 'config.toml').is_file() or not (path / 'manifest.json').is_file():
       raise ValueError(
         f'a run must be a folder with config.toml and manifest.json, got {str(path)!r}.'
       )
-    try:
-      self.manifest: dict[str, Any] = json.loads((path / 'manifest.json').read_text())
-    except ValueError as error:
-      raise ValueError(f'{path / "manifest.json"} must be readable JSON, got {error}.') from error
+    self.manifest: dict[str, Any] = manifests.read(path)
 
   @property
   def config(self) -> Config:
@@ -111,6 +109,7 @@ class RunFolder:
 
     Raises:
       ValueError: another process holds the lock.
+      DiskFull: what is done meanwhile meets a full disk.
     """
     try:
       held = filelock.FileLock(self.path / 'lock', timeout=0).acquire()
@@ -120,7 +119,7 @@ class RunFolder:
       raise ValueError(
         f'{self.path} is in use by another process; when that has ended, go on with `{self.again}`.'
       ) from error
-    with held:
+    with held, disk.told(self.path, self.again):
       yield
 
 

@@ -14,7 +14,16 @@ from fedjax_mem.config.sections import PrivacySection
 from fedjax_mem.config.start import pinned
 from fedjax_mem.engine import Execution, Simulation, describe, simulate, table_bytes
 from fedjax_mem.models import saved
-from fedjax_mem.runner import client_scores, devices, examples, records, scores, traffic, tuning
+from fedjax_mem.runner import (
+  client_scores,
+  devices,
+  examples,
+  flags,
+  records,
+  scores,
+  traffic,
+  tuning,
+)
 from fedjax_mem.runner import ledgers as spending
 
 MAX_SEGMENT = 256  # rounds; longer segments would save nothing, and their metrics take memory
@@ -154,6 +163,7 @@ def facts(ready: Ready) -> dict[str, Any]:
   return {
     'devices': [str(d.device_kind) for d in layout.mesh.devices.flat],
     'backend': jax.default_backend(),
+    'flags': flags.stated(),
     'execution': {
       'mode': 'loop' if layout.looped else 'chunk',
       'chunk': None if layout.looped else layout.chunk,

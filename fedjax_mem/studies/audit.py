@@ -87,7 +87,7 @@ def one_run(
     larger = enlarged(settled(config, chooser, given), number, canaries)
     layers = build_layers(larger, parts.model, number + canaries)
   key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'audit'), 'init')
-  inside = np.asarray(jax.random.bernoulli(key, 0.5, (canaries,)))
+  inside = np.asarray(jax.random.bernoulli(key, np.float32(0.5), (canaries,)))
   made = compose(*layers)
   place = made.place(made.algorithm) + 1
   owners = _owners(parts.params, canaries)

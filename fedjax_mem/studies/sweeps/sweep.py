@@ -15,9 +15,9 @@ from typing import Any
 import filelock
 
 from fedjax_mem.config.load import Config, config_from_dict, to_dict
-from fedjax_mem.core import validate
+from fedjax_mem.core import keys, validate
 from fedjax_mem.report.tracker import read_metrics
-from fedjax_mem.runner import devices
+from fedjax_mem.runner import devices, disk
 from fedjax_mem.runner.folder import RunFolder
 from fedjax_mem.runner.loop import Interrupted, RunFailed, run
 from fedjax_mem.runner.loop import resume as resume_run
@@ -40,6 +40,7 @@ FILE = 'sweep.json'
 _LANES = 'lanes'
 
 
+@keys.fixed()
 def sweep(
   config: Config,
   grid: grids.Grid,
@@ -173,7 +174,7 @@ class _Sweep:
       held = filelock.FileLock(self.folder / 'lock', timeout=0).acquire()
     except filelock.Timeout as error:
       raise ValueError(f'{self.folder} is in use by another process.') from error
-    with held:
+    with held, disk.told(self.folder, f'fedjax-mem resume {self.folder}'):
       yield
 
   def _known(self) -> dict[str, Any]:
@@ -236,7 +237,8 @@ class _Sweep:
       bar.note(f'{x.point.label}, seed {x.point.seed}: {error}')
       return
     except Interrupted as error:
-      raise Interrupted(f'stopped; go on with: fedjax-mem resume {self.folder}') from error
+      words = f'stopped; go on with: fedjax-mem resume {self.folder}'
+      raise Interrupted(words, error.code) from error
     if x.validate is not None:
       RunFolder(path).note(validation=x.validate(result.params))
 
