@@ -4,8 +4,12 @@ import dataclasses
 import pathlib
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
+Experiment = Annotated[
+  Positional[pathlib.Path],
+  arg(help='TOML file of the experiment, or the name of a shipped one.', metavar='CONFIG'),
+]
 DataDir = Annotated[
   pathlib.Path | None,
   arg(

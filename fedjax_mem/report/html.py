@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_mem._wording import NOT_COVERED
-from fedjax_mem.report import figures, plots
+from fedjax_mem.report import citing, figures, plots
 from fedjax_mem.report.runs import Run, Source, as_runs, flatten, marked, warnings
 from fedjax_mem.report.tables import OF_CLIENTS, differing_keys, headed, over_seeds, show, summarise
 
@@ -88,6 +88,7 @@ def render(sources: Source | Iterable[Source], title: str | None = None) -> str:
     settings=settings,
     changed=changed,
     manifests=_manifests(runs),
+    citation=citing.of_runs(runs),
   )
 
 
