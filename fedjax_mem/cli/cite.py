@@ -1,12 +1,11 @@
 """The command `fedjax-mem cite`: BibTeX of the package and of what an experiment uses."""
 
 import dataclasses
-import pathlib
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from fedjax_mem.cli.shared import Command
+from fedjax_mem.cli.shared import Command, MaybePath
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +17,7 @@ class Cite(Command):
   """
 
   run: Annotated[
-    Positional[pathlib.Path | None],
+    Positional[MaybePath],
     arg(
       help='Folder of a run, or an experiment: a TOML file or the name of a shipped one.',
       metavar='RUN',

@@ -13,7 +13,7 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 from fedjax_mem.cli.cite import Cite
 from fedjax_mem.cli.deploy import DeployCommands
 from fedjax_mem.cli.privacy import PrivacyCommands
-from fedjax_mem.cli.shared import Command, DataDir, NoCache, text
+from fedjax_mem.cli.shared import Command, DataDir, Experiment, NoCache, text
 from fedjax_mem.cli.sweep import Sweep
 from fedjax_mem.cli.tables import Table
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import UseAppendAction, arg
 
-from fedjax_mem.cli.shared import Command, DataDir, NoCache, text
+from fedjax_mem.cli.shared import Command, DataDir, Experiment, NoCache, text
 
 if TYPE_CHECKING:
   from fedjax_mem.studies.sweeps.outcome import SweepResult

@@ -11,6 +11,8 @@ import pytest
 from reference import tiers
 
 import fedjax_mem as fm
+import fedjax_mem.core
+import fedjax_mem.report
 
 ROOT = Path(__file__).parents[2]
 LOADED_BY_THE_ENGINE = tuple(
@@ -76,9 +78,21 @@ def test_every_published_name_is_there():
   for name in fm.__all__:
     assert getattr(fm, name) is not None
   assert all(getattr(fm.stages, room).__name__.endswith(room) for room in fm.stages.__all__)
-  for module in (fm, fm.stages):
+  for module in (fm, fm.core, fm.data, fm.report, fm.stages):
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
       module.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize('room', ['core', 'data', 'report'])
+def test_what_a_room_imports_on_first_use_is_what_linters_are_told(room):
+  module = importlib.import_module(f'fedjax_mem.{room}')
+  body = ast.parse(Path(module.__file__).read_text()).body
+  told = [x for part in body if isinstance(part, ast.If) for x in part.body]
+  assert told
+  for line in told:
+    home = importlib.import_module(line.module)
+    for name in line.names:
+      assert getattr(module, name.asname or name.name) is getattr(home, name.name)
 
 
 def test_what_the_page_links_to_is_there():

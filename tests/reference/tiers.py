@@ -1,5 +1,7 @@
 """Which tests a run has: the default tier, or a part of what it leaves out."""
 
+import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 
@@ -19,6 +21,27 @@ class Test(NamedTuple):
   suite: bool = False
 
   __test__ = False  # no test itself
+
+
+def sampled(test: Test, name: str, seen: set[str], first: Collection[str]) -> bool:
+  """Returns whether the sample for further interpreters has a test of the default tier.
+
+  It has each unit test with its first parameters, and the first case of each registry in the
+  contract. They are about what an interpreter and its newest jax do differently, and that shows in
+  every test that runs the line.
+
+  Args:
+    test: the test.
+    name: its name, with its parameters in brackets.
+    seen: names without parameters, to which this one is added.
+    first: the cases of the contract, 'REGISTRY-name' each.
+  """
+  bare, _, parameters = name.partition('[')
+  if test.suite:
+    return any(re.match(rf'{x}(-|\]$)', parameters) for x in first)
+  fresh = bare not in seen
+  seen.add(bare)
+  return fresh and test.folder == 'unit'
 
 
 def runs(test: Test, devices: int, *, every: bool = False, rest: bool = False) -> bool:
