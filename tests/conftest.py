@@ -87,7 +87,7 @@ def pytest_collection_modifyitems(config, items):
   devices = config.getoption('--devices')
   asked = {file: config.getoption(option) for file, option in suite.KINDS.items()}
   seen: Counter[str] = Counter()
-  bare: set[str] = set()
+  files: set[str] = set()
   kept, left = [], []
   for item in items:
     if 'on devices' in item.nodeid:
@@ -100,7 +100,7 @@ def pytest_collection_modifyitems(config, items):
     )
     wanted = tiers.runs(test, devices, **tier)
     if wanted and config.getoption('--sample'):
-      wanted = tiers.sampled(test, item.nodeid, bare, suite.FIRST)
+      wanted = tiers.sampled(test, item.nodeid, files, suite.FIRST)
     if any(asked.values()):  # all that the suite asks, and nothing else
       wanted = bool(asked.get(item.path.name)) and test.needed <= devices
     (kept if wanted else left).append(item)

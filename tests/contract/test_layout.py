@@ -140,3 +140,13 @@ def test_what_a_room_of_stages_keeps_to_itself_is_imported_nowhere_else():
           room, kit = name.split('.')[2:4] if name.count('.') > 2 else ('', '')
           inside = path.is_relative_to(PACKAGE / 'stages' / room)
           assert inside or not kit.startswith('_'), f'{path} imports {name}'
+
+
+def test_the_sample_for_further_interpreters_has_a_test_of_each_file_and_a_case_of_each_registry():
+  seen: set[str] = set()
+  unit, suite = tiers.Test(False, 1, 'unit'), tiers.Test(False, 1, 'contract', True)
+  sampled = lambda test, name: tiers.sampled(test, name, seen, ('WEIGHINGS-equal',))
+  assert sampled(unit, 'a.py::test_b[c]') and not sampled(unit, 'a.py::test_d')
+  assert sampled(unit, 'e.py::test_b') and not sampled(tiers.Test(False, 1, 'oracle'), 'f.py::test')
+  for name, wanted in (('equal]', True), ('equal-chunk]', True), ('equals]', False), ('a]', False)):
+    assert sampled(suite, f'test_contract.py::test[WEIGHINGS-{name}') == wanted

@@ -26,22 +26,21 @@ class Test(NamedTuple):
 def sampled(test: Test, name: str, seen: set[str], first: Collection[str]) -> bool:
   """Returns whether the sample for further interpreters has a test of the default tier.
 
-  It has each unit test with its first parameters, and the first case of each registry in the
-  contract. They are about what an interpreter and its newest jax do differently, and that shows in
-  every test that runs the line.
+  It has the first test of each file of unit tests, and of the contract the first case of each
+  registry. What an interpreter or a new jax breaks shows where a module is imported and runs.
 
   Args:
     test: the test.
-    name: its name, with its parameters in brackets.
-    seen: names without parameters, to which this one is added.
+    name: its name: file, '::', the test, and its parameters in brackets.
+    seen: files whose first test was found, to which this one is added.
     first: the cases of the contract, 'REGISTRY-name' each.
   """
-  bare, _, parameters = name.partition('[')
+  file, parameters = name.partition('::')[0], name.partition('[')[2]
   if test.suite:
     return any(re.match(rf'{x}(-|\]$)', parameters) for x in first)
-  fresh = bare not in seen
-  seen.add(bare)
-  return fresh and test.folder == 'unit'
+  fresh = file not in seen and test.folder == 'unit'
+  seen.add(file)
+  return fresh
 
 
 def runs(test: Test, devices: int, *, every: bool = False, rest: bool = False) -> bool:
