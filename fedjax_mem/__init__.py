@@ -4,7 +4,7 @@ Thousands of clients train in parallel, and many rounds run inside one compiled 
 
     import fedjax_mem as fm
 
-    result = fm.run(fm.load_config('configs/quickstart.toml'))
+    result = fm.run(fm.load_config('quickstart'))
     result.metrics[-1]['test_accuracy']
 
 The rooms `data`, `models`, `optim`, `stages`, `mechanisms`, `account` and `federated` are

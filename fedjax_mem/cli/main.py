@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
+from fedjax_mem.cli.cite import Cite
 from fedjax_mem.cli.deploy import DeployCommands
 from fedjax_mem.cli.privacy import PrivacyCommands
-from fedjax_mem.cli.shared import Command, DataDir, NoCache, text
+from fedjax_mem.cli.shared import Command, DataDir, Experiment, NoCache, text
 from fedjax_mem.cli.sweep import Sweep
 from fedjax_mem.cli.tables import Table
 from fedjax_mem.runner.output import steadied
@@ -29,12 +30,10 @@ _WORDLESS = {KeyboardInterrupt: 'stopped by Ctrl-C', MemoryError: 'out of memory
 class Run(Command):
   """Run an experiment: train, evaluate, and leave a folder with metrics, plots and a report.
 
-  Example: fedjax-mem run configs/quickstart.toml --set server.learning_rate=0.5 --set seed=1
+  Example: fedjax-mem run quickstart --set server.learning_rate=0.5 --set seed=1
   """
 
-  config: Annotated[
-    Positional[pathlib.Path], arg(help='TOML file of the experiment.', metavar='CONFIG')
-  ]
+  config: Experiment
   set: Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(help='Override of one key: section.key=value; may be given several times.'),
@@ -159,9 +158,7 @@ class DataPrepare(Command):
 class DataShow(Command):
   """Draw the partition of an experiment: clients by labels."""
 
-  config: Annotated[
-    Positional[pathlib.Path], arg(help='TOML file of the experiment.', metavar='CONFIG')
-  ]
+  config: Experiment
   set: Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(help='Override of one key: section.key=value; may be given several times.'),
@@ -237,9 +234,7 @@ class Audit(Command):
   jax-privacy.
   """
 
-  config: Annotated[
-    Positional[pathlib.Path], arg(help='TOML file of the experiment.', metavar='CONFIG')
-  ]
+  config: Experiment
   set: Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(help='Override of one key: section.key=value; may be given several times.'),
@@ -268,6 +263,7 @@ Commands = (
   Annotated[Run, subcommand('run')]
   | Annotated[Resume, subcommand('resume')]
   | Annotated[Report, subcommand('report')]
+  | Annotated[Cite, subcommand('cite')]
   | Annotated[DataCommands, subcommand('data')]
   | Annotated[PrivacyCommands, subcommand('privacy')]
   | Annotated[Sweep, subcommand('sweep')]

@@ -38,6 +38,7 @@ from fedjax_mem.core import validate
 VERSION = 1
 UNHASHED = ('name', 'execution', 'deploy')  # what changes no results
 _DEFAULT = object()  # in place of a value: back to the default
+_SHIPPED = pathlib.Path(__file__).parents[1] / 'configs'
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}')
 
 
@@ -121,22 +122,22 @@ class Config(Section):
 
 
 def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Config:
-  """Returns the experiment in a TOML file, with overrides.
+  """Returns the experiment in a TOML file, or one that the package ships, with overrides.
 
-  >>> config = load_config('configs/quickstart.toml', ['rounds=20', 'data.alpha=0.1'])
+  >>> config = load_config('quickstart', ['rounds=20', 'data.alpha=0.1'])
   >>> config.rounds, config.data.alpha, config.client.batch_size
   (20, 0.1, 10)
 
   Args:
-    path: of the file; its stem is the default of `name`.
+    path: of the file, whose stem is the default of `name`; or a name among those of `shipped`.
     overrides: 'section.key=value' each, the value in TOML or a bare string; 'section.key=' goes
       back to the default; an element of an array goes by its number ('stages.0.use=top_k').
 
   Raises:
-    FileNotFoundError: there is no such file.
+    FileNotFoundError: there is no such file, and no experiment of this name.
     ValueError: it cannot be read, or holds an unknown key, a wrong type or a bad value.
   """
-  path = pathlib.Path(path)
+  path = _found(pathlib.Path(path))
   raw = _read(path)
   for text in overrides:
     _override(raw, text)
@@ -144,6 +145,21 @@ def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Conf
   if 'version' not in raw:
     raise ValueError(f'version must be {VERSION}, got none: add `version = {VERSION}` to {path}.')
   return config_from_dict(raw)
+
+
+def shipped() -> tuple[str, ...]:
+  """Returns the names of the experiments that the package ships, which `load_config` takes.
+
+  >>> 'quickstart' in shipped(), 'published/pfl_cifar10' in shipped()
+  (True, True)
+  """
+  files = _SHIPPED.glob('**/*.toml')
+  return tuple(sorted(x.relative_to(_SHIPPED).with_suffix('').as_posix() for x in files))
+
+
+def _found(path: pathlib.Path) -> pathlib.Path:
+  """Returns the path of the file that is meant: itself, or that of a shipped experiment."""
+  return path if path.is_file() or path.as_posix() not in shipped() else _SHIPPED / f'{path}.toml'
 
 
 def config_from_dict(raw: dict[str, Any]) -> Config:
@@ -235,7 +251,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
     text = path.read_bytes().decode('utf-8-sig')  # some editors begin a file with a mark
   except FileNotFoundError:
-    beside = [x.name for x in path.parent.glob('*.toml')]
+    beside = [x.name for x in path.parent.glob('*.toml')] if path.suffix else shipped()
     raise FileNotFoundError(
       f'there is no config file {path}.{validate.nearest(path.name, beside)}'
     ) from None
@@ -282,7 +298,7 @@ def _put(raw: dict[str, Any], key: str, value: Any, text: str) -> None:
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
   """Returns the experiment with other values of some keys, as overrides name them.
 
-  >>> config = load_config('configs/quickstart.toml')
+  >>> config = load_config('quickstart')
   >>> with_values(config, {'client.learning_rate': 0.5, 'model.options.hidden': [8]}).model.options
   {'hidden': [8]}
 

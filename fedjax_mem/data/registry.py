@@ -1,16 +1,16 @@
-"""Data sets by name: loading them partitioned over clients, and listing them.
+"""Data sets by name: loading them partitioned over clients; `listing.py` lists them.
 
-A new data set is one function and one line in `LOADERS`. Research code needs no fork: a name may be
-`package.module:function`, a function that returns a `Table` or a `FederatedData`.
+A new data set is one function, one line in `LOADERS` and one in `listing.py`. Research code needs
+no fork: a name may be `package.module:function`, a function that returns a `Table` or a
+`FederatedData`.
 """
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fedjax_mem.core import validate
-from fedjax_mem.data import flat, places, tfds
+from fedjax_mem.data import tfds
 from fedjax_mem.data.digits import load_digits
 from fedjax_mem.data.partition import options_of
 from fedjax_mem.data.source import FederatedData
@@ -22,34 +22,6 @@ LOADERS: dict[str, Callable[..., Table]] = {
   'synthetic': load_synthetic,
 }
 _OURS = {'num_clients', 'seed', 'data_dir', 'client_ids'}
-_SIZES = {
-  'digits': '1,438 + 359 images of 8 x 8, 10 labels',
-  'synthetic': '30 clients, 60 features, 10 labels (FedProx)',
-  'fashion_mnist': '60,000 + 10,000 images of 28 x 28, 10 labels',
-  'fed_emnist': '3,400 clients, 671,585 + 77,483 images of 28 x 28, 62 labels',
-  'fed_emnist/digits': '3,383 clients, 341,873 + 40,832 images of 28 x 28, 10 labels',
-  'fed_shakespeare': '715 clients, 16,068 + 2,356 snippets, 90 tokens',
-  'fed_cifar100': '500 clients, 50,000 + 10,000 images of 32 x 32 x 3, 100 labels',
-  'fed_stackoverflow': '342,477 clients, 135,818,730 + 16,586,035 sentences, 10,004 tokens',
-}
-
-
-class Entry(NamedTuple):
-  """One line of `fedjax-mem data list`.
-
-  Attributes:
-    name: name of the data set.
-    size: numbers of clients and examples, as text.
-    where: folder of the data set, 'built in', or ''.
-    available: whether `load` can load it.
-    remedy: command or files that make it available, or ''.
-  """
-
-  name: str
-  size: str
-  where: str
-  available: bool
-  remedy: str
 
 
 def load(
@@ -125,39 +97,3 @@ def names() -> tuple[str, ...]:
   (True, False)
   """
   return (*LOADERS, *tfds.BUILDERS)
-
-
-def describe(data_dir: tfds.Folder = None) -> list[Entry]:
-  """Returns the data sets of this package and all prepared ones, and how to get those missing.
-
-  >>> [(entry.name, entry.available) for entry in describe() if entry.where == 'built in']
-  [('digits', True), ('synthetic', True)]
-
-  Args:
-    data_dir: folder of prepared data; None: as `places` says.
-  """
-  entries = [Entry(name, _SIZES.get(name, ''), 'built in', True, '') for name in LOADERS]
-  root = places.data_folder(data_dir)
-  prepared = {tfds.subfolder(name): name for name in tfds.BUILDERS}
-  entries += [_entry(name, root, data_dir) for name in tfds.BUILDERS]
-  homes = [p.parent for depth in ('*/*', '*/*/*') for p in root.glob(f'{depth}/{flat.FOLDER}')]
-  for name in sorted({str(home.parent.relative_to(root)) for home in homes}):
-    if name not in prepared:
-      entries.append(_entry(name, root, data_dir))
-  return entries
-
-
-def _entry(name: str, root: Path, data_dir: tfds.Folder) -> Entry:
-  size, command = _SIZES.get(name, ''), tfds.command(name, data_dir)
-  home = flat.find(root, tfds.subfolder(name))
-  if home is not None:
-    try:
-      table = flat.read(home, command)
-    except ValueError:
-      return Entry(name, size, str(home), False, command)
-    size = size or f'{len(table.arrays["y"]):,} + {len(table.test["y"]):,} examples'
-    return Entry(name, size, str(home), True, '')
-  source = tfds.manual_folder(name, root)
-  if source is not None:
-    return Entry(name, size, str(source), False, command)
-  return Entry(name, size, '', False, f'{tfds.BUILDERS[name].instructions} Then: {command}')

@@ -12,14 +12,16 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fedjax_mem.data import flat, places, text
 from fedjax_mem.data.builders import idx, tff
 from fedjax_mem.data.preprocess import image_shape
-from fedjax_mem.data.table import Table
+
+if TYPE_CHECKING:
+  from fedjax_mem.data.table import Table
 
 Folder = str | os.PathLike[str] | None
 _BATCH = 1000
@@ -88,7 +90,7 @@ def subfolder(name: str) -> str:
   return name if local is None else '/'.join(filter(None, (local.package, local.config)))
 
 
-def load(name: str, data_dir: Folder = None) -> Table:
+def load(name: str, data_dir: Folder = None) -> 'Table':
   """Returns a prepared data set, memory-mapped.
 
   Raises:

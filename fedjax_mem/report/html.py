@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedjax_mem._wording import NOT_COVERED
-from fedjax_mem.report import page, plots, sections
+from fedjax_mem.report import citing, page, plots, sections
 from fedjax_mem.report.page import Cell, Row, Table
 from fedjax_mem.report.runs import Run, Source, as_runs, flatten, marked, warnings
 from fedjax_mem.report.tables import OF_CLIENTS, differing_keys, headed, over_seeds, show, summarise
@@ -89,6 +89,7 @@ def render(sources: Source | Iterable[Source], title: str | None = None) -> str:
     settings=settings,
     changed=changed,
     manifests=_manifests(runs),
+    citation=citing.of_runs(runs),
   )
 
 

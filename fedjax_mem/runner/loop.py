@@ -67,7 +67,7 @@ def run(
   """Runs an experiment and returns its result; everything is in the run's folder as well.
 
   >>> import contextlib, tempfile
-  >>> config = fm.load_config('configs/quickstart.toml', ['rounds=1', 'data.num_clients=10'])
+  >>> config = fm.load_config('quickstart', ['rounds=1', 'data.num_clients=10'])
   >>> with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(None):
   ...   result = run(config, out, quiet=True)
   >>> {'train_loss', 'test_accuracy', 'bytes_up'} <= set(result.metrics[-1])

@@ -20,7 +20,7 @@ In a cohort of at most `degree` clients some pairs coincide; the sum is the same
 refuses cohorts that are too small to protect a client.
 
 Reference: Bonawitz et al. (2017), Practical secure aggregation, section 4; Bell et al. (2020),
-arXiv 2003.07505 (ePrint 2020/704), section 3 (regular graphs).
+ePrint 2020/704, section 3 (regular graphs).
 """
 
 import math

@@ -59,7 +59,7 @@ def sweep(
   or, if it is finished, is only written again.
 
   >>> import contextlib, tempfile
-  >>> config = fm.load_config('configs/quickstart.toml', ['rounds=1', 'data.num_clients=10'])
+  >>> config = fm.load_config('quickstart', ['rounds=1', 'data.num_clients=10'])
   >>> with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(None):
   ...   found = sweep(config, {'client.learning_rate': [0.001, 0.1]}, [0], out, quiet=True)
   >>> found.best.values, len(found.lanes)
