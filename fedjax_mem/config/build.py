@@ -13,7 +13,7 @@ from fedjax_mem import data as datasets
 from fedjax_mem import models
 from fedjax_mem.config import privacy, registry
 from fedjax_mem.config.load import Config
-from fedjax_mem.config.sections import ClientSection, DataSection, ServerSection
+from fedjax_mem.config.sections import MOST, ClientSection, DataSection, ServerSection
 from fedjax_mem.config.start import pinned
 from fedjax_mem.core import (
   Attacks,
@@ -24,6 +24,7 @@ from fedjax_mem.core import (
   Tree,
   Weighs,
   compose,
+  factories,
   keys,
   tree,
   validate,
@@ -75,6 +76,7 @@ def assemble(config: Config, data: FederatedData, start: saved.Arrays | None = N
       f'selection.cohort_size must be at most the {data.num_clients} clients of the data, '
       f'got {config.selection.cohort_size!r}.'
     )
+  _check_steps(config, data)
   model = build_model(config, data)
   params = _start(config, model, start)
   return Parts(data, model, params, build_layers(config, model, data.num_clients, data))
@@ -94,6 +96,17 @@ def _start(config: Config, model: Model, start: saved.Arrays | None) -> Tree:
     )
   key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
   return model.init(key)
+
+
+def _check_steps(config: Config, data: FederatedData) -> None:
+  """Raises `ValueError` if a client has more local steps in a round than an int32 counts."""
+  client = config.client
+  steps = client.epochs * -(-int(data.counts.max()) // client.batch_size)
+  if steps > MOST:
+    raise ValueError(
+      f'client.epochs must make at most {MOST} local steps of a client in a round, got '
+      f'{client.epochs!r}, which make {steps}.'
+    )
 
 
 def load_data(config: Config, data_dir: str | None = None) -> FederatedData:
@@ -116,19 +129,26 @@ def load_data(config: Config, data_dir: str | None = None) -> FederatedData:
   for option in section.options:
     if option in given:
       raise ValueError(f'data.options.{option} must be left out: the experiment sets it.')
-  data = datasets.load(**given, **section.options)
-  return datasets.hold_out_of_clients(data, config.evaluation.clients, seed)
+  with registry.naming('data'):
+    data = datasets.load(**given, **section.options)
+  with registry.naming('evaluation.clients'):
+    return datasets.hold_out_of_clients(data, config.evaluation.clients, seed)
 
 
 def build_model(config: Config, data: FederatedData) -> Model:
   """Returns the model for the data, from the registry or from a user's factory."""
   section = config.model
+  for option in ('name', 'input_shape', 'num_classes'):
+    if option in section.options:
+      raise ValueError(f'model.options.{option} must be left out: the experiment sets it.')
   if ':' not in section.name:
-    return models.build(section.name, data.input_shape, data.num_classes, **section.options)
+    validate.one_of(models.MODELS, **{'model.name': section.name})
+    with registry.naming('model'):
+      return models.build(section.name, data.input_shape, data.num_classes, **section.options)
   given = {'input_shape': data.input_shape, 'num_classes': data.num_classes}
-  model = registry.made('model', 'name', section.name, {}, section.options, **given)
-  if not isinstance(model, Model):
-    raise ValueError(f'model.name must be a factory of a Model, got one of {type(model).__name__}.')
+  model: Model = registry.made(
+    'model', 'name', section.name, {}, section.options, registry.MODEL, **given
+  )
   if tuple(model.input_shape) != tuple(data.input_shape) or model.num_classes < data.num_classes:
     raise ValueError(
       f'model.name must be of a model for inputs {data.input_shape!r} and {data.num_classes} '
@@ -164,7 +184,9 @@ def build_layers(
   before = [made for (_, made), early in zip(stages, first, strict=True) if early]
   after = [made for (_, made), early in zip(stages, first, strict=True) if not early]
   weighting = config.weighting
-  weighing = registry.made('weighting', 'name', weighting.name, WEIGHINGS, weighting.options)
+  weighing = registry.made(
+    'weighting', 'name', weighting.name, WEIGHINGS, weighting.options, registry.LAYER
+  )
   layers = compose(
     *before,
     *tasks,
@@ -215,7 +237,9 @@ def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
 def _stage(config: Config, number: int, given: dict[str, int]) -> Layer | tuple[Layer, ...]:
   section, key = config.stages[number], f'stages[{number}]'
   free = privacy.unsaid(given, section.options)
-  made = registry.made(key, 'use', section.use, registry.LAYERS, section.options, **free)
+  made = registry.made(
+    key, 'use', section.use, registry.LAYERS, section.options, registry.STAGE, **free
+  )
   layer: Layer | tuple[Layer, ...] = as_layer(made)
   return layer
 
@@ -239,6 +263,7 @@ def _algorithm(config: Config, model: Model, total: dict[str, float]) -> Layer:
     section.name,
     ALGORITHMS,
     section.options,
+    registry.LAYER,
     loss=model.loss,
     learning_rate=learning_rate(client, config.rounds),
     batch_size=client.batch_size,
@@ -271,7 +296,9 @@ def _selection(
   rows = privacy.capacity(config, num_clients)
   if rows is not None and 'capacity' not in section.options:
     given['capacity'] = rows
-  made = registry.made('selection', 'name', section.name, SAMPLERS, section.options, **given)
+  made = registry.made(
+    'selection', 'name', section.name, SAMPLERS, section.options, registry.SAMPLER, **given
+  )
   layers = made if isinstance(made, tuple) and not isinstance(made, Layer) else (made,)
   if sum(isinstance(x, Layer) and x.fact(Draws) is not None for x in layers) != 1:
     raise ValueError(
@@ -291,7 +318,9 @@ def _in_the_world(
   if section.availability:
     options = dict(section.availability)
     name, own = options.pop('use', ''), {'num_clients': num_clients}
-    made = registry.made('selection.availability', 'use', name, TRACES, options, **own)
+    made = registry.made(
+      'selection.availability', 'use', name, TRACES, options, registry.LAYER, **own
+    )
     (first if options.get('before_draw') else then).append(made)
   if section.dropout:
     then.append(dropout(section.dropout))
@@ -344,8 +373,23 @@ def learning_rate(client: ClientSection, rounds: int) -> Any:
 def client_optimizer(client: ClientSection) -> Any:
   """Returns learning rate -> the clients' optax optimizer; its state is reset in every round."""
   if client.optimizer != 'sgd':
-    return registry.factory('client.optimizer', client.optimizer, {})
+    return _own_optimizer(client)
   return Sgd(client.momentum, client.weight_decay)
+
+
+def _own_optimizer(client: ClientSection) -> Any:
+  """Returns the factory of a user's optimizer, which has made one."""
+  named = {'client.optimizer': client.optimizer}
+  make = registry.factory('client.optimizer', client.optimizer, {}, registry.OPTIMIZER)
+  try:
+    value = make(client.learning_rate)
+  except TypeError as error:
+    raise ValueError(
+      f'client.optimizer must name a factory that takes a learning rate, got {client.optimizer!r}: '
+      f'{error}.'
+    ) from error
+  factories.check_made(registry.OPTIMIZER, value, **named)
+  return make
 
 
 def server_optimizer(server: ServerSection) -> optax.GradientTransformation:
@@ -354,4 +398,7 @@ def server_optimizer(server: ServerSection) -> optax.GradientTransformation:
   if ':' in server.optimizer:  # 'optax:sgd' means plain steps, not our default momentum
     given = {}
   given['learning_rate'] = server.learning_rate
-  return registry.made('server', 'optimizer', server.optimizer, SERVER_OPTIMIZERS, {}, **given)
+  made: optax.GradientTransformation = registry.made(
+    'server', 'optimizer', server.optimizer, SERVER_OPTIMIZERS, {}, registry.OPTIMIZER, **given
+  )
+  return made

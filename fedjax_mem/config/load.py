@@ -104,7 +104,7 @@ class Config(Section):
     validate.seed(seed=self.seed)
     if self.noise_seed is not None:
       validate.seed(noise_seed=self.noise_seed)
-    validate.integer(rounds=self.rounds)
+    self._counts('rounds')
     if not all(isinstance(stage, StageSection) for stage in self.stages):
       raise ValueError(f'stages must be a tuple of StageSection, got {self.stages!r}.')
     population = self.data.num_clients
@@ -263,7 +263,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     )
   try:
     return tomllib.loads(text)
-  except tomllib.TOMLDecodeError as error:
+  except ValueError as error:  # of the format, or a number of thousands of digits
     raise ValueError(f'{path} must be valid TOML, got an error: {error}.') from error
 
 
@@ -327,7 +327,7 @@ def toml_value(text: str) -> Any:
   """Returns the value of a text in TOML, or the text itself where it is none."""
   try:
     parsed = tomllib.loads(f'value = {text}')
-  except tomllib.TOMLDecodeError:
+  except ValueError:
     return text
   return parsed['value'] if len(parsed) == 1 else text
 

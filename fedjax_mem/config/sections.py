@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 from fedjax_mem.core import validate
 from fedjax_mem.optim import SERVER_OPTIMIZERS
 
+MOST = 2**31 - 1  # of anything that is counted on a device, in int32
+_LONGEST = 200  # characters of a name, which may become that of a file
 SCHEDULES = ('constant', 'exponential', 'cosine', 'linear')
 _FACTORY = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*')
 _KINDS = {
@@ -55,9 +57,22 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     if _fits(value, kind):
       if kind in (dict, list):
         return _plain(name, value)
-      return float(value) if kind is float else value
+      return _float(name, value) if kind is float else value
   wanted = ' or '.join(_KINDS.get(x, f'a {x.__name__}') for x in choices if x is not types.NoneType)
   raise ValueError(f'{name} must be {wanted}, got {value!r}.')
+
+
+def _float(name: str, value: int | float) -> float:
+  try:
+    return float(value)
+  except OverflowError as error:
+    raise ValueError(
+      f'{name} must be a finite number, got one of {_digits(value)} digits.'
+    ) from error
+
+
+def _digits(value: int | float) -> int:
+  return int(math.log10(abs(value))) + 1
 
 
 class Section:
@@ -87,9 +102,18 @@ class Section:
       if getattr(self, field) is not None:
         check(**limits, **{self._path(field): getattr(self, field)})
 
+  def _counts(self, *fields: str) -> None:
+    """Checks numbers of things, of those fields that are set."""
+    self._each(validate.integer, *fields, at_most=MOST)
+
   def _named(self, field: str, known: Sequence[str] = ()) -> None:
     """Checks a name in a registry (any if `known` is empty), or 'package.module:factory'."""
     value = getattr(self, field)
+    if len(value) > _LONGEST or not value.isprintable():
+      raise ValueError(
+        f'{self._path(field)} must be at most {_LONGEST} printable characters, got {value!r:.60}'
+        f'{"…" if len(value) > _LONGEST else ""}.'
+      )
     if ':' in value or not value.strip():
       if not _FACTORY.fullmatch(value):
         raise ValueError(
@@ -136,8 +160,10 @@ class DataSection(Section):
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def _check(self) -> None:
-    self._each(validate.integer, 'num_clients', 'labels_per_client', 'examples_per_client')
-    self._each(validate.integer, 'min_examples')
+    self._named('name')
+    if self.partition is not None:
+      self._named('partition')
+    self._counts('num_clients', 'labels_per_client', 'examples_per_client', 'min_examples')
     self._each(validate.seed, 'partition_seed')
     if isinstance(self.alpha, list):
       for i, value in enumerate(self.alpha):
@@ -224,7 +250,7 @@ class ClientSection(Section):
   final_fraction: float = 0.0
 
   def _check(self) -> None:
-    self._each(validate.integer, 'epochs', 'batch_size', 'decay_rounds')
+    self._counts('epochs', 'batch_size', 'decay_rounds')
     self._each(validate.positive, 'learning_rate')
     self._each(validate.below_one, 'momentum')
     self._each(validate.non_negative, 'weight_decay')
@@ -288,7 +314,7 @@ class SelectionSection(Section):
 
   def _check(self) -> None:
     self._named('name')
-    self._each(validate.integer, 'cohort_size')
+    self._counts('cohort_size')
     self._each(validate.below_one, 'dropout')
 
 
@@ -353,7 +379,7 @@ class EvaluationSection(Section):
   clients: float = 0.0
 
   def _check(self) -> None:
-    self._each(validate.integer, 'every', 'batch_size')
+    self._counts('every', 'batch_size')
     self._each(validate.below_one, 'clients')
 
 

@@ -5,11 +5,10 @@ no fork: a name may be `package.module:function`, a function that returns a `Tab
 `FederatedData`.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
-from fedjax_mem.core import validate
+from fedjax_mem.core import factories, validate
 from fedjax_mem.data import tfds
 from fedjax_mem.data.digits import load_digits
 from fedjax_mem.data.partition import options_of
@@ -21,6 +20,7 @@ LOADERS: dict[str, Callable[..., Table]] = {
   'digits': load_digits,
   'synthetic': load_synthetic,
 }
+_WANTED = factories.Wanted((Table, FederatedData), 'a Table or a FederatedData')
 _OURS = {'num_clients', 'seed', 'data_dir', 'client_ids'}
 
 
@@ -54,15 +54,18 @@ def load(
   Raises:
     ValueError: an unknown name or option, data that are missing or damaged, or a bad argument.
   """
-  loader = LOADERS.get(name) or (validate.imported('function', data=name) if ':' in name else None)
+  loader = LOADERS.get(name) or (_own(name) if ':' in name else None)
   if loader is None:
     table = hold_out(_prepared(name, data_dir), validation, seed)
     return distribute(table, partition, num_clients, seed, **options)
-  known = inspect.signature(loader).parameters
+  known = factories.parameters(loader, **_named(name))
   # A loader of synthetic data takes the number of clients and the seed itself.
   given = {**options, 'num_clients': num_clients, 'seed': seed, 'data_dir': data_dir}
   mine = {k: v for k, v in given.items() if k in known and v is not None}
+  for argument in factories.missing(known, mine):
+    raise ValueError(f'data.options.{argument} must be given for {name!r}, got none.')
   loaded = loader(**mine)
+  factories.check_made(_WANTED, loaded, **_named(name))
   if isinstance(loaded, FederatedData):
     if validation:
       raise ValueError(
@@ -80,6 +83,16 @@ def load(
       )
   table = hold_out(loaded, validation, seed)
   return distribute(table, partition, num_clients, seed, **rest)
+
+
+def _named(name: str) -> dict[str, str]:
+  return {'data.name': name}
+
+
+def _own(name: str) -> Callable[..., Any]:
+  loader = validate.imported('function', **_named(name))
+  factories.check_annotation(_WANTED, loader, **_named(name))
+  return loader
 
 
 def _prepared(name: str, data_dir: tfds.Folder) -> Table:

@@ -61,5 +61,5 @@ class Speed:
     """Returns the rounds of the next segment: first one, later at most four times the last."""
     if self._round is None:
       return 1
-    fitting = math.floor(self._seconds / max(self._round, 1e-9))
-    return max(1, min(fitting, 4 * self._last))
+    fitting = min(self._seconds / max(self._round, 1e-9), 4 * self._last)
+    return max(1, math.floor(fitting))

@@ -261,7 +261,9 @@ def _sampler(config: Config, number: int) -> Layer:
   section = config.selection
   options = {k: x for k, x in section.options.items() if k not in ('rate', 'capacity')}
   given = {'num_clients': number, 'rate': 0.5, 'cohort_size': games.CLIENTS // 2}
-  made: Layer = registry.made('selection', 'name', section.name, SAMPLERS, options, **given)
+  made: Layer = registry.made(
+    'selection', 'name', section.name, SAMPLERS, options, registry.SAMPLER, **given
+  )
   return made
 
 

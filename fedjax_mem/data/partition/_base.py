@@ -138,3 +138,17 @@ def redrawn(
     f'{remedy}, num_clients or min_examples smaller: in {_MAX_DRAWS} draws some client '
     f'had fewer than min_examples = {min_examples}, got {said}{len(sizes)} clients.'
   )
+
+
+def shares(rng: np.random.Generator, weights: np.ndarray) -> np.ndarray:
+  """Returns a draw of the Dirichlet distribution, [N].
+
+  Raises:
+    ValueError: of weights so small, or so large, that floats cannot hold the draw.
+  """
+  drawn: np.ndarray = rng.dirichlet(weights)
+  if not drawn.sum() > 0:
+    raise ValueError(
+      f'alpha must be a number by which shares can be drawn, got {float(weights[0])!r}.'
+    )
+  return drawn
