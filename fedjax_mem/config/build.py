@@ -27,7 +27,7 @@ from fedjax_mem.core import (
   validate,
 )
 from fedjax_mem.data.source import FederatedData
-from fedjax_mem.models.base import Model
+from fedjax_mem.models.base import Model, fitted
 from fedjax_mem.optim import SERVER_OPTIMIZERS
 from fedjax_mem.stages.algorithm import ALGORITHMS, Sgd
 from fedjax_mem.stages.compress import as_layer
@@ -102,10 +102,12 @@ def load_data(config: Config, data_dir: str | None = None) -> FederatedData:
 
 
 def build_model(config: Config, data: FederatedData) -> Model:
-  """Returns the model for the data, from the registry or from a user's factory."""
+  """Returns the model for the data and their task, from the registry or from a user's factory."""
   section = config.model
   if ':' not in section.name:
-    return models.build(section.name, data.input_shape, data.num_classes, **section.options)
+    return models.build(
+      section.name, data.input_shape, data.num_classes, task=data.task, **section.options
+    )
   given = {'input_shape': data.input_shape, 'num_classes': data.num_classes}
   model = registry.made('model', 'name', section.name, {}, section.options, **given)
   if not isinstance(model, Model):
@@ -115,7 +117,7 @@ def build_model(config: Config, data: FederatedData) -> Model:
       f'model.name must be of a model for inputs {data.input_shape!r} and {data.num_classes} '
       f'labels to fit the data, got one for {model.input_shape!r} and {model.num_classes}.'
     )
-  return model
+  return fitted(model, data.task)
 
 
 def build_layers(
@@ -145,7 +147,8 @@ def build_layers(
   before = [made for (_, made), early in zip(stages, first, strict=True) if early]
   after = [made for (_, made), early in zip(stages, first, strict=True) if not early]
   weighting = config.weighting
-  weighing = registry.made('weighting', 'name', weighting.name, WEIGHINGS, weighting.options)
+  own = {'num_clients': num_clients, **_weights(config, data)}
+  weighing = registry.made('weighting', 'name', weighting.name, WEIGHINGS, weighting.options, **own)
   layers = compose(
     *before,
     *tasks,
@@ -201,11 +204,20 @@ def _stage(config: Config, number: int, given: dict[str, int]) -> Layer | tuple[
   return layer
 
 
+def _weights(config: Config, data: FederatedData | None) -> dict[str, Any]:
+  """Returns {'weights': those of the clients}, for weightings that take them; {} without."""
+  if data is None or data.weights is None or 'weights' in config.weighting.options:
+    return {}
+  return {'weights': data.weights}
+
+
 def _total_weight(weighing: Any, num_clients: int, data: FederatedData | None) -> dict[str, float]:
   """Returns {'total_weight': the weights of all clients together}; {} where they are not known."""
   weighs = weighing.fact(Weighs) if isinstance(weighing, Layer) else None
   if weighs is not None and weighs.alike:
     return {'total_weight': float(num_clients)}
+  if weighs is not None and weighs.total is not None:
+    return {'total_weight': weighs.total}
   if weighs is None or weighs.of is None or data is None:
     return {}
   each = np.asarray(weighs.of(np.asarray(data.counts, np.float32)), np.float64)

@@ -288,8 +288,9 @@ class WeightingSection(Section):
   """The weight of each update in the average.
 
   Attributes:
-    name: 'examples', 'equal', 'capped' or 'package.module:factory'.
-    options: keyword arguments of its factory (`cap`, `divisor`).
+    name: 'examples', 'equal', 'capped', 'given' (by the data, or a list) or
+      'package.module:factory'.
+    options: keyword arguments of its factory (`cap`, `divisor`, `weights`).
   """
 
   section: ClassVar[str] = 'weighting'

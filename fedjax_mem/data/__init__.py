@@ -1,6 +1,17 @@
 """Data: N clients with their examples, from arrays, generators, TFDS and federated data sets."""
 
 from fedjax_mem.data.held import hold_out_of_clients
+from fedjax_mem.data.own import (
+  OWN,
+  from_clients,
+  from_csv,
+  from_images,
+  from_npz,
+  from_parquet,
+  from_table,
+  from_texts,
+  from_tfds,
+)
 from fedjax_mem.data.partition import PARTITIONS, Partition, partition
 from fedjax_mem.data.registry import LOADERS, Entry, describe, load, names
 from fedjax_mem.data.source import FederatedData, from_arrays
@@ -10,6 +21,7 @@ from fedjax_mem.data.tfds import prepare
 
 __all__ = (
   'LOADERS',
+  'OWN',
   'PARTITIONS',
   'Entry',
   'FederatedData',
@@ -19,6 +31,14 @@ __all__ = (
   'describe',
   'distribute',
   'from_arrays',
+  'from_clients',
+  'from_csv',
+  'from_images',
+  'from_npz',
+  'from_parquet',
+  'from_table',
+  'from_texts',
+  'from_tfds',
   'hold_out_of_clients',
   'load',
   'must_stream',

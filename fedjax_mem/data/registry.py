@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from fedjax_mem.core import validate
 from fedjax_mem.data import flat, places, tfds
 from fedjax_mem.data.digits import load_digits
+from fedjax_mem.data.own import OWN
 from fedjax_mem.data.partition import options_of
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.data.synthetic import load_synthetic
@@ -69,8 +70,8 @@ def load(
   ([288, 288, 288, 287, 287], (8, 8, 1), 10)
 
   Args:
-    name: a key of `LOADERS` or of `tfds.BUILDERS`, a data set of TFDS that is prepared, or
-      `package.module:function`.
+    name: a key of `LOADERS`, of `OWN` (your own files) or of `tfds.BUILDERS`, a data set of TFDS
+      that is prepared, or `package.module:function`.
     partition: a key of `partition.PARTITIONS`; None: 'natural' if the examples come with clients,
       else 'iid'.
     num_clients: N; None only for 'natural' and 'column' (all clients) and 'synthetic' (30).
@@ -82,7 +83,9 @@ def load(
   Raises:
     ValueError: an unknown name or option, data that are missing or damaged, or a bad argument.
   """
-  loader = LOADERS.get(name) or (validate.imported('function', data=name) if ':' in name else None)
+  loader = LOADERS.get(name) or OWN.get(name)
+  if loader is None and ':' in name:
+    loader = validate.imported('function', data=name)
   if loader is None:
     table = hold_out(_prepared(name, data_dir), validation, seed)
     return distribute(table, partition, num_clients, seed, **options)
@@ -90,6 +93,12 @@ def load(
   # A loader of synthetic data takes the number of clients and the seed itself.
   given = {**options, 'num_clients': num_clients, 'seed': seed, 'data_dir': data_dir}
   mine = {k: v for k, v in given.items() if k in known and v is not None}
+  for option, parameter in known.items():
+    optional = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    if parameter.default is parameter.empty and option not in mine and not optional:
+      raise ValueError(
+        f'data {name!r} must be given the option {option!r}, got {sorted(options)!r}.'
+      )
   loaded = loader(**mine)
   if isinstance(loaded, FederatedData):
     if validation:
@@ -114,7 +123,7 @@ def _prepared(name: str, data_dir: tfds.Folder) -> Table:
   try:
     return tfds.load(name, data_dir)
   except ValueError as error:
-    hint = '' if name in tfds.BUILDERS else validate.nearest(name, names())
+    hint = '' if name in tfds.BUILDERS else validate.nearest(name, (*names(), *OWN))
     raise ValueError(f'{error}{"." + hint if hint else ""}') from error
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_mem.config.build import learning_rate
 from fedjax_mem.core import Population, State, tree
 from fedjax_mem.deploy import enrolment, job, rounds
 from fedjax_mem.deploy.answering import BYE, END, HELLO, READY
@@ -114,7 +115,8 @@ class _Server:
       least=self._config.deploy.min_clients,
     )
     owned = ready.parts.data.test_clients is not None
-    self._records = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned)
+    rate = learning_rate(self._config.client, self._config.rounds)
+    self._records = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned, rate)
     self._checkpoints = Checkpoints(
       folder.path / 'checkpoints',
       self._config.execution.keep_checkpoints,

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_mem.config.build import learning_rate
 from fedjax_mem.config.load import Config
 from fedjax_mem.core import State, tree
 from fedjax_mem.engine import Simulation, describe
@@ -142,7 +143,9 @@ class _Loop:
     self.ready, self.folder, self.quiet, self.progress = ready, folder, quiet, progress
     self.config, self.sim, self.ledgers = ready.config, ready.sim, ready.ledgers
     owned = ready.parts.data.test_clients is not None
-    self.records, self.sent = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned), 0
+    rate = learning_rate(self.config.client, self.config.rounds)
+    self.records = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned, rate)
+    self.sent = 0
     self.drawn = _Drawn(ready.sim)
     self.checkpoints = Checkpoints(
       folder.path / 'checkpoints',

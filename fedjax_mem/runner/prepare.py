@@ -11,6 +11,7 @@ from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.config.build import Parts, build
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.sections import PrivacySection
+from fedjax_mem.data.source import FederatedData
 from fedjax_mem.engine import Execution, Simulation, describe, simulate, table_bytes
 from fedjax_mem.runner import client_scores, devices, examples, records, scores, traffic, tuning
 from fedjax_mem.runner import ledgers as spending
@@ -126,6 +127,15 @@ def _estimator(ready: Ready) -> list[str]:
   ]
 
 
+def _of_data(data: FederatedData) -> dict[str, Any]:
+  """Returns the task, what its labels are called (class k is the k-th), and how many rows equal.
+
+  The rows are those of the training examples that equal an earlier one; None: too many to look.
+  """
+  named = {} if data.labels is None else {'labels': list(data.labels)}
+  return {'task': data.task.name, **named, 'equal_rows': data.equal_rows()}
+
+
 def facts(ready: Ready) -> dict[str, Any]:
   """Returns the facts for the manifest before the first round."""
   parts, sim, layout = ready.parts, ready.sim, ready.sim.setting.layout
@@ -155,6 +165,7 @@ def facts(ready: Ready) -> dict[str, Any]:
     'parameters': sum(x.size for x in jax.tree.leaves(parts.params)),
     'clients': parts.data.num_clients,
     'examples': int(parts.data.counts.sum()),
+    **_of_data(parts.data),
     'client_state_bytes': table_bytes(sim.setting, sim.params, sim.population),
     'resumed': [],
     'warnings': notes,

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_mem.config.build import learning_rate
 from fedjax_mem.config.load import config_hash
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
 from fedjax_mem.runner import ledgers as spending
@@ -69,7 +70,8 @@ class Log:
     truncate_after(file, done)
     self.done = done
     owned = ready.parts.data.test_clients is not None
-    self._records = Records(ready.sim, Traffic(ready.sim), self._ledgers, owned)
+    rate = learning_rate(ready.config.client, ready.config.rounds)
+    self._records = Records(ready.sim, Traffic(ready.sim), self._ledgers, owned, rate)
     self._writer = MetricsWriter(file)
 
   def room(self) -> int:
