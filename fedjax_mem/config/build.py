@@ -51,17 +51,24 @@ class Parts(NamedTuple):
   layers: Round
 
 
-def build(config: Config, data_dir: str | None = None) -> Parts:
+# The name of data that a caller gives as objects.
+GIVEN = 'given'
+
+
+def build(
+  config: Config, data_dir: str | None = None, data: datasets.Table | FederatedData | None = None
+) -> Parts:
   """Returns the parts of an experiment.
 
   Args:
     config: the experiment.
     data_dir: folder of prepared data sets; None: as `data.places` says.
+    data: the data, if `data.name` is 'given'; a table is partitioned as the configuration says.
 
   Raises:
     ValueError: parts that do not fit each other, or options that a part does not take.
   """
-  return assemble(config, load_data(config, data_dir))
+  return assemble(config, load_data(config, data_dir, data))
 
 
 def assemble(config: Config, data: FederatedData) -> Parts:
@@ -77,27 +84,36 @@ def assemble(config: Config, data: FederatedData) -> Parts:
   return Parts(data, model, params, build_layers(config, model, data.num_clients, data))
 
 
-def load_data(config: Config, data_dir: str | None = None) -> FederatedData:
-  """Returns the population that the data section describes."""
+def load_data(
+  config: Config, data_dir: str | None = None, given: datasets.Table | FederatedData | None = None
+) -> FederatedData:
+  """Returns the population that the data section describes, of data that are given if any are."""
   section: DataSection = config.data
-  given = {
+  if (section.name == GIVEN) != (given is not None):
+    raise ValueError(
+      f"data.name must be 'given' for data that are given to `run` or `resume`, and only then, got "
+      f'{section.name!r} and {"no data" if given is None else f"a {type(given).__name__}"}.'
+    )
+  options = {
     name: getattr(section, name)
     for name in ('alpha', 'labels_per_client', 'examples_per_client', 'min_examples')
     if getattr(section, name) is not None
   }
   seed = config.seed if section.partition_seed is None else section.partition_seed
-  given |= {
-    'name': section.name,
+  said: dict[str, Any] = {
     'partition': section.partition,
     'num_clients': section.num_clients,
     'seed': seed,
-    'data_dir': data_dir,
     'validation': section.validation,
   }
   for option in section.options:
-    if option in given:
+    if option in options or option in (*said, 'name', 'data_dir'):
       raise ValueError(f'data.options.{option} must be left out: the experiment sets it.')
-  data = datasets.load(**given, **section.options)
+  options |= section.options
+  if given is None:
+    data = datasets.load(section.name, data_dir=data_dir, **said, **options)
+  else:
+    data = datasets.divided(given, **said, **options)
   return datasets.hold_out_of_clients(data, config.evaluation.clients, seed)
 
 

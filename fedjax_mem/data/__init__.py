@@ -13,7 +13,7 @@ from fedjax_mem.data.own import (
   from_tfds,
 )
 from fedjax_mem.data.partition import PARTITIONS, Partition, partition
-from fedjax_mem.data.registry import LOADERS, Entry, describe, load, names
+from fedjax_mem.data.registry import LOADERS, Entry, describe, divided, load, names
 from fedjax_mem.data.source import FederatedData, from_arrays
 from fedjax_mem.data.streaming import StreamedPopulation, must_stream
 from fedjax_mem.data.table import Table, distribute
@@ -30,6 +30,7 @@ __all__ = (
   'Table',
   'describe',
   'distribute',
+  'divided',
   'from_arrays',
   'from_clients',
   'from_csv',

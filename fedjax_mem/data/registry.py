@@ -100,14 +100,9 @@ def load(
         f'data {name!r} must be given the option {option!r}, got {sorted(options)!r}.'
       )
   loaded = loader(**mine)
-  if isinstance(loaded, FederatedData):
-    if validation:
-      raise ValueError(
-        f'validation must be 0 for {name!r}, which says itself who holds what, got {validation!r}: '
-        'let it give a FederatedData with a validation split.'
-      )
-    return loaded
   rest = {k: v for k, v in options.items() if k not in known}
+  if isinstance(loaded, FederatedData):
+    return divided(loaded, partition, num_clients, seed, validation)
   choices = (set(known) | set(options_of(partition))) - _OURS
   for option in rest:
     if option not in choices:
@@ -115,8 +110,39 @@ def load(
         f'options of data {name!r} must be among {sorted(choices)!r}, got {option!r}.'
         f'{validate.nearest(option, choices)}'
       )
-  table = hold_out(loaded, validation, seed)
-  return distribute(table, partition, num_clients, seed, **rest)
+  return divided(loaded, partition, num_clients, seed, validation, **rest)
+
+
+def divided(
+  loaded: Table | FederatedData,
+  partition: str | None = None,
+  num_clients: int | None = None,
+  seed: int = 0,
+  validation: float = 0.0,
+  **options: Any,
+) -> FederatedData:
+  """Returns a table's examples partitioned over clients; a population is returned as it is.
+
+  Args:
+    loaded: the examples.
+    partition: as in `load`.
+    num_clients: as in `load`.
+    seed: as in `load`.
+    validation: as in `load`.
+    **options: options of the partition.
+
+  Raises:
+    ValueError: a bad argument, or a validation split of data that say themselves who holds what.
+  """
+  if not isinstance(loaded, FederatedData):
+    table = hold_out(loaded, validation, seed)
+    return distribute(table, partition, num_clients, seed, **options)
+  if validation:
+    raise ValueError(
+      f'validation must be 0 for {loaded.name!r}, which says itself who holds what, got '
+      f'{validation!r}: let it give a FederatedData with a validation split.'
+    )
+  return loaded
 
 
 def _prepared(name: str, data_dir: tfds.Folder) -> Table:

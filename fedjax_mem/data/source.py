@@ -5,6 +5,7 @@ every example belongs to exactly one client; M may be larger if lists repeat exa
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -156,6 +157,17 @@ class FederatedData:
       return np.add.reduceat(hot, self.offsets[:-1]), names
     what = 'sequences' if isinstance(self.task, NextToken) else 'examples'
     return np.asarray(self.counts, np.int64)[:, None], [what]
+
+  def digest(self) -> str:
+    """Returns the SHA-256 of the examples, who holds them, the test set and the labels' names."""
+    state = hashlib.sha256()
+    parts = [self.arrays, self.test, {'index': self.index, 'offsets': self.offsets}]
+    for arrays in parts:
+      for name, x in arrays.items():
+        state.update(f'{name}|{x.dtype.str}|{x.shape}|'.encode())
+        state.update(np.ascontiguousarray(x).data.cast('B') if x.size else b'')
+    state.update(repr((self.labels, self.task)).encode())
+    return state.hexdigest()
 
   def equal_rows(self) -> int | None:
     """Returns how many stored examples equal an earlier one; None: they are memory-mapped."""

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_mem.config.build import learning_rate
 from fedjax_mem.config.load import Config
 from fedjax_mem.core import State, tree
 from fedjax_mem.engine import Simulation, describe
@@ -27,10 +26,10 @@ from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.ending import Result, finish
 from fedjax_mem.runner.folder import RunFolder, create
 from fedjax_mem.runner.interrupt import Interrupt
-from fedjax_mem.runner.prepare import Ready, facts, get_ready, keeps_root
+from fedjax_mem.runner.prepare import Given, Ready, facts, get_ready, keeps_root
 from fedjax_mem.runner.progress import Progress
-from fedjax_mem.runner.records import Records
-from fedjax_mem.runner.traffic import Traffic, sent
+from fedjax_mem.runner.records import of_run
+from fedjax_mem.runner.traffic import sent
 
 # (rounds, rounds done before, quiet) -> what shows the progress
 ProgressFn = Callable[[int, int, bool], Progress]
@@ -48,6 +47,7 @@ def run(
   config: Config,
   out: str | os.PathLike[str] = 'runs',
   *,
+  data: Given = None,
   data_dir: str | None = None,
   quiet: bool = False,
   progress: ProgressFn = Progress,
@@ -64,6 +64,7 @@ def run(
   Args:
     config: the experiment.
     out: folder in which the run's folder `<name>-<hash>` is made.
+    data: the data of an experiment whose `data.name` is 'given', before or after its partition.
     data_dir: where prepared data sets are; None: the environment or the default decides.
     quiet: report progress by plain lines, without a bar.
     progress: (rounds, rounds done before, quiet) -> what shows the progress.
@@ -73,7 +74,7 @@ def run(
     RunFailed: the run cannot go on; the folder holds the last good checkpoint.
     Interrupted: by Ctrl-C, after a checkpoint.
   """
-  ready = get_ready(config, data_dir, {})
+  ready = get_ready(config, data_dir, {}, data)
   folder = create(config, out, ready.sim.root if keeps_root(ready) else None)
   with folder.locked():
     folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **facts(ready))
@@ -83,6 +84,7 @@ def run(
 def resume(
   path: str | os.PathLike[str],
   *,
+  data: Given = None,
   data_dir: str | None = None,
   quiet: bool = False,
   progress: ProgressFn = Progress,
@@ -99,6 +101,7 @@ def resume(
 
   Args:
     path: the run's folder.
+    data: as in `run`, the same data.
     data_dir: where prepared data sets are; None: where the run found them.
     quiet: report progress by plain lines, without a bar.
     progress: as in `run`.
@@ -126,7 +129,8 @@ def resume(
     if said.get('status') == 'finished' and (folder.path / 'report.html').exists():
       raise ValueError(f'the run in {folder.path} must be unfinished to resume it: it is finished.')
     folder.check_config()
-    ready = get_ready(folder.config, data_dir or said.get('data_dir'), said.get('execution', {}))
+    where, recorded = data_dir or said.get('data_dir'), said.get('execution', {})
+    ready = get_ready(folder.config, where, recorded, data, said.get('data_sha256'))
     if keeps_root(ready):
       root = secret.read(folder.path, said.get('run_id'))
       ready = ready._replace(sim=ready.sim.with_root(root))
@@ -142,10 +146,7 @@ class _Loop:
   def __init__(self, ready: Ready, folder: RunFolder, quiet: bool, progress: ProgressFn):
     self.ready, self.folder, self.quiet, self.progress = ready, folder, quiet, progress
     self.config, self.sim, self.ledgers = ready.config, ready.sim, ready.ledgers
-    owned = ready.parts.data.test_clients is not None
-    rate = learning_rate(self.config.client, self.config.rounds)
-    self.records = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned, rate)
-    self.sent = 0
+    self.records, self.sent = of_run(self.config, ready.parts, ready.sim, ready.ledgers), 0
     self.drawn = _Drawn(ready.sim)
     self.checkpoints = Checkpoints(
       folder.path / 'checkpoints',

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from fedjax_mem._wording import NOT_COVERED
-from fedjax_mem.config.build import Parts, build
+from fedjax_mem.config.build import GIVEN, Parts, build
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.sections import PrivacySection
 from fedjax_mem.data.source import FederatedData
+from fedjax_mem.data.table import Table
 from fedjax_mem.engine import Execution, Simulation, describe, simulate, table_bytes
 from fedjax_mem.runner import client_scores, devices, examples, records, scores, traffic, tuning
 from fedjax_mem.runner import ledgers as spending
@@ -45,18 +46,35 @@ class Ready(NamedTuple):
   notes: list[str]
 
 
-def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) -> Ready:
+# Data that a caller gives, before or after their partition; None: the configuration names them.
+Given = Table | FederatedData | None
+
+
+def get_ready(
+  config: Config,
+  data_dir: str | None,
+  recorded: dict[str, Any],
+  data: Given = None,
+  digest: str | None = None,
+) -> Ready:
   """Returns all parts of a run.
 
   Args:
     config: the experiment.
     data_dir: folder of prepared data sets; None: as `data.places` says.
     recorded: the execution that the interrupted run has recorded; empty for a new run.
+    data: data that the caller gives.
+    digest: of the data that the interrupted run was given; None: a new run.
+
+  Raises:
+    ValueError: bad input, or other data than the interrupted run had.
   """
   wanted = config.execution
   note = devices.prepare(recorded.get('devices', wanted.devices))
   devices.start()
-  parts = build(config, data_dir)
+  parts = build(config, data_dir, data)
+  if digest is not None and digest != parts.data.digest():
+    raise ValueError('data must be those that the run was given when it began, got others.')
   chosen = Execution(
     mode=recorded.get('mode', wanted.mode),
     chunk=recorded.get('chunk', wanted.chunk),
@@ -127,13 +145,14 @@ def _estimator(ready: Ready) -> list[str]:
   ]
 
 
-def _of_data(data: FederatedData) -> dict[str, Any]:
+def _of_data(data: FederatedData, given: bool) -> dict[str, Any]:
   """Returns the task, what its labels are called (class k is the k-th), and how many rows equal.
 
   The rows are those of the training examples that equal an earlier one; None: too many to look.
   """
   named = {} if data.labels is None else {'labels': list(data.labels)}
-  return {'task': data.task.name, **named, 'equal_rows': data.equal_rows()}
+  known = {'data_sha256': data.digest()} if given else {}
+  return {'task': data.task.name, **named, 'equal_rows': data.equal_rows(), **known}
 
 
 def facts(ready: Ready) -> dict[str, Any]:
@@ -165,7 +184,7 @@ def facts(ready: Ready) -> dict[str, Any]:
     'parameters': sum(x.size for x in jax.tree.leaves(parts.params)),
     'clients': parts.data.num_clients,
     'examples': int(parts.data.counts.sum()),
-    **_of_data(parts.data),
+    **_of_data(parts.data, given=ready.config.data.name == GIVEN),
     'client_state_bytes': table_bytes(sim.setting, sim.params, sim.population),
     'resumed': [],
     'warnings': notes,

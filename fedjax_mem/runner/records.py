@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_mem.config.build import Parts, learning_rate
+from fedjax_mem.config.load import Config
 from fedjax_mem.core import Draws
 from fedjax_mem.engine import Simulation
 from fedjax_mem.runner.ledgers import Ledgers
@@ -155,6 +157,13 @@ class Records:
     if not self._claims:
       return {}
     return coverage(self._seen)
+
+
+def of_run(config: Config, parts: Parts, sim: Simulation, ledgers: Ledgers | None) -> Records:
+  """Returns what makes the records of a run."""
+  owned = parts.data.test_clients is not None
+  rate = learning_rate(config.client, config.rounds)
+  return Records(sim, Traffic(sim), ledgers, owned, rate)
 
 
 def coverage(seen: Mapping[str, bool]) -> dict[str, Any]:

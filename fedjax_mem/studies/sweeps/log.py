@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_mem.config.build import learning_rate
 from fedjax_mem.config.load import config_hash
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
 from fedjax_mem.runner import ledgers as spending
@@ -14,8 +13,7 @@ from fedjax_mem.runner import secret
 from fedjax_mem.runner.folder import RunFolder, create
 from fedjax_mem.runner.loop import failed
 from fedjax_mem.runner.prepare import facts, keeps_root
-from fedjax_mem.runner.records import Records
-from fedjax_mem.runner.traffic import Traffic
+from fedjax_mem.runner.records import of_run
 from fedjax_mem.studies.sweeps.planning import Planned
 
 METRICS = 'metrics.jsonl'
@@ -69,9 +67,7 @@ class Log:
       self._ledgers.resume(self.folder.path, done, published[0]['round'] if published else 0)
     truncate_after(file, done)
     self.done = done
-    owned = ready.parts.data.test_clients is not None
-    rate = learning_rate(ready.config.client, ready.config.rounds)
-    self._records = Records(ready.sim, Traffic(ready.sim), self._ledgers, owned, rate)
+    self._records = of_run(ready.config, ready.parts, ready.sim, self._ledgers)
     self._writer = MetricsWriter(file)
 
   def room(self) -> int:
