@@ -82,6 +82,8 @@ def values(what: str, given: Any) -> np.ndarray:
   """
   try:
     array = np.asarray(given)
+    if array.dtype.kind == 'U' and not isinstance(given, np.ndarray):
+      array = np.asarray(given, object)  # NumPy would make a string of a number among strings
   except ValueError:
     raise ValueError(f'{what} must be of one shape in every row, got rows that differ.') from None
   if array.dtype.kind == 'f':
@@ -94,7 +96,9 @@ def values(what: str, given: Any) -> np.ndarray:
     bad = np.zeros(0, bool)
   if bad.any():
     row = int(np.argwhere(bad)[0][0])
-    raise ValueError(f'{what} must have a value in every row, got {array[row]!r} in row {row}.')
+    raise ValueError(
+      f'{what} must have a value in every row, got {shown(array[row])} in row {row}.'
+    )
   if array.dtype == object:
     kinds = {str if isinstance(x, str) else object for x in array.reshape(-1)}
     plain = np.array(array.tolist())
@@ -105,6 +109,11 @@ def values(what: str, given: Any) -> np.ndarray:
       )
     array = plain
   return array
+
+
+def shown(x: Any) -> str:
+  """Returns a value of an array as text."""
+  return repr(x.tolist() if isinstance(x, np.generic | np.ndarray) else x)
 
 
 def _absent(x: Any) -> bool:

@@ -39,7 +39,10 @@ def learning_curves(
     dark: whether the background is dark.
   """
   runs = as_runs(sources)
-  there = lambda *keys: any(series(run, key)[1] for run in runs for key in keys)
+
+  def there(*keys: str) -> bool:
+    return any(series(run, key)[1] for run in runs for key in keys)
+
   main = next((x for x in _MAIN if there(f'test_{x}')), 'accuracy')
   panels: list[Callable[[Axes, Sequence[Run], Sequence[str]], None]] = []
   panels += [partial(_score, main)] * there(f'test_{main}')

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_mem.core import validate
-from fedjax_mem.data.labels import encode, values
+from fedjax_mem.data.labels import encode, shown, values
 from fedjax_mem.data.preprocess import Batch, Tokens, default_for
 from fedjax_mem.data.source import input_shape_of
 from fedjax_mem.data.table import Table
@@ -165,7 +165,7 @@ def numbers(what: str, given: Any) -> np.ndarray:
     raise ValueError(f'{what} must be numbers, got {found[row].item()!r} in row {row}.')
   if found.dtype.kind == 'f' and not np.isfinite(found).all():
     row = int(np.argwhere(~np.isfinite(found))[0][0])
-    raise ValueError(f'{what} must be finite, got {found[row]!r} in row {row}.')
+    raise ValueError(f'{what} must be finite, got {shown(found[row])} in row {row}.')
   return found if found.dtype == np.uint8 else found.astype(np.float32)
 
 
