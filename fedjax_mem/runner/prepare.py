@@ -75,16 +75,7 @@ def get_ready(
   parts = build(config, data_dir, data)
   if digest is not None and digest != parts.data.digest():
     raise ValueError('data must be those that the run was given when it began, got others.')
-  chosen = Execution(
-    mode=recorded.get('mode', wanted.mode),
-    chunk=recorded.get('chunk', wanted.chunk),
-    devices=recorded.get('devices', wanted.devices),
-  )
-  there = len(jax.devices())
-  # A run from a machine with more devices must resume here. A new run that asks for more devices
-  # than could be set is an error, which `simulate` raises.
-  if (recorded or note) and chosen.devices != 'auto' and int(chosen.devices) > there:
-    chosen = dataclasses.replace(chosen, devices='auto')
+  chosen = _execution(config, recorded, note)
   longest = recorded.get('max_rounds') or min(
     wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
   )
@@ -115,6 +106,22 @@ def get_ready(
   records.check_names(sim.setting.metrics, scores.names(parts), ledgers, added)
   notes = [note] if note else []
   return Ready(config, parts, sim, source, evaluate, of_clients, ledgers, picked, notes)
+
+
+def _execution(config: Config, recorded: dict[str, Any], note: str | None) -> Execution:
+  """Returns the execution that is asked for, or that the interrupted run has recorded."""
+  wanted = config.execution
+  chosen = Execution(
+    mode=recorded.get('mode', wanted.mode),
+    chunk=recorded.get('chunk', wanted.chunk),
+    devices=recorded.get('devices', wanted.devices),
+  )
+  there = len(jax.devices())
+  # A run from a machine with more devices must resume here. A new run that asks for more devices
+  # than could be set is an error, which `simulate` raises.
+  if (recorded or note) and chosen.devices != 'auto' and int(chosen.devices) > there:
+    chosen = dataclasses.replace(chosen, devices='auto')
+  return chosen
 
 
 def keeps_root(ready: Ready) -> bool:

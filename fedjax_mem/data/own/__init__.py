@@ -6,9 +6,9 @@ and so does `data.load` and a configuration by the names of `OWN`.
 
 from collections.abc import Callable
 
-from fedjax_mem.data.own.arrays import from_clients, from_npz
+from fedjax_mem.data.own.arrays import from_npz
 from fedjax_mem.data.own.builders import from_tfds
-from fedjax_mem.data.own.columns import from_csv, from_parquet, from_table
+from fedjax_mem.data.own.columns import from_csv, from_parquet
 from fedjax_mem.data.own.images import from_images
 from fedjax_mem.data.own.texts import from_texts
 from fedjax_mem.data.table import Table
@@ -21,15 +21,3 @@ OWN: dict[str, Callable[..., Table]] = {
   'images': from_images,
   'tfds': from_tfds,
 }
-
-__all__ = (
-  'OWN',
-  'from_clients',
-  'from_csv',
-  'from_images',
-  'from_npz',
-  'from_parquet',
-  'from_table',
-  'from_texts',
-  'from_tfds',
-)

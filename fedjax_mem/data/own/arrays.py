@@ -95,6 +95,13 @@ def from_npz(
 ) -> Table:
   """Returns the table of a folder of .npz files, one a client, with arrays 'x' and 'y'.
 
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   np.savez(f'{folder}/north.npz', x=np.ones((5, 2)), y=[3, 4, 3, 4, 3])
+  ...   table = from_npz(folder)
+  >>> table.clients, table.labels
+  (('north',), (3, 4))
+
   Args:
     path: the folder; a file's name without its ending is the client's.
     task: as in `from_clients`.

@@ -29,6 +29,11 @@ def from_tfds(
   It is prepared first if it is not, in array_record files. A name that `fedjax-mem data prepare`
   takes is loaded without being read again by that name (`data.load`), for large data sets.
 
+  >>> from_tfds('own_songs:Songs', y='moods', task='multi_label')
+  Traceback (most recent call last):
+    ...
+  ValueError: builder must name a module that can be imported (is its folder on PYTHONPATH?), got ...
+
   Args:
     builder: a builder, its class, 'package.module:Class', or a name that TFDS knows.
     x: feature of the inputs, numbers of one shape; None: as the builder's supervised keys say.
@@ -79,14 +84,14 @@ def from_tfds(
 
 def _prepared(builder: Any, data_dir: tfds.Folder) -> Any:
   """Returns a builder whose data are on the disk."""
+  made: Any = builder
+  if isinstance(builder, str) and ':' in builder:
+    made = validate.imported('builder', builder=builder)
   import tensorflow_datasets  # imported here: it is slow to import, and few runs need it
 
   root = places.data_folder(data_dir)
-  made: Any = builder
-  if isinstance(builder, str) and ':' not in builder:
-    return tfds.foreign(tensorflow_datasets, builder, root, None)
-  if isinstance(builder, str):
-    made = validate.imported('builder', builder=builder)
+  if isinstance(made, str):
+    return tfds.foreign(tensorflow_datasets, made, root, None)
   kind: Any = tensorflow_datasets.core.DatasetBuilder
   if isinstance(made, type) and issubclass(made, kind):
     made = made(data_dir=str(root), file_format='array_record')

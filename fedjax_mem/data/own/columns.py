@@ -95,9 +95,17 @@ def from_csv(
   test_share: float = 0.2,
   test_seed: int = 0,
 ) -> Table:
-  """Returns the examples of a CSV file whose first line names the columns; UTF-8, commas.
+  r"""Returns the examples of a CSV file whose first line names the columns; UTF-8, commas.
 
   A column of numbers only is of numbers; an empty field is a missing value.
+
+  >>> import pathlib, tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   path = pathlib.Path(folder, 'birds.csv')
+  ...   _ = path.write_text('size,kind\n1.5,wren\n2.5,robin\n')
+  ...   table = from_csv(path, 'kind', test_share=0)
+  >>> table.arrays['x'].tolist(), table.labels
+  ([[1.5], [2.5]], ('robin', 'wren'))
 
   Args:
     path: the file.
@@ -141,6 +149,8 @@ def from_parquet(
   test_seed: int = 0,
 ) -> Table:
   """Returns the examples of a Parquet file, by pyarrow; the arguments are those of `from_csv`.
+
+  >>> from_parquet('birds.parquet', 'kind', client='wood')  # doctest: +SKIP
 
   Raises:
     ValueError: as `from_csv`, or pyarrow is missing.

@@ -28,6 +28,15 @@ def from_images(
 ) -> Table:
   """Returns the images of a folder, by Pillow, as uint8 [T, H, W, C]; a model sees them over 255.
 
+  >>> import pathlib, tempfile
+  >>> from PIL import Image
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   pathlib.Path(folder, 'cat').mkdir()
+  ...   Image.new('RGB', (4, 3)).save(f'{folder}/cat/1.png')
+  ...   table = from_images(folder, test_share=0)
+  >>> table.arrays['x'].shape, table.labels
+  ((1, 3, 4, 3), ('cat',))
+
   Args:
     path: the folder.
     layout: what its folders are: 'label' (path/label/image), 'client/label' (path/client/label/

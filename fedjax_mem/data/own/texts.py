@@ -34,6 +34,13 @@ def from_texts(
   points), then any unknown token, the beginning and the end of a text. An example is L + 1 ids, of
   which the first L are the inputs and the last L the labels.
 
+  >>> import pathlib, tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   _ = pathlib.Path(folder, 'ann.txt').write_text('abba')
+  ...   table = from_texts(folder, length=5, test_share=0)
+  >>> [table.labels[i] for i in table.arrays['x'][0]], table.clients
+  (['<begin>', 'a', 'b', 'b', 'a'], ('ann',))
+
   Args:
     path: the folder.
     level: what a token is: 'characters', or 'words', which lie between white space.

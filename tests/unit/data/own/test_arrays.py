@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fedjax_mem as fm
-from fedjax_mem.data.own import from_clients, from_npz
+from fedjax_mem.data import from_clients, from_npz
 from fedjax_mem.data.own._shared import Rows, split
 
 SIZES = (7, 1, 12)

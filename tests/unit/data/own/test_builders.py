@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fedjax_mem as fm
-from fedjax_mem.data.own import from_tfds
+from fedjax_mem.data import from_tfds
 
 BUILDER = """
 import numpy as np

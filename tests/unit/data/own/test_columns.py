@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 import fedjax_mem as fm
-from fedjax_mem.data.own import from_csv, from_parquet, from_table
+from fedjax_mem.data import from_csv, from_parquet, from_table
 from fedjax_mem.tasks import MultiLabel
 
 RNG = np.random.default_rng(3)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import fedjax_mem as fm
-from fedjax_mem.data.own import from_images
+from fedjax_mem.data import from_images
 
 RNG = np.random.default_rng(0)
 

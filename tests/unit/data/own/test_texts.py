@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fedjax_mem as fm
-from fedjax_mem.data.own import from_texts
+from fedjax_mem.data import from_texts
 
 TEXTS = {'ann': 'the cat sat on the mat', 'bob': 'the dog\nsat', 'zoë': 'äh the cat'}
 
