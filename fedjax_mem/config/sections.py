@@ -104,7 +104,9 @@ class DataSection(Section):
   """The data set, and its partition over the clients.
 
   Attributes:
-    name: data set: 'digits', 'fashion_mnist', 'synthetic', or any TFDS name.
+    name: data set: 'digits', 'fashion_mnist', 'synthetic', or any TFDS name; 'csv', 'parquet',
+      'npz', 'texts', 'images' or 'tfds' for your own files; 'given' for data that are given to
+      `run`; or 'package.module:function'.
     partition: 'iid', 'blocks', 'dirichlet', 'flower_dirichlet', 'inner_dirichlet',
       'labels_per_client', 'quantity_skew', 'sizes', 'feature_noise', 'column' or 'natural'; None =
       'natural' if the examples come with clients, else 'iid'.

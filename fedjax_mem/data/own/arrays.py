@@ -113,11 +113,11 @@ def from_npz(
   Raises:
     ValueError: as `from_clients`, a folder without such files, or a file that cannot be read.
   """
-  folder = _shared.existing(path, 'data.options.path', folder=True)
+  folder = _shared.existing(path, 'path', folder=True)
   files = sorted(folder.glob('*.npz'))
   if not files:
     raise ValueError(f'{folder} must hold .npz files, one a client, got none.')
-  tested = None if test is None else _read(_shared.existing(test, 'data.options.test'))
+  tested = None if test is None else _read(_shared.existing(test, 'test'))
   return from_clients(
     {file.stem: _read(file) for file in files},
     task=task,

@@ -121,7 +121,7 @@ def from_csv(
   Raises:
     ValueError: as `from_table`, or a file that is missing or no table.
   """
-  file = _shared.existing(path, 'data.options.path')
+  file = _shared.existing(path, 'path')
   return from_table(
     _csv(file),
     target,
@@ -129,7 +129,7 @@ def from_csv(
     features=features,
     weight=weight,
     task=task,
-    test=None if test is None else _csv(_shared.existing(test, 'data.options.test')),
+    test=None if test is None else _csv(_shared.existing(test, 'test')),
     test_share=test_share,
     test_seed=test_seed,
     name=file.stem,
@@ -155,7 +155,7 @@ def from_parquet(
   Raises:
     ValueError: as `from_csv`, or pyarrow is missing.
   """
-  file = _shared.existing(path, 'data.options.path')
+  file = _shared.existing(path, 'path')
   return from_table(
     _parquet(file),
     target,
@@ -163,7 +163,7 @@ def from_parquet(
     features=features,
     weight=weight,
     task=task,
-    test=None if test is None else _parquet(_shared.existing(test, 'data.options.test')),
+    test=None if test is None else _parquet(_shared.existing(test, 'test')),
     test_share=test_share,
     test_seed=test_seed,
     name=file.stem,

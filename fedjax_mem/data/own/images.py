@@ -57,11 +57,11 @@ def from_images(
     if isinstance(size, str) or len(size) != 2:
       raise ValueError(f'size must be the height and the width, got {size!r}.')
     size = [validate.integer(size=x) for x in size]
-  folder = _shared.existing(path, 'data.options.path', folder=True)
+  folder = _shared.existing(path, 'path', folder=True)
   train = _read(folder, layout, size, channels)
   tested = None
   if test is not None:
-    place = _shared.existing(test, 'data.options.test', folder=True)
+    place = _shared.existing(test, 'test', folder=True)
     tested = _read(place, layout, size, channels)
     if tested.x.shape[1:] != train.x.shape[1:]:
       raise ValueError(

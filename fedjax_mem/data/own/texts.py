@@ -55,7 +55,7 @@ def from_texts(
   validate.one_of(_LEVELS, level=level)
   validate.integer(length=length)
   most = _MOST[level] if vocabulary is None else validate.integer(vocabulary=vocabulary)
-  folder = _shared.existing(path, 'data.options.path', folder=True)
+  folder = _shared.existing(path, 'path', folder=True)
   authors = {who: [_read(x) for x in files] for who, files in _authors(folder).items()}
   split = _LEVELS[level]
   texts = {who: [split(x) for x in found] for who, found in authors.items()}
