@@ -94,16 +94,8 @@ def from_linen(
     logits = module.apply({'params': params}, x, rngs=rngs, **settings(key is not None))
     return cast(jax.Array, logits)
 
-  return base.build(
-    name,
-    init,
-    apply,
-    input_shape,
-    num_classes,
-    input_dtype=input_dtype,
-    padding_id=padding_id,
-    task=task,
-  )
+  how: dict[str, Any] = {'input_dtype': input_dtype, 'padding_id': padding_id, 'task': task}
+  return base.build(name, init, apply, input_shape, num_classes, **how)
 
 
 def from_nnx(
@@ -165,16 +157,8 @@ def from_nnx(
     logits: jax.Array = built(x)
     return logits
 
-  return base.build(
-    name,
-    init,
-    apply,
-    input_shape,
-    num_classes,
-    input_dtype=input_dtype,
-    padding_id=padding_id,
-    task=task,
-  )
+  how: dict[str, Any] = {'input_dtype': input_dtype, 'padding_id': padding_id, 'task': task}
+  return base.build(name, init, apply, input_shape, num_classes, **how)
 
 
 def _check_state(name: str, module: 'nnx.Module') -> None:
@@ -230,13 +214,5 @@ def from_functions(
   def keyed(params: Tree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     return apply(params, x, key) if takes_key else apply(params, x)
 
-  return base.build(
-    name,
-    init,
-    keyed,
-    input_shape,
-    num_classes,
-    input_dtype=input_dtype,
-    padding_id=padding_id,
-    task=task,
-  )
+  how: dict[str, Any] = {'input_dtype': input_dtype, 'padding_id': padding_id, 'task': task}
+  return base.build(name, init, keyed, input_shape, num_classes, **how)

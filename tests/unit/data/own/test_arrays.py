@@ -44,13 +44,14 @@ def test_a_share_is_drawn_of_each_client_and_leaves_one_of_each_class():
   train, test = split(rows, 0.3, 5)
   assert sorted([*train.x[:, 0], *test.x[:, 0]]) == list(range(len(owner)))
   assert np.bincount(test.clients, minlength=4).tolist() == [0, 1, 3, 30]
-  assert 'rare' in train.y
   again, other = split(rows, 0.3, 5)[1], split(rows, 0.3, 6)[1]
   assert np.array_equal(test.x, again.x) and not np.array_equal(test.x, other.x)
   # Uniform: each row of the largest client is drawn about as often.
   often = np.zeros(len(owner))
   for seed in rng.integers(0, 2**31, 300):
-    often[split(rows, 0.3, int(seed))[1].x[:, 0]] += 1
+    drawn = split(rows, 0.3, int(seed))[1].x[:, 0]
+    assert not {0, 50} & set(drawn)  # the only one of a client, and of a class
+    often[drawn] += 1
   rest = np.setdiff1d(np.flatnonzero(owner == 3), [50])
   assert np.abs(often[rest] - 300 * 30 / 100).max() < 5 * np.sqrt(300 * 0.3 * 0.7)
 

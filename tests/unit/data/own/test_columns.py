@@ -104,6 +104,8 @@ def test_weights_that_differ_within_a_client_and_labels_of_the_test_set_alone_ar
   table = from_table(changed(people=(7, 9.0)), 'price', **OPTIONS, test_share=0)
   with pytest.raises(ValueError, match='weights must be the same in all rows of a client, got'):
     fm.data.distribute(table)
+  test = FRAME[:3].assign(shop=['west', 'north', 'abroad'])
+  assert from_table(FRAME, 'price', **OPTIONS, test=test).test_client_ids.tolist() == [2, 0, -1]
   test = FRAME[:3].assign(kind=['food', 'pets', 'toys'])
   with pytest.raises(
     ValueError, match=r"column 'kind' .* got 'pets' only in the test set, in its r"

@@ -41,6 +41,9 @@ def test_each_author_has_its_texts_token_by_token(folder, level, split):
 def test_rare_tokens_are_unknown_and_the_test_set_has_its_authors(folder):
   data = fm.data.load('texts', path=str(folder), level='words', length=2, vocabulary=2)
   assert data.labels == ('<pad>', 'the', 'cat', '<unknown>', '<begin>', '<end>')
+  whole = from_texts(folder, level='words', length=9, vocabulary=2, test_share=0)
+  found = decoded(fm.data.distribute(whole), 2)
+  assert found == ['<begin>', 'the', '<unknown>', '<unknown>', '<end>']
   assert data.num_classes == 6 and len(data.test['y']) == len(data.test_clients) > 0
   counts = fm.data.distribute(from_texts(folder, level='words', length=2, test_share=0)).counts
   kept = np.bincount(data.test_clients, minlength=3)
