@@ -150,10 +150,7 @@ def from_nnx(
     state = nnx.state(built, nnx.Param)
     nnx.replace_by_pure_dict(state, params)
     nnx.update(built, state)
-    if key is None:
-      built.eval()
-    else:
-      built.train()
+    (built.eval if key is None else built.train)()
     logits: jax.Array = built(x)
     return logits
 
