@@ -338,7 +338,10 @@ def _tell(result: 'Result') -> None:
   covered = last.get('covered', last)  # without a claim nothing is marked
   scores = ', '.join(
     f'{name.replace("_", " ")} {last[name]:.4f}{"" if name in covered else " (not covered)"}'
-    for name in ('test_accuracy', 'test_loss', 'client_accuracy_mean', 'client_accuracy_worst')
+    for name in (
+      *('test_accuracy', 'test_r2', 'test_mean_average_precision', 'test_perplexity', 'test_loss'),
+      *('client_accuracy_mean', 'client_accuracy_worst'),
+    )
     if name in last
   )
   print(f'round {last["round"]}: {scores}')

@@ -31,7 +31,7 @@ from fedjax_mem.core import (
 )
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.models import saved
-from fedjax_mem.models.base import Model
+from fedjax_mem.models.base import Model, fitted
 from fedjax_mem.optim import SERVER_OPTIMIZERS
 from fedjax_mem.stages.algorithm import ALGORITHMS, Sgd
 from fedjax_mem.stages.compress import as_layer
@@ -55,18 +55,28 @@ class Parts(NamedTuple):
   layers: Round
 
 
-def build(config: Config, data_dir: str | None = None, start: saved.Arrays | None = None) -> Parts:
+# The name of data that a caller gives as objects.
+GIVEN = 'given'
+
+
+def build(
+  config: Config,
+  data_dir: str | None = None,
+  start: saved.Arrays | None = None,
+  data: datasets.Table | FederatedData | None = None,
+) -> Parts:
   """Returns the parts of an experiment.
 
   Args:
     config: the experiment.
     data_dir: folder of prepared data sets; None: as `data.places` says.
     start: the arrays to start from, as `config.start.pinned` gives them; None: it is asked.
+    data: the data, if `data.name` is 'given'; a table is partitioned as the configuration says.
 
   Raises:
     ValueError: parts that do not fit each other, or options that a part does not take.
   """
-  return assemble(config, load_data(config, data_dir), start)
+  return assemble(config, load_data(config, data_dir, data), start)
 
 
 def assemble(config: Config, data: FederatedData, start: saved.Arrays | None = None) -> Parts:
@@ -87,7 +97,7 @@ def _start(config: Config, model: Model, start: saved.Arrays | None) -> Tree:
   section = config.model
   start = pinned(config)[1] if start is None else start
   if start is not None:
-    like = jax.eval_shape(model.init, jax.random.key(0))
+    like = jax.eval_shape(model.init, keys.seed_key(0))
     return saved.fitted(start, like, 'params' if section.init is None else 'model.init')
   if section.init_hash is not None:
     raise ValueError(
@@ -109,34 +119,43 @@ def _check_steps(config: Config, data: FederatedData) -> None:
     )
 
 
-def load_data(config: Config, data_dir: str | None = None) -> FederatedData:
-  """Returns the population that the data section describes."""
+def load_data(
+  config: Config, data_dir: str | None = None, given: datasets.Table | FederatedData | None = None
+) -> FederatedData:
+  """Returns the population that the data section describes, of data that are given if any are."""
   section: DataSection = config.data
-  given = {
+  if (section.name == GIVEN) != (given is not None):
+    raise ValueError(
+      f"data.name must be 'given' for data that are given to `run` or `resume`, and only then, got "
+      f'{section.name!r} and {"no data" if given is None else f"a {type(given).__name__}"}.'
+    )
+  options = {
     name: getattr(section, name)
     for name in ('alpha', 'labels_per_client', 'examples_per_client', 'min_examples')
     if getattr(section, name) is not None
   }
   seed = config.seed if section.partition_seed is None else section.partition_seed
-  given |= {
-    'name': section.name,
+  said: dict[str, Any] = {
     'partition': section.partition,
     'num_clients': section.num_clients,
     'seed': seed,
-    'data_dir': data_dir,
     'validation': section.validation,
   }
   for option in section.options:
-    if option in given:
+    if option in options or option in (*said, 'name', 'data_dir'):
       raise ValueError(f'data.options.{option} must be left out: the experiment sets it.')
+  options |= section.options
   with registry.naming('data'):
-    data = datasets.load(**given, **section.options)
+    if given is None:
+      data = datasets.load(section.name, data_dir=data_dir, **said, **options)
+    else:
+      data = datasets.divided(given, **said, **options)
   with registry.naming('evaluation.clients'):
     return datasets.hold_out_of_clients(data, config.evaluation.clients, seed)
 
 
 def build_model(config: Config, data: FederatedData) -> Model:
-  """Returns the model for the data, from the registry or from a user's factory."""
+  """Returns the model for the data and their task, from the registry or from a user's factory."""
   section = config.model
   for option in ('name', 'input_shape', 'num_classes'):
     if option in section.options:
@@ -144,7 +163,9 @@ def build_model(config: Config, data: FederatedData) -> Model:
   if ':' not in section.name:
     validate.one_of(models.MODELS, **{'model.name': section.name})
     with registry.naming('model'):
-      return models.build(section.name, data.input_shape, data.num_classes, **section.options)
+      return models.build(
+        section.name, data.input_shape, data.num_classes, task=data.task, **section.options
+      )
   given = {'input_shape': data.input_shape, 'num_classes': data.num_classes}
   model: Model = registry.made(
     'model', 'name', section.name, {}, section.options, registry.MODEL, **given
@@ -154,7 +175,7 @@ def build_model(config: Config, data: FederatedData) -> Model:
       f'model.name must be of a model for inputs {data.input_shape!r} and {data.num_classes} '
       f'labels to fit the data, got one for {model.input_shape!r} and {model.num_classes}.'
     )
-  return model
+  return fitted(model, data.task)
 
 
 def build_layers(
@@ -184,8 +205,9 @@ def build_layers(
   before = [made for (_, made), early in zip(stages, first, strict=True) if early]
   after = [made for (_, made), early in zip(stages, first, strict=True) if not early]
   weighting = config.weighting
+  own = {'num_clients': num_clients, **_weights(config, data)}
   weighing = registry.made(
-    'weighting', 'name', weighting.name, WEIGHINGS, weighting.options, registry.LAYER
+    'weighting', 'name', weighting.name, WEIGHINGS, weighting.options, registry.LAYER, **own
   )
   layers = compose(
     *before,
@@ -244,11 +266,20 @@ def _stage(config: Config, number: int, given: dict[str, int]) -> Layer | tuple[
   return layer
 
 
+def _weights(config: Config, data: FederatedData | None) -> dict[str, Any]:
+  """Returns {'weights': those of the clients}, for weightings that take them; {} without."""
+  if data is None or data.weights is None or 'weights' in config.weighting.options:
+    return {}
+  return {'weights': data.weights}
+
+
 def _total_weight(weighing: Any, num_clients: int, data: FederatedData | None) -> dict[str, float]:
   """Returns {'total_weight': the weights of all clients together}; {} where they are not known."""
   weighs = weighing.fact(Weighs) if isinstance(weighing, Layer) else None
   if weighs is not None and weighs.alike:
     return {'total_weight': float(num_clients)}
+  if weighs is not None and weighs.total is not None:
+    return {'total_weight': weighs.total}
   if weighs is None or weighs.of is None or data is None:
     return {}
   each = np.asarray(weighs.of(np.asarray(data.counts, np.float32)), np.float64)

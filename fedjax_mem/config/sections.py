@@ -128,7 +128,9 @@ class DataSection(Section):
   """The data set, and its partition over the clients.
 
   Attributes:
-    name: data set: 'digits', 'fashion_mnist', 'synthetic', or any TFDS name.
+    name: data set: 'digits', 'fashion_mnist', 'synthetic', or any TFDS name; 'csv', 'parquet',
+      'npz', 'texts', 'images' or 'tfds' for your own files; 'given' for data that are given to
+      `run`; or 'package.module:function'.
     partition: 'iid', 'blocks', 'dirichlet', 'flower_dirichlet', 'inner_dirichlet',
       'labels_per_client', 'quantity_skew', 'sizes', 'feature_noise', 'column' or 'natural'; None =
       'natural' if the examples come with clients, else 'iid'.
@@ -323,8 +325,9 @@ class WeightingSection(Section):
   """The weight of each update in the average.
 
   Attributes:
-    name: 'examples', 'equal', 'capped' or 'package.module:factory'.
-    options: keyword arguments of its factory (`cap`, `divisor`).
+    name: 'examples', 'equal', 'capped', 'given' (by the data, or a list) or
+      'package.module:factory'.
+    options: keyword arguments of its factory (`cap`, `divisor`, `weights`).
   """
 
   section: ClassVar[str] = 'weighting'

@@ -11,6 +11,7 @@ from typing import Any
 from fedjax_mem.core import factories, validate
 from fedjax_mem.data import tfds
 from fedjax_mem.data.digits import load_digits
+from fedjax_mem.data.own import OWN
 from fedjax_mem.data.partition import options_of
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.data.synthetic import load_synthetic
@@ -41,8 +42,8 @@ def load(
   ([288, 288, 288, 287, 287], (8, 8, 1), 10)
 
   Args:
-    name: a key of `LOADERS` or of `tfds.BUILDERS`, a data set of TFDS that is prepared, or
-      `package.module:function`.
+    name: a key of `LOADERS`, of `OWN` (your own files) or of `tfds.BUILDERS`, a data set of TFDS
+      that is prepared, or `package.module:function`.
     partition: a key of `partition.PARTITIONS`; None: 'natural' if the examples come with clients,
       else 'iid'.
     num_clients: N; None only for 'natural' and 'column' (all clients) and 'synthetic' (30).
@@ -54,7 +55,7 @@ def load(
   Raises:
     ValueError: an unknown name or option, data that are missing or damaged, or a bad argument.
   """
-  loader = LOADERS.get(name) or (_own(name) if ':' in name else None)
+  loader = LOADERS.get(name) or OWN.get(name) or (_own(name) if ':' in name else None)
   if loader is None:
     table = hold_out(_prepared(name, data_dir), validation, seed)
     return distribute(table, partition, num_clients, seed, **options)
@@ -66,14 +67,9 @@ def load(
     raise ValueError(f'data.options.{argument} must be given for {name!r}, got none.')
   loaded = loader(**mine)
   factories.check_made(_WANTED, loaded, **_named(name))
-  if isinstance(loaded, FederatedData):
-    if validation:
-      raise ValueError(
-        f'validation must be 0 for {name!r}, which says itself who holds what, got {validation!r}: '
-        'let it give a FederatedData with a validation split.'
-      )
-    return loaded
   rest = {k: v for k, v in options.items() if k not in known}
+  if isinstance(loaded, FederatedData):
+    return divided(loaded, partition, num_clients, seed, validation)
   choices = (set(known) | set(options_of(partition))) - _OURS
   for option in rest:
     if option not in choices:
@@ -81,8 +77,42 @@ def load(
         f'options of data {name!r} must be among {sorted(choices)!r}, got {option!r}.'
         f'{validate.nearest(option, choices)}'
       )
-  table = hold_out(loaded, validation, seed)
-  return distribute(table, partition, num_clients, seed, **rest)
+  return divided(loaded, partition, num_clients, seed, validation, **rest)
+
+
+def divided(
+  loaded: Table | FederatedData,
+  partition: str | None = None,
+  num_clients: int | None = None,
+  seed: int = 0,
+  validation: float = 0.0,
+  **options: Any,
+) -> FederatedData:
+  """Returns a table's examples partitioned over clients; a population is returned as it is.
+
+  >>> divided(fm.data.LOADERS['digits'](), 'iid', num_clients=3).counts.tolist()
+  [480, 479, 479]
+
+  Args:
+    loaded: the examples.
+    partition: as in `load`.
+    num_clients: as in `load`.
+    seed: as in `load`.
+    validation: as in `load`.
+    **options: options of the partition.
+
+  Raises:
+    ValueError: a bad argument, or a validation split of data that say themselves who holds what.
+  """
+  if not isinstance(loaded, FederatedData):
+    table = hold_out(loaded, validation, seed)
+    return distribute(table, partition, num_clients, seed, **options)
+  if validation:
+    raise ValueError(
+      f'validation must be 0 for {loaded.name!r}, which says itself who holds what, got '
+      f'{validation!r}: let it give a FederatedData with a validation split.'
+    )
+  return loaded
 
 
 def _named(name: str) -> dict[str, str]:
@@ -99,7 +129,7 @@ def _prepared(name: str, data_dir: tfds.Folder) -> Table:
   try:
     return tfds.load(name, data_dir)
   except ValueError as error:
-    hint = '' if name in tfds.BUILDERS else validate.nearest(name, names())
+    hint = '' if name in tfds.BUILDERS else validate.nearest(name, (*names(), *OWN))
     raise ValueError(f'{error}{"." + hint if hint else ""}') from error
 
 

@@ -30,8 +30,7 @@ from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.ending import finish
 from fedjax_mem.runner.folder import RunFolder
 from fedjax_mem.runner.prepare import Ready, get_ready, keeps_root
-from fedjax_mem.runner.records import Records
-from fedjax_mem.runner.traffic import Traffic
+from fedjax_mem.runner.records import of_run
 
 FINISHED, AGAIN = 'finished', 'again'
 TRIES = 4  # a round, and three more tries
@@ -113,8 +112,7 @@ class _Server:
       timeout=self._config.deploy.round_timeout,
       least=self._config.deploy.min_clients,
     )
-    owned = ready.parts.data.test_clients is not None
-    self._records = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned)
+    self._records = of_run(self._config, ready.parts, ready.sim, ready.ledgers)
     self._checkpoints = Checkpoints(
       folder.path / 'checkpoints',
       self._config.execution.keep_checkpoints,

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Tree, validate
 from fedjax_mem.models import base
+from fedjax_mem.tasks import LearningTask
 
 if TYPE_CHECKING:
   from flax import nnx
@@ -48,6 +49,7 @@ def from_linen(
   name: str | None = None,
   input_dtype: Any = jnp.float32,
   padding_id: int | None = None,
+  task: LearningTask | str | None = None,
 ) -> base.Model:
   """Returns the model of a `flax.linen` module that maps x [B, ...] to logits.
 
@@ -62,10 +64,11 @@ def from_linen(
   Args:
     module: its only collection must be 'params'.
     input_shape: shape of one example.
-    num_classes: K, number of classes.
+    num_classes: K, number of classes, or of other outputs.
     name: name in tables and messages; None: the module's class.
     input_dtype: dtype of x.
     padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
+    task: what it learns, or its name; None: that of the data.
 
   Raises:
     ValueError: the module keeps state besides its parameters, or its output does not fit.
@@ -91,9 +94,8 @@ def from_linen(
     logits = module.apply({'params': params}, x, rngs=rngs, **settings(key is not None))
     return cast(jax.Array, logits)
 
-  return base.build(
-    name, init, apply, input_shape, num_classes, input_dtype=input_dtype, padding_id=padding_id
-  )
+  how: dict[str, Any] = {'input_dtype': input_dtype, 'padding_id': padding_id, 'task': task}
+  return base.build(name, init, apply, input_shape, num_classes, **how)
 
 
 def from_nnx(
@@ -104,6 +106,7 @@ def from_nnx(
   name: str | None = None,
   input_dtype: Any = jnp.float32,
   padding_id: int | None = None,
+  task: LearningTask | str | None = None,
 ) -> base.Model:
   """Returns the model of a `flax.nnx` module that maps x [B, ...] to logits.
 
@@ -118,10 +121,11 @@ def from_nnx(
     module: a function rngs -> module (a lambda, or a class whose `__init__` takes only `rngs`), so
       that parameters can be drawn from the run's seed.
     input_shape: shape of one example.
-    num_classes: K, number of classes.
+    num_classes: K, number of classes, or of other outputs.
     name: name in tables and messages; None: the module's class.
     input_dtype: dtype of x.
     padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
+    task: what it learns, or its name; None: that of the data.
 
   Raises:
     ValueError: `module` returns no module, the module keeps state besides its parameters and its
@@ -146,16 +150,13 @@ def from_nnx(
     state = nnx.state(built, nnx.Param)
     nnx.replace_by_pure_dict(state, params)
     nnx.update(built, state)
-    if key is None:
-      built.eval()
-    else:
-      built.train()
+    switched: Any = built.eval if key is None else built.train
+    switched()
     logits: jax.Array = built(x)
     return logits
 
-  return base.build(
-    name, init, apply, input_shape, num_classes, input_dtype=input_dtype, padding_id=padding_id
-  )
+  how: dict[str, Any] = {'input_dtype': input_dtype, 'padding_id': padding_id, 'task': task}
+  return base.build(name, init, apply, input_shape, num_classes, **how)
 
 
 def _check_state(name: str, module: 'nnx.Module') -> None:
@@ -178,6 +179,7 @@ def from_functions(
   name: str = 'custom',
   input_dtype: Any = jnp.float32,
   padding_id: int | None = None,
+  task: LearningTask | str | None = None,
 ) -> base.Model:
   """Returns the model of two functions, from any library.
 
@@ -190,10 +192,11 @@ def from_functions(
     init: key -> params, a pytree of float arrays.
     apply: (params, x) -> logits, or (params, x, key) -> logits where the key is None in evaluation.
     input_shape: shape of one example.
-    num_classes: K, number of classes.
+    num_classes: K, number of classes, or of other outputs.
     name: name in tables and messages.
     input_dtype: dtype of x.
     padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
+    task: what it learns, or its name; None: that of the data.
 
   Raises:
     ValueError: they are not functions, or the output does not fit.
@@ -209,6 +212,5 @@ def from_functions(
   def keyed(params: Tree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     return apply(params, x, key) if takes_key else apply(params, x)
 
-  return base.build(
-    name, init, keyed, input_shape, num_classes, input_dtype=input_dtype, padding_id=padding_id
-  )
+  how: dict[str, Any] = {'input_dtype': input_dtype, 'padding_id': padding_id, 'task': task}
+  return base.build(name, init, keyed, input_shape, num_classes, **how)

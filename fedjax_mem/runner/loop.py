@@ -27,11 +27,11 @@ from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.ending import Result, finish
 from fedjax_mem.runner.folder import RunFolder, create
 from fedjax_mem.runner.interrupt import INTERRUPTED, Interrupt
-from fedjax_mem.runner.prepare import Ready, facts, get_ready, keeps_root
+from fedjax_mem.runner.prepare import Given, Ready, facts, get_ready, keeps_root
 from fedjax_mem.runner.progress import Progress
-from fedjax_mem.runner.records import Records
+from fedjax_mem.runner.records import of_run
 from fedjax_mem.runner.segments import Drawn, Speed, failed
-from fedjax_mem.runner.traffic import Traffic, sent
+from fedjax_mem.runner.traffic import sent
 
 # (rounds, rounds done before, quiet) -> what shows the progress
 ProgressFn = Callable[[int, int, bool], Progress]
@@ -60,6 +60,7 @@ def run(
   out: str | os.PathLike[str] = 'runs',
   *,
   params: Any = None,
+  data: Given = None,
   data_dir: str | None = None,
   quiet: bool = False,
   progress: ProgressFn = Progress,
@@ -77,6 +78,7 @@ def run(
     config: the experiment.
     out: folder in which the run's folder `<name>-<hash>` is made.
     params: parameters to start from, a tree like the model's; None: `model.init`, or a draw.
+    data: the data of an experiment whose `data.name` is 'given', before or after its partition.
     data_dir: where prepared data sets are; None: the environment or the default decides.
     quiet: report progress by plain lines, without a bar.
     progress: (rounds, rounds done before, quiet) -> what shows the progress.
@@ -88,7 +90,7 @@ def run(
     DiskFull: the disk is full; the folder holds the last good checkpoint.
   """
   config, start = pinned(config, params)
-  ready = get_ready(config, data_dir, {}, start)
+  ready = get_ready(config, data_dir, {}, start, data)
   folder = create(ready.config, out, ready.sim.root if keeps_root(ready) else None, ready.start)
   with folder.locked():
     folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **facts(ready))
@@ -99,6 +101,7 @@ def run(
 def resume(
   path: str | os.PathLike[str],
   *,
+  data: Given = None,
   data_dir: str | None = None,
   quiet: bool = False,
   progress: ProgressFn = Progress,
@@ -115,6 +118,7 @@ def resume(
 
   Args:
     path: the run's folder.
+    data: as in `run`, the same data.
     data_dir: where prepared data sets are; None: where the run found them.
     quiet: report progress by plain lines, without a bar.
     progress: as in `run`.
@@ -147,7 +151,8 @@ def resume(
     folder.check_config()
     noted = flags.check(said['flags']) if 'flags' in said else []
     where, how = data_dir or said.get('data_dir'), said.get('execution', {})
-    ready = get_ready(folder.config, where, how, folder.start())
+    digest = said.get('data_sha256')
+    ready = get_ready(folder.config, where, how, folder.start(), data, digest)
     if keeps_root(ready):
       root = secret.read(folder.path, said.get('run_id'))
       ready = ready._replace(sim=ready.sim.with_root(root))
@@ -163,8 +168,7 @@ class _Loop:
   def __init__(self, ready: Ready, folder: RunFolder, quiet: bool, progress: ProgressFn):
     self.ready, self.folder, self.quiet, self.progress = ready, folder, quiet, progress
     self.config, self.sim, self.ledgers = ready.config, ready.sim, ready.ledgers
-    owned = ready.parts.data.test_clients is not None
-    self.records, self.sent = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned), 0
+    self.records, self.sent = of_run(self.config, ready.parts, ready.sim, ready.ledgers), 0
     self.drawn = Drawn(ready.sim)
     self.checkpoints = Checkpoints(
       folder.path / 'checkpoints',

@@ -140,6 +140,10 @@ class Progress:
     if 'test_accuracy' in self._latest:
       value = 100 * self._latest['test_accuracy']
       parts.append(f'accuracy {value:.2f}%{self._mark("test_accuracy")}')
+    for key in ('r2', 'mean_average_precision', 'perplexity'):
+      if f'test_{key}' in self._latest:
+        label = key.replace('_', ' ')
+        parts.append(f'{label} {self._latest[f"test_{key}"]:.4g}{self._mark(f"test_{key}")}')
     for key, label in self._extra.items():
       if key in self._latest:
         value = self._latest[key]

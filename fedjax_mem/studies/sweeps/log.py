@@ -13,9 +13,8 @@ from fedjax_mem.runner import ledgers as spending
 from fedjax_mem.runner import restoring, secret
 from fedjax_mem.runner.folder import RunFolder, create
 from fedjax_mem.runner.prepare import facts, keeps_root
-from fedjax_mem.runner.records import Records
+from fedjax_mem.runner.records import of_run
 from fedjax_mem.runner.segments import failed
-from fedjax_mem.runner.traffic import Traffic
 from fedjax_mem.studies.sweeps.planning import Planned
 
 METRICS = 'metrics.jsonl'
@@ -80,8 +79,7 @@ class Log:
       self._ledgers.resume(self.folder.path, done, restoring.published(records))
     truncate_after(file, done)
     self.done = done
-    owned = ready.parts.data.test_clients is not None
-    self._records = Records(ready.sim, Traffic(ready.sim), self._ledgers, owned)
+    self._records = of_run(ready.config, ready.parts, ready.sim, self._ledgers)
     self._writer = MetricsWriter(file)
 
   def room(self) -> int:

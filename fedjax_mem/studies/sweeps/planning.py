@@ -155,7 +155,8 @@ class _Scorers:
     """Returns parameters -> scores on the test set, and on the validation split or None."""
     one = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in parts.data.test.items()}
     traced, like = jax.make_jaxpr(scores.measured(parts), return_shape=True)(parts.params, one)
-    program, key = lifting.read(traced), (batch_size, tuple(like))
+    program = lifting.read(traced)
+    key = (batch_size, jax.tree.structure(like), parts.model.task)
     for other, known, data, found in self._known:
       same = other == key and known.structure == program.structure
       if same and not lifting.differing([known, program]) and _same_sets(data, parts.data):
@@ -163,8 +164,9 @@ class _Scorers:
     mesh = make_mesh(1)
     made: _Scores = (scores.scorer(parts, batch_size, mesh), None)
     if parts.data.validation is not None:
-      metrics = lambda p, batch: dict(parts.model.metrics(p, parts.data.preprocess(batch)))
-      check = evaluator(metrics, parts.data.validation, batch_size=batch_size, mesh=mesh)
+      own, further = scores.of_model(parts), scores.finish(parts)
+      held = parts.data.validation
+      check = evaluator(own, held, batch_size=batch_size, mesh=mesh, finish=further)
       made = made[0], check
     self._known.append((key, program, parts.data, made))
     return made

@@ -71,9 +71,10 @@ def sweep(
     seeds: seeds of each point; a seed is the run's, and that of its partition unless
       `data.partition_seed` is given.
     out: folder in which the sweep's folder is made.
-    select: what the best point is chosen by: 'validation' (accuracy on the split of
-      `data.validation`), 'loss' (final training loss) or 'test' (test accuracy, which every output
-      then says); None: 'validation' if there is such a split, else 'loss'.
+    select: what the best point is chosen by: 'validation' (the task's main score, such as the
+      accuracy, on the split of `data.validation`), 'loss' (final training loss) or 'test' (the main
+      score on the test set, which every output then says); None: 'validation' if there is such a
+      split, else 'loss'.
     at_once: lanes side by side on a device; 1: one after another, which gives the bits of a run
       alone on one device; None: by the size of the model.
     data_dir: folder of prepared data sets; None: the environment or the default decides.
