@@ -53,7 +53,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
   """Returns `jax.jit(function, **options)`, traced, compiled and run with `fixed` draws."""
   compiled = jax.jit(function, **options)
 
-  @functools.wraps(function)
+  @functools.wraps(compiled)
   def call(*arguments: Any, **named: Any) -> Any:
     with fixed():
       return compiled(*arguments, **named)

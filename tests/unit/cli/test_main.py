@@ -106,7 +106,7 @@ def test_help_teaches(call):
     (['rounds=2', 'client.learning_rate=-0.1'], 'client.learning_rate must be a finite number > 0'),
     (['client.learning_rate=nan'], 'got nan'),
     (['server.learning_rate=inf'], 'server.learning_rate must be a finite number > 0, got inf'),
-    (['client.batch_size=0'], 'client.batch_size must be an integer >= 1, got 0'),
+    (['client.batch_size=0'], 'client.batch_size must be an integer >= 1 and <= 2147483647, got 0'),
     (['selection.cohort_size=13'], 'selection.cohort_size must be at most data.num_clients = 12'),
     (['version=2'], 'version must be 1, the one that this package reads, got 2'),
     (['data.name=fashion_mnst'], "Did you mean 'fashion_mnist'"),

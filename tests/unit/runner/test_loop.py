@@ -210,7 +210,7 @@ def test_a_run_that_was_ended_before_its_report_is_completed(finished, tmp_path)
   ('override', 'words'),
   [
     ('selection.cohort_size=13', 'selection.cohort_size must be at most data.num_clients = 12'),
-    ('client.batch_size=0', 'client.batch_size must be an integer >= 1, got 0'),
+    ('client.batch_size=0', 'client.batch_size must be an integer >= 1 and <= 2147483647, got 0'),
     ('client.learning_rate=-1', 'client.learning_rate must be a finite number > 0, got -1'),
     ('client.learning_rate=nan', 'client.learning_rate must be a finite number > 0, got nan'),
     ('model.options.hiden=[3]', "'hiden'"),
@@ -281,7 +281,7 @@ def test_a_model_that_does_not_fit_the_labels_is_refused(make, out, layers):
     ValueError, match=r'for inputs .* and 10 labels to fit the data, got one for .* and 7'
   ):
     run(make('model.name="narrow:other"'), out)
-  with pytest.raises(ValueError, match='must be a factory of a Model, got one of int'):
+  with pytest.raises(ValueError, match=r'must name a factory of a Model, got .* made 3'):
     run(make('model.name="narrow:none"'), out)
 
 

@@ -96,7 +96,7 @@ def test_a_lane_that_diverges_ends_alone_and_every_output_says_so(make, tmp_path
 def test_nothing_is_made_where_a_point_is_refused(make, tmp_path):
   config = make(*SHARED, *PRIVATE)
   bad = {'stages.0.options.l2_clip_norm': [1.0, -1.0]}
-  with pytest.raises(ValueError, match=r'l2_clip_norm=-1.0, seed 0: l2_clip_norm must be'):
+  with pytest.raises(ValueError, match=r'-1.0, seed 0: stages\[0\]: l2_clip_norm must be'):
     sweep(config, bad, [0], tmp_path / 'runs')
   grid = {'client.learning_rate': [0.1]}
   with pytest.raises(ValueError, match=r"select must be 'loss' or 'test' without data\.validation"):
