@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from fedjax_mem import data as datasets
 from fedjax_mem import models
 from fedjax_mem.config import privacy, registry
 from fedjax_mem.config.load import Config
-from fedjax_mem.config.sections import MOST, ClientSection, DataSection, ServerSection
+from fedjax_mem.config.optimizers import client_optimizer, learning_rate, server_optimizer
+from fedjax_mem.config.sections import DataSection
 from fedjax_mem.config.start import pinned
+from fedjax_mem.config.typed import MOST
 from fedjax_mem.core import (
   Attacks,
   Draws,
@@ -24,7 +25,6 @@ from fedjax_mem.core import (
   Tree,
   Weighs,
   compose,
-  factories,
   keys,
   tree,
   validate,
@@ -32,8 +32,7 @@ from fedjax_mem.core import (
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.models import saved
 from fedjax_mem.models.base import Model, fitted
-from fedjax_mem.optim import SERVER_OPTIMIZERS
-from fedjax_mem.stages.algorithm import ALGORITHMS, Sgd
+from fedjax_mem.stages.algorithm import ALGORITHMS
 from fedjax_mem.stages.compress import as_layer
 from fedjax_mem.stages.select import SAMPLERS, TRACES, draw_durations, dropout, stragglers
 from fedjax_mem.stages.weigh import WEIGHINGS
@@ -386,50 +385,3 @@ def _validation(data: FederatedData | None) -> Any:
   if data is None or data.validation is None:
     return None
   return jax.device_get(data.preprocess(data.validation))
-
-
-def learning_rate(client: ClientSection, rounds: int) -> Any:
-  """Returns the clients' learning rate: a number, or a schedule over rounds."""
-  first, name = client.learning_rate, client.learning_rate_schedule
-  if name == 'constant':
-    return first
-  if name == 'exponential':
-    return optax.exponential_decay(first, client.decay_rounds or 1, client.decay_rate)
-  length = client.decay_rounds or rounds
-  if name == 'linear':
-    return optax.linear_schedule(first, first * client.final_fraction, length)
-  return optax.cosine_decay_schedule(first, length, alpha=client.final_fraction)
-
-
-def client_optimizer(client: ClientSection) -> Any:
-  """Returns learning rate -> the clients' optax optimizer; its state is reset in every round."""
-  if client.optimizer != 'sgd':
-    return _own_optimizer(client)
-  return Sgd(client.momentum, client.weight_decay)
-
-
-def _own_optimizer(client: ClientSection) -> Any:
-  """Returns the factory of a user's optimizer, which has made one."""
-  named = {'client.optimizer': client.optimizer}
-  make = registry.factory('client.optimizer', client.optimizer, {}, registry.OPTIMIZER)
-  try:
-    value = make(client.learning_rate)
-  except TypeError as error:
-    raise ValueError(
-      f'client.optimizer must name a factory that takes a learning rate, got {client.optimizer!r}: '
-      f'{error}.'
-    ) from error
-  factories.check_made(registry.OPTIMIZER, value, **named)
-  return make
-
-
-def server_optimizer(server: ServerSection) -> optax.GradientTransformation:
-  """Returns the server's optax optimizer of the average update."""
-  given = {'b1': server.beta1, 'b2': server.beta2, 'tau': server.tau, 'momentum': server.momentum}
-  if ':' in server.optimizer:  # 'optax:sgd' means plain steps, not our default momentum
-    given = {}
-  given['learning_rate'] = server.learning_rate
-  made: optax.GradientTransformation = registry.made(
-    'server', 'optimizer', server.optimizer, SERVER_OPTIMIZERS, {}, registry.OPTIMIZER, **given
-  )
-  return made

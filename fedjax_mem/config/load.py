@@ -27,12 +27,12 @@ from fedjax_mem.config.sections import (
   EvaluationSection,
   ModelSection,
   PrivacySection,
-  Section,
   SelectionSection,
   ServerSection,
   StageSection,
   WeightingSection,
 )
+from fedjax_mem.config.typed import Section
 from fedjax_mem.core import validate
 
 VERSION = 1

@@ -6,7 +6,7 @@ They change no results, so they are not in the configuration's hash.
 import dataclasses
 from typing import ClassVar
 
-from fedjax_mem.config.sections import Section
+from fedjax_mem.config.typed import Section
 from fedjax_mem.core import validate
 from fedjax_mem.engine.execution import MODES
 

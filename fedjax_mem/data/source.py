@@ -241,49 +241,40 @@ def from_arrays(
   >>> data = from_arrays(np.zeros((4, 2), np.float32), [0, 1, 1, 2], [[0, 1, 2], [3]])
   >>> data.counts.tolist(), data.num_classes
   ([3, 1], 3)
-  >>> from_arrays(np.zeros((2, 2)), ['yes', 'no'], [[0], [1]]).labels
-  ('no', 'yes')
 
   Args:
     x: [T, ...] inputs; uint8 is divided by 255 unless `preprocess` is given.
-    y: labels, as `labels.encode` takes them: [T] integers or strings, [T] or [T, K] numbers for
-      'regression', [T, K] of 0 and 1 for 'multi_label', or [T, L] tokens.
+    y: labels [T, ...], as `labels.encode` takes them.
     partition: from `partition.partition(...)`, or one array of rows per client.
     test: inputs and labels of the test set; None: there is none.
     num_classes: number of classes; None: as many as the labels say.
     preprocess: jittable and hashable function, batch -> batch; None: see `preprocess.default_for`.
     clients: names of the clients.
     name: name of the data set.
-    task: what a model learns, or its name; None: the next token if y is [T, L], else
-      classification.
-    weights: [N] numbers > 0, how much each client counts under the weighting 'given'.
+    task: what a model learns, or its name; None: as `labels.encode` says.
+    weights: [N] numbers > 0, how much each counts under the weighting 'given'.
     shared: whether lists of rows may hold a row twice.
 
   Raises:
-    ValueError: arrays of different lengths, labels that do not fit the task or that only the test
-      set has, inputs that are not finite, rows that do not exist or that are in the lists twice, or
-      a client without examples.
+    ValueError: arrays that do not fit each other or the task, labels that only the test set has,
+      inputs that are not finite, or rows that do not exist or are in the lists twice.
   """
-  x = np.asarray(x)
-  test_x, test_y = (x[:0], None) if test is None else (np.asarray(test[0]), test[1])
-  for part, values in (('x', x), ('test x', test_x)):
-    if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
-      raise ValueError(f'{part} must be finite, got NaN or infinity in it.')
+  x = _finite('x', x)
+  test_x, test_y = (x[:0], None) if test is None else (_finite('test x', test[0]), test[1])
   found = encode(y, test_y, task, num_classes)
   if not isinstance(partition, Partition):
-    rows = [np.asarray(one) for one in partition]
-    partition = Partition.of(rows)
+    partition = Partition.of([np.asarray(rows) for rows in partition])
     if not shared:
       _check_once(partition, clients)
-  preprocess = preprocess or default_for(x)
+  preprocess, arrays = preprocess or default_for(x), {'x': x, 'y': found.y}
   return FederatedData(
     name,
-    {'x': x, 'y': found.y},
+    arrays,
     partition.index,
     partition.offsets,
     {'x': test_x, 'y': found.test_y},
     found.num_classes,
-    input_shape_of(preprocess, {'x': x, 'y': found.y}),
+    input_shape_of(preprocess, arrays),
     preprocess,
     clients,
     partition.unused_labels,
@@ -298,6 +289,13 @@ def input_shape_of(preprocess: Callable[[Batch], Batch], arrays: Arrays) -> tupl
   one = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in arrays.items()}
   shape: tuple[int, ...] = jax.eval_shape(preprocess, one)['x'].shape[1:]
   return shape
+
+
+def _finite(part: str, x: Any) -> np.ndarray:
+  values: np.ndarray = np.asarray(x)
+  if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
+    raise ValueError(f'{part} must be finite, got NaN or infinity in it.')
+  return values
 
 
 def _check_once(partition: Partition, clients: tuple[str, ...] | None) -> None:

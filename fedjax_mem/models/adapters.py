@@ -10,6 +10,7 @@ ones with equal values when the model is traced (`fast_convolutions`). They are 
 reverse mode only; `as_it_is` gives a model without them.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -145,18 +146,30 @@ def from_nnx(
     params = nnx.state(module(nnx.Rngs(key)), nnx.Param)
     return nnx.to_pure_dict(params)
 
-  def apply(params: Tree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    built = module(nnx.Rngs(0 if key is None else key))
-    state = nnx.state(built, nnx.Param)
-    nnx.replace_by_pure_dict(state, params)
-    nnx.update(built, state)
-    switched: Any = built.eval if key is None else built.train
-    switched()
-    logits: jax.Array = built(x)
-    return logits
-
+  apply = functools.partial(_apply_nnx, module)
   how: dict[str, Any] = {'input_dtype': input_dtype, 'padding_id': padding_id, 'task': task}
   return base.build(name, init, apply, input_shape, num_classes, **how)
+
+
+def _apply_nnx(
+  module: 'Callable[[nnx.Rngs], nnx.Module]',
+  params: Tree,
+  x: jax.Array,
+  key: jax.Array | None = None,
+) -> jax.Array:
+  """Returns the outputs of a module that is built anew with its parameters."""
+  from flax import nnx
+
+  built = module(nnx.Rngs(0 if key is None else key))
+  state = nnx.state(built, nnx.Param)
+  nnx.replace_by_pure_dict(state, params)
+  nnx.update(built, state)
+  if key is None:
+    built.eval()
+  else:
+    built.train()
+  logits: jax.Array = built(x)
+  return logits
 
 
 def _check_state(name: str, module: 'nnx.Module') -> None:

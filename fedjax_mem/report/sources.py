@@ -41,6 +41,7 @@ WEIGHINGS: Table = {
   'examples': ('mcmahan2017communication',),
   'equal': ('mcmahan2018learning',),
   'capped': ('mcmahan2018learning',),
+  'given': (),
 }
 ATTACKS: Table = {
   'sign_flip': ('li2019rsa',),

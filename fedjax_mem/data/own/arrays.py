@@ -52,15 +52,7 @@ def from_clients(
   if not named:
     raise ValueError('clients must be at least one, got none.')
   pairs = {str(who): _pair(f'client {who!r}', pair) for who, pair in named.items()}
-  first, (like_x, like_y) = next(iter(pairs.items()))
-  for who, (x, y) in pairs.items():
-    shapes = x.shape[1:], y.shape[1:]
-    if shapes != (like_x.shape[1:], like_y.shape[1:]) or _kind(y) != _kind(like_y):
-      raise ValueError(
-        f'client {who!r} must hold examples like those of client {first!r}, x [n, *'
-        f'{like_x.shape[1:]!r}] and y {like_y.dtype} [n, *{like_y.shape[1:]!r}], '
-        f'got {x.shape!r} and {y.dtype} {y.shape!r}.'
-      )
+  _check_alike(pairs)
   sizes = [len(y) for _, y in pairs.values()]
   if weights is not None and len(weights) != len(pairs):
     raise ValueError(f'weights must be {len(pairs)}, one a client, got {len(weights)}.')
@@ -82,6 +74,19 @@ def from_clients(
     num_classes=num_classes,
   )
   return made._replace(clients=tuple(pairs))
+
+
+def _check_alike(pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+  """Raises `ValueError` unless the clients' examples are of one shape and kind."""
+  first, (like_x, like_y) = next(iter(pairs.items()))
+  for who, (x, y) in pairs.items():
+    shapes = x.shape[1:], y.shape[1:]
+    if shapes != (like_x.shape[1:], like_y.shape[1:]) or _kind(y) != _kind(like_y):
+      raise ValueError(
+        f'client {who!r} must hold examples like those of client {first!r}, x [n, *'
+        f'{like_x.shape[1:]!r}] and y {like_y.dtype} [n, *{like_y.shape[1:]!r}], '
+        f'got {x.shape!r} and {y.dtype} {y.shape!r}.'
+      )
 
 
 def from_npz(

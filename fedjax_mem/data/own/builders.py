@@ -53,19 +53,10 @@ def from_tfds(
   with tfds.quiet():
     made = _prepared(builder, data_dir)
     features, splits = made.info.features, list(made.info.splits)
-    supervised = made.info.supervised_keys or (None, None)
-    names = [x or supervised[0], y or supervised[1], client]
-    for option, name in zip(('x', 'y', 'client'), names, strict=True):
-      if name is None and option != 'client':
-        raise ValueError(f'{option} must name a feature, for {made.name!r} says none, got None.')
-      if name is not None:
-        validate.one_of(features, **{option: name})
+    names = _names(made, x, y, client)
     validate.one_of(splits, train=train)
-    if test is None and 'test' in splits:
-      test = 'test'
-    tested = None
-    if test is not None:
-      tested = _read(made, validate.one_of(splits, test=test), names)
+    test = test or ('test' if 'test' in splits else None)
+    tested = _read(made, validate.one_of(splits, test=test), names) if test else None
     read = _read(made, train, names)
   known = getattr(features[names[1]], 'names', None)
   numbered = known is not None and list(known) != [str(i) for i in range(len(known))]
@@ -80,6 +71,18 @@ def from_tfds(
     num_classes=getattr(features[names[1]], 'num_classes', None),
     labels=known if numbered else None,
   )
+
+
+def _names(builder: Any, x: str | None, y: str | None, client: str | None) -> list[Any]:
+  """Returns the features of the inputs, the labels and the clients; None: there are no clients."""
+  supervised = builder.info.supervised_keys or (None, None)
+  names = [x or supervised[0], y or supervised[1], client]
+  for option, name in zip(('x', 'y', 'client'), names, strict=True):
+    if name is None and option != 'client':
+      raise ValueError(f'{option} must name a feature, for {builder.name!r} says none, got None.')
+    if name is not None:
+      validate.one_of(builder.info.features, **{option: name})
+  return names
 
 
 def _prepared(builder: Any, data_dir: tfds.Folder) -> Any:

@@ -55,14 +55,7 @@ def from_table(
     ValueError: a column that is not there (the nearest is named), a value that is missing or does
       not fit (its column and row are named, rows from 0), or labels that do not fit the task.
   """
-  several = not isinstance(target, str)
-  targets = [str(x) for x in target] if several else [str(target)]
-  if not targets:
-    raise ValueError('target must be at least one column, got none.')
-  if several and task is None:
-    raise ValueError(
-      f"task must be 'regression' or 'multi_label' for several columns, got None for {targets!r}."
-    )
+  several, targets = not isinstance(target, str), _targets(target, task)
   train = _rows(_columns(table), targets, several, client, features, weight, '')
   if test is not None:
     test = _rows(_columns(test), targets, several, client, features, None, 'test ')
@@ -81,6 +74,19 @@ def from_table(
     what=f'columns {targets!r}' if several else f'column {target!r}',
     labels=targets if several else None,
   )
+
+
+def _targets(target: str | Sequence[str], task: LearningTask | str | None) -> list[str]:
+  """Returns the columns of the labels."""
+  if isinstance(target, str):
+    return [target]
+  targets = [str(x) for x in target]
+  if not targets or task is None:
+    raise ValueError(
+      "target must be a column, or several with the task 'regression' or 'multi_label', got "
+      f'{targets!r} and the task {task!r}.'
+    )
+  return targets
 
 
 def from_csv(

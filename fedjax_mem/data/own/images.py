@@ -54,9 +54,7 @@ def from_images(
   validate.one_of(_LAYOUTS, layout=layout)
   validate.one_of(map(str, _MODES), channels=str(channels))
   if size is not None:
-    if isinstance(size, str) or len(size) != 2:
-      raise ValueError(f'size must be the height and the width, got {size!r}.')
-    size = [validate.integer(size=x) for x in size]
+    size = _checked(size)
   folder = _shared.existing(path, 'path', folder=True)
   train = _read(folder, layout, size, channels)
   tested = None
@@ -78,6 +76,12 @@ def from_images(
     what=f'the folders of {folder}',
     preprocess=Inputs(train.x.shape[1:], 255.0),
   )
+
+
+def _checked(size: Any) -> list[int]:
+  if not isinstance(size, list | tuple) or len(size) != 2:
+    raise ValueError(f'size must be the height and the width, got {size!r}.')
+  return [validate.integer(size=x) for x in size]
 
 
 def _read(folder: Path, layout: str, size: Sequence[int] | None, channels: int) -> _shared.Rows:

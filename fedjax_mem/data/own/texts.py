@@ -52,27 +52,22 @@ def from_texts(
   Raises:
     ValueError: no author, one without text, or a file that is no UTF-8; it is named.
   """
-  validate.one_of(_LEVELS, level=level)
+  split = _LEVELS[validate.one_of(_LEVELS, level=level)]
   validate.integer(length=length)
   most = _MOST[level] if vocabulary is None else validate.integer(vocabulary=vocabulary)
   folder = _shared.existing(path, 'path', folder=True)
-  authors = {who: [_read(x) for x in files] for who, files in _authors(folder).items()}
-  split = _LEVELS[level]
-  texts = {who: [split(x) for x in found] for who, found in authors.items()}
+  texts = {who: [split(_read(x)) for x in files] for who, files in _authors(folder).items()}
   for who, found in texts.items():
     if not any(found):
       raise ValueError(f'author {who!r} in {folder} must have some text, got none.')
-  counts = Counter(token for found in texts.values() for text in found for token in text)
-  known = [x for x, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]]
+  known = _frequent((text for found in texts.values() for text in found), most)
   ids = {token: i for i, token in enumerate(known, 1)}
   rows = {who: [_encode(x, ids, length) for x in found if x] for who, found in texts.items()}
   whole = np.concatenate([x for found in rows.values() for x in found])
-  sizes = [sum(map(len, found)) for found in rows.values()]
+  owners = np.repeat(np.arange(len(rows)), [sum(map(len, found)) for found in rows.values()])
   made = _shared.table_of(
     folder.name,
-    _shared.Rows(
-      np.ascontiguousarray(whole[:, :-1]), whole[:, 1:], np.repeat(np.arange(len(rows)), sizes)
-    ),
+    _shared.Rows(np.ascontiguousarray(whole[:, :-1]), whole[:, 1:], owners),
     None,
     test_share=test_share,
     test_seed=test_seed,
@@ -83,6 +78,12 @@ def from_texts(
     preprocess=Tokens(),
   )
   return made._replace(clients=tuple(rows))
+
+
+def _frequent(texts: Iterable[list[str]], most: int) -> list[str]:
+  """Returns the most frequent tokens, ties by their code points."""
+  counts = Counter(token for text in texts for token in text)
+  return [x for x, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]]
 
 
 def _authors(folder: Path) -> dict[str, list[Path]]:

@@ -12,7 +12,7 @@ import typing
 
 import pytest
 
-from fedjax_mem.config import build, registry
+from fedjax_mem.config import build, optimizers, registry
 from fedjax_mem.config.load import Config, config_from_dict, to_dict
 from fedjax_mem.data.partition import PARTITIONS
 from fedjax_mem.models.registry import MODELS
@@ -212,7 +212,7 @@ def test_every_server_optimizer_takes_what_its_section_accepts(optimizer, value)
   raw['server'] |= {'optimizer': optimizer, 'tau': value}
   if value < 1:
     raw['server'] |= {'beta1': value, 'beta2': value, 'momentum': value}
-  build.server_optimizer(config_from_dict(raw).server)
+  optimizers.server_optimizer(config_from_dict(raw).server)
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def changed(**columns):
     (FRAME, {'features': ['size', 'kind']}, "column 'kind' must be numbers, got '.*' in row 0"),
     (changed(people=(6, 0.0)), {}, "column 'people' must be weights > 0, got 0 in row 6"),
     (FRAME, {'task': None}, "column 'price' must be integers or strings"),
-    (FRAME, {'target': ['a', 'b'], 'task': None}, 'task must be .* for several columns'),
+    (FRAME, {'target': ['a', 'b'], 'task': None}, 'target must be a column, or several .* None'),
     ({}, {}, 'target must be one of'),
     (3, {}, 'table must be a pandas DataFrame, .* got int'),
   ],
