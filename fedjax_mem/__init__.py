@@ -59,6 +59,7 @@ if TYPE_CHECKING:
   from fedjax_mem.engine import Applied, Execution, Simulation, apply, simulate
   from fedjax_mem.runner.ending import Result
   from fedjax_mem.runner.loop import Interrupted, RunFailed, resume, run
+  from fedjax_mem.runner.trackers import Tracker
   from fedjax_mem.studies.sweeps.sweep import sweep
 
 __all__ = (
@@ -98,6 +99,7 @@ __all__ = (
   'Stage',
   'Task',
   'Total',
+  'Tracker',
   'Trains',
   'Weighs',
   'Withholds',
@@ -130,6 +132,7 @@ _HOMES = {
   'Result': 'runner.ending',
   'RunFailed': 'runner.loop',
   'Simulation': 'engine',
+  'Tracker': 'runner.trackers',
   'load_config': 'config.load',
   'resume': 'runner.loop',
   'run': 'runner.loop',

@@ -19,7 +19,7 @@ from typing import Any
 
 import tomli_w
 
-from fedjax_mem.config.places import DeploySection, ExecutionSection
+from fedjax_mem.config.places import DeploySection, ExecutionSection, TrackingSection
 from fedjax_mem.config.sections import (
   AlgorithmSection,
   ClientSection,
@@ -36,7 +36,7 @@ from fedjax_mem.config.typed import Section
 from fedjax_mem.core import validate
 
 VERSION = 1
-UNHASHED = ('name', 'execution', 'deploy')  # what changes no results
+UNHASHED = ('name', 'execution', 'tracking', 'deploy')  # what changes no results
 _DEFAULT = object()  # in place of a value: back to the default
 _SHIPPED = pathlib.Path(__file__).parents[1] / 'configs'
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}')
@@ -65,6 +65,7 @@ class Config(Section):
     evaluation: evaluation on the test set.
     stages: further layers, in the order in which clients run them.
     execution: speed and memory.
+    tracking: where records go besides the run's folder.
     deploy: rounds on real machines.
   """
 
@@ -84,6 +85,7 @@ class Config(Section):
   evaluation: EvaluationSection = dataclasses.field(default_factory=EvaluationSection)
   stages: tuple[StageSection, ...] = ()
   execution: ExecutionSection = dataclasses.field(default_factory=ExecutionSection)
+  tracking: TrackingSection = dataclasses.field(default_factory=TrackingSection)
   deploy: DeploySection = dataclasses.field(default_factory=DeploySection)
 
   def with_seed(self, seed: int) -> 'Config':

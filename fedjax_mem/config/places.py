@@ -4,7 +4,7 @@ They change no results, so they are not in the configuration's hash.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fedjax_mem.config.typed import Section
 from fedjax_mem.core import validate
@@ -56,6 +56,35 @@ class ExecutionSection(Section):
       raise ValueError(f"execution.devices must be 'auto' or an integer, got {self.devices!r}.")
     if isinstance(self.devices, int):
       self._each(validate.integer, 'devices', at_most=_DEVICES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackingSection(Section):
+  """Where the records of a run go besides its folder, whose `metrics.jsonl` always has them.
+
+  Attributes:
+    use: trackers: 'csv', 'tensorboard', 'wandb', 'mlflow' or 'package.module:factory'.
+    options: name of a tracker -> keyword arguments of its factory.
+    uncovered: whether they also get metrics that a claim of privacy does not cover.
+  """
+
+  section: ClassVar[str] = 'tracking'
+  use: list[Any] = dataclasses.field(default_factory=list)
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  uncovered: bool = False
+
+  def _check(self) -> None:
+    for i, name in enumerate(self.use):
+      if not isinstance(name, str) or not name.strip():
+        raise ValueError(f'tracking.use[{i}] must be the name of a tracker, got {name!r}.')
+    for name, options in self.options.items():
+      if name not in self.use:
+        raise ValueError(
+          f'tracking.options must be of trackers in tracking.use = {self.use!r}, got {name!r}.'
+          f'{validate.nearest(name, self.use)}'
+        )
+      if not isinstance(options, dict):
+        raise ValueError(f'tracking.options.{name} must be a table, got {options!r}.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -111,6 +111,11 @@ def _ready(config: Config, kit: Kit, data_dir: str | None, repeatable: bool) -> 
       'evaluation.clients must be 0 on real machines, whose server has no examples of theirs, got '
       f'{config.evaluation.clients!r}.'
     )
+  if config.tracking.use:
+    raise ValueError(
+      'tracking.use must be empty on real machines, whose records are in the folder of the run, got '
+      f'{config.tracking.use!r}.'
+    )
   ready = get_ready(job.looped(config), data_dir, {})
   if ready.parts.data.num_clients != len(kit.clients):
     raise ValueError(

@@ -66,14 +66,17 @@ def spent(run: Run, dark: bool = False) -> Figure | None:
 
 
 def fairness(
-  scores: Sequence[float], name: str = 'accuracy', title: str | None = None, dark: bool = False
+  scores: Sequence[float],
+  name: str = 'accuracy',
+  less_is_better: bool = False,
+  dark: bool = False,
 ) -> Figure:
   """Returns a plot of the clients' scores, from the worst to the best, with mean and worst tenth.
 
   Args:
     scores: [n], the mean of each client that holds examples out.
-    name: what they are; a loss is worst where it is largest.
-    title: title of the plot.
+    name: what they are.
+    less_is_better: whether a client is worst off where its score is largest.
     dark: whether the background is dark.
 
   Raises:
@@ -82,7 +85,7 @@ def fairness(
   if not len(scores):
     raise ValueError('scores must be of at least one client, got none.')
   ordered = np.sort(np.asarray(scores, float))
-  if name == 'loss':
+  if less_is_better:
     ordered = ordered[::-1]
   worst = -(-len(ordered) // 10)
   with figures.canvas(7.5, 3.8, dark=dark) as (figure, colours):
@@ -98,10 +101,11 @@ def fairness(
     ax.axhline(mean, linestyle='--', linewidth=1.2, color='grey', label=f'mean {mean:.3g}')
     ax.set(xlabel='clients, from the worst to the best', ylabel=_words(name), xlim=(0, at[-1]))
     ax.set_axisbelow(True)
-    ax.set_ylim(0, max(1.0, ordered.max()) if name == 'accuracy' else None)
+    if name == 'accuracy':
+      ax.set_ylim(0, 1)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _per_cent(ax, name)
-    ax.set_title(title or f'{_words(name)} on what each client holds out')
+    ax.set_title(f'{_words(name)} on what each client holds out')
     figure.legend(loc='outside lower center', ncols=3, fontsize=9)
   return figure
 

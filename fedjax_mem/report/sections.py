@@ -35,15 +35,15 @@ def _clients(run: Run) -> page.Section | None:
   if file is None or not file.is_file():
     return None
   said = json.loads(file.read_text(encoding='utf-8'))
-  name, scores = said['score'], said['values']
-  title = marked('How the clients fare', f'client_{said["score"]}_mean', [run])
-  draw = lambda dark: panels.fairness(scores, name, dark=dark)
+  name, scores, less = said['score'], said['values'], said['less_is_better']
+  title = marked('How the clients fare', f'client_{name}_mean', [run])
+  draw = lambda dark: panels.fairness(scores, name, less, dark)
   alt = f'{name} of {len(scores)} clients, from the worst to the best'
-  ordered = sorted(scores, reverse=name == 'loss')
+  ordered = sorted(scores, reverse=less)
   lines = [
-    f'{len(scores)} clients hold examples out; {said["left_out"]} do not. Median '
+    f'{len(scores)} clients are scored on what they hold out. Median '
     f'{statistics.median(scores):.4g}, worst {ordered[0]:.4g}, best {ordered[-1]:.4g} '
-    f'({name}, after round {said["round"]}).'
+    f'({name.replace("_", " ")}, after round {said["round"]}).'
   ]
   return page.Section('clients', title, page.picture(draw, alt), lines)
 

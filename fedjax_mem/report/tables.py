@@ -166,7 +166,11 @@ def seeds_table(
 
 def settings_of(run: Run) -> Row:
   """Returns the flat settings of a run that change its results (no `execution`, no `deploy`)."""
-  return {k: x for k, x in run.settings.items() if not k.startswith(('execution.', 'deploy.'))}
+  return {
+    k: x
+    for k, x in run.settings.items()
+    if not k.startswith(('execution.', 'tracking.', 'deploy.'))
+  }
 
 
 def _settings_key(run: Run) -> str:

@@ -1,6 +1,7 @@
 """Scores of the server's model on what clients hold out: means, the worst tenth, the spread."""
 
-from collections.abc import Callable
+import json
+import pathlib
 
 import numpy as np
 from jax.sharding import Mesh
@@ -14,6 +15,7 @@ from fedjax_mem.tasks import LearningTask
 # Over the clients: the mean of their means; the mean over all examples; the mean of the worst tenth
 # of the clients; the standard deviation of their means.
 _OVER = ('mean', 'pooled', 'worst', 'spread')
+FILE = 'client_scores.json'
 _COUNTS = ('clients_evaluated', 'clients_left_out')
 
 
@@ -24,25 +26,68 @@ def names(parts: Parts) -> tuple[str, ...]:
   return (*(_named(name, over) for name in model_scores(parts) for over in _OVER), *_COUNTS)
 
 
-def scorer(parts: Parts, batch_size: int, mesh: Mesh) -> Callable[[Tree], dict[str, float]]:
-  """Returns parameters -> scores of the clients; {} if nothing is held out.
+class Scorer:
+  """Scores the server's model on what the clients hold out.
+
+  Attributes:
+    task: what the model learns, or None.
+  """
+
+  def __init__(self, parts: Parts, batch_size: int, mesh: Mesh):
+    """Compiles nothing yet.
+
+    Args:
+      parts: parts of the experiment.
+      batch_size: examples in a batch on a device.
+      mesh: the devices.
+    """
+    self.task, self._held = parts.model.task, parts.data.held
+    if self._held is not None:
+      rows = self._held.index
+      arrays, of = parts.data.arrays, of_model(parts)
+      self._evaluate = per_example(of, arrays, rows, batch_size=batch_size, mesh=mesh)
+
+  def __call__(self, params: Tree) -> dict[str, float]:
+    """Returns the scores over clients; {} if nothing is held out."""
+    if self._held is None:
+      return {}
+    values, kept = self._evaluate(params)
+    return over_clients(values, kept, self._held.offsets, self.task)
+
+  def each(self, params: Tree) -> tuple[str, np.ndarray]:
+    """Returns (name, [n]) of the task's main score, of each client on whose examples it is defined.
+
+    Without a task it is the accuracy, or the loss; without held-out examples there are none.
+    """
+    if self._held is None:
+      return 'accuracy', np.zeros(0)
+    values, kept = self._evaluate(params)
+    found = of_clients(values, kept, self._held.offsets, self.task)
+    main = 'accuracy' if self.task is None else self.task.main
+    name = main if main in found else 'loss'
+    scores = found[name][0]
+    return name, scores[~np.isnan(scores)]
+
+  def less_is_better(self, name: str) -> bool:
+    """Returns whether a client is worst off where a score is largest."""
+    return name == 'loss' or (self.task is not None and name in self.task.less)
+
+
+def write(folder: pathlib.Path, scorer: Scorer, params: Tree, round: int) -> None:
+  """Writes `client_scores.json` for the report if clients hold examples out.
 
   Args:
-    parts: parts of the experiment.
-    batch_size: examples in a batch on a device.
-    mesh: the devices.
+    folder: folder of the run.
+    scorer: of the clients.
+    params: the server's parameters after the round.
+    round: of the scores.
   """
-  data, task = parts.data, parts.model.task
-  held = data.held
-  if held is None:
-    return lambda params: {}
-  evaluate = per_example(of_model(parts), data.arrays, held.index, batch_size=batch_size, mesh=mesh)
-
-  def scores(params: Tree) -> dict[str, float]:
-    values, kept = evaluate(params)
-    return over_clients(values, kept, held.offsets, task)
-
-  return scores
+  name, scores = scorer.each(params)
+  if not len(scores):
+    return
+  said = {'score': name, 'less_is_better': scorer.less_is_better(name), 'round': round}
+  text = json.dumps({**said, 'values': scores.tolist()})
+  (folder / FILE).write_text(text + '\n', encoding='utf-8')
 
 
 def over_clients(
@@ -67,9 +112,27 @@ def over_clients(
     task: what the model learns; None: it has no other scores.
   """
   counts = np.diff(offsets)
-  some = counts > 0
-  number, total = int(some.sum()), int(offsets[-1])
-  found: dict[str, tuple[np.ndarray, float]] = {}  # score -> of each client, of all examples
+  number = int((counts > 0).sum())
+  scores: dict[str, float] = {}
+  for name, (means, pooled) in of_clients(values, kept, offsets, task).items():
+    less = name == 'loss' or (task is not None and name in task.less)
+    scores |= _over(name, means[~np.isnan(means)] if name not in values else means, pooled, less)
+  return {**scores, **dict(zip(_COUNTS, (number, len(counts) - number), strict=True))}
+
+
+def of_clients(
+  values: dict[str, np.ndarray],
+  kept: dict[str, np.ndarray],
+  offsets: np.ndarray,
+  task: LearningTask | None = None,
+) -> dict[str, tuple[np.ndarray, float]]:
+  """Returns score -> ([n] float64, of each client that holds examples out; of all examples).
+
+  The arguments are those of `over_clients`.
+  """
+  counts = np.diff(offsets)
+  some, total = counts > 0, int(offsets[-1])
+  found: dict[str, tuple[np.ndarray, float]] = {}
   for name, one in values.items():
     exact = one.astype(np.float64)
     found[name] = np.add.reduceat(exact, offsets[:-1][some]) / counts[some], exact.mean()
@@ -77,11 +140,7 @@ def over_clients(
     each = task.scores(kept, np.concatenate([offsets[:-1][some], [total]]))
     whole = task.scores(kept, np.array([0, total]))
     found |= {name: (x, float(whole[name][0])) for name, x in each.items()}
-  scores: dict[str, float] = {}
-  for name, (means, pooled) in found.items():
-    less = name == 'loss' or (task is not None and name in task.less)
-    scores |= _over(name, means[~np.isnan(means)] if name not in values else means, pooled, less)
-  return {**scores, **dict(zip(_COUNTS, (number, len(counts) - number), strict=True))}
+  return found
 
 
 def _over(name: str, means: np.ndarray, pooled: float, less: bool) -> dict[str, float]:

@@ -40,7 +40,7 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   # Imported here: matplotlib is slow to import, and the first round would wait for it.
   from fedjax_mem.report import figures, plots
   from fedjax_mem.report.html import write_report
-  from fedjax_mem.runner import contributions
+  from fedjax_mem.runner import client_scores, contributions
 
   params = jax.device_get(state.params)
   saved.write(folder.path / saved.FINAL, params)
@@ -52,6 +52,7 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   for dark, name in ((False, 'partition.png'), (True, 'partition_dark.png')):
     figures.save(plots.partition(counts, labels, title, dark), folder.path / name)
   figures.save(plots.learning_curves(folder.path), folder.path / 'learning_curve.png')
+  client_scores.write(folder.path, ready.evaluate_clients, params, int(state.round))
   contributions.write(folder.path, state, ready.parts.data.clients, claims)
   write_report(folder.path, folder.path / 'report.html')
   return Result(params, records, folder.path)

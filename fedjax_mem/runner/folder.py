@@ -95,6 +95,23 @@ class RunFolder:
     self.manifest |= facts
     _write(self.path / 'manifest.json', json.dumps(self.manifest, indent=2) + '\n')
 
+  def check_unfinished(self) -> None:
+    """Raises `ValueError` unless a run is a simulation alone, and not finished."""
+    said = self.manifest
+    if said.get('deployed'):  # its clients have states, and data, of their own
+      raise ValueError(
+        f'the run in {self.path} must be a simulation to resume it, got one on real machines: go '
+        f'on with `{self.again}`.'
+      )
+    if said.get('together'):
+      raise ValueError(
+        f'the run in {self.path} must be one alone to resume it, got a lane of a sweep: go on '
+        f'with `{self.again}`.'
+      )
+    # A finished run without a report was killed while the report was written: it may resume.
+    if said.get('status') == 'finished' and (self.path / 'report.html').exists():
+      raise ValueError(f'the run in {self.path} must be unfinished to resume it: it is finished.')
+
   def check_config(self) -> None:
     """Raises `ValueError` if the configuration is not the one with which the run began."""
     if config_hash(self.config) != self.manifest.get('config_hash'):

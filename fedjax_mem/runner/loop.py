@@ -5,24 +5,27 @@ records are on the disk, a checkpoint is saved. So a run that is killed anywhere
 a round that its ledger does not count.
 """
 
+import contextlib
 import math
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 import jax
 import numpy as np
 
-from fedjax_mem.config.load import Config
+from fedjax_mem.config.load import Config, to_dict
 from fedjax_mem.config.start import pinned
 from fedjax_mem.core import State, keys, tree
 from fedjax_mem.engine import describe
+from fedjax_mem.report.runs import flatten
 from fedjax_mem.report.tracker import MetricsWriter, reach, truncate_after
 from fedjax_mem.runner import flags, notes, restoring, secret
 from fedjax_mem.runner import ledgers as spending
+from fedjax_mem.runner import trackers as tracking
 from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.ending import Result, finish
 from fedjax_mem.runner.folder import RunFolder, create
@@ -31,6 +34,8 @@ from fedjax_mem.runner.prepare import Given, Ready, facts, get_ready, keeps_root
 from fedjax_mem.runner.progress import Progress
 from fedjax_mem.runner.records import of_run
 from fedjax_mem.runner.segments import Drawn, Speed, failed
+from fedjax_mem.runner.times import Times
+from fedjax_mem.runner.trackers import About, Tracker, Trackers
 from fedjax_mem.runner.traffic import sent
 
 # (rounds, rounds done before, quiet) -> what shows the progress
@@ -62,6 +67,7 @@ def run(
   params: Any = None,
   data: Given = None,
   data_dir: str | None = None,
+  trackers: Sequence[Tracker] = (),
   quiet: bool = False,
   progress: ProgressFn = Progress,
 ) -> Result:
@@ -80,6 +86,7 @@ def run(
     params: parameters to start from, a tree like the model's; None: `model.init`, or a draw.
     data: the data of an experiment whose `data.name` is 'given', before or after its partition.
     data_dir: where prepared data sets are; None: the environment or the default decides.
+    trackers: get its records, besides those of `tracking.use`.
     quiet: report progress by plain lines, without a bar.
     progress: (rounds, rounds done before, quiet) -> what shows the progress.
 
@@ -91,10 +98,11 @@ def run(
   """
   config, start = pinned(config, params)
   ready = get_ready(config, data_dir, {}, start, data)
+  made = [*tracking.asked(config.tracking), *trackers]
   folder = create(ready.config, out, ready.sim.root if keeps_root(ready) else None, ready.start)
   with folder.locked():
     folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **facts(ready))
-    return _Loop(ready, folder, quiet, progress).go(ready.sim.init(ready.parts.params), [])
+    return _Loop(ready, folder, made, quiet, progress).go(ready.sim.init(ready.parts.params), [])
 
 
 @keys.fixed()
@@ -103,6 +111,7 @@ def resume(
   *,
   data: Given = None,
   data_dir: str | None = None,
+  trackers: Sequence[Tracker] = (),
   quiet: bool = False,
   progress: ProgressFn = Progress,
 ) -> Result:
@@ -120,6 +129,7 @@ def resume(
     path: the run's folder.
     data: as in `run`, the same data.
     data_dir: where prepared data sets are; None: where the run found them.
+    trackers: as in `run`.
     quiet: report progress by plain lines, without a bar.
     progress: as in `run`.
 
@@ -135,7 +145,7 @@ def resume(
   folder = RunFolder(pathlib.Path(path))
   with folder.locked():
     said = folder.manifest
-    _check_unfinished(folder)
+    folder.check_unfinished()
     folder.check_config()
     noted = flags.check(said['flags']) if 'flags' in said else []
     where, how = data_dir or said.get('data_dir'), said.get('execution', {})
@@ -146,33 +156,24 @@ def resume(
       ready = ready._replace(sim=ready.sim.with_root(root))
     if 'execution' not in said:  # killed before its first round
       folder.note(**facts(ready))
-    loop = _Loop(ready._replace(notes=[*ready.notes, *noted]), folder, quiet, progress)
+    made = [*tracking.asked(folder.config.tracking), *trackers]
+    loop = _Loop(ready._replace(notes=[*ready.notes, *noted]), folder, made, quiet, progress)
     return loop.go(*loop.restore())
-
-
-def _check_unfinished(folder: RunFolder) -> None:
-  """Raises `ValueError` unless a run is a simulation alone, and not finished."""
-  said = folder.manifest
-  if said.get('deployed'):  # its clients have states, and data, of their own
-    raise ValueError(
-      f'the run in {folder.path} must be a simulation to resume it, got one on real machines: go '
-      f'on with `{folder.again}`.'
-    )
-  if said.get('together'):
-    raise ValueError(
-      f'the run in {folder.path} must be one alone to resume it, got a lane of a sweep: go on '
-      f'with `{folder.again}`.'
-    )
-  # A finished run without a report was killed while the report was written: it may resume.
-  if said.get('status') == 'finished' and (folder.path / 'report.html').exists():
-    raise ValueError(f'the run in {folder.path} must be unfinished to resume it: it is finished.')
 
 
 class _Loop:
   """Runs the segments of one run and writes into its folder."""
 
-  def __init__(self, ready: Ready, folder: RunFolder, quiet: bool, progress: ProgressFn):
+  def __init__(
+    self,
+    ready: Ready,
+    folder: RunFolder,
+    trackers: Sequence[Tracker],
+    quiet: bool,
+    progress: ProgressFn,
+  ):
     self.ready, self.folder, self.quiet, self.progress = ready, folder, quiet, progress
+    self.trackers, self.times = trackers, Times()
     self.config, self.sim, self.ledgers = ready.config, ready.sim, ready.ledgers
     self.records, self.sent = of_run(self.config, ready.parts, ready.sim, ready.ledgers), 0
     self.drawn = Drawn(ready.sim)
@@ -231,6 +232,7 @@ class _Loop:
       self.progress(total, start, self.quiet) as bar,
       Interrupt(bar.note, farewell) as interrupt,
       MetricsWriter(self.folder.path / 'metrics.jsonl') as writer,
+      self._followed(bar, start) as trackers,
     ):
       self._open(bar)
       state = self._compile(state)
@@ -247,14 +249,15 @@ class _Loop:
         start += len(new)
         failure = failed(self.sim, new[-1]['round'], rows)
         last = start == total or (self.ledgers and not self.ledgers.room(start, total))
-        if not failure and (start % self.config.evaluation.every == 0 or last):
-          of_clients = self.ready.evaluate_clients(state.params)
-          self.records.score(new[-1], self.ready.evaluate(state.params), of_clients)
+        scored = not failure and (start % self.config.evaluation.every == 0 or bool(last))
+        if scored:
+          self._score(state, new[-1])
         for record in new:
           self.records.mark(record)
           writer.write(record)
           self._show(bar, record)
         self._note_coverage()
+        trackers.segment(new, scored)
         records += new
         if self.ledgers:
           self.ledgers.finish(start)
@@ -265,12 +268,30 @@ class _Loop:
         late = time.perf_counter() - saved >= self.config.execution.checkpoint_every_seconds
         if late or last or interrupt.asked:
           writer.sync()
-          self.checkpoints.save(self.sim.without_noise(state))
+          with self.times('checkpoints'):
+            self.checkpoints.save(self.sim.without_noise(state))
           saved = time.perf_counter()
+          trackers.checkpoint(start)
         if interrupt.asked and not last:
           self._interrupt(start, interrupt)
       self._close(bar, start)
     return self._finish(state, records)
+
+  @contextlib.contextmanager
+  def _followed(self, bar: Progress, done: int) -> Iterator[Trackers]:
+    settings = dict(flatten(to_dict(self.config)))
+    if self.sim.claims:
+      settings.pop('noise_seed', None)
+    path, run_id = self.folder.path, self.folder.manifest.get('run_id', '')
+    about = About(path.name, run_id, path, settings, self.config.rounds, done)
+    trackers = Trackers(self.trackers, bar.note, self.config.tracking.uncovered)
+    with trackers.following(about):
+      yield trackers
+
+  def _score(self, state: State, record: dict[str, Any]) -> None:
+    with self.times('evaluation'):
+      of_clients = self.ready.evaluate_clients(state.params)
+      self.records.score(record, self.ready.evaluate(state.params), of_clients)
 
   def _charge(self, state: State, count: int) -> int:
     """Charges the next `count` rounds, or fewer, on the disk; returns how many they are."""
@@ -354,12 +375,16 @@ class _Loop:
 
   def _interrupt(self, done: int, interrupt: Interrupt) -> None:
     self._state_privacy()
-    self.folder.note(status='interrupted', rounds_done=done)
+    self.folder.note(status='interrupted', rounds_done=done, **self._spent())
     raise Interrupted(
       f'{interrupt.words}: stopped after round {done}, which is in a checkpoint; go on with: '
       f'fedjax-mem resume {self.folder.path}',
       interrupt.code,
     )
 
+  def _spent(self) -> dict[str, Any]:
+    return {'time': self.times.since(self.folder.manifest.get('time', {}))}
+
   def _finish(self, state: State, records: list[dict[str, Any]]) -> Result:
+    self.folder.note(**self._spent())
     return finish(self.ready, self.folder, state, records)

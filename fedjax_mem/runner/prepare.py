@@ -53,7 +53,7 @@ class Ready(NamedTuple):
   sim: Simulation
   source: examples.Source
   evaluate: Callable[[Any], dict[str, float]]
-  evaluate_clients: Callable[[Any], dict[str, float]]
+  evaluate_clients: client_scores.Scorer
   ledgers: spending.Ledgers | None
   picked: str
   notes: list[str]
@@ -118,7 +118,7 @@ def get_ready(
   ledgers = spending.open_ledgers(config, parts.layers, parts.data.counts, sim.setting.specs)
   batch, mesh = config.evaluation.batch_size, sim.setting.layout.mesh
   evaluate = scores.scorer(parts, batch, mesh)
-  of_clients = client_scores.scorer(parts, batch, mesh)
+  of_clients = client_scores.Scorer(parts, batch, mesh)
   added = client_scores.names(parts)
   records.check_names(sim.setting.metrics, scores.names(parts), ledgers, added)
   notes = [note] if note else []

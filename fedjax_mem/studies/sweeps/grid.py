@@ -88,6 +88,11 @@ def points(config: Config, grid: Grid, seeds: Sequence[int]) -> list[Point]:
     validate.seed(seeds=seed)
     if list(seeds).count(seed) > 1:
       raise ValueError(f'seeds must be different, got {seed!r} twice.')
+  if config.tracking.use:
+    raise ValueError(
+      'tracking.use must be empty in a sweep, whose lanes leave records in folders of their own, '
+      f'got {config.tracking.use!r}.'
+    )
   for key, values in grid.items():
     _check(key, values)
   made: list[Point] = []

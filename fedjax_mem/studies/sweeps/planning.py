@@ -138,7 +138,7 @@ def _planned(
   added = client_scores.names(parts)
   records.check_names(sim.setting.metrics, scores.names(parts), ledgers, added)
   evaluate, check = scorers.of(parts, config.evaluation.batch_size)
-  of_clients = client_scores.scorer(parts, config.evaluation.batch_size, sim.setting.layout.mesh)
+  of_clients = client_scores.Scorer(parts, config.evaluation.batch_size, sim.setting.layout.mesh)
   ready = Ready(config, start, parts, sim, source, evaluate, of_clients, ledgers, 'asked', [])
   if streamed:
     return Planned(point, ready, None, check, 'its examples are streamed')

@@ -17,6 +17,7 @@ from fedjax_mem.runner.folder import RunFolder
 BAD = {
   'clients': (('data.num_clients=4',), 'data.num_clients must be 3, the clients that have kits'),
   'held': (('evaluation.clients=0.5',), r'evaluation.clients must be 0 on real machines.*got 0\.5'),
+  'tracked': (('tracking.use=["csv"]',), 'tracking.use must be empty on real machines'),
   'seed': ((*CENTRAL, SEEDED), 'noise_seed must be left out on real machines'),
 }
 

@@ -80,8 +80,11 @@ def test_a_page_says_what_happened():
 def test_a_page_needs_no_network_and_runs_no_script():
   page = Page(render([run('a'), run('b', seed=1)]))
   assert 'script' not in page.tags and 'link' not in page.tags
-  sources = [value for name, value in page.attributes if name in ('src', 'srcset', 'href')]
-  assert len(sources) == 2
+  named = lambda *names: [value for name, value in page.attributes if name in names]
+  sources = named('src', 'srcset')
+  assert len(sources) == 4  # wide and narrow, light and dark
+  assert all(x.startswith('#') for x in named('href'))
+  assert set(named('href')) == {f'#{x}' for x in named('id')}
   assert all(source.startswith('data:image/png;base64,iVBOR') for source in sources)
   assert not any(name.startswith('on') for name, _ in page.attributes)
   assert 'url(' not in render(run()) and '@import' not in render(run())

@@ -41,7 +41,7 @@ def test_epsilon_by_round():
 @pytest.mark.parametrize(('name', 'worst'), [('accuracy', [0.0, 0.1]), ('loss', [1.1, 1.0])])
 def test_clients_from_the_worst_to_the_best(name, worst):
   scores = np.random.default_rng(0).permutation(12) / 10
-  figure = panels.fairness(scores, name)
+  figure = panels.fairness(scores, name, name == 'loss')
   first, others = (x.get_data().values.tolist() for x in figure.axes[0].patches)
   assert first == worst and sorted([*first, *others]) == sorted(scores.tolist())
   words = [x.get_text() for x in figure.legends[0].get_texts()]

@@ -10,7 +10,7 @@ from fedjax_mem.report import Run, partition, save, sections
 @pytest.fixture
 def whole(tmp_path):
   save(partition([[1, 2]]), tmp_path / 'partition.png')
-  told = {'score': 'accuracy', 'values': [0.5, 0.25, 1.0], 'left_out': 2, 'round': 3}
+  told = {'score': 'accuracy', 'values': [0.5, 0.25, 1.0], 'less_is_better': False, 'round': 3}
   (tmp_path / sections.SCORES).write_text(json.dumps(told))
   records = [
     {
@@ -33,7 +33,7 @@ def test_a_whole_run(whole):
   made = {x.key: x for x in sections.of_run(whole)}
   assert list(made) == ['clients', 'partition', 'sent', 'privacy', 'time']
   assert made['clients'].lines == [
-    '3 clients hold examples out; 2 do not. '
+    '3 clients are scored on what they hold out. '
     'Median 0.5, worst 0.25, best 1 (accuracy, after round 3).'
   ]
   cells = [[c.text for c in row.cells] for row in made['sent'].table.rows]

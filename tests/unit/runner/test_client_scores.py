@@ -1,5 +1,6 @@
 """Scores over clients against float64 NumPy, in parts, on devices, streamed, and in whole runs."""
 
+import json
 import math
 
 import jax
@@ -9,7 +10,8 @@ from sklearn.metrics import f1_score
 
 from fedjax_mem.config.build import build
 from fedjax_mem.engine import evaluate, make_mesh, per_example
-from fedjax_mem.runner.client_scores import names, over_clients, scorer
+from fedjax_mem.runner import client_scores
+from fedjax_mem.runner.client_scores import Scorer, names, over_clients
 from fedjax_mem.runner.loop import run
 from fedjax_mem.runner.records import check_names
 
@@ -59,13 +61,14 @@ def test_scores_are_those_of_the_twin_in_parts_and_on_devices(make, monkeypatch)
   params = jax.tree.map(lambda x: rng.normal(0, 1, x.shape).astype(np.float32), parts.params)
   wanted = twin(parts.data, params)
   assert 0 < wanted['clients_left_out'] < 30 and wanted['client_accuracy_spread'] > 0
-  found = [scorer(parts, 50, make_mesh(1))(params)]
+  found = [Scorer(parts, 50, make_mesh(1))(params)]
   monkeypatch.setattr(evaluate, '_PART', 64)
-  found += [scorer(parts, 50, make_mesh(n))(params) for n in (1, 2)]
+  found += [Scorer(parts, 50, make_mesh(n))(params) for n in (1, 2)]
   assert found[0] == found[1] == found[2]
   assert tuple(found[0]) == names(parts)
   assert found[0] == pytest.approx(wanted, rel=1e-5)
-  assert names(build(make())) == () and scorer(build(make()), 50, make_mesh(1))(params) == {}
+  nothing = Scorer(build(make()), 50, make_mesh(1))
+  assert names(build(make())) == () and nothing(params) == {} and not len(nothing.each(params)[1])
 
 
 def test_the_worst_tenth_is_of_large_losses_and_small_values():
@@ -103,3 +106,19 @@ def test_a_run_records_the_scores_of_its_parameters_in_every_mode(make, tmp_path
     assert not any(k.startswith('client_') for k in result.metrics[0])  # every third round
   notes = (result.folder / 'manifest.json').read_text()
   assert f'{last["clients_left_out"]} clients have too few examples to hold one out' in notes
+
+
+def test_what_the_report_shows_of_each_client(make, tmp_path):
+  parts = build(make(*RAGGED))
+  scorer = Scorer(parts, 50, make_mesh(1))
+  client_scores.write(tmp_path, scorer, parts.params, 3)
+  told = json.loads((tmp_path / client_scores.FILE).read_text())
+  over = scorer(parts.params)
+  assert len(told['values']) == over['clients_evaluated']
+  assert np.mean(told['values']) == pytest.approx(over['client_accuracy_mean'])
+  assert (told['score'], told['less_is_better'], told['round']) == ('accuracy', False, 3)
+  assert scorer.less_is_better('loss') and not scorer.less_is_better('macro_f1')
+  without = tmp_path / 'without'
+  without.mkdir()
+  client_scores.write(without, Scorer(build(make()), 50, make_mesh(1)), parts.params, 3)
+  assert list(without.iterdir()) == []

@@ -72,3 +72,8 @@ def test_bad_input_is_refused_in_one_line_that_names_it(make, message):
 def test_texts_that_are_no_grid_are_refused(texts):
   with pytest.raises(ValueError, match='grid must'):
     grid.parse(texts)
+
+
+def test_trackers_are_refused_in_a_sweep(make):
+  with pytest.raises(ValueError, match=r"tracking.use must be empty in a sweep.*got \['csv'\]"):
+    grid.points(make('tracking.use=["csv"]'), {'rounds': [1]}, [0])
