@@ -34,7 +34,12 @@ def _page(title: str, module: str, names: list[str], told: str = '') -> str:
     options = '    options:\n      members: false\n      show_root_heading: false\n'
     parts.append(f'::: fedjax_mem.{module}\n{options}')
   home = f'{module}.' if module else ''
-  parts += [f'::: fedjax_mem.{home}{name}\n' for name in names]
+  for name in names:
+    # A method has the name of its module, which says where it comes from: both are shown.
+    path = PACKAGE.joinpath(*module.split('.'), name)
+    alone = bool(module) and (path.is_dir() or path.with_suffix('.py').exists())
+    only = f'    options:\n      members: [{name}]\n' if alone else ''
+    parts.append(f'::: fedjax_mem.{home}{name}\n{only}')
   return '\n'.join(parts)
 
 

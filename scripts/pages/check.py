@@ -3,15 +3,17 @@
 python scripts/pages/check.py build/site             reads every page and style sheet
 python scripts/pages/check.py build/site --browser   opens pages in Chromium as well
 
-With `--browser` (Debian: `apt-get install chromium`) some pages are opened from their folder and
-from a server, at 1280 and 380 pixels, light and dark. Chromium looks no name up but localhost, and
-its log of the network says what was asked for. `--shots FOLDER` keeps the pictures.
+With `--browser` (Debian: `apt-get install chromium`) every page is opened from a server, 380
+pixels wide, and one from its folder, with a search. Chromium looks no name up but localhost, and
+its log of the network says what pages asked for. `--shots FOLDER` keeps pictures of some pages at
+1280 and 380 pixels, light and dark.
 """
 
 import argparse
 import functools
 import html.parser
 import http.server
+import itertools
 import json
 import re
 import shutil
@@ -20,8 +22,20 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
 
+MEASURE, NARROW = '/measure-all', 380
+WIDTHS = """<!doctype html><pre id="widths"></pre>
+<iframe id="page" style="width: NARROWpx"></iframe>
+<script>
+const [out, frame] = ["widths", "page"].map(name => document.getElementById(name));
+const pages = PAGES;
+frame.onload = () => {
+  const wide = frame.contentDocument.documentElement.scrollWidth;
+  out.textContent += pages.shift() + " " + wide + "\\n";
+  if (pages.length) frame.src = pages[0];
+};
+frame.src = pages[0];
+</script>"""
 PAGES = ('index.html', 'guide/privacy.html', 'refusals.html', 'api/stages_privacy.html')
 # What a page loads by itself; what a reader may follow (`a href`) is not loaded.
 LOADS = {'src', 'srcset', 'data', 'poster', 'action'}
@@ -76,56 +90,72 @@ def static(site: Path) -> list[str]:
   return [f'{p.relative_to(site)} loads {x}' for p in files for x in loads(p)]
 
 
-def _asked(log: Path) -> list[str]:
-  """Returns the addresses that Chromium asked for, by its log of the network."""
-  said = json.loads(log.read_text('utf-8'))
-  return [e['params']['url'] for e in said['events'] if 'url' in e.get('params', {})]
+def _chromium(*words: str) -> tuple[str, list[str]]:
+  """Runs Chromium; returns what it printed, and the addresses that pages asked for.
 
-
-def _opened(chromium: str, url: str, wide: int, dark: bool, picture: Path) -> dict[str, Any]:
-  """Opens a page, and returns what it asked for and what was logged."""
+  Raises:
+    RuntimeError: it failed, or a page logged an error.
+  """
   with tempfile.TemporaryDirectory() as place:
     log = Path(place) / 'net.json'
-    theme = ('--force-dark-mode', '--enable-features=WebContentsForceDark') if False else ()
-    ran = subprocess.run(
-      [
-        *(chromium, *FLAGS, *theme, f'--user-data-dir={place}/user', f'--log-net-log={log}'),
-        *(f'--window-size={wide},2400', '--virtual-time-budget=4000', '--enable-logging=stderr'),
-        *((f'--blink-settings=preferredColorScheme={0 if dark else 1}',)),
-        *(f'--screenshot={picture}', url),
-      ],
-      capture_output=True,
-      text=True,
-      timeout=120,
-    )
+    where = (f'--user-data-dir={place}/user', f'--log-net-log={log}', '--enable-logging=stderr')
+    command = [str(shutil.which('chromium')), *FLAGS, *where, *words]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     errors = [x for x in ran.stderr.splitlines() if 'CONSOLE' in x and 'rror' in x]
-    return {'asked': _asked(log), 'errors': errors, 'code': ran.returncode}
+    if ran.returncode or errors:
+      raise RuntimeError(f'Chromium ended with {ran.returncode}: {errors or ran.stderr[-500:]}')
+    events = [x.get('params', {}) for x in json.loads(log.read_text('utf-8'))['events']]
+  # What Chromium asks for by itself has no origin.
+  asked = {x['url'] for x in events if 'url' in x and '://' in x.get('initiator', '')}
+  return ran.stdout, sorted(asked)
 
 
-def browser(site: Path, chromium: str, shots: Path) -> list[str]:
-  """Returns a line for each fault that Chromium shows."""
-  handler = functools.partial(_Quiet, directory=str(site))
+def browser(site: Path, shots: Path | None) -> list[str]:
+  """Returns a line for each fault that Chromium shows; keeps pictures in a folder, if given one."""
+  handler = functools.partial(_Server, directory=str(site))
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
-  faults = []
-  for start in (site.absolute().as_uri(), f'http://127.0.0.1:{server.server_port}'):
-    kind = start.partition(':')[0]
-    for page in PAGES:
-      for wide in (1280, 380):
-        for dark in (False, True):
-          name = f'{kind}-{page[:-5].replace("/", "-")}-{wide}-{"dark" if dark else "light"}'
-          seen = _opened(chromium, f'{start}/{page}', wide, dark, shots / f'{name}.png')
-          away = [x for x in seen['asked'] if not x.startswith((start, 'data:', 'blob:', 'about:'))]
-          faults += [f'{name}: asked for {x}' for x in away]
-          faults += [f'{name}: {x}' for x in seen['errors']]
-          if seen['code']:
-            faults.append(f'{name}: Chromium ended with {seen["code"]}')
+  home = f'http://127.0.0.1:{server.server_port}'
+  said, asked = _chromium('--virtual-time-budget=120000', '--dump-dom', f'{home}{MEASURE}')
+  found = re.search(r'<pre id="widths">(.*?)</pre>', said, re.S)
+  widths = dict(x.split() for x in found[1].splitlines()) if found else {}
+  pages = [p.relative_to(site).as_posix() for p in site.rglob('*.html')]
+  faults = [f'{x} was not opened' for x in sorted(set(pages) - set(widths))]
+  wider = {page: int(wide) for page, wide in widths.items() if int(wide) > NARROW}
+  faults += [f'{page} is {wide} pixels wide in {NARROW}' for page, wide in wider.items()]
+  faults += [f'a page asked for {x}' for x in asked if not x.startswith((home, 'data:', 'blob:'))]
+  here = site.absolute().as_uri()
+  view = ('--virtual-time-budget=5000', '--dump-dom')
+  said, asked = _chromium(*view, f'{here}/index.html?q=epsilon')
+  faults += [f'from its folder a page asked for {x}' for x in asked if not x.startswith(here)]
+  if 'md-search-result__link' not in said:
+    faults.append('from its folder the search finds nothing')
+  for page, wide, dark in itertools.product(PAGES if shots else (), (1280, 380), (0, 1)):
+    name = f'{page[:-5].replace("/", "-")}-{wide}-{"dark" if dark else "light"}'
+    _chromium(
+      *(f'--window-size={wide},2000', f'--blink-settings=preferredColorScheme={1 - dark}'),
+      *(f'--screenshot={shots}/{name}.png', '--virtual-time-budget=5000', f'{home}/{page}'),
+    )
   server.shutdown()
   return faults
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-  """Serves files and logs nothing."""
+class _Server(http.server.SimpleHTTPRequestHandler):
+  """Serves files, and a page that opens all others, one after another, and writes their widths."""
+
+  def do_GET(self) -> None:
+    """Answers."""
+    if self.path != MEASURE:
+      super().do_GET()
+      return
+    site = Path(self.directory)
+    pages = [p.relative_to(site).as_posix() for p in sorted(site.rglob('*.html'))]
+    text = WIDTHS.replace('PAGES', json.dumps(pages)).replace('NARROW', str(NARROW)).encode()
+    self.send_response(200)
+    self.send_header('Content-Type', 'text/html')
+    self.send_header('Content-Length', str(len(text)))
+    self.end_headers()
+    self.wfile.write(text)
 
   def log_message(self, *args: object) -> None:
     """Says nothing."""
@@ -139,14 +169,12 @@ def main() -> int:
   parser.add_argument('--shots', type=Path)
   args = parser.parse_args()
   faults = static(args.site)
-  chromium = shutil.which('chromium')
-  if args.browser and chromium is None:
+  if args.browser and shutil.which('chromium') is None:
     print('not checked in a browser: there is no chromium')
-  elif args.browser and chromium:
-    with tempfile.TemporaryDirectory() as place:
-      shots = args.shots or Path(place)
-      shots.mkdir(parents=True, exist_ok=True)
-      faults += browser(args.site, chromium, shots)
+  elif args.browser:
+    if args.shots:
+      args.shots.mkdir(parents=True, exist_ok=True)
+    faults += browser(args.site, args.shots)
   print('\n'.join(faults) or f'{args.site}: nothing is loaded from elsewhere')
   return int(bool(faults))
 

@@ -105,7 +105,10 @@ def _messages(tree: ast.Module, call: ast.Call) -> list[str]:
 
 def refusals(module: str) -> list[Refusal]:
   """Returns the refusals in a module, in the order of its source."""
-  tree = ast.parse((PACKAGE / f'{module}.py').read_text('utf-8'))
+  source = (PACKAGE / f'{module}.py').read_text('utf-8')
+  if 'IncompatibleStages(' not in source:
+    return []
+  tree = ast.parse(source)
   functions = [x for x in ast.walk(tree) if isinstance(x, ast.FunctionDef)]
   found = []
   for call in ast.walk(tree):
