@@ -9,6 +9,7 @@ import contextlib
 import fnmatch
 import io
 import re
+import runpy
 import shlex
 import sys
 import tomllib
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'scripts' / 'pages'))
 
 import blocks  # noqa: E402
+import check  # noqa: E402
 import refusals  # noqa: E402
 
 pytestmark = [
@@ -65,7 +67,7 @@ def place(tmp_path, monkeypatch, undrawn):
   return tmp_path
 
 
-@pytest.mark.parametrize(('name', 'run'), pages('python'))
+@pytest.mark.parametrize(('name', 'run'), list(pages('python')))
 def test_python_runs(name, run, place):
   names = {'__name__': 'page'}
   for number, block in enumerate(run):
@@ -80,7 +82,7 @@ def test_python_runs(name, run, place):
       assert there, f'{name}: {want!r} is not in {said.getvalue()!r}'
 
 
-@pytest.mark.parametrize(('name', 'run'), pages('bash'))
+@pytest.mark.parametrize(('name', 'run'), list(pages('bash')))
 def test_commands_run(name, run, place):
   for block in run:
     for line in block.code.replace('\\\n', ' ').splitlines():
@@ -96,7 +98,7 @@ def test_commands_run(name, run, place):
       assert code == 0, f'{name}: {line!r}'
 
 
-@pytest.mark.parametrize(('name', 'run'), pages('toml'))
+@pytest.mark.parametrize(('name', 'run'), list(pages('toml')))
 def test_configurations_plan(name, run, place):
   for block in run:
     given = tomllib.loads(block.code)
@@ -119,10 +121,32 @@ def laid_over(under, given):
   return both
 
 
+@pytest.mark.parametrize('name', ['coming_from/ours', 'by_hand'])
+def test_the_experiments_that_pages_show_run(name, capsys):
+  runpy.run_path(str(ROOT / 'scripts' / 'examples' / f'{name}.py'))
+  (accuracy,) = re.findall(r'accuracy (\S+)', capsys.readouterr().out)
+  assert float(accuracy) > 0.85  # seen: 0.896 and 0.958
+
+
 def test_what_a_plan_refuses_is_up_to_date():
   page = refusals.PAGE.read_text('utf-8')
   assert refusals.page(page) == page
   assert refusals.forgotten() == []
+
+
+def test_what_a_site_loads_from_elsewhere_is_found(tmp_path):
+  (tmp_path / 'index.html').write_text(
+    '<a href="https://example.org">a link is not loaded</a><img src="assets/a.png">'
+    '<script src="//example.org/a.js"></script><link rel="stylesheet" href="HTTPS://b.org/c.css">'
+  )
+  (tmp_path / 'site.css').write_text('a { b: url(data:x); c: url("https://c.org/d.woff2") }')
+  assert check.static(tmp_path) == [
+    'index.html loads //example.org/a.js',
+    'index.html loads HTTPS://b.org/c.css',
+    'site.css loads https://c.org/d.woff2',
+  ]
+  with pytest.raises(ValueError, match='site must be a folder with'):
+    check.static(tmp_path / 'nothing')
 
 
 def test_a_block_that_is_not_run_says_why():
