@@ -4,10 +4,10 @@ Thousands of clients train in parallel, and many rounds run inside one compiled 
 
     import fedjax_mem as fm
 
-    result = fm.run(fm.load_config('configs/quickstart.toml'))
+    result = fm.run(fm.load_config('quickstart'))
     result.metrics[-1]['test_accuracy']
 
-The rooms `data`, `models`, `optim`, `stages`, `mechanisms`, `account` and `federated` are
+The rooms `data`, `tasks`, `models`, `optim`, `stages`, `mechanisms`, `account` and `federated` are
 attributes of this module. So is the protocol of a round: `Layer`, `Stage`, `Message`, `Task`,
 `Context`, `compose` and the facts that a side of a layer may state. A method of your own needs
 nothing else.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fedjax_mem._version import __version__
 
 if TYPE_CHECKING:
-  from fedjax_mem import account, data, federated, mechanisms, models, optim, stages
+  from fedjax_mem import account, data, federated, mechanisms, models, optim, stages, tasks
   from fedjax_mem.config.load import Config, load_config
   from fedjax_mem.core import (
     Attacks,
@@ -116,10 +116,11 @@ __all__ = (
   'simulate',
   'stages',
   'sweep',
+  'tasks',
 )
 
 # Imported on first use, so that `fedjax-mem --help` need not import jax.
-_ROOMS = ('account', 'data', 'federated', 'mechanisms', 'models', 'optim', 'stages')
+_ROOMS = ('account', 'data', 'federated', 'mechanisms', 'models', 'optim', 'stages', 'tasks')
 _HOMES = {
   'Applied': 'engine',
   'apply': 'engine',

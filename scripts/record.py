@@ -226,7 +226,10 @@ def check(args: argparse.Namespace) -> int:
   texts = facts.get('configurations')
   stacks = stacks_in(STACKS) if texts is None else [Stack(*item) for item in texts.items()]
   stacks = chosen(stacks, args.only)
-  recorded = {k: x for k, x in facts['stacks'].items() if fnmatch.fnmatch(k, args.only)}
+  known = {k: x for k, x in facts['stacks'].items() if fnmatch.fnmatch(k, args.only)}
+  names = set(sorted({x.name for x in stacks} | set(known))[:: args.every])
+  stacks = [x for x in stacks if x.name in names]
+  recorded = {k: x for k, x in known.items() if k in names}
   now = run_all(stacks, args.jobs)
   table = Table('stack', 'field', 'recorded', 'now')
   for name in sorted({*recorded, *now}):
@@ -289,6 +292,7 @@ def main(words: list[str] | None = None) -> int:
   parser.add_argument('--check', action='store_true', help='compare, and write nothing')
   parser.add_argument('--against', type=Path, help='file of records to compare with')
   parser.add_argument('--only', default='*', help='pattern of the names of stacks')
+  parser.add_argument('--every', type=int, default=1, metavar='K', help='check every Kth by name')
   parser.add_argument('--random', type=int, metavar='N', help='draw N valid pairs of methods')
   parser.add_argument('--seed', type=int, default=0, help='of the draw')
   parser.add_argument('--out', type=Path, help='file of the pairs that are drawn')
@@ -299,8 +303,10 @@ def main(words: list[str] | None = None) -> int:
     parser.error('--random and --out go together, without --check and --only')
   if drawn and args.random < 1:
     parser.error(f'--random must be >= 1, got {args.random}')
-  if args.against and not args.check:
-    parser.error('--against goes with --check')
+  if (args.against or args.every != 1) and not args.check:
+    parser.error('--against and --every go with --check')
+  if args.every < 1:
+    parser.error(f'--every must be >= 1, got {args.every}')
   try:
     return (check if args.check else record_pairs if drawn else record)(args)
   except ValueError as error:

@@ -5,17 +5,17 @@ python scripts/trail.py configs/digits_dp.toml --summary       only the counts
 python scripts/trail.py configs/digits_dp.toml --tree DIR      the package of another checkout
 
 A call is a pair of functions in two modules, however often it is made; the configuration runs for
-one round. A room is a folder of the package, and lies above another as setup.cfg has it. A call of
-a room above is 'up' if its module imports what it calls, and 'back' if it was handed the function,
-such as a side of a layer.
+one round. A room is a folder of the package, and lies above another as pyproject.toml has it. A
+call of a room above is 'up' if its module imports what it calls, and 'back' if it was handed the
+function, such as a side of a layer.
 """
 
 import argparse
 import ast
 import collections
-import configparser
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -36,12 +36,11 @@ class Place(NamedTuple):
     return f'{self.module}:{self.function}'
 
 
-def floors(setup: Path) -> dict[str, int]:
+def floors(project: Path) -> dict[str, int]:
   """Returns room -> its floor, the lowest 0, from the layers of the import contract."""
-  read = configparser.ConfigParser()
-  read.read(setup)
-  layers = read['importlinter:contract:rooms']['layers'].split('\n')
-  rows = [x.replace(' ', '').split('|') for x in layers if x.strip()]
+  contracts = tomllib.loads(project.read_text())['tool']['importlinter']['contracts']
+  layers = next(x['layers'] for x in contracts if x['id'] == 'rooms')
+  rows = [x.replace(' ', '').split('|') for x in layers]
   found = {x.split('.')[-1]: i for i, row in enumerate(reversed(rows)) for x in row}
   return {**found, '(door)': len(rows)}
 
@@ -134,7 +133,7 @@ def main() -> None:
   parser.add_argument('--summary', action='store_true', help='only the counts')
   given = parser.parse_args()
   tree = given.tree.resolve()
-  height = floors(tree / 'setup.cfg')
+  height = floors(tree / 'pyproject.toml')
   trail = follow(given.config, tree)
   rows = [
     (kind(*pair, height, tree / 'fedjax_mem'), *pair, times) for pair, times in trail.calls.items()

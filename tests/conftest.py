@@ -39,6 +39,11 @@ def pytest_addoption(parser):
     action='store_true',
     help='only what is left out without --all; with more than 2 devices, the contract and layouts',
   )
+  group.addoption(
+    '--sample',
+    action='store_true',
+    help='a part of the default tier that takes a minute, for further interpreters',
+  )
   group.addoption('--optimized', action='store_true', help='compile as users do; takes longer')
   group.addoption('--devices', type=int, default=2, metavar='N', help='forced host CPU devices')
   for option, made in (
@@ -82,6 +87,7 @@ def pytest_collection_modifyitems(config, items):
   devices = config.getoption('--devices')
   asked = {file: config.getoption(option) for file, option in suite.KINDS.items()}
   seen: Counter[str] = Counter()
+  files: set[str] = set()
   kept, left = [], []
   for item in items:
     if 'on devices' in item.nodeid:
@@ -93,6 +99,8 @@ def pytest_collection_modifyitems(config, items):
       item.path.name == 'test_contract.py',
     )
     wanted = tiers.runs(test, devices, **tier)
+    if wanted and config.getoption('--sample'):
+      wanted = tiers.sampled(test, item.nodeid, files, suite.FIRST)
     if any(asked.values()):  # all that the suite asks, and nothing else
       wanted = bool(asked.get(item.path.name)) and test.needed <= devices
     (kept if wanted else left).append(item)

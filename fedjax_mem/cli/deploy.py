@@ -42,13 +42,14 @@ class Keys(Command):
 class Server(Command):
   """Run the server of an experiment, or go on with a run, until its rounds are done.
 
-  Example: fedjax-mem deploy server configs/digits_dp.toml --kit kits/server
+  Example: fedjax-mem deploy server digits_dp --kit kits/server
   """
 
   config: Annotated[
     Positional[pathlib.Path],
     arg(
-      help='TOML file of the experiment, or the folder of a run to go on with.', metavar='CONFIG'
+      help='TOML file or name of the experiment, or the folder of a run to go on with.',
+      metavar='CONFIG',
     ),
   ]
   kit: ServerKit

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
+from fedjax_mem.cli.cite import Cite
 from fedjax_mem.cli.deploy import DeployCommands
 from fedjax_mem.cli.privacy import PrivacyCommands
-from fedjax_mem.cli.shared import Command, DataDir, NoCache, text
+from fedjax_mem.cli.shared import Command, DataDir, Experiment, NoCache, text
 from fedjax_mem.cli.sweep import Sweep
 from fedjax_mem.cli.tables import Table
+from fedjax_mem.runner.output import steadied
 
 if TYPE_CHECKING:
   from fedjax_mem.runner.ending import Result
@@ -28,12 +30,10 @@ _WORDLESS = {KeyboardInterrupt: 'stopped by Ctrl-C', MemoryError: 'out of memory
 class Run(Command):
   """Run an experiment: train, evaluate, and leave a folder with metrics, plots and a report.
 
-  Example: fedjax-mem run configs/quickstart.toml --set server.learning_rate=0.5 --set seed=1
+  Example: fedjax-mem run quickstart --set server.learning_rate=0.5 --set seed=1
   """
 
-  config: Annotated[
-    Positional[pathlib.Path], arg(help='TOML file of the experiment.', metavar='CONFIG')
-  ]
+  config: Experiment
   set: Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(help='Override of one key: section.key=value; may be given several times.'),
@@ -158,9 +158,7 @@ class DataPrepare(Command):
 class DataShow(Command):
   """Draw the partition of an experiment: clients by labels."""
 
-  config: Annotated[
-    Positional[pathlib.Path], arg(help='TOML file of the experiment.', metavar='CONFIG')
-  ]
+  config: Experiment
   set: Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(help='Override of one key: section.key=value; may be given several times.'),
@@ -236,9 +234,7 @@ class Audit(Command):
   jax-privacy.
   """
 
-  config: Annotated[
-    Positional[pathlib.Path], arg(help='TOML file of the experiment.', metavar='CONFIG')
-  ]
+  config: Experiment
   set: Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(help='Override of one key: section.key=value; may be given several times.'),
@@ -267,6 +263,7 @@ Commands = (
   Annotated[Run, subcommand('run')]
   | Annotated[Resume, subcommand('resume')]
   | Annotated[Report, subcommand('report')]
+  | Annotated[Cite, subcommand('cite')]
   | Annotated[DataCommands, subcommand('data')]
   | Annotated[PrivacyCommands, subcommand('privacy')]
   | Annotated[Sweep, subcommand('sweep')]
@@ -280,9 +277,15 @@ Commands = (
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line and returns its exit code.
 
-  0: done. 1: the run failed. 2: bad input, with a message of one line. 130: interrupted, with a
-  checkpoint.
+  0: done. 1: the run failed. 2: bad input, with a message of one line. 130, 143 and 129: ended by
+  Ctrl-C, SIGTERM or SIGHUP, a run with a checkpoint. Output that nobody reads is lost, and ends
+  nothing.
   """
+  with steadied():
+    return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
   command = tyro.cli(
     Commands,
     prog='fedjax-mem',
@@ -294,7 +297,7 @@ def main(argv: list[str] | None = None) -> int:
   try:
     command()
   except KeyboardInterrupt as error:
-    return _complain(error, INTERRUPTED, command.debug)
+    return _complain(error, getattr(error, 'code', INTERRUPTED), command.debug)
   except (ValueError, FileNotFoundError) as error:
     return _complain(error, BAD_INPUT, command.debug)
   except Exception as error:  # any other error: one line, and the traceback with --debug
@@ -313,7 +316,7 @@ def _complain(error: BaseException, code: int, debug: bool, foreign: bool = Fals
   words = ' '.join(str(error).split()) or _WORDLESS.get(type(error), type(error).__name__)
   if foreign and not debug:
     words = f'{type(error).__name__}: {words} (--debug shows where)'
-  kind = {BAD_INPUT: 'error', FAILED: 'failed', INTERRUPTED: 'interrupted'}[code]
+  kind = {BAD_INPUT: 'error', FAILED: 'failed'}.get(code, 'interrupted')
   print(f'fedjax-mem: {kind}: {words}', file=sys.stderr)
   return code
 
@@ -328,11 +331,17 @@ def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
 
 
 def _tell(result: 'Result') -> None:
+  if not result.metrics:
+    print(f'no record is left; folder: {result.folder}')
+    return
   last = result.metrics[-1]
   covered = last.get('covered', last)  # without a claim nothing is marked
   scores = ', '.join(
     f'{name.replace("_", " ")} {last[name]:.4f}{"" if name in covered else " (not covered)"}'
-    for name in ('test_accuracy', 'test_loss', 'client_accuracy_mean', 'client_accuracy_worst')
+    for name in (
+      *('test_accuracy', 'test_r2', 'test_mean_average_precision', 'test_perplexity', 'test_loss'),
+      *('client_accuracy_mean', 'client_accuracy_worst'),
+    )
     if name in last
   )
   print(f'round {last["round"]}: {scores}')

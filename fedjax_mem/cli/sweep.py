@@ -4,9 +4,9 @@ import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import UseAppendAction, arg
 
-from fedjax_mem.cli.shared import Command, DataDir, NoCache, text
+from fedjax_mem.cli.shared import Command, DataDir, Experiment, NoCache, text
 
 if TYPE_CHECKING:
   from fedjax_mem.studies.sweeps.outcome import SweepResult
@@ -19,12 +19,10 @@ class Sweep(Command):
   Runs that differ in numbers alone are compiled as one program and run side by side. Leaves a table
   (Markdown, CSV, LaTeX), curves with bands and a folder of each run. The command can be stopped and
   given again.
-  Example: fedjax-mem sweep configs/quickstart.toml --grid client.learning_rate=0.01,0.1,1
+  Example: fedjax-mem sweep quickstart --grid client.learning_rate=0.01,0.1,1
   """
 
-  config: Annotated[
-    Positional[pathlib.Path], arg(help='TOML file of the experiment.', metavar='CONFIG')
-  ]
+  config: Experiment
   grid: Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(help='Values of one key: section.key=value,value,…; may be given several times.'),

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 # Table -> (default experiment, default seeds).
 DEFAULTS: dict[str, tuple[str, tuple[int, ...]]] = {
-  'compression': ('configs/fashion_mnist_fedavg.toml', (0,)),
-  'robustness': ('configs/fashion_mnist_robust.toml', (0, 1, 2)),
-  'distributed_dp': ('configs/digits_secagg.toml', (0,)),
+  'compression': ('fashion_mnist_fedavg', (0,)),
+  'robustness': ('fashion_mnist_robust', (0, 1, 2)),
+  'distributed_dp': ('digits_secagg', (0,)),
 }
 # Tables of published results, each a module of `studies`; they know their experiments and seeds.
 PUBLISHED = ('niid_bench', 'fedavgm', 'fedprox_synthetic')
@@ -51,9 +51,9 @@ class Table:
   config: Annotated[
     Positional[pathlib.Path | None],
     arg(
-      help='TOML file of the experiment.',
+      help='TOML file of the experiment, or the name of a shipped one.',
       metavar='CONFIG',
-      help_behavior_hint='(default: one of those in configs/)',
+      help_behavior_hint="(default: the table's own)",
     ),
   ] = None
   set: Annotated[

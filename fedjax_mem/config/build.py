@@ -7,19 +7,22 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from fedjax_mem import data as datasets
 from fedjax_mem import models
 from fedjax_mem.config import privacy, registry
 from fedjax_mem.config.load import Config
-from fedjax_mem.config.sections import ClientSection, DataSection, ServerSection
+from fedjax_mem.config.optimizers import client_optimizer, learning_rate, server_optimizer
+from fedjax_mem.config.sections import DataSection
+from fedjax_mem.config.start import pinned
+from fedjax_mem.config.typed import MOST
 from fedjax_mem.core import (
   Attacks,
   Draws,
   Layer,
   Prepares,
   Round,
+  Tree,
   Weighs,
   compose,
   keys,
@@ -27,9 +30,9 @@ from fedjax_mem.core import (
   validate,
 )
 from fedjax_mem.data.source import FederatedData
-from fedjax_mem.models.base import Model
-from fedjax_mem.optim import SERVER_OPTIMIZERS
-from fedjax_mem.stages.algorithm import ALGORITHMS, Sgd
+from fedjax_mem.models import saved
+from fedjax_mem.models.base import Model, fitted
+from fedjax_mem.stages.algorithm import ALGORITHMS
 from fedjax_mem.stages.compress import as_layer
 from fedjax_mem.stages.select import SAMPLERS, TRACES, draw_durations, dropout, stragglers
 from fedjax_mem.stages.weigh import WEIGHINGS
@@ -51,71 +54,127 @@ class Parts(NamedTuple):
   layers: Round
 
 
-def build(config: Config, data_dir: str | None = None) -> Parts:
+# The name of data that a caller gives as objects.
+GIVEN = 'given'
+
+
+def build(
+  config: Config,
+  data_dir: str | None = None,
+  start: saved.Arrays | None = None,
+  data: datasets.Table | FederatedData | None = None,
+) -> Parts:
   """Returns the parts of an experiment.
 
   Args:
     config: the experiment.
     data_dir: folder of prepared data sets; None: as `data.places` says.
+    start: the arrays to start from, as `config.start.pinned` gives them; None: it is asked.
+    data: the data, if `data.name` is 'given'; a table is partitioned as the configuration says.
 
   Raises:
     ValueError: parts that do not fit each other, or options that a part does not take.
   """
-  return assemble(config, load_data(config, data_dir))
+  return assemble(config, load_data(config, data_dir, data), start)
 
 
-def assemble(config: Config, data: FederatedData) -> Parts:
+def assemble(config: Config, data: FederatedData, start: saved.Arrays | None = None) -> Parts:
   """Returns the parts of an experiment on data that are already loaded; else as `build`."""
   if config.selection.cohort_size > data.num_clients:
     raise ValueError(
       f'selection.cohort_size must be at most the {data.num_clients} clients of the data, '
       f'got {config.selection.cohort_size!r}.'
     )
+  _check_steps(config, data)
   model = build_model(config, data)
-  key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
-  params = model.init(key)
+  params = _start(config, model, start)
   return Parts(data, model, params, build_layers(config, model, data.num_clients, data))
 
 
-def load_data(config: Config, data_dir: str | None = None) -> FederatedData:
-  """Returns the population that the data section describes."""
+def _start(config: Config, model: Model, start: saved.Arrays | None) -> Tree:
+  """Returns the parameters that a run starts from."""
+  section = config.model
+  start = pinned(config)[1] if start is None else start
+  if start is not None:
+    like = jax.eval_shape(model.init, keys.seed_key(0))
+    return saved.fitted(start, like, 'params' if section.init is None else 'model.init')
+  if section.init_hash is not None:
+    raise ValueError(
+      f'model.init must be where the arrays of model.init_hash = {section.init_hash!r} are, got '
+      'none: the run began with parameters that were given to it.'
+    )
+  key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
+  return model.init(key)
+
+
+def _check_steps(config: Config, data: FederatedData) -> None:
+  """Raises `ValueError` if a client has more local steps in a round than an int32 counts."""
+  client = config.client
+  steps = client.epochs * -(-int(data.counts.max()) // client.batch_size)
+  if steps > MOST:
+    raise ValueError(
+      f'client.epochs must make at most {MOST} local steps of a client in a round, got '
+      f'{client.epochs!r}, which make {steps}.'
+    )
+
+
+def load_data(
+  config: Config, data_dir: str | None = None, given: datasets.Table | FederatedData | None = None
+) -> FederatedData:
+  """Returns the population that the data section describes, of data that are given if any are."""
   section: DataSection = config.data
-  given = {
+  if (section.name == GIVEN) != (given is not None):
+    raise ValueError(
+      f"data.name must be 'given' for data that are given to `run` or `resume`, and only then, got "
+      f'{section.name!r} and {"no data" if given is None else f"a {type(given).__name__}"}.'
+    )
+  options = {
     name: getattr(section, name)
     for name in ('alpha', 'labels_per_client', 'examples_per_client', 'min_examples')
     if getattr(section, name) is not None
   }
   seed = config.seed if section.partition_seed is None else section.partition_seed
-  given |= {
-    'name': section.name,
+  said: dict[str, Any] = {
     'partition': section.partition,
     'num_clients': section.num_clients,
     'seed': seed,
-    'data_dir': data_dir,
     'validation': section.validation,
   }
   for option in section.options:
-    if option in given:
+    if option in options or option in (*said, 'name', 'data_dir'):
       raise ValueError(f'data.options.{option} must be left out: the experiment sets it.')
-  data = datasets.load(**given, **section.options)
-  return datasets.hold_out_of_clients(data, config.evaluation.clients, seed)
+  options |= section.options
+  with registry.naming('data'):
+    if given is None:
+      data = datasets.load(section.name, data_dir=data_dir, **said, **options)
+    else:
+      data = datasets.divided(given, **said, **options)
+  with registry.naming('evaluation.clients'):
+    return datasets.hold_out_of_clients(data, config.evaluation.clients, seed)
 
 
 def build_model(config: Config, data: FederatedData) -> Model:
-  """Returns the model for the data, from the registry or from a user's factory."""
+  """Returns the model for the data and their task, from the registry or from a user's factory."""
   section = config.model
+  for option in ('name', 'input_shape', 'num_classes'):
+    if option in section.options:
+      raise ValueError(f'model.options.{option} must be left out: the experiment sets it.')
   if ':' not in section.name:
-    return models.build(section.name, data.input_shape, data.num_classes, **section.options)
+    validate.one_of(models.MODELS, **{'model.name': section.name})
+    with registry.naming('model'):
+      return models.build(
+        section.name, data.input_shape, data.num_classes, task=data.task, **section.options
+      )
   given = {'input_shape': data.input_shape, 'num_classes': data.num_classes}
-  model = registry.made('model', 'name', section.name, {}, section.options, **given)
-  if not isinstance(model, Model):
-    raise ValueError(f'model.name must be a factory of a Model, got one of {type(model).__name__}.')
+  model: Model = registry.made(
+    'model', 'name', section.name, {}, section.options, registry.MODEL, **given
+  )
   if tuple(model.input_shape) != tuple(data.input_shape) or model.num_classes < data.num_classes:
     raise ValueError(
       f'model.name must be of a model for inputs {data.input_shape!r} and {data.num_classes} '
       f'labels to fit the data, got one for {model.input_shape!r} and {model.num_classes}.'
     )
-  return model
+  return fitted(model, data.task)
 
 
 def build_layers(
@@ -145,7 +204,10 @@ def build_layers(
   before = [made for (_, made), early in zip(stages, first, strict=True) if early]
   after = [made for (_, made), early in zip(stages, first, strict=True) if not early]
   weighting = config.weighting
-  weighing = registry.made('weighting', 'name', weighting.name, WEIGHINGS, weighting.options)
+  own = {'num_clients': num_clients, **_weights(config, data)}
+  weighing = registry.made(
+    'weighting', 'name', weighting.name, WEIGHINGS, weighting.options, registry.LAYER, **own
+  )
   layers = compose(
     *before,
     *tasks,
@@ -183,7 +245,7 @@ def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
   the largest number of clients in a round, `num_clients` the population's size, `num_classes` the
   number of labels.
   """
-  params = jax.eval_shape(model.init, jax.random.key(0))
+  params = jax.eval_shape(model.init, keys.seed_key(0))
   draws = privacy.law(chooser)
   return {
     'dimension': tree.size(params),
@@ -196,9 +258,18 @@ def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
 def _stage(config: Config, number: int, given: dict[str, int]) -> Layer | tuple[Layer, ...]:
   section, key = config.stages[number], f'stages[{number}]'
   free = privacy.unsaid(given, section.options)
-  made = registry.made(key, 'use', section.use, registry.LAYERS, section.options, **free)
+  made = registry.made(
+    key, 'use', section.use, registry.LAYERS, section.options, registry.STAGE, **free
+  )
   layer: Layer | tuple[Layer, ...] = as_layer(made)
   return layer
+
+
+def _weights(config: Config, data: FederatedData | None) -> dict[str, Any]:
+  """Returns {'weights': those of the clients}, for weightings that take them; {} without."""
+  if data is None or data.weights is None or 'weights' in config.weighting.options:
+    return {}
+  return {'weights': data.weights}
 
 
 def _total_weight(weighing: Any, num_clients: int, data: FederatedData | None) -> dict[str, float]:
@@ -206,6 +277,8 @@ def _total_weight(weighing: Any, num_clients: int, data: FederatedData | None) -
   weighs = weighing.fact(Weighs) if isinstance(weighing, Layer) else None
   if weighs is not None and weighs.alike:
     return {'total_weight': float(num_clients)}
+  if weighs is not None and weighs.total is not None:
+    return {'total_weight': weighs.total}
   if weighs is None or weighs.of is None or data is None:
     return {}
   each = np.asarray(weighs.of(np.asarray(data.counts, np.float32)), np.float64)
@@ -220,6 +293,7 @@ def _algorithm(config: Config, model: Model, total: dict[str, float]) -> Layer:
     section.name,
     ALGORITHMS,
     section.options,
+    registry.LAYER,
     loss=model.loss,
     learning_rate=learning_rate(client, config.rounds),
     batch_size=client.batch_size,
@@ -252,7 +326,9 @@ def _selection(
   rows = privacy.capacity(config, num_clients)
   if rows is not None and 'capacity' not in section.options:
     given['capacity'] = rows
-  made = registry.made('selection', 'name', section.name, SAMPLERS, section.options, **given)
+  made = registry.made(
+    'selection', 'name', section.name, SAMPLERS, section.options, registry.SAMPLER, **given
+  )
   layers = made if isinstance(made, tuple) and not isinstance(made, Layer) else (made,)
   if sum(isinstance(x, Layer) and x.fact(Draws) is not None for x in layers) != 1:
     raise ValueError(
@@ -272,7 +348,9 @@ def _in_the_world(
   if section.availability:
     options = dict(section.availability)
     name, own = options.pop('use', ''), {'num_clients': num_clients}
-    made = registry.made('selection.availability', 'use', name, TRACES, options, **own)
+    made = registry.made(
+      'selection.availability', 'use', name, TRACES, options, registry.LAYER, **own
+    )
     (first if options.get('before_draw') else then).append(made)
   if section.dropout:
     then.append(dropout(section.dropout))
@@ -307,32 +385,3 @@ def _validation(data: FederatedData | None) -> Any:
   if data is None or data.validation is None:
     return None
   return jax.device_get(data.preprocess(data.validation))
-
-
-def learning_rate(client: ClientSection, rounds: int) -> Any:
-  """Returns the clients' learning rate: a number, or a schedule over rounds."""
-  first, name = client.learning_rate, client.learning_rate_schedule
-  if name == 'constant':
-    return first
-  if name == 'exponential':
-    return optax.exponential_decay(first, client.decay_rounds or 1, client.decay_rate)
-  length = client.decay_rounds or rounds
-  if name == 'linear':
-    return optax.linear_schedule(first, first * client.final_fraction, length)
-  return optax.cosine_decay_schedule(first, length, alpha=client.final_fraction)
-
-
-def client_optimizer(client: ClientSection) -> Any:
-  """Returns learning rate -> the clients' optax optimizer; its state is reset in every round."""
-  if client.optimizer != 'sgd':
-    return registry.factory('client.optimizer', client.optimizer, {})
-  return Sgd(client.momentum, client.weight_decay)
-
-
-def server_optimizer(server: ServerSection) -> optax.GradientTransformation:
-  """Returns the server's optax optimizer of the average update."""
-  given = {'b1': server.beta1, 'b2': server.beta2, 'tau': server.tau, 'momentum': server.momentum}
-  if ':' in server.optimizer:  # 'optax:sgd' means plain steps, not our default momentum
-    given = {}
-  given['learning_rate'] = server.learning_rate
-  return registry.made('server', 'optimizer', server.optimizer, SERVER_OPTIMIZERS, {}, **given)

@@ -27,17 +27,18 @@ from fedjax_mem.config.sections import (
   EvaluationSection,
   ModelSection,
   PrivacySection,
-  Section,
   SelectionSection,
   ServerSection,
   StageSection,
   WeightingSection,
 )
+from fedjax_mem.config.typed import Section
 from fedjax_mem.core import validate
 
 VERSION = 1
 UNHASHED = ('name', 'execution', 'deploy')  # what changes no results
 _DEFAULT = object()  # in place of a value: back to the default
+_SHIPPED = pathlib.Path(__file__).parents[1] / 'configs'
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}')
 
 
@@ -103,7 +104,7 @@ class Config(Section):
     validate.seed(seed=self.seed)
     if self.noise_seed is not None:
       validate.seed(noise_seed=self.noise_seed)
-    validate.integer(rounds=self.rounds)
+    self._counts('rounds')
     if not all(isinstance(stage, StageSection) for stage in self.stages):
       raise ValueError(f'stages must be a tuple of StageSection, got {self.stages!r}.')
     population = self.data.num_clients
@@ -121,22 +122,22 @@ class Config(Section):
 
 
 def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Config:
-  """Returns the experiment in a TOML file, with overrides.
+  """Returns the experiment in a TOML file, or one that the package ships, with overrides.
 
-  >>> config = load_config('configs/quickstart.toml', ['rounds=20', 'data.alpha=0.1'])
+  >>> config = load_config('quickstart', ['rounds=20', 'data.alpha=0.1'])
   >>> config.rounds, config.data.alpha, config.client.batch_size
   (20, 0.1, 10)
 
   Args:
-    path: of the file; its stem is the default of `name`.
+    path: of the file, whose stem is the default of `name`; or a name among those of `shipped`.
     overrides: 'section.key=value' each, the value in TOML or a bare string; 'section.key=' goes
       back to the default; an element of an array goes by its number ('stages.0.use=top_k').
 
   Raises:
-    FileNotFoundError: there is no such file.
+    FileNotFoundError: there is no such file, and no experiment of this name.
     ValueError: it cannot be read, or holds an unknown key, a wrong type or a bad value.
   """
-  path = pathlib.Path(path)
+  path = _found(pathlib.Path(path))
   raw = _read(path)
   for text in overrides:
     _override(raw, text)
@@ -144,6 +145,21 @@ def load_config(path: str | pathlib.Path, overrides: Sequence[str] = ()) -> Conf
   if 'version' not in raw:
     raise ValueError(f'version must be {VERSION}, got none: add `version = {VERSION}` to {path}.')
   return config_from_dict(raw)
+
+
+def shipped() -> tuple[str, ...]:
+  """Returns the names of the experiments that the package ships, which `load_config` takes.
+
+  >>> 'quickstart' in shipped(), 'published/pfl_cifar10' in shipped()
+  (True, True)
+  """
+  files = _SHIPPED.glob('**/*.toml')
+  return tuple(sorted(x.relative_to(_SHIPPED).with_suffix('').as_posix() for x in files))
+
+
+def _found(path: pathlib.Path) -> pathlib.Path:
+  """Returns the path of the file that is meant: itself, or that of a shipped experiment."""
+  return path if path.is_file() or path.as_posix() not in shipped() else _SHIPPED / f'{path}.toml'
 
 
 def config_from_dict(raw: dict[str, Any]) -> Config:
@@ -214,19 +230,28 @@ def config_hash(config: Config) -> str:
   """Returns 8 hexadecimal digits of a hash of all settings but those of `UNHASHED`.
 
   Keys at their defaults are left out, so that a new key does not change the hash of old configs.
+  The hash of the parameters to start from counts, not where they are.
+
+  Raises:
+    ValueError: `model.init` cannot be read, or is not what `model.init_hash` says.
   """
+  if config.model.init is not None and config.model.init_hash is None:
+    from fedjax_mem.config.start import pinned  # which imports this module
+
+    config = pinned(config)[0]
   items = _given(config)
   for key in UNHASHED:
     items.pop(key, None)
+  items['model'].pop('init', None)
   text = json.dumps(items, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
-    text = path.read_bytes().decode()
+    text = path.read_bytes().decode('utf-8-sig')  # some editors begin a file with a mark
   except FileNotFoundError:
-    beside = [x.name for x in path.parent.glob('*.toml')]
+    beside = [x.name for x in path.parent.glob('*.toml')] if path.suffix else shipped()
     raise FileNotFoundError(
       f'there is no config file {path}.{validate.nearest(path.name, beside)}'
     ) from None
@@ -238,7 +263,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     )
   try:
     return tomllib.loads(text)
-  except tomllib.TOMLDecodeError as error:
+  except ValueError as error:  # of the format, or a number of thousands of digits
     raise ValueError(f'{path} must be valid TOML, got an error: {error}.') from error
 
 
@@ -273,7 +298,7 @@ def _put(raw: dict[str, Any], key: str, value: Any, text: str) -> None:
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
   """Returns the experiment with other values of some keys, as overrides name them.
 
-  >>> config = load_config('configs/quickstart.toml')
+  >>> config = load_config('quickstart')
   >>> with_values(config, {'client.learning_rate': 0.5, 'model.options.hidden': [8]}).model.options
   {'hidden': [8]}
 
@@ -302,7 +327,7 @@ def toml_value(text: str) -> Any:
   """Returns the value of a text in TOML, or the text itself where it is none."""
   try:
     parsed = tomllib.loads(f'value = {text}')
-  except tomllib.TOMLDecodeError:
+  except ValueError:
     return text
   return parsed['value'] if len(parsed) == 1 else text
 

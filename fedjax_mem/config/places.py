@@ -6,9 +6,12 @@ They change no results, so they are not in the configuration's hash.
 import dataclasses
 from typing import ClassVar
 
-from fedjax_mem.config.sections import Section
+from fedjax_mem.config.typed import Section
 from fedjax_mem.core import validate
 from fedjax_mem.engine.execution import MODES
+
+_DEVICES = 1024  # more host devices than that only take memory
+_YEAR = 366 * 86_400  # seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class ExecutionSection(Section):
 
   def _check(self) -> None:
     validate.one_of(MODES, **{'execution.mode': self.mode})
-    self._each(validate.integer, 'chunk', 'max_segment_rounds')
+    self._counts('chunk', 'max_segment_rounds', 'keep_checkpoints')
     if (self.chunk is None) == (self.mode == 'chunk'):
       raise ValueError(
         f"execution.chunk must be given with mode 'chunk' and only then, got {self.chunk!r} with "
@@ -52,7 +55,7 @@ class ExecutionSection(Section):
     if isinstance(self.devices, str) and self.devices != 'auto':
       raise ValueError(f"execution.devices must be 'auto' or an integer, got {self.devices!r}.")
     if isinstance(self.devices, int):
-      self._each(validate.integer, 'devices')
+      self._each(validate.integer, 'devices', at_most=_DEVICES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,4 +78,8 @@ class DeploySection(Section):
 
   def _check(self) -> None:
     self._each(validate.positive, 'round_timeout')
-    self._each(validate.integer, 'min_clients')
+    if self.round_timeout > _YEAR:
+      raise ValueError(
+        f'deploy.round_timeout must be at most {_YEAR}, a year, got {self.round_timeout!r}.'
+      )
+    self._counts('min_clients')

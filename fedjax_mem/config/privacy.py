@@ -60,7 +60,7 @@ def settled(config: Config, chooser: Layer, given: Mapping[str, Any] | None = No
   stages = []
   for number, stage in enumerate(config.stages):
     key = f'stages[{number}]'
-    make = registry.factory(f'{key}.use', stage.use, registry.LAYERS)
+    make = registry.factory(f'{key}.use', stage.use, registry.LAYERS, registry.STAGE)
     if _WANTED not in stage.options and _WANTED in inspect.signature(make).parameters:
       known = unsaid(given or {}, stage.options)
       remade = functools.partial(registry.call, key, make, stage.options, **known)

@@ -1,15 +1,26 @@
 """From names in a configuration to factories: those of the registries, or a user's own."""
 
-import inspect
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fedjax_mem.core import validate
+import optax
+
+from fedjax_mem.core import Layer, factories, validate
+from fedjax_mem.core.factories import Wanted
+from fedjax_mem.models.base import Model
 from fedjax_mem.stages.aggregate import AGGREGATION
 from fedjax_mem.stages.attack import ATTACKS
-from fedjax_mem.stages.compress import COMPRESSION
+from fedjax_mem.stages.compress import COMPRESSION, Codec
 from fedjax_mem.stages.masks import SECURE
 from fedjax_mem.stages.privacy import PRIVACY
+
+# What keys take. A stage, or a sampler, may be several layers; a codec becomes one.
+LAYER = Wanted((Layer,), 'a Layer')
+SAMPLER = Wanted((Layer, tuple), 'a layer that draws the cohort')
+STAGE = Wanted((Layer, Codec, tuple), 'a Layer, layers or a codec')
+MODEL = Wanted((Model,), 'a Model')
+OPTIMIZER = Wanted((optax.GradientTransformation,), 'an optax transformation')
 
 # Layers that a `[[stages]]` table may name.
 LAYERS: dict[str, Callable[..., Any]] = {
@@ -21,20 +32,26 @@ LAYERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def factory(key: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+def factory(
+  key: str, name: str, known: Mapping[str, Callable[..., Any]], wanted: Wanted | None = None
+) -> Callable[..., Any]:
   """Returns the factory of that name, from a registry or from 'package.module:factory'.
 
   Args:
     key: key of the configuration that holds the name, for error messages.
     name: a key of `known`, or 'package.module:factory'.
     known: the registry.
+    wanted: what the key takes; None: anything.
 
   Raises:
-    ValueError: there is no such name, module or factory.
+    ValueError: there is no such name, module or factory, or it says that it makes something else.
   """
   if ':' not in name:
     return known[validate.one_of(known, **{key: name})]
-  return validate.imported(**{key: name})
+  make = validate.imported(**{key: name})
+  if wanted is not None:
+    factories.check_annotation(wanted, make, **{key: name})
+  return make
 
 
 def call(key: str, make: Callable[..., Any], options: Mapping[str, Any], **given: Any) -> Any:
@@ -47,9 +64,10 @@ def call(key: str, make: Callable[..., Any], options: Mapping[str, Any], **given
     **given: arguments that the program sets; those that the factory does not take are left out.
 
   Raises:
-    ValueError: an unknown or a missing option, or an error of the factory itself.
+    ValueError: an unknown or a missing option, or an error of the factory itself; each names the
+      section.
   """
-  parameters = inspect.signature(make).parameters
+  parameters = factories.parameters(make, **{key: getattr(make, '__name__', repr(make))})
   open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
   taken = {name: x for name, x in given.items() if open_ended or name in parameters}
   free = [name for name in parameters if name not in taken]
@@ -61,12 +79,28 @@ def call(key: str, make: Callable[..., Any], options: Mapping[str, Any], **given
         f'{key}.options must be among {free!r}, got {name!r}.{validate.nearest(name, free)}'
       )
   arguments = {**taken, **options}
-  for name, parameter in parameters.items():
-    missing = parameter.default is parameter.empty and name not in arguments
-    if missing and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-      of = getattr(make, '__name__', make)
-      raise ValueError(f'{key}.options.{name} must be given for {of!r}, got none.')
-  return make(**arguments)
+  for name in factories.missing(parameters, arguments):
+    of = getattr(make, '__name__', make)
+    raise ValueError(f'{key}.options.{name} must be given for {of!r}, got none.')
+  with naming(key):
+    return make(**arguments)
+
+
+@contextlib.contextmanager
+def naming(key: str) -> Iterator[None]:
+  """Puts the section before what a plain `ValueError` from within says, unless it is there.
+
+  Args:
+    key: the section of the configuration.
+  """
+  try:
+    yield
+  except OverflowError as error:  # a number that no float or array can hold
+    raise ValueError(f'{key}: a number must be smaller: {error}.') from error
+  except ValueError as error:
+    if type(error) is not ValueError or key in str(error):
+      raise
+    raise ValueError(f'{key}: {error}') from error
 
 
 def made(
@@ -75,6 +109,7 @@ def made(
   name: str,
   known: Mapping[str, Callable[..., Any]],
   options: Mapping[str, Any],
+  wanted: Wanted,
   /,
   **given: Any,
 ) -> Any:
@@ -86,9 +121,12 @@ def made(
     name: as in `factory`.
     known: the registry.
     options: as in `call`.
+    wanted: what the section takes.
     **given: as in `call`.
 
   Raises:
-    ValueError: as `factory` and `call`.
+    ValueError: as `factory` and `call`, or something else was made.
   """
-  return call(key, factory(f'{key}.{field}', name, known), options, **given)
+  value = call(key, factory(f'{key}.{field}', name, known, wanted), options, **given)
+  factories.check_made(wanted, value, **{f'{key}.{field}': name})
+  return value

@@ -5,98 +5,14 @@ names. They are checked against the factory's signature when the round is built.
 """
 
 import dataclasses
-import math
 import re
-import types
-import typing
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from fedjax_mem.config.typed import Section
 from fedjax_mem.core import validate
 from fedjax_mem.optim import SERVER_OPTIMIZERS
 
 SCHEDULES = ('constant', 'exponential', 'cosine', 'linear')
-_FACTORY = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*')
-_KINDS = {
-  bool: 'true or false',
-  int: 'an integer',
-  float: 'a number',
-  str: 'a string',
-  dict: 'a table',
-  list: 'an array',
-  tuple: 'an array of tables',
-}
-
-
-def _plain(name: str, value: Any) -> Any:
-  """Returns a copy of a value if TOML can hold it: a table, array, string, number or boolean."""
-  if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-    return {key: _plain(f'{name}.{key}', x) for key, x in value.items()}
-  if isinstance(value, list | tuple):
-    return [_plain(f'{name}[{i}]', x) for i, x in enumerate(value)]
-  if isinstance(value, float) and math.isnan(value):
-    raise ValueError(f'{name} must be a number, got {value!r}.')
-  if isinstance(value, str | bool | int | float):
-    return value
-  raise ValueError(f'{name} must be a table, array, string, number or boolean, got {value!r}.')
-
-
-def _fits(value: Any, kind: Any) -> bool:
-  if kind is float:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-  return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-  """Returns `value` in the field's type (int -> float, copies of tables), or raises."""
-  union = isinstance(hint, types.UnionType)
-  choices = [typing.get_origin(x) or x for x in (typing.get_args(hint) if union else (hint,))]
-  for kind in choices:
-    if _fits(value, kind):
-      if kind in (dict, list):
-        return _plain(name, value)
-      return float(value) if kind is float else value
-  wanted = ' or '.join(_KINDS.get(x, f'a {x.__name__}') for x in choices if x is not types.NoneType)
-  raise ValueError(f'{name} must be {wanted}, got {value!r}.')
-
-
-class Section:
-  """A frozen dataclass whose fields are checked against their types, then by `_check`."""
-
-  section: ClassVar[str] = ''
-
-  def __post_init__(self) -> None:
-    hints = typing.get_type_hints(type(self))
-    for field in dataclasses.fields(self):  # type: ignore[arg-type]
-      value = _typed(self._path(field.name), getattr(self, field.name), hints[field.name])
-      object.__setattr__(self, field.name, value)
-    self._check()
-
-  def _path(self, field: str) -> str:
-    return f'{self.section}.{field}' if self.section else field
-
-  def _check(self) -> None:
-    """Raises `ValueError` if a field, or a combination of fields, is out of range.
-
-    This one checks nothing: types are checked before. A section with limits overrides it.
-    """
-
-  def _each(self, check: Any, *fields: str, **limits: Any) -> None:
-    """Runs a check of `core.validate` on the fields that are set."""
-    for field in fields:
-      if getattr(self, field) is not None:
-        check(**limits, **{self._path(field): getattr(self, field)})
-
-  def _named(self, field: str, known: Sequence[str] = ()) -> None:
-    """Checks a name in a registry (any if `known` is empty), or 'package.module:factory'."""
-    value = getattr(self, field)
-    if ':' in value or not value.strip():
-      if not _FACTORY.fullmatch(value):
-        raise ValueError(
-          f"{self._path(field)} must be a name or 'package.module:factory', got {value!r}."
-        )
-    elif known:
-      validate.one_of(known, **{self._path(field): value})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +20,9 @@ class DataSection(Section):
   """The data set, and its partition over the clients.
 
   Attributes:
-    name: data set: 'digits', 'fashion_mnist', 'synthetic', or any TFDS name.
+    name: data set: 'digits', 'fashion_mnist', 'synthetic', or any TFDS name; 'csv', 'parquet',
+      'npz', 'texts', 'images' or 'tfds' for your own files; 'given' for data that are given to
+      `run`; or 'package.module:function'.
     partition: 'iid', 'blocks', 'dirichlet', 'flower_dirichlet', 'inner_dirichlet',
       'labels_per_client', 'quantity_skew', 'sizes', 'feature_noise', 'column' or 'natural'; None =
       'natural' if the examples come with clients, else 'iid'.
@@ -136,8 +54,10 @@ class DataSection(Section):
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def _check(self) -> None:
-    self._each(validate.integer, 'num_clients', 'labels_per_client', 'examples_per_client')
-    self._each(validate.integer, 'min_examples')
+    self._named('name')
+    if self.partition is not None:
+      self._named('partition')
+    self._counts('num_clients', 'labels_per_client', 'examples_per_client', 'min_examples')
     self._each(validate.seed, 'partition_seed')
     if isinstance(self.alpha, list):
       for i, value in enumerate(self.alpha):
@@ -154,14 +74,23 @@ class ModelSection(Section):
   Attributes:
     name: 'logistic', 'mlp', 'cnn', …, or 'package.module:factory'.
     options: keyword arguments of its factory.
+    init: parameters to start from: a .safetensors or .msgpack file, an Orbax folder, or the folder
+      of a finished run. None: they are drawn.
+    init_hash: SHA-256 of the arrays of `init`, 64 hexadecimal digits; a run fills it in.
   """
 
   section: ClassVar[str] = 'model'
   name: str
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  init: str | None = None
+  init_hash: str | None = None
 
   def _check(self) -> None:
     self._named('name')
+    if self.init is not None and not self.init.strip():
+      raise ValueError(f'model.init must be a path, got {self.init!r}.')
+    if self.init_hash is not None and not re.fullmatch('[0-9a-f]{64}', self.init_hash):
+      raise ValueError(f'model.init_hash must be 64 hexadecimal digits, got {self.init_hash!r}.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,7 +144,7 @@ class ClientSection(Section):
   final_fraction: float = 0.0
 
   def _check(self) -> None:
-    self._each(validate.integer, 'epochs', 'batch_size', 'decay_rounds')
+    self._counts('epochs', 'batch_size', 'decay_rounds')
     self._each(validate.positive, 'learning_rate')
     self._each(validate.below_one, 'momentum')
     self._each(validate.non_negative, 'weight_decay')
@@ -279,7 +208,7 @@ class SelectionSection(Section):
 
   def _check(self) -> None:
     self._named('name')
-    self._each(validate.integer, 'cohort_size')
+    self._counts('cohort_size')
     self._each(validate.below_one, 'dropout')
 
 
@@ -288,8 +217,9 @@ class WeightingSection(Section):
   """The weight of each update in the average.
 
   Attributes:
-    name: 'examples', 'equal', 'capped' or 'package.module:factory'.
-    options: keyword arguments of its factory (`cap`, `divisor`).
+    name: 'examples', 'equal', 'capped', 'given' (by the data, or a list) or
+      'package.module:factory'.
+    options: keyword arguments of its factory (`cap`, `divisor`, `weights`).
   """
 
   section: ClassVar[str] = 'weighting'
@@ -344,7 +274,7 @@ class EvaluationSection(Section):
   clients: float = 0.0
 
   def _check(self) -> None:
-    self._each(validate.integer, 'every', 'batch_size')
+    self._counts('every', 'batch_size')
     self._each(validate.below_one, 'clients')
 
 

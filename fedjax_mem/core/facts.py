@@ -210,12 +210,14 @@ class Weighs(Fact):
     alike: whether every client that takes part has the weight 1.
     of: the message's weight -> the weight used, both float32; 0 must stay 0. None: it depends on
       more than the message's weight.
+    total: the weights of all clients together, where `of` does not tell them; None: not known.
   """
 
   sides = ('client',)
   divisor: float | None = None
   alike: bool = False
   of: Callable[[Any], Any] | None = None
+  total: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,18 @@ can change a draw. The role is folded in before the client's id, since `fold_in(
 enters by the checksum of its name, not by its position, so that adding a layer changes no other
 layer's draws.
 
+No flag of JAX changes a draw: keys name their generator and draws their dtype, and what a flag
+alone decides is `fixed` while programs are made and run.
+
 JAX's generators are not cryptographic: masks and noise drawn from them simulate a protocol.
 """
 
+import contextlib
+import functools
 import os
 import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +29,36 @@ import numpy as np
 
 from fedjax_mem.core import validate
 
+_GENERATOR = 'threefry2x32'
 _ROLES = ('round', 'client', 'server', 'cohort', 'select', 'init', 'client_init')
 
 
 def seed_key(seed: jax.typing.ArrayLike) -> jax.Array:
   """Returns the root key of a run; `seed` is an integer in [0, 2**32)."""
-  return jax.random.key(seed)
+  return jax.random.key(seed, impl=_GENERATOR)
+
+
+@contextlib.contextmanager
+def fixed() -> Iterator[None]:
+  """Fixes which words a key gives, whatever the flags of the process; also a decorator.
+
+  `jax_threefry_partitionable` gives other words of the same key, and `jax_default_prng_impl`
+  another generator to code that makes keys without naming one.
+  """
+  with jax.threefry_partitionable(True), jax.default_prng_impl(_GENERATOR):
+    yield
+
+
+def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+  """Returns `jax.jit(function, **options)`, traced, compiled and run with `fixed` draws."""
+  compiled = jax.jit(function, **options)
+
+  @functools.wraps(compiled)
+  def call(*arguments: Any, **named: Any) -> Any:
+    with fixed():
+      return compiled(*arguments, **named)
+
+  return call
 
 
 def fresh_root() -> np.ndarray:
@@ -46,7 +77,7 @@ def open_root(seed: jax.typing.ArrayLike) -> jax.Array:
 
 def root_key(root: jax.typing.ArrayLike) -> jax.Array:
   """Returns the key of a root, uint32 [2]."""
-  key: jax.Array = jax.random.wrap_key_data(jnp.asarray(root, jnp.uint32), impl='threefry2x32')
+  key: jax.Array = jax.random.wrap_key_data(jnp.asarray(root, jnp.uint32), impl=_GENERATOR)
   return key
 
 

@@ -30,9 +30,16 @@ def _is_number(value: object) -> TypeGuard[float]:
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def _finite(value: float) -> bool:
+  try:
+    return math.isfinite(value)
+  except OverflowError:  # an integer that no float can hold
+    return False
+
+
 def _number(named: dict[str, Any], wanted: str, holds: Callable[[float], bool]) -> float:
   name, value = _single(named)
-  if not _is_number(value) or not math.isfinite(value) or not holds(value):
+  if not _is_number(value) or not _finite(value) or not holds(value):
     raise ValueError(f'{name} must be {wanted}, got {value!r}.')
   return value
 

@@ -13,12 +13,14 @@ import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fedjax_mem.data.preprocess import Inputs, Tokens
-from fedjax_mem.data.table import Table
+
+if TYPE_CHECKING:
+  from fedjax_mem.data.table import Table
 
 # Tokens of format 1 lack the `oov` of an empty word (two spaces in a row, an empty text).
 FORMATS = {'inputs': 1, 'tokens': 2}
@@ -167,8 +169,8 @@ def _publish(draft: Path, folder: Path) -> Path:
   return folder
 
 
-def read(home: Path, remedy: str) -> Table:
-  """Returns the table of a data set's flat arrays, memory-mapped.
+def check(home: Path, remedy: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """Returns the manifest of a data set's flat arrays, and these, memory-mapped, by their files.
 
   Args:
     home: folder of the data set.
@@ -183,6 +185,24 @@ def read(home: Path, remedy: str) -> Table:
     if manifest['format'] != FORMATS[manifest['kind']]:
       raise ValueError(f'format {manifest["format"]!r} is not {FORMATS[manifest["kind"]]}')
     arrays = {name: _map(folder / name, entry) for name, entry in manifest['files'].items()}
+    return manifest, arrays
+
+
+def read(home: Path, remedy: str) -> 'Table':
+  """Returns the table of a data set's flat arrays, memory-mapped.
+
+  Args:
+    home: folder of the data set.
+    remedy: command that writes the arrays again, for error messages.
+
+  Raises:
+    ValueError: a file is missing, incomplete or changed; the message names `remedy`.
+  """
+  folder = home / FOLDER
+  manifest, arrays = check(home, remedy)
+  from fedjax_mem.data.table import Table  # here: a list of data sets needs none
+
+  with _refusal(folder, remedy):
     names = json.loads((folder / _CLIENTS).read_text())
     inputs = Inputs(tuple(manifest['input_shape']), float(manifest['divisor']))
     table = Table(

@@ -7,6 +7,7 @@ import numpy as np
 from fedjax_mem.core import validate
 from fedjax_mem.data.partition._base import offsets_of
 from fedjax_mem.data.source import FederatedData, HeldOut
+from fedjax_mem.tasks import Classification
 
 # Makes the draw independent of those of the partition and the validation split, from the same seed.
 _HELD = 0x68656C64
@@ -62,8 +63,8 @@ def hold_out_of_clients(data: FederatedData, share: float, seed: int) -> Federat
 
 
 def _unused(data: FederatedData, index: np.ndarray) -> tuple[int, ...]:
-  """Returns the labels that no client trains on, of those in the data; () for sequences."""
+  """Returns the classes that no client trains on, of those in the data."""
   labels = np.asarray(data.arrays['y'])
-  if labels.ndim != 1:
+  if not isinstance(data.task, Classification):
     return data.unused_labels
   return tuple(int(k) for k in np.setdiff1d(labels, labels[index]))

@@ -5,6 +5,7 @@ every example belongs to exactly one client; M may be larger if lists repeat exa
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mem.core import Population, validate
+from fedjax_mem.data.labels import encode
 from fedjax_mem.data.partition import Partition
 from fedjax_mem.data.preprocess import Batch, default_for, row_bytes
+from fedjax_mem.tasks import Classification, LearningTask, MultiLabel, NextToken
 
 Arrays = dict[str, np.ndarray]
 _INT32_MAX = np.iinfo(np.int32).max
@@ -38,11 +41,12 @@ class FederatedData:
 
   Attributes:
     name: name of the data set.
-    arrays: 'x' [T, ...] in its stored dtype, 'y' [T] (or [T, L] tokens) int32.
+    arrays: 'x' [T, ...] in its stored dtype, and the labels 'y' as the task takes them: [T] int32
+      classes, [T, L] int32 tokens, [T] or [T, K] float32 numbers, [T, K] uint8 of 0 and 1.
     index: [M] int32, rows of `arrays`, client after client.
     offsets: [N+1] int64; client i holds index[offsets[i]:offsets[i+1]].
     test: 'x' and 'y' of the test set, stored like `arrays`.
-    num_classes: number of classes; labels are in [0, num_classes).
+    num_classes: number of classes, labels being in [0, num_classes); for other tasks K.
     input_shape: shape of a preprocessed 'x', without the batch axis.
     preprocess: jittable, batch of stored arrays -> batch of model inputs.
     clients: names of the N clients, or None.
@@ -52,6 +56,10 @@ class FederatedData:
     validation: 'x' and 'y' of the server's validation split, stored like `arrays`: examples that
       no client holds and that are not in the test set; None: there is none.
     held: what clients hold beside `index`, to score a model on; None: nothing.
+    task: what a model learns; None: the next token if 'y' is [T, L], else classification.
+    labels: what the user calls the K classes or labels, strings or numbers; None: 0 … K - 1.
+    weights: [N] float32 > 0, how much each client counts in the average (the weighting 'given');
+      None: the data do not say.
   """
 
   name: str
@@ -67,19 +75,30 @@ class FederatedData:
   test_clients: np.ndarray | None = None
   validation: Arrays | None = None
   held: HeldOut | None = None
+  task: LearningTask = None  # type: ignore[assignment]  # never None once it is made
+  labels: tuple[Any, ...] | None = None
+  weights: np.ndarray | None = None
 
   def __post_init__(self) -> None:
     validate.integer(num_classes=self.num_classes)
+    if self.task is None:
+      sequences = self.arrays['y'].ndim == 2 if 'y' in self.arrays else False
+      object.__setattr__(self, 'task', NextToken() if sequences else Classification())
     parts = [('arrays', self.arrays), ('test', self.test)]
     if self.validation is not None:
       parts.append(('validation', self.validation))
     for part, arrays in parts:
-      check_arrays(part, arrays, self.num_classes)
+      check_arrays(part, arrays)
+      self.task.check(part, arrays['y'], self.num_classes)
     check_lists(self.index, self.offsets, len(self.arrays['y']))
     if self.clients is not None and len(self.clients) != self.num_clients:
       raise ValueError(
         f'clients must be {self.num_clients} names, one a client, got {len(self.clients)}.'
       )
+    if self.labels is not None and len(self.labels) != self.num_classes:
+      raise ValueError(f'labels must be {self.num_classes} names, got {len(self.labels)}.')
+    if self.weights is not None:
+      check_weights(self.weights, self.num_clients)
 
   @property
   def num_clients(self) -> int:
@@ -114,10 +133,10 @@ class FederatedData:
     """Returns the examples of each label that each client holds, [N, num_classes] int64.
 
     Raises:
-      ValueError: the labels are sequences of tokens.
+      ValueError: the task is not classification.
     """
     labels = self.arrays['y']
-    if labels.ndim != 1:
+    if not isinstance(self.task, Classification):
       raise ValueError(f'y must be one label an example, got shape {labels.shape!r}.')
     owner = np.repeat(np.arange(self.num_clients, dtype=np.int64), self.counts)
     cell = owner * self.num_classes + np.asarray(labels)[self.index]
@@ -127,30 +146,57 @@ class FederatedData:
   def shown(self) -> tuple[np.ndarray, list[str] | None]:
     """Returns (counts, names of the columns or None) of what a plot of the partition shows.
 
-    These are `label_counts`; for sequences of tokens, how many each client has, [N, 1].
+    These are `label_counts`, also of several labels an example; else how many examples each client
+    has, [N, 1].
     """
-    if self.arrays['y'].ndim == 1:
-      return self.label_counts(), None
-    return np.asarray(self.counts, np.int64)[:, None], ['sequences']
+    names = None if self.labels is None else [str(x) for x in self.labels]
+    if isinstance(self.task, Classification):
+      return self.label_counts(), names
+    if isinstance(self.task, MultiLabel):
+      hot = np.asarray(self.arrays['y'])[self.index].astype(np.int64)
+      return np.add.reduceat(hot, self.offsets[:-1]), names
+    what = 'sequences' if isinstance(self.task, NextToken) else 'examples'
+    return np.asarray(self.counts, np.int64)[:, None], [what]
+
+  def digest(self) -> str:
+    """Returns the SHA-256 of the examples, who holds them, the test set and the labels' names."""
+    state = hashlib.sha256()
+    parts = [self.arrays, self.test, {'index': self.index, 'offsets': self.offsets}]
+    for arrays in parts:
+      for name, x in arrays.items():
+        state.update(f'{name}|{x.dtype.str}|{x.shape}|'.encode())
+        state.update(np.ascontiguousarray(x).data.cast('B') if x.size else b'')
+    state.update(repr((self.labels, self.task)).encode())
+    return state.hexdigest()
+
+  def equal_rows(self) -> int | None:
+    """Returns how many stored examples equal an earlier one; None: they are memory-mapped."""
+    if any(isinstance(x, np.memmap) for x in self.arrays.values()):
+      return None
+    seen: set[int] = set()
+    for row in zip(*self.arrays.values(), strict=True):
+      seen.add(hash(tuple(np.ascontiguousarray(x).tobytes() for x in row)))
+    return len(self.arrays['y']) - len(seen)
 
 
-def check_arrays(part: str, arrays: Arrays, num_classes: int) -> None:
-  """Raises `ValueError` unless 'x' and 'y' agree and labels are int32 in [0, num_classes)."""
+def check_arrays(part: str, arrays: Arrays) -> None:
+  """Raises `ValueError` unless there are 'x' and 'y', of one length."""
   if not {'x', 'y'} <= set(arrays):
     raise ValueError(f"{part} must hold 'x' and 'y', got {sorted(arrays)!r}.")
   lengths = {name: len(x) for name, x in arrays.items()}
   if len(set(lengths.values())) != 1 or max(lengths.values()) > _INT32_MAX:
     raise ValueError(f'{part} must be of one length below 2**31, got {lengths!r}.')
-  y = arrays['y']
-  if y.dtype != np.int32:
-    raise ValueError(f"{part}['y'] must be int32, got {y.dtype}.")
-  # Memory-mapped labels were checked when written; a check here would read the whole file.
-  if len(y) and not isinstance(y, np.memmap):
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= num_classes:
-      raise ValueError(
-        f'labels of {part} must be in [0, num_classes = {num_classes}), got {low} to {high}.'
-      )
+
+
+def check_weights(weights: np.ndarray, num_clients: int) -> None:
+  """Raises `ValueError` unless every client has a finite weight > 0."""
+  if weights.shape != (num_clients,):
+    raise ValueError(f'weights must be {num_clients}, one a client, got shape {weights.shape!r}.')
+  bad = np.flatnonzero(~(np.isfinite(weights) & (weights > 0)))
+  if len(bad):
+    raise ValueError(
+      f'weights must be finite and > 0, got {weights[bad[0]]!r} for client {int(bad[0])}.'
+    )
 
 
 def check_lists(index: np.ndarray, offsets: np.ndarray, num_rows: int) -> None:
@@ -186,6 +232,9 @@ def from_arrays(
   preprocess: Callable[[Batch], Batch] | None = None,
   clients: tuple[str, ...] | None = None,
   name: str = 'arrays',
+  task: LearningTask | str | None = None,
+  weights: Any = None,
+  shared: bool = False,
 ) -> FederatedData:
   """Returns the user's own arrays as a population.
 
@@ -195,52 +244,71 @@ def from_arrays(
 
   Args:
     x: [T, ...] inputs; uint8 is divided by 255 unless `preprocess` is given.
-    y: [T] integer labels, or [T, L] tokens.
+    y: labels [T, ...], as `labels.encode` takes them.
     partition: from `partition.partition(...)`, or one array of rows per client.
     test: inputs and labels of the test set; None: there is none.
-    num_classes: number of classes; None: the largest label + 1.
+    num_classes: number of classes; None: as many as the labels say.
     preprocess: jittable and hashable function, batch -> batch; None: see `preprocess.default_for`.
     clients: names of the clients.
     name: name of the data set.
+    task: what a model learns, or its name; None: as `labels.encode` says.
+    weights: [N] numbers > 0, how much each counts under the weighting 'given'.
+    shared: whether lists of rows may hold a row twice.
 
   Raises:
-    ValueError: arrays of different lengths, labels that are no integers or out of range, inputs
-      that are not finite, rows that do not exist, or a client without examples.
+    ValueError: arrays that do not fit each other or the task, labels that only the test set has,
+      inputs that are not finite, or rows that do not exist or are in the lists twice.
   """
-  x, y = np.asarray(x), _labels('y', y)
-  test_x, test_y = (x[:0], y[:0]) if test is None else test
-  test_x, test_y = np.asarray(test_x), _labels('test y', test_y)
-  for part, values in (('x', x), ('test x', test_x)):
-    if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
-      raise ValueError(f'{part} must be finite, got NaN or infinity in it.')
-  if num_classes is None:
-    num_classes = 1 + int(max(y.max(initial=0), test_y.max(initial=0)))
+  x = _finite('x', x)
+  test_x, test_y = (x[:0], None) if test is None else (_finite('test x', test[0]), test[1])
+  found = encode(y, test_y, task, num_classes)
   if not isinstance(partition, Partition):
     partition = Partition.of([np.asarray(rows) for rows in partition])
-  preprocess = preprocess or default_for(x)
-  like = {
-    'x': jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype),
-    'y': jax.ShapeDtypeStruct((1, *y.shape[1:]), y.dtype),
-  }
-  input_shape = jax.eval_shape(preprocess, like)['x'].shape[1:]
+    if not shared:
+      _check_once(partition, clients)
+  preprocess, arrays = preprocess or default_for(x), {'x': x, 'y': found.y}
   return FederatedData(
     name,
-    {'x': x, 'y': y},
+    arrays,
     partition.index,
     partition.offsets,
-    {'x': test_x, 'y': test_y},
-    num_classes,
-    input_shape,
+    {'x': test_x, 'y': found.test_y},
+    found.num_classes,
+    input_shape_of(preprocess, arrays),
     preprocess,
     clients,
     partition.unused_labels,
+    task=found.task,
+    labels=found.labels,
+    weights=None if weights is None else np.asarray(weights, np.float32),
   )
 
 
-def _labels(name: str, y: Any) -> np.ndarray:
-  labels: np.ndarray = np.asarray(y)
-  if not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(f'{name} must be integers, got {labels.dtype}.')
-  if len(labels) and (labels.min() < 0 or labels.max() > _INT32_MAX):
-    raise ValueError(f'{name} must be in [0, 2**31), got {labels.min()} to {labels.max()}.')
-  return labels.astype(np.int32)
+def input_shape_of(preprocess: Callable[[Batch], Batch], arrays: Arrays) -> tuple[int, ...]:
+  """Returns the shape of one preprocessed 'x', without computing one."""
+  one = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in arrays.items()}
+  shape: tuple[int, ...] = jax.eval_shape(preprocess, one)['x'].shape[1:]
+  return shape
+
+
+def _finite(part: str, x: Any) -> np.ndarray:
+  values: np.ndarray = np.asarray(x)
+  if np.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all():
+    raise ValueError(f'{part} must be finite, got NaN or infinity in it.')
+  return values
+
+
+def _check_once(partition: Partition, clients: tuple[str, ...] | None) -> None:
+  """Raises `ValueError` if lists that a user gives hold a row twice."""
+  order = np.argsort(partition.index, kind='stable')
+  rows = partition.index[order]
+  again = np.flatnonzero(rows[1:] == rows[:-1])
+  if not len(again):
+    return
+  places = order[again[0] : again[0] + 2]
+  who = (np.searchsorted(partition.offsets, places, side='right') - 1).tolist()
+  names = [repr(clients[i]) if clients else str(i) for i in who]
+  raise ValueError(
+    f'partition must hold each row once, got row {int(rows[again[0]])} in the lists of client '
+    f'{names[0]} and of client {names[1]}: shared = True allows it.'
+  )

@@ -1,5 +1,6 @@
 """A data set before it is partitioned, and its partition into a population."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from fedjax_mem.core import validate
 from fedjax_mem.data.partition import Partition, partition
 from fedjax_mem.data.preprocess import Batch, Inputs
 from fedjax_mem.data.source import Arrays, FederatedData
+from fedjax_mem.tasks import LearningTask
 
 # These constants make the draws of noise and of the validation split independent of the
 # partition's, which come from the same seed.
@@ -22,9 +24,9 @@ class Table(NamedTuple):
 
   Attributes:
     name: name of the data set.
-    arrays: 'x' [T, ...] and 'y' [T] (or [T, L]) int32.
+    arrays: 'x' [T, ...] and 'y' [T, ...], labels as the task takes them.
     test: 'x' and 'y' of the test set.
-    num_classes: number of classes; labels are in [0, num_classes).
+    num_classes: number of classes, labels being in [0, num_classes); for other tasks K.
     input_shape: shape of a preprocessed 'x', without the batch axis.
     preprocess: batch of stored arrays -> batch of model inputs.
     client_ids: [T] int32, the client that each example comes with, or None.
@@ -34,6 +36,10 @@ class Table(NamedTuple):
     held: [V] int32, rows of `arrays` held out for validation, which no client gets, or None.
     columns: name -> [T] numbers or strings, what else is known of each example; the partition
       'column' makes clients of one. No model sees them.
+    task: what a model learns; None: the next token if 'y' is [T, L], else classification.
+    labels: what the user calls the K classes or labels; None: 0 … K - 1.
+    weights: [T] numbers > 0, the same for all examples of a client: how much it counts under the
+      weighting 'given'; None: the data do not say.
   """
 
   name: str
@@ -47,6 +53,9 @@ class Table(NamedTuple):
   test_client_ids: np.ndarray | None = None
   held: np.ndarray | None = None
   columns: Mapping[str, np.ndarray] | None = None
+  task: LearningTask | None = None
+  labels: tuple[Any, ...] | None = None
+  weights: np.ndarray | None = None
 
 
 def hold_out(table: Table, share: float, seed: int) -> Table:
@@ -100,7 +109,8 @@ def distribute(
       feature of 'x' [T, F].
 
   Raises:
-    ValueError: as `partition.partition`; 'natural' for examples without clients; or no such column.
+    ValueError: as `partition.partition`; 'natural' for examples without clients; no such column; or
+      weights that differ within a client.
   """
   name = name or ('iid' if table.client_ids is None else 'natural')
   kept: Any = slice(None)
@@ -131,6 +141,9 @@ def distribute(
     parts.unused_labels,
     _test_clients(table, parts),
     _validation(table),
+    task=table.task,  # type: ignore[arg-type]  # None: by the shape of the labels
+    labels=table.labels,
+    weights=None if table.weights is None else _weights(table.weights, parts),
   )
   return data if parts.noise is None else add_noise(data, parts.noise, seed)
 
@@ -192,20 +205,28 @@ def add_noise(data: FederatedData, stddev: np.ndarray, seed: int) -> FederatedDa
     rng = np.random.default_rng([seed, _NOISE, client])
     noise = rng.standard_normal((len(rows), *data.input_shape), np.float32)
     arrays['x'][rows] += np.float32(scale) * noise
-  return FederatedData(
-    data.name,
-    arrays,
-    data.index,
-    data.offsets,
-    test,
-    data.num_classes,
-    data.input_shape,
-    Inputs(data.input_shape),
-    data.clients,
-    data.unused_labels,
-    data.test_clients,
-    None if data.validation is None else _preprocessed(data, data.validation),
+  return dataclasses.replace(
+    data,
+    arrays=arrays,
+    test=test,
+    preprocess=Inputs(data.input_shape),
+    validation=None if data.validation is None else _preprocessed(data, data.validation),
   )
+
+
+def _weights(weights: np.ndarray, parts: Partition) -> np.ndarray:
+  """Returns the weight [N] float32 of each client, which all its examples have."""
+  each = np.asarray(weights, np.float64)[parts.index]
+  first = np.repeat(each[parts.offsets[:-1]], np.diff(parts.offsets))
+  if (each != first).any():
+    place = int(np.argmax(each != first))
+    client = int(np.searchsorted(parts.offsets, place, side='right')) - 1
+    raise ValueError(
+      f'weights must be the same in all rows of a client, got {first[place]:g} and {each[place]:g} '
+      f'for client {client}, the second in row {int(parts.index[place])}.'
+    )
+  own: np.ndarray = each[parts.offsets[:-1]].astype(np.float32)
+  return own
 
 
 def _preprocessed(data: FederatedData, arrays: Arrays) -> Arrays:

@@ -12,14 +12,16 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fedjax_mem.data import flat, places, text
 from fedjax_mem.data.builders import idx, tff
 from fedjax_mem.data.preprocess import image_shape
-from fedjax_mem.data.table import Table
+
+if TYPE_CHECKING:
+  from fedjax_mem.data.table import Table
 
 Folder = str | os.PathLike[str] | None
 _BATCH = 1000
@@ -88,7 +90,7 @@ def subfolder(name: str) -> str:
   return name if local is None else '/'.join(filter(None, (local.package, local.config)))
 
 
-def load(name: str, data_dir: Folder = None) -> Table:
+def load(name: str, data_dir: Folder = None) -> 'Table':
   """Returns a prepared data set, memory-mapped.
 
   Raises:
@@ -137,26 +139,26 @@ def prepare(name: str, data_dir: Folder = None, manual_dir: Folder = None) -> Pa
     home = flat.find(places.data_folder(data_dir), subfolder(name))
     if home is not None:
       return home / flat.FOLDER
-  with _quiet():
+  with quiet():
     import tensorflow_datasets as tfds
 
     if not sys.stderr.isatty():
       tfds.disable_progress_bar()
     root = places.data_folder(data_dir)
-    make = _local if name in BUILDERS else _foreign
+    make = _local if name in BUILDERS else foreign
     builder = make(tfds, name, root, manual_dir)
     try:
       facts, blocks = _contents(name, builder)
       return flat.write(root / subfolder(name) / str(builder.version), facts, blocks)
     except RuntimeError as error:  # array_record raises it for damaged files.
       raise ValueError(
-        f'{builder.data_dir} must hold whole array_record files, got {_first_line(error)}; '
+        f'{builder.data_dir} must hold whole array_record files, got {first_line(error)}; '
         f'delete it, then: {command(name, data_dir)}'
       ) from error
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
   """Keeps TFDS's messages off the standard output, which is for results."""
   with contextlib.redirect_stdout(io.StringIO()):
     yield
@@ -183,13 +185,14 @@ def _local(tfds: Any, name: str, root: Path, manual_dir: Folder) -> Any:
         f'{local.instructions} Or say where: {command(name)} --manual-dir DIR'
       )
     try:
-      _download(tfds, builder, root, folder)
+      download(tfds, builder, root, folder)
     except OSError as error:
       raise ValueError(f'{root} must be a writable folder with room in it, got {error}.') from error
   return builder
 
 
-def _download(tfds: Any, builder: Any, root: Path, manual_dir: Folder) -> None:
+def download(tfds: Any, builder: Any, root: Path, manual_dir: Folder) -> None:
+  """Prepares the data of a builder, in array_record files."""
   builder.download_and_prepare(
     download_dir=str(root / 'downloads'),
     download_config=tfds.download.DownloadConfig(manual_dir=manual_dir and str(manual_dir)),
@@ -197,7 +200,7 @@ def _download(tfds: Any, builder: Any, root: Path, manual_dir: Folder) -> None:
   )
 
 
-def _foreign(tfds: Any, name: str, root: Path, manual_dir: Folder) -> Any:
+def foreign(tfds: Any, name: str, root: Path, manual_dir: Folder) -> Any:
   """Returns a TFDS builder with prepared data: in our folder, in TFDS's own, or prepared now."""
   try:
     # TFDS's ten retries, each after a longer pause, take minutes where there is no network.
@@ -207,7 +210,7 @@ def _foreign(tfds: Any, name: str, root: Path, manual_dir: Folder) -> Any:
     if stored is not None:
       return stored
     builder = tfds.builder(name, data_dir=str(root))
-    _download(tfds, builder, root, manual_dir)
+    download(tfds, builder, root, manual_dir)
     return builder
   except ImportError as error:
     raise ValueError(
@@ -217,7 +220,7 @@ def _foreign(tfds: Any, name: str, root: Path, manual_dir: Folder) -> Any:
   except Exception as error:  # TFDS and its downloaders raise anything.
     raise ValueError(
       f'data {name!r} must be known to TFDS, and prepared already or there to be fetched, '
-      f'got {type(error).__name__}: {_first_line(error)}'
+      f'got {type(error).__name__}: {first_line(error)}'
     ) from error
 
 
@@ -230,7 +233,8 @@ def _stored(tfds: Any, name: str, folder: str | None) -> Any:
   return builder if builder.info.splits else None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+  """Returns the first line of an error that has a text, or ''."""
   return next((line for line in str(error).splitlines() if line.strip()), '').strip()
 
 

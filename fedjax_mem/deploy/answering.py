@@ -145,7 +145,7 @@ class Answerer:
 
   def _start(self, params: Any) -> dict[str, Any]:
     """Returns the client's states before its first round."""
-    first = jax.jit(functools.partial(engine.first_rows, self._plan.setting))
+    first = keys.jit(functools.partial(engine.first_rows, self._plan.setting))
     made: dict[str, Any] = jax.device_get(first(params, np.int32(self._id), self._seed, self._root))
     return made
 
@@ -155,7 +155,7 @@ class Answerer:
     servers = zeros(self._plan.form.servers)
     told = engine.Told(np.int32(0), jax.device_get(params), servers)
     options = engine.compiler_options(jax.default_backend()) or None
-    body = jax.jit(functools.partial(work, self._plan.setting), compiler_options=options)
+    body = keys.jit(functools.partial(work, self._plan.setting), compiler_options=options)
     jax.block_until_ready(body(*self._arguments(Asked(told, NEVER, 1.0), self._first)))
     return body
 

@@ -22,6 +22,7 @@ from fedjax_mem.data.preprocess import Batch, Inputs, Tokens
 from fedjax_mem.data.source import Arrays, FederatedData
 from fedjax_mem.models.base import Model
 from fedjax_mem.stages.select import SAMPLERS
+from fedjax_mem.tasks import Classification, NextToken
 
 LABELS = ('y', 'label')  # names of the column of labels in a table
 _RANK, _MOST = 8, 2**31 - 1
@@ -78,8 +79,14 @@ class Expected:
     """Returns the description of a population, for its clients.
 
     Raises:
-      ValueError: arrays other than 'x' and 'y', or of a dtype that is never stored.
+      ValueError: arrays other than 'x' and 'y', or of a dtype that is never stored; or a task that
+        a client cannot tell from the shape of the labels.
     """
+    if data.task not in (Classification(), NextToken()):
+      raise ValueError(
+        f'the task of a job must be classification, or the next token without padding of its own, '
+        f'got {data.task!r}: others run in simulations.'
+      )
     if set(data.arrays) != {'x', 'y'}:
       raise ValueError(f"the data of a job must be 'x' and 'y', got {sorted(data.arrays)!r}.")
     x, y, counts = data.arrays['x'], data.arrays['y'], data.counts

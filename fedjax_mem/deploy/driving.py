@@ -65,7 +65,7 @@ def begin(
   ready = _ready(config, kit, data_dir, repeatable)
   root = ready.sim.root if keeps_root(ready) else None
   # From the start: a simulation must not go on with it, even if this process is killed here.
-  folder = create(ready.config, out, root, deployed=True, clients_by_id=kit.clients)
+  folder = create(ready.config, out, root, ready.start, deployed=True, clients_by_id=kit.clients)
   said = facts(ready)
   if config.noise_seed is not None:
     said['warnings'].append(
@@ -153,7 +153,8 @@ def run(folder: RunFolder, kit: Kit, quiet: bool = False) -> list[dict[str, Any]
     jobs = _Jobs(folder, kit, engine, places, bar, interrupt)
     line = jobs.go()
   if line is None:
-    raise Interrupted(f'stopped after round {len(_records(folder))}; go on with: {again}')
+    words = f'{interrupt.words}: stopped after round {len(_records(folder))}; go on with: {again}'
+    raise Interrupted(words, interrupt.code)
   if line:
     folder.note(status='interrupted', rounds_done=len(_records(folder)))
     raise RunFailed(f'{line} Go on with: {again}')
@@ -223,7 +224,8 @@ class _Jobs:
 
   def _payload(self) -> bytes:
     manifest = self._folder.manifest
-    ready = get_ready(job.looped(self._config), manifest.get('data_dir'), {})
+    where = manifest.get('data_dir')
+    ready = get_ready(job.looped(self._config), where, {}, self._folder.start())
     expected = Expected.of(ready.parts.data)
     about = job.Job(manifest['run_id'], self._config, expected, self._kit.clients)
     return job.write(self._kit.sign, about)

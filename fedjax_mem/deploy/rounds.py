@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from fedjax_mem import engine
-from fedjax_mem.core import Member, Population, State
+from fedjax_mem.core import Member, Population, State, keys
 from fedjax_mem.deploy import enrolment, messages, secure
 from fedjax_mem.deploy.form import Answer, Asked
 from fedjax_mem.deploy.job import Plan
@@ -180,9 +180,9 @@ class Rounds:
     self._timeout, self.least = timeout, least
     setting = plan.setting
     self._counts = population
-    self._draw = jax.jit(functools.partial(engine.drawn, setting))
+    self._draw = keys.jit(functools.partial(engine.drawn, setting))
     summed = plan.sealing is not None
-    self._settle = jax.jit(functools.partial(engine.settled, setting, summed=summed))
+    self._settle = keys.jit(functools.partial(engine.settled, setting, summed=summed))
 
   def draw(self, state: State) -> tuple[Member, dict[str, Any], dict[str, np.ndarray]]:
     """Returns (cohort [C], server states, metrics) of the next draw, on the host."""
@@ -315,7 +315,7 @@ def _stacked(rows: list[Any], like: Any) -> Any:
 
 def first_state(plan: Plan, params: Any, population: Population, seed: int, root: Any) -> State:
   """Returns the state before the first round."""
-  first = jax.jit(functools.partial(engine.first_state, plan.setting))
+  first = keys.jit(functools.partial(engine.first_state, plan.setting))
   state: State = first(params, population, np.uint32(seed), root)
   last = np.full(plan.setting.shape.num_clients, NEVER, np.int32)
   return state._replace(clients={**state.clients, DRAWN: last})

@@ -25,13 +25,12 @@ from fedjax_mem.deploy.kit import Kit
 from fedjax_mem.deploy.rounds import DRAWN, Done, Link, Post, Rounds, TooFew
 from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
 from fedjax_mem.runner import ledgers as spending
-from fedjax_mem.runner import secret
+from fedjax_mem.runner import restoring, secret
 from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.ending import finish
 from fedjax_mem.runner.folder import RunFolder
 from fedjax_mem.runner.prepare import Ready, get_ready, keeps_root
-from fedjax_mem.runner.records import Records
-from fedjax_mem.runner.traffic import Traffic
+from fedjax_mem.runner.records import of_run
 
 FINISHED, AGAIN = 'finished', 'again'
 TRIES = 4  # a round, and three more tries
@@ -56,7 +55,7 @@ def serve(place: Mapping[str, Any], link: Link) -> str:
   kit, folder = Kit.open(place['kit'], 'server'), RunFolder(pathlib.Path(place['run']))
   with _locked(folder):
     config = job.looped(folder.config)
-    ready = get_ready(config, place['data_dir'], {})
+    ready = get_ready(config, place['data_dir'], {}, folder.start())
     if keeps_root(ready):
       root = secret.read(folder.path, folder.manifest.get('run_id'))
       ready = ready._replace(sim=ready.sim.with_root(root))
@@ -113,8 +112,7 @@ class _Server:
       timeout=self._config.deploy.round_timeout,
       least=self._config.deploy.min_clients,
     )
-    owned = ready.parts.data.test_clients is not None
-    self._records = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned)
+    self._records = of_run(self._config, ready.parts, ready.sim, ready.ledgers)
     self._checkpoints = Checkpoints(
       folder.path / 'checkpoints',
       self._config.execution.keep_checkpoints,
@@ -273,7 +271,7 @@ class _Server:
         self._say(f'round {done + 1}: begun before, and used up')
         state = self._lose(state, records, writer)
     self._folder.note(
-      warnings=list(dict.fromkeys([*said['warnings'], *refused])),
+      warnings=list(dict.fromkeys([*said['warnings'], *refused, *restoring.lost(records, done)])),
       resumed=[*said.get('resumed', []), done] if done else said.get('resumed', []),
       status='running',
     )

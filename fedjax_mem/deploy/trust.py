@@ -45,7 +45,9 @@ def _settings(config: Config) -> Iterator[tuple[str, Any]]:
   """Yields (key, value) of every setting, defaults included, in the order of the sections."""
   for field in dataclasses.fields(config):
     if field.name not in UNHASHED:
-      yield from _leaves(field.name, getattr(config, field.name))
+      for key, value in _leaves(field.name, getattr(config, field.name)):
+        if key != 'model.init':  # where the server has them; `model.init_hash` says what they are
+          yield key, value
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,6 @@
 """Evaluation of the server's model on held-out examples, batch by batch, on all devices.
 
-`evaluator` gives means over all examples, which stay on the devices; `per_example` gives one value
+`evaluator` gives means over all examples, which stay on the devices; `per_example` gives values
 for each example, and sends them to the devices in parts.
 """
 
@@ -18,19 +18,30 @@ from fedjax_mem.engine import mesh as meshes
 
 # (params, batch) -> name -> [B], one value an example
 MetricsFn = Callable[[Tree, Batch], dict[str, jax.Array]]
+# (params, batch) -> values as above, and name -> [B, ...], what further scores need of an example
+MeasureFn = Callable[[Tree, Batch], tuple[dict[str, jax.Array], dict[str, jax.Array]]]
+# name -> [T, ...] of all examples, on the host -> further scores
+FinishFn = Callable[[dict[str, np.ndarray]], dict[str, float]]
 _PART = 8192  # examples on the devices at a time, about
 
 
 def evaluator(
-  metrics: MetricsFn, arrays: dict[str, Any], *, batch_size: int, mesh: Mesh
+  metrics: MetricsFn | MeasureFn,
+  arrays: dict[str, Any],
+  *,
+  batch_size: int,
+  mesh: Mesh,
+  finish: FinishFn | None = None,
 ) -> Callable[[Tree], dict[str, float]]:
-  """Returns params -> name -> mean over all examples, compiled once.
+  """Returns params -> name -> mean over all examples, and further scores; compiled once.
 
   Args:
-    metrics: (params, batch) -> values [B], one an example.
+    metrics: (params, batch) -> values [B], one an example; with `finish` a pair, of these and of
+      what further scores need of each example, [B, ...].
     arrays: the examples, name -> [T, ...], in their stored dtypes.
     batch_size: examples a device holds at a time; it changes no result beyond rounding.
     mesh: devices among which the batches are split.
+    finish: what is kept of all T examples, in their order -> further scores.
 
   Raises:
     ValueError: no examples, or a batch size that is not >= 1.
@@ -41,43 +52,61 @@ def evaluator(
     raise ValueError('arrays must hold at least one example to evaluate on, got 0.')
   split = jax.sharding.NamedSharding(mesh, PartitionSpec(meshes.AXIS))
   held, mask = jax.device_put(in_batches(arrays, batch_size, mesh.size), split)
+  program = _summed(metrics if finish else lambda params, batch: (metrics(params, batch), {}), mesh)
 
-  def share(params: Tree, held: Tree, mask: jax.Array) -> Tree:
-    def one(carry: Tree, row: tuple[Batch, jax.Array]) -> tuple[Tree, None]:
+  def evaluate(params: Tree) -> dict[str, float]:
+    summed, kept = jax.device_get(program(params, held, mask))
+    scores = {name: float(x) / total for name, x in summed.items()}
+    if finish is not None:
+      # Padding is at the end.
+      scores |= finish({k: x.reshape(-1, *x.shape[2:])[:total] for k, x in kept.items()})
+    return scores
+
+  return evaluate
+
+
+def _summed(measure: Callable[[Tree, Batch], Any], mesh: Mesh) -> Callable[..., Any]:
+  """Returns (params, batches, mask) -> (sums of the values, what is kept), compiled."""
+
+  def share(params: Tree, held: Tree, mask: jax.Array) -> tuple[Tree, Tree]:
+    def one(carry: Tree, row: tuple[Batch, jax.Array]) -> tuple[Tree, Tree]:
       batch, on = row
-      values = metrics(params, batch)
-      return tree.add(carry, jax.tree.map(lambda v: jnp.where(on, v, 0).sum(), values)), None
+      values, kept = measure(params, batch)
+      return tree.add(carry, jax.tree.map(lambda v: jnp.where(on, v, 0).sum(), values)), kept
 
-    like = jax.eval_shape(lambda: metrics(params, jax.tree.map(lambda x: x[0], held)))
+    like, _ = jax.eval_shape(lambda: measure(params, jax.tree.map(lambda x: x[0], held)))
     zeros = jax.tree.map(lambda x: jnp.zeros((), x.dtype), like)
-    return jax.lax.psum(jax.lax.scan(one, zeros, (held, mask))[0], meshes.AXIS)
+    summed, kept = jax.lax.scan(one, zeros, (held, mask))
+    return jax.lax.psum(summed, meshes.AXIS), kept
 
   spec = PartitionSpec(meshes.AXIS)
-  summed = jax.jit(
+  return jax.jit(
     jax.shard_map(
       share,
       mesh=mesh,
       in_specs=(PartitionSpec(), spec, spec),
-      out_specs=PartitionSpec(),
+      out_specs=(PartitionSpec(), spec),
       check_vma=False,
     ),
     compiler_options=meshes.compiler_options(mesh.devices.flat[0].platform) or None,
   )
-  return lambda params: {
-    name: float(x) / total for name, x in jax.device_get(summed(params, held, mask)).items()
-  }
 
 
 def per_example(
-  metrics: MetricsFn, arrays: dict[str, Any], rows: np.ndarray, *, batch_size: int, mesh: Mesh
-) -> Callable[[Tree], dict[str, np.ndarray]]:
-  """Returns params -> name -> [H], the values of the examples at `rows`, by one compiled program.
+  metrics: Callable[[Tree, Batch], Any],
+  arrays: dict[str, Any],
+  rows: np.ndarray,
+  *,
+  batch_size: int,
+  mesh: Mesh,
+) -> Callable[[Tree], Any]:
+  """Returns params -> the values of the examples at `rows`, by one compiled program.
 
   The program takes part of the examples, so that memory does not grow with their number, and the
   arrays may be memory-mapped. Batches are the same on any number of devices.
 
   Args:
-    metrics: (params, batch) -> values [B], one an example.
+    metrics: (params, batch) -> a tree of arrays [B, ...]; the result is one of [H, ...].
     arrays: the examples, name -> [T, ...], on the host, in their stored dtypes.
     rows: [H] integers, which of them.
     batch_size: examples in a batch on a device.
@@ -107,16 +136,16 @@ def per_example(
     compiler_options=meshes.compiler_options(mesh.devices.flat[0].platform) or None,
   )
 
-  def part(params: Tree, begin: int) -> dict[str, np.ndarray]:
+  def part(params: Tree, begin: int) -> Tree:
     # Padding repeats the last example of the part, a valid one.
     places = np.minimum(np.arange(begin, begin + count * size), total - 1)
     taken = {name: np.take(x, rows[places], axis=0) for name, x in arrays.items()}
     held = {name: x.reshape(count, size, *x.shape[1:]) for name, x in taken.items()}
     values = jax.device_get(program(params, jax.device_put(held, split)))
-    return {name: x.reshape(-1) for name, x in values.items()}
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
 
-  def evaluate(params: Tree) -> dict[str, np.ndarray]:
+  def evaluate(params: Tree) -> Tree:
     found = [part(params, begin) for begin in range(0, total, count * size)]
-    return {name: np.concatenate([x[name] for x in found])[:total] for name in found[0]}
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *found)
 
   return evaluate

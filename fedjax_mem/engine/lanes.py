@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from fedjax_mem.core import Noises, Population, State, Tree, platforms, tree, validate
+from fedjax_mem.core import Noises, Population, State, Tree, keys, platforms, tree, validate
 from fedjax_mem.engine import execution as executions
 from fedjax_mem.engine import lifting, plan, replay
 from fedjax_mem.engine import mesh as meshes
@@ -233,10 +233,12 @@ class Lanes:
 
     return self._mapped(one, own, shared)
 
+  @keys.fixed()
   def init(self) -> State:
     """Returns the states before the first round: `round` is a number, all else [L, ...]."""
     return self.placed(State(jnp.int32(0), *jax.jit(self._start)(*self._given)))
 
+  @keys.fixed()
   def check(self) -> None:
     """Traces the program on shapes: whatever it raises, these lanes cannot be one program."""
     state = State(jnp.int32(0), *jax.eval_shape(self._start, *self._given))
@@ -286,6 +288,7 @@ class Lanes:
     parts, rows, done = self._mapped(one, mine, (state.round, shared, rounds))
     return State(state.round + rounds, *parts), rows, done
 
+  @keys.fixed()
   def compile(self, state: State) -> State:
     """Returns the states after no rounds: compiles the program. The state given is donated."""
     off = np.zeros(len(self._padded), bool)
@@ -293,6 +296,7 @@ class Lanes:
     jax.block_until_ready(same)
     return same
 
+  @keys.fixed()
   def run(
     self, state: State, rounds: int, active: np.ndarray
   ) -> tuple[State, dict[str, np.ndarray], np.ndarray]:
@@ -327,6 +331,7 @@ class Lanes:
     )
     return jax.jit(draw)
 
+  @keys.fixed()
   def cohorts(self, state: State) -> np.ndarray | None:
     """Returns the ids [L, rounds, C] that the next rounds will draw, padding included.
 

@@ -86,6 +86,7 @@ class Simulation:
     """Returns the state without its noise, as it may be kept on a disk."""
     return replay.without(self.setting.layers, state)
 
+  @keys.fixed()
   def with_noise(self, state: State) -> State:
     """Returns the state, from `without_noise`, with its noise drawn again from the secret root.
 
@@ -129,6 +130,7 @@ class Simulation:
       compiler_options=options or None,
     )
 
+  @keys.fixed()
   def traced(self) -> jax.stages.Traced:
     """Returns the program, traced on shapes and not compiled: to be lowered for any platform.
 
@@ -138,6 +140,7 @@ class Simulation:
     state = jax.eval_shape(self._init, self.params, self.population, *used)
     return self.segment.trace(state, self.population, *used, np.int32(1))
 
+  @keys.fixed()
   def init(
     self,
     params: Tree,
@@ -170,6 +173,7 @@ class Simulation:
     state: State = self._init(params, population, *self._keys(seed, noise_seed))
     return state
 
+  @keys.fixed()
   def compile(self, state: State, population: Population | None = None) -> State:
     """Returns the state after no rounds: compiles the segment. The state given is donated.
 
@@ -181,6 +185,7 @@ class Simulation:
     same: State = self.segment(state, population, *self._keys(None, None), np.int32(0))[0]
     return same
 
+  @keys.fixed()
   def run(
     self,
     state: State,
@@ -212,6 +217,7 @@ class Simulation:
     metrics, done = jax.device_get((metrics, done))
     return state, {name: x[:done] for name, x in metrics.items()}
 
+  @keys.fixed()
   def cohorts(self, state: State, rounds: int) -> jax.Array:
     """Returns the ids [rounds, C] that the next rounds will draw, padding included.
 
@@ -230,6 +236,7 @@ class Simulation:
     return jax.jit(peek, static_argnums=3)
 
 
+@keys.fixed()
 def simulate(
   layers: tuple[Layer, ...],
   params: Tree,

@@ -45,7 +45,7 @@ def from_dense(data: bytes, size: int) -> tuple[jax.Array, float]:
 def decoder(config: CompressionConfig, shapes: codecs.Shapes) -> Callable[[Keys, Code], Any]:
   """Returns the compiled decoder, (draws, code) -> values [D]."""
   made = codec(config)
-  return jax.jit(lambda draws, code: made.decode(draws, code, shapes))
+  return keys.jit(lambda draws, code: made.decode(draws, code, shapes))
 
 
 def draws(config: CompressionConfig, seed: int, round: int, number: int) -> Keys:
@@ -68,7 +68,7 @@ def _encoder(config: CompressionConfig) -> Callable[..., Any]:
     x, shapes = codecs.flat(update)
     return made.encode(draws, x, shapes)
 
-  return jax.jit(encode)
+  return keys.jit(encode)
 
 
 class Compressed(NamedTuple):

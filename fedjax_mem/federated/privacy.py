@@ -86,7 +86,7 @@ def _applier(config: PrivacyConfig, noise: float) -> Callable[..., Any]:
     message = Message(gradients, jnp.float32(1), {})
     return engine.message_pass(made, keys.root_key(root), message).update
 
-  return jax.jit(apply)
+  return keys.jit(apply)
 
 
 class DifferentialPrivacy:

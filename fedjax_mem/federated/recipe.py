@@ -197,13 +197,13 @@ def sides(recipe: Recipe, shapes: Shapes, chooser: Layer, rules: tuple[Layer, ..
   clients = layers.draws.population
   layout = engine.Layout(1, True, engine.make_mesh(1))
   population = jax.eval_shape(lambda a: rows(a, jnp.full(clients, number, jnp.int32)), arrays)
-  params = jax.eval_shape(recipe.model.init, jax.random.key(0))
+  params = jax.eval_shape(recipe.model.init, keys.seed_key(0))
   transforms = (recipe.transform,) if recipe.transform else ()
   setting = engine.make_setting(
     layers, params, population, Shape(clients, number, True), layout, transforms, pool=False
   )
   options = engine.compiler_options(jax.default_backend()) or None
-  compiled = functools.partial(jax.jit, compiler_options=options)
+  compiled = functools.partial(keys.jit, compiler_options=options)
 
   def states(params: Tree) -> dict[str, Tree]:
     cast = engine.broadcast(0, 0, params, root=keys.open_root(0))
@@ -217,7 +217,7 @@ def sides(recipe: Recipe, shapes: Shapes, chooser: Layer, rules: tuple[Layer, ..
     compiled(functools.partial(_client, recipe, setting)),
     compiled(functools.partial(_cohort, setting), static_argnums=0),
     compiled(functools.partial(_server, setting)),
-    jax.jit(states),
+    keys.jit(states),
   )
 
 

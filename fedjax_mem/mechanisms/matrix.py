@@ -14,7 +14,8 @@ bit. The matrices are those of jax_privacy, optimised in float64 and applied in 
 
 References: Choquette-Choo et al. (2023), arXiv 2306.08153 (banded, Algorithm 9); Dvijotham et al.
 (2024), arXiv 2404.16706 and McMahan, Xu, Zhang (2024), arXiv 2408.08868 (BLT, Algorithm 3);
-McKenna (2024), arXiv 2405.13763, Theorem 2 (sensitivity of Toeplitz matrices).
+Kalinin and Lampert (2024), arXiv 2405.13763, Theorem 2 (sensitivity of Toeplitz matrices); McKenna
+(2024), arXiv 2405.15913 (what Toeplitz matrices cost).
 """
 
 import contextlib
@@ -265,7 +266,7 @@ def toeplitz_sensitivities(column: np.ndarray, separation: int) -> np.ndarray:
   """Returns the L2 sensitivity in the first r rounds, r = 1 … n, of a Toeplitz matrix, [n].
 
   With coefficients >= 0 that do not increase, no pattern is worse than rounds 0, separation,
-  2 separation, … (McKenna 2024, Theorem 2).
+  2 separation, … (Kalinin and Lampert 2024, Theorem 2).
 
   Args:
     column: [n] float64, the first column.

@@ -10,6 +10,7 @@ ones with equal values when the model is traced (`fast_convolutions`). They are 
 reverse mode only; `as_it_is` gives a model without them.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 
 from fedjax_mem.core import Tree, validate
 from fedjax_mem.models import base
+from fedjax_mem.tasks import LearningTask
 
 if TYPE_CHECKING:
   from flax import nnx
@@ -48,6 +50,7 @@ def from_linen(
   name: str | None = None,
   input_dtype: Any = jnp.float32,
   padding_id: int | None = None,
+  task: LearningTask | str | None = None,
 ) -> base.Model:
   """Returns the model of a `flax.linen` module that maps x [B, ...] to logits.
 
@@ -62,10 +65,11 @@ def from_linen(
   Args:
     module: its only collection must be 'params'.
     input_shape: shape of one example.
-    num_classes: K, number of classes.
+    num_classes: K, number of classes, or of other outputs.
     name: name in tables and messages; None: the module's class.
     input_dtype: dtype of x.
     padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
+    task: what it learns, or its name; None: that of the data.
 
   Raises:
     ValueError: the module keeps state besides its parameters, or its output does not fit.
@@ -91,9 +95,8 @@ def from_linen(
     logits = module.apply({'params': params}, x, rngs=rngs, **settings(key is not None))
     return cast(jax.Array, logits)
 
-  return base.build(
-    name, init, apply, input_shape, num_classes, input_dtype=input_dtype, padding_id=padding_id
-  )
+  how: dict[str, Any] = {'input_dtype': input_dtype, 'padding_id': padding_id, 'task': task}
+  return base.build(name, init, apply, input_shape, num_classes, **how)
 
 
 def from_nnx(
@@ -104,6 +107,7 @@ def from_nnx(
   name: str | None = None,
   input_dtype: Any = jnp.float32,
   padding_id: int | None = None,
+  task: LearningTask | str | None = None,
 ) -> base.Model:
   """Returns the model of a `flax.nnx` module that maps x [B, ...] to logits.
 
@@ -118,10 +122,11 @@ def from_nnx(
     module: a function rngs -> module (a lambda, or a class whose `__init__` takes only `rngs`), so
       that parameters can be drawn from the run's seed.
     input_shape: shape of one example.
-    num_classes: K, number of classes.
+    num_classes: K, number of classes, or of other outputs.
     name: name in tables and messages; None: the module's class.
     input_dtype: dtype of x.
     padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
+    task: what it learns, or its name; None: that of the data.
 
   Raises:
     ValueError: `module` returns no module, the module keeps state besides its parameters and its
@@ -141,21 +146,30 @@ def from_nnx(
     params = nnx.state(module(nnx.Rngs(key)), nnx.Param)
     return nnx.to_pure_dict(params)
 
-  def apply(params: Tree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    built = module(nnx.Rngs(0 if key is None else key))
-    state = nnx.state(built, nnx.Param)
-    nnx.replace_by_pure_dict(state, params)
-    nnx.update(built, state)
-    if key is None:
-      built.eval()
-    else:
-      built.train()
-    logits: jax.Array = built(x)
-    return logits
+  apply = functools.partial(_apply_nnx, module)
+  how: dict[str, Any] = {'input_dtype': input_dtype, 'padding_id': padding_id, 'task': task}
+  return base.build(name, init, apply, input_shape, num_classes, **how)
 
-  return base.build(
-    name, init, apply, input_shape, num_classes, input_dtype=input_dtype, padding_id=padding_id
-  )
+
+def _apply_nnx(
+  module: 'Callable[[nnx.Rngs], nnx.Module]',
+  params: Tree,
+  x: jax.Array,
+  key: jax.Array | None = None,
+) -> jax.Array:
+  """Returns the outputs of a module that is built anew with its parameters."""
+  from flax import nnx
+
+  built = module(nnx.Rngs(0 if key is None else key))
+  state = nnx.state(built, nnx.Param)
+  nnx.replace_by_pure_dict(state, params)
+  nnx.update(built, state)
+  if key is None:
+    built.eval()
+  else:
+    built.train()
+  logits: jax.Array = built(x)
+  return logits
 
 
 def _check_state(name: str, module: 'nnx.Module') -> None:
@@ -178,6 +192,7 @@ def from_functions(
   name: str = 'custom',
   input_dtype: Any = jnp.float32,
   padding_id: int | None = None,
+  task: LearningTask | str | None = None,
 ) -> base.Model:
   """Returns the model of two functions, from any library.
 
@@ -190,10 +205,11 @@ def from_functions(
     init: key -> params, a pytree of float arrays.
     apply: (params, x) -> logits, or (params, x, key) -> logits where the key is None in evaluation.
     input_shape: shape of one example.
-    num_classes: K, number of classes.
+    num_classes: K, number of classes, or of other outputs.
     name: name in tables and messages.
     input_dtype: dtype of x.
     padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
+    task: what it learns, or its name; None: that of the data.
 
   Raises:
     ValueError: they are not functions, or the output does not fit.
@@ -209,6 +225,5 @@ def from_functions(
   def keyed(params: Tree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     return apply(params, x, key) if takes_key else apply(params, x)
 
-  return base.build(
-    name, init, keyed, input_shape, num_classes, input_dtype=input_dtype, padding_id=padding_id
-  )
+  how: dict[str, Any] = {'input_dtype': input_dtype, 'padding_id': padding_id, 'task': task}
+  return base.build(name, init, keyed, input_shape, num_classes, **how)

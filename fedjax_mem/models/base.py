@@ -1,4 +1,4 @@
-"""`Model`: four pure functions, which are made from an `(init, apply)` pair."""
+"""`Model`: pure functions, which are made from an `(init, apply)` pair and a task."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,24 +6,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Batch, Tree, validate
+from fedjax_mem.core import Batch, Tree, keys, validate
 from fedjax_mem.kernels.nn import rewrite
+from fedjax_mem.tasks import Classification, LearningTask, NextToken, as_task
+
+Values = dict[str, jax.Array]
 
 
 class Model(NamedTuple):
-  """A model as four pure functions; B examples, K classes, T tokens in a sequence.
+  """A model as pure functions; B examples, K outputs (classes), T tokens in a sequence.
 
   Attributes:
     init: key -> params.
-    apply: (params, x [B, ...], key=None) -> logits [B, K], or [B, T, K] for sequences. A key means
+    apply: (params, x [B, ...], key=None) -> outputs [B, K], or [B, T, K] for sequences. A key means
       training (dropout is drawn from it), None means evaluation.
-    loss: (params, batch, key=None) -> [B] float32, the cross-entropy in nats of each example; for a
-      sequence, the mean over its tokens that are not padding (0 if there is none).
-    metrics: (params, batch) -> dict of [B] float32: 'loss' as above, and 'accuracy', 1 where the
-      largest logit is the label's (for a sequence, the mean over the same tokens).
+    loss: (params, batch, key=None) -> [B] float32, the task's loss of each example.
+    metrics: (params, batch) -> dict of [B] float32: 'loss' as above, and every other score of the
+      task that is a mean over examples, such as 'accuracy'.
     input_shape: shape of one example.
-    num_classes: K, number of classes.
+    num_classes: K, number of outputs: of classes or labels, or of numbers.
     name: name in tables and messages.
+    task: what it learns; None: `loss` and `metrics` are its own, and no other scores are computed.
+    measure: (params, batch) -> (metrics, what the task's other scores need), dicts of [B, ...], of
+      one application; None without a task.
   """
 
   init: Callable[[jax.Array], Tree]
@@ -33,29 +38,63 @@ class Model(NamedTuple):
   input_shape: tuple[int, ...]
   num_classes: int
   name: str
+  task: LearningTask | None = None
+  measure: Callable[[Tree, Batch], tuple[Values, Values]] | None = None
 
   def copy(self) -> 'Model':
     """Returns the model itself: it has no state that could change."""
     return self
 
+  def for_task(self, task: LearningTask | str) -> 'Model':
+    """Returns the model with the loss and the scores of a task.
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Returns -log softmax(logits)[label] in nats, [...] float32, for logits [..., K]."""
-  logits = logits.astype(jnp.float32)
-  # A sum over a one-hot mask: the gradient of a gather is a scatter, which is slow in small loops.
-  hot = labels[..., None] == jax.lax.broadcasted_iota(labels.dtype, logits.shape, labels.ndim)
-  picked = jnp.sum(jnp.where(hot, logits, jnp.float32(0)), axis=-1)
-  return jax.nn.logsumexp(logits, axis=-1) - picked
+    >>> model = fm.models.build('logistic', (2,), 1, task='regression')
+    >>> batch = {'x': jnp.ones((1, 2)), 'y': jnp.array([3.0])}
+    >>> model.loss(model.init(jax.random.key(0)), batch).tolist()  # it starts from zeros
+    [9.0]
+
+    Args:
+      task: the task, or its name.
+
+    Raises:
+      ValueError: no such task, or one that the number of outputs does not fit.
+    """
+    task = as_task(task)
+    task.check_outputs(self.num_classes)
+    return self._replace(**_scored(getattr(self.apply, '__wrapped__', self.apply), task))
 
 
-def _per_example(values: jax.Array, labels: jax.Array, padding_id: int | None) -> jax.Array:
-  """Returns the mean of values [B, T] over the tokens that count, [B]; values [B] as they are."""
-  if values.ndim == 1:
-    return values
-  real = jnp.ones(labels.shape, jnp.float32)
-  if padding_id is not None:
-    real = (labels != padding_id).astype(jnp.float32)
-  return jnp.sum(values * real, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
+def fitted(model: Model, task: LearningTask) -> Model:
+  """Returns the model for data of a task: as it is if it states one of that kind itself.
+
+  A model of one's own loss (`Model.task` is None) stays as it is, too.
+  """
+  same = type(model.task) is type(task) and model.task != type(task)()
+  return model if model.task is None or same else model.for_task(task)
+
+
+def _scored(apply: Callable[..., jax.Array], task: LearningTask) -> dict[str, Any]:
+  """Returns the fields of a `Model` that come from `apply`, as it was given, and a task."""
+
+  def loss(params: Tree, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+    return task.loss(apply(params, batch['x'], key), batch['y'])
+
+  def metrics(params: Tree, batch: Batch) -> dict[str, jax.Array]:
+    return task.values(apply(params, batch['x'], None), batch['y'])
+
+  def measure(params: Tree, batch: Batch) -> tuple[Values, Values]:
+    outputs, labels = apply(params, batch['x'], None), batch['y']
+    return task.values(outputs, labels), task.kept(outputs, labels)
+
+  # Each is rewritten as a whole: it is then traced once, and its `__wrapped__` is as it was given.
+  fast = rewrite.fast_convolutions
+  given: dict[str, Callable[..., Any]] = {
+    'apply': apply,
+    'loss': loss,
+    'metrics': metrics,
+    'measure': measure,
+  }
+  return {'task': task, **{name: fast(function) for name, function in given.items()}}
 
 
 def build(
@@ -67,56 +106,51 @@ def build(
   *,
   input_dtype: Any = jnp.float32,
   padding_id: int | None = None,
+  task: LearningTask | str | None = None,
 ) -> Model:
-  """Returns the model of an `(init, apply)` pair, with softmax cross-entropy for its loss.
+  """Returns the model of an `(init, apply)` pair, with the loss and the scores of a task.
 
   Args:
     name: name in tables and messages.
     init: key -> params, a pytree of float arrays.
-    apply: (params, x, key=None) -> logits.
+    apply: (params, x, key=None) -> outputs.
     input_shape: shape of one example, without the batch axis.
-    num_classes: K, number of classes, at least 2.
+    num_classes: K, number of outputs.
     input_dtype: dtype of x: float32, or int32 for tokens.
     padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
+    task: what it learns; None: the next token for outputs [B, T, K], else classification, and the
+      data's task takes its place where data are given (`fitted`).
 
   Raises:
-    ValueError: a shape is not of positive integers, `init` or `apply` fails on it, or the logits
+    ValueError: a shape is not of positive integers, `init` or `apply` fails on it, or the outputs
       are not [B, K] or [B, T, K]. The check traces shapes and computes nothing.
   """
   input_shape = tuple(validate.integer(input_shape=n) for n in input_shape)
-  validate.integer(at_least=2, num_classes=num_classes)
+  validate.integer(num_classes=num_classes)
   batch = 3  # an unlikely dimension, so that a model that mixes up its axes is caught
   x = jax.ShapeDtypeStruct((batch, *input_shape), input_dtype)
   try:
-    params = jax.eval_shape(init, jax.random.key(0))
-    logits = jax.eval_shape(lambda p, x: apply(p, x, None), params, x)
+    params = jax.eval_shape(init, keys.seed_key(0))
+    outputs = jax.eval_shape(lambda p, x: apply(p, x, None), params, x)
   except (TypeError, ValueError) as error:
     raise ValueError(
       f'input_shape must be one that the model {name!r} can take, got {input_shape!r}: {error}'
     ) from error
-  shape = getattr(logits, 'shape', None)
+  shape = getattr(outputs, 'shape', None)
   if shape not in ((batch, num_classes), (batch, input_shape[0], num_classes)):
     raise ValueError(
       f'the output of the model {name!r} must be [B, {num_classes}] to fit the labels '
       f'(num_classes={num_classes}), got {shape!r} for an input of shape {x.shape!r}.'
     )
-
-  def loss(params: Tree, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-    values = cross_entropy(apply(params, batch['x'], key), batch['y'])
-    return _per_example(values, batch['y'], padding_id)
-
-  def metrics(params: Tree, batch: Batch) -> dict[str, jax.Array]:
-    logits, labels = apply(params, batch['x'], None), batch['y']
-    right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-    return {
-      'loss': _per_example(cross_entropy(logits, labels), labels, padding_id),
-      'accuracy': _per_example(right, labels, padding_id),
-    }
-
-  # Each is rewritten as a whole: it is then traced once, and its `__wrapped__` is as it was given.
-  fast = rewrite.fast_convolutions
-  init = _drawn_once(init)
-  return Model(init, fast(apply), fast(loss), fast(metrics), input_shape, num_classes, name)
+  if task is None:
+    task = Classification() if len(shape) == 2 else NextToken(padding_id)
+  else:
+    task = as_task(task)
+    task.check_outputs(num_classes)
+  made = _scored(apply, task)
+  return Model(
+    _drawn_once(init), input_shape=input_shape, num_classes=num_classes, name=name, **made
+  )
 
 
 def as_it_is(model: Model) -> Model:
@@ -133,6 +167,7 @@ def as_it_is(model: Model) -> Model:
     apply=rewrite.as_it_is(model.apply),
     loss=rewrite.as_it_is(model.loss),
     metrics=rewrite.as_it_is(model.metrics),
+    measure=None if model.measure is None else rewrite.as_it_is(model.measure),
   )
 
 
@@ -141,5 +176,5 @@ def _drawn_once(init: Callable[[jax.Array], Tree]) -> Callable[[jax.Array], Tree
   # It runs once, and compiles a loop over random bits for each parameter: what the full effort of
   # the compiler saves of its run is a hundredth of what it takes.
   hasty = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
-  compiled = jax.jit(init, compiler_options=hasty)
+  compiled = keys.jit(init, compiler_options=hasty)
   return lambda key: (init if isinstance(key, jax.core.Tracer) else compiled)(key)

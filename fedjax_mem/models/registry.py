@@ -14,6 +14,7 @@ from fedjax_mem.models.logistic import logistic
 from fedjax_mem.models.mlp import mlp
 from fedjax_mem.models.resnet_gn import resnet_gn
 from fedjax_mem.models.transformer import transformer
+from fedjax_mem.tasks import LearningTask, as_task
 
 MODELS: dict[str, Callable[..., base.Model]] = {
   'char_lstm': char_lstm,
@@ -44,7 +45,14 @@ def options(name: str) -> dict[str, Any]:
   return {a.name: a.default for a in arguments if a.kind is a.KEYWORD_ONLY}
 
 
-def build(name: str, input_shape: Sequence[int], num_classes: int, **given: Any) -> base.Model:
+def build(
+  name: str,
+  input_shape: Sequence[int],
+  num_classes: int,
+  *,
+  task: LearningTask | str | None = None,
+  **given: Any,
+) -> base.Model:
   """Returns the model of that name.
 
   >>> model = build('mlp', (8, 8, 1), 10, hidden=(32,))
@@ -55,7 +63,8 @@ def build(name: str, input_shape: Sequence[int], num_classes: int, **given: Any)
   Args:
     name: a key of `MODELS`.
     input_shape: shape of one preprocessed example, without the batch axis.
-    num_classes: K, number of classes.
+    num_classes: K, number of classes, or of other outputs.
+    task: what it learns, or its name; None: classification, or the next token.
     **given: options of the model.
 
   Raises:
@@ -70,5 +79,9 @@ def build(name: str, input_shape: Sequence[int], num_classes: int, **given: Any)
         f'{validate.nearest(option, known)}'
       )
   model = MODELS[name](tuple(input_shape), num_classes, **given)
+  wanted = model.task if task is None else as_task(task)
+  if wanted is not None:
+    wanted.check_outputs(num_classes)
+    model = base.fitted(model, wanted)
   # They are written with our kernels: there is nothing to replace, and looking for it takes time.
   return base.as_it_is(model)

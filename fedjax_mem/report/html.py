@@ -4,15 +4,15 @@ This module gathers the contents; `templates/page.html` lays them out and escape
 are embedded as PNG, once for the light and once for the dark theme.
 """
 
-import base64
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fedjax_mem._wording import NOT_COVERED
-from fedjax_mem.report import figures, plots
+from fedjax_mem.report import citing, page, plots, sections
+from fedjax_mem.report.page import Cell, Row, Table
 from fedjax_mem.report.runs import Run, Source, as_runs, flatten, marked, warnings
 from fedjax_mem.report.tables import OF_CLIENTS, differing_keys, headed, over_seeds, show, summarise
 
@@ -25,6 +25,10 @@ _HEADS = {
   'final_accuracy': 'final accuracy',
   'best_accuracy': 'best accuracy',
   'best_round': 'best in round',
+  'test_macro_f1': 'test macro F1',
+  'test_r2': 'test R²',
+  'test_mean_average_precision': 'test mean average precision',
+  'test_perplexity': 'test perplexity',
   'test_loss': 'test loss',
   'train_loss': 'training loss',
   'client_accuracy_mean': 'clients: mean accuracy',
@@ -55,11 +59,11 @@ def write_report(
   Raises:
     ValueError: a folder is not a run's, or there is no run at all.
   """
-  page = render(sources, title)
+  text = render(sources, title)
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   beside = path.with_name(path.name + '.tmp')
-  beside.write_text(page, encoding='utf-8')
+  beside.write_text(text, encoding='utf-8')
   os.replace(beside, path)  # a reader finds the old page or the whole new one
   return path
 
@@ -79,15 +83,17 @@ def render(sources: Source | Iterable[Source], title: str | None = None) -> str:
     warnings=_warnings(runs),
     comparison=None if one else _comparison(runs),
     seeds=None if one else _seeds(runs),
-    curves={
-      name: _data(figures.png(plots.learning_curves(runs, dark=name == 'dark')))
-      for name in ('light', 'dark')
-    },
-    pictures=_pictures(runs[0]) if one else [],
-    last=_columns(runs, [_marked(run) for run in runs]),
+    curves=page.picture(
+      lambda dark: plots.learning_curves(runs, dark=dark),
+      f'Scores and losses against rounds of {", ".join(run.name for run in runs)}',
+      lambda dark: plots.learning_curves(runs, dark=dark, stacked=True),
+    ),
+    sections=sections.of_run(runs[0]) if one else sections.of_runs(runs),
+    last=page.columns(runs, [_marked(run) for run in runs]),
     settings=settings,
     changed=changed,
     manifests=_manifests(runs),
+    citation=citing.of_runs(runs),
   )
 
 
@@ -102,49 +108,16 @@ def _template() -> 'jinja2.Template':
   )
 
 
-class _Cell(NamedTuple):
-  """One cell: its text, whether it is a heading, whether it is code, and its CSS classes."""
-
-  text: str
-  head: bool = False
-  code: bool = False
-  kind: str = ''
-
-
-class _Row(NamedTuple):
-  """One line, and whether its values differ from run to run."""
-
-  cells: list[_Cell]
-  differs: bool = False
-
-
-class _Table(NamedTuple):
-  """A table: headings of its columns, and its lines."""
-
-  heads: list[str]
-  rows: list[_Row]
-
-
 def _summary_text(key: str, value: Any) -> str:
   if value is None:
     return '–'
   if key in _PERCENT:
     return f'{100 * value:.2f} %'
   if key == 'seconds':
-    return duration(value)
+    return page.duration(value)
   if key.startswith('bytes'):
-    return f'{value / 1e6:,.1f} MB'
+    return page.size(value)
   return f'{value:,}' if isinstance(value, int) else show(value)
-
-
-def duration(seconds: float) -> str:
-  """Returns a time as '42.0 s', '3 min 05 s' or '2 h 07 min'."""
-  if seconds < 60:
-    return f'{seconds:.1f} s'
-  minutes, rest = divmod(round(seconds), 60)
-  if minutes < 60:
-    return f'{minutes} min {rest:02d} s'
-  return f'{minutes // 60} h {minutes % 60:02d} min'
 
 
 def _facts(run: Run) -> list[str]:
@@ -173,7 +146,7 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
   return [f'{run.name}: {text}' if len(runs) > 1 else text for run, text in found]
 
 
-def _comparison(runs: Sequence[Run]) -> _Table:
+def _comparison(runs: Sequence[Run]) -> Table:
   rows = [summarise(run) for run in runs]
   keys = [key for key in rows[0] if any(row[key] is not None for row in rows)]
   best = {
@@ -181,16 +154,16 @@ def _comparison(runs: Sequence[Run]) -> _Table:
   }
   lines = []
   for row in rows:
-    cells = [_Cell(row['run'], head=True)]
+    cells = [Cell(row['run'], head=True)]
     for key in keys[1:]:
       marked = key in best and row[key] == best[key] is not None
       kind = 'n best' if marked else 'n'
-      cells.append(_Cell(_summary_text(key, row[key]), kind=kind))
-    lines.append(_Row(cells))
-  return _Table([headed(_HEADS[key], key, runs) for key in keys], lines)
+      cells.append(Cell(_summary_text(key, row[key]), kind=kind))
+    lines.append(Row(cells))
+  return Table([headed(_HEADS[key], key, runs) for key in keys], lines)
 
 
-def _seeds(runs: Sequence[Run]) -> _Table | None:
+def _seeds(runs: Sequence[Run]) -> Table | None:
   """Returns means over seeds, or None if no setting was run with several seeds."""
   rows = over_seeds(runs)
   if all(row['runs'] < 2 for row in rows):
@@ -202,14 +175,10 @@ def _seeds(runs: Sequence[Run]) -> _Table | None:
     text = '–' if mean is None else f'{100 * mean:.2f} %'
     if deviation is not None:
       text = f'{100 * mean:.2f} ± {100 * deviation:.2f} %'
-    cells = [_Cell(show(row[key])) for key in names]
-    lines.append(_Row([*cells, _Cell(str(row['runs']), kind='n'), _Cell(text, kind='n')]))
+    cells = [Cell(show(row[key])) for key in names]
+    lines.append(Row([*cells, Cell(str(row['runs']), kind='n'), Cell(text, kind='n')]))
   mean_of = headed('mean ± standard deviation', 'final_accuracy', runs)
-  return _Table([*names, 'seeds', mean_of], lines)
-
-
-def _data(image: bytes) -> str:
-  return 'data:image/png;base64,' + base64.b64encode(image).decode()
+  return Table([*names, 'seeds', mean_of], lines)
 
 
 def _marked(run: Run) -> dict[str, Any]:
@@ -217,35 +186,22 @@ def _marked(run: Run) -> dict[str, Any]:
   return {marked(key, key.split('.')[0], [run]): x for key, x in run.last.items()}
 
 
-def _pictures(run: Run) -> list[tuple[str, str]]:
-  """Returns (heading, image) of the pictures in a run's folder, besides its learning curves."""
-  named = {
-    'partition.png': 'Partition of the data',
-    'contributions.png': 'Contribution of each client',
-  }
-  if run.uncovered:  # both are of single clients
-    named = {name: f'{head} ({NOT_COVERED})' for name, head in named.items()}
-  there = [] if run.folder is None else [x for x in named if (run.folder / x).is_file()]
-  folder: Any = run.folder
-  return [(named[name], _data((folder / name).read_bytes())) for name in there]
-
-
-def _settings(runs: Sequence[Run]) -> tuple[_Table | None, _Table | None]:
+def _settings(runs: Sequence[Run]) -> tuple[Table | None, Table | None]:
   """Returns two tables: all settings, and those that differ between runs."""
   columns = [run.settings for run in runs]
   differing = [key for key in differing_keys(runs) if key != 'name']  # the column's heading
   first = [{key: x[key] for key in differing if key in x} for x in columns]
-  return _columns(runs, columns, differing), _columns(runs, first, differing)
+  return page.columns(runs, columns, differing), page.columns(runs, first, differing)
 
 
-def _manifests(runs: Sequence[Run]) -> _Table | None:
+def _manifests(runs: Sequence[Run]) -> Table | None:
   columns = [_stated(run) for run in runs]
   differing = [
     key
     for key in dict.fromkeys(key for column in columns for key in column)
     if any(column.get(key) != columns[0].get(key) for column in columns)
   ]
-  return _columns(runs, columns, differing)
+  return page.columns(runs, columns, differing)
 
 
 def _stated(run: Run) -> dict[str, Any]:
@@ -256,17 +212,3 @@ def _stated(run: Run) -> dict[str, Any]:
     for key, x in flatten(run.manifest)
   }
   return {key: x for key, x in facts.items() if key != 'warnings'}
-
-
-def _columns(
-  runs: Sequence[Run], columns: Sequence[Mapping[str, Any]], mark: Sequence[str] = ()
-) -> _Table | None:
-  """Returns a table with a line per key and a column per run, or None if there are no keys."""
-  keys = list(dict.fromkeys(key for column in columns for key in column))
-  if not keys:
-    return None
-  lines = []
-  for key in keys:
-    cells = [_Cell(show(column.get(key))) for column in columns]
-    lines.append(_Row([_Cell(key, head=True, code=True), *cells], key in mark))
-  return _Table(['', *([run.name for run in runs] if len(runs) > 1 else ['value'])], lines)

@@ -4,7 +4,8 @@ Their style is that of `figures.py`.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,31 +21,45 @@ _LEGEND_ROWS = 12
 _BUBBLES = 60  # clients; with more, bubbles are too small to be compared
 _COLUMNS = 2000  # columns of a heat map; there are no more pixels
 _STEPS = (1, 2, 5, 10)  # between ticks
+# The score of a task that says how good a model is, in words.
+_MAIN = {'accuracy': 'accuracy', 'r2': 'R²', 'mean_average_precision': 'mean average precision'}
 
 
 def learning_curves(
-  sources: Source | Iterable[Source], title: str | None = None, dark: bool = False
+  sources: Source | Iterable[Source],
+  title: str | None = None,
+  dark: bool = False,
+  stacked: bool = False,
 ) -> Figure:
-  """Returns a plot of accuracies and losses against rounds; a panel without data is left out.
+  """Returns a plot of scores and losses against rounds; a panel without data is left out.
 
-  The accuracies are those on the test set, and the mean over clients on what they hold out with the
-  mean of the worst tenth of them, dashed.
+  The score is the task's main one, such as the accuracy: on the test set, and the mean over clients
+  on what they hold out with the mean of the worst tenth of them, dashed.
 
   Args:
     sources: see `as_runs`.
     title: title of the figure; None = the run's name, or the number of runs.
     dark: whether the background is dark.
+    stacked: whether the panels are one above the other.
   """
   runs = as_runs(sources)
-  has_accuracy = any(series(run, 'test_accuracy')[1] for run in runs)
-  has_loss = any(series(run, key)[1] for run in runs for key in ('train_loss', 'test_loss'))
-  has_clients = any(series(run, 'client_accuracy_mean')[1] for run in runs)
-  panels = [_accuracy] * has_accuracy + [_clients] * has_clients + [_loss] * has_loss or [_nothing]
+
+  def there(*keys: str) -> bool:
+    return any(series(run, key)[1] for run in runs for key in keys)
+
+  main = next((x for x in _MAIN if there(f'test_{x}')), 'accuracy')
+  panels: list[Callable[[Axes, Sequence[Run], Sequence[str]], None]] = []
+  panels += [partial(_score, main)] * there(f'test_{main}')
+  panels += [partial(_clients, main)] * there(f'client_{main}_mean')
+  panels += [_loss] * there('train_loss', 'test_loss')
+  panels = panels or [_nothing]
   legend_rows = math.ceil(len(runs) / 3) if len(runs) > 1 else 0
-  size = 5.2 * max(len(panels), 1.25), 3.9 + 0.22 * min(legend_rows, _LEGEND_ROWS)
+  across, down = (1, len(panels)) if stacked else (len(panels), 1)
+  legend = 0.22 * min(legend_rows, _LEGEND_ROWS)
+  size = 5.2 * max(across, 1.0 if stacked else 1.25), 3.1 * (down - 1) + 3.9 + legend
   named = f'{runs[0].name}: learning curves' if len(runs) == 1 else f'{len(runs)} runs compared'
   with figures.canvas(*size, title or named, dark) as (figure, colours):
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    axes = figure.subplots(down, across, squeeze=False).ravel()
     for draw, ax in zip(panels, axes, strict=True):
       draw(ax, runs, colours)
     if len(runs) > 1:
@@ -99,33 +114,35 @@ def _line_style(i: int, colours: Sequence[str]) -> Any:
   return figures.STYLES[i // len(colours) % len(figures.STYLES)]
 
 
-def _accuracy(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
-  for i, run in enumerate(runs):
-    points = series(run, 'test_accuracy')
-    colour, style = colours[i % len(colours)], _line_style(i, colours)
-    _line(ax, points, i, colour, linestyle=style, label=figures.short(run.name))
-  ax.set_title(marked('Test accuracy', 'test_accuracy', runs))
-  ax.set_ylabel('accuracy')
-  ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+def _scale(ax: Axes, main: str) -> None:
+  ax.set_ylabel(_MAIN[main])
+  if main == 'accuracy':
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
   ax.yaxis.set_major_locator(MaxNLocator(steps=_STEPS, min_n_ticks=3))
   _rounds(ax)
 
 
-def _clients(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
+def _score(main: str, ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
+  for i, run in enumerate(runs):
+    points = series(run, f'test_{main}')
+    colour, style = colours[i % len(colours)], _line_style(i, colours)
+    _line(ax, points, i, colour, linestyle=style, label=figures.short(run.name))
+  ax.set_title(marked(f'Test {_MAIN[main]}', f'test_{main}', runs))
+  _scale(ax, main)
+
+
+def _clients(main: str, ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
   for i, run in enumerate(runs):
     colour, style = colours[i % len(colours)], _line_style(i, colours)
     label = 'mean of the clients' if len(runs) == 1 else figures.short(run.name)
-    _line(ax, series(run, 'client_accuracy_mean'), i, colour, linestyle=style, label=label)
+    _line(ax, series(run, f'client_{main}_mean'), i, colour, linestyle=style, label=label)
     worst = '_worst' if len(runs) > 1 else 'mean of the worst tenth'
     light = {'linewidth': 1.0, 'markersize': 2.5, 'linestyle': '--', 'label': worst}
-    _line(ax, series(run, 'client_accuracy_worst'), i, colour, **light)
-  one = 'Accuracy on what clients hold out'
+    _line(ax, series(run, f'client_{main}_worst'), i, colour, **light)
+  one = f'{_MAIN[main][0].upper()}{_MAIN[main][1:]} on what clients hold out'
   title = one if len(runs) == 1 else 'Clients: mean (bold), worst tenth (thin, dashed)'
-  ax.set_title(marked(title, 'client_accuracy_mean', runs))
-  ax.set_ylabel('accuracy')
-  ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-  ax.yaxis.set_major_locator(MaxNLocator(steps=_STEPS, min_n_ticks=3))
-  _rounds(ax)
+  ax.set_title(marked(title, f'client_{main}_mean', runs))
+  _scale(ax, main)
   if len(runs) == 1:
     ax.legend()
 
@@ -310,7 +327,8 @@ def epsilon(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set(xlabel='round', ylabel='ε', ylim=(0, None))
     ax.set_title(title or 'Privacy loss')
-    ax.legend()
+    if len(curves) > 1:
+      ax.legend()
     return figure
 
 

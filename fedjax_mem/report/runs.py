@@ -47,6 +47,7 @@ class Run:
     object.__setattr__(self, 'uncovered', frozenset(found))
 
 
+_REMEDY = 'put a sound copy back, or remove the file: a report does without it'
 _COVERED = 'covered'  # key of a record: the names of its metrics that a claim of privacy covers
 
 
@@ -54,6 +55,7 @@ _COVERED = 'covered'  # key of a record: the names of its metrics that a claim o
 _COUNTED = {
   'not_finite': 'updates were not finite and were left out',
   'zeroed': 'updates were not finite and counted as zeros',
+  'left_out': 'messages did not fit and were left out',
   'overflow': 'cohorts were larger than their capacity and were cut',
 }
 Source = Run | str | pathlib.Path | Sequence[Record]
@@ -88,9 +90,9 @@ def _read(path: pathlib.Path, parse: Any) -> dict[str, Any]:
   try:
     value = parse(path.read_text(encoding='utf-8'))
   except ValueError as error:
-    raise ValueError(f'{path} must be readable, got an error: {error}.') from error
+    raise ValueError(f'{path} must be readable, got an error: {error}; {_REMEDY}.') from error
   if not isinstance(value, dict):
-    raise ValueError(f'{path} must hold a table, got {value!r}.')
+    raise ValueError(f'{path} must hold a table, got {value!r:.60}; {_REMEDY}.')
   return value
 
 

@@ -24,6 +24,8 @@ OF_CLIENTS = (
   'client_accuracy_worst',
   'client_accuracy_spread',
 )
+# Scores on the test set besides the loss and the accuracy; each task has some of them.
+FURTHER = ('test_macro_f1', 'test_r2', 'test_mean_average_precision', 'test_perplexity')
 # Settings that may differ between two seeds of one experiment.
 _NOT_SETTINGS = ('seed', 'name', 'data.partition_seed')
 
@@ -31,9 +33,9 @@ _NOT_SETTINGS = ('seed', 'name', 'data.partition_seed')
 def summarise(run: Run) -> Row:
   """Returns the summary of a run; numbers that it did not record are None.
 
-  Keys: run, rounds, final_accuracy, best_accuracy, best_round, test_loss, train_loss and the
-  accuracies on what clients hold out (the last recorded), clients, examples, bytes_up and
-  bytes_down (summed over rounds), seconds (summed), rounds_per_s.
+  Keys: run, rounds, final_accuracy, best_accuracy, best_round, the further scores of the task,
+  test_loss, train_loss and the accuracies on what clients hold out (the last recorded), clients,
+  examples, bytes_up and bytes_down (summed over rounds), seconds (summed), rounds_per_s.
   """
   at, accuracy = series(run, 'test_accuracy')
   finite = [(value, -r) for r, value in zip(at, accuracy, strict=True) if math.isfinite(value)]
@@ -46,6 +48,7 @@ def summarise(run: Run) -> Row:
     'final_accuracy': accuracy[-1] if accuracy else None,
     'best_accuracy': best,
     'best_round': None if best_round is None else -best_round,
+    **{key: _last(run, key) for key in FURTHER},
     'test_loss': _last(run, 'test_loss'),
     'train_loss': _last(run, 'train_loss'),
     **{key: _last(run, key) for key in OF_CLIENTS},

@@ -1,5 +1,8 @@
 """The file of metrics: one JSON line per round, readable even after a crash.
 
+Records are on the disk before the checkpoint of their rounds is (`sync`). Where they are shorter
+all the same, `reach` says how far they go, and `missing` which rounds have none.
+
 Lines are strict JSON: numbers that are not finite are written as the strings 'NaN', 'Infinity' and
 '-Infinity' (as protobuf does), so that every JSON reader sees a diverged loss.
 """
@@ -60,12 +63,18 @@ class MetricsWriter:
     self._file.write(_line(record))
     self._file.flush()
 
+  def sync(self) -> None:
+    """Returns when all records are on the disk: what relies on them may be written then."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
+
   def close(self) -> None:
     """Closes the file after its contents are on the disk."""
     if not self._file.closed:
-      self._file.flush()
-      os.fsync(self._file.fileno())
-      self._file.close()
+      try:
+        self.sync()
+      finally:
+        self._file.close()
 
   def __enter__(self) -> 'MetricsWriter':
     return self
@@ -102,7 +111,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: a line before the last is not a JSON object.
+    ValueError: a line before the last is not a JSON object; the message says what to do.
   """
   lines = pathlib.Path(path).read_bytes().rstrip(b'\n').split(b'\n')
   records = []
@@ -112,8 +121,45 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
       records.append(record)
     elif number < len(lines) and line.strip():
       shown = line.decode(errors='replace')[:60]
-      raise ValueError(f'{path}, line {number}, must be a JSON object, got {shown!r}.')
+      raise ValueError(
+        f'{path}, line {number}, must be a JSON object, got {shown!r}: remove this line; a resumed '
+        'run writes it again from a checkpoint before it, or names the round that is lost.'
+      )
   return records
+
+
+def reach(records: Iterable[Mapping[str, Any]]) -> int:
+  """Returns the last round up to which there is a record of each; 0 if there is none of the first.
+
+  >>> reach([{'round': 1}, {'round': 2}, {'round': 4}])
+  2
+  """
+  rounds, last = _rounds(records), 0
+  while last + 1 in rounds:
+    last += 1
+  return last
+
+
+def missing(records: Iterable[Mapping[str, Any]], done: int) -> str:
+  """Returns the rounds up to `done` that have no record, in words; '' if all have one.
+
+  >>> missing([{'round': 2}, {'round': 4}], 8)
+  '1, 3, 5 to 8'
+  """
+  rounds = _rounds(records)
+  runs: list[list[int]] = []
+  for number in range(1, done + 1):
+    if number in rounds:
+      continue
+    if runs and runs[-1][1] == number - 1:
+      runs[-1][1] = number
+    else:
+      runs.append([number, number])
+  return ', '.join(str(a) if a == b else f'{a} to {b}' for a, b in runs)
+
+
+def _rounds(records: Iterable[Mapping[str, Any]]) -> set[int]:
+  return {x['round'] for x in records if type(x.get('round')) is int}
 
 
 def truncate_after(path: str | os.PathLike[str], round: int) -> list[Record]:
@@ -128,7 +174,7 @@ def truncate_after(path: str | os.PathLike[str], round: int) -> list[Record]:
   path = pathlib.Path(path)
   if not path.exists():
     return []
-  kept = [record for record in read_metrics(path) if record.get('round', 0) <= round]
+  kept = [x for x in read_metrics(path) if type(x.get('round')) is int and x['round'] <= round]
   beside = path.with_name(path.name + '.tmp')
   with beside.open('w', encoding='utf-8') as file:
     file.writelines(map(_line, kept))

@@ -10,13 +10,14 @@ import functools
 import logging
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from fedjax_mem.core import State
+from fedjax_mem.runner import disk
 
 
 class CheckpointError(RuntimeError):
@@ -102,8 +103,12 @@ class Checkpoints:
       )
       self._manager.wait_until_finished()
     except Exception as error:  # Orbax lets errors of several libraries through
+      full = disk.reason(error)
+      said = str(error)
+      if full is not None:
+        said = f'the disk of {self.folder} is full ({full}); free some space, then resume the run'
       raise CheckpointError(
-        f'the checkpoint of round {number} cannot be written: {error}'
+        f'the checkpoint of round {number} cannot be written: {said}'
       ) from error
     if not saved:  # Orbax saves nothing that is older than its newest
       raise CheckpointError(
@@ -115,29 +120,45 @@ class Checkpoints:
     """Returns the numbers of the existing checkpoints, newest first."""
     return sorted(self._manager.all_steps(), reverse=True)
 
-  def restore(self, like: State) -> tuple[State, list[str]]:
-    """Returns the newest checkpoint that is sound, and a line about each newer, refused one.
+  def restore(
+    self, like: State, recorded: Callable[[State], bool] = lambda state: True
+  ) -> tuple[State, list[str]]:
+    """Returns the newest sound checkpoint whose rounds are recorded, and a line about each newer.
 
-    Refused checkpoints are removed if an older one is sound: the rounds after it are saved again.
+    Where no sound checkpoint is so early that all its rounds are recorded, it is the oldest one:
+    after it the fewest records are lost. Newer checkpoints are removed, since their rounds are
+    saved again, unless there is no sound one.
 
     Args:
       like: shapes and dtypes of the state.
+      recorded: whether there are records of all rounds of a state.
 
     Raises:
-      CheckpointError: there is no checkpoint, or none is sound.
+      CheckpointError: there is no checkpoint, or none is sound; the message says what to do.
     """
-    refused: dict[int, str] = {}
-    for number in self.numbers():
+    numbers = self.numbers()
+    said: dict[int, str] = {}
+    found: tuple[int, State] | None = None
+    for number in numbers:
       try:
         state = self._read(number, like)
       except _Unsound as error:
-        refused[number] = f'checkpoint {number} is refused: {error}'
+        said[number] = f'checkpoint {number} is refused: {error}'
         continue
-      for bad in refused:
-        self._manager.delete(bad)
-      return state, list(refused.values())
-    found = '; '.join(refused.values()) or 'there is none'
-    raise CheckpointError(f'no sound checkpoint in {self.folder}: {found}.')
+      found = number, state
+      if recorded(state):
+        break
+      said[number] = f'checkpoint {number} is left out: the records of its rounds are incomplete'
+    if found is None:
+      raise CheckpointError(self._nothing('; '.join(said.values())))
+    newer = [number for number in numbers if number > found[0]]
+    for number in newer:
+      self._manager.delete(number)
+    return found[1], [said[number] for number in newer]
+
+  def _nothing(self, reasons: str) -> str:
+    remedy = 'put a sound one back, or remove this folder: resumed, the run begins again at round 1'
+    return f'no sound checkpoint in {self.folder}: {reasons or "there is none"}; {remedy}.'
 
   def _read(self, number: int, like: State) -> State:
     args = self._ocp.args

@@ -8,6 +8,7 @@ import jax
 
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.core import State
+from fedjax_mem.models import saved
 from fedjax_mem.runner.folder import RunFolder
 from fedjax_mem.runner.prepare import Ready
 
@@ -28,7 +29,7 @@ class Result:
 
 
 def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str, Any]]) -> Result:
-  """Ends a run whose rounds are done: plots, the report, its status; returns its result.
+  """Ends a run whose rounds are done: parameters, plots, report, status; returns its result.
 
   Args:
     ready: parts of the run.
@@ -41,13 +42,16 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   from fedjax_mem.report.html import write_report
   from fedjax_mem.runner import contributions
 
+  params = jax.device_get(state.params)
+  saved.write(folder.path / saved.FINAL, params)
   folder.note(status='finished', rounds_done=int(state.round))
   title, claims = ready.config.data.name, ready.sim.claims
   if claims:
     title = f'{title} ({NOT_COVERED})'
   counts, labels = ready.parts.data.shown()
-  figures.save(plots.partition(counts, labels, title), folder.path / 'partition.png')
+  for dark, name in ((False, 'partition.png'), (True, 'partition_dark.png')):
+    figures.save(plots.partition(counts, labels, title, dark), folder.path / name)
   figures.save(plots.learning_curves(folder.path), folder.path / 'learning_curve.png')
   contributions.write(folder.path, state, ready.parts.data.clients, claims)
   write_report(folder.path, folder.path / 'report.html')
-  return Result(jax.device_get(state.params), records, folder.path)
+  return Result(params, records, folder.path)

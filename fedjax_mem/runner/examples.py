@@ -12,6 +12,7 @@ from fedjax_mem.engine import Simulation
 from fedjax_mem.engine.mesh import replicated
 
 _MB = 10**6
+_MOST = float(2**62)  # bytes: more than any data have
 
 
 class Source:
@@ -100,6 +101,6 @@ def source(
   """
   counts = data.counts
   shape = Shape(data.num_clients, int(counts.max()), bool((counts == counts[0]).all()))
-  if cap_mb is None or not must_stream(data, math.ceil(cap_mb * _MB)):
+  if cap_mb is None or not must_stream(data, math.ceil(min(cap_mb * _MB, _MOST))):
     return Source(data.population(), shape, max_rounds)
   return Streamed(data, shape, cap_mb * _MB, max_rounds, not layers.blind, layers.draws.capacity)

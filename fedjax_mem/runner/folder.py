@@ -19,8 +19,12 @@ import numpy as np
 
 from fedjax_mem._version import __version__
 from fedjax_mem.config.load import Config, config_hash, load_config, to_toml
-from fedjax_mem.runner import secret
+from fedjax_mem.config.sections import ModelSection
+from fedjax_mem.models import saved
+from fedjax_mem.runner import disk, secret
+from fedjax_mem.runner import manifest as manifests
 
+_START = 'init.safetensors'
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -46,17 +50,14 @@ class RunFolder:
     """Opens an existing folder.
 
     Raises:
-      ValueError: it is not a run's folder.
+      ValueError: it is not a run's folder, or its manifest is damaged.
     """
     self.path = path
     if not (path / 'config.toml').is_file() or not (path / 'manifest.json').is_file():
       raise ValueError(
         f'a run must be a folder with config.toml and manifest.json, got {str(path)!r}.'
       )
-    try:
-      self.manifest: dict[str, Any] = json.loads((path / 'manifest.json').read_text())
-    except ValueError as error:
-      raise ValueError(f'{path / "manifest.json"} must be readable JSON, got {error}.') from error
+    self.manifest: dict[str, Any] = manifests.read(path)
 
   @property
   def config(self) -> Config:
@@ -71,6 +72,23 @@ class RunFolder:
     if self.manifest.get('together'):
       return f'fedjax-mem resume {self.manifest["sweep"]}'
     return f'fedjax-mem resume {self.path}'
+
+  def start(self) -> saved.Arrays | None:
+    """Returns the arrays that the run starts from, or None if they are drawn.
+
+    Raises:
+      ValueError: they are missing, or not those with which the run began.
+    """
+    wanted = self.config.model.init_hash
+    if wanted is None:
+      return None
+    held = saved.read(self.path / _START)
+    if saved.digest(held) != wanted:
+      raise ValueError(
+        f'{self.path / _START} must hold what the run began with, got other arrays: put '
+        f'those of {self.config.model.init or "params"} there.'
+      )
+    return held
 
   def note(self, **facts: Any) -> None:
     """Adds facts to the manifest, atomically."""
@@ -91,6 +109,7 @@ class RunFolder:
 
     Raises:
       ValueError: another process holds the lock.
+      DiskFull: what is done meanwhile meets a full disk.
     """
     try:
       held = filelock.FileLock(self.path / 'lock', timeout=0).acquire()
@@ -100,12 +119,16 @@ class RunFolder:
       raise ValueError(
         f'{self.path} is in use by another process; when that has ended, go on with `{self.again}`.'
       ) from error
-    with held:
+    with held, disk.told(self.path, self.again):
       yield
 
 
 def create(
-  config: Config, out: str | os.PathLike[str], root: np.ndarray | None = None, **facts: Any
+  config: Config,
+  out: str | os.PathLike[str],
+  root: np.ndarray | None = None,
+  start: saved.Arrays | None = None,
+  **facts: Any,
 ) -> RunFolder:
   """Returns a new folder `out/<name>-<hash>`; beside finished runs it ends in `-2`, `-3`, ….
 
@@ -115,6 +138,7 @@ def create(
     config: the experiment.
     out: folder in which it is made.
     root: the secret root of the run's noise, uint32 [2], to be kept in it; None: it has none.
+    start: the arrays that it starts from, to be kept in it; None: they are drawn.
     **facts: more of the manifest, which it has from the start.
 
   Raises:
@@ -128,6 +152,8 @@ def create(
     _write(fresh / 'config.toml', to_toml(config))
     said = _facts(config) | facts
     _write(fresh / 'manifest.json', json.dumps(said, indent=2) + '\n')
+    if start is not None:
+      saved.write(fresh / _START, start)
     if root is not None:
       secret.write(fresh, root, said['run_id'])
     return RunFolder(_rename(fresh, stem))
@@ -178,6 +204,7 @@ def _facts(config: Config) -> dict[str, Any]:
     'status': 'running',
     'seed': config.seed,
     'config_hash': config_hash(config),
+    **_beginning(config.model),
     'created': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'fedjax_mem': __version__,
     'commit': _commit(),
@@ -186,6 +213,12 @@ def _facts(config: Config) -> dict[str, Any]:
     'machine': f'{platform.system()} {platform.machine()}',
     'warnings': [],
   }
+
+
+def _beginning(section: ModelSection) -> dict[str, Any]:
+  if section.init_hash is None:
+    return {}
+  return {'init': {'from': section.init or 'params', 'sha256': section.init_hash}}
 
 
 def _commit() -> str | None:

@@ -1,8 +1,8 @@
 """The host loop: segments of rounds, and between them evaluation, records and checkpoints.
 
 Under a claim of privacy the order is: the ledger is charged and on the disk, the segment runs, its
-records are written, a checkpoint is saved. So a run that is killed anywhere has never published a
-round that its ledger does not count.
+records are on the disk, a checkpoint is saved. So a run that is killed anywhere has never published
+a round that its ledger does not count.
 """
 
 import math
@@ -17,19 +17,21 @@ import jax
 import numpy as np
 
 from fedjax_mem.config.load import Config
-from fedjax_mem.core import State, tree
-from fedjax_mem.engine import Simulation, describe
-from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
+from fedjax_mem.config.start import pinned
+from fedjax_mem.core import State, keys, tree
+from fedjax_mem.engine import describe
+from fedjax_mem.report.tracker import MetricsWriter, reach, truncate_after
+from fedjax_mem.runner import flags, notes, restoring, secret
 from fedjax_mem.runner import ledgers as spending
-from fedjax_mem.runner import secret
 from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.ending import Result, finish
 from fedjax_mem.runner.folder import RunFolder, create
-from fedjax_mem.runner.interrupt import Interrupt
-from fedjax_mem.runner.prepare import Ready, facts, get_ready, keeps_root
+from fedjax_mem.runner.interrupt import INTERRUPTED, Interrupt
+from fedjax_mem.runner.prepare import Given, Ready, facts, get_ready, keeps_root
 from fedjax_mem.runner.progress import Progress
-from fedjax_mem.runner.records import Records
-from fedjax_mem.runner.traffic import Traffic, sent
+from fedjax_mem.runner.records import of_run
+from fedjax_mem.runner.segments import Drawn, Speed, failed
+from fedjax_mem.runner.traffic import sent
 
 # (rounds, rounds done before, quiet) -> what shows the progress
 ProgressFn = Callable[[int, int, bool], Progress]
@@ -40,13 +42,25 @@ class RunFailed(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-  """A run that was interrupted and has kept a checkpoint; the message says how to go on."""
+  """A run that a signal ended after a checkpoint; the message says how to go on.
+
+  Attributes:
+    code: exit code of a process that ends so: 128 and the number of the signal.
+  """
+
+  def __init__(self, words: str = '', code: int = INTERRUPTED):
+    """Takes the message and the exit code."""
+    super().__init__(words)
+    self.code = code
 
 
+@keys.fixed()
 def run(
   config: Config,
   out: str | os.PathLike[str] = 'runs',
   *,
+  params: Any = None,
+  data: Given = None,
   data_dir: str | None = None,
   quiet: bool = False,
   progress: ProgressFn = Progress,
@@ -54,7 +68,7 @@ def run(
   """Runs an experiment and returns its result; everything is in the run's folder as well.
 
   >>> import contextlib, tempfile
-  >>> config = fm.load_config('configs/quickstart.toml', ['rounds=1', 'data.num_clients=10'])
+  >>> config = fm.load_config('quickstart', ['rounds=1', 'data.num_clients=10'])
   >>> with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(None):
   ...   result = run(config, out, quiet=True)
   >>> {'train_loss', 'test_accuracy', 'bytes_up'} <= set(result.metrics[-1])
@@ -63,6 +77,8 @@ def run(
   Args:
     config: the experiment.
     out: folder in which the run's folder `<name>-<hash>` is made.
+    params: parameters to start from, a tree like the model's; None: `model.init`, or a draw.
+    data: the data of an experiment whose `data.name` is 'given', before or after its partition.
     data_dir: where prepared data sets are; None: the environment or the default decides.
     quiet: report progress by plain lines, without a bar.
     progress: (rounds, rounds done before, quiet) -> what shows the progress.
@@ -70,18 +86,22 @@ def run(
   Raises:
     ValueError: bad input; nothing has run.
     RunFailed: the run cannot go on; the folder holds the last good checkpoint.
-    Interrupted: by Ctrl-C, after a checkpoint.
+    Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after a checkpoint.
+    DiskFull: the disk is full; the folder holds the last good checkpoint.
   """
-  ready = get_ready(config, data_dir, {})
-  folder = create(config, out, ready.sim.root if keeps_root(ready) else None)
+  config, start = pinned(config, params)
+  ready = get_ready(config, data_dir, {}, start, data)
+  folder = create(ready.config, out, ready.sim.root if keeps_root(ready) else None, ready.start)
   with folder.locked():
     folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **facts(ready))
     return _Loop(ready, folder, quiet, progress).go(ready.sim.init(ready.parts.params), [])
 
 
+@keys.fixed()
 def resume(
   path: str | os.PathLike[str],
   *,
+  data: Given = None,
   data_dir: str | None = None,
   quiet: bool = False,
   progress: ProgressFn = Progress,
@@ -98,15 +118,19 @@ def resume(
 
   Args:
     path: the run's folder.
+    data: as in `run`, the same data.
     data_dir: where prepared data sets are; None: where the run found them.
     quiet: report progress by plain lines, without a bar.
     progress: as in `run`.
 
   Raises:
     ValueError: not a run's folder, a run that is finished, in use, on real machines or of another
-      configuration, or one whose secret root is missing or of another run.
+      configuration, one whose files are damaged, whose secret root is missing or of another run,
+      or that began under another value of a flag of JAX that matters.
     RunFailed: the run cannot go on.
-    Interrupted: by Ctrl-C, after a checkpoint.
+    CheckpointError: no checkpoint is sound.
+    Interrupted: by Ctrl-C, SIGTERM or SIGHUP, after a checkpoint.
+    DiskFull: the disk is full.
   """
   folder = RunFolder(pathlib.Path(path))
   with folder.locked():
@@ -125,13 +149,16 @@ def resume(
     if said.get('status') == 'finished' and (folder.path / 'report.html').exists():
       raise ValueError(f'the run in {folder.path} must be unfinished to resume it: it is finished.')
     folder.check_config()
-    ready = get_ready(folder.config, data_dir or said.get('data_dir'), said.get('execution', {}))
+    noted = flags.check(said['flags']) if 'flags' in said else []
+    where, how = data_dir or said.get('data_dir'), said.get('execution', {})
+    digest = said.get('data_sha256')
+    ready = get_ready(folder.config, where, how, folder.start(), data, digest)
     if keeps_root(ready):
       root = secret.read(folder.path, said.get('run_id'))
       ready = ready._replace(sim=ready.sim.with_root(root))
     if 'execution' not in said:  # killed before its first round
       folder.note(**facts(ready))
-    loop = _Loop(ready, folder, quiet, progress)
+    loop = _Loop(ready._replace(notes=[*ready.notes, *noted]), folder, quiet, progress)
     return loop.go(*loop.restore())
 
 
@@ -141,9 +168,8 @@ class _Loop:
   def __init__(self, ready: Ready, folder: RunFolder, quiet: bool, progress: ProgressFn):
     self.ready, self.folder, self.quiet, self.progress = ready, folder, quiet, progress
     self.config, self.sim, self.ledgers = ready.config, ready.sim, ready.ledgers
-    owned = ready.parts.data.test_clients is not None
-    self.records, self.sent = Records(ready.sim, Traffic(ready.sim), ready.ledgers, owned), 0
-    self.drawn = _Drawn(ready.sim)
+    self.records, self.sent = of_run(self.config, ready.parts, ready.sim, ready.ledgers), 0
+    self.drawn = Drawn(ready.sim)
     self.checkpoints = Checkpoints(
       folder.path / 'checkpoints',
       self.config.execution.keep_checkpoints,
@@ -154,31 +180,35 @@ class _Loop:
   def restore(self) -> tuple[State, list[dict[str, Any]]]:
     """Returns the state of the newest sound checkpoint and the records up to it."""
     manifest, layout = self.folder.manifest, self.sim.setting.layout
-    notes = list(self.ready.notes)
-    state = self.sim.init(self.ready.parts.params)
+    said = list(self.ready.notes)
+    state, file = self.sim.init(self.ready.parts.params), self.folder.path / 'metrics.jsonl'
+    records = restoring.records(file)
     if self.checkpoints.numbers():  # else it was stopped before the first, and starts again
-      state, refused = self.checkpoints.restore(tree.shapes(self.sim.without_noise(state)))
+      last = reach(records)
+      state, refused = self.checkpoints.restore(
+        tree.shapes(self.sim.without_noise(state)), lambda state: int(state.round) <= last
+      )
       if self.sim.claims:
         state = self.sim.with_noise(state)
       else:
         state = jax.device_put(state, self.sim.shardings)
-      notes += refused
+      said += refused
     before, now = manifest['execution']['devices'], layout.devices
     if before != now:
-      notes.append(f'resumed on {now} device(s), not {before}: sums may differ in their last bits')
+      said.append(f'resumed on {now} device(s), not {before}: sums may differ in their last bits')
     if manifest['backend'] != jax.default_backend():
-      notes.append(
+      said.append(
         f'resumed on {jax.default_backend()}, not {manifest["backend"]}: results may differ in '
         'their last bits'
       )
-    done, file = int(state.round), self.folder.path / 'metrics.jsonl'
+    done = int(state.round)
+    said += restoring.lost(records, done)
     manifest.pop('failure', None)
     if self.ledgers:
-      published = read_metrics(file)[-1:] if file.exists() else []
-      self.ledgers.resume(self.folder.path, done, published[0]['round'] if published else 0)
+      self.ledgers.resume(self.folder.path, done, restoring.published(records))
     self.folder.note(
       **spending.facts(self.ledgers),
-      warnings=list(dict.fromkeys([*manifest['warnings'], *notes])),
+      warnings=list(dict.fromkeys([*manifest['warnings'], *said])),
       resumed=[*manifest['resumed'], done],
       status='running',
     )
@@ -223,14 +253,16 @@ class _Loop:
         if self.ledgers:
           self.ledgers.finish(start)
         if failure:
+          writer.sync()
           self._fail(failure, state, rows)
         # The first checkpoint is early, to find out soon if the disk cannot be written.
         late = time.perf_counter() - saved >= self.config.execution.checkpoint_every_seconds
         if late or last or interrupt.asked:
+          writer.sync()
           self.checkpoints.save(self.sim.without_noise(state))
           saved = time.perf_counter()
         if interrupt.asked and not last:
-          self._interrupt(start)
+          self._interrupt(start, interrupt)
       self._close(bar, start)
     return self._finish(state, records)
 
@@ -287,19 +319,8 @@ class _Loop:
     self.sent += sent(record)
     known = {'bytes': self.sent} if 'bytes_up' in record else {}
     bar.update({**record, **known})
-    for name in [x for x in record if x.endswith('/skipped') and record[x]]:
-      layer = name.removesuffix('/skipped')
-      said = '' if name in record.get('covered', (name,)) else ' (not covered)'
-      bar.note(f'round {record["round"]}: skipped, too few clients were left for {layer!r}{said}')
-    if record.get('zeroed'):
-      bar.note(
-        f'round {record["round"]}: {record["zeroed"]} updates were not finite and count as zeros '
-        '(not covered)'
-      )
-    if 'not_finite' in record:
-      names = self.ready.parts.data.clients
-      who = [str(names[x] if names else x) for x in record['not_finite']]
-      bar.note(f'round {record["round"]}: left out, not finite: the updates of {", ".join(who)}')
+    for line in notes.of_round(record, self.ready.parts.data.clients):
+      bar.note(line)
 
   def _segment(self, state: State, count: int) -> tuple[State, dict[str, np.ndarray], float]:
     population = self.ready.source.ahead(self.sim, state, count)
@@ -325,69 +346,14 @@ class _Loop:
       'server.learning_rate is the usual remedy.'
     )
 
-  def _interrupt(self, done: int) -> None:
+  def _interrupt(self, done: int, interrupt: Interrupt) -> None:
     self._state_privacy()
     self.folder.note(status='interrupted', rounds_done=done)
     raise Interrupted(
-      f'stopped after round {done}; go on with: fedjax-mem resume {self.folder.path}'
+      f'{interrupt.words}: stopped after round {done}, which is in a checkpoint; go on with: '
+      f'fedjax-mem resume {self.folder.path}',
+      interrupt.code,
     )
 
   def _finish(self, state: State, records: list[dict[str, Any]]) -> Result:
     return finish(self.ready, self.folder, state, records)
-
-
-def failed(sim: Simulation, last: int, rows: dict[str, np.ndarray]) -> str | None:
-  """Returns why a run cannot go on after a segment, or None.
-
-  Args:
-    sim: the compiled rounds.
-    last: number of the last round of the segment, 1-based.
-    rows: metrics of the segment, [R, ...] each.
-  """
-  if not rows['finite'][-1]:
-    return f"the server's parameters are not finite after round {last}"
-  empty = (rows['clients'] == 0) & (rows['not_finite'] >= 0).any(1)
-  if empty.any() and not sim.claims:  # under a claim it would tell of single clients
-    return (
-      f'no client of round {last - len(empty) + 1 + int(np.argmax(empty))} sent a finite update'
-    )
-  return None
-
-
-class _Drawn:
-  """The clients that the next rounds draw, for ledgers that count the rounds of each client."""
-
-  def __init__(self, sim: Simulation):
-    self._sim, self._first = sim, 0
-    # After a round with feedback only one more is known. All else is drawn in blocks of one length,
-    # so that one program is compiled.
-    self._block = sim.max_rounds if sim.setting.layers.blind else 1
-    self._ids = np.zeros((0, 0), np.int32)
-
-  def ahead(self, state: State, count: int) -> np.ndarray:
-    """Returns the ids [count, C] of the next rounds, padding included; [1, C] under feedback."""
-    at = int(state.round) - self._first
-    if at < 0 or at + count > len(self._ids):
-      self._first, at = int(state.round), 0
-      self._ids = np.asarray(self._sim.cohorts(state, self._block))
-    return self._ids[at : at + count]
-
-
-class Speed:
-  """Chooses the number of rounds in a segment from the time of the rounds before."""
-
-  def __init__(self, seconds: float):
-    self._seconds = seconds
-    self._last = 0
-    self._round: float | None = None
-
-  def saw(self, rounds: int, seconds: float) -> None:
-    """Records the time of a segment."""
-    self._round, self._last = seconds / rounds, rounds
-
-  def rounds(self) -> int:
-    """Returns the rounds of the next segment: first one, later at most four times the last."""
-    if self._round is None:
-      return 1
-    fitting = math.floor(self._seconds / max(self._round, 1e-9))
-    return max(1, min(fitting, 4 * self._last))

@@ -8,11 +8,24 @@ import jax
 import numpy as np
 
 from fedjax_mem._wording import NOT_COVERED
-from fedjax_mem.config.build import Parts, build
+from fedjax_mem.config.build import GIVEN, Parts, build
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.sections import PrivacySection
+from fedjax_mem.config.start import pinned
+from fedjax_mem.data.source import FederatedData
+from fedjax_mem.data.table import Table
 from fedjax_mem.engine import Execution, Simulation, describe, simulate, table_bytes
-from fedjax_mem.runner import client_scores, devices, examples, records, scores, traffic, tuning
+from fedjax_mem.models import saved
+from fedjax_mem.runner import (
+  client_scores,
+  devices,
+  examples,
+  flags,
+  records,
+  scores,
+  traffic,
+  tuning,
+)
 from fedjax_mem.runner import ledgers as spending
 
 MAX_SEGMENT = 256  # rounds; longer segments would save nothing, and their metrics take memory
@@ -23,6 +36,7 @@ class Ready(NamedTuple):
 
   Attributes:
     config: the experiment.
+    start: the arrays that it starts from; None: they are drawn.
     parts: its data, model and layers.
     sim: the compiled rounds.
     source: source of the examples.
@@ -34,6 +48,7 @@ class Ready(NamedTuple):
   """
 
   config: Config
+  start: saved.Arrays | None
   parts: Parts
   sim: Simulation
   source: examples.Source
@@ -44,28 +59,40 @@ class Ready(NamedTuple):
   notes: list[str]
 
 
-def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) -> Ready:
+# Data that a caller gives, before or after their partition; None: the configuration names them.
+Given = Table | FederatedData | None
+
+
+def get_ready(
+  config: Config,
+  data_dir: str | None,
+  recorded: dict[str, Any],
+  start: saved.Arrays | None = None,
+  data: Given = None,
+  digest: str | None = None,
+) -> Ready:
   """Returns all parts of a run.
 
   Args:
     config: the experiment.
     data_dir: folder of prepared data sets; None: as `data.places` says.
     recorded: the execution that the interrupted run has recorded; empty for a new run.
+    start: the arrays that it starts from; None: as the configuration says.
+    data: data that the caller gives.
+    digest: of the data that the interrupted run was given; None: a new run.
+
+  Raises:
+    ValueError: bad input, or other data than the interrupted run had.
   """
+  if start is None:
+    config, start = pinned(config)
   wanted = config.execution
   note = devices.prepare(recorded.get('devices', wanted.devices))
   devices.start()
-  parts = build(config, data_dir)
-  chosen = Execution(
-    mode=recorded.get('mode', wanted.mode),
-    chunk=recorded.get('chunk', wanted.chunk),
-    devices=recorded.get('devices', wanted.devices),
-  )
-  there = len(jax.devices())
-  # A run from a machine with more devices must resume here. A new run that asks for more devices
-  # than could be set is an error, which `simulate` raises.
-  if (recorded or note) and chosen.devices != 'auto' and int(chosen.devices) > there:
-    chosen = dataclasses.replace(chosen, devices='auto')
+  parts = build(config, data_dir, start, data)
+  if digest is not None and digest != parts.data.digest():
+    raise ValueError('data must be those that the run was given when it began, got others.')
+  chosen = _execution(config, recorded, note)
   longest = recorded.get('max_rounds') or min(
     wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
   )
@@ -95,7 +122,23 @@ def get_ready(config: Config, data_dir: str | None, recorded: dict[str, Any]) ->
   added = client_scores.names(parts)
   records.check_names(sim.setting.metrics, scores.names(parts), ledgers, added)
   notes = [note] if note else []
-  return Ready(config, parts, sim, source, evaluate, of_clients, ledgers, picked, notes)
+  return Ready(config, start, parts, sim, source, evaluate, of_clients, ledgers, picked, notes)
+
+
+def _execution(config: Config, recorded: dict[str, Any], note: str | None) -> Execution:
+  """Returns the execution that is asked for, or that the interrupted run has recorded."""
+  wanted = config.execution
+  chosen = Execution(
+    mode=recorded.get('mode', wanted.mode),
+    chunk=recorded.get('chunk', wanted.chunk),
+    devices=recorded.get('devices', wanted.devices),
+  )
+  there = len(jax.devices())
+  # A run from a machine with more devices must resume here. A new run that asks for more devices
+  # than could be set is an error, which `simulate` raises.
+  if (recorded or note) and chosen.devices != 'auto' and int(chosen.devices) > there:
+    chosen = dataclasses.replace(chosen, devices='auto')
+  return chosen
 
 
 def keeps_root(ready: Ready) -> bool:
@@ -126,6 +169,16 @@ def _estimator(ready: Ready) -> list[str]:
   ]
 
 
+def _of_data(data: FederatedData, given: bool) -> dict[str, Any]:
+  """Returns the task, what its labels are called (class k is the k-th), and how many rows equal.
+
+  The rows are those of the training examples that equal an earlier one; None: too many to look.
+  """
+  named = {} if data.labels is None else {'labels': list(data.labels)}
+  known = {'data_sha256': data.digest()} if given else {}
+  return {'task': data.task.name, **named, 'equal_rows': data.equal_rows(), **known}
+
+
 def facts(ready: Ready) -> dict[str, Any]:
   """Returns the facts for the manifest before the first round."""
   parts, sim, layout = ready.parts, ready.sim, ready.sim.setting.layout
@@ -142,6 +195,7 @@ def facts(ready: Ready) -> dict[str, Any]:
   return {
     'devices': [str(d.device_kind) for d in layout.mesh.devices.flat],
     'backend': jax.default_backend(),
+    'flags': flags.stated(),
     'execution': {
       'mode': 'loop' if layout.looped else 'chunk',
       'chunk': None if layout.looped else layout.chunk,
@@ -155,6 +209,7 @@ def facts(ready: Ready) -> dict[str, Any]:
     'parameters': sum(x.size for x in jax.tree.leaves(parts.params)),
     'clients': parts.data.num_clients,
     'examples': int(parts.data.counts.sum()),
+    **_of_data(parts.data, given=ready.config.data.name == GIVEN),
     'client_state_bytes': table_bytes(sim.setting, sim.params, sim.population),
     'resumed': [],
     'warnings': notes,

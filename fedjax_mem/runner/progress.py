@@ -1,6 +1,7 @@
 """Progress of a run: a bar on a terminal, else a plain line every few seconds."""
 
 import collections
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
@@ -11,6 +12,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, ProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
+
+from fedjax_mem.runner.output import steady
 
 # Rounds over which the speed is averaged: compilation and a slow round soon leave the average.
 _WINDOW = 50
@@ -55,7 +58,7 @@ class Progress:
     self.total, self.done = total, start
     self._extra = EXTRA if extra is None else extra
     self._interval, self._clock = interval, clock
-    self._console = console or Console(highlight=False)
+    self._console = console or Console(file=steady(sys.stdout), highlight=False)
     self._speeds: collections.deque[tuple[float, float]] = collections.deque(maxlen=_WINDOW)
     self._latest: dict[str, Any] = {}
     self._covered: set[str] | None = None  # without a claim nothing is marked
@@ -137,6 +140,10 @@ class Progress:
     if 'test_accuracy' in self._latest:
       value = 100 * self._latest['test_accuracy']
       parts.append(f'accuracy {value:.2f}%{self._mark("test_accuracy")}')
+    for key in ('r2', 'mean_average_precision', 'perplexity'):
+      if f'test_{key}' in self._latest:
+        label = key.replace('_', ' ')
+        parts.append(f'{label} {self._latest[f"test_{key}"]:.4g}{self._mark(f"test_{key}")}')
     for key, label in self._extra.items():
       if key in self._latest:
         value = self._latest[key]

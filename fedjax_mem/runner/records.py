@@ -4,16 +4,21 @@ The sides of the round say it of their own metrics (`Covered`); what the runner 
 here, under names that no metric of a round may have. What nobody answers for is not covered.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from fedjax_mem.config.build import Parts
+from fedjax_mem.config.load import Config
+from fedjax_mem.config.optimizers import learning_rate
 from fedjax_mem.core import Draws
 from fedjax_mem.engine import Simulation
 from fedjax_mem.runner.ledgers import Ledgers
 from fedjax_mem.runner.traffic import Traffic
 
+# The clients' learning rate: a number, or a schedule round (from 0) -> number.
+Rate = float | Callable[[Any], Any]
 # Metrics of the round that are not recorded as they are.
 _OWN = ('selected', 'ids', 'clients', 'examples', 'not_finite', 'finite', 'zeroed')
 # What the runner adds, and whether a claim covers it. It does if it is public, planned before the
@@ -22,6 +27,7 @@ _ADDED = {
   'round': True,
   'epsilon': True,
   'delta': True,
+  'learning_rate': True,
   'clients': False,  # the cohort's realised size; with a secret draw it tells of the draw, too
   'examples': False,
   'zeroed': False,
@@ -45,14 +51,19 @@ _FILES = (
   'pending.json',
 )
 # Facts of the manifest that are counted from what clients hold.
-_FACTS = ('clients', 'client_state_bytes', 'examples')
+_FACTS = ('clients', 'client_state_bytes', 'equal_rows', 'examples', 'labels')
 
 
 class Records:
   """Makes the records of rounds from the stacked metrics of a segment."""
 
   def __init__(
-    self, sim: Simulation, traffic: Traffic, ledgers: Ledgers | None, owned: bool = False
+    self,
+    sim: Simulation,
+    traffic: Traffic,
+    ledgers: Ledgers | None,
+    owned: bool = False,
+    rate: Rate | None = None,
   ):
     """Looks up what a claim covers.
 
@@ -61,8 +72,10 @@ class Records:
       traffic: counts the bytes of their messages.
       ledgers: ledgers of their noise, or None.
       owned: whether test examples belong to clients: no noise covers scores on them.
+      rate: the clients' learning rate, a number or a schedule round (from 0) -> number; None: it is
+        not known.
     """
-    self._owned = owned
+    self._owned, self._rate = owned, rate
     self._traffic, self._ledgers, self._claims = traffic, ledgers, sim.claims
     layers = sim.setting.layers
     secret = any((x.name, side) in layers.secret for x, side, _ in layers.having(Draws))
@@ -86,6 +99,7 @@ class Records:
     """
     count = len(rows['clients'])
     traffic = self._traffic.records(rows)
+    rates = self._rates(first - 1, count)
     records = []
     for i in range(count):
       record: dict[str, Any] = {'round': first + i}
@@ -94,6 +108,7 @@ class Records:
           record[_named(name)] = x[i].item()
       record |= {name: rows[name][i].item() for name in ('clients', 'examples')}
       record |= traffic[i]
+      record |= {} if rates is None else {'learning_rate': rates[i]}
       bad = rows['not_finite'][i]
       if self._claims:  # then no client is named
         record |= {name: rows[name][i].item() for name in ('zeroed',) if name in rows}
@@ -104,6 +119,16 @@ class Records:
         record |= self._ledgers.metrics(record['round'])
       records.append(record)
     return records
+
+  def _rates(self, first: int, count: int) -> list[float] | None:
+    """Returns the learning rate of each round, as the rounds use it: a schedule's is float32."""
+    if not callable(self._rate):
+      return None if self._rate is None else [self._rate] * count
+    # On the device at once: one value a call would take longer than a small round.
+    found: list[float] = np.asarray(
+      self._rate(np.arange(first, first + count)), np.float32
+    ).tolist()
+    return found
 
   def score(
     self,
@@ -133,6 +158,13 @@ class Records:
     if not self._claims:
       return {}
     return coverage(self._seen)
+
+
+def of_run(config: Config, parts: Parts, sim: Simulation, ledgers: Ledgers | None) -> Records:
+  """Returns what makes the records of a run."""
+  owned = parts.data.test_clients is not None
+  rate = learning_rate(config.client, config.rounds)
+  return Records(sim, Traffic(sim), ledgers, owned, rate)
 
 
 def coverage(seen: Mapping[str, bool]) -> dict[str, Any]:

@@ -8,36 +8,72 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_mem.config.build import Parts
 from fedjax_mem.core import Scores, Tree
 from fedjax_mem.engine import evaluator
+from fedjax_mem.engine.evaluate import FinishFn, MeasureFn
 
 
 def names(parts: Parts) -> tuple[str, ...]:
   """Returns the names of the scores, without computing one."""
-  test = parts.data.test
-  one = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in test.items()}
-  metrics = lambda params, batch: parts.model.metrics(params, parts.data.preprocess(batch))
-  own = jax.eval_shape(metrics, parts.params, one)
-  return (*own, *(f'{name}_success' for name in _measures(parts)))
+  return (*model_scores(parts), *(f'{name}_success' for name in _measures(parts)))
+
+
+def model_scores(parts: Parts) -> tuple[str, ...]:
+  """Returns the names of the scores of the model alone: means over examples, then the others."""
+  data, task = parts.data, parts.model.task
+  one = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in data.arrays.items()}
+  own, kept = jax.eval_shape(of_model(parts), parts.params, one)
+  if task is None or not kept:
+    return tuple(own)
+  zeros = {name: np.zeros(x.shape, x.dtype) for name, x in kept.items()}
+  return (*own, *task.scores(zeros, np.array([0, 1])))
 
 
 def _measures(parts: Parts) -> dict[str, Callable[..., Any]]:
   return {x.name: fact.measure for x, _, fact in parts.layers.having(Scores)}
 
 
-def measured(parts: Parts) -> Callable[[Tree, dict[str, Any]], dict[str, Any]]:
-  """Returns (parameters, batch) -> values [B] of each example, of which `scorer` takes means."""
-  measures = _measures(parts)
+def of_model(parts: Parts) -> MeasureFn:
+  """Returns (parameters, batch) -> the model's values [B], and what its further scores need."""
+  model, preprocess = parts.model, parts.data.preprocess
 
-  def metrics(params: Tree, batch: dict[str, Any]) -> dict[str, Any]:
-    batch = parts.data.preprocess(batch)
-    values = dict(parts.model.metrics(params, batch))
+  def measure(params: Tree, batch: dict[str, Any]) -> Any:
+    batch = preprocess(batch)
+    return (
+      (model.metrics(params, batch), {}) if model.measure is None else model.measure(params, batch)
+    )
+
+  return measure
+
+
+def finish(parts: Parts) -> FinishFn:
+  """Returns what is kept of all examples -> the task's scores that are no means over examples."""
+  task = parts.model.task
+
+  def scores(kept: dict[str, np.ndarray]) -> dict[str, float]:
+    if task is None or not kept:
+      return {}
+    whole = np.array([0, len(next(iter(kept.values())))])
+    return {name: float(x[0]) for name, x in task.scores(kept, whole).items()}
+
+  return scores
+
+
+def measured(parts: Parts) -> MeasureFn:
+  """Returns `of_model` with the values of layers of the round."""
+  own, measures = of_model(parts), _measures(parts)
+
+  def metrics(params: Tree, batch: dict[str, Any]) -> Any:
+    values, kept = own(params, batch)
+    values = dict(values)
     for name, measure in measures.items():
-      values[f'{name}_success'], values[f'{name}_tries'] = measure(parts.model, params, batch)
-    return values
+      found = measure(parts.model, params, parts.data.preprocess(batch))
+      values[f'{name}_success'], values[f'{name}_tries'] = found
+    return values, kept
 
   return metrics
 
@@ -51,8 +87,9 @@ def scorer(parts: Parts, batch_size: int, mesh: Mesh) -> Callable[[Tree], dict[s
     mesh: the devices.
   """
   measures = _measures(parts)
-  metrics = measured(parts)
-  evaluate = evaluator(metrics, parts.data.test, batch_size=batch_size, mesh=mesh)
+  evaluate = evaluator(
+    measured(parts), parts.data.test, batch_size=batch_size, mesh=mesh, finish=finish(parts)
+  )
 
   def scores(params: Tree) -> dict[str, float]:
     values = evaluate(params)

@@ -87,7 +87,7 @@ def one_run(
     larger = enlarged(settled(config, chooser, given), number, canaries)
     layers = build_layers(larger, parts.model, number + canaries)
   key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'audit'), 'init')
-  inside = np.asarray(jax.random.bernoulli(key, 0.5, (canaries,)))
+  inside = np.asarray(jax.random.bernoulli(key, np.float32(0.5), (canaries,)))
   made = compose(*layers)
   place = made.place(made.algorithm) + 1
   owners = _owners(parts.params, canaries)
@@ -261,7 +261,9 @@ def _sampler(config: Config, number: int) -> Layer:
   section = config.selection
   options = {k: x for k, x in section.options.items() if k not in ('rate', 'capacity')}
   given = {'num_clients': number, 'rate': 0.5, 'cohort_size': games.CLIENTS // 2}
-  made: Layer = registry.made('selection', 'name', section.name, SAMPLERS, options, **given)
+  made: Layer = registry.made(
+    'selection', 'name', section.name, SAMPLERS, options, registry.SAMPLER, **given
+  )
   return made
 
 

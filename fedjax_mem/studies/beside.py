@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedjax_mem.report import curves, figures, latex
+from fedjax_mem.report import citing, curves, figures, latex
 from fedjax_mem.report.tables import format_table
 from fedjax_mem.studies.cells import Number, Published
 
@@ -71,7 +71,7 @@ def write(
     'md': f'{head}\n{format_table(lines, "markdown")}',
     'csv': format_table(lines, 'csv'),
     'tex': latex.document(lines, table.title, notes='. '.join(table.says)),
-    'bib': table.bibtex.strip() + '\n',
+    'bib': citing.entries(table.sources),
     'json': json.dumps({'table': table.name, 'says': table.says, 'cells': list(found)}, indent=2)
     + '\n',
   }

@@ -52,7 +52,7 @@ class Published(NamedTuple):
   Attributes:
     name: of the table, and of its files.
     title: one line, above plots.
-    config: path of the experiment that all cells share.
+    config: the experiment that all cells share, a path or the name of a shipped one.
     methods: name -> overrides of the configuration, as `--set` takes them.
     settings: name -> further overrides.
     setting: what a setting is, such as 'partition'.
@@ -61,7 +61,7 @@ class Published(NamedTuple):
     notes: (method, setting) -> what a reader has to know about the cell.
     also: (method, setting) -> overrides of that cell alone.
     says: what is not as it was published, one line each; shown above the table.
-    bibtex: of the source.
+    sources: where it was published, keys of `report/references.bib`.
   """
 
   name: str
@@ -74,7 +74,7 @@ class Published(NamedTuple):
   seeds: tuple[int, ...]
   notes: Mapping[tuple[str, str], str]
   says: tuple[str, ...]
-  bibtex: str
+  sources: tuple[str, ...]
   also: Mapping[tuple[str, str], Sequence[str]] = types.MappingProxyType({})
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from fedjax_mem import account
 from fedjax_mem.core import Draws
 from fedjax_mem.mechanisms import Gaussian
-from fedjax_mem.report import latex
+from fedjax_mem.report import citing, latex
 from fedjax_mem.report.tables import format_table
 
 NAME = 'privacy'
@@ -56,24 +56,7 @@ SETTINGS = (
   Setting('1%, 10,000 rounds', 1, 100, 1.0, 10_000, 1e-5, 6.7128, _RDP),
   Setting('all clients', 1, 1, 5.0, 50, 1e-5, 7.0774, _RDP),
 )
-BIBTEX = """
-@inproceedings{abadi2016deep,
-  title = {Deep Learning with Differential Privacy},
-  author = {Abadi, Martin and Chu, Andy and Goodfellow, Ian and McMahan, H. Brendan and
-            Mironov, Ilya and Talwar, Kunal and Zhang, Li},
-  booktitle = {ACM Conference on Computer and Communications Security (CCS)},
-  year = {2016},
-  note = {arXiv:1607.00133}
-}
-@article{bu2020deep,
-  title = {Deep Learning with {G}aussian Differential Privacy},
-  author = {Bu, Zhiqi and Dong, Jinshuo and Long, Qi and Su, Weijie J.},
-  journal = {Harvard Data Science Review},
-  year = {2020},
-  volume = {2},
-  number = {3}
-}
-"""
+SOURCES = ('abadi2016deep', 'bu2020deep')
 
 
 def rows(settings: Sequence[Setting] = SETTINGS) -> list[dict[str, Any]]:
@@ -114,7 +97,7 @@ def write(lines: list[dict[str, Any]], out: str | os.PathLike[str]) -> list[path
     'md': format_table(lines, 'markdown'),
     'csv': format_table(lines, 'csv'),
     'tex': latex.document(lines, 'Epsilon of published settings'),
-    'bib': BIBTEX.strip() + '\n',
+    'bib': citing.entries(SOURCES),
   }
   for suffix, text in texts.items():
     (out / f'{NAME}.{suffix}').write_text(text, encoding='utf-8')

@@ -10,7 +10,7 @@ _CONCENTRATIONS = ('10', '1', '0.5', '0.1', '0.01')
 TABLE = Published(
   name='fedavgm',
   title='FedAvg and FedAvgM by concentration: Fashion-MNIST, 100 clients, 5 a round',
-  config='configs/fedavgm.toml',
+  config='fedavgm',
   methods={
     'fedavg': ('server.optimizer=sgd',),
     'fedavgm': ('server.optimizer=fedavgm', 'server.momentum=0.9'),
@@ -24,13 +24,5 @@ TABLE = Published(
     '200 of the published 1,000 rounds, and Fashion-MNIST with LeNet in place of CIFAR-10; a '
     'figure was published, no numbers: what can be compared is the order of the methods',
   ),
-  bibtex="""
-@article{hsu2019measuring,
-  title = {Measuring the Effects of Non-Identical Data Distribution for Federated Visual
-           Classification},
-  author = {Hsu, Tzu-Ming Harry and Qi, Hang and Brown, Matthew},
-  journal = {arXiv:1909.06335},
-  year = {2019}
-}
-""",
+  sources=('hsu2019measuring',),
 )

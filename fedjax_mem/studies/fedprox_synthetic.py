@@ -27,7 +27,7 @@ def _also() -> dict[tuple[str, str], tuple[str, ...]]:
 TABLE = Published(
   name='fedprox_synthetic',
   title='FedProx, synthetic(1, 1): 0, 50 and 90% stragglers',
-  config='configs/synthetic_1_1.toml',
+  config='synthetic_1_1',
   methods={
     'fedavg': (),
     'fedprox_mu_0': ('algorithm.name=fedprox',),
@@ -44,14 +44,5 @@ TABLE = Published(
     'straggler with this probability, and makes 1 to 20 of its 20 passes',
   ),
   also=_also(),
-  bibtex="""
-@inproceedings{li2020federated,
-  title = {Federated Optimization in Heterogeneous Networks},
-  author = {Li, Tian and Sahu, Anit Kumar and Zaheer, Manzil and Sanjabi, Maziar and
-            Talwalkar, Ameet and Smith, Virginia},
-  booktitle = {Proceedings of Machine Learning and Systems (MLSys)},
-  year = {2020},
-  note = {arXiv:1812.06127}
-}
-""",
+  sources=('li2020federated',),
 )

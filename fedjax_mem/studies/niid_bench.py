@@ -38,7 +38,7 @@ _SAYS = (
 TABLE = Published(
   name='niid_bench',
   title='NIID-Bench, Fashion-MNIST: 10 clients, 10 local epochs',
-  config='configs/niid_bench.toml',
+  config='niid_bench',
   methods=_METHODS,
   settings=_SETTINGS,
   setting='partition',
@@ -50,13 +50,5 @@ TABLE = Published(
   seeds=(42,),
   notes={('fedprox', setting): 'published: tuned' for setting in _SETTINGS},
   says=_SAYS,
-  bibtex="""
-@inproceedings{li2022federated,
-  title = {Federated Learning on Non-{IID} Data Silos: An Experimental Study},
-  author = {Li, Qinbin and Diao, Yiqun and Chen, Quan and He, Bingsheng},
-  booktitle = {International Conference on Data Engineering (ICDE)},
-  year = {2022},
-  note = {arXiv:2102.02079}
-}
-""",
+  sources=('li2022federated',),
 )

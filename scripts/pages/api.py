@@ -8,7 +8,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / 'fedjax_mem'
-ROOMS = ('account', 'data', 'mechanisms', 'models', 'optim', 'federated')
 METHODS = ('algorithm', 'select', 'weigh', 'privacy', 'compress', 'masks', 'aggregate', 'attack')
 RUNS = ('Config', 'load_config', 'run', 'resume', 'sweep', 'Result', 'Interrupted', 'RunFailed')
 ENGINE = ('Simulation', 'Execution', 'simulate', 'Applied', 'apply')
@@ -46,7 +45,9 @@ def _page(title: str, module: str, names: list[str], told: str = '') -> str:
 def pages() -> dict[str, str]:
   """Returns the text of each page, by its place in the site."""
   every = public(PACKAGE / '__init__.py')
-  rest = [name for name in every if name not in (*ROOMS, *RUNS, *ENGINE, 'stages')]
+  # A package, or a module with `__all__` of its own; `run` and `apply` are functions.
+  rooms = {x: _source(x) for x in every if x not in (*RUNS, *ENGINE, 'stages') and _source(x)}
+  rest = [name for name in every if name not in (*rooms, *RUNS, *ENGINE, 'stages')]
   found = {
     'api/runs.md': _page('Runs', '', list(RUNS), 'What runs a configuration, and what is left.\n'),
     'api/engine.md': _page('The engine', '', list(ENGINE), 'Rounds composed in Python.\n'),
@@ -54,9 +55,8 @@ def pages() -> dict[str, str]:
       'The protocol of a round', '', rest, 'What a layer is made of, and the facts it may state.\n'
     ),
   }
-  for room in ROOMS:
-    names = public(PACKAGE / room / '__init__.py')
-    found[f'api/{room}.md'] = _page(f'fm.{room}', room, names)
+  for room, source in rooms.items():
+    found[f'api/{room}.md'] = _page(f'fm.{room}', room, public(source))
   for room in METHODS:
     names = public(PACKAGE / 'stages' / room / '__init__.py')
     found[f'api/stages_{room}.md'] = _page(f'fm.stages.{room}', f'stages.{room}', names)
@@ -65,6 +65,12 @@ def pages() -> dict[str, str]:
   text = _page('Configuration, key by key', 'config.sections', sections, told)
   found['api/configuration.md'] = text
   return found
+
+
+def _source(name: str) -> Path | None:
+  """Returns the source of a room of the package, or None if there is no such room."""
+  places = (PACKAGE / name / '__init__.py', PACKAGE / f'{name}.py')
+  return next((place for place in places if place.exists()), None)
 
 
 def _classes(path: str) -> list[str]:

@@ -55,6 +55,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
   def link(found: re.Match[str]) -> str:
     path = posixpath.normpath(posixpath.join(posixpath.dirname(origin), found[1]))
+    if path.startswith('scripts/examples/'):
+      path = 'scripts/examples'  # one page shows them all
     if path not in ELSEWHERE and (origin.startswith('docs/') or not path.startswith('docs/')):
       return found[0]
     to = ELSEWHERE.get(path, path.removeprefix('docs/'))

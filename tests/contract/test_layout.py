@@ -11,6 +11,8 @@ import pytest
 from reference import tiers
 
 import fedjax_mem as fm
+import fedjax_mem.core
+import fedjax_mem.report
 
 ROOT = Path(__file__).parents[2]
 LOADED_BY_THE_ENGINE = tuple(
@@ -51,7 +53,7 @@ def test_every_module_has_a_file_or_is_listed_with_the_reason():
 
 def test_every_test_is_in_a_part_of_the_whole_run():
   parts = re.findall(r' tests --rest *(.*)$', (ROOT / '.ci' / 'run').read_text(), re.M)
-  assert parts == ['', '--devices 8']
+  assert parts == ['-n 3', '--devices 8']
   folders = [p.name for p in (ROOT / 'tests').iterdir() if any(p.glob('**/test_*.py'))]
   for one in itertools.product((False, True), (1, 2, 3, 8), folders, (False, True)):
     test = tiers.Test(*one)
@@ -76,9 +78,21 @@ def test_every_published_name_is_there():
   for name in fm.__all__:
     assert getattr(fm, name) is not None
   assert all(getattr(fm.stages, room).__name__.endswith(room) for room in fm.stages.__all__)
-  for module in (fm, fm.stages):
+  for module in (fm, fm.core, fm.data, fm.report, fm.stages):
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
       module.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize('room', ['core', 'data', 'report'])
+def test_what_a_room_imports_on_first_use_is_what_linters_are_told(room):
+  module = importlib.import_module(f'fedjax_mem.{room}')
+  body = ast.parse(Path(module.__file__).read_text()).body
+  told = [x for part in body if isinstance(part, ast.If) for x in part.body]
+  assert told
+  for line in told:
+    home = importlib.import_module(line.module)
+    for name in line.names:
+      assert getattr(module, name.asname or name.name) is getattr(home, name.name)
 
 
 def test_what_the_page_links_to_is_there():
@@ -126,3 +140,13 @@ def test_what_a_room_of_stages_keeps_to_itself_is_imported_nowhere_else():
           room, kit = name.split('.')[2:4] if name.count('.') > 2 else ('', '')
           inside = path.is_relative_to(PACKAGE / 'stages' / room)
           assert inside or not kit.startswith('_'), f'{path} imports {name}'
+
+
+def test_the_sample_for_further_interpreters_has_a_test_of_each_file_and_a_case_of_each_registry():
+  seen: set[str] = set()
+  unit, suite = tiers.Test(False, 1, 'unit'), tiers.Test(False, 1, 'contract', True)
+  sampled = lambda test, name: tiers.sampled(test, name, seen, ('WEIGHINGS-equal',))
+  assert sampled(unit, 'a.py::test_b[c]') and not sampled(unit, 'a.py::test_d')
+  assert sampled(unit, 'e.py::test_b') and not sampled(tiers.Test(False, 1, 'oracle'), 'f.py::test')
+  for name, wanted in (('equal]', True), ('equal-chunk]', True), ('equals]', False), ('a]', False)):
+    assert sampled(suite, f'test_contract.py::test[WEIGHINGS-{name}') == wanted

@@ -176,7 +176,7 @@ def stage(use, **given):
 BAD = 'os:system'
 NOISE = {'l2_clip_norm': 1.0, 'noise_multiplier': 1.0}
 EVERYWHERE = {
-  'data.name': ({'data': {'name': BAD}}, 'data'),
+  'data.name': ({'data': {'name': BAD}}, 'data.name'),
   'model.name': ({'model': {'name': BAD}}, 'model.name'),
   'algorithm.name': ({'algorithm': {'name': BAD}}, 'algorithm.name'),
   'selection.name': ({'selection': {'name': BAD}}, 'selection.name'),
@@ -185,13 +185,13 @@ EVERYWHERE = {
   'server.optimizer': ({'server': {'optimizer': BAD}}, 'server.optimizer'),
   'availability': ({'selection': {'availability': {'use': BAD}}}, 'selection.availability.use'),
   'stages': (stage(BAD), r'stages\[0\].use'),
-  'codec': (stage('error_feedback', codec=BAD), 'codec'),
-  'codec, a table': (stage('downlink', codec={'use': BAD}), 'codec'),
+  'codec': (stage('error_feedback', codec=BAD), r'stages\[0\]: codec'),
+  'codec, a table': (stage('downlink', codec={'use': BAD}), r'stages\[0\]: codec'),
   'two deep': (
     stage('error_feedback', codec={'use': 'chain', 'first': 'rotate', 'second': {'use': BAD}}),
-    'second',
+    r'stages\[0\]: second',
   ),
-  'mechanism': (stage('central', mechanism=BAD, **NOISE), 'mechanism'),
+  'mechanism': (stage('central', mechanism=BAD, **NOISE), r'stages\[0\]: mechanism'),
 }
 
 
@@ -230,7 +230,8 @@ def test_the_class_that_a_ledger_names(tmp_path, probe):
 
 @pytest.mark.parametrize('name', ['/etc', '../../etc', 'a/../../b', '..', '.', ''])
 def test_a_data_set_is_named_and_no_folder_elsewhere(name, tmp_path):
-  with pytest.raises(ValueError, match=r'^data must be the name of a data set, not a path'):
+  words = r'^data must be the name of a data set, not a path' if name else r'^data.name must be a'
+  with pytest.raises(ValueError, match=words):
     build.load_data(config_from_dict(tiny(data={'name': name})), str(tmp_path))
 
 

@@ -11,12 +11,7 @@ from fedjax_mem.engine import lanes
 from fedjax_mem.studies.sweeps import grid, planning
 
 STACKS = Path(__file__).parent / 'stacks'
-NAMES = (
-  'masked_integers',
-  'private_central_discrete',
-  'private_matrix_blt',
-  'robust_krum_gaussian',
-)
+NAMES = ('private_central_discrete', 'private_matrix_blt', 'robust_krum_gaussian')
 
 pytestmark = pytest.mark.slow
 

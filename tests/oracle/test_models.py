@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_mem import models
-from fedjax_mem.models import base, transformer
+from fedjax_mem import models, tasks
+from fedjax_mem.models import transformer
 
 COUNTS = [
   ('logistic', (28, 28, 1), 10, {}, 7_850),
@@ -141,7 +141,7 @@ class _Plain(nn.Module):
 def test_convolutional_models_equal_plain_flax(name, plain):
   model, batch = models.build(name, (28, 28, 1), 10), _batch((28, 28, 1), 10, 4)
   params = jax.jit(model.init)(jax.random.key(1))
-  reference = lambda p: base.cross_entropy(plain.apply({'params': p}, batch['x']), batch['y'])
+  reference = lambda p: tasks.cross_entropy(plain.apply({'params': p}, batch['x']), batch['y'])
   ours = lambda p: model.loss(p, batch).mean()
   value, actual = jax.jit(jax.value_and_grad(ours))(params)
   wanted, expected = jax.jit(jax.value_and_grad(lambda p: reference(p).mean()))(params)
@@ -250,7 +250,7 @@ def test_padding_does_not_count():
   params = model.init(jax.random.key(0))
   x = jnp.array([[1, 2, 3, 4], [1, 2, 3, 4], [0, 0, 0, 0]])
   y = jnp.array([[2, 3, 4, 1], [2, 3, 0, 0], [0, 0, 0, 0]])
-  values = base.cross_entropy(model.apply(params, x), y)
+  values = tasks.cross_entropy(model.apply(params, x), y)
   expected = [values[0].mean(), values[1, :2].mean(), 0]
   np.testing.assert_allclose(model.loss(params, {'x': x, 'y': y}), expected, rtol=1e-6)
   assert model.metrics(params, {'x': x, 'y': y})['accuracy'][2] == 0
@@ -261,7 +261,7 @@ def test_cross_entropy_equals_numpy():
   logits, labels = rng.normal(size=(6, 4)) * 30, rng.integers(0, 4, 6)
   shifted = logits - logits.max(1, keepdims=True)
   expected = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(6), labels]
-  actual = base.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))
+  actual = tasks.cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 

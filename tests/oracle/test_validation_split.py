@@ -90,5 +90,5 @@ def test_bad_shares(monkeypatch):
   with pytest.raises(ValueError, match='validation must leave some of 100 examples to train on'):
     hold_out(table(), 1.0, 0)
   monkeypatch.setitem(sys.modules, 'my_split', sys.modules[__name__])
-  with pytest.raises(ValueError, match="validation must be 0 for 'my_split:own_population'"):
+  with pytest.raises(ValueError, match="validation must be 0 for 'digits'"):
     load('my_split:own_population', num_clients=5, validation=0.1)

@@ -1,5 +1,7 @@
 """Which tests a run has: the default tier, or a part of what it leaves out."""
 
+import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 
@@ -19,6 +21,26 @@ class Test(NamedTuple):
   suite: bool = False
 
   __test__ = False  # no test itself
+
+
+def sampled(test: Test, name: str, seen: set[str], first: Collection[str]) -> bool:
+  """Returns whether the sample for further interpreters has a test of the default tier.
+
+  It has the first test of each file of unit tests, and of the contract the first case of each
+  registry. What an interpreter or a new jax breaks shows where a module is imported and runs.
+
+  Args:
+    test: the test.
+    name: its name: file, '::', the test, and its parameters in brackets.
+    seen: files whose first test was found, to which this one is added.
+    first: the cases of the contract, 'REGISTRY-name' each.
+  """
+  file, parameters = name.partition('::')[0], name.partition('[')[2]
+  if test.suite:
+    return any(re.match(rf'{x}(-|\]$)', parameters) for x in first)
+  fresh = file not in seen and test.folder == 'unit'
+  seen.add(file)
+  return fresh
 
 
 def runs(test: Test, devices: int, *, every: bool = False, rest: bool = False) -> bool:

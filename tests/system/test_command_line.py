@@ -225,6 +225,28 @@ def test_ctrl_c_once_keeps_a_checkpoint_and_another_machine_goes_on(start, tiny,
 
 
 @pytest.mark.slow
+def test_a_scheduler_ends_a_run_whose_output_has_gone_away(start, tiny, tmp_path):
+  """As `fedjax-mem run … | head -1` under Slurm, in a terminal that has ASCII alone."""
+  out = tmp_path / 'runs'
+  process = start(
+    'run', tiny, '--out', out, '--set', 'rounds=100000', '--set', 'evaluation.every=50',
+    '--set', 'execution.segment_seconds=0.5', PYTHONIOENCODING='ascii',
+  )  # fmt: skip
+  assert process.stdout.readline().startswith('folder: ')
+  process.stdout.close()
+  folder = Watch(process, out).until(lines(200))
+  process.send_signal(signal.SIGTERM)
+  err = process.stderr.read()
+  assert process.wait(timeout=120) == 143
+  done = json.loads((folder / 'manifest.json').read_text())['rounds_done']
+  assert f'interrupted: SIGTERM: stopped after round {done}, which is in a checkpoint' in one_line(
+    err
+  )
+  assert len(read_metrics(folder / 'metrics.jsonl')) == done >= 200
+  assert (folder / 'checkpoints' / str(done)).is_dir()
+
+
+@pytest.mark.slow
 def test_ctrl_c_twice_ends_at_once(start, tiny, tmp_path):
   out = tmp_path / 'runs'
   # A round of about an hour: only the second Ctrl-C can end it before the test is given up.

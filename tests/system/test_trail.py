@@ -8,9 +8,9 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / 'scripts' / 'trail.py'
 FILES = {
-  'setup.cfg': (
-    '[importlinter:contract:rooms]\nlayers =\n  toy_house.top\n  toy_house.left | toy_house.right\n'
-    '  toy_house.ground\n'
+  'pyproject.toml': (
+    '[[tool.importlinter.contracts]]\nid = "rooms"\n'
+    'layers = ["toy_house.top", "toy_house.left | toy_house.right", "toy_house.ground"]\n'
   ),
   'toy_house/__init__.py': '',
   'toy_house/top/__init__.py': '',
@@ -57,7 +57,7 @@ def test_each_call_between_modules_is_listed_once_with_its_way(trail, house):
 
   found = trail.Trail(house / 'toy_house')
   found.watch(a.run)
-  height = trail.floors(house / 'setup.cfg')
+  height = trail.floors(house / 'pyproject.toml')
   assert height == {'ground': 0, 'left': 1, 'right': 1, 'top': 2, '(door)': 3}
   ways = {(str(x), str(y)): trail.kind(x, y, height, house / 'toy_house') for x, y in found.calls}
   assert ways == {

@@ -168,11 +168,11 @@ def test_new_works_learn(name):
     x, test_x = (rng.integers(0, 100, (len(v), 28, 28)).astype(np.uint8) for v in (y, test_y))
     for images, labels in ((x, y), (test_x, test_y)):
       images[np.arange(len(labels)), 2 * labels] += 155
-  work = dataclasses.replace(works.WORKS[name], num_clients=10, cohort=4)
+  work = dataclasses.replace(works.WORKS[name], num_clients=10, cohort=2)
   data = works.federate(work, x, y, test_x, test_y)
   sim, model, params = serve.build(work, data, Execution(devices=1))
   before = serve.score(sim, model, data, params)
-  rounds = 3 if name in ('L1', 'T1') else 8
+  rounds = 3 if name in ('L1', 'T1') else 4
   state, _ = sim.run(sim.init(params), rounds)
   after = serve.score(sim, model, data, state.params)
   assert after['loss'] < 0.99 * before['loss']

@@ -76,7 +76,7 @@ def by_label(labels: np.ndarray) -> list[np.ndarray]:
   if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(
       f'labels must be one integer an example, got {labels.dtype} {labels.shape!r}; partition '
-      "sequences by 'natural', 'iid', 'sizes' or 'quantity_skew'."
+      "others by 'natural', 'column', 'iid', 'sizes' or 'quantity_skew'."
     )
   order = np.argsort(labels, kind='stable')
   return np.split(order, np.cumsum(np.bincount(labels))[:-1])
@@ -88,9 +88,10 @@ def shuffled(rows: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarra
 
 
 def missing(labels: np.ndarray, index: np.ndarray) -> tuple[int, ...]:
-  """Returns the labels of which no example is in `index`; () for sequences of tokens."""
+  """Returns the classes of which no example is in `index`; () for labels that are no classes."""
   labels = np.asarray(labels)
-  if labels.ndim != 1 or len(index) >= len(labels):
+  classes = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+  if not classes or len(index) >= len(labels):
     return ()
   return tuple(int(k) for k in np.setdiff1d(labels, labels[index]))
 
@@ -138,3 +139,17 @@ def redrawn(
     f'{remedy}, num_clients or min_examples smaller: in {_MAX_DRAWS} draws some client '
     f'had fewer than min_examples = {min_examples}, got {said}{len(sizes)} clients.'
   )
+
+
+def shares(rng: np.random.Generator, weights: np.ndarray) -> np.ndarray:
+  """Returns a draw of the Dirichlet distribution, [N].
+
+  Raises:
+    ValueError: of weights so small, or so large, that floats cannot hold the draw.
+  """
+  drawn: np.ndarray = rng.dirichlet(weights)
+  if not drawn.sum() > 0:
+    raise ValueError(
+      f'alpha must be a number by which shares can be drawn, got {float(weights[0])!r}.'
+    )
+  return drawn

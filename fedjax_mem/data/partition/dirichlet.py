@@ -11,6 +11,7 @@ from fedjax_mem.data.partition._base import (
   concentration,
   enough,
   redrawn,
+  shares,
   shuffled,
 )
 
@@ -54,7 +55,7 @@ def dirichlet(
     for rows in rows_of:
       rows = rows.copy()
       rng.shuffle(rows)
-      share = rng.dirichlet(weights)
+      share = shares(rng, weights)
       # Clients that hold T / N examples or more get nothing of this label.
       open_share = share * (sizes < len(labels) / num_clients)
       # With a tiny alpha the whole share may fall on clients that are full already.

@@ -11,6 +11,7 @@ from fedjax_mem.data.partition._base import (
   concentration,
   enough,
   redrawn,
+  shares,
   shuffled,
 )
 
@@ -58,7 +59,7 @@ def flower_dirichlet(
     sizes = np.zeros(num_clients, np.int64)
     pieces: list[list[np.ndarray]] = []
     for rows in rows_of:
-      share = rng.dirichlet(weights)
+      share = shares(rng, weights)
       if self_balancing:
         open_share = np.where(sizes > len(labels) / num_clients, 0.0, share)
         # The last of `cumsum` is Flower's sum, from left to right; `sum` adds in another order.

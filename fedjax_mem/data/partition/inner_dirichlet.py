@@ -72,7 +72,7 @@ def inner_dirichlet(
 
 def _bounds(mixtures: np.ndarray, left: np.ndarray) -> np.ndarray:
   """Returns the cumulated mixtures [N, K] that labels are drawn by, as `Generator.choice` does."""
-  lost = ~np.isfinite(mixtures).all(axis=1)
+  lost = ~(np.isfinite(mixtures).all(axis=1) & (mixtures.sum(axis=1) > 0))
   if lost.any():
     mixtures[lost] = left / left.sum()
   bounds: np.ndarray = mixtures.cumsum(axis=1)

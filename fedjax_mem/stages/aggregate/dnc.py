@@ -61,7 +61,7 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
       drawn = x
       if sample < size:
         key = jax.random.fold_in(ctx.round_key, i)
-        drawn = x[:, jax.random.randint(key, (sample,), 0, size)]
+        drawn = x[:, jax.random.randint(key, (sample,), 0, size, jnp.int32)]
       outlying = -projections(drawn, on)[:, None]
       taken = columns.smallest(outlying, on, jnp.minimum(removed, count), _ROUNDING)[:, 0]
       return jnp.minimum(good, 1 - taken)

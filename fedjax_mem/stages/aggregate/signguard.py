@@ -56,7 +56,7 @@ def signguard(lower: float = 0.1, upper: float = 3.0, fraction: float = 0.1) -> 
     count = max(1, round(fraction * size))
     drawn = x
     if count < size:
-      drawn = x[:, jax.random.randint(ctx.round_key, (count,), 0, size)]
+      drawn = x[:, jax.random.randint(ctx.round_key, (count,), 0, size, jnp.int32)]
     good = usual & cluster(sign_shares(drawn), on)
     good = jnp.where(good.any(), good, usual)
     factor = jnp.where(norms > middle, middle / norms, jnp.float32(1))

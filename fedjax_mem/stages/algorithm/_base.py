@@ -19,6 +19,7 @@ from fedjax_mem.core import (
   Task,
   Total,
   Tree,
+  keys,
   tree,
   validate,
 )
@@ -321,7 +322,7 @@ def step_metrics(seen: Mean, taken: jax.Array, run: jax.Array) -> Metrics:
 
 def uses_key(loss: LossFn, params: Tree, batch: dict[str, Any]) -> bool:
   """Returns whether the loss uses its key (dropout), by tracing it on shapes."""
-  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = jax.eval_shape(lambda: keys.seed_key(0))
   jaxpr = jax.make_jaxpr(loss)(params, batch, key).jaxpr
   return any(jaxpr.invars[-1] is x for equation in jaxpr.eqns for x in equation.invars)
 

@@ -76,4 +76,4 @@ def _passes(key: jax.Array, epochs: int, share: float) -> jax.Array:
   """Returns a client's passes in a round, int32: `epochs`, or for a straggler 1 … `epochs`."""
   late, number = jax.random.split(jax.random.fold_in(key, epochs))  # 0 … epochs - 1: the epochs'
   fewer = jax.random.randint(number, (), 1, epochs + 1, jnp.int32)
-  return jnp.where(jax.random.bernoulli(late, share), fewer, jnp.int32(epochs))
+  return jnp.where(jax.random.bernoulli(late, jnp.float32(share)), fewer, jnp.int32(epochs))

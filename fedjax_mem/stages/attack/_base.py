@@ -185,3 +185,9 @@ def layer(name: str, attack: Attack) -> Layer:
     why = 'what a hostile client sends has no bound'
     facts += (Bounds(lambda ctx, bound: Bound(rows=bound.rows), why),)
   return Layer(name, cohort=Stage(attack, init, facts))
+
+
+def check_classes(name: str, y: Any) -> None:
+  """Raises `ValueError` unless the labels of a batch are classes, which an attack replaces."""
+  if y.dtype != jnp.int32:
+    raise ValueError(f'{name} must be given labels that are classes, int32, got {y.dtype}.')

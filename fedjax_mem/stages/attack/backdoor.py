@@ -47,6 +47,7 @@ class Backdoor:
     bad = self.who(ctx.client.id)
 
     def poison(batch: Batch) -> Batch:
+      base.check_classes('backdoor', batch['y'])
       count = len(batch['y'])
       on = bad & (jnp.arange(count) < round(self.share * count))
       wide = on.reshape(-1, *[1] * (batch['x'].ndim - 1))

@@ -46,7 +46,7 @@ def gaussian(
 
       def draw(id: jax.Array, number: int = number, x: jax.Array = x) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(seen.ctx.round_key, id), number)
-        return stddev * jax.random.normal(key, x.shape[1:])
+        return stddev * jax.random.normal(key, x.shape[1:], jnp.float32)
 
       sent.append(x.at[rows].set(jax.vmap(draw)(ids), mode='drop'))
     return jax.tree.unflatten(structure, sent)

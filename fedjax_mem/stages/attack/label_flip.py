@@ -40,6 +40,7 @@ def label_flip(
     bad = who(ctx.client.id)
 
     def flip(batch: Batch) -> Batch:
+      base.check_classes('label_flip', batch['y'])
       return {**batch, 'y': jnp.where(bad, num_classes - 1 - batch['y'], batch['y'])}
 
     return task._replace(data=task.data.map(flip)), state, {}

@@ -40,6 +40,7 @@ from fedjax_mem.core import (
   Stage,
   Total,
   Tree,
+  keys,
   tree,
   wire,
 )
@@ -232,8 +233,7 @@ def from_bytes(codec: Codec, data: bytes, shapes: Shapes) -> tuple[Code, float]:
   Raises:
     ValueError: the message is damaged, or not what this codec writes for these shapes.
   """
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  x = jax.ShapeDtypeStruct((size(shapes),), jnp.float32)
+  key, x = jax.eval_shape(lambda: (keys.seed_key(0), jnp.zeros(size(shapes), jnp.float32)))
   like = jax.eval_shape(lambda own, x: codec.encode(Keys(own, own), x, shapes), key, x)
   packet = wire.decode(data, [wire.spec(part) for part in parts_of(like)])
   leaves, structure = jax.tree.flatten(like)

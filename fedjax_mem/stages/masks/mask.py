@@ -20,7 +20,7 @@ In a cohort of at most `degree` clients some pairs coincide; the sum is the same
 refuses cohorts that are too small to protect a client.
 
 Reference: Bonawitz et al. (2017), Practical secure aggregation, section 4; Bell et al. (2020),
-arXiv 2003.07505 (ePrint 2020/704), section 3 (regular graphs).
+ePrint 2020/704, section 3 (regular graphs).
 """
 
 import math
@@ -74,7 +74,7 @@ class _Code(NamedTuple):
       fits &= jnp.all(jnp.abs(x.astype(jnp.float32)) <= jnp.float32(largest))
     kept = tree.keep(fits, message)
     whole = Message(kept.update, self._encode(kept.weight), jax.tree.map(self._encode, kept.aux))
-    return whole, {'outside': Total((~fits).astype(jnp.int32))}
+    return whole, {'left_out': Total((~fits).astype(jnp.int32))}
 
   def decoded(self, total: Message, like: Message) -> Message:
     """Returns the sum of messages, with the dtypes of `like`, from the sum of their integers."""
@@ -172,7 +172,7 @@ def mask(*, clients: int, bits: int = 32, degree: int = 8, weight_range: float =
   """Returns the layer that masks messages, and removes from the sum the masks of drop-outs.
 
   Place it last. A message takes no part if its weight or a value of its aux is beyond
-  `weight_range`; the metric `outside` counts such messages. The metric `recovered` counts the
+  `weight_range`; the metric `left_out` counts such messages. The metric `recovered` counts the
   clients that dropped out, whose masks were removed.
 
   >>> layers = fm.stages.masks.integers(8.0, clients=2), mask(clients=2)

@@ -113,9 +113,15 @@ def filtering(
   return Layer(name, select=Stage(apply, init, (Looks(looks, public),)))
 
 
-def each(key: jax.Array, draw: Callable[[jax.Array], jax.Array], ids: jax.Array) -> jax.Array:
-  """Returns draw(key of a client) for each of the ids [C], independent of the other clients."""
-  return jax.vmap(lambda id: draw(jax.random.fold_in(key, id)))(ids)
+def each(key: jax.Array, draw: Callable[..., jax.Array], ids: jax.Array) -> jax.Array:
+  """Returns a float32 number for each of the ids [C], independent of the other clients.
+
+  Args:
+    key: parent of the clients' keys.
+    draw: (key, shape, dtype) -> numbers, such as `jax.random.uniform`.
+    ids: [C].
+  """
+  return jax.vmap(lambda id: draw(jax.random.fold_in(key, id), (), jnp.float32))(ids)
 
 
 def check_cohort(num_clients: int, cohort_size: int) -> None:

@@ -35,7 +35,7 @@ def trace(
     before_work=True,
     num_clients=num_clients,
     before_draw=before_draw,
-    init=lambda ctx: first(jax.random.uniform(ctx.key, (num_clients,))),
+    init=lambda ctx: first(jax.random.uniform(ctx.key, (num_clients,), jnp.float32)),
   )
 
 

@@ -139,7 +139,7 @@ def _ids(key: jax.Array, table: Score, size: int, least: int, rest: float) -> ja
   """
   number = table.score.shape[0]
   first, second, third = (jax.random.fold_in(key, i) for i in range(3))
-  more = (jax.random.uniform(third) < rest).astype(jnp.int32)
+  more = (jax.random.uniform(third, (), jnp.float32) < rest).astype(jnp.int32)
   score = jnp.where(table.rounds > 0, table.score, -jnp.inf)
   best = draws.highest(score, first, size)
   place, known = jnp.arange(size), size - least - more

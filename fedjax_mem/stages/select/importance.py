@@ -129,7 +129,7 @@ def importance(
 def _drawn(key: jax.Array, chance: jax.Array, capacity: int) -> tuple[Member, Metrics]:
   """Returns (a Poisson cohort of the inclusion probabilities [N], cut to the capacity; metrics)."""
   chance = jnp.ceil(chance * _STEPS) / _STEPS
-  taken = jax.random.uniform(jax.random.fold_in(key, 0), chance.shape) < chance
+  taken = jax.random.uniform(jax.random.fold_in(key, 0), chance.shape, jnp.float32) < chance
   # The highest of 1 and 0 are those taken; ties are in random order, so a cut is uniform.
   ids = draws.highest(taken.astype(jnp.float32), jax.random.fold_in(key, 1), capacity)
   cohort = draws.members(ids, taken[ids], chance[ids], len(chance))

@@ -37,7 +37,7 @@ def markov(
   validate.probability(join=join)
 
   def stays(ctx: Context, cohort: Member, on: jax.Array) -> tuple[jax.Array, jax.Array, Metrics]:
-    draw = jax.random.uniform(ctx.key, on.shape)
+    draw = jax.random.uniform(ctx.key, on.shape, jnp.float32)
     here = on.at[cohort.id].get(mode='clip')
     return here, jnp.where(on, draw >= leave, draw < join), counted(cohort, here)
 

@@ -166,7 +166,7 @@ def _choose(
     size: number of ids to return.
   """
   number = use.shape[0]
-  noise = jax.random.gumbel(jax.random.fold_in(key, 0), (number,))
+  noise = jax.random.gumbel(jax.random.fold_in(key, 0), (number,), jnp.float32)
   last = -jnp.sort(-use)[jnp.maximum(known - 1, 0)]
   good = (use >= 0) & (use >= _CUT_OFF * jnp.maximum(last, 0.0))
   # The largest of log utility + Gumbel noise: a draw in proportion to utility.

@@ -87,7 +87,7 @@ def power_of_choice(
     table: LastLoss = ctx.table
     keys = [jax.random.fold_in(ctx.key, i) for i in range(3)]
     # The largest of log p + Gumbel noise, in order: draws one after another, in proportion to p.
-    noisy = jnp.log(jnp.asarray(share)) + jax.random.gumbel(keys[0], (num_clients,))
+    noisy = jnp.log(jnp.float32(share)) + jax.random.gumbel(keys[0], (num_clients,), jnp.float32)
     asked = draws.highest(noisy, keys[1], candidates)
     last = jnp.where(table.seen, table.loss, jnp.inf)[asked]
     ids = asked[draws.highest(last, keys[2], cohort_size)]

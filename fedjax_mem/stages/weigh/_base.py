@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_mem.core import (
   Bounds,
@@ -27,6 +28,7 @@ def weighing(
   bounds: Bounds | None,
   divisor: float | None = None,
   alike: bool = False,
+  of_clients: np.ndarray | None = None,
 ) -> Layer:
   """Returns the layer that sums weight x update and divides by the sum of the weights.
 
@@ -36,13 +38,15 @@ def weighing(
     divisor: None to divide by the weights that arrived, or a fixed number > 0 (under privacy the
       expected cohort), so that a single client cannot change the divisor.
     alike: whether every client that takes part has the weight 1.
+    of_clients: [N] float32, factor of each client's weight; None: 1.
   """
   if divisor is not None:
     validate.positive(divisor=divisor)
 
   def multiply(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
-    del ctx
     w = weight(message.weight)
+    if of_clients is not None:
+      w = w * jnp.asarray(of_clients)[ctx.client.id]
     return Message(tree.scale(w, message.update), w, tree.scale(w, message.aux)), state, {}
 
   def divide(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
@@ -55,5 +59,7 @@ def weighing(
     return Message(update, used, aux), state, {}
 
   weighs = Weighs(divisor, alike, weight)
+  if of_clients is not None:
+    weighs = Weighs(divisor, total=float(of_clients.sum(dtype=np.float64)))
   facts = (weighs,) if bounds is None else (weighs, bounds)
   return Layer('weigh', client=Stage(multiply, facts=facts), server=Stage(divide))

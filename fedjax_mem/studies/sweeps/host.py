@@ -19,8 +19,9 @@ from fedjax_mem.core import State, tree
 from fedjax_mem.engine import lanes
 from fedjax_mem.runner.checkpoint import Checkpoints
 from fedjax_mem.runner.interrupt import Interrupt
-from fedjax_mem.runner.loop import Interrupted, Speed
+from fedjax_mem.runner.loop import Interrupted
 from fedjax_mem.runner.progress import Progress
+from fedjax_mem.runner.segments import Speed
 from fedjax_mem.studies.sweeps.log import Log
 from fedjax_mem.studies.sweeps.planning import Planned
 
@@ -95,7 +96,9 @@ class Beside:
           saved = time.perf_counter()
         if interrupt.asked and self.active.any():
           raise Interrupted(
-            f'stopped after round {int(state.round)}; go on with: fedjax-mem resume {self._sweep}'
+            f'{interrupt.words}: stopped after round {int(state.round)}, which is in a checkpoint; '
+            f'go on with: fedjax-mem resume {self._sweep}',
+            interrupt.code,
           )
     shutil.rmtree(self._checkpoints.folder, ignore_errors=True)
 
@@ -146,10 +149,13 @@ class Beside:
       for log in self.logs:
         log.begin(0)
       return state
-    kept, _ = self._checkpoints.restore(tree.shapes(self._kept(state)))
+    last = np.array([x.recorded for x in self.logs])
+    kept, notes = self._checkpoints.restore(
+      tree.shapes(self._kept(state)), lambda kept: bool((kept.clients['done'] <= last).all())
+    )
     self.active = np.array(kept.servers['active'])
     for log, done in zip(self.logs, kept.clients['done'], strict=True):
-      log.begin(int(done))
+      log.begin(int(done), notes)
     bare = State(kept.round, *kept.params)
     for i in np.flatnonzero(
       ~self.active
@@ -167,4 +173,6 @@ class Beside:
     return State(kept.round, tuple(kept[1:]), {'done': done}, {'active': self.active.copy()})
 
   def _save(self, state: State) -> None:
+    for log in self.logs:
+      log.sync()
     self._checkpoints.save(self._kept(state))

@@ -1,20 +1,20 @@
 """What one lane leaves: a run's folder with records, ledgers and a manifest, but no report."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fedjax_mem.config.load import config_hash
-from fedjax_mem.report.tracker import MetricsWriter, read_metrics, truncate_after
+from fedjax_mem.models import saved
+from fedjax_mem.report.tracker import MetricsWriter, reach, truncate_after
 from fedjax_mem.runner import ledgers as spending
-from fedjax_mem.runner import secret
+from fedjax_mem.runner import restoring, secret
 from fedjax_mem.runner.folder import RunFolder, create
-from fedjax_mem.runner.loop import failed
 from fedjax_mem.runner.prepare import facts, keeps_root
-from fedjax_mem.runner.records import Records
-from fedjax_mem.runner.traffic import Traffic
+from fedjax_mem.runner.records import of_run
+from fedjax_mem.runner.segments import failed
 from fedjax_mem.studies.sweeps.planning import Planned
 
 METRICS = 'metrics.jsonl'
@@ -44,7 +44,8 @@ class Log:
     self._began_before = path.exists()
     if not self._began_before:
       ready = planned.ready
-      create(ready.config, out, ready.sim.root if root else None, together=True, sweep=str(sweep))
+      given = ready.sim.root if root else None, ready.start
+      create(ready.config, out, *given, together=True, sweep=str(sweep))
     self.folder = RunFolder(path)
     if self._began_before and root:
       held = secret.read(path, self.folder.manifest.get('run_id'))
@@ -55,21 +56,30 @@ class Log:
     self._ledgers = planned.ready.ledgers
     self._writer: MetricsWriter | None = None
 
-  def begin(self, done: int) -> None:
+  @property
+  def recorded(self) -> int:
+    """The last round up to which there is a record of each."""
+    return reach(restoring.records(self.folder.path / METRICS))
+
+  def begin(self, done: int, notes: Sequence[str] = ()) -> None:
     """Goes on after `done` rounds: later records are removed, they will be written again.
+
+    Args:
+      done: rounds of the checkpoint.
+      notes: what is said of it.
 
     Raises:
       ValueError: a ledger that is missing, or states fewer rounds than are published.
     """
     ready, file = self.planned.ready, self.folder.path / METRICS
-    self.folder.note(**facts(ready), status='running')
+    said, records = facts(ready), restoring.records(file)
+    said['warnings'] += [*notes, *restoring.lost(records, done)]
+    self.folder.note(**said, status='running')
     if self._ledgers and self._began_before:
-      published = read_metrics(file)[-1:] if file.exists() else []
-      self._ledgers.resume(self.folder.path, done, published[0]['round'] if published else 0)
+      self._ledgers.resume(self.folder.path, done, restoring.published(records))
     truncate_after(file, done)
     self.done = done
-    owned = ready.parts.data.test_clients is not None
-    self._records = Records(ready.sim, Traffic(ready.sim), self._ledgers, owned)
+    self._records = of_run(ready.config, ready.parts, ready.sim, self._ledgers)
     self._writer = MetricsWriter(file)
 
   def room(self) -> int:
@@ -121,6 +131,7 @@ class Log:
     if failure:
       said |= {'status': 'failed', 'failure': failure}
     else:
+      saved.write(self.folder.path / saved.FINAL, params)
       said |= {'status': 'finished', 'rounds_done': self.done}
       if self.planned.validate is not None:
         said['validation'] = self.planned.validate(params)
@@ -130,8 +141,13 @@ class Log:
     self.close()
     self.folder.note(**said)
 
+  def sync(self) -> None:
+    """Returns when the records are on the disk; the lane goes on."""
+    if self._writer is not None:
+      self._writer.sync()
+
   def close(self) -> None:
-    """Puts the records on the disk."""
+    """Puts the records on the disk, and writes no more."""
     if self._writer is not None:
       self._writer.close()
       self._writer = None

@@ -13,13 +13,13 @@ from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.studies.sweeps.grid import label
 
 SELECT = ('validation', 'loss', 'test')
-# What the best point is chosen by -> (key of a lane's scores, in words, whether more is better).
-_BY = {
-  'validation': ('validation_accuracy', "accuracy on the server's validation split", True),
-  'loss': ('train_loss', 'final training loss', False),
-  'test': ('test_accuracy', 'TEST accuracy', True),
-}
-SCORES = ('test_accuracy', 'test_loss', 'train_loss', 'validation_accuracy')
+# The score of each task that says how good a model is, in words: more of it is better.
+MAIN = {'accuracy': 'accuracy', 'r2': 'R²', 'mean_average_precision': 'mean average precision'}
+SCORES = (
+  'test_loss',
+  'train_loss',
+  *(f'{split}_{name}' for name in MAIN for split in ('test', 'validation')),
+)
 LEVEL = 0.95
 
 
@@ -132,7 +132,7 @@ class SweepResult:
   @property
   def chosen_by(self) -> str:
     """How the best point was chosen, in words; what every output says."""
-    key, words, more = _BY[self.select]
+    key, words, more = _by(self.lanes, self.select)
     text = f'best: {"highest" if more else "lowest"} mean of the {words}'
     if self.select == 'test':
       text += ', as was asked for: its test score is then no estimate for new data'
@@ -140,12 +140,22 @@ class SweepResult:
     return f'{text} ({NOT_COVERED})' if uncovered else text
 
 
+def _by(lanes: Sequence[LaneResult], select: str) -> tuple[str, str, bool]:
+  """Returns what the best point is chosen by: key of the scores, words, whether more is better."""
+  if select == 'loss':
+    return 'train_loss', 'final training loss', False
+  main = next((x for x in MAIN if any(f'test_{x}' in lane.scores for lane in lanes)), 'accuracy')
+  if select == 'test':
+    return f'test_{main}', f'TEST {MAIN[main]}', True
+  return f'validation_{main}', f"{MAIN[main]} on the server's validation split", True
+
+
 def with_best(points: Sequence[PointResult], select: str) -> tuple[PointResult, ...]:
   """Returns the points with the best one marked: that with the best mean over all seeds.
 
   A point of which a lane failed is not chosen as long as there is another.
   """
-  key, _, more = _BY[select]
+  key, _, more = _by([lane for x in points for lane in x.lanes], select)
   found = [(x.failed, x.interval(key), i) for i, x in enumerate(points)]
   ranked = [
     (failed, -x.mean if more else x.mean, i)

@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_mem.config.build import Parts, assemble, load_data
 from fedjax_mem.config.load import Config, to_dict
 from fedjax_mem.config.sections import PrivacySection
+from fedjax_mem.config.start import pinned
 from fedjax_mem.core import IncompatibleStages, Population
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.engine import Execution, evaluator, lanes, lifting, make_mesh, simulate
@@ -113,9 +114,9 @@ def _joined(store: list[tuple[dict[str, np.ndarray], int]]) -> dict[str, np.ndar
 def _planned(
   point: Point, data: FederatedData, population: Population, scorers: '_Scorers'
 ) -> Planned:
-  config = point.config
+  config, start = pinned(point.config)
   wanted = config.execution
-  parts = assemble(config, data)
+  parts = assemble(config, data, start)
   longest = min(wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds)
   source = examples.source(data, parts.layers, wanted.stream_above_mb, longest)
   streamed = isinstance(source, examples.Streamed)
@@ -138,7 +139,7 @@ def _planned(
   records.check_names(sim.setting.metrics, scores.names(parts), ledgers, added)
   evaluate, check = scorers.of(parts, config.evaluation.batch_size)
   of_clients = client_scores.scorer(parts, config.evaluation.batch_size, sim.setting.layout.mesh)
-  ready = Ready(config, parts, sim, source, evaluate, of_clients, ledgers, 'asked', [])
+  ready = Ready(config, start, parts, sim, source, evaluate, of_clients, ledgers, 'asked', [])
   if streamed:
     return Planned(point, ready, None, check, 'its examples are streamed')
   return Planned(point, ready, lanes.lane(sim, parts.params), check)
@@ -154,7 +155,8 @@ class _Scorers:
     """Returns parameters -> scores on the test set, and on the validation split or None."""
     one = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in parts.data.test.items()}
     traced, like = jax.make_jaxpr(scores.measured(parts), return_shape=True)(parts.params, one)
-    program, key = lifting.read(traced), (batch_size, tuple(like))
+    program = lifting.read(traced)
+    key = (batch_size, jax.tree.structure(like), parts.model.task)
     for other, known, data, found in self._known:
       same = other == key and known.structure == program.structure
       if same and not lifting.differing([known, program]) and _same_sets(data, parts.data):
@@ -162,8 +164,9 @@ class _Scorers:
     mesh = make_mesh(1)
     made: _Scores = (scores.scorer(parts, batch_size, mesh), None)
     if parts.data.validation is not None:
-      metrics = lambda p, batch: dict(parts.model.metrics(p, parts.data.preprocess(batch)))
-      check = evaluator(metrics, parts.data.validation, batch_size=batch_size, mesh=mesh)
+      own, further = scores.of_model(parts), scores.finish(parts)
+      held = parts.data.validation
+      check = evaluator(own, held, batch_size=batch_size, mesh=mesh, finish=further)
       made = made[0], check
     self._known.append((key, program, parts.data, made))
     return made

@@ -15,9 +15,9 @@ from typing import Any
 import filelock
 
 from fedjax_mem.config.load import Config, config_from_dict, to_dict
-from fedjax_mem.core import validate
+from fedjax_mem.core import keys, validate
 from fedjax_mem.report.tracker import read_metrics
-from fedjax_mem.runner import devices
+from fedjax_mem.runner import devices, disk
 from fedjax_mem.runner.folder import RunFolder
 from fedjax_mem.runner.loop import Interrupted, RunFailed, run
 from fedjax_mem.runner.loop import resume as resume_run
@@ -40,6 +40,7 @@ FILE = 'sweep.json'
 _LANES = 'lanes'
 
 
+@keys.fixed()
 def sweep(
   config: Config,
   grid: grids.Grid,
@@ -58,7 +59,7 @@ def sweep(
   or, if it is finished, is only written again.
 
   >>> import contextlib, tempfile
-  >>> config = fm.load_config('configs/quickstart.toml', ['rounds=1', 'data.num_clients=10'])
+  >>> config = fm.load_config('quickstart', ['rounds=1', 'data.num_clients=10'])
   >>> with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(None):
   ...   found = sweep(config, {'client.learning_rate': [0.001, 0.1]}, [0], out, quiet=True)
   >>> found.best.values, len(found.lanes)
@@ -70,9 +71,10 @@ def sweep(
     seeds: seeds of each point; a seed is the run's, and that of its partition unless
       `data.partition_seed` is given.
     out: folder in which the sweep's folder is made.
-    select: what the best point is chosen by: 'validation' (accuracy on the split of
-      `data.validation`), 'loss' (final training loss) or 'test' (test accuracy, which every output
-      then says); None: 'validation' if there is such a split, else 'loss'.
+    select: what the best point is chosen by: 'validation' (the task's main score, such as the
+      accuracy, on the split of `data.validation`), 'loss' (final training loss) or 'test' (the main
+      score on the test set, which every output then says); None: 'validation' if there is such a
+      split, else 'loss'.
     at_once: lanes side by side on a device; 1: one after another, which gives the bits of a run
       alone on one device; None: by the size of the model.
     data_dir: folder of prepared data sets; None: the environment or the default decides.
@@ -173,7 +175,7 @@ class _Sweep:
       held = filelock.FileLock(self.folder / 'lock', timeout=0).acquire()
     except filelock.Timeout as error:
       raise ValueError(f'{self.folder} is in use by another process.') from error
-    with held:
+    with held, disk.told(self.folder, f'fedjax-mem resume {self.folder}'):
       yield
 
   def _known(self) -> dict[str, Any]:
@@ -236,7 +238,8 @@ class _Sweep:
       bar.note(f'{x.point.label}, seed {x.point.seed}: {error}')
       return
     except Interrupted as error:
-      raise Interrupted(f'stopped; go on with: fedjax-mem resume {self.folder}') from error
+      words = f'stopped; go on with: fedjax-mem resume {self.folder}'
+      raise Interrupted(words, error.code) from error
     if x.validate is not None:
       RunFolder(path).note(validation=x.validate(result.params))
 

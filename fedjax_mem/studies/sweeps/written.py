@@ -11,6 +11,7 @@ from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.report import bands, figures, latex
 from fedjax_mem.report.tables import format_table
 from fedjax_mem.studies.sweeps.outcome import (
+  MAIN,
   SCORES,
   Interval,
   LaneResult,
@@ -19,12 +20,19 @@ from fedjax_mem.studies.sweeps.outcome import (
   interval,
 )
 
-_PANELS = {'test_accuracy': 'Test accuracy', 'train_loss': 'Training loss'}
+_PANELS = {
+  **{f'test_{name}': f'Test {words}' for name, words in MAIN.items()},
+  'train_loss': 'Training loss',
+}
 _HEADS = {
   'test_accuracy': 'test accuracy, %',
+  'test_r2': 'test R²',
+  'test_mean_average_precision': 'test mean average precision',
   'test_loss': 'test loss',
   'train_loss': 'training loss',
   'validation_accuracy': 'validation accuracy, %',
+  'validation_r2': 'validation R²',
+  'validation_mean_average_precision': 'validation mean average precision',
 }
 
 

@@ -7,10 +7,12 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from reference.experiments import one_line, only
 
 from fedjax_mem.cli import main as cli
+from fedjax_mem.data import flat
 from fedjax_mem.report.tracker import read_metrics
 
 
@@ -104,7 +106,7 @@ def test_help_teaches(call):
     (['rounds=2', 'client.learning_rate=-0.1'], 'client.learning_rate must be a finite number > 0'),
     (['client.learning_rate=nan'], 'got nan'),
     (['server.learning_rate=inf'], 'server.learning_rate must be a finite number > 0, got inf'),
-    (['client.batch_size=0'], 'client.batch_size must be an integer >= 1, got 0'),
+    (['client.batch_size=0'], 'client.batch_size must be an integer >= 1 and <= 2147483647, got 0'),
     (['selection.cohort_size=13'], 'selection.cohort_size must be at most data.num_clients = 12'),
     (['version=2'], 'version must be 1, the one that this package reads, got 2'),
     (['data.name=fashion_mnst'], "Did you mean 'fashion_mnist'"),
@@ -263,3 +265,20 @@ def test_a_table_of_another_experiment_says_so(call, tiny, tmp_path):
   code, said, _ = call(*words, '--cells', 'fedavg/iid', '--out', tmp_path)
   note = f"not the table's own experiment: {tiny}, data.name=digits, rounds=3"
   assert code == 0 and note in said and note in (tmp_path / 'niid_bench.md').read_text()
+
+
+def test_help_the_list_of_data_and_a_citation_import_no_jax(tmp_path):
+  flat_home = tmp_path / 'mine' / '1.0.0'
+  block = flat.Block(np.zeros((6, 2), np.uint8), np.array([0, 1, 2, 0, 1, 2], np.int32))
+  flat.write(flat_home, flat.Facts('mine', 3, (2,)), {'train': [block], 'test': [block]})
+  (tmp_path / 'config.toml').write_text('[algorithm]\nname = "scaffold"\n')
+  words = [['data', 'list', '--data-dir', str(tmp_path)], ['cite', str(tmp_path)], ['--help']]
+  code = (
+    'import sys\nfrom fedjax_mem.cli.main import main\n'
+    f'for words in {words!r}:\n  try:\n    main(words)\n  except SystemExit:\n    pass\n'
+    'print(sorted({"jax", "flax", "matplotlib", "typeguard"} & set(sys.modules)))\n'
+  )
+  said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  said = said.stdout
+  assert 'cite' in said and 'scaffold' in said
+  assert '6 + 6 examples' in said and said.splitlines()[-1] == '[]'

@@ -354,3 +354,9 @@ def test_other_values_of_some_keys_leave_the_experiment_as_it_was():
   assert config.stages[0].options == {'fraction': 0.5} and config.client.momentum == 0.0
   with pytest.raises(ValueError, match='must number one of the 1 elements'):
     config_lib.with_values(config, {'stages.1.use': 'top_k'})
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tiny):
+  plain = load_config(tiny)
+  tiny.write_bytes(b'\xef\xbb\xbf' + tiny.read_bytes())
+  assert load_config(tiny) == plain

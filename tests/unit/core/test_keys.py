@@ -73,3 +73,31 @@ def test_an_unknown_role_is_refused():
 def test_a_member_is_one_row_of_a_cohort():
   assert Member._fields == ('id', 'real', 'arrived', 'chance')
   assert tiny.host(scalar_member(3)) == Member(3, True, True, 1.0)
+
+
+FLAGS = {
+  'unpartitionable': lambda: jax.threefry_partitionable(False),
+  'another generator': lambda: jax.default_prng_impl('rbg'),
+  '64 bits': lambda: jax.enable_x64(True),
+}
+
+
+@pytest.mark.parametrize('flag', FLAGS)
+def test_no_flag_changes_what_a_key_draws(flag):
+  def draw(seed):
+    split, bits = jax.random.split(keys.seed_key(seed))
+    own = jax.random.key_data(jax.random.key(5))  # by code that names no generator
+    return jax.random.bits(bits, (5,), jnp.uint32), jax.random.key_data(split), own
+
+  def drawn():
+    with keys.fixed():
+      eager = draw(3)
+    return jax.tree.map(np.asarray, (keys.jit(draw)(3), eager))
+
+  plain = drawn()
+  with FLAGS[flag]():
+    flagged = drawn()
+    assert str(jax.random.key_impl(keys.seed_key(3))) == 'threefry2x32'
+  assert jax.tree.map(lambda x: (x.dtype, x.tolist()), plain) == jax.tree.map(
+    lambda x: (x.dtype, x.tolist()), flagged
+  )

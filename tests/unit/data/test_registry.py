@@ -48,7 +48,7 @@ def test_research_code_by_name(monkeypatch):
   assert load('my_research:make_table', num_clients=5).num_clients == 5
   assert load('my_research:make_data', num_clients=6).num_clients == 6
   for bad in ('my_research:nothing', 'no_such_module:f'):
-    with pytest.raises(ValueError, match='data must name a'):
+    with pytest.raises(ValueError, match=r'data\.name must name a'):
       load(bad, num_clients=5)
 
 

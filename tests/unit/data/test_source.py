@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedjax_mem.core import Examples
+from fedjax_mem.data.partition import partition
 from fedjax_mem.data.preprocess import Inputs, Tokens
 from fedjax_mem.data.source import FederatedData, from_arrays
 
@@ -80,10 +81,10 @@ def test_from_arrays_refuses(change, message):
 def test_from_arrays_refuses_bad_arrays():
   with pytest.raises(ValueError, match='arrays must be of one length'):
     from_arrays(X[:4], Y, LISTS)
-  with pytest.raises(ValueError, match='y must be integers, got float64'):
+  with pytest.raises(ValueError, match=r'y must be integers or strings .* got float64'):
     from_arrays(X, Y * 1.0, LISTS)
   with pytest.raises(ValueError, match='y must be in'):
-    from_arrays(X, Y - 1, LISTS)
+    from_arrays(X, Y.astype(np.int64) << 40, LISTS)
   with pytest.raises(ValueError, match='x must be finite, got NaN'):
     from_arrays(np.full((8, 2), np.nan), Y, LISTS)
   with pytest.raises(ValueError, match='got none for client 1'):
@@ -125,3 +126,57 @@ def test_a_partition_of_sequences_is_shown_by_their_numbers():
   counts, labels = distribute(made.emnist()).shown()
   assert labels is None and counts.shape == (made.CLIENTS, 62)
   assert counts.sum() == made.CLIENTS * made.EXAMPLES
+
+
+def test_a_row_is_in_the_lists_of_a_user_once_unless_it_is_shared():
+  twice = [[0, 3], [5, 3], [1]]
+  with pytest.raises(
+    ValueError, match='got row 3 in the lists of client 0 and of client 1: shared'
+  ):
+    from_arrays(X, Y, twice)
+  with pytest.raises(ValueError, match="got row 3 in the lists of client 'a' and of client 'b'"):
+    from_arrays(X, Y, twice, clients=('a', 'b', 'c'))
+  with pytest.raises(ValueError, match='got row 5 in the lists of client 1 and of client 1'):
+    from_arrays(X, Y, [[0], [5, 5]])
+  assert from_arrays(X, Y, twice, shared=True).counts.tolist() == [2, 2, 1]
+  parts = partition('blocks', Y, 3, seed=0, examples_per_client=8)  # it may repeat
+  assert from_arrays(X, Y, parts).counts.tolist() == [8, 8, 8]
+
+
+def test_rows_that_are_equal_are_counted():
+  x = np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [3.0, 4.0]], np.float32)
+  lists = [[0, 1], [2, 3]]
+  assert from_arrays(x, [0, 0, 1, 1], lists).equal_rows() == 1  # a row is x and y
+  assert from_arrays(x, [0, 0, 0, 0], lists).equal_rows() == 2
+  assert make().equal_rows() == 0
+  mapped = dataclasses.replace(make(), arrays={'x': X.view(np.memmap), 'y': Y.astype(np.int32)})
+  assert mapped.equal_rows() is None
+
+
+def test_labels_weights_and_tasks_of_a_user_are_kept():
+  data = make(weights=[1, 2, 3.5])
+  assert data.weights.dtype == np.float32 and data.weights.tolist() == [1, 2, 3.5]
+  names = np.array(['b', 'a', 'c'])[Y]
+  data = from_arrays(X, names, LISTS, test=(X[:2], names[:2]))
+  assert data.labels == ('a', 'b', 'c') and data.test['y'].tolist() == [1, 0]
+  assert data.label_counts().tolist() == [[0, 2, 0], [0, 0, 1], [2, 0, 1]]
+  numbers = from_arrays(X, Y * 0.5, LISTS, task='regression')
+  assert numbers.shown()[1] == ['examples'] and numbers.unused_labels == ()
+  with pytest.raises(ValueError, match='y must be one label an example'):
+    numbers.label_counts()
+  for weights, message in (([1, 2], 'weights must be 3'), ([1, 0, 2], 'got .*0.* for client 1')):
+    with pytest.raises(ValueError, match=message):
+      make(weights=weights)
+  with pytest.raises(ValueError, match='labels must be 3 names, got 1'):
+    dataclasses.replace(make(), labels=('a',))
+
+
+def test_the_digest_is_of_examples_lists_test_set_and_names():
+  first = make(test=(X[:2], Y[:2]))
+  assert first.digest() == make(test=(X[:2], Y[:2])).digest()
+  others = (
+    make(), dataclasses.replace(first, labels=('a', 'b', 'c')),
+    dataclasses.replace(first, index=first.index[::-1].copy()),
+    dataclasses.replace(first, arrays={'x': X + 1, 'y': first.arrays['y']}),
+  )  # fmt: skip
+  assert len({first.digest(), *(x.digest() for x in others)}) == 5

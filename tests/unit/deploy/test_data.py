@@ -300,3 +300,9 @@ def test_draws_by_the_configured_sizes_need_them(selection, by):
   for count in (4, 6):
     with pytest.raises(ValueError, match=rf'must hold the 5 examples .* {by} draws, got {count}'):
       own_data.check_counts(config, layers, count, 5, 9)
+
+
+def test_a_task_that_a_client_cannot_tell_from_its_labels_is_refused():
+  data = from_arrays(np.zeros((4, 5)), np.arange(4.0), [[0, 1], [2, 3]], task='regression')
+  with pytest.raises(ValueError, match=r'the task of a job must be .* got Regression\(\)'):
+    Expected.of(data)

@@ -8,6 +8,8 @@ import pytest
 from flax import nnx
 
 from fedjax_mem import models
+from fedjax_mem.models import adapters, base
+from fedjax_mem.tasks import Classification, NextToken, Regression
 
 
 class _Linen(nn.Module):
@@ -166,3 +168,30 @@ def test_functions_may_take_a_key():
 def test_refusals(match, call):
   with pytest.raises(ValueError, match=match):
     call()
+
+
+def test_a_model_gets_the_task_of_its_data_unless_it_states_its_own():
+  module = nn.Dense(2, kernel_init=nn.initializers.zeros)
+  model = adapters.from_linen(module, (3,), 2)
+  params, x = model.init(jax.random.key(0)), jnp.ones((2, 3))
+  batch = {'x': x, 'y': jnp.array([[1.0, 3.0], [0.0, 2.0]])}
+  assert model.task == Classification()
+  fit = base.fitted(model, Regression())
+  assert fit.task == Regression() and fit.loss(params, batch).tolist() == [5.0, 2.0]
+  values, kept = fit.measure(params, batch)
+  assert values['loss'].tolist() == [5.0, 2.0] and kept['output'].shape == (2, 2)
+  assert adapters.from_linen(module, (3,), 2, task='regression').task == Regression()
+  own = model._replace(task=None, measure=None)
+  assert base.fitted(own, Regression()) is own
+  sequence = lambda **options: adapters.from_functions(
+    lambda key: jnp.zeros((4, 4)), lambda w, x: w[x], (5,), 4, input_dtype=jnp.int32, **options
+  )
+  assert base.fitted(sequence(), NextToken(0)).task == NextToken(0)
+  assert base.fitted(sequence(padding_id=3), NextToken(0)).task == NextToken(3)
+  with pytest.raises(ValueError, match='num_classes must be an integer >= 2, got 1'):
+    adapters.from_linen(nn.Dense(1), (3,), 1).for_task('classification')
+  with pytest.raises(ValueError, match="a model for the task 'regression' must be of the shape"):
+    fit.loss(params, {'x': x, 'y': jnp.ones((2, 3))})
+  with pytest.raises(ValueError, match='num_classes must be an integer >= 2, got 1'):
+    models.build('logistic', (3,), 1)
+  assert models.build('mlp', (3,), 1, task='regression', hidden=(4,)).task == Regression()

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from fedjax_mem.report import Run, format_table, over_seeds, runs_table, seeds_table, summarise
-from fedjax_mem.report.tables import OF_CLIENTS, differing_keys
+from fedjax_mem.report.tables import FURTHER, OF_CLIENTS, differing_keys
 
 RECORDS = [
   {'round': 1, 'train_loss': 2.0, 'clients': 10, 'examples': 100, 'seconds': 0.5},
@@ -32,7 +32,7 @@ def test_a_summary():
     'run': 'x', 'rounds': 3, 'final_accuracy': 0.6, 'best_accuracy': 0.7, 'best_round': 2,
     'test_loss': 1.1, 'train_loss': 1.0, 'clients': 29, 'examples': 310, 'bytes_up': None,
     'bytes_down': None, 'seconds': 1.0,
-    'rounds_per_s': 3.0, **dict.fromkeys(OF_CLIENTS),
+    'rounds_per_s': 3.0, **dict.fromkeys((*OF_CLIENTS, *FURTHER)),
   }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedjax_mem.report import MetricsWriter, read_metrics, truncate_after, write_csv
+from fedjax_mem.report.tracker import missing, reach
 
 
 @pytest.fixture
@@ -135,3 +136,28 @@ def test_csv_has_a_column_for_every_key(tmp_path):
     {'round': '1', 'train_loss': '0.5', 'a,"b': ''},
     {'round': '2', 'train_loss': 'NaN', 'a,"b': '[1, 2]'},
   ]
+
+
+@pytest.mark.parametrize(
+  ('rounds', 'end', 'words'),
+  [([1, 2, 3], 3, ''), ([], 0, '1 to 3'), ([2, 3], 0, '1'), ([1, 3], 1, '2'), ([1], 1, '2 to 3')],
+)
+def test_how_far_records_reach_and_what_they_lack(rounds, end, words):
+  records = [{'round': x} for x in rounds]
+  assert reach(records) == end and missing(records, 3) == words
+
+
+def test_a_record_without_a_round_is_none(path):
+  path.parent.mkdir()
+  path.write_text('{"round": 1}\n{"loss": 2}\n{"round": "2"}\n{"round": true}\n')
+  assert reach(read_metrics(path)) == 1
+  assert truncate_after(path, 5) == [{'round': 1}]
+
+
+def test_a_synced_record_is_on_the_disk(path, monkeypatch):
+  synced = []
+  monkeypatch.setattr('os.fsync', synced.append)
+  with MetricsWriter(path) as writer:
+    writer.write({'round': 1})
+    writer.sync()
+    assert synced == [writer._file.fileno()]

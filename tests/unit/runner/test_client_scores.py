@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from fedjax_mem.config.build import build
 from fedjax_mem.engine import evaluate, make_mesh, per_example
@@ -30,16 +31,19 @@ def twin(data, params):
     for row in data.held.index[begin:end]:
       x = np.asarray(data.preprocess({'x': data.arrays['x'][row : row + 1]})['x'], np.float64)
       z, y = x.reshape(-1) @ kernel + bias, data.arrays['y'][row]
-      found.append((math.log(sum(math.exp(v) for v in z)) - z[y], float(z.argmax() == y)))
+      loss = math.log(sum(math.exp(v) for v in z)) - z[y]
+      found.append((loss, float(z.argmax() == y), z.argmax(), y))
     each.append(found)
   some = [np.array(x) for x in each if x]
+  f1 = lambda x: f1_score(x[:, 3], x[:, 2], average='macro')
   scores = {}
-  for i, name in enumerate(('loss', 'accuracy')):
-    means = sorted(x[:, i].mean() for x in some)
+  of = {'loss': lambda x: x[:, 0].mean(), 'accuracy': lambda x: x[:, 1].mean(), 'macro_f1': f1}
+  for name, score in of.items():
+    means = sorted(score(x) for x in some)
     bad = means[::-1] if name == 'loss' else means
     scores |= {
       f'client_{name}_mean': sum(means) / len(means),
-      f'client_{name}_pooled': np.concatenate(some)[:, i].mean(),
+      f'client_{name}_pooled': score(np.concatenate(some)),
       f'client_{name}_worst': np.mean(bad[: math.ceil(len(means) / 10)]),
       f'client_{name}_spread': math.sqrt(
         sum((x - np.mean(means)) ** 2 for x in means) / len(means)
@@ -66,10 +70,10 @@ def test_scores_are_those_of_the_twin_in_parts_and_on_devices(make, monkeypatch)
 
 def test_the_worst_tenth_is_of_large_losses_and_small_values():
   values = {'loss': np.arange(12.0), 'accuracy': np.arange(12.0)}
-  got = over_clients(values, np.array([0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]))
+  got = over_clients(values, {}, np.array([0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]))
   assert got['client_loss_worst'] == 10.5 and got['client_accuracy_worst'] == 0.5
   assert (got['clients_evaluated'], got['clients_left_out']) == (12, 1)
-  pair = over_clients({'loss': np.array([0.0, 0, 3])}, np.array([0, 2, 3]))
+  pair = over_clients({'loss': np.array([0.0, 0, 3])}, {}, np.array([0, 2, 3]))
   assert pair['client_loss_mean'] == 1.5 and pair['client_loss_pooled'] == 1.0
   assert pair['client_loss_spread'] == 1.5 and pair['client_loss_worst'] == 3.0
 

@@ -19,6 +19,7 @@ from fedjax_mem.report.tracker import MetricsWriter, read_metrics
 from fedjax_mem.runner import devices, loop
 from fedjax_mem.runner import folder as folders
 from fedjax_mem.runner.checkpoint import Checkpoints
+from fedjax_mem.runner.disk import DiskFull
 from fedjax_mem.runner.folder import create
 from fedjax_mem.runner.loop import Interrupted, RunFailed, resume, run
 
@@ -209,7 +210,7 @@ def test_a_run_that_was_ended_before_its_report_is_completed(finished, tmp_path)
   ('override', 'words'),
   [
     ('selection.cohort_size=13', 'selection.cohort_size must be at most data.num_clients = 12'),
-    ('client.batch_size=0', 'client.batch_size must be an integer >= 1, got 0'),
+    ('client.batch_size=0', 'client.batch_size must be an integer >= 1 and <= 2147483647, got 0'),
     ('client.learning_rate=-1', 'client.learning_rate must be a finite number > 0, got -1'),
     ('client.learning_rate=nan', 'client.learning_rate must be a finite number > 0, got nan'),
     ('model.options.hiden=[3]', "'hiden'"),
@@ -280,7 +281,7 @@ def test_a_model_that_does_not_fit_the_labels_is_refused(make, out, layers):
     ValueError, match=r'for inputs .* and 10 labels to fit the data, got one for .* and 7'
   ):
     run(make('model.name="narrow:other"'), out)
-  with pytest.raises(ValueError, match='must be a factory of a Model, got one of int'):
+  with pytest.raises(ValueError, match=r'must name a factory of a Model, got .* made 3'):
     run(make('model.name="narrow:none"'), out)
 
 
@@ -409,14 +410,18 @@ def test_another_backend_is_said(whole, out, stop_at):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_after_a_checkpoint_and_says_how_to_go_on(whole, out, stop_at, state_of):
-  before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_after_a_checkpoint_and_says_how_to_go_on(
+  whole, out, stop_at, state_of, number, code
+):
+  before = signal.getsignal(number)
   rarely = dataclasses.replace(whole[0].execution, checkpoint_every_seconds=1000.0)
-  patch = stop_at(4, lambda: os.kill(os.getpid(), signal.SIGINT))
-  with pytest.raises(Interrupted, match=r'stopped after round \d; go on with: fedjax-mem resume'):
+  patch = stop_at(4, lambda: os.kill(os.getpid(), number))
+  words = r': stopped after round \d, which is in a checkpoint; go on with: fedjax-mem resume'
+  with pytest.raises(Interrupted, match=words) as error:
     run(dataclasses.replace(whole[0], execution=rarely), out)
   patch.undo()
-  assert signal.getsignal(signal.SIGINT) is before
+  assert signal.getsignal(number) is before and error.value.code == code
   (folder,) = out.iterdir()
   said = manifest(folder)
   assert said['status'] == 'interrupted'
@@ -620,7 +625,8 @@ def test_a_full_disk_is_one_clear_error_and_the_run_can_go_on(whole, out, monkey
     return save(self, state)
 
   loop_error = OSError(28, 'No space left on device')
-  with monkeypatch.context() as patch, pytest.raises(OSError, match='No space left'):
+  words = 'is full .No space left on device.: free some space, then go on with `fedjax-mem resume'
+  with monkeypatch.context() as patch, pytest.raises(DiskFull, match=words):
     patch.setattr(Checkpoints, 'save', full)
     run(whole[0], out)
   (folder,) = out.iterdir()

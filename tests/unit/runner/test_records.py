@@ -45,9 +45,9 @@ def ran(make, tmp_path, capsys):
 def test_what_is_computed_from_single_updates_is_not_covered_and_all_say_so(ran):
   folder, said = ran('selection.name=poisson', CENTRAL, 'evaluation.clients=0.2')
   first, last = read_metrics(folder / 'metrics.jsonl')
-  covered = {'round', 'epsilon', 'delta'}
+  covered = {'round', 'epsilon', 'delta', 'learning_rate'}
   assert set(first['covered']) == covered
-  assert set(last['covered']) == covered | {'test_loss', 'test_accuracy'}
+  assert set(last['covered']) == covered | {'test_loss', 'test_accuracy', 'test_macro_f1'}
   bare = {'train_loss', 'clients', 'examples', 'bytes_up', 'bytes_down', 'seconds'}
   bare |= {'client_accuracy_mean', 'client_loss_worst', 'clients_evaluated', 'clients_left_out'}
   assert bare <= set(last) - set(last['covered'])

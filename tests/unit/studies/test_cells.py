@@ -31,7 +31,7 @@ def tiny(tmp_path, make):
     seeds=(5,),
     notes={},
     says=('tiny',),
-    bibtex='@misc{tiny}',
+    sources=('xiao2017fashion',),
   )
 
 

@@ -190,11 +190,11 @@ def test_a_weight_beyond_its_range_takes_no_part_and_is_counted():
   ids = [[i for i in np.arange(6) + 6 * t if not tiny.is_lost(i % 10, t)] for t in range(2)]
   for t, row in enumerate(ids):
     aux = np.array([2 * (i % 10 + t) * tiny.COUNTS[i % 10] for i in row])
-    assert metrics['mask/outside'][t] == (aux > 128).sum()
+    assert metrics['mask/left_out'][t] == (aux > 128).sum()
     assert metrics['algorithm/weight'][t] == sum(
       tiny.COUNTS[i % 10] for i, a in zip(row, aux, strict=True) if a <= 128
     )
-  assert metrics['mask/outside'].sum() > 0
+  assert metrics['mask/left_out'].sum() > 0
 
 
 @pytest.mark.parametrize(

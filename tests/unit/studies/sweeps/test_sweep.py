@@ -96,7 +96,7 @@ def test_a_lane_that_diverges_ends_alone_and_every_output_says_so(make, tmp_path
 def test_nothing_is_made_where_a_point_is_refused(make, tmp_path):
   config = make(*SHARED, *PRIVATE)
   bad = {'stages.0.options.l2_clip_norm': [1.0, -1.0]}
-  with pytest.raises(ValueError, match=r'l2_clip_norm=-1.0, seed 0: l2_clip_norm must be'):
+  with pytest.raises(ValueError, match=r'-1.0, seed 0: stages\[0\]: l2_clip_norm must be'):
     sweep(config, bad, [0], tmp_path / 'runs')
   grid = {'client.learning_rate': [0.1]}
   with pytest.raises(ValueError, match=r"select must be 'loss' or 'test' without data\.validation"):
@@ -177,13 +177,18 @@ def test_an_interrupted_sweep_goes_on_and_a_finished_one_is_written_again(
     sweep(config, grid, [0], tmp_path, quiet=True)
   undo()
   (folder,) = tmp_path.glob('*-sweep-*')
+  damaged, sound = sorted((folder / 'lanes').iterdir())
+  (damaged / 'metrics.jsonl').unlink()
   assert main.main(['resume', str(folder), '--quiet']) == 0
+  # The only checkpoint is that of the interrupt: what was before it is lost, and named.
+  said = [json.loads((x / 'manifest.json').read_text())['warnings'] for x in (damaged, sound)]
+  assert 'the records of these rounds are lost: 1; ' in said[0][-1] and said[1] == []
   assert 'best: lowest mean' in capsys.readouterr().out
   shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
   before = (folder / 'lanes').stat().st_mtime_ns
   again = sweep(config, grid, [0], tmp_path, select='test', quiet=True)
   assert (folder / 'lanes').stat().st_mtime_ns == before
-  assert all(len(x.metrics) == 4 for x in again.lanes)
+  assert sorted(len(x.metrics) for x in again.lanes) == [3, 4]
   for name in ('table.md', 'table.csv', 'table.tex', 'results.json'):
     assert 'TEST accuracy' in (folder / name).read_text(), name
 

@@ -1,5 +1,0 @@
-"""Packaging; the metadata lives in setup.cfg."""
-
-from setuptools import setup
-
-setup()
