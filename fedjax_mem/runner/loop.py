@@ -135,19 +135,7 @@ def resume(
   folder = RunFolder(pathlib.Path(path))
   with folder.locked():
     said = folder.manifest
-    if said.get('deployed'):  # its clients have states, and data, of their own
-      raise ValueError(
-        f'the run in {folder.path} must be a simulation to resume it, got one on real machines: go '
-        f'on with `{folder.again}`.'
-      )
-    if said.get('together'):
-      raise ValueError(
-        f'the run in {folder.path} must be one alone to resume it, got a lane of a sweep: go on '
-        f'with `{folder.again}`.'
-      )
-    # A finished run without a report was killed while the report was written: it may resume.
-    if said.get('status') == 'finished' and (folder.path / 'report.html').exists():
-      raise ValueError(f'the run in {folder.path} must be unfinished to resume it: it is finished.')
+    _check_unfinished(folder)
     folder.check_config()
     noted = flags.check(said['flags']) if 'flags' in said else []
     where, how = data_dir or said.get('data_dir'), said.get('execution', {})
@@ -160,6 +148,24 @@ def resume(
       folder.note(**facts(ready))
     loop = _Loop(ready._replace(notes=[*ready.notes, *noted]), folder, quiet, progress)
     return loop.go(*loop.restore())
+
+
+def _check_unfinished(folder: RunFolder) -> None:
+  """Raises `ValueError` unless a run is a simulation alone, and not finished."""
+  said = folder.manifest
+  if said.get('deployed'):  # its clients have states, and data, of their own
+    raise ValueError(
+      f'the run in {folder.path} must be a simulation to resume it, got one on real machines: go '
+      f'on with `{folder.again}`.'
+    )
+  if said.get('together'):
+    raise ValueError(
+      f'the run in {folder.path} must be one alone to resume it, got a lane of a sweep: go on '
+      f'with `{folder.again}`.'
+    )
+  # A finished run without a report was killed while the report was written: it may resume.
+  if said.get('status') == 'finished' and (folder.path / 'report.html').exists():
+    raise ValueError(f'the run in {folder.path} must be unfinished to resume it: it is finished.')
 
 
 class _Loop:
