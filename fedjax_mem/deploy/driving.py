@@ -113,8 +113,8 @@ def _ready(config: Config, kit: Kit, data_dir: str | None, repeatable: bool) -> 
     )
   if config.tracking.use:
     raise ValueError(
-      'tracking.use must be empty on real machines, whose records are in the folder of the run, got '
-      f'{config.tracking.use!r}.'
+      'tracking.use must be empty on real machines, whose records are in the folder of the run, '
+      f'got {config.tracking.use!r}.'
     )
   ready = get_ready(job.looped(config), data_dir, {})
   if ready.parts.data.num_clients != len(kit.clients):

@@ -3,6 +3,7 @@
 from fedjax_mem.kernels.nn.rewrite import fast_convolutions
 from fedjax_mem.models.adapters import from_functions, from_linen, from_nnx
 from fedjax_mem.models.base import Model, as_it_is
+from fedjax_mem.models.libraries import from_equinox, from_haiku
 from fedjax_mem.models.registry import MODELS, build, options
 
 __all__ = (
@@ -11,7 +12,9 @@ __all__ = (
   'as_it_is',
   'build',
   'fast_convolutions',
+  'from_equinox',
   'from_functions',
+  'from_haiku',
   'from_linen',
   'from_nnx',
   'options',
