@@ -58,6 +58,7 @@ if TYPE_CHECKING:
   )
   from fedjax_mem.engine import Applied, Execution, Simulation, apply, simulate
   from fedjax_mem.runner.ending import Result
+  from fedjax_mem.runner.loading import Loaded, export, load
   from fedjax_mem.runner.loop import Interrupted, RunFailed, resume, run
   from fedjax_mem.runner.trackers import Tracker
   from fedjax_mem.studies.sweeps.sweep import sweep
@@ -80,6 +81,7 @@ __all__ = (
   'Integers',
   'Interrupted',
   'Layer',
+  'Loaded',
   'Looks',
   'Masks',
   'Mean',
@@ -108,7 +110,9 @@ __all__ = (
   'apply',
   'compose',
   'data',
+  'export',
   'federated',
+  'load',
   'load_config',
   'mechanisms',
   'models',
@@ -129,10 +133,13 @@ _HOMES = {
   'Config': 'config.load',
   'Execution': 'engine',
   'Interrupted': 'runner.loop',
+  'Loaded': 'runner.loading',
   'Result': 'runner.ending',
   'RunFailed': 'runner.loop',
   'Simulation': 'engine',
   'Tracker': 'runner.trackers',
+  'export': 'runner.loading',
+  'load': 'runner.loading',
   'load_config': 'config.load',
   'resume': 'runner.loop',
   'run': 'runner.loop',

@@ -12,6 +12,7 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from fedjax_mem.cli.cite import Cite
 from fedjax_mem.cli.deploy import DeployCommands
+from fedjax_mem.cli.export import Export
 from fedjax_mem.cli.privacy import PrivacyCommands
 from fedjax_mem.cli.shared import Command, DataDir, Experiment, NoCache, text
 from fedjax_mem.cli.sweep import Sweep
@@ -264,6 +265,7 @@ Commands = (
   | Annotated[Resume, subcommand('resume')]
   | Annotated[Report, subcommand('report')]
   | Annotated[Cite, subcommand('cite')]
+  | Annotated[Export, subcommand('export')]
   | Annotated[DataCommands, subcommand('data')]
   | Annotated[PrivacyCommands, subcommand('privacy')]
   | Annotated[Sweep, subcommand('sweep')]

@@ -31,7 +31,7 @@ from fedjax_mem.core import (
 )
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.models import saved
-from fedjax_mem.models.base import Model, fitted
+from fedjax_mem.models.base import Model, Outline, fitted
 from fedjax_mem.stages.algorithm import ALGORITHMS
 from fedjax_mem.stages.compress import as_layer
 from fedjax_mem.stages.select import SAMPLERS, TRACES, draw_durations, dropout, stragglers
@@ -153,7 +153,7 @@ def load_data(
     return datasets.hold_out_of_clients(data, config.evaluation.clients, seed)
 
 
-def build_model(config: Config, data: FederatedData) -> Model:
+def build_model(config: Config, data: FederatedData | Outline) -> Model:
   """Returns the model for the data and their task, from the registry or from a user's factory."""
   section = config.model
   for option in ('name', 'input_shape', 'num_classes'):

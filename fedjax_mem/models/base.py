@@ -64,6 +64,20 @@ class Model(NamedTuple):
     return self._replace(**_scored(getattr(self.apply, '__wrapped__', self.apply), task))
 
 
+class Outline(NamedTuple):
+  """What a model has to know of the data.
+
+  Attributes:
+    input_shape: shape of one preprocessed example.
+    num_classes: K, number of classes, or of other outputs.
+    task: what is learned.
+  """
+
+  input_shape: tuple[int, ...]
+  num_classes: int
+  task: LearningTask
+
+
 def fitted(model: Model, task: LearningTask) -> Model:
   """Returns the model for data of a task: as it is if it states one of that kind itself.
 

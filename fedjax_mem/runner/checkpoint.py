@@ -98,7 +98,7 @@ class Checkpoints:
         args=args.Composite(
           # Orbax refuses empty arrays; `_read` makes them again from their shapes.
           state=args.StandardSave({name: x for name, x in flat.items() if x.size}),
-          check=args.JsonSave({'crc32': _checksum(flat), **self._owner}),
+          check=args.JsonSave({'crc32': _checksum(flat), **_of_params(flat), **self._owner}),
         ),
       )
       self._manager.wait_until_finished()
@@ -115,6 +115,25 @@ class Checkpoints:
         f'the checkpoint of round {number} was not written: a newer one is there'
       )
     return number
+
+  def parameters(self) -> tuple[int, dict[str, np.ndarray]]:
+    """Returns (rounds done, path -> array) of the parameters in the newest sound checkpoint.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or none is sound.
+    """
+    said = []
+    for number in self.numbers():
+      try:
+        flat, check = self._arrays(number)
+        found = _of_params(flat)
+        if check.get('params_crc32', found['params_crc32']) != found['params_crc32']:
+          raise _Unsound('its checksum does not match its contents')
+      except _Unsound as error:
+        said.append(f'checkpoint {number} is refused: {error}')
+        continue
+      return number, {_of_tree(name): x for name, x in flat.items() if _is_param(name)}
+    raise CheckpointError(f'no sound checkpoint in {self.folder}: {"; ".join(said) or "none"}.')
 
   def numbers(self) -> list[int]:
     """Returns the numbers of the existing checkpoints, newest first."""
@@ -160,25 +179,30 @@ class Checkpoints:
     remedy = 'put a sound one back, or remove this folder: resumed, the run begins again at round 1'
     return f'no sound checkpoint in {self.folder}: {reasons or "there is none"}; {remedy}.'
 
-  def _read(self, number: int, like: State) -> State:
+  def _arrays(self, number: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns (path -> array, checksums) of a checkpoint; raises `_Unsound`."""
     args = self._ocp.args
     try:
       read = self._manager.restore(
         number, args=args.Composite(state=args.StandardRestore(), check=args.JsonRestore())
       )
       flat = {name: np.asarray(x) for name, x in read.state.items()}
-      crc, owner = read.check['crc32'], read.check.get('run_id')
+      check, owner = dict(read.check), read.check.get('run_id')
     except Exception as error:  # a damaged file may raise anything
       reason = ' '.join(str(error).split())[:160] or type(error).__name__
       raise _Unsound(f'it cannot be read ({reason})') from error
     if owner != self._owner.get('run_id'):
       raise _Unsound('it is of another run')
+    return flat, check
+
+  def _read(self, number: int, like: State) -> State:
+    flat, check = self._arrays(number)
     wanted = _flatten(like)
     # Empty arrays are not on the disk.
     empty = {name: np.zeros(x.shape, x.dtype) for name, x in wanted.items() if 0 in x.shape}
     flat = {**empty, **flat}
     _check_fits(flat, wanted)
-    if _checksum(flat) != crc:
+    if _checksum(flat) != check.get('crc32'):
       raise _Unsound('its checksum does not match its contents')
     structure = jax.tree.structure(like)
     state: State = jax.tree.unflatten(structure, [flat[name] for name in wanted])
@@ -188,6 +212,19 @@ class Checkpoints:
     """Releases the folder."""
     if '_manager' in vars(self):  # else nothing was opened
       self._manager.close()
+
+
+def _is_param(name: str) -> bool:
+  return name == 'params' or name.startswith('params/')
+
+
+def _of_tree(name: str) -> str:
+  """Returns the path of an array within the parameters; a tree that is one array has 'params'."""
+  return name.removeprefix('params/')
+
+
+def _of_params(flat: dict[str, np.ndarray]) -> dict[str, int]:
+  return {'params_crc32': _checksum({name: x for name, x in flat.items() if _is_param(name)})}
 
 
 def _flatten(state: State) -> dict[str, Any]:

@@ -206,6 +206,7 @@ def facts(ready: Ready) -> dict[str, Any]:
     },
     **spending.facts(ready.ledgers),
     **(records.coverage({}) if sim.claims else {}),
+    'model': {'input_shape': list(parts.data.input_shape), 'outputs': parts.data.num_classes},
     'parameters': sum(x.size for x in jax.tree.leaves(parts.params)),
     'clients': parts.data.num_clients,
     'examples': int(parts.data.counts.sum()),

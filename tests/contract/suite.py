@@ -145,7 +145,12 @@ IN_TREE: dict[str, dict[str, dict[str, Any]]] = {
     'mimic': {'seed': 3, 'num_clients': 10},
   },
   'SECURE': {'integers': {'dimension': 18}, 'mask': {'weight_range': 64.0}},
-  'WEIGHINGS': {'examples': {}, 'equal': {}, 'capped': {}},
+  'WEIGHINGS': {
+    'examples': {},
+    'equal': {},
+    'capped': {},
+    'given': {'weights': [1 + 0.1 * i for i in range(tiny.N)]},
+  },
   'SERVER_OPTIMIZERS': {'sgd': {}, 'fedavgm': {}, 'fedadagrad': {}, 'fedadam': {}, 'fedyogi': {}},
 }
 # Methods from outside of the tree, under the contract as well.

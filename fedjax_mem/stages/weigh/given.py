@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Layer
+from fedjax_mem.core import Layer, validate
 from fedjax_mem.stages.weigh._base import weighing
 
 
@@ -45,6 +45,6 @@ def given(
   if found.ndim != 1 or not len(found) or len(bad):
     got = f'{found[bad[0]]} for client {bad[0]}' if found.ndim == 1 and len(bad) else repr(weights)
     raise ValueError(f'weights must be numbers > 0, one a client, got {got}.')
-  if num_clients is not None and len(found) != num_clients:
+  if num_clients is not None and len(found) != validate.integer(num_clients=num_clients):
     raise ValueError(f'weights must be {num_clients}, one a client, got {len(found)}.')
   return weighing(lambda n: (n > 0).astype(jnp.float32), None, divisor, of_clients=found)

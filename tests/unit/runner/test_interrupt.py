@@ -28,6 +28,7 @@ def heard(said, number):
   ],
 )
 def test_a_signal_asks_for_the_end_and_is_named(number, name, code):
+  outside = signal.signal(number, signal.default_int_handler)  # `nohup` may ignore it
   before, said = signal.getsignal(number), []
   with Interrupt(said.append, 'farewell') as watch:
     assert not watch.asked
@@ -37,6 +38,7 @@ def test_a_signal_asks_for_the_end_and_is_named(number, name, code):
     assert 'ends after this segment of rounds' in line
     assert ('Ctrl-C again ends at once' in line) == (number == signal.SIGINT)
   assert signal.getsignal(number) is before
+  signal.signal(number, outside)
 
 
 def test_only_a_second_ctrl_c_ends_at_once(monkeypatch):
