@@ -1,5 +1,6 @@
-"""Curves with bands: means over seeds with their intervals, one curve for each point of a sweep."""
+"""Means over seeds with their intervals, and curves with them as bands."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fedjax_mem.report import figures
+from fedjax_mem.report.tables import interval
 
 MOST = 24  # curves of one figure; with more none can be told from the others
 
@@ -29,8 +31,31 @@ class Band(NamedTuple):
   bold: bool = False
 
 
+def band(series: Sequence[Mapping[int, float]], bold: bool = False) -> Band | None:
+  """Returns the curve of several seeds: at each round the interval over those that have a value.
+
+  Args:
+    series: of each seed, round -> value; values that are not finite do not count.
+    bold: whether the curve stands out.
+  """
+  known = []
+  for r in sorted({r for one in series for r in one}):
+    found = interval([one[r] for one in series if math.isfinite(one.get(r, math.nan))])
+    if found is not None:
+      known.append((r, found))
+  if not known:
+    return None
+  half = [math.nan if x.half is None else x.half for _, x in known]
+  whole = None if all(map(math.isnan, half)) else half
+  return Band([r for r, _ in known], [x.mean for _, x in known], whole, bold)
+
+
 def curves(
-  panels: Mapping[str, Mapping[str, Band]], title: str, notes: str = '', dark: bool = False
+  panels: Mapping[str, Mapping[str, Band]],
+  title: str,
+  notes: str = '',
+  dark: bool = False,
+  stacked: bool = False,
 ) -> Figure:
   """Returns a plot with a panel for each metric, and in it a curve with its band for each label.
 
@@ -42,6 +67,7 @@ def curves(
     title: above all panels.
     notes: a line below the title.
     dark: whether the background is dark.
+    stacked: whether the panels are one above the other.
   """
   labels = list(dict.fromkeys(x for panel in panels.values() for x in panel))
   bold = {x for panel in panels.values() for x, band in panel.items() if band.bold}
@@ -50,8 +76,11 @@ def curves(
   left = len(labels) - len(drawn)
   notes = f'{notes}; {left} of {len(labels)} points are not drawn' if left else notes
   rows = -(-len(drawn) // 3)
-  with figures.canvas(5.2 * max(len(panels), 1.6), 4.1 + 0.2 * rows, title, dark) as (fig, colours):
-    axes = fig.subplots(1, max(len(panels), 1), squeeze=False)[0]
+  number = max(len(panels), 1)
+  across, down = (1, number) if stacked else (number, 1)
+  size = 5.2 * (1.0 if stacked else max(across, 1.6)), 3.1 * (down - 1) + 4.1 + 0.2 * rows
+  with figures.canvas(*size, title, dark) as (fig, colours):
+    axes = fig.subplots(down, across, squeeze=False).ravel()
     for ax, (heading, panel) in zip(axes, panels.items(), strict=False):
       for i, label in enumerate(drawn):
         if label in panel:
@@ -64,7 +93,8 @@ def curves(
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     handles, names = axes[0].get_legend_handles_labels()
     if handles:
-      fig.legend(handles, names, loc='outside lower center', ncols=min(3, len(names)), fontsize=8)
+      columns = 1 if stacked else min(3, len(names))
+      fig.legend(handles, names, loc='outside lower center', ncols=columns, fontsize=8)
     if notes:
       head = f'{figures.short(title, 100)}\n{figures.short(notes, 150)}'
       fig.suptitle(head, fontsize=10, fontweight='bold')

@@ -11,10 +11,18 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedjax_mem._wording import NOT_COVERED
-from fedjax_mem.report import citing, page, plots, sections
+from fedjax_mem.report import citing, page, plots, sections, seeds
 from fedjax_mem.report.page import Cell, Row, Table
 from fedjax_mem.report.runs import Run, Source, as_runs, flatten, marked, warnings
-from fedjax_mem.report.tables import OF_CLIENTS, differing_keys, headed, over_seeds, show, summarise
+from fedjax_mem.report.tables import (
+  OF_CLIENTS,
+  by_settings,
+  differing_keys,
+  headed,
+  over_seeds,
+  show,
+  summarise,
+)
 
 if TYPE_CHECKING:
   import jinja2
@@ -83,11 +91,7 @@ def render(sources: Source | Iterable[Source], title: str | None = None) -> str:
     warnings=_warnings(runs),
     comparison=None if one else _comparison(runs),
     seeds=None if one else _seeds(runs),
-    curves=page.picture(
-      lambda dark: plots.learning_curves(runs, dark=dark),
-      f'Scores and losses against rounds of {", ".join(run.name for run in runs)}',
-      lambda dark: plots.learning_curves(runs, dark=dark, stacked=True),
-    ),
+    curves=_curves(runs),
     sections=sections.of_run(runs[0]) if one else sections.of_runs(runs),
     last=page.columns(runs, [_marked(run) for run in runs]),
     settings=settings,
@@ -95,6 +99,14 @@ def render(sources: Source | Iterable[Source], title: str | None = None) -> str:
     manifests=_manifests(runs),
     citation=citing.of_runs(runs),
   )
+
+
+def _curves(runs: Sequence[Run]) -> page.Picture | None:
+  alt = f'Scores and losses against rounds of {", ".join(run.name for run in runs)}'
+  draw = functools.partial(plots.learning_curves, runs)
+  if any(len(group) > 1 for group in by_settings(runs)):
+    draw = functools.partial(seeds.learning_curves, runs)
+  return page.picture(lambda dark: draw(dark=dark), alt, lambda dark: draw(dark=dark, stacked=True))
 
 
 @functools.cache

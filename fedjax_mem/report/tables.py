@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +26,7 @@ OF_CLIENTS = (
 )
 # Scores on the test set besides the loss and the accuracy; each task has some of them.
 FURTHER = ('test_macro_f1', 'test_r2', 'test_mean_average_precision', 'test_perplexity')
+LEVEL = 0.95  # of intervals
 # Settings that may differ between two seeds of one experiment.
 _NOT_SETTINGS = ('seed', 'name', 'data.partition_seed')
 
@@ -106,6 +107,39 @@ def runs_table(sources: Source | Iterable[Source], style: str = 'text') -> str:
   return format_table(rows, style)
 
 
+class Interval(NamedTuple):
+  """A mean over n seeds, and half the width of its 95% interval by Student's t; None for one."""
+
+  mean: float
+  half: float | None
+  n: int
+
+
+def interval(values: Sequence[float]) -> Interval | None:
+  """Returns mean ± t(0.975; n - 1) s / sqrt(n), with s the sample's deviation; None of no values.
+
+  >>> round(interval([1.0, 2.0, 3.0]).half, 3)
+  2.484
+  """
+  from scipy.stats import t as student  # imported here: most tables need none
+
+  n = len(values)
+  if not n:
+    return None
+  half = None
+  if n > 1:
+    half = float(student.ppf((1 + LEVEL) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+  return Interval(statistics.fmean(values), half, n)
+
+
+def by_settings(runs: Iterable[Run]) -> list[list[Run]]:
+  """Returns sets of runs whose settings are equal but for their seeds."""
+  groups: dict[str, list[Run]] = {}
+  for run in runs:
+    groups.setdefault(_settings_key(run), []).append(run)
+  return list(groups.values())
+
+
 def over_seeds(sources: Iterable[Source], key: str = 'final_accuracy') -> list[Row]:
   """Returns one row for each set of runs whose settings are equal but for their seeds.
 
@@ -118,13 +152,10 @@ def over_seeds(sources: Iterable[Source], key: str = 'final_accuracy') -> list[R
     `mean`, `deviation` (standard deviation of the sample, with n - 1; None for one run), and every
     setting in which the sets differ.
   """
-  runs = as_runs(sources)
-  groups: dict[str, list[Run]] = {}
-  for run in runs:
-    groups.setdefault(_settings_key(run), []).append(run)
-  differing = differing_keys([group[0] for group in groups.values()])
+  groups = by_settings(as_runs(sources))
+  differing = differing_keys([group[0] for group in groups])
   rows = []
-  for group in groups.values():
+  for group in groups:
     # Two runs with the same seed count as one observation.
     by_seed = {_seeds_of(run): summarise(run)[key] for run in group if finished(run)}
     values = [float(x) for x in by_seed.values() if x is not None and math.isfinite(x)]

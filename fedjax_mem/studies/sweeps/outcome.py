@@ -3,13 +3,11 @@
 import dataclasses
 import math
 import pathlib
-import statistics
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-from scipy.stats import t as student
+from typing import Any
 
 from fedjax_mem._wording import NOT_COVERED
+from fedjax_mem.report.tables import Interval, interval
 from fedjax_mem.studies.sweeps.grid import label
 
 SELECT = ('validation', 'loss', 'test')
@@ -20,7 +18,6 @@ SCORES = (
   'train_loss',
   *(f'{split}_{name}' for name in MAIN for split in ('test', 'validation')),
 )
-LEVEL = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,29 +45,6 @@ class LaneResult:
   failure: str = ''
   scores: dict[str, float] = dataclasses.field(default_factory=dict)
   uncovered: tuple[str, ...] = ()
-
-
-class Interval(NamedTuple):
-  """A mean over n seeds, and half the width of its 95% interval by Student's t; None for one."""
-
-  mean: float
-  half: float | None
-  n: int
-
-
-def interval(values: Sequence[float]) -> Interval | None:
-  """Returns mean ± t(0.975; n - 1) s / sqrt(n), with s the sample's deviation; None of no values.
-
-  >>> round(interval([1.0, 2.0, 3.0]).half, 3)
-  2.484
-  """
-  n = len(values)
-  if not n:
-    return None
-  half = None
-  if n > 1:
-    half = float(student.ppf((1 + LEVEL) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
-  return Interval(statistics.fmean(values), half, n)
 
 
 @dataclasses.dataclass(frozen=True)

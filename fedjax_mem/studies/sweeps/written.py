@@ -9,15 +9,13 @@ from typing import Any
 
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.report import bands, figures, latex
-from fedjax_mem.report.tables import format_table
+from fedjax_mem.report.tables import Interval, format_table
 from fedjax_mem.studies.sweeps.outcome import (
   MAIN,
   SCORES,
-  Interval,
   LaneResult,
   PointResult,
   SweepResult,
-  interval,
 )
 
 _PANELS = {
@@ -141,16 +139,8 @@ def _panels(result: SweepResult) -> dict[str, dict[str, bands.Band]]:
 
 
 def _band(point: PointResult, key: str) -> bands.Band | None:
-  """Returns the curve of a point: at each round the interval over the lanes that have a value."""
-  at = sorted({r['round'] for lane in point.lanes for r in lane.metrics if key in r})
-  values = [_series(lane, key) for lane in point.lanes]
-  found = [(r, interval([x[r] for x in values if math.isfinite(x.get(r, math.nan))])) for r in at]
-  known = [(r, x) for r, x in found if x is not None]
-  if not known:
-    return None
-  half = [math.nan if x.half is None else x.half for _, x in known]
-  whole = None if all(map(math.isnan, half)) else half
-  return bands.Band([r for r, _ in known], [x.mean for _, x in known], whole, point.best)
+  """Returns the curve of a point over its lanes."""
+  return bands.band([_series(lane, key) for lane in point.lanes], point.best)
 
 
 def _series(lane: LaneResult, key: str) -> dict[int, float]:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fedjax_mem.report.tables import interval
 from fedjax_mem.studies.sweeps.outcome import (
   LaneResult,
   PointResult,
   SweepResult,
-  interval,
   with_best,
 )
 
