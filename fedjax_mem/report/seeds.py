@@ -39,8 +39,8 @@ def learning_curves(runs: Sequence[Run], dark: bool = False, stacked: bool = Fal
         found[label] = made
     if found and len(panels) < _MOST:
       panels[marked(heading, key, runs)] = found
-  title = f'{len(groups)} experiments, {len(runs)} runs'
-  notes = 'mean over seeds; the band is its 95% interval by Student'
+  title = f'{len(groups)} experiment{"s" * (len(groups) > 1)}, {len(runs)} runs'
+  notes = "mean over seeds; the band is its 95% interval by Student's t"
   return bands.curves(panels, title, notes, dark, stacked)
 
 

@@ -16,9 +16,9 @@ def test_experiments_are_means_with_bands_labelled_by_what_differs():
   figure = seeds.learning_curves([*runs, run(0, 0.9, [0.3])])
   (ax,) = figure.axes
   assert ax.get_title() == 'Test accuracy'
-  lines = {x.get_label(): x.get_xydata().tolist() for x in ax.lines}
-  assert sum(lines['learning_rate=0.1 (3 seeds)'], []) == pytest.approx([1, 0.1, 2, 0.2])
-  assert sum(lines['learning_rate=0.9 (1 seed)'], []) == pytest.approx([1, 0.3])
+  lines = {x.get_label(): x.get_xydata().ravel() for x in ax.lines}
+  assert lines['learning_rate=0.1 (3 seeds)'] == pytest.approx([1, 0.1, 2, 0.2])
+  assert lines['learning_rate=0.9 (1 seed)'] == pytest.approx([1, 0.3])
   assert len(ax.collections) == 2  # of one seed there is no band
   # Student's t of 2 degrees of freedom: 4.303 s / sqrt(3).
   top = ax.collections[0].get_paths()[0].vertices[:, 1].max()
