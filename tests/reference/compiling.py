@@ -12,15 +12,19 @@ from jax._src.lru_cache import LRUCache
 
 # Compiling is nearly all that the tests do. These halve it, where jaxlib is known to know them: an
 # unknown flag would end the process.
-QUICK = ('--xla_cpu_parallel_codegen_split_count=1', '--xla_cpu_use_fusion_emitters=false')
-KNOWN = (('0', '10'),)
+_ONE_PART = '--xla_cpu_parallel_codegen_split_count=1'
+QUICK = {
+  ('0', '10'): f'{_ONE_PART} --xla_cpu_use_fusion_emitters=false',
+  ('0', '12'): _ONE_PART,
+}
 
 
 def quickly() -> None:
   """Has XLA compile without most of its optimizations, unless the user has flags of his own."""
   jax.config.update('jax_disable_most_optimizations', True)
-  if tuple(jaxlib.__version__.split('.')[:2]) in KNOWN:
-    os.environ.setdefault('XLA_FLAGS', ' '.join(QUICK))
+  flags = QUICK.get(tuple(jaxlib.__version__.split('.')[:2]))
+  if flags:
+    os.environ.setdefault('XLA_FLAGS', flags)
 
 
 def cache_folder() -> Path:
