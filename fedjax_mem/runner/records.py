@@ -43,11 +43,13 @@ _DRAWN = ('epsilon', 'delta', 'participations')
 # Files of a run's folder, besides its records, that hold what a claim does not cover.
 _FILES = (
   'checkpoints',
+  'client_scores.json',
   'contributions.json',
   'contributions.png',
   'deploy.log',
   'ledger-*.json',
   'partition.png',
+  'partition_dark.png',
   'pending.json',
 )
 # Facts of the manifest that are counted from what clients hold.

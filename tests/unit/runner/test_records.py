@@ -55,7 +55,7 @@ def test_what_is_computed_from_single_updates_is_not_covered_and_all_say_so(ran)
   told = json.loads((folder / 'manifest.json').read_text())['coverage']
   assert set(told['covered']) == set(last['covered'])
   assert set(told['not covered']) == set(last) - set(last['covered']) - {'covered'}
-  assert {'checkpoints', 'partition.png'} <= set(told['files not covered'])
+  assert {'checkpoints', 'client_scores.json', 'partition.png'} <= set(told['files not covered'])
   for words in ('clients/s (not covered)', f'loss {last["train_loss"]:.4f} (not covered)',
                 f'test loss {last["test_loss"]:.4f} ·', f'accuracy {last["test_accuracy"]:.2%} ·',
                 f'ε {last["epsilon"]:.4g} ·', 'B (not covered) ·'):  # fmt: skip
@@ -147,7 +147,7 @@ def test_facts_of_the_manifest_that_tell_of_clients_are_not_covered(ran):
   folder, _ = ran('selection.name=poisson', CENTRAL)
   manifest = json.loads((folder / 'manifest.json').read_text())
   bare = set(manifest['coverage']['facts not covered'])
-  assert {'clients', 'examples'} <= bare <= set(manifest)
+  assert {'clients', 'examples'} <= bare <= {*manifest, 'labels'}
   page = render(folder)
   for name in ('clients', 'examples'):
     assert f'<code>{name} (not covered by ε)</code>' in page
