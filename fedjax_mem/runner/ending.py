@@ -1,6 +1,7 @@
 """The end of a run: its plots, its report, and what the caller gets."""
 
 import dataclasses
+import html
 import pathlib
 from typing import Any
 
@@ -26,6 +27,28 @@ class Result:
   params: Any
   metrics: list[dict[str, Any]]
   folder: pathlib.Path
+
+  def to_pandas(self) -> Any:
+    """Returns the records as a `pandas.DataFrame`, a line a round and a column a metric.
+
+    Raises:
+      ValueError: pandas is not installed.
+    """
+    try:
+      import pandas
+    except ImportError as error:
+      raise ValueError("to_pandas needs pandas: pip install 'fedjax_mem[tables]'.") from error
+    return pandas.DataFrame(self.metrics).set_index('round')
+
+  def _repr_html_(self) -> str:
+    """Returns a table of the last record, which a notebook shows; however many there are."""
+    last = self.metrics[-1] if self.metrics else {}
+    said = {k: x for k, x in last.items() if isinstance(x, str | int | float)}
+    shown = {k: f'{x:.6g}' if isinstance(x, float) else str(x) for k, x in said.items()}
+    cells = [(html.escape(k), html.escape(x)) for k, x in shown.items()]
+    rows = ''.join(f'<tr><th>{k}</th><td>{x}</td></tr>' for k, x in cells)
+    where = html.escape(str(self.folder))
+    return f'<p>run in <code>{where}</code></p><table>{rows}</table>'
 
 
 def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str, Any]]) -> Result:

@@ -1,0 +1,29 @@
+"""What the caller of a run gets: records as a frame, and a table in a notebook."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from fedjax_mem.runner.ending import Result
+
+METRICS = [{'round': 1, 'loss': 0.5}, {'round': 2, 'loss': 0.25, '<b>': 1, 'covered': ['loss']}]
+
+
+def test_records_as_a_frame(monkeypatch):
+  frame = Result({}, METRICS, pathlib.Path('x')).to_pandas()
+  assert frame.index.tolist() == [1, 2] and frame['loss'].tolist() == [0.5, 0.25]
+  assert np.isnan(frame.loc[1, '<b>']) and frame.loc[2, '<b>'] == 1
+  monkeypatch.setitem(sys.modules, 'pandas', None)
+  with pytest.raises(ValueError, match=r"pip install 'fedjax_mem\[tables\]'"):
+    Result({}, METRICS, pathlib.Path('x')).to_pandas()
+
+
+def test_a_notebook_shows_the_last_record_however_many_there_are():
+  shown = Result({}, METRICS, pathlib.Path('runs/<i>'))._repr_html_()
+  assert '<th>loss</th><td>0.25</td>' in shown and '&lt;b&gt;' in shown and 'covered' not in shown
+  assert 'runs/&lt;i&gt;' in shown and '<b>' not in shown
+  many = Result({}, METRICS * 50_000, pathlib.Path('x'))._repr_html_()
+  assert many.count('<tr>') == 3
+  assert '<table></table>' in Result({}, [], pathlib.Path('x'))._repr_html_()
