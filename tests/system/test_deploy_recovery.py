@@ -165,8 +165,8 @@ class Commands:
     assert self.running['server'].returncode == 130
     done = self.records()[-1]['round']
     assert self.said('server').splitlines()[-1] == (
-      f'fedjax-mem: interrupted: Ctrl-C: stopped after round {done}; go on with: fedjax-mem deploy server '
-      f'{self.run()} --kit {self.kits / "server"}'
+      f'fedjax-mem: interrupted: Ctrl-C: stopped after round {done}; go on with: '
+      f'fedjax-mem deploy server {self.run()} --kit {self.kits / "server"}'
     )
 
   def log(self):

@@ -152,7 +152,7 @@ def test_a_run_with_clients_that_are_away_and_late_resumes(make, tmp_path, monke
     (('selection.name=importance', 'selection.options.sizes=[1]'), 'sizes must be left out'),
     (
       ('selection.name=builtins:list',),
-      'must name a factory of a layer that draws the cohort, got',
+      'must name a factory of a layer that draws the cohort',
     ),
     (('data.validation=1.0',), r'data.validation must be a number in \[0, 1\), got 1.0'),
   ],
