@@ -37,6 +37,7 @@ class Checkpoints:
     keep: int = 3,
     private: bool = False,
     run_id: str | None = None,
+    read_only: bool = False,
   ):
     """Opens the folder, which is made if there is none.
 
@@ -46,13 +47,16 @@ class Checkpoints:
       private: nobody but its owner can open the folder: it holds states of single clients, which a
         claim of privacy does not cover.
       run_id: id of the run, as in its manifest; None: it has none, nor have its checkpoints.
+      read_only: nothing is made or removed: another process may be writing a checkpoint.
 
     Raises:
       CheckpointError: the folder cannot be written.
     """
     self.folder = pathlib.Path(folder).absolute()
     self._owner = {} if run_id is None else {'run_id': run_id}
-    self._keep = keep
+    self._keep, self._read_only = keep, read_only
+    if read_only:
+      return
     try:
       self.folder.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
       if private:
@@ -74,7 +78,10 @@ class Checkpoints:
   @functools.cached_property
   def _manager(self) -> Any:
     options = self._ocp.CheckpointManagerOptions(
-      max_to_keep=self._keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+      max_to_keep=self._keep,
+      enable_async_checkpointing=False,
+      cleanup_tmp_directories=not self._read_only,
+      read_only=self._read_only,
     )
     try:
       return self._ocp.CheckpointManager(self.folder, options=options)

@@ -51,6 +51,18 @@ class Result:
     return f'<p>run in <code>{where}</code></p><table>{rows}</table>'
 
 
+def write_params(folder: RunFolder, params: Any) -> None:
+  """Writes `params.safetensors`; where that cannot be, a warning says why, and the run has ended.
+
+  They are in the last checkpoint as well, which `fm.load` then reads.
+  """
+  try:
+    saved.write(folder.path / saved.FINAL, params)
+  except Exception as error:  # a tree that no file can hold, a full disk
+    text = f'{saved.FINAL} could not be written: {" ".join(str(error).split())[:200]}'
+    folder.note(warnings=list(dict.fromkeys([*folder.manifest['warnings'], text])))
+
+
 def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str, Any]]) -> Result:
   """Ends a run whose rounds are done: parameters, plots, report, status; returns its result.
 
@@ -66,7 +78,7 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   from fedjax_mem.runner import client_scores, contributions
 
   params = jax.device_get(state.params)
-  saved.write(folder.path / saved.FINAL, params)
+  write_params(folder, params)
   folder.note(status='finished', rounds_done=int(state.round))
   title, claims = ready.config.data.name, ready.sim.claims
   if claims:

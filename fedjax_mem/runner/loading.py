@@ -3,6 +3,7 @@
 The data are not needed: what the model has to know of them is in the manifest.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -63,11 +64,13 @@ def load(run: str | os.PathLike[str]) -> Loaded:
   task = as_task(said.get('task', 'classification'))
   outline = Outline(tuple(shape['input_shape']), int(shape['outputs']), task)
   model = build.build_model(config, outline)
-  if (folder.path / saved.FINAL).is_file():
+  # A run that was killed at its end may have the file, but not yet say so.
+  if said.get('status') == 'finished' and (folder.path / saved.FINAL).is_file():
     number, held = int(said['rounds_done']), saved.read(folder.path)
   else:
-    kept = Checkpoints(folder.path / 'checkpoints', run_id=said.get('run_id'))
-    number, held = kept.parameters()
+    where, run_id = folder.path / 'checkpoints', said.get('run_id')
+    with contextlib.closing(Checkpoints(where, run_id=run_id, read_only=True)) as kept:
+      number, held = kept.parameters()
   like = jax.eval_shape(model.init, keys.seed_key(0))
   params = saved.fitted(held, like, str(folder.path))
   return Loaded(model, params, config, number, said.get('labels'))

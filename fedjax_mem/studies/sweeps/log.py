@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from fedjax_mem.config.load import config_hash
-from fedjax_mem.models import saved
 from fedjax_mem.report.tracker import MetricsWriter, reach, truncate_after
 from fedjax_mem.runner import ledgers as spending
 from fedjax_mem.runner import restoring, secret
+from fedjax_mem.runner.ending import write_params
 from fedjax_mem.runner.folder import RunFolder, create
 from fedjax_mem.runner.prepare import facts, keeps_root
 from fedjax_mem.runner.records import of_run
@@ -131,7 +131,7 @@ class Log:
     if failure:
       said |= {'status': 'failed', 'failure': failure}
     else:
-      saved.write(self.folder.path / saved.FINAL, params)
+      write_params(self.folder, params)
       said |= {'status': 'finished', 'rounds_done': self.done}
       if self.planned.validate is not None:
         said['validation'] = self.planned.validate(params)

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from fedjax_mem.runner.ending import Result
+from fedjax_mem.models import saved
+from fedjax_mem.runner.ending import Result, write_params
 
 METRICS = [{'round': 1, 'loss': 0.5}, {'round': 2, 'loss': 0.25, '<b>': 1, 'covered': ['loss']}]
 
@@ -27,3 +28,19 @@ def test_a_notebook_shows_the_last_record_however_many_there_are():
   many = Result({}, METRICS * 50_000, pathlib.Path('x'))._repr_html_()
   assert many.count('<tr>') == 3
   assert '<table></table>' in Result({}, [], pathlib.Path('x'))._repr_html_()
+
+
+def test_parameters_that_no_file_can_hold_end_no_run(tmp_path):
+  class Folder:
+    path, manifest = tmp_path, {'warnings': ['a']}
+
+    def note(self, **facts):
+      self.manifest |= facts
+
+  folder = Folder()
+  write_params(folder, {'a/b': np.ones(1), 'a': {'b': np.ones(1)}})
+  first, said = folder.manifest['warnings']
+  assert first == 'a' and said.startswith('params.safetensors could not be written: params must')
+  assert list(tmp_path.iterdir()) == []
+  write_params(folder, {'a': np.ones(1)})
+  assert saved.read(tmp_path / saved.FINAL)['a'].tolist() == [1]

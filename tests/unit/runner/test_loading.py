@@ -123,8 +123,12 @@ def test_an_unfinished_run_gives_its_newest_checkpoint(make, tmp_path, undrawn):
     fm.run(make('rounds=4', *stops), tmp_path / 'a', trackers=[Stop()], quiet=True)
   (folder,) = (tmp_path / 'a').iterdir()
   whole = fm.run(make('rounds=2', *stops), tmp_path / 'b', quiet=True)
+  # As if another process were writing the next one, or had died at its end.
+  half = folder / 'checkpoints' / '3.orbax-checkpoint-tmp'
+  half.mkdir()
+  saved.write(folder / saved.FINAL, jax.tree.map(lambda x: x + 1, whole.params))
   loaded = fm.load(folder)
-  assert loaded.round == 2
+  assert loaded.round == 2 and half.is_dir()
   jax.tree.map(np.testing.assert_array_equal, loaded.params, whole.params)
   shutil.rmtree(folder / 'checkpoints')
   with pytest.raises(RuntimeError, match='no sound checkpoint'):
