@@ -53,7 +53,7 @@ _FILES = (
   'pending.json',
 )
 # Facts of the manifest that are counted from what clients hold.
-_FACTS = ('clients', 'client_state_bytes', 'equal_rows', 'examples', 'labels')
+_FACTS = ('clients', 'client_state_bytes', 'equal_rows', 'examples', 'labels', 'time')
 
 
 class Records:

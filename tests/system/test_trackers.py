@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import time
 
 import pytest
 
 import fedjax_mem as fm
 from fedjax_mem.report.tracker import read_metrics
-from fedjax_mem.runner.trackers import TRACKERS, numbers
+from fedjax_mem.runner.trackers import TRACKERS, About, numbers
 
 pytestmark = pytest.mark.slow  # they are in the extra `trackers`
 NAMES = ('csv', 'mlflow', 'tensorboard', 'wandb')
@@ -63,6 +64,20 @@ def test_tensorboard(run):
     assert events == pytest.approx({r: x[name] for r, x in records.items()}, rel=1e-6)
   scored = [x.step for x in found.Scalars('test_accuracy')]
   assert scored == [r for r, x in records.items() if 'test_accuracy' in x]
+
+
+def test_tensorboard_forgets_rounds_of_a_run_that_died_before_its_first_checkpoint(tmp_path):
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+  about = About('a', 'id', tmp_path, {}, 2, 0)
+  for value in (1.0, 2.0):
+    tracker = TRACKERS['tensorboard']()
+    tracker.start(about)
+    tracker.segment([{'round': 1, 'loss': value}])
+    tracker.end('failed')
+    time.sleep(1.1)  # readers take files by the second in their names
+  found = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+  assert [(x.step, x.value) for x in found.Scalars('loss')] == [(1, 2.0)]
 
 
 def test_mlflow(run):

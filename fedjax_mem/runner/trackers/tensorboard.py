@@ -22,9 +22,8 @@ class TensorBoard(Tracker):
   def start(self, about: About) -> None:
     """Opens a file; readers forget what an earlier one has after the rounds that are done."""
     self._writer = self._files.EventFileWriter(str(about.folder / FOLDER))
-    if about.done:
-      log = self._events.SessionLog(status=self._events.SessionLog.START)
-      self._add(step=about.done + 1, session_log=log)
+    log = self._events.SessionLog(status=self._events.SessionLog.START)
+    self._add(step=about.done + 1, session_log=log)
 
   def segment(self, records: Sequence[Record]) -> None:
     """Writes the scalars."""
