@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 from fedjax_mem.config.load import Config
+from fedjax_mem.core import validate
 from fedjax_mem.models import saved
 
 
@@ -46,6 +47,7 @@ def pinned(config: Config, params: Any = None) -> tuple[Config, saved.Arrays | N
 
 
 def _read(path: str) -> saved.Arrays:
+  validate.own_files('the server sends the parameters', **{'model.init': path})
   try:
     return saved.read(pathlib.Path(path).expanduser())
   except ValueError as error:

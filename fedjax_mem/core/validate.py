@@ -151,6 +151,25 @@ def only_from(modules: Collection[str]) -> Iterator[None]:
     _LISTED.reset(token)
 
 
+def own_files(remedy: str, **named: Any) -> None:
+  """Raises `ValueError` within `only_from`: who sends names does not choose files of this machine.
+
+  >>> own_files('give them yourself', init='a.msgpack')
+  >>> with only_from([]):
+  ...   own_files('give them yourself', init='a.msgpack')
+  Traceback (most recent call last):
+    ...
+  ValueError: init must name no files of this machine, got 'a.msgpack': give them yourself.
+
+  Args:
+    remedy: what to do instead.
+    **named: what would be read, by the key that asks for it.
+  """
+  key, value = _single(named)
+  if _LISTED.get() is not None:
+    raise ValueError(f'{key} must name no files of this machine, got {value!r}: {remedy}.')
+
+
 def imported(what: str = 'factory', **named: str) -> Callable[..., Any]:
   """Returns what 'package.module:name' names, a callable.
 

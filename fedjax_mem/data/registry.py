@@ -56,6 +56,8 @@ def load(
     ValueError: an unknown name or option, data that are missing or damaged, or a bad argument.
   """
   loader = LOADERS.get(name) or OWN.get(name) or (_own(name) if ':' in name else None)
+  if name in OWN:
+    validate.own_files('give your examples with --data', **_named(name))
   if loader is None:
     table = hold_out(_prepared(name, data_dir), validation, seed)
     return distribute(table, partition, num_clients, seed, **options)

@@ -45,6 +45,13 @@ def load(run: str | os.PathLike[str]) -> Loaded:
 
   The folder may be copied anywhere. A model of 'package.module:factory' has to be importable.
 
+  >>> import contextlib, tempfile
+  >>> config = fm.load_config('quickstart', ['rounds=1', 'data.num_clients=10'])
+  >>> with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(None):
+  ...   loaded = load(fm.run(config, out, quiet=True).folder)
+  >>> loaded.round, loaded.model.apply(loaded.params, jnp.ones((2, 8, 8, 1))).shape
+  (1, (2, 10))
+
   Args:
     run: the run's folder.
 
@@ -82,6 +89,13 @@ def export(
   out: str | os.PathLike[str] | None = None,
 ) -> pathlib.Path:
   """Writes the parameters of a run, and nothing else of it, for other programs; returns the path.
+
+  Such as `export('runs/quickstart-d5ec03a3', 'msgpack')`.
+
+  >>> export('runs/quickstart-d5ec03a3', 'npz')
+  Traceback (most recent call last):
+    ...
+  ValueError: format must be one of 'safetensors', 'msgpack', 'orbax', got 'npz'.
 
   Args:
     run: the run's folder.

@@ -18,8 +18,9 @@ import pytest
 from fedjax_mem import models
 from fedjax_mem.account.ledger import Ledger
 from fedjax_mem.config import build, registry
-from fedjax_mem.config.load import config_from_dict
+from fedjax_mem.config.load import config_from_dict, config_hash
 from fedjax_mem.core import Draws, validate
+from fedjax_mem.data import OWN
 from fedjax_mem.mechanisms import Gaussian
 from fedjax_mem.stages.algorithm import ALGORITHMS
 from fedjax_mem.stages.select import SAMPLERS
@@ -233,6 +234,19 @@ def test_a_data_set_is_named_and_no_folder_elsewhere(name, tmp_path):
   words = r'^data must be the name of a data set, not a path' if name else r'^data.name must be a'
   with pytest.raises(ValueError, match=words):
     build.load_data(config_from_dict(tiny(data={'name': name})), str(tmp_path))
+
+
+@pytest.mark.parametrize('reader', sorted(OWN))
+def test_who_sends_a_job_chooses_no_files_of_this_machine(reader, tmp_path):
+  raw = tiny(data={'name': reader, 'options': {'path': str(tmp_path), 'label': 'y'}})
+  with (
+    validate.only_from([]),
+    pytest.raises(ValueError, match=r'^data.name must name no files of this machine.*--data\.$'),
+  ):
+    build.load_data(config_from_dict(raw))
+  given = tiny(model={'name': 'logistic', 'init': str(tmp_path / 'a.msgpack')})
+  with validate.only_from([]), pytest.raises(ValueError, match=r'model.init must name no files'):
+    config_hash(config_from_dict(given))
 
 
 @pytest.mark.parametrize('option', ['data_dir', 'partition', 'name'])
