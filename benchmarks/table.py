@@ -1,4 +1,4 @@
-"""The table of the ten works in benchmarks/README.md, and the measurements that it is made of.
+"""The tables of the ten works in the READMEs, and the measurements that they are made of.
 
     python -m benchmarks.table                                    # renders what was measured
     python -m benchmarks.table --measure [W1 L1 ...] [--peer opacus=PYTHON ...] [--turns 7]
@@ -32,10 +32,24 @@ from fedjax_mem.runner import devices
 
 RESULTS = rounds.ROOT / 'benchmarks' / 'results' / 'works'
 README = rounds.ROOT / 'benchmarks' / 'README.md'
+FRONT = rounds.ROOT / 'README.md'
 BEGIN, END = '<!-- ten works: begin -->', '<!-- ten works: end -->'
 
 # W4 is measured with one of its ten epochs, which are equally long.
 EPOCHS = {'W4': 1}
+# What a reader of the front page is told of each.
+SAID = {
+  'W1': 'CNN, 50 of 1,000 clients',
+  'W2': 'the same under client-level privacy',
+  'W3': 'logistic regression, 500 of 10,000 clients',
+  'W4': 'LeNet, 10 clients of 6,000 examples',
+  'L1': 'two LSTMs of 256, 10 clients',
+  'R1': 'ResNet-18, 4 clients',
+  'T1': 'transformer of two blocks, 10 clients',
+  'M1': 'MLP 200-200, 50 of 1,000 clients',
+  'D1': 'DP-SGD on the CNN, 8 clients',
+  'E1': 'the CNN, top 1% with error feedback',
+}
 # Beside the PyTorch loop, which has them all.
 PEERS = {
   'W1': ('fedjax', 'pfl'),
@@ -212,6 +226,15 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
   return '\n'.join([*rows, '', _caption(lines)])
 
 
+def short(lines: Iterable[dict[str, Any]]) -> str:
+  """Returns what the front page shows of the same works: times, ratio and memory."""
+  rows = ['| work | ours | best peer | ratio | peak MB, ours / peer |', '|---|---|---|---|---|']
+  for line in sorted(lines, key=lambda x: list(works.WORKS).index(x['work'])):
+    name, ours, peer, ratio, _, memory = (x.strip() for x in row(line).split('|')[1:7])
+    rows.append(f'| {name}: {SAID[name]} | {ours} | {peer} | {ratio} | {memory} |')
+  return '\n'.join(rows)
+
+
 def render(text: str, made: str) -> str:
   """Returns a page with the table between its two markers replaced.
 
@@ -243,6 +266,7 @@ def main() -> None:
       _progress(row(line))
   lines = [json.loads(path.read_text()) for path in RESULTS.glob('*.json')]
   README.write_text(render(README.read_text(), table(lines)))
+  FRONT.write_text(render(FRONT.read_text(), short(lines)))
 
 
 if __name__ == '__main__':

@@ -50,7 +50,7 @@ selection = {cohort_size = 4}
 
 def pages(language):
   """Returns pytest's parameters: the pages with a block of a language, and these blocks."""
-  for path in blocks.sources():
+  for path in [*blocks.sources(), ROOT / 'README.md']:
     name = path.relative_to(ROOT).as_posix()
     found = [x for x in blocks.of(path.read_text('utf-8')) if x.language == language]
     run = [x for x in found if not x.reason]

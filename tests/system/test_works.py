@@ -140,7 +140,9 @@ def test_the_page_shows_what_was_measured():
   lines = [json.loads(path.read_text()) for path in table.RESULTS.glob('*.json')]
   page = table.README.read_text()
   assert table.render(page, table.table(lines)) == page
-  assert {x['work'] for x in lines} <= set(works.WORKS)
+  front = table.FRONT.read_text()
+  assert table.render(front, table.short(lines)) == front
+  assert {x['work'] for x in lines} <= set(works.WORKS) == set(table.SAID)
 
 
 def test_the_memory_of_children_counts():
