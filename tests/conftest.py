@@ -44,6 +44,11 @@ def pytest_addoption(parser):
     action='store_true',
     help='a part of the default tier that takes a minute, for further interpreters',
   )
+  group.addoption(
+    '--turn',
+    metavar='I/N',
+    help='of tests with parameters every N-th, from the I-th on: one of N runs that share them',
+  )
   group.addoption('--optimized', action='store_true', help='compile as users do; takes longer')
   group.addoption('--devices', type=int, default=2, metavar='N', help='forced host CPU devices')
   for option, made in (
@@ -68,6 +73,7 @@ def pytest_configure(config):
     config.addinivalue_line('markers', line)
   if not 2 <= config.getoption('--devices') <= 8:
     raise pytest.UsageError(f'--devices must be 2 to 8, got {config.getoption("--devices")}')
+  _turn(config)
   # Before anything starts jax: afterwards the number of devices is settled.
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', config.getoption('--devices'))
@@ -104,9 +110,25 @@ def pytest_collection_modifyitems(config, items):
     if any(asked.values()):  # all that the suite asks, and nothing else
       wanted = bool(asked.get(item.path.name)) and test.needed <= devices
     (kept if wanted else left).append(item)
+  turn = _turn(config)
+  if turn is not None:
+    names = tiers.in_turn((item.nodeid for item in kept), *turn)
+    left += [item for item in kept if item.nodeid not in names]
+    kept = [item for item in kept if item.nodeid in names]
   if left:
     config.hook.pytest_deselected(items=left)
     items[:] = kept
+
+
+def _turn(config) -> tuple[int, int] | None:
+  """Returns (which run, of how many) that `--turn` asks for."""
+  given = config.getoption('--turn')
+  if given is None:
+    return None
+  turn, _, turns = given.partition('/')
+  if not (turn.isdecimal() and turns.isdecimal() and 1 <= int(turn) <= int(turns)):
+    raise pytest.UsageError(f'--turn must be I/N with 1 <= I <= N, got {given}')
+  return int(turn) - 1, int(turns)
 
 
 def _folder(item) -> str:
@@ -142,7 +164,7 @@ def pytest_xdist_make_scheduler(config, log):
       file, _, test = nodeid.partition('::')
       if not file.endswith('test_contract.py') or '[' not in test:
         return file
-      return f'{file}[{"-".join(test.partition("[")[2].rstrip("]").split("-")[:2])}'
+      return f'{file}[{tiers.case(nodeid)}'
 
   return Scheduling(config, log)
 

@@ -15,10 +15,12 @@ from fedjax_mem.report import citing, page, plots, sections, seeds
 from fedjax_mem.report.page import Cell, Row, Table
 from fedjax_mem.report.runs import Run, Source, as_runs, flatten, marked, warnings
 from fedjax_mem.report.tables import (
+  MAIN,
   OF_CLIENTS,
   by_settings,
   differing_keys,
   headed,
+  main_score,
   over_seeds,
   show,
   summarise,
@@ -50,8 +52,8 @@ _HEADS = {
   'seconds': 'training time',
   'rounds_per_s': 'rounds per second',
 }
-_BEST = ('final_accuracy', 'best_accuracy')
-_PERCENT = (*_BEST, *OF_CLIENTS)
+_BEST = (*MAIN, 'best_accuracy')
+_PERCENT = ('final_accuracy', 'best_accuracy', *OF_CLIENTS)
 
 
 def write_report(
@@ -177,19 +179,21 @@ def _comparison(runs: Sequence[Run]) -> Table:
 
 def _seeds(runs: Sequence[Run]) -> Table | None:
   """Returns means over seeds, or None if no setting was run with several seeds."""
-  rows = over_seeds(runs)
+  main = main_score(runs)
+  rows = over_seeds(runs, main)
   if all(row['runs'] < 2 for row in rows):
     return None
   names = [key for key in rows[0] if key not in ('runs', 'mean', 'deviation')]
   lines = []
   for row in rows:
     mean, deviation = row['mean'], row['deviation']
-    text = '–' if mean is None else f'{100 * mean:.2f} %'
+    scale, unit = (100, ' %') if main == 'final_accuracy' else (1, '')
+    text = '–' if mean is None else f'{scale * mean:.2f}{unit}'
     if deviation is not None:
-      text = f'{100 * mean:.2f} ± {100 * deviation:.2f} %'
+      text = f'{scale * mean:.2f} ± {scale * deviation:.2f}{unit}'
     cells = [Cell(show(row[key])) for key in names]
     lines.append(Row([*cells, Cell(str(row['runs']), kind='n'), Cell(text, kind='n')]))
-  mean_of = headed('mean ± standard deviation', 'final_accuracy', runs)
+  mean_of = headed('mean ± standard deviation', main, runs)
   return Table([*names, 'seeds', mean_of], lines)
 
 

@@ -26,6 +26,8 @@ OF_CLIENTS = (
 )
 # Scores on the test set besides the loss and the accuracy; each task has some of them.
 FURTHER = ('test_macro_f1', 'test_r2', 'test_mean_average_precision', 'test_perplexity')
+# The main score of a task, by key of `summarise`.
+MAIN = ('final_accuracy', 'test_r2', 'test_mean_average_precision')
 LEVEL = 0.95  # of intervals
 # Settings that may differ between two seeds of one experiment.
 _NOT_SETTINGS = ('seed', 'name', 'data.partition_seed')
@@ -138,6 +140,12 @@ def by_settings(runs: Iterable[Run]) -> list[list[Run]]:
   for run in runs:
     groups.setdefault(_settings_key(run), []).append(run)
   return list(groups.values())
+
+
+def main_score(sources: Iterable[Source]) -> str:
+  """Returns the key of `summarise` with the main score of the runs' task."""
+  rows = [summarise(run) for run in as_runs(sources)]
+  return next((key for key in MAIN if any(row[key] is not None for row in rows)), MAIN[0])
 
 
 def over_seeds(sources: Iterable[Source], key: str = 'final_accuracy') -> list[Row]:

@@ -144,6 +144,21 @@ def test_what_a_room_of_stages_keeps_to_itself_is_imported_nowhere_else():
           assert inside or not kit.startswith('_'), f'{path} imports {name}'
 
 
+def test_runs_that_take_turns_have_all_tests_among_them_and_each_something_of_every_test():
+  plain, two = ['a.py::test_plain'], [f'a.py::test_two[{x}]' for x in 'pq']
+  many = [f'b.py::test_many[{x}-{y}]' for x in range(7) for y in 'uv']
+  suite = [f'test_contract.py::test_{x}[A-{y}]' for x in 'mn' for y in range(5)]
+  made = [tiers.in_turn([*plain, *two, *many, *suite], turn, 3) for turn in range(3)]
+  for one in made:
+    assert set(plain) <= one and len(one & set(two)) == 1 and 4 <= len(one & set(many)) <= 5
+    cases = [
+      {tiers.case(x) for x in one & set(suite[:5])},
+      {tiers.case(x) for x in one & set(suite[5:])},
+    ]
+    assert cases[0] == cases[1] and 1 <= len(cases[0]) <= 2
+  assert set.union(*made) == {*plain, *two, *many, *suite}
+
+
 def test_the_sample_for_further_interpreters_has_a_test_of_each_file_and_a_case_of_each_registry():
   seen: set[str] = set()
   unit, suite = tiers.Test(False, 1, 'unit'), tiers.Test(False, 1, 'contract', True)

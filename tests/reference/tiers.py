@@ -1,7 +1,8 @@
 """Which tests a run has: the default tier, or a part of what it leaves out."""
 
 import re
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 
@@ -41,6 +42,40 @@ def sampled(test: Test, name: str, seen: set[str], first: Collection[str]) -> bo
   fresh = file not in seen and test.folder == 'unit'
   seen.add(file)
   return fresh
+
+
+def case(name: str) -> str:
+  """Returns the case of a test of the suite that every method is under, 'REGISTRY-name'.
+
+  >>> case('test_contract.py::test_a[PRIVACY-central-chunk on devices]')
+  'PRIVACY-central'
+  """
+  return '-'.join(name.partition('[')[2].rstrip(']').split('-')[:2])
+
+
+def in_turn(names: Iterable[str], turn: int, turns: int) -> set[str]:
+  """Returns the tests of one of several runs that share the parameters among them.
+
+  Every run has all tests without parameters, and of each other test every `turns`-th parameter, one
+  at least. Of the suite that every method is under it has whole cases, whose tests share programs.
+
+  Args:
+    names: of all the tests, in order: file, '::', the test, and its parameters in brackets.
+    turn: which run, 0 or more; counted modulo `turns`.
+    turns: how many runs have all the tests among them.
+  """
+  groups: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)
+  for name in names:
+    file, test = name.partition('::')[0], name.partition('[')[0]
+    suite = file.endswith('test_contract.py') and test != name
+    group, member = (file, case(name)) if suite else (test, name)
+    groups[group].setdefault(member, []).append(name)
+  kept = set[str]()
+  for members in groups.values():
+    every = min(turns, len(members))
+    for tests in list(members.values())[turn % every :: every]:
+      kept.update(tests)
+  return kept
 
 
 def runs(test: Test, devices: int, *, every: bool = False, rest: bool = False) -> bool:

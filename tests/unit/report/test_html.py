@@ -69,6 +69,16 @@ def test_scores_that_a_claim_does_not_cover_say_so_over_seeds_too():
   assert 'mean ± standard deviation' in text and 'not covered' not in text
 
 
+def test_a_regression_has_its_own_score_over_seeds_and_the_best_marked():
+  def scored(name, seed, r2):
+    records = [{'round': r, 'test_r2': r2, 'test_loss': 0.5, 'seconds': 1.0} for r in (1, 2, 3)]
+    return run(name, seed=seed, records=records)
+
+  page = render([scored('a', 0, 0.25), scored('b', 1, 0.75)])
+  assert '0.50 ± 0.35' in Page(page).text and '%' not in Page(page).text.partition('Details')[0]
+  assert re.search(r'class="n best"[^>]*>\s*0\.75', page)
+
+
 def test_a_page_says_what_happened():
   text = Page(render(run())).text
   for words in ('fine', '83.00 %', 'best in round 3', '2 min 00 s', '1,800', 'jax', '0.10.2',
