@@ -174,7 +174,7 @@ def test_new_works_learn(name):
   data = works.federate(work, x, y, test_x, test_y)
   sim, model, params = serve.build(work, data, Execution(devices=1))
   before = serve.score(sim, model, data, params)
-  # D1's noise is fresh in each run: in five the loss fell by 0.8 to 1.1% in 4 rounds, 1.6 to 2 in 8.
+  # D1's noise is fresh in each run: the loss fell by 0.8 to 1.1% in 4 rounds, 1.6 to 2% in 8.
   rounds = {'D1': 6, 'E1': 4}.get(name, 3)
   state, _ = sim.run(sim.init(params), rounds)
   after = serve.score(sim, model, data, state.params)
