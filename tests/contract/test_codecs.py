@@ -67,7 +67,7 @@ def test_it_states_what_it_is(layer):
   assert not compose(given.algorithm(), round_robin(N, N), equal(), layer).silent
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 def test_the_bytes_are_those_of_the_wire_and_survive_it(layer):
   made = codec(layer)
   if made is None:
@@ -82,7 +82,7 @@ def test_the_bytes_are_those_of_the_wire_and_survive_it(layer):
     codecs.from_bytes(made, data[:-1], SHAPES)
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 def test_zeros_are_zeros_and_what_is_not_finite_stays_so(layer):
   made = codec(layer)
   if made is not None:
@@ -95,7 +95,7 @@ def test_zeros_are_zeros_and_what_is_not_finite_stays_so(layer):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(released))
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 def test_stated_errors_and_means_hold(layer):
   made = codec(layer)
   if made is None:
@@ -113,7 +113,7 @@ def test_stated_errors_and_means_hold(layer):
     assert ((many.mean(0) - np.asarray(x)) ** 2).sum() <= doubt
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 def test_codes_that_add_are_decoded_from_their_sum(layer):
   made = codec(layer)
   if made is None or not made.adds:
@@ -126,7 +126,7 @@ def test_codes_that_add_are_decoded_from_their_sum(layer):
   np.testing.assert_allclose(whole, parts, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 def test_a_round_reports_the_bytes_of_its_messages(layer):
   sim = given.build(UPDATES, layer, select=round_robin(N, N))
   _, (metrics,), _ = given.play(sim)
@@ -142,7 +142,7 @@ def test_a_round_reports_the_bytes_of_its_messages(layer):
 
 
 @pytest.mark.slow
-@pytest.mark.first(4)
+@pytest.mark.first(2)
 def test_error_feedback_is_for_those_that_send_less_error_than_they_are_given(layer):
   from fedjax_mem.stages.compress import error_feedback
 
