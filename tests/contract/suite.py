@@ -167,8 +167,22 @@ TEST_ONLY = (
 )
 
 
-# Algorithms whose code another entry has as well: FedAvg's loop with one term more, and Mime's.
-SHARED = ('ALGORITHMS-fedprox', 'ALGORITHMS-mime_lite')
+# Entries whose code, or most of it, one of the default tier has as well: a loop with one term more,
+# another draw of weights or of noise, another code by the same wire.
+SHARED = {
+  'SAMPLERS': ('round_robin', 'min_separation', 'power_of_choice', 'oort'),
+  'TRACES': ('markov',),
+  'ALGORITHMS': ('fedsgd', 'fedprox', 'feddyn', 'mime_lite'),
+  'PRIVACY': ('laplace', 'local_laplace', 'local_discrete', 'matrix_factorization'),
+  'COMPRESSION': ('random_k', 'sign', 'ternary', 'drive', 'eden', 'low_rank'),
+  'AGGREGATION': (
+    'trimmed_mean', 'multi_krum', 'bulyan', 'geometric_median', 'norm_bounding', 'dnc', 'signguard',
+    'nnm',
+  ),
+  'ATTACKS': ('backdoor', 'gaussian', 'scaling', 'ipm', 'min_sum', 'mimic'),
+  'WEIGHINGS': ('capped',),
+  'SERVER_OPTIMIZERS': ('fedavgm', 'fedadagrad', 'fedyogi'),
+}  # fmt: skip
 
 # What each file of the suite is asked about by an option of its own.
 KINDS = {
@@ -189,7 +203,9 @@ class Case(NamedTuple):
   @property
   def marks(self) -> tuple:
     """Layers that only the tests use, or that share another's code, are left to the other tiers."""
-    return (pytest.mark.slow,) if self.name.startswith(('test-', *SHARED)) else ()
+    registry, _, name = self.name.partition('-')
+    other = registry == 'test' or name in SHARED.get(registry, ())
+    return (pytest.mark.slow,) if other else ()
 
   def make(self, **changed: Any) -> Any:
     """Returns what the factory makes, with some arguments changed."""

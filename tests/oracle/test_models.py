@@ -22,7 +22,9 @@ COUNTS = [
   ('transformer', (128,), 90, {}, 218 * 128 + 2 * (12 * 128**2 + 13 * 128) + 256 + 90 * 129),
   # torchvision's resnet18 has 11,689,512 for 1,000 classes, 11,220,132 for 100; the stem's window
   # is 3 x 3 instead of 7 x 7 here: 40 * 3 * 64 fewer.
-  ('resnet_gn', (32, 32, 3), 100, {}, 11_227_812 - 40 * 3 * 64),
+  pytest.param(
+    *('resnet_gn', (32, 32, 3), 100, {}, 11_227_812 - 40 * 3 * 64), marks=pytest.mark.slow
+  ),
 ]
 
 

@@ -24,6 +24,7 @@ def plan(mechanism=NOISE, layer='noise', sampling=SAMPLING, rounds=60, delta=DEL
   return Ledger.plan(sampling, layer, mechanism, rounds=rounds, delta=delta, **how)
 
 
+@pytest.mark.slow
 def test_each_round_is_stated_as_the_accountant_states_it():
   book = plan()
   assert book.guarantee().epsilon == 0.0 and book.guarantee().rounds == 0

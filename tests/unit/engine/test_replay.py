@@ -63,6 +63,7 @@ def test_without_a_claim_a_run_is_a_function_of_its_seed():
   tiny.assert_same_bits(first, again)
 
 
+@pytest.mark.slow
 def test_runs_of_one_simulation_with_other_seeds_have_other_noise():
   sim = build(privacy.central(1e-6, 1e6), select=round_robin(9, 9))
   one, two = (ran(sim, seed=s)[0] for s in (1, 2))

@@ -605,7 +605,7 @@ def die():
   raise Killed
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize('boundary', BOUNDARIES)
 def test_a_round_is_charged_on_the_disk_before_it_runs(charged, out, boundary):
   config, reference = charged

@@ -153,6 +153,7 @@ def test_one_record_a_round_with_the_named_fields(finished):
   assert records[-1]['test_accuracy'] > 0.5
 
 
+@pytest.mark.slow
 def test_the_result_is_the_newest_checkpoint(finished, state_of):
   _, result = finished
   held = state_of(result.folder)

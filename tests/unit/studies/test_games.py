@@ -59,7 +59,7 @@ def test_less_noise_than_is_claimed_is_refuted(name, part):
   assert play(name, part).verdict == 'refuted'
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['central', 'laplace'])
 def test_noise_that_is_off_is_refuted_by_as_much_as_can_be_proved(name):
   found = play(name, 0)
@@ -87,7 +87,7 @@ def test_a_clip_array_by_array_is_refuted():
   assert play('central', 1, params).verdict == 'not refuted'
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize('fault', ['off', 'half', 'two thirds', 'unclipped'])
 def test_what_few_trials_cannot_refute_is_void(fault):
   """And never 'not refuted', which would read as if it had been tried."""

@@ -173,6 +173,7 @@ def test_ties_at_the_ends_of_the_range(end, beyond):
     _check(_floats(keys), K, str(ties))
 
 
+@pytest.mark.slow
 def test_range_of_usual_updates_is_narrow():
   """What is neither missed nor too much is not counted over again."""
   size, k = 2 * SIZE, 6000
@@ -225,6 +226,7 @@ def test_unpack_restores_what_was_chosen_and_is_idempotent():
   np.testing.assert_array_equal(topk.unpack(*topk.pack(sent, K), SIZE), sent)
 
 
+@pytest.mark.slow
 def test_error_bound():
   x = _vector('normal', SIZE)
   rest = np.asarray(x - topk.unpack(*topk.pack(x, K), SIZE), np.float64)
