@@ -156,16 +156,23 @@ def load_data(
 def build_model(config: Config, data: FederatedData | Outline) -> Model:
   """Returns the model for the data and their task, from the registry or from a user's factory."""
   section = config.model
-  for option in ('name', 'input_shape', 'num_classes'):
+  for option in ('name', 'input_shape', 'num_classes', 'statistics'):
     if option in section.options:
       raise ValueError(f'model.options.{option} must be left out: the experiment sets it.')
   if ':' not in section.name:
     validate.one_of(models.MODELS, **{'model.name': section.name})
+    if section.statistics != 'refuse':
+      raise ValueError(
+        f"model.statistics must be 'refuse' for {section.name!r}, which keeps no running "
+        f'statistics, got {section.statistics!r}.'
+      )
     with registry.naming('model'):
       return models.build(
         section.name, data.input_shape, data.num_classes, task=data.task, **section.options
       )
-  given = {'input_shape': data.input_shape, 'num_classes': data.num_classes}
+  given: dict[str, Any] = {'input_shape': data.input_shape, 'num_classes': data.num_classes}
+  if section.statistics != 'refuse':
+    given['statistics'] = section.statistics
   model: Model = registry.made(
     'model', 'name', section.name, {}, section.options, registry.MODEL, **given
   )
@@ -173,6 +180,12 @@ def build_model(config: Config, data: FederatedData | Outline) -> Model:
     raise ValueError(
       f'model.name must be of a model for inputs {data.input_shape!r} and {data.num_classes} '
       f'labels to fit the data, got one for {model.input_shape!r} and {model.num_classes}.'
+    )
+  if model.statistics != section.statistics:
+    raise ValueError(
+      f'model.statistics must be what the model of {section.name!r} does with its running '
+      f'statistics, {model.statistics!r}, got {section.statistics!r}: its factory gives its '
+      'argument statistics to from_linen.'
     )
   return fitted(model, data.task)
 

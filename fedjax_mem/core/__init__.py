@@ -56,6 +56,7 @@ if TYPE_CHECKING:
   from fedjax_mem.core.message import scalar_member as scalar_member
   from fedjax_mem.core.round import Round as Round
   from fedjax_mem.core.round import compose as compose
+  from fedjax_mem.core.running import Running as Running
   from fedjax_mem.core.tree import Tree as Tree
 
 # The same names by the module that each is in.
@@ -121,6 +122,7 @@ _MODULES = {
     'Round',
     'compose',
   ),
+  'running': ('Running',),
   'tree': ('Tree',),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

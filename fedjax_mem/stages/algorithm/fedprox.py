@@ -13,6 +13,7 @@ from fedjax_mem.core import (
   Task,
   Trains,
   Tree,
+  running,
   validate,
 )
 from fedjax_mem.stages.algorithm import _base as training
@@ -58,13 +59,13 @@ def fedprox(
   Raises:
     ValueError: an argument is out of range.
   """
-  train = training.Local(loss, learning_rate, batch_size, epochs, optimizer)
+  train = training.Local(loss, learning_rate, batch_size, epochs, optimizer, statistics=True)
   validate.non_negative(mu=mu)
   validate.fraction(partial_work=partial_work)
-  server = training.server_step(training.server_optimizer_of(server_optimizer))
+  server = training.server_step(training.server_optimizer_of(server_optimizer), train.loss)
 
   def client(ctx: Context, task: Task, state: Tree) -> tuple[Message, Tree, Metrics]:
-    near = training.near(mu, task.params)
+    near = training.near(mu, running.split(train.loss, task.params)[0])
     passes = _passes(ctx.key, epochs, partial_work) if partial_work else epochs
     done = train(ctx, task, correct=near, epochs=passes)
     return training.sent(task, done), state, done.metrics

@@ -1,0 +1,221 @@
+"""Running statistics of batch normalisation: against a plain loop, under noise, in runs."""
+
+import types
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedjax_mem as fm
+from fedjax_mem import models
+from fedjax_mem.config import build
+from fedjax_mem.core import keys
+from fedjax_mem.stages import algorithm, compress, privacy, select, weigh
+from fedjax_mem.stages.algorithm import _base
+
+RATE, BATCH, EPOCHS = 0.3, 4, 2
+
+
+class Net(nn.Module):
+  momentum: float = 0.8
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    norm = nn.BatchNorm(use_running_average=not train, momentum=self.momentum)
+    return nn.Dense(3)(nn.tanh(norm(nn.Dense(5)(x))))
+
+
+def net(how='average'):
+  return models.from_linen(Net(), (4,), 3, statistics=how)
+
+
+def clients(sizes=(5, 9, 4, 1)):
+  rng = np.random.default_rng(0)
+  return [
+    {
+      'x': rng.normal(i, 2, size=(n, 4)).astype(np.float32),
+      'y': rng.integers(0, 3, n).astype(np.int32),
+    }
+    for i, n in enumerate(sizes)
+  ]
+
+
+def simulation(train, params, held, *stages, **options):
+  layers = train, select.round_robin(len(held), len(held)), weigh.by_examples(), *stages
+  return fm.simulate(layers, params, fm.core.stack_clients(held), **options)
+
+
+def order(number, client, count, capacity):
+  """Returns the order of a client's examples in an epoch of the first round."""
+  key = keys.role_key(keys.layer_key(keys.seed_key(0), 0, 'algorithm'), 'client', client)
+  key = jax.random.split(jax.random.fold_in(key, number))[0]
+  held = types.SimpleNamespace(count=count)
+  return np.asarray(_base.shuffled(key, held, -(-capacity // BATCH) * BATCH))[:count]
+
+
+def plain(params, held, decay=0.0, momentum=0.0, mu=0.0):
+  """Returns the parameters of each client after training as in flax's own guide, unpadded."""
+  module, capacity = Net(), max(len(x['y']) for x in held)
+  optimizer = optax.chain(
+    optax.add_decayed_weights(decay), optax.sgd(RATE, momentum=momentum or None)
+  )
+
+  empty = jax.jit(optimizer.init)(params['params'])
+
+  @jax.jit
+  def step(p, statistics, state, x, y):
+    def loss(p):
+      variables = {'params': p, 'batch_stats': statistics}
+      outputs, new = module.apply(variables, x, train=True, mutable=['batch_stats'])
+      pairs = zip(*map(jax.tree.leaves, (p, params['params'])), strict=True)
+      near = sum(((a - b) ** 2).sum() for a, b in pairs)
+      losses = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
+      return losses.mean() + mu / 2 * near, new['batch_stats']
+
+    grads, statistics = jax.grad(loss, has_aux=True)(p)
+    updates, state = optimizer.update(grads, state, p)
+    return optax.apply_updates(p, updates), statistics, state
+
+  def one(client, own):
+    trained, statistics, state = params['params'], params['batch_stats'], empty
+    for number in range(EPOCHS):
+      rows = order(number, client, len(own['y']), capacity)
+      for i in range(0, len(rows), BATCH):
+        chosen = rows[i : i + BATCH]
+        x, y = own['x'][chosen], own['y'][chosen]
+        trained, statistics, state = step(trained, statistics, state, x, y)
+    return {'params': trained, 'batch_stats': statistics}
+
+  return [one(i, own) for i, own in enumerate(held)]
+
+
+def averaged(trees, weights):
+  mean = lambda *xs: sum(w * np.float64(x) for w, x in zip(weights, xs, strict=True)) / sum(weights)
+  return jax.tree.map(mean, *trees)
+
+
+def near(found, wanted, **how):
+  assert jax.tree.structure(found) == jax.tree.structure(wanted)
+  for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+    np.testing.assert_allclose(a, b, **{'rtol': 1e-5, 'atol': 1e-5, **how})
+
+
+@pytest.fixture(scope='module')
+def start():
+  """Parameters in which no statistic is zero, so that a decay of it would show."""
+  params = net().init(jax.random.key(0))
+  return params | {'batch_stats': jax.tree.map(lambda x: x + 0.5, params['batch_stats'])}
+
+
+@pytest.mark.parametrize('name', ['fedprox', pytest.param('fedavg', marks=pytest.mark.slow)])
+def test_a_round_is_that_of_a_plain_loop_without_padding(name, start):
+  # Momentum and weight decay must leave the statistics alone, and so must the server's optimizer.
+  held, model = clients(), net()
+  more = {'mu': 0.1} if name == 'fedprox' else {}
+  train = algorithm.ALGORITHMS[name](
+    model.loss,
+    learning_rate=RATE,
+    batch_size=BATCH,
+    epochs=EPOCHS,
+    optimizer=algorithm.Sgd(0.9, 0.1),
+    server_optimizer=optax.sgd(0.5, momentum=0.9),
+    **more,
+  )
+  sim = simulation(train, start, held)
+  found = jax.device_get(sim.run(sim.init(start), 1)[0].params)
+  trained = plain(start, held, decay=0.1, momentum=0.9, **more)
+  wanted = averaged(trained, [len(x['y']) for x in held])
+  half = jax.tree.map(lambda a, b: (a + b) / 2, start['params'], wanted['params'])
+  near(found, wanted | {'params': half})
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), found, start)
+  assert min(jax.tree.leaves(moved['batch_stats'])) > 0.1
+
+
+MODES = ({'mode': 'vmap'}, {'mode': 'loop'}, {'mode': 'chunk', 'chunk': 2})
+
+
+@pytest.mark.slow
+def test_modes_agree_and_noise_makes_no_variance_negative(start):
+  # The statistics are part of what is clipped and noised, and one client has a single example.
+  train = algorithm.fedavg(net().loss, learning_rate=RATE, batch_size=BATCH)
+  noise = privacy.central(l2_clip_norm=0.5, noise_multiplier=8.0)
+  layers = train, select.uniform(4, 4), weigh.equal(divisor=4), noise
+  found = []
+  for how in (*({**x, 'devices': 1} for x in MODES), {'mode': 'vmap', 'devices': 2}):
+    sim = fm.simulate(
+      layers,
+      start,
+      fm.core.stack_clients(clients()),
+      execution=fm.Execution(**how),
+      expect_privacy=True,
+      noise_seed=1,
+    )
+    state = sim.init(start)
+    for _ in range(2):
+      state, _ = sim.run(state, 1)
+    found.append(jax.device_get(state.params))
+  for other in found[1:]:
+    near(other, found[0])
+  variance = found[0]['batch_stats']['BatchNorm_0']['var']
+  assert (variance == 0).any() and (variance >= 0).all()
+  assert all(np.abs(x).min() > 0 for x in jax.tree.leaves(found[0]['params']))
+
+
+FACTORY = """
+import flax.linen as nn
+import fedjax_mem as fm
+
+
+class Net(nn.Module):
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.Dense(16)(x.reshape(x.shape[0], -1))
+    x = nn.BatchNorm(use_running_average=not train, momentum=0.8)(x)
+    return nn.Dense(10)(nn.Dropout(0.1, deterministic=not train)(nn.relu(x)))
+
+
+def net(input_shape, num_classes, statistics='refuse'):
+  return fm.models.from_linen(Net(), input_shape, num_classes, statistics=statistics)
+
+
+def unaware(input_shape, num_classes):
+  return fm.models.build('mlp', input_shape, num_classes)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch, make):
+  """Returns the tiny experiment with a model of a user's, and overrides."""
+  (tmp_path / 'user_norm.py').write_text(FACTORY)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  return lambda *more, net='net': make(f'model.name=user_norm:{net}', 'rounds=2', *more)
+
+
+@pytest.mark.slow
+def test_a_run_counts_the_statistics_and_scores_by_them(own, tmp_path, undrawn):
+  config = own('model.statistics=average', 'rounds=4', 'client.learning_rate=0.5')
+  result = fm.run(config, tmp_path / 'runs', quiet=True)
+  loaded = fm.load(result.folder)
+  assert result.metrics[-1]['test_accuracy'] > 0.6
+  assert result.metrics[-1]['bytes_up'] == 4 * compress.dense_size(loaded.params, {})
+  digits = fm.data.load('digits', num_clients=12)
+  scores = loaded.model.metrics(loaded.params, digits.preprocess(digits.test))
+  found = float(scores['accuracy'].mean())
+  assert found == pytest.approx(result.metrics[-1]['test_accuracy'], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+  'net, words, match',
+  [
+    ('net', [], "model: statistics must be 'average' for batch normalisation"),
+    ('unaware', ['model.statistics=average'], "model.statistics must be .*'refuse', got 'average'"),
+    ('net', ['model.statistics=own'], "model.statistics must be one of 'refuse', 'average'"),
+    ('net', ['model.statistics=average', 'algorithm.name=scaffold'], 'model.statistics.*fedprox'),
+    ('net', ['model.statistics=average', 'algorithm.name=fedsgd'], 'model.statistics.*fedprox'),
+  ],
+)
+def test_what_a_configuration_may_not_ask(own, net, words, match):
+  with pytest.raises(ValueError, match=match):
+    build.build(own(*words, net=net))
