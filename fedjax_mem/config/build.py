@@ -26,6 +26,7 @@ from fedjax_mem.core import (
   Weighs,
   compose,
   keys,
+  running,
   tree,
   validate,
 )
@@ -183,9 +184,8 @@ def build_model(config: Config, data: FederatedData | Outline) -> Model:
     )
   if model.statistics != section.statistics:
     raise ValueError(
-      f'model.statistics must be what the model of {section.name!r} does with its running '
-      f'statistics, {model.statistics!r}, got {section.statistics!r}: its factory gives its '
-      'argument statistics to from_linen.'
+      f'model.statistics must be what the factory of model.name, {section.name!r}, gives to '
+      f'from_linen, {model.statistics!r}, got {section.statistics!r}.'
     )
   return fitted(model, data.task)
 
@@ -254,14 +254,14 @@ def _layers(made: Any) -> list[Layer]:
 def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
   """Returns the arguments that an experiment gives to stages that take them.
 
-  Options of a stage override them. `dimension` is the number of the model's parameters, `clients`
+  Options of a stage override them. `dimension` is the number of parameters sent, `clients`
   the largest number of clients in a round, `num_clients` the population's size, `num_classes` the
   number of labels.
   """
   params = jax.eval_shape(model.init, keys.seed_key(0))
   draws = privacy.law(chooser)
   return {
-    'dimension': tree.size(params),
+    'dimension': tree.size(running.divide(model.loss, params)[0]),
     'clients': draws.capacity,
     'num_clients': draws.population,
     'num_classes': model.num_classes,

@@ -75,8 +75,9 @@ class ModelSection(Section):
   Attributes:
     name: 'logistic', 'mlp', 'cnn', …, or 'package.module:factory'.
     options: keyword arguments of its factory.
-    statistics: what becomes of running statistics of batch normalisation: 'refuse', or 'average':
-      they are part of the update. A factory takes it as its argument `statistics`.
+    statistics: what becomes of running statistics of batch normalisation: 'refuse'; 'average':
+      they are part of the update; or 'local': each client keeps its own. A factory takes it as its
+      argument `statistics`.
     init: parameters to start from: a .safetensors or .msgpack file, an Orbax folder, or the folder
       of a finished run. None: they are drawn.
     init_hash: SHA-256 of the arrays of `init`, 64 hexadecimal digits; a run fills it in.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
   from fedjax_mem.core.facts import Looks as Looks
   from fedjax_mem.core.facts import Masks as Masks
   from fedjax_mem.core.facts import Noises as Noises
+  from fedjax_mem.core.facts import Personal as Personal
   from fedjax_mem.core.facts import Pools as Pools
   from fedjax_mem.core.facts import Prepares as Prepares
   from fedjax_mem.core.facts import Rescales as Rescales
@@ -89,6 +90,7 @@ _MODULES = {
     'Looks',
     'Masks',
     'Noises',
+    'Personal',
     'Pools',
     'Prepares',
     'Rescales',

@@ -3,6 +3,10 @@
 The parameters of such a model are {'params': what gradients train, 'batch_stats': the statistics}.
 Training sets the statistics to what its forward pass gives: no gradient, no optimizer and no weight
 decay touches them.
+
+The statistics are sent and averaged with all else, or they are local: then the whole of a batch
+normalisation, its statistics, scale and bias, stays with each client and is never sent (FedBN: Li
+et al. 2021, arXiv 2102.07623, Algorithm 1).
 """
 
 import dataclasses
@@ -16,7 +20,7 @@ from fedjax_mem.core.examples import Batch
 from fedjax_mem.core.tree import Tree
 
 # What may become of running statistics.
-HANDLINGS = ('refuse', 'average')
+HANDLINGS = ('refuse', 'average', 'local')
 PARAMS, STATISTICS = 'params', 'batch_stats'
 MEAN, VARIANCE = 'mean', 'var'
 # (trained parameters, statistics, batch, mask [B], key) -> (losses [B], new statistics)
@@ -34,19 +38,33 @@ class Running:
     evaluated: (params, batch) -> losses [B], by the running statistics.
     trained: the losses by the statistics of the examples in a mask, and the running statistics
       after them.
+    local: whether each client keeps its own.
   """
 
   evaluated: Callable[[Tree, Batch], jax.Array]
   trained: TrainedFn
+  local: bool = False
 
   def __call__(self, params: Tree, batch: Batch, key: Any = None) -> jax.Array:
-    """Returns the losses in evaluation; raises `ValueError` for a key, which means training."""
-    if key is not None:
+    """Returns the losses in evaluation.
+
+    Raises:
+      ValueError: a key, which means training; or the statistics are local, so that the server's
+        parameters alone have no loss.
+    """
+    if key is not None or self.local:
       raise ValueError(
-        'loss must be trained by an algorithm that keeps the running statistics of its model, '
-        'fedavg or fedprox, got one that takes only losses.'
+        "model.statistics must be 'refuse' for what takes only losses, such as an algorithm but "
+        'fedavg and fedprox'
+        + (', or a sampler by losses' if self.local else '')
+        + f', got {"local" if self.local else "average"!r}.'
       )
     return self.evaluated(params, batch)
+
+
+def is_local(loss: Any) -> bool:
+  """Returns whether each client keeps a part of the model."""
+  return isinstance(loss, Running) and loss.local
 
 
 def split(loss: Any, params: Tree) -> tuple[Tree, Tree]:
@@ -55,8 +73,31 @@ def split(loss: Any, params: Tree) -> tuple[Tree, Tree]:
 
 
 def join(loss: Any, trained: Tree, statistics: Tree) -> Tree:
-  """Returns the parameters that `split` has divided."""
+  """Returns the parameters that `split` has taken apart."""
   return {PARAMS: trained, STATISTICS: statistics} if isinstance(loss, Running) else trained
+
+
+def divide(loss: Any, params: Tree) -> tuple[Tree, Tree]:
+  """Returns (what is sent, what stays with each client); the latter is () unless it is local.
+
+  Both can be `split`: they are trees like the parameters, without the leaves of the other.
+  """
+  if not is_local(loss):
+    return params, ()
+  # All that is held beside statistics is of the same layer.
+  layers = {path[:-1] for path in _leaves(params[STATISTICS])}
+  held = _leaves(params[PARAMS])
+  sent = {path: x for path, x in held.items() if path[:-1] not in layers}
+  own = {path: x for path, x in held.items() if path[:-1] in layers}
+  whole = {PARAMS: _nested(own), STATISTICS: params[STATISTICS]}
+  return {PARAMS: _nested(sent), STATISTICS: {}}, whole
+
+
+def unite(loss: Any, sent: Tree, own: Tree) -> Tree:
+  """Returns the parameters that `divide` has taken apart."""
+  if not is_local(loss):
+    return sent
+  return _nested({**_leaves(sent), **_leaves(own)})
 
 
 def proper(statistics: Tree) -> Tree:
@@ -67,3 +108,21 @@ def proper(statistics: Tree) -> Tree:
 
   floored: Tree = jax.tree_util.tree_map_with_path(one, statistics)
   return floored
+
+
+def _leaves(nested: Tree, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+  """Returns the leaves of nested dicts by their paths."""
+  if not isinstance(nested, dict):
+    return {path: nested}
+  return {k: x for name, part in nested.items() for k, x in _leaves(part, (*path, name)).items()}
+
+
+def _nested(leaves: dict[tuple[str, ...], Any]) -> Tree:
+  """Returns nested dicts of the leaves at their paths."""
+  made: dict[str, Any] = {}
+  for (*above, last), x in leaves.items():
+    part = made
+    for name in above:
+      part = part.setdefault(name, {})
+    part[last] = x
+  return made

@@ -73,9 +73,10 @@ def from_linen(
     input_dtype: dtype of x.
     padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
     task: what it learns, or its name; None: that of the data.
-    statistics: what becomes of the running statistics of batch normalisation: 'refuse', or
-      'average': they are part of a client's update, and its parameters are then
-      {'params': ..., 'batch_stats': ...}.
+    statistics: what becomes of the running statistics of batch normalisation: 'refuse'; 'average':
+      they are part of a client's update; or 'local': they stay with each client, with the scales
+      and biases of their layers (FedBN: Li et al. 2021, arXiv 2102.07623). The model's parameters
+      are then {'params': ..., 'batch_stats': ...}.
 
   Raises:
     ValueError: the module keeps state besides its parameters, or its output does not fit, or its

@@ -135,7 +135,7 @@ def _running(evaluated: Callable[..., jax.Array], task: LearningTask, kept: Kept
     outputs, statistics = kept.forward(params, statistics, batch['x'], mask, key)
     return task.loss(outputs, batch['y']), statistics
 
-  return Running(evaluated, rewrite.fast_convolutions(trained))
+  return Running(evaluated, rewrite.fast_convolutions(trained), kept.how == 'local')
 
 
 def build(
@@ -213,7 +213,7 @@ def as_it_is(model: Model) -> Model:
   """
   loss, plain = model.loss, rewrite.as_it_is
   if isinstance(loss, Running):
-    loss = Running(plain(loss.evaluated), plain(loss.trained))
+    loss = Running(plain(loss.evaluated), plain(loss.trained), loss.local)
   else:
     loss = plain(loss)
   return model._replace(

@@ -25,7 +25,7 @@ class Kept(NamedTuple):
   """What becomes of a model's running statistics.
 
   Attributes:
-    how: 'average': they are part of the update.
+    how: 'average': they are part of the update; 'local': they stay with each client.
     forward: the pass in training.
   """
 
@@ -63,9 +63,9 @@ def of_linen(
     return None
   if how == 'refuse':
     raise ValueError(
-      f"statistics must be 'average' for batch normalisation in {name!r} ('batch_stats'), got "
-      "'refuse': statistics of clients' batches are no parameters, and an average of them may be "
-      'of no use to any client; GroupNorm keeps none.'
+      f"statistics must be 'average' or 'local' for batch normalisation in {name!r} "
+      "('batch_stats'), got 'refuse': statistics of clients' batches are no parameters, and an "
+      'average of them may be of no use to any client; GroupNorm keeps none.'
     )
   raise ValueError(f"statistics must be 'refuse' for {name!r}, which keeps none, got {how!r}.")
 

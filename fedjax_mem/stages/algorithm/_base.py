@@ -356,7 +356,7 @@ def server_step(optimizer: optax.GradientTransformation, loss: LossFn | None = N
   The update is server - client, so the optimizer descends. If no client took part (the divisor is
   zero), the parameters and the optimizer's state stay as they are. Running statistics are averaged,
   whatever the optimizer: momentum or a rate on them would be no average. Noise or a lossy code may
-  make a variance negative: it is then 0.
+  make a variance negative: it is then 0. What is local stays as it was before the first round.
 
   Args:
     optimizer: of the server.
@@ -364,15 +364,17 @@ def server_step(optimizer: optax.GradientTransformation, loss: LossFn | None = N
   """
 
   def apply(ctx: Context, message: Message, state: Tree) -> tuple[Tree, Tree, Metrics]:
-    (old, statistics), (update, change) = (
-      running.split(loss, x) for x in (ctx.params, message.update)
-    )
+    here, own = running.divide(loss, ctx.params)
+    (old, statistics), (update, change) = (running.split(loss, x) for x in (here, message.update))
     params, new = descend(optimizer, old, message._replace(update=update), state)
     averaged = running.proper(tree.sub(statistics, change))
     averaged = tree.select(message.weight > 0, averaged, statistics)
-    return running.join(loss, params, averaged), new, {}
+    return running.unite(loss, running.join(loss, params, averaged), own), new, {}
 
-  return Stage(apply, lambda ctx: optimizer.init(running.split(loss, ctx.params)[0]))
+  def init(ctx: Context) -> Tree:
+    return optimizer.init(running.split(loss, running.divide(loss, ctx.params)[0])[0])
+
+  return Stage(apply, init)
 
 
 def zeros(ctx: Context) -> Tree:

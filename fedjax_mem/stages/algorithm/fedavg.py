@@ -19,7 +19,7 @@ from fedjax_mem.core import (
   tree,
 )
 from fedjax_mem.stages.algorithm import _base as training
-from fedjax_mem.stages.algorithm import _pooled
+from fedjax_mem.stages.algorithm import _own, _pooled
 
 
 def fedavg(
@@ -62,8 +62,9 @@ def fedavg(
   server = training.server_step(training.server_optimizer_of(server_optimizer), train.loss)
 
   def client(ctx: Context, task: Task, state: Tree) -> tuple[Message, Tree, Metrics]:
+    task = _own.given(train.loss, task, state)
     done = train(ctx, task)
-    return training.sent(task, done), state, done.metrics
+    return *_own.told(train.loss, task, done, state), done.metrics
 
   def pooled(shape: Shape, params: Tree, batch: Batch) -> Pool | None:
     # One step from common parameters is a gradient, and gradients of clients add.
@@ -72,7 +73,8 @@ def fedavg(
       return None
     return _pool(train.loss, learning_rate, optimizer)
 
-  trains = Stage(client, facts=(Trains(), Pools(pooled)))
+  facts = Trains(), Pools(pooled), *_own.facts(train.loss)
+  trains = Stage(client, _own.init(train.loss), facts)
   return Layer('algorithm', client=trains, server=server)
 
 

@@ -1,9 +1,12 @@
 """Running statistics of batch normalisation: against a plain loop, under noise, in runs."""
 
+import functools
+import json
 import types
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -12,10 +15,14 @@ import fedjax_mem as fm
 from fedjax_mem import models
 from fedjax_mem.config import build
 from fedjax_mem.core import keys
+from fedjax_mem.engine import split
+from fedjax_mem.runner import personal, prepare
+from fedjax_mem.runner.traffic import Traffic
 from fedjax_mem.stages import algorithm, compress, privacy, select, weigh
 from fedjax_mem.stages.algorithm import _base
 
 RATE, BATCH, EPOCHS = 0.3, 4, 2
+NORM = 'BatchNorm_0'
 
 
 class Net(nn.Module):
@@ -28,6 +35,7 @@ class Net(nn.Module):
 
 
 def net(how='average'):
+  """Returns the model of one batch normalisation between two layers."""
   return models.from_linen(Net(), (4,), 3, statistics=how)
 
 
@@ -47,29 +55,28 @@ def simulation(train, params, held, *stages, **options):
   return fm.simulate(layers, params, fm.core.stack_clients(held), **options)
 
 
-def order(number, client, count, capacity):
+def order(number, client, count, capacity, batch):
   """Returns the order of a client's examples in an epoch of the first round."""
+  if capacity <= batch:
+    return np.arange(count)
   key = keys.role_key(keys.layer_key(keys.seed_key(0), 0, 'algorithm'), 'client', client)
   key = jax.random.split(jax.random.fold_in(key, number))[0]
   held = types.SimpleNamespace(count=count)
-  return np.asarray(_base.shuffled(key, held, -(-capacity // BATCH) * BATCH))[:count]
+  return np.asarray(_base.shuffled(key, held, -(-capacity // batch) * batch))[:count]
 
 
-def plain(params, held, decay=0.0, momentum=0.0, mu=0.0):
-  """Returns the parameters of each client after training as in flax's own guide, unpadded."""
-  module, capacity = Net(), max(len(x['y']) for x in held)
+@functools.cache
+def stepping(decay, momentum, mu):
+  """Returns (first optimizer state, step) of a client's training as in flax's own guide."""
   optimizer = optax.chain(
     optax.add_decayed_weights(decay), optax.sgd(RATE, momentum=momentum or None)
   )
 
-  empty = jax.jit(optimizer.init)(params['params'])
-
-  @jax.jit
-  def step(p, statistics, state, x, y):
+  def step(p, statistics, state, first, x, y):
     def loss(p):
       variables = {'params': p, 'batch_stats': statistics}
-      outputs, new = module.apply(variables, x, train=True, mutable=['batch_stats'])
-      pairs = zip(*map(jax.tree.leaves, (p, params['params'])), strict=True)
+      outputs, new = Net().apply(variables, x, train=True, mutable=['batch_stats'])
+      pairs = zip(*map(jax.tree.leaves, (p, first)), strict=True)
       near = sum(((a - b) ** 2).sum() for a, b in pairs)
       losses = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
       return losses.mean() + mu / 2 * near, new['batch_stats']
@@ -78,17 +85,23 @@ def plain(params, held, decay=0.0, momentum=0.0, mu=0.0):
     updates, state = optimizer.update(grads, state, p)
     return optax.apply_updates(p, updates), statistics, state
 
-  def one(client, own):
-    trained, statistics, state = params['params'], params['batch_stats'], empty
+  return jax.jit(optimizer.init), jax.jit(step)
+
+
+def plain(starts, held, batch=BATCH, decay=0.0, momentum=0.0, mu=0.0):
+  """Returns the parameters of each client after a round, without any padding."""
+  capacity, (init, step) = max(len(x['y']) for x in held), stepping(decay, momentum, mu)
+
+  def one(client, params, own):
+    trained, statistics, state = params['params'], params['batch_stats'], init(params['params'])
     for number in range(EPOCHS):
-      rows = order(number, client, len(own['y']), capacity)
-      for i in range(0, len(rows), BATCH):
-        chosen = rows[i : i + BATCH]
-        x, y = own['x'][chosen], own['y'][chosen]
-        trained, statistics, state = step(trained, statistics, state, x, y)
+      rows = order(number, client, len(own['y']), capacity, batch)
+      for i in range(0, len(rows), batch):
+        x, y = (own[name][rows[i : i + batch]] for name in 'xy')
+        trained, statistics, state = step(trained, statistics, state, params['params'], x, y)
     return {'params': trained, 'batch_stats': statistics}
 
-  return [one(i, own) for i, own in enumerate(held)]
+  return [one(i, *x) for i, x in enumerate(zip(starts, held, strict=True))]
 
 
 def averaged(trees, weights):
@@ -125,12 +138,44 @@ def test_a_round_is_that_of_a_plain_loop_without_padding(name, start):
   )
   sim = simulation(train, start, held)
   found = jax.device_get(sim.run(sim.init(start), 1)[0].params)
-  trained = plain(start, held, decay=0.1, momentum=0.9, **more)
+  trained = plain([start] * len(held), held, decay=0.1, momentum=0.9, **more)
   wanted = averaged(trained, [len(x['y']) for x in held])
   half = jax.tree.map(lambda a, b: (a + b) / 2, start['params'], wanted['params'])
   near(found, wanted | {'params': half})
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), found, start)
   assert min(jax.tree.leaves(moved['batch_stats'])) > 0.1
+
+
+def kept(params):
+  """Returns what stays with a client."""
+  return {'batch_stats': params['batch_stats'], 'params': {NORM: params['params'][NORM]}}
+
+
+@pytest.mark.slow
+def test_what_is_local_is_never_sent_and_each_client_goes_on_with_its_own(start):
+  # FedBN: statistics, scale and bias stay; a second round starts from what the first one left.
+  held = clients((5, 3))
+  train = algorithm.fedavg(net('local').loss, learning_rate=RATE, batch_size=8, epochs=EPOCHS)
+  sim = simulation(train, start, held)
+  state, _ = sim.run(sim.init(start), 2)
+  both, own = start, [kept(start)] * 2
+  for _ in range(2):
+    begin = [x | {'params': both['params'] | x['params']} for x in own]
+    ended = plain(begin, held, batch=8)
+    mean, own = averaged(ended, [5, 3]), [kept(x) for x in ended]
+    both = start | {'params': mean['params'] | kept(start)['params']}
+  near(jax.device_get(state.params), both)
+  rows = jax.device_get(state.clients['algorithm'])
+  near(rows['own'], jax.tree.map(lambda *xs: np.stack(xs), *own))
+  assert rows['rounds'].tolist() == [2, 2]
+  ((_, _, fact),) = sim.setting.layers.having(fm.core.Personal)
+  near(kept(fact.mean(state.params, rows)), averaged(own, [1, 1]))
+  near(kept(fact.of(state.params, rows, 1)), own[1])
+  sent = sim.setting.specs['weigh'].update
+  assert jax.tree.leaves(sent['batch_stats']) == [] and set(sent['params']) == {
+    'Dense_0',
+    'Dense_1',
+  }
 
 
 MODES = ({'mode': 'vmap'}, {'mode': 'loop'}, {'mode': 'chunk', 'chunk': 2})
@@ -158,7 +203,7 @@ def test_modes_agree_and_noise_makes_no_variance_negative(start):
     found.append(jax.device_get(state.params))
   for other in found[1:]:
     near(other, found[0])
-  variance = found[0]['batch_stats']['BatchNorm_0']['var']
+  variance = found[0]['batch_stats'][NORM]['var']
   assert (variance == 0).any() and (variance >= 0).all()
   assert all(np.abs(x).min() > 0 for x in jax.tree.leaves(found[0]['params']))
 
@@ -206,12 +251,59 @@ def test_a_run_counts_the_statistics_and_scores_by_them(own, tmp_path, undrawn):
   assert found == pytest.approx(result.metrics[-1]['test_accuracy'], abs=1e-6)
 
 
+@pytest.mark.slow
+def test_a_run_with_local_statistics_scores_each_client_by_its_own(own, tmp_path, undrawn):
+  config = own(
+    'model.statistics=local',
+    'client.learning_rate=0.5',
+    'data.partition=dirichlet',
+    'data.alpha=0.3',
+    'evaluation.clients=0.2',
+    'evaluation.batch_size=7',
+    'selection.cohort_size=9',
+    'rounds=1',
+  )
+  ready = prepare.get_ready(config, None, {}, None)
+  sim, layers, model = ready.sim, ready.parts.layers, ready.parts.model
+  state, rows = sim.run(sim.init(ready.parts.params), 1)
+  params, table = personal.scored(layers, state), personal.rows(layers, state)
+  took = table['rounds'] > 0
+  assert took.sum() == 9  # the others are scored by the mean
+  near(kept(params), jax.tree.map(lambda x: x[np.asarray(took)].mean(0), table['own']))
+  found = ready.evaluate_clients(params, table)
+  held, arrays = ready.parts.data.held, ready.parts.data.arrays
+  right = []
+  for i in range(12):
+    chosen = held.index[held.offsets[i] : held.offsets[i + 1]]
+    if len(chosen):
+      own_part = jax.tree.map(lambda x, i=i: x[i], table['own']) if took[i] else kept(params)
+      whole = own_part | {'params': params['params'] | own_part['params']}
+      batch = ready.parts.data.preprocess({k: x[chosen] for k, x in arrays.items()})
+      right.append(float(model.metrics(whole, batch)['accuracy'].mean()))
+  assert found['client_accuracy_mean'] == pytest.approx(np.mean(right), abs=1e-6)
+  assert found['client_accuracy_worst'] == pytest.approx(min(right), abs=0.1)
+  traffic = Traffic(sim).records(rows)[0]
+  shared = sum(x.size for x in jax.tree.leaves(params)) - 4 * 16
+  size = compress.dense_size({'all': np.zeros(shared, np.float32)}, {})
+  assert abs(traffic['bytes_up'] - 9 * size) < 9 * 200
+  assert abs(traffic['bytes_down'] - 9 * size) < 9 * 200
+  result = fm.run(config, tmp_path / 'runs', quiet=True)
+  near(fm.load(result.folder).params, jax.device_get(params))
+  assert result.metrics[-1]['client_accuracy_mean'] == pytest.approx(np.mean(right), abs=1e-6)
+  warnings = json.loads((result.folder / 'manifest.json').read_text())['warnings']
+  assert any('have the mean of those of the clients' in x for x in warnings)
+
+
 @pytest.mark.parametrize(
   'net, words, match',
   [
-    ('net', [], "model: statistics must be 'average' for batch normalisation"),
+    ('net', [], "model: statistics must be 'average' or 'local'"),
     ('unaware', ['model.statistics=average'], "model.statistics must be .*'refuse', got 'average'"),
-    ('net', ['model.statistics=own'], "model.statistics must be one of 'refuse', 'average'"),
+    (
+      'net',
+      ['model.statistics=own'],
+      "model.statistics must be one of 'refuse', 'average', 'local'",
+    ),
     ('net', ['model.statistics=average', 'algorithm.name=scaffold'], 'model.statistics.*fedprox'),
     ('net', ['model.statistics=average', 'algorithm.name=fedsgd'], 'model.statistics.*fedprox'),
   ],
@@ -219,3 +311,43 @@ def test_a_run_counts_the_statistics_and_scores_by_them(own, tmp_path, undrawn):
 def test_what_a_configuration_may_not_ask(own, net, words, match):
   with pytest.raises(ValueError, match=match):
     build.build(own(*words, net=net))
+
+
+def test_what_no_plan_may_hold(start, own):
+  # A claim would not cover the mean that is scored; real machines do not show it; a sampler by
+  # losses has no loss of the server's parameters.
+  train = algorithm.fedavg(net('local').loss, learning_rate=RATE, batch_size=BATCH)
+  layers = train, select.uniform(4, 4), weigh.equal(divisor=4)
+  with pytest.raises(fm.IncompatibleStages, match='no noise covers'):
+    noise = privacy.central(l2_clip_norm=0.5, noise_multiplier=8.0)
+    fm.simulate((*layers, noise), start, fm.core.stack_clients(clients()))
+  with pytest.raises(fm.IncompatibleStages, match='processes of their own'):
+    split.client_layers(fm.compose(*layers))
+  with pytest.raises(ValueError, match="sampler by losses, got 'local'"):
+    net('local').loss(start, clients()[0])
+
+
+class Odd(nn.Module):
+  how: str
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    batch = nn.BatchNorm(use_running_average=(not train) if self.how != 'switch' else False)
+    if self.how == 'rows':
+      return nn.Dense(3)(batch(x.reshape(-1, 2)).reshape(-1, 4))
+    if self.how == 'other':
+      self.variable('batch_stats', 'seen', lambda: jnp.zeros(()))
+    return nn.Dense(3)(batch(x))
+
+
+@pytest.mark.parametrize(
+  'how, match',
+  [
+    ('rows', r'rows \[B, ...\] of a batch, got .* \(6, 2\) of B = 3'),
+    ('switch', 'use_running_average=not train'),
+    ('other', "no statistics but those of nn.BatchNorm, got 'seen'"),
+  ],
+)
+def test_statistics_that_padding_would_change_are_refused(how, match):
+  with pytest.raises(ValueError, match=match):
+    models.from_linen(Odd(how), (4,), 3, statistics='average')
