@@ -188,8 +188,7 @@ def local_steps(
 
   Every epoch is shuffled anew. Its last batch may be smaller. The loop has the steps of the largest
   of the clients side by side; a client that has finished keeps its parameters and optimizer state.
-  Running statistics are set to what each step's forward pass gives; `correct`, `drift` and the
-  optimizer see the other parameters alone.
+  Each step sets running statistics; `correct`, `drift` and the optimizer do not see them.
 
   Args:
     loss: (params, batch, key) -> losses [B], one for each example.
@@ -201,7 +200,7 @@ def local_steps(
     correct: changes each gradient before the optimizer sees it.
     drift: added to each step, outside of the optimizer's momentum, a tree like the parameters.
   """
-  data = task.data
+  data, (trained, statistics) = task.data, running.split(loss, task.params)
   size, padded = batch_plan(data, batch_size)
   steps = -(-data.longest // size)
 
@@ -213,11 +212,9 @@ def local_steps(
     batch, own = data.take(positions), jax.random.fold_in(key, number)
     gradient = jax.grad(lambda p: _objective(loss, p, statistics, batch, mask, own), has_aux=True)
     grads, (seen, told) = gradient(params)
-    if correct is not None:
-      grads = correct(params, grads, lambda p: gradient(p)[0])
+    grads = grads if correct is None else correct(params, grads, lambda p: gradient(p)[0])
     updates, new_opt = optimizer.update(grads, opt, params)
-    if drift is not None:
-      updates = tree.add(updates, drift)
+    updates = updates if drift is None else tree.add(updates, drift)
     new = optax.apply_updates(params, updates), told, new_opt
     # Without examples the gradient is zero, but momentum and weight decay would still move.
     if data.ragged:
@@ -231,9 +228,7 @@ def local_steps(
     ended: _Carry = jax.lax.fori_loop(0, steps, lambda i, c: step(i, order, step_key, c), carry)
     return ended
 
-  trained, statistics = running.split(loss, task.params)
-  none = Mean(jnp.float32(0), jnp.float32(0))
-  start = (trained, statistics, optimizer.init(trained), none)
+  start = (trained, statistics, optimizer.init(trained), Mean(jnp.float32(0), jnp.float32(0)))
   trained, statistics, _, seen = jax.lax.fori_loop(0, epochs, epoch, start)
   taken = epochs * -(-data.count // size)
   params = running.join(loss, trained, statistics)
