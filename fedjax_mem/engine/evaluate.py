@@ -129,19 +129,7 @@ def per_example(
   count = -(-len(places) // (parts * mesh.size)) * mesh.size  # batches of a part
   split = jax.sharding.NamedSharding(mesh, PartitionSpec(meshes.AXIS))
 
-  def share(params: Tree, held: Tree, group: jax.Array) -> Tree:
-    def one(x: tuple[Batch, jax.Array]) -> Tree:
-      return metrics(params, x[0]) if offsets is None else metrics(params, *x)
-
-    return jax.lax.map(one, (held, group))
-
-  spec = PartitionSpec(meshes.AXIS)
-  program = jax.jit(
-    jax.shard_map(
-      share, mesh=mesh, in_specs=(PartitionSpec(), spec, spec), out_specs=spec, check_vma=False
-    ),
-    compiler_options=meshes.compiler_options(mesh.devices.flat[0].platform) or None,
-  )
+  program = _mapped(metrics, mesh, offsets is not None)
 
   def part(params: Tree, begin: int) -> Tree:
     # Padding repeats the last batch.
@@ -156,6 +144,24 @@ def per_example(
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
   return evaluate
+
+
+def _mapped(metrics: Callable[..., Any], mesh: Mesh, grouped: bool) -> Callable[..., Any]:
+  """Returns (params, batches, groups) -> the values of each example, compiled."""
+
+  def share(params: Tree, held: Tree, group: jax.Array) -> Tree:
+    def one(x: tuple[Batch, jax.Array]) -> Tree:
+      return metrics(params, *x) if grouped else metrics(params, x[0])
+
+    return jax.lax.map(one, (held, group))
+
+  spec = PartitionSpec(meshes.AXIS)
+  return jax.jit(
+    jax.shard_map(
+      share, mesh=mesh, in_specs=(PartitionSpec(), spec, spec), out_specs=spec, check_vma=False
+    ),
+    compiler_options=meshes.compiler_options(mesh.devices.flat[0].platform) or None,
+  )
 
 
 def _batches(offsets: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -73,20 +73,18 @@ def from_linen(
     input_dtype: dtype of x.
     padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
     task: what it learns, or its name; None: that of the data.
-    statistics: what becomes of the running statistics of batch normalisation: 'refuse'; 'average':
-      they are part of a client's update; or 'local': they stay with each client, with the scales
-      and biases of their layers (FedBN: Li et al. 2021, arXiv 2102.07623). The model's parameters
-      are then {'params': ..., 'batch_stats': ...}.
+    statistics: of batch normalisation: 'refuse'; 'average': they are part of an update; 'local':
+      they stay with each client, with scales and biases of their layers (FedBN: Li et al. 2021,
+      arXiv 2102.07623). Parameters are then {'params': ..., 'batch_stats': ...}.
 
   Raises:
-    ValueError: the module keeps state besides its parameters, or its output does not fit, or its
+    ValueError: the module keeps state besides its parameters, its output does not fit, or its
       statistics are not those of `nn.BatchNorm` over the batch.
   """
   if not isinstance(module, nn.Module):
     raise ValueError(f'module must be a flax.linen.Module, got {module!r}.')
-  name = name or type(module).__name__
+  name, known = name or type(module).__name__, switch(type(module).__call__)
   validate.one_of(HANDLINGS, statistics=statistics)
-  known = switch(type(module).__call__)
 
   def settings(training: bool) -> dict[str, Any]:
     return {} if known is None else {known[0]: known[1] == training}
@@ -95,13 +93,12 @@ def from_linen(
     state = module.init(key, jnp.zeros((1, *input_shape), input_dtype), **settings(False))
     if set(state) - {STATISTICS} != {PARAMS}:
       raise ValueError(f"module must keep nothing but 'params', got {sorted(state)!r}.")
-    return state[PARAMS] if statistics == 'refuse' else {k: state[k] for k in sorted(state)}
+    return state[PARAMS] if statistics == 'refuse' else state
 
   def apply(params: Tree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     variables = {PARAMS: params} if statistics == 'refuse' else params
     rngs = None if key is None else {'dropout': key}
-    logits = module.apply(variables, x, rngs=rngs, **settings(key is not None))
-    return cast(jax.Array, logits)
+    return cast(jax.Array, module.apply(variables, x, rngs=rngs, **settings(key is not None)))
 
   x = jax.ShapeDtypeStruct((3, *input_shape), input_dtype)
   kept = of_linen(module, name, statistics, settings, x)

@@ -190,15 +190,8 @@ def build(
   else:
     task = as_task(task)
     task.check_outputs(num_classes)
-  made = _scored(apply, task, kept)
-  return Model(
-    _drawn_once(init),
-    input_shape=input_shape,
-    num_classes=num_classes,
-    name=name,
-    kept=kept,
-    **made,
-  )
+  made = {**_scored(apply, task, kept), 'kept': kept, 'name': name}
+  return Model(_drawn_once(init), input_shape=input_shape, num_classes=num_classes, **made)
 
 
 def as_it_is(model: Model) -> Model:
