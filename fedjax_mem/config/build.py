@@ -26,6 +26,7 @@ from fedjax_mem.core import (
   Weighs,
   compose,
   keys,
+  running,
   tree,
   validate,
 )
@@ -156,16 +157,23 @@ def load_data(
 def build_model(config: Config, data: FederatedData | Outline) -> Model:
   """Returns the model for the data and their task, from the registry or from a user's factory."""
   section = config.model
-  for option in ('name', 'input_shape', 'num_classes'):
+  for option in ('name', 'input_shape', 'num_classes', 'statistics'):
     if option in section.options:
       raise ValueError(f'model.options.{option} must be left out: the experiment sets it.')
   if ':' not in section.name:
     validate.one_of(models.MODELS, **{'model.name': section.name})
+    if section.statistics != 'refuse':
+      raise ValueError(
+        f"model.statistics must be 'refuse' for {section.name!r}, which keeps no running "
+        f'statistics, got {section.statistics!r}.'
+      )
     with registry.naming('model'):
       return models.build(
         section.name, data.input_shape, data.num_classes, task=data.task, **section.options
       )
-  given = {'input_shape': data.input_shape, 'num_classes': data.num_classes}
+  given: dict[str, Any] = {'input_shape': data.input_shape, 'num_classes': data.num_classes}
+  if section.statistics != 'refuse':
+    given['statistics'] = section.statistics
   model: Model = registry.made(
     'model', 'name', section.name, {}, section.options, registry.MODEL, **given
   )
@@ -173,6 +181,11 @@ def build_model(config: Config, data: FederatedData | Outline) -> Model:
     raise ValueError(
       f'model.name must be of a model for inputs {data.input_shape!r} and {data.num_classes} '
       f'labels to fit the data, got one for {model.input_shape!r} and {model.num_classes}.'
+    )
+  if model.statistics != section.statistics:
+    raise ValueError(
+      f'model.statistics must be what the factory of model.name, {section.name!r}, gives to '
+      f'from_linen, {model.statistics!r}, got {section.statistics!r}.'
     )
   return fitted(model, data.task)
 
@@ -241,14 +254,14 @@ def _layers(made: Any) -> list[Layer]:
 def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
   """Returns the arguments that an experiment gives to stages that take them.
 
-  Options of a stage override them. `dimension` is the number of the model's parameters, `clients`
+  Options of a stage override them. `dimension` is the number of parameters sent, `clients`
   the largest number of clients in a round, `num_clients` the population's size, `num_classes` the
   number of labels.
   """
   params = jax.eval_shape(model.init, keys.seed_key(0))
   draws = privacy.law(chooser)
   return {
-    'dimension': tree.size(params),
+    'dimension': tree.size(running.divide(model.loss, params)[0]),
     'clients': draws.capacity,
     'num_clients': draws.population,
     'num_classes': model.num_classes,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from fedjax_mem.config.typed import Section
 from fedjax_mem.core import validate
+from fedjax_mem.core.running import HANDLINGS
 from fedjax_mem.optim import SERVER_OPTIMIZERS
 
 SCHEDULES = ('constant', 'exponential', 'cosine', 'linear')
@@ -74,6 +75,9 @@ class ModelSection(Section):
   Attributes:
     name: 'logistic', 'mlp', 'cnn', …, or 'package.module:factory'.
     options: keyword arguments of its factory.
+    statistics: what becomes of running statistics of batch normalisation: 'refuse'; 'average':
+      they are part of the update; or 'local': each client keeps its own. A factory takes it as its
+      argument `statistics`.
     init: parameters to start from: a .safetensors or .msgpack file, an Orbax folder, or the folder
       of a finished run. None: they are drawn.
     init_hash: SHA-256 of the arrays of `init`, 64 hexadecimal digits; a run fills it in.
@@ -82,11 +86,13 @@ class ModelSection(Section):
   section: ClassVar[str] = 'model'
   name: str
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  statistics: str = 'refuse'
   init: str | None = None
   init_hash: str | None = None
 
   def _check(self) -> None:
     self._named('name')
+    validate.one_of(HANDLINGS, **{'model.statistics': self.statistics})
     if self.init is not None and not self.init.strip():
       raise ValueError(f'model.init must be a path, got {self.init!r}.')
     if self.init_hash is not None and not re.fullmatch('[0-9a-f]{64}', self.init_hash):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
   from fedjax_mem.core.facts import Looks as Looks
   from fedjax_mem.core.facts import Masks as Masks
   from fedjax_mem.core.facts import Noises as Noises
+  from fedjax_mem.core.facts import Personal as Personal
   from fedjax_mem.core.facts import Pools as Pools
   from fedjax_mem.core.facts import Prepares as Prepares
   from fedjax_mem.core.facts import Rescales as Rescales
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
   from fedjax_mem.core.message import scalar_member as scalar_member
   from fedjax_mem.core.round import Round as Round
   from fedjax_mem.core.round import compose as compose
+  from fedjax_mem.core.running import Running as Running
   from fedjax_mem.core.tree import Tree as Tree
 
 # The same names by the module that each is in.
@@ -88,6 +90,7 @@ _MODULES = {
     'Looks',
     'Masks',
     'Noises',
+    'Personal',
     'Pools',
     'Prepares',
     'Rescales',
@@ -121,6 +124,7 @@ _MODULES = {
     'Round',
     'compose',
   ),
+  'running': ('Running',),
   'tree': ('Tree',),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

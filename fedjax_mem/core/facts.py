@@ -352,6 +352,35 @@ class Broadcasts(Fact):
 
 
 @dataclasses.dataclass(frozen=True)
+class Personal(Fact):
+  """This client side keeps a part of the parameters in its clients' states, which is never sent.
+
+  The server's parameters hold what a client starts from.
+
+  Attributes:
+    sent: parameters -> those that are sent, a tree of fewer leaves.
+    mean: (parameters, client states [N, ...]) -> parameters with the mean over the clients that
+      have taken part, for scores and exports.
+    of: (parameters as from `mean`, client states [N, ...], client) -> the client's own.
+  """
+
+  sides = ('client',)
+  sent: Callable[[Any], Any]
+  mean: Callable[[Any, Any], Any]
+  of: Callable[[Any, Any, Any], Any]
+
+  def check(self, round: 'Round', layer: 'Layer') -> None:
+    """Raises `IncompatibleStages` under a claim, since no noise covers what clients keep."""
+    from fedjax_mem.core.layer import IncompatibleStages  # which is written with facts
+
+    if round.claims:
+      raise IncompatibleStages(
+        f'{layer.name!r} keeps statistics with each client (model.statistics), and scores and '
+        "exports would show their mean, which no noise covers: use 'average', or GroupNorm."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class Rescales(Fact):
   """This client side multiplies weighted messages by a number of its client, such as 1 / chance."""
 

@@ -93,12 +93,13 @@ def _summed(measure: Callable[[Tree, Batch], Any], mesh: Mesh) -> Callable[..., 
 
 
 def per_example(
-  metrics: Callable[[Tree, Batch], Any],
+  metrics: Callable[..., Any],
   arrays: dict[str, Any],
   rows: np.ndarray,
   *,
   batch_size: int,
   mesh: Mesh,
+  offsets: np.ndarray | None = None,
 ) -> Callable[[Tree], Any]:
   """Returns params -> the values of the examples at `rows`, by one compiled program.
 
@@ -106,11 +107,14 @@ def per_example(
   arrays may be memory-mapped. Batches are the same on any number of devices.
 
   Args:
-    metrics: (params, batch) -> a tree of arrays [B, ...]; the result is one of [H, ...].
+    metrics: (params, batch) -> a tree of arrays [B, ...]; the result is one of [H, ...]. With
+      `offsets` (params, batch, group).
     arrays: the examples, name -> [T, ...], on the host, in their stored dtypes.
     rows: [H] integers, which of them.
     batch_size: examples in a batch on a device.
     mesh: devices among which the batches are split.
+    offsets: [G+1], group g has the rows offsets[g]:offsets[g+1], and no batch is of two; None: all
+      are one group.
 
   Raises:
     ValueError: no examples, or a batch size that is not >= 1.
@@ -119,33 +123,57 @@ def per_example(
   total = len(rows)
   if not total:
     raise ValueError('rows must be at least one example to evaluate on, got none.')
-  size = min(batch_size, total)
+  places, real, group = _batches(np.array([0, total]) if offsets is None else offsets, batch_size)
   # As few parts as can be, of one length: the last is not mostly padding.
-  parts = -(-total // max(_PART, size))
-  count = -(-total // (parts * size * mesh.size)) * mesh.size  # batches of a part
+  parts = -(-places.size // max(_PART, places.shape[1]))
+  count = -(-len(places) // (parts * mesh.size)) * mesh.size  # batches of a part
   split = jax.sharding.NamedSharding(mesh, PartitionSpec(meshes.AXIS))
 
-  def share(params: Tree, held: Tree) -> Tree:
-    return jax.lax.map(lambda batch: metrics(params, batch), held)
+  program = _mapped(metrics, mesh, offsets is not None)
+
+  def part(params: Tree, begin: int) -> Tree:
+    # Padding repeats the last batch.
+    chosen = np.minimum(np.arange(begin, begin + count), len(places) - 1)
+    held = {name: np.take(x, rows[places[chosen]], axis=0) for name, x in arrays.items()}
+    values = jax.device_get(program(params, *jax.device_put((held, group[chosen]), split)))
+    kept = real[chosen] & (np.arange(begin, begin + count) < len(places))[:, None]
+    return jax.tree.map(lambda x: x[kept], values)
+
+  def evaluate(params: Tree) -> Tree:
+    found = [part(params, begin) for begin in range(0, len(places), count)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+  return evaluate
+
+
+def _mapped(metrics: Callable[..., Any], mesh: Mesh, grouped: bool) -> Callable[..., Any]:
+  """Returns (params, batches, groups) -> the values of each example, compiled."""
+
+  def share(params: Tree, held: Tree, group: jax.Array) -> Tree:
+    def one(x: tuple[Batch, jax.Array]) -> Tree:
+      return metrics(params, *x) if grouped else metrics(params, x[0])
+
+    return jax.lax.map(one, (held, group))
 
   spec = PartitionSpec(meshes.AXIS)
-  program = jax.jit(
+  return jax.jit(
     jax.shard_map(
-      share, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False
+      share, mesh=mesh, in_specs=(PartitionSpec(), spec, spec), out_specs=spec, check_vma=False
     ),
     compiler_options=meshes.compiler_options(mesh.devices.flat[0].platform) or None,
   )
 
-  def part(params: Tree, begin: int) -> Tree:
-    # Padding repeats the last example of the part, a valid one.
-    places = np.minimum(np.arange(begin, begin + count * size), total - 1)
-    taken = {name: np.take(x, rows[places], axis=0) for name, x in arrays.items()}
-    held = {name: x.reshape(count, size, *x.shape[1:]) for name, x in taken.items()}
-    values = jax.device_get(program(params, jax.device_put(held, split)))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
 
-  def evaluate(params: Tree) -> Tree:
-    found = [part(params, begin) for begin in range(0, total, count * size)]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *found)
+def _batches(offsets: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns batches of one group each: places [K, B], which are no padding [K, B], groups [K].
 
-  return evaluate
+  Padding repeats the last place of its batch.
+  """
+  counts = np.diff(offsets)
+  size = min(batch_size, int(counts.max()))
+  each = -(-counts // size)
+  group = np.repeat(np.arange(len(counts), dtype=np.int32), each)
+  number = np.arange(len(group)) - np.repeat(np.cumsum(each) - each, each)
+  places = (offsets[:-1][group] + number * size)[:, None] + np.arange(size)
+  ends = offsets[1:][group][:, None]
+  return np.minimum(places, ends - 1), places < ends, group

@@ -20,6 +20,7 @@ from fedjax_mem.core import (
   Member,
   Message,
   Metrics,
+  Personal,
   Population,
   Round,
   State,
@@ -88,8 +89,15 @@ def client_layers(layers: Round) -> tuple[Layer, ...]:
 
   Raises:
     IncompatibleStages: a client side follows a cohort side, or a layer with both keeps client
-      states: then a client would have to be asked more than once in a round.
+      states: then a client would have to be asked more than once in a round. Or clients keep a part
+      of the parameters, without which the server has no scores.
   """
+  for layer, _, _ in layers.having(Personal):
+    raise IncompatibleStages(
+      f'{layer.name!r} keeps statistics with each client (model.statistics), and clients in '
+      'processes of their own do not show them, so that nothing could be scored: simulate it, or '
+      "use 'average'."
+    )
   cut = walk.segments(layers)
   later = [x.name for side, group in cut[1:] if side == 'client' for x in group]
   both = [x.name for x in layers if x.client is not None and x.cohort is not None]

@@ -1,9 +1,9 @@
 """Models from a user's own flax module, or from any pair of functions.
 
-Batch normalisation is refused: the mean and variance of a client's batches are not parameters but
-statistics of its data. Averages of them over clients with different data are the statistics of no
-client, and they are left out of clipping, noise and compression (Hsieh et al. 2020,
-arXiv:1910.00189, section 5). Group normalisation keeps no statistics.
+Batch normalisation is refused unless one says what becomes of its statistics: the mean and variance
+of a client's batches are not parameters, and averages of them over clients with different data are
+the statistics of no client (Hsieh et al. 2020, arXiv:1910.00189, section 5). Group normalisation
+keeps no statistics. `statistics.py` has what linen modules may do with theirs.
 
 On a CPU, convolutions and max pooling by `jax.lax`, which flax's layers use, are replaced by fast
 ones with equal values when the model is traced (`fast_convolutions`). They are differentiable in
@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Tree, validate
+from fedjax_mem.core.running import HANDLINGS, PARAMS, STATISTICS
 from fedjax_mem.models import base
+from fedjax_mem.models.statistics import of_linen
 from fedjax_mem.tasks import LearningTask
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 _BATCH_NORM = (
   "must have no batch normalisation: the statistics of a client's batches are not parameters, and "
-  'averaging them over clients breaks the model; use GroupNorm'
+  'averaging them over clients may break the model; use GroupNorm'
 )
 # Argument of a module's __call__ that switches training on -> its value in training.
 _SWITCHES = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
@@ -51,6 +53,7 @@ def from_linen(
   input_dtype: Any = jnp.float32,
   padding_id: int | None = None,
   task: LearningTask | str | None = None,
+  statistics: str = 'refuse',
 ) -> base.Model:
   """Returns the model of a `flax.linen` module that maps x [B, ...] to logits.
 
@@ -63,40 +66,44 @@ def from_linen(
   ('Dense', (5, 3))
 
   Args:
-    module: its only collection must be 'params'.
+    module: its only collections may be 'params' and, of `nn.BatchNorm`, 'batch_stats'.
     input_shape: shape of one example.
     num_classes: K, number of classes, or of other outputs.
     name: name in tables and messages; None: the module's class.
     input_dtype: dtype of x.
     padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
     task: what it learns, or its name; None: that of the data.
+    statistics: of batch normalisation: 'refuse'; 'average': they are part of an update; 'local':
+      they stay with each client, with scales and biases of their layers (FedBN: Li et al. 2021,
+      arXiv 2102.07623). Parameters are then {'params': ..., 'batch_stats': ...}.
 
   Raises:
-    ValueError: the module keeps state besides its parameters, or its output does not fit.
+    ValueError: the module keeps state besides its parameters, its output does not fit, or its
+      statistics are not those of `nn.BatchNorm` over the batch.
   """
   if not isinstance(module, nn.Module):
     raise ValueError(f'module must be a flax.linen.Module, got {module!r}.')
-  name = name or type(module).__name__
-  known = switch(type(module).__call__)
+  name, known = name or type(module).__name__, switch(type(module).__call__)
+  validate.one_of(HANDLINGS, statistics=statistics)
 
   def settings(training: bool) -> dict[str, Any]:
     return {} if known is None else {known[0]: known[1] == training}
 
   def init(key: jax.Array) -> Tree:
     state = module.init(key, jnp.zeros((1, *input_shape), input_dtype), **settings(False))
-    if 'batch_stats' in state:
-      raise ValueError(f"module {_BATCH_NORM}, got {name!r} with a collection 'batch_stats'.")
-    if set(state) != {'params'}:
+    if set(state) - {STATISTICS} != {PARAMS}:
       raise ValueError(f"module must keep nothing but 'params', got {sorted(state)!r}.")
-    return state['params']
+    return state[PARAMS] if statistics == 'refuse' else state
 
   def apply(params: Tree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    variables = {PARAMS: params} if statistics == 'refuse' else params
     rngs = None if key is None else {'dropout': key}
-    logits = module.apply({'params': params}, x, rngs=rngs, **settings(key is not None))
-    return cast(jax.Array, logits)
+    return cast(jax.Array, module.apply(variables, x, rngs=rngs, **settings(key is not None)))
 
+  x = jax.ShapeDtypeStruct((3, *input_shape), input_dtype)
+  kept = of_linen(module, name, statistics, settings, x)
   how: dict[str, Any] = {'input_dtype': input_dtype, 'padding_id': padding_id, 'task': task}
-  return base.build(name, init, apply, input_shape, num_classes, **how)
+  return base.build(name, init, apply, input_shape, num_classes, kept=kept, **how)
 
 
 def from_nnx(

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Batch, Tree, keys, validate
+from fedjax_mem.core import Batch, Running, Tree, keys, validate
 from fedjax_mem.kernels.nn import rewrite
+from fedjax_mem.models.statistics import Kept
 from fedjax_mem.tasks import Classification, LearningTask, NextToken, as_task
 
 Values = dict[str, jax.Array]
@@ -29,6 +30,8 @@ class Model(NamedTuple):
     task: what it learns; None: `loss` and `metrics` are its own, and no other scores are computed.
     measure: (params, batch) -> (metrics, what the task's other scores need), dicts of [B, ...], of
       one application; None without a task.
+    kept: what becomes of running statistics; None: the model keeps none. With them, `init` gives
+      {'params', 'batch_stats'} and `loss` is a `core.Running`.
   """
 
   init: Callable[[jax.Array], Tree]
@@ -40,6 +43,12 @@ class Model(NamedTuple):
   name: str
   task: LearningTask | None = None
   measure: Callable[[Tree, Batch], tuple[Values, Values]] | None = None
+  kept: Kept | None = None
+
+  @property
+  def statistics(self) -> str:
+    """What becomes of running statistics: 'refuse' of a model that keeps none."""
+    return 'refuse' if self.kept is None else self.kept.how
 
   def copy(self) -> 'Model':
     """Returns the model itself: it has no state that could change."""
@@ -61,7 +70,8 @@ class Model(NamedTuple):
     """
     task = as_task(task)
     task.check_outputs(self.num_classes)
-    return self._replace(**_scored(getattr(self.apply, '__wrapped__', self.apply), task))
+    plain = getattr(self.apply, '__wrapped__', self.apply)
+    return self._replace(**_scored(plain, task, self.kept))
 
 
 class Outline(NamedTuple):
@@ -87,7 +97,9 @@ def fitted(model: Model, task: LearningTask) -> Model:
   return model if model.task is None or same else model.for_task(task)
 
 
-def _scored(apply: Callable[..., jax.Array], task: LearningTask) -> dict[str, Any]:
+def _scored(
+  apply: Callable[..., jax.Array], task: LearningTask, kept: Kept | None
+) -> dict[str, Any]:
   """Returns the fields of a `Model` that come from `apply`, as it was given, and a task."""
 
   def loss(params: Tree, batch: Batch, key: jax.Array | None = None) -> jax.Array:
@@ -108,7 +120,22 @@ def _scored(apply: Callable[..., jax.Array], task: LearningTask) -> dict[str, An
     'metrics': metrics,
     'measure': measure,
   }
-  return {'task': task, **{name: fast(function) for name, function in given.items()}}
+  made = {name: fast(function) for name, function in given.items()}
+  if kept is not None:
+    made['loss'] = _running(made['loss'], task, kept)
+  return {'task': task, **made}
+
+
+def _running(evaluated: Callable[..., jax.Array], task: LearningTask, kept: Kept) -> Running:
+  """Returns the loss of a model that keeps running statistics."""
+
+  def trained(
+    params: Tree, statistics: Tree, batch: Batch, mask: jax.Array, key: Any
+  ) -> tuple[jax.Array, Tree]:
+    outputs, statistics = kept.forward(params, statistics, batch['x'], mask, key)
+    return task.loss(outputs, batch['y']), statistics
+
+  return Running(evaluated, rewrite.fast_convolutions(trained), kept.how == 'local')
 
 
 def build(
@@ -121,6 +148,7 @@ def build(
   input_dtype: Any = jnp.float32,
   padding_id: int | None = None,
   task: LearningTask | str | None = None,
+  kept: Kept | None = None,
 ) -> Model:
   """Returns the model of an `(init, apply)` pair, with the loss and the scores of a task.
 
@@ -134,6 +162,7 @@ def build(
     padding_id: for sequences, the label of padding tokens, which do not count; None: no padding.
     task: what it learns; None: the next token for outputs [B, T, K], else classification, and the
       data's task takes its place where data are given (`fitted`).
+    kept: what becomes of running statistics; None: there are none.
 
   Raises:
     ValueError: a shape is not of positive integers, `init` or `apply` fails on it, or the outputs
@@ -161,10 +190,8 @@ def build(
   else:
     task = as_task(task)
     task.check_outputs(num_classes)
-  made = _scored(apply, task)
-  return Model(
-    _drawn_once(init), input_shape=input_shape, num_classes=num_classes, name=name, **made
-  )
+  made = {**_scored(apply, task, kept), 'kept': kept, 'name': name}
+  return Model(_drawn_once(init), input_shape=input_shape, num_classes=num_classes, **made)
 
 
 def as_it_is(model: Model) -> Model:
@@ -177,9 +204,14 @@ def as_it_is(model: Model) -> Model:
   >>> jax.jvp(lambda x: plain.apply(params, x), [jnp.ones((1, 2))], [jnp.ones((1, 2))])[1].shape
   (1, 3)
   """
+  loss, plain = model.loss, rewrite.as_it_is
+  if isinstance(loss, Running):
+    loss = Running(plain(loss.evaluated), plain(loss.trained), loss.local)
+  else:
+    loss = plain(loss)
   return model._replace(
     apply=rewrite.as_it_is(model.apply),
-    loss=rewrite.as_it_is(model.loss),
+    loss=loss,
     metrics=rewrite.as_it_is(model.metrics),
     measure=None if model.measure is None else rewrite.as_it_is(model.measure),
   )

@@ -67,6 +67,9 @@ def cited(config: Mapping[str, Any]) -> list[Cited]:
     name = _value(config, key.split('.'))
     if isinstance(name, str):
       found.append(Cited(key, name, table.get(name)))
+  statistics = _value(config, ['model', 'statistics'])
+  if statistics in sources.STATISTICS:
+    found.append(Cited('model.statistics', statistics, sources.STATISTICS[statistics]))
   selection = config.get('selection', {})
   found += [Cited(f'selection.{x}', 'on', ()) for x in ('dropout', 'clock') if selection.get(x)]
   for i, stage in enumerate(config.get('stages', ())):

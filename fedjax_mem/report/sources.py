@@ -151,6 +151,11 @@ PARTITIONS: Table = {
 
 # What a `[[stages]]` table may name, and what an option of one may name.
 STAGES: Table = {**ATTACKS, **PRIVACY, **COMPRESSION, **SECURE, **AGGREGATION}
+# Of `model.statistics`, where it is not 'refuse'.
+STATISTICS: Table = {
+  'average': ('ioffe2015batch',),
+  'local': ('ioffe2015batch', 'li2021fedbn'),
+}
 # Key of a configuration -> the table of the names that it takes.
 KEYS: Mapping[str, Table] = {
   'data.name': DATA,

@@ -2,13 +2,17 @@
 
 import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_mem.config.build import Parts
-from fedjax_mem.core import Tree
+from fedjax_mem.core import Personal, Tree
 from fedjax_mem.engine import per_example
+from fedjax_mem.engine.evaluate import MeasureFn
+from fedjax_mem.runner import personal
 from fedjax_mem.runner.scores import model_scores, of_model
 from fedjax_mem.tasks import LearningTask
 
@@ -27,7 +31,7 @@ def names(parts: Parts) -> tuple[str, ...]:
 
 
 class Scorer:
-  """Scores the server's model on what the clients hold out.
+  """Scores the server's model on what the clients hold out, or each client's own if it has one.
 
   Attributes:
     task: what the model learns, or None.
@@ -42,26 +46,36 @@ class Scorer:
       mesh: the devices.
     """
     self.task, self._held = parts.model.task, parts.data.held
+    own, of = personal.fact(parts.layers), of_model(parts)
     if self._held is not None:
-      rows = self._held.index
-      arrays, of = parts.data.arrays, of_model(parts)
-      self._evaluate = per_example(of, arrays, rows, batch_size=batch_size, mesh=mesh)
+      more: dict[str, Any] = {'batch_size': batch_size, 'mesh': mesh}
+      if own is not None:
+        more['offsets'] = self._held.offsets
+      self._evaluate = per_example(
+        of if own is None else _by_own(of, own), parts.data.arrays, self._held.index, **more
+      )
 
-  def __call__(self, params: Tree) -> dict[str, float]:
-    """Returns the scores over clients; {} if nothing is held out."""
+  def __call__(self, params: Tree, rows: Tree = None) -> dict[str, float]:
+    """Returns the scores over clients; {} if nothing is held out.
+
+    Args:
+      params: the parameters that are scored.
+      rows: what clients keep of them (`personal.rows`); None: nothing.
+    """
     if self._held is None:
       return {}
-    values, kept = self._evaluate(params)
+    values, kept = self._evaluate(params if rows is None else (params, rows))
     return over_clients(values, kept, self._held.offsets, self.task)
 
-  def each(self, params: Tree) -> tuple[str, np.ndarray]:
+  def each(self, params: Tree, rows: Tree = None) -> tuple[str, np.ndarray]:
     """Returns (name, [n]) of the task's main score, of each client on whose examples it is defined.
 
-    Without a task it is the accuracy, or the loss; without held-out examples there are none.
+    Without a task it is the accuracy, or the loss; without held-out examples there are none. The
+    arguments are those of a call.
     """
     if self._held is None:
       return 'accuracy', np.zeros(0)
-    values, kept = self._evaluate(params)
+    values, kept = self._evaluate(params if rows is None else (params, rows))
     found = of_clients(values, kept, self._held.offsets, self.task)
     main = 'accuracy' if self.task is None else self.task.main
     name = main if main in found else 'loss'
@@ -73,7 +87,19 @@ class Scorer:
     return name == 'loss' or (self.task is not None and name in self.task.less)
 
 
-def write(folder: pathlib.Path, scorer: Scorer, params: Tree, round: int) -> None:
+def _by_own(of: MeasureFn, own: Personal) -> Callable[..., Any]:
+  """Returns ((parameters, what clients keep), batch, client) -> what `of` gives by the client's."""
+
+  def measure(both: tuple[Tree, Tree], batch: dict[str, Any], client: Any) -> Any:
+    params, rows = both
+    return of(own.of(params, rows, client), batch)
+
+  return measure
+
+
+def write(
+  folder: pathlib.Path, scorer: Scorer, params: Tree, round: int, rows: Tree = None
+) -> None:
   """Writes `client_scores.json` for the report if clients hold examples out.
 
   Args:
@@ -81,8 +107,9 @@ def write(folder: pathlib.Path, scorer: Scorer, params: Tree, round: int) -> Non
     scorer: of the clients.
     params: the server's parameters after the round.
     round: of the scores.
+    rows: as in a call of the scorer.
   """
-  name, scores = scorer.each(params)
+  name, scores = scorer.each(params, rows)
   if not len(scores):
     return
   said = {'score': name, 'less_is_better': scorer.less_is_better(name), 'round': round}

@@ -10,6 +10,7 @@ import jax
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.core import State
 from fedjax_mem.models import saved
+from fedjax_mem.runner import personal
 from fedjax_mem.runner.folder import RunFolder
 from fedjax_mem.runner.prepare import Ready
 
@@ -19,7 +20,7 @@ class Result:
   """The result of a run.
 
   Attributes:
-    params: the server's parameters after the last round.
+    params: the server's parameters after the last round; what clients keep of them is the mean.
     metrics: one record per round, as in `metrics.jsonl`.
     folder: folder of the run.
   """
@@ -77,7 +78,8 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   from fedjax_mem.report.html import write_report
   from fedjax_mem.runner import client_scores, contributions
 
-  params = jax.device_get(state.params)
+  layers = ready.parts.layers
+  params = jax.device_get(personal.scored(layers, state))
   write_params(folder, params)
   folder.note(status='finished', rounds_done=int(state.round))
   title, claims = ready.config.data.name, ready.sim.claims
@@ -87,7 +89,8 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   for dark, name in ((False, 'partition.png'), (True, 'partition_dark.png')):
     figures.save(plots.partition(counts, labels, title, dark), folder.path / name)
   figures.save(plots.learning_curves(folder.path), folder.path / 'learning_curve.png')
-  client_scores.write(folder.path, ready.evaluate_clients, params, int(state.round))
+  number, rows = int(state.round), personal.rows(layers, state)
+  client_scores.write(folder.path, ready.evaluate_clients, params, number, rows)
   contributions.write(folder.path, state, ready.parts.data.clients, claims)
   write_report(folder.path, folder.path / 'report.html')
   return Result(params, records, folder.path)

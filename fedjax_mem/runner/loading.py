@@ -57,7 +57,8 @@ def load(run: str | os.PathLike[str]) -> Loaded:
 
   Raises:
     ValueError: it is not a run's folder, one of before 0.2 whose manifest lacks the model's shape,
-      its model cannot be imported (the message names it), or its arrays do not fit the model.
+      its model cannot be imported (the message names it), its arrays do not fit the model, or it
+      has not ended and its clients keep a part of the model.
     CheckpointError: it has not ended, and no checkpoint is sound.
   """
   folder = RunFolder(pathlib.Path(run))
@@ -74,6 +75,11 @@ def load(run: str | os.PathLike[str]) -> Loaded:
   # A run that was killed at its end may have the file, but not yet say so.
   if said.get('status') == 'finished' and (folder.path / saved.FINAL).is_file():
     number, held = int(said['rounds_done']), saved.read(folder.path)
+  elif model.statistics == 'local':
+    raise ValueError(
+      f"{folder.path} must have finished for what its clients keep (model.statistics = 'local'): "
+      f'go on with: fedjax-mem resume {folder.path}'
+    )
   else:
     where, run_id = folder.path / 'checkpoints', said.get('run_id')
     with contextlib.closing(Checkpoints(where, run_id=run_id, read_only=True)) as kept:

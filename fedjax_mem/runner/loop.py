@@ -23,7 +23,7 @@ from fedjax_mem.core import State, keys, tree
 from fedjax_mem.engine import describe
 from fedjax_mem.report.runs import flatten
 from fedjax_mem.report.tracker import MetricsWriter, reach, truncate_after
-from fedjax_mem.runner import flags, notes, restoring, secret
+from fedjax_mem.runner import flags, notes, personal, restoring, secret
 from fedjax_mem.runner import ledgers as spending
 from fedjax_mem.runner import trackers as tracking
 from fedjax_mem.runner.checkpoint import Checkpoints
@@ -290,8 +290,10 @@ class _Loop:
 
   def _score(self, state: State, record: dict[str, Any]) -> None:
     with self.times('evaluation'):
-      of_clients = self.ready.evaluate_clients(state.params)
-      self.records.score(record, self.ready.evaluate(state.params), of_clients)
+      layers = self.ready.parts.layers
+      params = personal.scored(layers, state)
+      of_clients = self.ready.evaluate_clients(params, personal.rows(layers, state))
+      self.records.score(record, self.ready.evaluate(params), of_clients)
 
   def _charge(self, state: State, count: int) -> int:
     """Charges the next `count` rounds, or fewer, on the disk; returns how many they are."""

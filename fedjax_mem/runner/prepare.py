@@ -21,6 +21,7 @@ from fedjax_mem.runner import (
   devices,
   examples,
   flags,
+  personal,
   records,
   scores,
   traffic,
@@ -182,7 +183,7 @@ def _of_data(data: FederatedData, given: bool) -> dict[str, Any]:
 def facts(ready: Ready) -> dict[str, Any]:
   """Returns the facts for the manifest before the first round."""
   parts, sim, layout = ready.parts, ready.sim, ready.sim.setting.layout
-  notes = list(ready.notes)
+  notes = [*ready.notes, *([personal.NOTE] if personal.fact(parts.layers) else [])]
   held = _estimator(ready)  # these tell what clients hold
   if parts.data.unused_labels:
     held.insert(0, f'no client holds examples of the labels {list(parts.data.unused_labels)}')

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import Broadcasts, Encodes, Integers, tree, wire
+from fedjax_mem.core import Broadcasts, Encodes, Integers, Personal, tree, wire
 from fedjax_mem.engine import Simulation, table_bytes
 from fedjax_mem.stages.compress import dense_size, total_bytes
 
@@ -31,7 +31,10 @@ class Traffic:
   def __init__(self, sim: Simulation):
     """Looks up how large the messages of a simulation are."""
     last = list(sim.setting.specs.values())[-1]
-    self._up, self._down = dense_size(last.update, last.aux), dense_size(sim.params)
+    params = sim.params
+    for _, _, fact in sim.setting.layers.having(Personal):
+      params = fact.sent(params)
+    self._up, self._down = dense_size(last.update, last.aux), dense_size(params)
     self._beside = self._down * sum(x.copies for _, _, x in sim.setting.layers.having(Broadcasts))
     bits = [x.bits for _, _, x in sim.setting.layers.having(Integers)]
     self._modular, self._unknown = bool(bits), bool(sim.setting.layers.silent)

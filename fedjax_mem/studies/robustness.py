@@ -26,7 +26,7 @@ from fedjax_mem.engine import simulate
 from fedjax_mem.engine.mesh import replicated
 from fedjax_mem.report import figures, heatmap
 from fedjax_mem.report.tables import format_table
-from fedjax_mem.runner import devices
+from fedjax_mem.runner import devices, personal
 from fedjax_mem.runner.scores import scorer
 from fedjax_mem.stages.aggregate import AGGREGATION
 from fedjax_mem.stages.attack import ATTACKS as ATTACK_LAYERS
@@ -217,7 +217,7 @@ def _scores(
     roots = {'seed': config.seed, 'noise_seed': config.noise_seed}
     state = sim.init(part.params, population, **roots)
     state, _ = sim.run(state, config.rounds, population, **roots)
-    found = evaluate(state.params)
+    found = evaluate(personal.scored(first.layers, state))
     # Parameters that are not finite have no accuracy: the model is lost.
     lost = not bool(tree.finite(state.params))
     scores.append({k: 0.0 if lost else v for k, v in found.items() if k != 'loss'})

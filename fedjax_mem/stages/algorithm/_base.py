@@ -15,11 +15,12 @@ from fedjax_mem.core import (
   Mean,
   Message,
   Metrics,
+  Running,
   Stage,
   Task,
   Total,
   Tree,
-  keys,
+  running,
   tree,
   validate,
 )
@@ -61,8 +62,9 @@ def sgd_of(optimizer: OptimizerFn) -> Sgd:
   return sgd
 
 
-# (parameters, optimizer state, losses so far) of a client between two local steps.
-_Carry = tuple[Tree, Tree, Mean]
+# (trained parameters, running statistics, optimizer state, losses so far) of a client between two
+# local steps.
+_Carry = tuple[Tree, Tree, Tree, Mean]
 # Parameters -> gradient of the batch of a step.
 GradientFn = Callable[[Tree], Tree]
 # (parameters, gradient there, gradient of this batch elsewhere) -> what the optimizer gets instead.
@@ -83,10 +85,21 @@ class Trained(NamedTuple):
   metrics: Metrics
 
 
-def loss_of(loss: LossFn) -> LossFn:
-  """Returns the loss with fast convolutions on a CPU; raises `ValueError` if it is no function."""
+def loss_of(loss: LossFn, statistics: bool = False) -> LossFn:
+  """Returns the loss with fast convolutions on a CPU.
+
+  Raises:
+    ValueError: it is no function, or its model keeps running statistics, unless they are allowed.
+  """
   validate.function(loss=loss)
-  return fast_convolutions(loss)
+  if not isinstance(loss, Running):
+    return fast_convolutions(loss)
+  if not statistics:
+    raise ValueError(
+      'the model must keep no running statistics (model.statistics): the gradients that this '
+      'algorithm takes do not follow them; train it by fedavg or fedprox, or use GroupNorm.'
+    )
+  return loss
 
 
 def check_rate(**named: Rate) -> None:
@@ -149,6 +162,17 @@ def masked_mean_loss(
   return summed / jnp.maximum(count, 1.0), Mean(summed, count)
 
 
+def _objective(
+  loss: LossFn, params: Tree, statistics: Tree, batch: Batch, mask: jax.Array, key: jax.Array
+) -> tuple[jax.Array, tuple[Mean, Tree]]:
+  """Returns (mean loss over the mask, (as a `Mean`, running statistics after the batch))."""
+  if isinstance(loss, Running):
+    losses, statistics = loss.trained(params, statistics, batch, mask, key)
+    loss = lambda *_: losses
+  mean, seen = masked_mean_loss(loss, params, batch, mask, key)
+  return mean, (seen, statistics)
+
+
 def local_steps(
   loss: LossFn,
   optimizer: optax.GradientTransformation,
@@ -164,6 +188,7 @@ def local_steps(
 
   Every epoch is shuffled anew. Its last batch may be smaller. The loop has the steps of the largest
   of the clients side by side; a client that has finished keeps its parameters and optimizer state.
+  Each step sets running statistics; `correct`, `drift` and the optimizer do not see them.
 
   Args:
     loss: (params, batch, key) -> losses [B], one for each example.
@@ -175,27 +200,25 @@ def local_steps(
     correct: changes each gradient before the optimizer sees it.
     drift: added to each step, outside of the optimizer's momentum, a tree like the parameters.
   """
-  data = task.data
+  data, (trained, statistics) = task.data, running.split(loss, task.params)
   size, padded = batch_plan(data, batch_size)
   steps = -(-data.longest // size)
 
   def step(number: jax.Array, order: jax.Array, key: jax.Array, carry: _Carry) -> _Carry:
-    params, opt, metrics = carry
+    params, statistics, opt, metrics = carry
     first = number * size
     positions = jax.lax.dynamic_slice(order, (first,), (size,))
     mask = first + jnp.arange(size) < data.count
-    batch = data.take(positions)
-    objective = lambda p: masked_mean_loss(loss, p, batch, mask, jax.random.fold_in(key, number))
-    grads, seen = jax.grad(objective, has_aux=True)(params)
-    if correct is not None:
-      grads = correct(params, grads, lambda p: jax.grad(objective, has_aux=True)(p)[0])
+    batch, own = data.take(positions), jax.random.fold_in(key, number)
+    gradient = jax.grad(lambda p: _objective(loss, p, statistics, batch, mask, own), has_aux=True)
+    grads, (seen, told) = gradient(params)
+    grads = grads if correct is None else correct(params, grads, lambda p: gradient(p)[0])
     updates, new_opt = optimizer.update(grads, opt, params)
-    if drift is not None:
-      updates = tree.add(updates, drift)
-    new = optax.apply_updates(params, updates), new_opt
+    updates = updates if drift is None else tree.add(updates, drift)
+    new = optax.apply_updates(params, updates), told, new_opt
     # Without examples the gradient is zero, but momentum and weight decay would still move.
     if data.ragged:
-      new = tree.select(first < data.count, new, (params, opt))
+      new = tree.select(first < data.count, new, (params, statistics, opt))
     return (*new, tree.add(metrics, seen))
 
   def epoch(number: jax.Array, carry: _Carry) -> _Carry:
@@ -205,9 +228,10 @@ def local_steps(
     ended: _Carry = jax.lax.fori_loop(0, steps, lambda i, c: step(i, order, step_key, c), carry)
     return ended
 
-  start = (task.params, optimizer.init(task.params), Mean(jnp.float32(0), jnp.float32(0)))
-  params, _, seen = jax.lax.fori_loop(0, epochs, epoch, start)
+  start = (trained, statistics, optimizer.init(trained), Mean(jnp.float32(0), jnp.float32(0)))
+  trained, statistics, _, seen = jax.lax.fori_loop(0, epochs, epoch, start)
   taken = epochs * -(-data.count // size)
+  params = running.join(loss, trained, statistics)
   return Trained(params, taken, step_metrics(seen, taken, epochs * steps))
 
 
@@ -228,9 +252,10 @@ class Local:
     batch_size: int,
     epochs: int,
     optimizer: OptimizerFn,
+    statistics: bool = False,
   ):
-    """Checks the arguments, which are those of `fedavg`; raises `ValueError`."""
-    self.loss = loss_of(loss)
+    """Checks the arguments, those of `fedavg` and of `loss_of`; raises `ValueError`."""
+    self.loss = loss_of(loss, statistics)
     check_rate(learning_rate=learning_rate)
     self._rate = learning_rate
     self.epochs = validate.integer(epochs=epochs)
@@ -320,38 +345,31 @@ def step_metrics(seen: Mean, taken: jax.Array, run: jax.Array) -> Metrics:
   return {'train_loss': seen, 'steps': Total(taken), 'wasted_steps': wasted}
 
 
-def uses_key(loss: LossFn, params: Tree, batch: dict[str, Any]) -> bool:
-  """Returns whether the loss uses its key (dropout), by tracing it on shapes."""
-  key = jax.eval_shape(lambda: keys.seed_key(0))
-  jaxpr = jax.make_jaxpr(loss)(params, batch, key).jaxpr
-  return any(jaxpr.invars[-1] is x for equation in jaxpr.eqns for x in equation.invars)
-
-
-def pooled_gradient(
-  loss: LossFn, params: Tree, batch: Batch, weights: jax.Array, mask: jax.Array
-) -> tuple[Tree, Mean]:
-  """Returns the gradient of sum_i weights_i loss_i over the examples in `mask` [B], and losses."""
-
-  def objective(params: Tree) -> tuple[jax.Array, Mean]:
-    losses = jnp.where(mask, loss(params, batch, None), 0.0)
-    return (weights * losses).sum(), Mean(losses.sum(), mask.sum(dtype=jnp.float32))
-
-  grads, seen = jax.grad(objective, has_aux=True)(params)
-  return grads, seen
-
-
-def server_step(optimizer: optax.GradientTransformation) -> Stage:
+def server_step(optimizer: optax.GradientTransformation, loss: LossFn | None = None) -> Stage:
   """Returns the server side: one optimizer step on the average update gives the new parameters.
 
   The update is server - client, so the optimizer descends. If no client took part (the divisor is
-  zero), the parameters and the optimizer's state stay as they are.
+  zero), the parameters and the optimizer's state stay as they are. Running statistics are averaged,
+  whatever the optimizer: momentum or a rate on them would be no average. Noise or a lossy code may
+  make a variance negative: it is then 0. What is local stays as it was before the first round.
+
+  Args:
+    optimizer: of the server.
+    loss: of the clients, which says whether there are running statistics.
   """
 
   def apply(ctx: Context, message: Message, state: Tree) -> tuple[Tree, Tree, Metrics]:
-    params, new = descend(optimizer, ctx.params, message, state)
-    return params, new, {}
+    here, own = running.divide(loss, ctx.params)
+    (old, statistics), (update, change) = (running.split(loss, x) for x in (here, message.update))
+    params, new = descend(optimizer, old, message._replace(update=update), state)
+    averaged = running.proper(tree.sub(statistics, change))
+    averaged = tree.select(message.weight > 0, averaged, statistics)
+    return running.unite(loss, running.join(loss, params, averaged), own), new, {}
 
-  return Stage(apply, lambda ctx: optimizer.init(ctx.params))
+  def init(ctx: Context) -> Tree:
+    return optimizer.init(running.split(loss, running.divide(loss, ctx.params)[0])[0])
+
+  return Stage(apply, init)
 
 
 def zeros(ctx: Context) -> Tree:

@@ -19,6 +19,7 @@ from fedjax_mem.core import (
   tree,
 )
 from fedjax_mem.stages.algorithm import _base as training
+from fedjax_mem.stages.algorithm import _own, _pooled
 
 
 def fedavg(
@@ -57,21 +58,23 @@ def fedavg(
   Raises:
     ValueError: an argument is out of range.
   """
-  train = training.Local(loss, learning_rate, batch_size, epochs, optimizer)
-  server = training.server_step(training.server_optimizer_of(server_optimizer))
+  train = training.Local(loss, learning_rate, batch_size, epochs, optimizer, statistics=True)
+  server = training.server_step(training.server_optimizer_of(server_optimizer), train.loss)
 
   def client(ctx: Context, task: Task, state: Tree) -> tuple[Message, Tree, Metrics]:
+    task = _own.given(train.loss, task, state)
     done = train(ctx, task)
-    return training.sent(task, done), state, done.metrics
+    return *_own.told(train.loss, task, done, state), done.metrics
 
   def pooled(shape: Shape, params: Tree, batch: Batch) -> Pool | None:
     # One step from common parameters is a gradient, and gradients of clients add.
     one_step = epochs == 1 and shape.capacity <= batch_size
-    if not one_step or training.uses_key(train.loss, params, batch):
+    if not one_step or not _pooled.adds(train.loss, params, batch):
       return None
     return _pool(train.loss, learning_rate, optimizer)
 
-  trains = Stage(client, facts=(Trains(), Pools(pooled)))
+  facts = Trains(), Pools(pooled), *_own.facts(train.loss)
+  trains = Stage(client, _own.init(train.loss), facts)
   return Layer('algorithm', client=trains, server=server)
 
 
@@ -86,7 +89,7 @@ def _pool(
   def pool(
     ctx: Context, batch: Batch, weights: jax.Array, mask: jax.Array, clients: jax.Array
   ) -> tuple[Tree, Metrics]:
-    grads, seen = training.pooled_gradient(loss, ctx.params, batch, weights, mask)
+    grads, seen = _pooled.gradient(loss, ctx.params, batch, weights, mask)
     if sgd.weight_decay:
       decay = sgd.weight_decay * weights.sum()
       grads = tree.add(grads, tree.scale(decay, ctx.params))

@@ -13,9 +13,11 @@ from fedjax_mem.core import (
   Task,
   Trains,
   Tree,
+  running,
   validate,
 )
 from fedjax_mem.stages.algorithm import _base as training
+from fedjax_mem.stages.algorithm import _own
 
 
 def fedprox(
@@ -58,18 +60,21 @@ def fedprox(
   Raises:
     ValueError: an argument is out of range.
   """
-  train = training.Local(loss, learning_rate, batch_size, epochs, optimizer)
+  train = training.Local(loss, learning_rate, batch_size, epochs, optimizer, statistics=True)
   validate.non_negative(mu=mu)
   validate.fraction(partial_work=partial_work)
-  server = training.server_step(training.server_optimizer_of(server_optimizer))
+  server = training.server_step(training.server_optimizer_of(server_optimizer), train.loss)
 
   def client(ctx: Context, task: Task, state: Tree) -> tuple[Message, Tree, Metrics]:
-    near = training.near(mu, task.params)
+    task = _own.given(train.loss, task, state)
+    near = training.near(mu, running.split(train.loss, task.params)[0])
     passes = _passes(ctx.key, epochs, partial_work) if partial_work else epochs
     done = train(ctx, task, correct=near, epochs=passes)
-    return training.sent(task, done), state, done.metrics
+    return *_own.told(train.loss, task, done, state), done.metrics
 
-  return Layer('algorithm', client=Stage(client, facts=(Trains(),)), server=server)
+  facts = Trains(), *_own.facts(train.loss)
+  trains = Stage(client, _own.init(train.loss), facts)
+  return Layer('algorithm', client=trains, server=server)
 
 
 def _passes(key: jax.Array, epochs: int, share: float) -> jax.Array:

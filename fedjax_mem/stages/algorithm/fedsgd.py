@@ -21,6 +21,7 @@ from fedjax_mem.core import (
   validate,
 )
 from fedjax_mem.stages.algorithm import _base as training
+from fedjax_mem.stages.algorithm import _pooled
 
 
 def fedsgd(
@@ -64,7 +65,7 @@ def fedsgd(
 
   def pooled(shape: Shape, params: Tree, batch: Batch) -> Pool | None:
     del shape
-    if training.uses_key(loss, params, batch):
+    if not _pooled.adds(loss, params, batch):
       return None
     return _pool(loss)
 
@@ -78,7 +79,7 @@ def _pool(loss: training.LossFn) -> Pool:
   def pool(
     ctx: Context, batch: Batch, weights: jax.Array, mask: jax.Array, clients: jax.Array
   ) -> tuple[Tree, Metrics]:
-    grads, seen = training.pooled_gradient(loss, ctx.params, batch, weights, mask)
+    grads, seen = _pooled.gradient(loss, ctx.params, batch, weights, mask)
     return grads, {'train_loss': seen, 'steps': Total(clients)}
 
   return pool

@@ -14,7 +14,7 @@ from fedjax_mem.config.start import pinned
 from fedjax_mem.core import IncompatibleStages, Population
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.engine import Execution, evaluator, lanes, lifting, make_mesh, simulate
-from fedjax_mem.runner import client_scores, examples, records, scores
+from fedjax_mem.runner import client_scores, examples, personal, records, scores
 from fedjax_mem.runner import ledgers as spending
 from fedjax_mem.runner.prepare import MAX_SEGMENT, Ready
 from fedjax_mem.studies.sweeps.grid import Point
@@ -142,6 +142,8 @@ def _planned(
   ready = Ready(config, start, parts, sim, source, evaluate, of_clients, ledgers, 'asked', [])
   if streamed:
     return Planned(point, ready, None, check, 'its examples are streamed')
+  if personal.fact(parts.layers) is not None:
+    return Planned(point, ready, None, check, 'its clients keep a part of the model')
   return Planned(point, ready, lanes.lane(sim, parts.params), check)
 
 

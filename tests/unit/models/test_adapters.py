@@ -151,7 +151,7 @@ def test_functions_may_take_a_key():
   'match, call',
   [
     (
-      'GroupNorm.*batch_stats',
+      'batch_stats.*GroupNorm',
       lambda: models.from_linen(_Linen(batch_norm=True), (4,), 3),
     ),
     ('GroupNorm', lambda: models.from_nnx(lambda rngs: _Nnx(rngs, batch_norm=True), (4,), 3)),
