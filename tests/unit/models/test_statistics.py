@@ -211,6 +211,18 @@ def test_modes_agree_and_noise_makes_no_variance_negative(start):
   assert all(np.abs(x).min() > 0 for x in jax.tree.leaves(found[0]['params']))
 
 
+@pytest.mark.slow
+def test_modes_agree_on_what_clients_keep(start):
+  train = algorithm.fedavg(net('local').loss, learning_rate=RATE, batch_size=BATCH)
+  found = []
+  for how in MODES:
+    sim = simulation(train, start, clients(), execution=fm.Execution(**how))
+    state, _ = sim.run(sim.init(start), 2)
+    found.append(jax.device_get((state.params, state.clients)))
+  for other in found[1:]:
+    near(other, found[0])
+
+
 FACTORY = """
 import flax.linen as nn
 import fedjax_mem as fm
