@@ -40,6 +40,22 @@ class Result:
       raise ValueError("to_pandas needs pandas: pip install 'fedjax_mem[tables]'.") from error
     return pandas.DataFrame(self.metrics).set_index('round')
 
+  def plot(self, *others: 'Result') -> Any:
+    """Returns a figure of this run's learning curves, with those of other runs beside them.
+
+    A notebook shows it; `figure.savefig('curves.pdf')` writes it. A run's label is the name of its
+    folder: that of its configuration, and a hash.
+
+    Args:
+      others: results of other runs, whose folders are still there.
+
+    Raises:
+      ValueError: a folder is not a run's any more.
+    """
+    from fedjax_mem.report.plots import learning_curves  # here: matplotlib is slow to import
+
+    return learning_curves([x.folder for x in (self, *others)])
+
   def _repr_html_(self) -> str:
     """Returns a table of the last record, which a notebook shows; however many there are."""
     last = self.metrics[-1] if self.metrics else {}
