@@ -14,7 +14,7 @@ from fedjax_mem.runner.folder import RunFolder
 from fedjax_mem.runner.prepare import Ready
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
   """The result of a run.
 
@@ -55,6 +55,10 @@ class Result:
     from fedjax_mem.report.plots import learning_curves  # here: matplotlib is slow to import
 
     return learning_curves([x.folder for x in (self, *others)])
+
+  def __repr__(self) -> str:
+    """Returns one line, however many parameters and records there are."""
+    return f'Result({len(self.metrics)} rounds, in {str(self.folder)!r})'
 
   def _repr_html_(self) -> str:
     """Returns a table of the last record, which a notebook shows; however many there are."""

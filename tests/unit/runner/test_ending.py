@@ -26,8 +26,9 @@ def test_a_notebook_shows_the_last_record_however_many_there_are():
   shown = Result({}, METRICS, pathlib.Path('runs/<i>'))._repr_html_()
   assert '<th>loss</th><td>0.25</td>' in shown and '&lt;b&gt;' in shown and 'covered' not in shown
   assert 'runs/&lt;i&gt;' in shown and '<b>' not in shown
-  many = Result({}, METRICS * 50_000, pathlib.Path('x'))._repr_html_()
-  assert many.count('<tr>') == 3
+  many = Result({'w': np.ones(10**5)}, METRICS * 50_000, pathlib.Path('x'))
+  assert many._repr_html_().count('<tr>') == 3
+  assert repr(many) == "Result(100000 rounds, in 'x')"  # a notebook asks for it as well
   assert '<table></table>' in Result({}, [], pathlib.Path('x'))._repr_html_()
 
 
