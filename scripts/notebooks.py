@@ -12,6 +12,7 @@ error.
 import argparse
 import concurrent.futures
 import json
+import resource
 import sys
 import tempfile
 import time
@@ -63,12 +64,12 @@ def untidy(book: dict[str, Any]) -> list[str]:
   return found
 
 
-def execute(path: Path, keep: Path | None) -> tuple[float, str]:
-  """Executes a notebook and returns (seconds, what is wrong with it or '')."""
+def execute(path: Path, keep: Path | None) -> tuple[str, str]:
+  """Executes a notebook and returns (its times, what is wrong with it or '')."""
   import nbclient
   import nbformat
 
-  began, wrong = time.monotonic(), []
+  began, before, wrong = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN), []
   book = nbformat.read(path, as_version=4)
   with tempfile.TemporaryDirectory() as place:
     client = nbclient.NotebookClient(
@@ -85,7 +86,10 @@ def execute(path: Path, keep: Path | None) -> tuple[float, str]:
   if keep:
     keep.mkdir(parents=True, exist_ok=True)
     nbformat.write(book, keep / path.name)
-  return time.monotonic() - began, '\n'.join(wrong or untidy(book))
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+  times = f'{time.monotonic() - began:.0f} s, {cpu:.0f} s of processors'
+  return times, '\n'.join(wrong or untidy(book))
 
 
 def main() -> int:
@@ -108,8 +112,8 @@ def main() -> int:
   failed = False
   with concurrent.futures.ProcessPoolExecutor(given.n) as pool:
     results = pool.map(execute, paths, [given.keep] * len(paths))
-    for path, (seconds, wrong) in zip(paths, results, strict=True):
-      print(f'{path.name}: {seconds:.0f} s {wrong}', flush=True)
+    for path, (times, wrong) in zip(paths, results, strict=True):
+      print(f'{path.name}: {times} {wrong}', flush=True)
       failed |= bool(wrong)
   return int(failed)
 
