@@ -61,6 +61,7 @@ if TYPE_CHECKING:
   from fedjax_mem.runner.loading import Loaded, export, load
   from fedjax_mem.runner.loop import Interrupted, RunFailed, resume, run
   from fedjax_mem.runner.trackers import Tracker
+  from fedjax_mem.studies.audit import audit
   from fedjax_mem.studies.sweeps.sweep import sweep
 
 __all__ = (
@@ -108,6 +109,7 @@ __all__ = (
   '__version__',
   'account',
   'apply',
+  'audit',
   'compose',
   'data',
   'export',
@@ -130,6 +132,7 @@ _ROOMS = ('account', 'data', 'federated', 'mechanisms', 'models', 'optim', 'stag
 _HOMES = {
   'Applied': 'engine',
   'apply': 'engine',
+  'audit': 'studies.audit',
   'Config': 'config.load',
   'Execution': 'engine',
   'Interrupted': 'runner.loop',

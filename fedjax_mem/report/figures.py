@@ -52,6 +52,13 @@ def style(dark: bool = False) -> Any:
   }
 
 
+class Shown(Figure):
+  """A figure that a notebook shows at the end of a cell, whether or not pyplot is imported."""
+
+  def _repr_png_(self) -> bytes:
+    return png(self)
+
+
 def png(figure: Figure, dpi: int = 130) -> bytes:
   """Returns a figure as PNG; the same figure gives the same bytes."""
   file = io.BytesIO()
@@ -91,7 +98,7 @@ def canvas(
     settings: of matplotlib, a mapping of those that differ from `style`.
   """
   with matplotlib.rc_context(style(dark) | dict(settings)):
-    figure = Figure(figsize=(width, height), layout='constrained')
+    figure = Shown(figsize=(width, height), layout='constrained')
     if title:
       figure.suptitle(short(title, 100), fontweight='bold')
     yield figure, colours(dark)

@@ -167,7 +167,9 @@ def _loss(ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> None:
       _line(ax, test, i, colour, linestyle=_line_style(i, colours), label=label or held)
     values += [x for x in (*train[1], *test[1]) if math.isfinite(x)]
   bold, thin = marked('test', 'test_loss', runs), marked('training clients', 'train_loss', runs)
-  ax.set_title('Loss' if len(runs) == 1 else f'Loss: {bold} (bold), {thin} (thin, dashed)')
+  between = '\n' if len(bold) + len(thin) > 24 else ' '  # what a claim does not cover is said
+  several = f'Loss: {bold} (bold),{between}{thin} (thin, dashed)'
+  ax.set_title('Loss' if len(runs) == 1 else several)
   ax.set_ylabel('loss')
   _rounds(ax)
   if values and min(values) > 0 and max(values) / min(values) > 100:

@@ -15,7 +15,7 @@ from fedjax_mem.runner.folder import RunFolder
 from fedjax_mem.runner.prepare import Ready
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
   """The result of a run.
 
@@ -40,6 +40,26 @@ class Result:
     except ImportError as error:
       raise ValueError("to_pandas needs pandas: pip install 'fedjax_mem[tables]'.") from error
     return pandas.DataFrame(self.metrics).set_index('round')
+
+  def plot(self, *others: 'Result') -> Any:
+    """Returns a figure of this run's learning curves, with those of other runs beside them.
+
+    A notebook shows it; `figure.savefig('curves.pdf')` writes it. A run's label is the name of its
+    folder: that of its configuration, and a hash.
+
+    Args:
+      others: results of other runs, whose folders are still there.
+
+    Raises:
+      ValueError: a folder is not a run's any more.
+    """
+    from fedjax_mem.report.plots import learning_curves  # here: matplotlib is slow to import
+
+    return learning_curves([x.folder for x in (self, *others)])
+
+  def __repr__(self) -> str:
+    """Returns one line, however many parameters and records there are."""
+    return f'Result({len(self.metrics)} rounds, in {str(self.folder)!r})'
 
   def _repr_html_(self) -> str:
     """Returns a table of the last record, which a notebook shows; however many there are."""

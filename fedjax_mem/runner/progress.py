@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, else a plain line every few seconds."""
+"""Progress of a run: a bar on a terminal or in a notebook, else a plain line every few seconds."""
 
 import collections
 import sys
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, ProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from fedjax_mem.runner import notebook
 from fedjax_mem.runner.output import steady
 
 # Rounds over which the speed is averaged: compilation and a slow round soon leave the average.
@@ -49,25 +50,34 @@ class Progress:
     Args:
       total: rounds of the whole run.
       start: rounds that were done before (a resumed run).
-      quiet: plain lines even on a terminal.
+      quiet: plain lines even on a terminal or in a notebook.
       extra: key of a record -> label, shown where a record has it; None = `EXTRA`.
       interval: least number of seconds between two plain lines.
-      console: where to write; None = standard output.
+      console: where to write; None = standard output, and in a notebook the bar is an output.
       clock: function that returns seconds, like `time.monotonic`.
     """
     self.total, self.done = total, start
     self._extra = EXTRA if extra is None else extra
     self._interval, self._clock = interval, clock
-    self._console = console or Console(file=steady(sys.stdout), highlight=False)
+    self._display = None if console else notebook.display()
+    # In a notebook notes are text: by rich's way each would be an output of its own.
+    self._console = console or Console(
+      file=steady(sys.stdout), highlight=False, force_jupyter=False
+    )
     self._speeds: collections.deque[tuple[float, float]] = collections.deque(maxlen=_WINDOW)
     self._latest: dict[str, Any] = {}
     self._covered: set[str] | None = None  # without a claim nothing is marked
     self._began, self._start = clock(), start
     self._printed: float | None = None
     self._pending = False
-    self._bar = None if quiet or not self._console.is_terminal else self._make_bar()
+    self._bar = None if quiet else self._make_bar()
 
-  def _make_bar(self) -> '_Bar':
+  def _make_bar(self) -> '_Bar | notebook.Bar | None':
+    if self._display is not None:
+      shown = lambda: notebook.Shown(self.done, self.total, self.times(), self.facts())
+      return notebook.Bar(self._display, shown)
+    if not self._console.is_terminal:
+      return None
     # Few refreshes: their thread shares the cores with the training.
     bar = _Bar(
       TextColumn('round {task.completed}/{task.total}', markup=False),
@@ -78,7 +88,7 @@ class Progress:
       expand=True,
       facts=self.facts,
     )
-    self._task = bar.add_task('', total=self.total, completed=self.done)
+    bar.add_task('', total=self.total, completed=self.done)
     return bar
 
   def __enter__(self) -> 'Progress':
@@ -112,7 +122,7 @@ class Progress:
     if record.get('seconds'):
       self._speeds.append((float(record['seconds']), float(record.get('clients', 0))))
     if self._bar is not None:
-      self._bar.update(self._task, completed=self.done)
+      self._bar.show(self.done)
       return
     self._pending = True
     if self._printed is None or self._clock() - self._printed >= self._interval:
@@ -163,9 +173,9 @@ class Progress:
 
   def _left(self, elapsed: float) -> float | None:
     """Returns the seconds that are left, from the times in the records if they have them."""
-    rounds = self.total - self.done
-    if self._speeds:
-      return rounds * sum(seconds for seconds, _ in self._speeds) / len(self._speeds)
+    rounds, speeds = self.total - self.done, tuple(self._speeds)  # a bar's thread asks as well
+    if speeds:
+      return rounds * sum(seconds for seconds, _ in speeds) / len(speeds)
     done = self.done - self._start
     return rounds * elapsed / done if done > 0 else None
 
@@ -216,6 +226,10 @@ class _Bar(RichProgress):
   def __init__(self, *columns: ProgressColumn, facts: Callable[[], str], **options: Any):
     self._facts = facts  # Set first: the constructor of the base class already draws.
     super().__init__(*columns, **options)
+
+  def show(self, done: int) -> None:
+    """Shows that `done` rounds are done."""
+    self.update(self.task_ids[0], completed=done)
 
   def get_renderables(self) -> Iterable[RenderableType]:
     """Yields the bar, then the facts of this moment."""

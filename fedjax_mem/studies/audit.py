@@ -231,7 +231,14 @@ def audit(
 ) -> list[Finding]:
   """Returns the findings of the attacks on an experiment.
 
-  The games are played at a delta of at least 1e-2, for the epsilon that is claimed there.
+  The games are played at a delta of at least 1e-2, for the epsilon that is claimed there. Of
+  `audit(fm.load_config('digits_dp'))` no finding is 'refuted'; without a claim there is nothing to
+  attack:
+
+  >>> audit(fm.load_config('quickstart', ['data.num_clients=10']))
+  Traceback (most recent call last):
+    ...
+  ValueError: the audit must be of a run with central noise by client, got none.
 
   Args:
     config: the experiment; its noise must be central and by client.
@@ -240,7 +247,7 @@ def audit(
     trials: number of releases in each game.
 
   Raises:
-    ValueError: no stage adds noise.
+    ValueError: no stage adds central noise by client.
   """
   devices.prepare(config.execution.devices)
   parts = build(config, data_dir)

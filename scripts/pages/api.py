@@ -9,7 +9,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / 'fedjax_mem'
 METHODS = ('algorithm', 'select', 'weigh', 'privacy', 'compress', 'masks', 'aggregate', 'attack')
-RUNS = ('Config', 'load_config', 'run', 'resume', 'sweep', 'Result', 'Interrupted', 'RunFailed')
+RUNS = (
+  *('Config', 'load_config', 'run', 'resume', 'sweep', 'audit'),
+  *('Result', 'Interrupted', 'RunFailed'),
+)
 ENGINE = ('Simulation', 'Execution', 'simulate', 'Applied', 'apply')
 
 

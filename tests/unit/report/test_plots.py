@@ -54,7 +54,7 @@ def test_a_curve_that_a_claim_does_not_cover_says_so():
   said = [line.get_label() for line in ax.lines]
   assert said == ['training clients (not covered by ε)', 'test set']
   (ax,) = learning_curves([claimed, claimed]).axes
-  assert ax.get_title() == ('Loss: test (bold), training clients (not covered by ε) (thin, dashed)')
+  assert ax.get_title() == 'Loss: test (bold),\ntraining clients (not covered by ε) (thin, dashed)'
 
 
 def test_scores_on_the_test_set_that_a_claim_does_not_cover_say_so():
@@ -63,8 +63,12 @@ def test_scores_on_the_test_set_that_a_claim_does_not_cover_say_so():
   accuracy, loss = learning_curves(Run(name='x', records=claimed)).axes
   assert accuracy.get_title() == 'Test accuracy (not covered by ε)'
   assert [line.get_label() for line in loss.lines] == ['test set (not covered by ε)']
-  loss = learning_curves([claimed, claimed]).axes[1]
-  assert loss.get_title().startswith('Loss: test (not covered by ε) (bold), ')
+  both = [x | {'train_loss': 2.0} for x in claimed]
+  figure = learning_curves([both, both])
+  title = figure.axes[1].title
+  assert title.get_text().startswith('Loss: test (not covered by ε) (bold),\n')
+  figure.draw_without_rendering()
+  assert title.get_window_extent().x1 <= figure.bbox.x1  # nothing of it is cut
 
 
 def test_the_clients_have_a_panel_with_the_worst_tenth():

@@ -1,5 +1,6 @@
 """What the caller of a run gets: records as a frame, and a table in a notebook."""
 
+import json
 import pathlib
 import sys
 
@@ -25,9 +26,25 @@ def test_a_notebook_shows_the_last_record_however_many_there_are():
   shown = Result({}, METRICS, pathlib.Path('runs/<i>'))._repr_html_()
   assert '<th>loss</th><td>0.25</td>' in shown and '&lt;b&gt;' in shown and 'covered' not in shown
   assert 'runs/&lt;i&gt;' in shown and '<b>' not in shown
-  many = Result({}, METRICS * 50_000, pathlib.Path('x'))._repr_html_()
-  assert many.count('<tr>') == 3
+  many = Result({'w': np.ones(10**5)}, METRICS * 50_000, pathlib.Path('x'))
+  assert many._repr_html_().count('<tr>') == 3
+  assert repr(many) == "Result(100000 rounds, in 'x')"  # a notebook asks for it as well
   assert '<table></table>' in Result({}, [], pathlib.Path('x'))._repr_html_()
+
+
+def test_curves_of_several_runs_are_one_figure_that_a_notebook_shows(tmp_path):
+  runs = []
+  for name in ('one', 'two'):
+    (tmp_path / name).mkdir()
+    lines = [{'round': r, 'test_accuracy': r / 4} for r in (1, 2)]
+    (tmp_path / name / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    runs.append(Result({}, lines, tmp_path / name))
+  figure = runs[0].plot(runs[1])
+  (legend,) = figure.legends
+  assert [x.get_text() for x in legend.get_texts()] == ['one', 'two']
+  assert figure._repr_png_().startswith(b'\x89PNG')
+  with pytest.raises(ValueError, match='a run must be a folder'):
+    Result({}, [], tmp_path / 'gone').plot()
 
 
 def test_parameters_that_no_file_can_hold_end_no_run(tmp_path):
