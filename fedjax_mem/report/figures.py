@@ -16,6 +16,7 @@ import matplotlib
 from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import LayoutEngine
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 DARK_COLOURS = ('#56B4E9', '#E69F00', '#2BC79A', '#E8A5C8', '#F0E442', '#FF8A4C')
@@ -59,12 +60,37 @@ class Shown(Figure):
     return png(self)
 
 
-def png(figure: Figure, dpi: int = 130) -> bytes:
-  """Returns a figure as PNG; the same figure gives the same bytes."""
-  file = io.BytesIO()
-  FigureCanvasAgg(figure)
-  figure.savefig(file, format='png', dpi=dpi, metadata={'Software': None})
+def png(figure: Figure, dpi: int = 130, like: Figure | None = None) -> bytes:
+  """Returns a figure as PNG; the same figure gives the same bytes.
+
+  Args:
+    figure: the figure.
+    dpi: dots per inch.
+    like: a figure of the same panels and texts in other colours, of which a PNG was made: each has
+      the place that it has there.
+  """
+  file, canvas, before = io.BytesIO(), FigureCanvasAgg(figure), figure.dpi
+  engine = figure.get_layout_engine()
+  figure.dpi = dpi
+  if engine is not None:
+    _lay_out(figure, engine, like)
+    figure.set_layout_engine('none')
+  # `savefig` draws twice where there is a layout; here it is settled.
+  canvas.print_png(file, metadata={'Software': None})  # type: ignore[no-untyped-call]
+  figure.dpi = before
+  figure.set_layout_engine(engine)
   return file.getvalue()
+
+
+def _lay_out(figure: Figure, engine: LayoutEngine, like: Figure | None) -> None:
+  """Settles where the panels of a figure are; that takes as long as drawing it."""
+  if like is None:
+    engine.execute(figure)
+    return
+  for panel, other in zip(figure.axes, like.axes, strict=True):
+    panel.set_position(other.get_position())
+  for text, other_text in zip(figure.texts, like.texts, strict=True):
+    text.set_position(other_text.get_position())
 
 
 def svg(figure: Figure) -> bytes:
@@ -76,11 +102,17 @@ def svg(figure: Figure) -> bytes:
   return file.getvalue()
 
 
-def save(figure: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes a figure as PNG, or SVG by the name, and returns the path; its folder is made."""
+def save(figure: Figure, path: str | os.PathLike[str], like: Figure | None = None) -> pathlib.Path:
+  """Writes a figure as PNG, or SVG by the name, and returns the path; its folder is made.
+
+  Args:
+    figure: the figure.
+    path: of the file.
+    like: see `png`.
+  """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(svg(figure) if path.suffix == '.svg' else png(figure))
+  path.write_bytes(svg(figure) if path.suffix == '.svg' else png(figure, like=like))
   return path
 
 

@@ -91,11 +91,9 @@ def picture(
 
 def _themes(draw: Callable[[bool], Figure | None]) -> tuple[str, str]:
   light, dark = draw(False), draw(True)
-  return ('', '') if light is None or dark is None else (data(_png(light)), data(_png(dark)))
-
-
-def _png(figure: Figure) -> bytes:
-  return figures.png(figure, 110)
+  if light is None or dark is None:
+    return '', ''
+  return data(figures.png(light, 110)), data(figures.png(dark, 110, like=light))
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> Table:

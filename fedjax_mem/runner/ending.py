@@ -106,8 +106,9 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   if claims:
     title = f'{title} ({NOT_COVERED})'
   counts, labels = ready.parts.data.shown()
-  for dark, name in ((False, 'partition.png'), (True, 'partition_dark.png')):
-    figures.save(plots.partition(counts, labels, title, dark), folder.path / name)
+  light, dark = (plots.partition(counts, labels, title, dark) for dark in (False, True))
+  figures.save(light, folder.path / 'partition.png')
+  figures.save(dark, folder.path / 'partition_dark.png', like=light)
   figures.save(plots.learning_curves(folder.path), folder.path / 'learning_curve.png')
   number, rows = int(state.round), personal.rows(layers, state)
   client_scores.write(folder.path, ready.evaluate_clients, params, number, rows)
