@@ -370,14 +370,15 @@ class Personal(Fact):
   of: Callable[[Any, Any, Any], Any]
 
   def check(self, round: 'Round', layer: 'Layer') -> None:
-    """Raises `IncompatibleStages` under a claim, since no noise covers what clients keep."""
+    """Raises `IncompatibleStages` where a mean of what clients keep must not be seen."""
     from fedjax_mem.core.layer import IncompatibleStages  # which is written with facts
 
-    if round.claims:
-      raise IncompatibleStages(
-        f'{layer.name!r} keeps statistics with each client (model.statistics), and scores and '
-        "exports would show their mean, which no noise covers: use 'average', or GroupNorm."
-      )
+    for there, how in ((round.claims, 'noise covers'), (round.having(Masks), 'mask hides')):
+      if there:
+        raise IncompatibleStages(
+          f'{layer.name!r} keeps statistics with each client (model.statistics), and scores and '
+          f"exports would show their mean, which no {how}: use 'average', or GroupNorm."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,8 +31,8 @@ TrainedFn = Callable[[Tree, Tree, Batch, jax.Array, Any], tuple[jax.Array, Tree]
 class Running:
   """A loss (params, batch, key=None) -> [B] whose model keeps running statistics.
 
-  Called without a key it is that of evaluation, by the running statistics. An algorithm that trains
-  such a model calls `trained`.
+  Called it is that of evaluation, by the running statistics, and has no gradient. An algorithm that
+  trains such a model calls `trained`.
 
   Attributes:
     evaluated: (params, batch) -> losses [B], by the running statistics.
@@ -49,17 +49,34 @@ class Running:
     """Returns the losses in evaluation.
 
     Raises:
-      ValueError: a key, which means training; or the statistics are local, so that the server's
-        parameters alone have no loss.
+      ValueError: a key, which means training; the statistics are local, so that the server's
+        parameters alone have no loss; or, where it is traced, a gradient is taken.
     """
     if key is not None or self.local:
-      raise ValueError(
-        "model.statistics must be 'refuse' for what takes only losses, such as an algorithm but "
-        'fedavg and fedprox'
-        + (', or a sampler by losses' if self.local else '')
-        + f', got {"local" if self.local else "average"!r}.'
-      )
-    return self.evaluated(params, batch)
+      raise self._refused()
+    return self.evaluated(jax.tree.map(self._constant, params), batch)
+
+  def _refused(self) -> ValueError:
+    return ValueError(
+      "model.statistics must be 'refuse' for algorithms but fedavg and fedprox"
+      + (', and for samplers by losses' if self.local else '')
+      + f', got {"local" if self.local else "average"!r}: one of your own trains such a model by '
+      'loss.trained, which returns new statistics as well; GroupNorm keeps none.'
+    )
+
+  def _constant(self, x: jax.Array) -> jax.Array:
+    """Returns x, and raises where it is differentiated."""
+
+    @jax.custom_jvp
+    def same(x: jax.Array) -> jax.Array:
+      return x
+
+    def refuse(primals: Any, tangents: Any) -> Any:
+      raise self._refused()
+
+    same.defjvp(refuse)
+    kept: jax.Array = same(x)
+    return kept
 
 
 def is_local(loss: Any) -> bool:
@@ -100,14 +117,17 @@ def unite(loss: Any, sent: Tree, own: Tree) -> Tree:
   return _nested({**_leaves(sent), **_leaves(own)})
 
 
-def proper(statistics: Tree) -> Tree:
-  """Returns the statistics with every variance, a leaf named 'var', at least 0."""
+def proper(statistics: Tree, before: Tree) -> Tree:
+  """Returns the statistics, and of a variance (a leaf named 'var') that is negative the one before.
 
-  def one(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-    return jnp.maximum(x, 0) if getattr(path[-1], 'key', None) == VARIANCE else x
+  A variance of 0 instead would divide by next to nothing.
+  """
 
-  floored: Tree = jax.tree_util.tree_map_with_path(one, statistics)
-  return floored
+  def one(path: tuple[Any, ...], x: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(x < 0, old, x) if getattr(path[-1], 'key', None) == VARIANCE else x
+
+  found: Tree = jax.tree_util.tree_map_with_path(one, statistics, before)
+  return found
 
 
 def _leaves(nested: Tree, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

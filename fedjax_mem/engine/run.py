@@ -31,7 +31,7 @@ from fedjax_mem.core import (
 from fedjax_mem.engine import execution as executions
 from fedjax_mem.engine import mesh as meshes
 from fedjax_mem.engine import metrics as measured
-from fedjax_mem.engine import plan, replay, tables
+from fedjax_mem.engine import personal, plan, replay, tables
 from fedjax_mem.engine.execution import Execution
 from fedjax_mem.engine.round import Setting
 from fedjax_mem.kernels.nn import rewrite
@@ -216,6 +216,10 @@ class Simulation:
     state, metrics, done = self.segment(state, population, *used, np.int32(rounds))
     metrics, done = jax.device_get((metrics, done))
     return state, {name: x[:done] for name, x in metrics.items()}
+
+  def scored(self, state: State) -> Tree:
+    """Returns the parameters to score: the state's, with the mean of what clients keep of them."""
+    return personal.scored(self.setting.layers, state)
 
   @keys.fixed()
   def cohorts(self, state: State, rounds: int) -> jax.Array:

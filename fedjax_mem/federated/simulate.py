@@ -112,7 +112,7 @@ def simulate_federation(
   )
   guarantee = _charged(clients, claim, rounds, notes)
   state, metrics, seconds = _timed(sim, start.params, rounds)
-  model = FederatedModel(start.model, jax.device_put(jax.device_get(state.params)))
+  model = FederatedModel(start.model, jax.device_put(jax.device_get(sim.scored(state))))
   return SimulationResult(model, metrics, sim.covered, guarantee, seconds, _scores(state, clients))
 
 

@@ -36,6 +36,10 @@ _BATCH_NORM = (
 _SWITCHES = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
 
 
+# Rows of a batch that is only planned: a number that no other axis has tells them apart.
+_ROWS = 7919
+
+
 def switch(call: Callable[..., Any]) -> tuple[str, bool] | None:
   """Returns the argument that switches training on and its value in training, or None."""
   for name in inspect.signature(call).parameters:
@@ -100,7 +104,7 @@ def from_linen(
     rngs = None if key is None else {'dropout': key}
     return cast(jax.Array, module.apply(variables, x, rngs=rngs, **settings(key is not None)))
 
-  x = jax.ShapeDtypeStruct((3, *input_shape), input_dtype)
+  x = jax.ShapeDtypeStruct((_ROWS, *input_shape), input_dtype)
   kept = of_linen(module, name, statistics, settings, x)
   how: dict[str, Any] = {'input_dtype': input_dtype, 'padding_id': padding_id, 'task': task}
   return base.build(name, init, apply, input_shape, num_classes, kept=kept, **how)

@@ -66,25 +66,29 @@ def png(figure: Figure, dpi: int = 130, like: Figure | None = None) -> bytes:
   Args:
     figure: the figure.
     dpi: dots per inch.
-    like: a figure of the same panels and texts in other colours, of which a PNG was made: each has
-      the place that it has there.
+    like: a figure of the same panels and texts in other colours, of which a PNG was just made: each
+      has the place that it has there.
   """
   file, canvas, before = io.BytesIO(), FigureCanvasAgg(figure), figure.dpi
   engine = figure.get_layout_engine()
   figure.dpi = dpi
-  if engine is not None:
-    _lay_out(figure, engine, like)
-    figure.set_layout_engine('none')
-  # `savefig` draws twice where there is a layout; here it is settled.
-  canvas.print_png(file, metadata={'Software': None})  # type: ignore[no-untyped-call]
-  figure.dpi = before
-  figure.set_layout_engine(engine)
+  try:
+    if engine is not None:
+      _lay_out(figure, engine, like)
+      figure.set_layout_engine('none')
+    # `savefig` draws twice where there is a layout; here it is settled.
+    canvas.print_png(file, metadata={'Software': None})  # type: ignore[no-untyped-call]
+  finally:
+    figure.dpi = before
+    figure.set_layout_engine(engine)
+    for panel in figure.axes:
+      panel.set_in_layout(True)  # as before it got its place
   return file.getvalue()
 
 
 def _lay_out(figure: Figure, engine: LayoutEngine, like: Figure | None) -> None:
   """Settles where the panels of a figure are; that takes as long as drawing it."""
-  if like is None:
+  if like is None or [len(like.axes), len(like.texts)] != [len(figure.axes), len(figure.texts)]:
     engine.execute(figure)
     return
   for panel, other in zip(figure.axes, like.axes, strict=True):

@@ -10,9 +10,8 @@ from jax.sharding import Mesh
 
 from fedjax_mem.config.build import Parts
 from fedjax_mem.core import Personal, Tree
-from fedjax_mem.engine import per_example
+from fedjax_mem.engine import per_example, personal
 from fedjax_mem.engine.evaluate import MeasureFn
-from fedjax_mem.runner import personal
 from fedjax_mem.runner.scores import model_scores, of_model
 from fedjax_mem.tasks import LearningTask
 

@@ -9,8 +9,8 @@ import jax
 
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.core import State
+from fedjax_mem.engine import personal
 from fedjax_mem.models import saved
-from fedjax_mem.runner import personal
 from fedjax_mem.runner.folder import RunFolder
 from fedjax_mem.runner.prepare import Ready
 

@@ -77,8 +77,9 @@ def load(run: str | os.PathLike[str]) -> Loaded:
     number, held = int(said['rounds_done']), saved.read(folder.path)
   elif model.statistics == 'local':
     raise ValueError(
-      f"{folder.path} must have finished for what its clients keep (model.statistics = 'local'): "
-      f'go on with: fedjax-mem resume {folder.path}'
+      f"{folder.path} must have finished for what its clients keep (model.statistics = 'local'), "
+      f'got {said.get("status")!r}: go on with: fedjax-mem resume {folder.path}; one whose '
+      'parameters are not finite leaves none.'
     )
   else:
     where, run_id = folder.path / 'checkpoints', said.get('run_id')

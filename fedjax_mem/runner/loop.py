@@ -20,10 +20,10 @@ import numpy as np
 from fedjax_mem.config.load import Config, to_dict
 from fedjax_mem.config.start import pinned
 from fedjax_mem.core import State, keys, tree
-from fedjax_mem.engine import describe
+from fedjax_mem.engine import describe, personal
 from fedjax_mem.report.runs import flatten
 from fedjax_mem.report.tracker import MetricsWriter, reach, truncate_after
-from fedjax_mem.runner import flags, notes, personal, restoring, secret
+from fedjax_mem.runner import flags, notes, restoring, secret
 from fedjax_mem.runner import ledgers as spending
 from fedjax_mem.runner import trackers as tracking
 from fedjax_mem.runner.checkpoint import Checkpoints

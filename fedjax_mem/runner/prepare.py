@@ -14,14 +14,13 @@ from fedjax_mem.config.sections import PrivacySection
 from fedjax_mem.config.start import pinned
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.data.table import Table
-from fedjax_mem.engine import Execution, Simulation, describe, simulate, table_bytes
+from fedjax_mem.engine import Execution, Simulation, describe, personal, simulate, table_bytes
 from fedjax_mem.models import saved
 from fedjax_mem.runner import (
   client_scores,
   devices,
   examples,
   flags,
-  personal,
   records,
   scores,
   traffic,

@@ -22,11 +22,11 @@ from fedjax_mem.config.load import Config, config_hash
 from fedjax_mem.config.sections import DataSection, StageSection
 from fedjax_mem.core import Shape, tree, validate
 from fedjax_mem.data.source import FederatedData
-from fedjax_mem.engine import simulate
+from fedjax_mem.engine import personal, simulate
 from fedjax_mem.engine.mesh import replicated
 from fedjax_mem.report import figures, heatmap
 from fedjax_mem.report.tables import format_table
-from fedjax_mem.runner import devices, personal
+from fedjax_mem.runner import devices
 from fedjax_mem.runner.scores import scorer
 from fedjax_mem.stages.aggregate import AGGREGATION
 from fedjax_mem.stages.attack import ATTACKS as ATTACK_LAYERS

@@ -349,9 +349,9 @@ def server_step(optimizer: optax.GradientTransformation, loss: LossFn | None = N
   """Returns the server side: one optimizer step on the average update gives the new parameters.
 
   The update is server - client, so the optimizer descends. If no client took part (the divisor is
-  zero), the parameters and the optimizer's state stay as they are. Running statistics are averaged,
-  whatever the optimizer: momentum or a rate on them would be no average. Noise or a lossy code may
-  make a variance negative: it is then 0. What is local stays as it was before the first round.
+  zero), the parameters and the optimizer's state stay as they are. Running statistics take all of
+  the average, whatever the optimizer. Noise, a lossy code or a cohort larger than a fixed divisor
+  may make a variance negative: it stays as it was. What is local is as before the first round.
 
   Args:
     optimizer: of the server.
@@ -362,7 +362,7 @@ def server_step(optimizer: optax.GradientTransformation, loss: LossFn | None = N
     here, own = running.divide(loss, ctx.params)
     (old, statistics), (update, change) = (running.split(loss, x) for x in (here, message.update))
     params, new = descend(optimizer, old, message._replace(update=update), state)
-    averaged = running.proper(tree.sub(statistics, change))
+    averaged = running.proper(tree.sub(statistics, change), statistics)
     averaged = tree.select(message.weight > 0, averaged, statistics)
     return running.unite(loss, running.join(loss, params, averaged), own), new, {}
 

@@ -13,8 +13,8 @@ from fedjax_mem.config.sections import PrivacySection
 from fedjax_mem.config.start import pinned
 from fedjax_mem.core import IncompatibleStages, Population
 from fedjax_mem.data.source import FederatedData
-from fedjax_mem.engine import Execution, evaluator, lanes, lifting, make_mesh, simulate
-from fedjax_mem.runner import client_scores, examples, personal, records, scores
+from fedjax_mem.engine import Execution, evaluator, lanes, lifting, make_mesh, personal, simulate
+from fedjax_mem.runner import client_scores, examples, records, scores
 from fedjax_mem.runner import ledgers as spending
 from fedjax_mem.runner.prepare import MAX_SEGMENT, Ready
 from fedjax_mem.studies.sweeps.grid import Point

@@ -16,7 +16,7 @@ from fedjax_mem import models
 from fedjax_mem.config import build
 from fedjax_mem.core import keys
 from fedjax_mem.engine import split
-from fedjax_mem.stages import algorithm, compress, privacy, select, weigh
+from fedjax_mem.stages import algorithm, compress, masks, privacy, select, weigh
 from fedjax_mem.stages.algorithm import _base
 
 RATE, BATCH, EPOCHS = 0.3, 4, 2
@@ -200,14 +200,18 @@ def test_modes_agree_and_noise_makes_no_variance_negative(start):
       expect_privacy=True,
       noise_seed=1,
     )
-    state = sim.init(start)
+    state, before, stayed = sim.init(start), start, []
     for _ in range(2):
       state, _ = sim.run(state, 1)
-    found.append(jax.device_get(state.params))
+      old, now = (x['batch_stats'][NORM]['var'] for x in (before, state.params))
+      stayed += (now == old).tolist()
+      assert (now > 0).all()
+      before = jax.device_get(state.params)
+    # The noise is far beyond any variance: those that it would make negative stay.
+    assert any(stayed) and not all(stayed)
+    found.append(before)
   for other in found[1:]:
     near(other, found[0])
-  variance = found[0]['batch_stats'][NORM]['var']
-  assert (variance == 0).any() and (variance >= 0).all()
   assert all(np.abs(x).min() > 0 for x in jax.tree.leaves(found[0]['params']))
 
 
@@ -334,10 +338,31 @@ def test_what_no_plan_may_hold(start, own):
   with pytest.raises(fm.IncompatibleStages, match='no noise covers'):
     noise = privacy.central(l2_clip_norm=0.5, noise_multiplier=8.0)
     fm.simulate((*layers, noise), start, fm.core.stack_clients(clients()))
+  with pytest.raises(fm.IncompatibleStages, match='no mask hides'):
+    hidden = masks.integers(4.0, clients=4, bits=14), masks.mask(clients=4, bits=14)
+    fm.simulate((*layers, *hidden), start, fm.core.stack_clients(clients()))
   with pytest.raises(fm.IncompatibleStages, match='processes of their own'):
     split.client_layers(fm.compose(*layers))
-  with pytest.raises(ValueError, match="sampler by losses, got 'local'"):
+  with pytest.raises(ValueError, match="samplers by losses, got 'local'"):
     net('local').loss(start, clients()[0])
+
+
+def test_an_own_algorithm_that_takes_gradients_of_the_loss_is_refused(start):
+  # It would train by the running statistics, and move them by their gradients.
+  loss, batch = net().loss, clients()[0]
+  assert np.isfinite(loss(start, batch)).all()
+  with pytest.raises(ValueError, match=r'loss.trained'):
+    jax.grad(lambda params: loss(params, batch, None).sum())(start)
+
+
+def test_a_simulation_gives_the_mean_of_what_clients_keep(start):
+  train = algorithm.fedavg(net('local').loss, learning_rate=RATE, batch_size=8)
+  sim = simulation(train, start, clients((5, 3)))
+  state, _ = sim.run(sim.init(start), 1)
+  found, rows = jax.device_get(sim.scored(state)), jax.device_get(state.clients['algorithm']['own'])
+  mean = rows['batch_stats'][NORM]['mean']
+  near(found['batch_stats'][NORM]['mean'], mean.mean(0))
+  near(jax.device_get(state.params['batch_stats']), jax.device_get(start['batch_stats']))
 
 
 class Odd(nn.Module):
@@ -348,6 +373,8 @@ class Odd(nn.Module):
     batch = nn.BatchNorm(use_running_average=(not train) if self.how != 'switch' else False)
     if self.how == 'rows':
       return nn.Dense(3)(batch(x.reshape(-1, 2)).reshape(-1, 4))
+    if self.how == 'turned':
+      return nn.Dense(3)(batch(x.T).T)
     if self.how == 'other':
       self.variable('batch_stats', 'seen', lambda: jnp.zeros(()))
     return nn.Dense(3)(batch(x))
@@ -356,7 +383,8 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
   'how, match',
   [
-    ('rows', r'rows \[B, ...\] of a batch, got .* \(6, 2\) of B = 3'),
+    ('rows', r'rows \[B, ...\] of a batch, got .* of B = 7919'),
+    ('turned', r'rows \[B, ...\] of a batch'),
     ('switch', 'use_running_average=not train'),
     ('other', "no statistics but those of nn.BatchNorm, got 'seen'"),
   ],
