@@ -227,7 +227,7 @@ def check(args: argparse.Namespace) -> int:
   stacks = stacks_in(STACKS) if texts is None else [Stack(*item) for item in texts.items()]
   stacks = chosen(stacks, args.only)
   known = {k: x for k, x in facts['stacks'].items() if fnmatch.fnmatch(k, args.only)}
-  names = set(sorted({x.name for x in stacks} | set(known))[:: args.every])
+  names = set(sorted({x.name for x in stacks} | set(known))[args.first :: args.every])
   stacks = [x for x in stacks if x.name in names]
   recorded = {k: x for k, x in known.items() if k in names}
   now = run_all(stacks, args.jobs)
@@ -293,6 +293,9 @@ def main(words: list[str] | None = None) -> int:
   parser.add_argument('--against', type=Path, help='file of records to compare with')
   parser.add_argument('--only', default='*', help='pattern of the names of stacks')
   parser.add_argument('--every', type=int, default=1, metavar='K', help='check every Kth by name')
+  parser.add_argument(
+    '--first', type=int, default=0, help='with --every: which is the first, from 0'
+  )
   parser.add_argument('--random', type=int, metavar='N', help='draw N valid pairs of methods')
   parser.add_argument('--seed', type=int, default=0, help='of the draw')
   parser.add_argument('--out', type=Path, help='file of the pairs that are drawn')
@@ -307,6 +310,8 @@ def main(words: list[str] | None = None) -> int:
     parser.error('--against and --every go with --check')
   if args.every < 1:
     parser.error(f'--every must be >= 1, got {args.every}')
+  if not 0 <= args.first < args.every:
+    parser.error(f'--first must be 0 to K - 1 of --every K, got {args.first}')
   try:
     return (check if args.check else record_pairs if drawn else record)(args)
   except ValueError as error:

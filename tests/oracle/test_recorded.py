@@ -262,6 +262,12 @@ def test_every_kth_by_name_is_checked(monkeypatch, capsys, tmp_path):
   assert record.main([*words, '3']) == 0 and 'in 3 stacks' in capsys.readouterr().out
   monkeypatch.setattr(record, 'run_all', lambda stacks, jobs: {'a': OLD, 'd': OLD})
   assert record.main([*words, '3']) == 1  # one of them gives nothing
+  monkeypatch.setattr(record, 'run_all', lambda stacks, jobs: {x.name: OLD for x in stacks})
+  assert (
+    record.main([*words, '3', '--first', '1']) == 0 and 'in 2 stacks' in capsys.readouterr().out
+  )
+  with pytest.raises(SystemExit):
+    record.main([*words, '3', '--first', '3'])
   with pytest.raises(SystemExit):
     record.main([*words, '0'])
   with pytest.raises(SystemExit):
@@ -276,8 +282,9 @@ def test_bad_words_are_refused(capsys):
 
 
 @pytest.mark.slow
-def test_stacks_give_what_was_recorded():
+@pytest.mark.parametrize('first', ['0', '3', '6'])
+def test_stacks_give_what_was_recorded(first):
   # A third of them, of every family; all of them take as long as a sixth of all other tests.
-  command = [sys.executable, SCRIPT, '--check', '--every', '3']
+  command = [sys.executable, SCRIPT, '--check', '--every', '9', '--first', first]
   done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
   assert done.returncode == 0, done.stdout + done.stderr
