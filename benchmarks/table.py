@@ -227,12 +227,13 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
 
 
 def short(lines: Iterable[dict[str, Any]]) -> str:
-  """Returns what the front page shows of the same works: times, ratio and memory."""
+  """Returns what the front page shows of the same works: times, ratio, memory, and the caption."""
+  lines = list(lines)
   rows = ['| work | ours | best peer | ratio | peak MB, ours / peer |', '|---|---|---|---|---|']
   for line in sorted(lines, key=lambda x: list(works.WORKS).index(x['work'])):
     name, ours, peer, ratio, _, memory = (x.strip() for x in row(line).split('|')[1:7])
     rows.append(f'| {name}: {SAID[name]} | {ours} | {peer} | {ratio} | {memory} |')
-  return '\n'.join(rows)
+  return '\n'.join([*rows, '', _caption(lines)])
 
 
 def render(text: str, made: str) -> str:

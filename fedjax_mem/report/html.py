@@ -15,7 +15,7 @@ from fedjax_mem.report import citing, page, plots, sections, seeds
 from fedjax_mem.report.page import Cell, Row, Table
 from fedjax_mem.report.runs import Run, Source, as_runs, flatten, marked, warnings
 from fedjax_mem.report.tables import (
-  MAIN,
+  MAIN_KEYS,
   OF_CLIENTS,
   by_settings,
   differing_keys,
@@ -52,7 +52,7 @@ _HEADS = {
   'seconds': 'training time',
   'rounds_per_s': 'rounds per second',
 }
-_BEST = (*MAIN, 'best_accuracy')
+_BEST = (*MAIN_KEYS, 'best_accuracy')
 _PERCENT = ('final_accuracy', 'best_accuracy', *OF_CLIENTS)
 
 

@@ -15,14 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fedjax_mem.report import figures
-from fedjax_mem.report.runs import Run, Source, as_runs, marked, series
+from fedjax_mem.report.runs import MAIN, Run, Source, as_runs, marked, series
 
 _LEGEND_ROWS = 12
 _BUBBLES = 60  # clients; with more, bubbles are too small to be compared
 _COLUMNS = 2000  # columns of a heat map; there are no more pixels
 _STEPS = (1, 2, 5, 10)  # between ticks
-# The score of a task that says how good a model is, in words.
-_MAIN = {'accuracy': 'accuracy', 'r2': 'R²', 'mean_average_precision': 'mean average precision'}
 
 
 def learning_curves(
@@ -47,7 +45,7 @@ def learning_curves(
   def there(*keys: str) -> bool:
     return any(series(run, key)[1] for run in runs for key in keys)
 
-  main = next((x for x in _MAIN if there(f'test_{x}')), 'accuracy')
+  main = next((x for x in MAIN if there(f'test_{x}')), 'accuracy')
   panels: list[Callable[[Axes, Sequence[Run], Sequence[str]], None]] = []
   panels += [partial(_score, main)] * there(f'test_{main}')
   panels += [partial(_clients, main)] * there(f'client_{main}_mean')
@@ -115,7 +113,7 @@ def _line_style(i: int, colours: Sequence[str]) -> Any:
 
 
 def _scale(ax: Axes, main: str) -> None:
-  ax.set_ylabel(_MAIN[main])
+  ax.set_ylabel(MAIN[main])
   if main == 'accuracy':
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
   ax.yaxis.set_major_locator(MaxNLocator(steps=_STEPS, min_n_ticks=3))
@@ -127,7 +125,7 @@ def _score(main: str, ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -> 
     points = series(run, f'test_{main}')
     colour, style = colours[i % len(colours)], _line_style(i, colours)
     _line(ax, points, i, colour, linestyle=style, label=figures.short(run.name))
-  ax.set_title(marked(f'Test {_MAIN[main]}', f'test_{main}', runs))
+  ax.set_title(marked(f'Test {MAIN[main]}', f'test_{main}', runs))
   _scale(ax, main)
 
 
@@ -139,7 +137,7 @@ def _clients(main: str, ax: Axes, runs: Sequence[Run], colours: Sequence[str]) -
     worst = '_worst' if len(runs) > 1 else 'mean of the worst tenth'
     light = {'linewidth': 1.0, 'markersize': 2.5, 'linestyle': '--', 'label': worst}
     _line(ax, series(run, f'client_{main}_worst'), i, colour, **light)
-  one = f'{_MAIN[main][0].upper()}{_MAIN[main][1:]} on what clients hold out'
+  one = f'{MAIN[main][0].upper()}{MAIN[main][1:]} on what clients hold out'
   title = one if len(runs) == 1 else 'Clients: mean (bold), worst tenth (thin, dashed)'
   ax.set_title(marked(title, f'client_{main}_mean', runs))
   _scale(ax, main)

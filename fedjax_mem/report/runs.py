@@ -11,6 +11,9 @@ from typing import Any
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.report.tracker import Record, read_metrics
 
+# The score of a task that says how good a model is, the larger the better, and its words.
+MAIN = {'accuracy': 'accuracy', 'r2': 'R²', 'mean_average_precision': 'mean average precision'}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:

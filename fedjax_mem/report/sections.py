@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.report import page, panels
-from fedjax_mem.report.runs import Run, marked, rounds_done, series
+from fedjax_mem.report.runs import MAIN, Run, marked, rounds_done, series
 
 SCORES = 'client_scores.json'
 
@@ -96,8 +96,7 @@ def _sent_of(runs: Sequence[Run], title: str) -> page.Section | None:
   return page.Section('sent', marked(title, 'bytes_up', runs), drawn) if drawn else None
 
 
-# What says how good a model is; larger is better.
-_GOOD = ('test_accuracy', 'test_r2', 'test_mean_average_precision')
+_GOOD = tuple(f'test_{name}' for name in MAIN)
 
 
 def _privacy(run: Run) -> page.Section | None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedjax_mem.report.runs import Run, Source, as_runs, finished, marked, rounds_done, series
+from fedjax_mem.report.runs import MAIN, Run, Source, as_runs, finished, marked, rounds_done, series
 
 Row = dict[str, Any]
 STYLES = ('text', 'markdown', 'csv')
@@ -27,7 +27,7 @@ OF_CLIENTS = (
 # Scores on the test set besides the loss and the accuracy; each task has some of them.
 FURTHER = ('test_macro_f1', 'test_r2', 'test_mean_average_precision', 'test_perplexity')
 # The main score of a task, by key of `summarise`.
-MAIN = ('final_accuracy', 'test_r2', 'test_mean_average_precision')
+MAIN_KEYS = ('final_accuracy', *(f'test_{name}' for name in MAIN if name != 'accuracy'))
 LEVEL = 0.95  # of intervals
 # Settings that may differ between two seeds of one experiment.
 _NOT_SETTINGS = ('seed', 'name', 'data.partition_seed')
@@ -145,7 +145,8 @@ def by_settings(runs: Iterable[Run]) -> list[list[Run]]:
 def main_score(sources: Iterable[Source]) -> str:
   """Returns the key of `summarise` with the main score of the runs' task."""
   rows = [summarise(run) for run in as_runs(sources)]
-  return next((key for key in MAIN if any(row[key] is not None for row in rows)), MAIN[0])
+  there = (key for key in MAIN_KEYS if any(row[key] is not None for row in rows))
+  return next(there, MAIN_KEYS[0])
 
 
 def over_seeds(sources: Iterable[Source], key: str = 'final_accuracy') -> list[Row]:

@@ -99,7 +99,7 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   from fedjax_mem.runner import client_scores, contributions
 
   layers = ready.parts.layers
-  params = jax.device_get(personal.scored(layers, state))
+  params = jax.device_get(ready.sim.scored(state))
   write_params(folder, params)
   folder.note(status='finished', rounds_done=int(state.round))
   title, claims = ready.config.data.name, ready.sim.claims

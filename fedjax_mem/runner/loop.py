@@ -291,7 +291,7 @@ class _Loop:
   def _score(self, state: State, record: dict[str, Any]) -> None:
     with self.times('evaluation'):
       layers = self.ready.parts.layers
-      params = personal.scored(layers, state)
+      params = self.ready.sim.scored(state)
       of_clients = self.ready.evaluate_clients(params, personal.rows(layers, state))
       self.records.score(record, self.ready.evaluate(params), of_clients)
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedjax_mem._wording import NOT_COVERED
+from fedjax_mem.report.runs import MAIN
 from fedjax_mem.report.tables import Interval, interval
 from fedjax_mem.studies.sweeps.grid import label
 
 SELECT = ('validation', 'loss', 'test')
-# The score of each task that says how good a model is, in words: more of it is better.
-MAIN = {'accuracy': 'accuracy', 'r2': 'R²', 'mean_average_precision': 'mean average precision'}
 SCORES = (
   'test_loss',
   'train_loss',

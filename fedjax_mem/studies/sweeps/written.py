@@ -9,9 +9,9 @@ from typing import Any
 
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.report import bands, figures, latex
+from fedjax_mem.report.runs import MAIN
 from fedjax_mem.report.tables import Interval, format_table
 from fedjax_mem.studies.sweeps.outcome import (
-  MAIN,
   SCORES,
   LaneResult,
   PointResult,

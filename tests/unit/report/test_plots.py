@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from fedjax_mem.report import Run, learning_curves, partition, png, save
 
@@ -201,3 +202,16 @@ def test_bad_counts_are_refused(counts):
 def test_labels_that_do_not_fit_are_refused():
   with pytest.raises(ValueError, match='labels must be 2 names, got 1'):
     partition([[1, 2]], labels=['a'])
+
+
+def test_a_figure_in_other_colours_takes_the_places_of_the_first_and_can_be_laid_out_again():
+  counts, names = np.array([[3, 5], [2, 1]]), (['a', 'b'], ['a much longer name', 'b'])
+  light, other = (partition(counts, x) for x in names)
+  png(light)
+  places = [ax.get_position().bounds for ax in light.axes]
+  own = png(other)
+  assert [ax.get_position().bounds for ax in other.axes] != places
+  png(other, like=light)
+  assert [ax.get_position().bounds for ax in other.axes] == places
+  assert png(other) == own  # nothing of it stays
+  assert png(other, like=Figure()) == own  # other panels: its own places
