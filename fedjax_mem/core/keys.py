@@ -20,7 +20,7 @@ import contextlib
 import functools
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,14 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mem.core import validate
+from fedjax_mem.core.generator import GENERATOR
 
-_GENERATOR = 'threefry2x32'
-_ROLES = ('round', 'client', 'server', 'cohort', 'select', 'init', 'client_init')
+ROLES = ('round', 'client', 'server', 'cohort', 'select', 'init', 'client_init')
 
 
 def seed_key(seed: jax.typing.ArrayLike) -> jax.Array:
   """Returns the root key of a run; `seed` is an integer in [0, 2**32)."""
-  return jax.random.key(seed, impl=_GENERATOR)
+  return jax.random.key(seed, impl=GENERATOR)
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ def fixed() -> Iterator[None]:
   `jax_threefry_partitionable` gives other words of the same key, and `jax_default_prng_impl`
   another generator to code that makes keys without naming one.
   """
-  with jax.threefry_partitionable(True), jax.default_prng_impl(_GENERATOR):
+  with jax.threefry_partitionable(True), jax.default_prng_impl('threefry2x32'):
     yield
 
 
@@ -77,13 +77,26 @@ def open_root(seed: jax.typing.ArrayLike) -> jax.Array:
 
 def root_key(root: jax.typing.ArrayLike) -> jax.Array:
   """Returns the key of a root, uint32 [2]."""
-  key: jax.Array = jax.random.wrap_key_data(jnp.asarray(root, jnp.uint32), impl=_GENERATOR)
+  key: jax.Array = jax.random.wrap_key_data(jnp.asarray(root, jnp.uint32), impl=GENERATOR)
   return key
 
 
 def layer_key(root: jax.Array, round: jax.typing.ArrayLike, name: str) -> jax.Array:
   """Returns the key of the layer `name` in a round, parent of the keys of all its roles."""
   return jax.random.fold_in(jax.random.fold_in(root, round), zlib.crc32(name.encode()))
+
+
+def parents(root: jax.Array, round: jax.typing.ArrayLike, names: Sequence[str]) -> jax.Array:
+  """Returns `role_key(layer_key(root, round, name), role)` of every name and role, [L, ROLES].
+
+  For all of them at once: the compiler makes a kernel of every derivation, and takes its time.
+  """
+  crcs = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
+  fold = jax.random.fold_in
+  layers = jax.vmap(fold, (None, 0))(fold(root, round), crcs)
+  roles = np.arange(len(ROLES), dtype=np.uint32)
+  made: jax.Array = jax.vmap(jax.vmap(fold, (None, 0)), (0, None))(layers, roles)
+  return made
 
 
 def role_key(layer: jax.Array, role: str, client: jax.typing.ArrayLike | None = None) -> jax.Array:
@@ -96,6 +109,6 @@ def role_key(layer: jax.Array, role: str, client: jax.typing.ArrayLike | None = 
       is not used for draws.
     client: id of the client, for a role that every client plays.
   """
-  validate.one_of(_ROLES, role=role)
-  key = jax.random.fold_in(layer, _ROLES.index(role))
+  validate.one_of(ROLES, role=role)
+  key = jax.random.fold_in(layer, ROLES.index(role))
   return key if client is None else jax.random.fold_in(key, client)

@@ -35,6 +35,8 @@ class Cast(NamedTuple):
     servers: for each layer, its server state.
     arrays: the population's examples, name -> [T, ...]; empty where no client trains.
     rows: [M] int32, rows of `arrays`, client after client (`Population.index`).
+    keys: parents of the keys of all layers (`keys.parents`), from the seed and, where a layer uses
+      it, from the root; None: a context derives its own.
   """
 
   seed: jax.Array
@@ -45,6 +47,13 @@ class Cast(NamedTuple):
   servers: dict[str, Tree]
   arrays: dict[str, jax.Array]
   rows: jax.Array
+  keys: tuple[jax.Array, ...] | None = None
+
+  def deriving(self, layers: Round) -> 'Cast':
+    """Returns the cast with the keys of these layers, derived once for all their contexts."""
+    roots = [keys.seed_key(self.seed), *([keys.root_key(self.root)] if layers.secret else [])]
+    names = [x.name for x in layers]
+    return self._replace(keys=tuple(keys.parents(x, self.round, names) for x in roots))
 
 
 def broadcast(
@@ -88,16 +97,14 @@ def context(
     client: the one client, on a client side.
     table: the layer's client states, on a select side that looks at data.
   """
-  public = keys.layer_key(keys.seed_key(cast.seed), cast.round, layer.name)
-  base = public
-  if _secret(layers, layer, role, client is not None):
-    base = keys.layer_key(keys.root_key(cast.root), cast.round, layer.name)
+  secret = _secret(layers, layer, role, client is not None)
   # A layer's first server state and its clients' first rows are drawn from different keys.
   if role == 'init' and client is not None:
     role = 'client_init'
+  key = _parent(layers, layer, role, cast, secret)
   return Context(
-    key=keys.role_key(base, role, None if client is None else client.id),
-    round_key=keys.role_key(public, 'round'),
+    key=key if client is None else jax.random.fold_in(key, client.id),
+    round_key=_parent(layers, layer, 'round', cast, False),
     round=cast.round,
     client=client,
     cohort=cast.cohort,
@@ -106,6 +113,14 @@ def context(
     spec=specs.get(layer.name),
     table=table,
   )
+
+
+def _parent(layers: Round, layer: Layer, role: str, cast: Cast, secret: bool) -> jax.Array:
+  """Returns the key of a role, from the secret root or from the run's seed."""
+  if cast.keys is None:
+    root = keys.root_key(cast.root) if secret else keys.seed_key(cast.seed)
+    return keys.role_key(keys.layer_key(root, cast.round, layer.name), role)
+  return cast.keys[secret][[x.name for x in layers].index(layer.name), keys.ROLES.index(role)]
 
 
 def _secret(layers: Round, layer: Layer, role: str, client: bool) -> bool:

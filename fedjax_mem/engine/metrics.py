@@ -19,15 +19,7 @@ def named(layer: Layer, metrics: Metrics) -> Metrics:
 
 def scalars(metrics: Metrics) -> Metrics:
   """Returns the metrics of a side that runs once in a round, each as one number."""
-
-  def value(metric: Any) -> Any:
-    if isinstance(metric, Covered):
-      return Covered(value(metric.value))
-    if isinstance(metric, Total):
-      return metric.value
-    return mean(metric.total, metric.count) if isinstance(metric, Mean) else metric
-
-  made = {name: value(metric) for name, metric in metrics.items()}
+  made = {name: _number(metric) for name, metric in metrics.items()}
   for name, metric in made.items():
     check_scalar(name, jnp.shape(plain(metric)))
   return made
@@ -35,20 +27,40 @@ def scalars(metrics: Metrics) -> Metrics:
 
 def over_cohort(metrics: Metrics, on: jax.Array) -> Metrics:
   """Returns the metrics of the clients that are `on` [C] as scalars; a mean over none is NaN."""
-
-  def reduce(value: Any) -> Any:
-    if isinstance(value, Covered):
-      return Covered(reduce(value.value))
-    if isinstance(value, Total):
-      return tree.keep(on, value.value).sum()
-    if not isinstance(value, Mean):
-      value = Mean(value.astype(jnp.float32), jnp.ones(on.shape, jnp.float32))
-    return mean(*(tree.keep(on, x).sum() for x in (value.total, value.count)))
-
   for name, value in metrics.items():
     for x in jax.tree.leaves(value):
       check_scalar(name, x.shape[1:])
-  return {name: reduce(value) for name, value in metrics.items()}
+  leaves, structure = jax.tree.flatten({name: _counted(x) for name, x in metrics.items()})
+  summed = jax.tree.unflatten(structure, _sums([tree.keep(on, x) for x in leaves]))
+  return {name: _number(x) for name, x in summed.items()}
+
+
+def _counted(metric: Any) -> Any:
+  """Returns a metric [C] of clients as what is summed over them: a `Total` or a `Mean`."""
+  if isinstance(metric, Covered):
+    return Covered(_counted(metric.value))
+  if isinstance(metric, Mean | Total):
+    return metric
+  return Mean(metric.astype(jnp.float32), jnp.ones(metric.shape, jnp.float32))
+
+
+def _sums(rows: list[jax.Array]) -> list[jax.Array]:
+  """Returns the sum of each of the rows [C]."""
+  # All rows of a dtype at once: the compiler makes two or three kernels for every sum.
+  sums: dict[int, jax.Array] = {}
+  for kind in sorted({x.dtype for x in rows}, key=str):
+    same = [i for i, x in enumerate(rows) if x.dtype == kind]
+    sums |= zip(same, jnp.stack([rows[i] for i in same]).sum(1), strict=True)
+  return [sums[i] for i in range(len(rows))]
+
+
+def _number(metric: Any) -> Any:
+  """Returns the number that a metric of scalars stands for."""
+  if isinstance(metric, Covered):
+    return Covered(_number(metric.value))
+  if isinstance(metric, Total):
+    return metric.value
+  return mean(metric.total, metric.count) if isinstance(metric, Mean) else metric
 
 
 def plain(metric: Any) -> Any:

@@ -74,10 +74,12 @@ def make_setting(
   specs, sent = _specs(setting, params, population)
   setting = setting._replace(specs=specs)
   init = lambda p, d: initial_state(setting, p, d, *_KEYS)
-  checks.planned(layers, specs, sent, jax.eval_shape(init, params, population))
+  before = jax.eval_shape(init, params, population)
+  checks.planned(layers, specs, sent, before)
   if pool:
     setting = setting._replace(pool=pooled.find(layers, setting, params, population))
-  divided = setting.pool is None and tables.divides(layers, shape.num_clients, layout.devices)
+  rows = bool(jax.tree.leaves(before.clients)) and setting.pool is None
+  divided = rows and tables.divides(layers, shape.num_clients, layout.devices)
   setting = setting._replace(divided=divided)
   setting = setting._replace(round=jax.jit(make_round(setting)))
   noted = _check_fixed_point(setting, params, population)
@@ -91,6 +93,7 @@ def initial_state(
   ids = jnp.arange(setting.shape.num_clients, dtype=jnp.int32)
   cohort = pad(_rows(scalar_member(0)), setting.capacity, setting.shape.num_clients)
   cast = broadcast(seed, 0, params, root=root, cohort=cohort, population=population)
+  cast = cast.deriving(setting.layers)
   first = functools.partial(context, setting.layers)
   servers = {x.name: x.value(first(x, 'init', cast, setting.specs)) for x in setting.layers}
   cast = cast._replace(servers=servers)
@@ -191,6 +194,7 @@ def peek(
 
   def draw(servers: Tree, round: jax.Array) -> tuple[Tree, jax.Array]:
     cast = broadcast(seed, round, state.params, root=root, servers=servers)
+    cast = cast.deriving(setting.layers)
     cast, drawn, _ = walk.select_pass(setting.layers, cast, table)
     return cast.servers, pad(drawn, setting.capacity, number).id
 

@@ -111,7 +111,7 @@ def make_round(setting: Setting) -> RoundFn:
   ) -> tuple[State, Metrics]:
     cast = broadcast(
       seed, state.round, state.params, root=root, servers=state.servers, population=population
-    )
+    ).deriving(setting.layers)
     cast, metrics = select(setting, cast, state.clients)
     row = cohorts.rows(population, cast.cohort)
     # The order of the cohort changes no draw, only speed and the order of sums.
@@ -273,6 +273,7 @@ def mapped(
     mesh=setting.layout.mesh,
     summed=setting.adding if last else None,
   )
+  value = value.open() if last else value
   return value, held if setting.divided else made, noted, fine, kept
 
 
@@ -316,7 +317,8 @@ def left_out(setting: Setting, cast: Cast, ok: jax.Array) -> Cast:
 def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -> Step:
   """Returns the step that runs these client sides for a chunk of clients, with their states."""
   layout, population = setting.layout, setting.shape.num_clients
-  block = side_by_side(chain(setting, group, first, last), lambda packed: packed[0].count, layout)
+  one = chain(setting, group, first, last)
+  block = side_by_side(_packing(one) if last else one, lambda packed: packed[0].count, layout)
   if last and not layout.looped:
     block = summing(block, setting.adding)
 
@@ -335,6 +337,16 @@ def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
     return value, held, ({}, metrics, ok, sound)
 
   return step
+
+
+def _packing(one: OneClient) -> OneClient:
+  """Returns `one` with its value packed: it is summed as few vectors, not leaf by leaf."""
+
+  def packed(everyone: Tree, longest: jax.Array, row: Tree) -> tuple[Tree, Tree]:
+    value, rest = one(everyone, longest, row)
+    return tree.Packed.of(value), rest
+
+  return packed
 
 
 def chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -> OneClient:

@@ -36,8 +36,8 @@ from fedjax_mem.engine.execution import Execution
 from fedjax_mem.engine.round import Setting
 from fedjax_mem.kernels.nn import rewrite
 
-# (rounds done, whether to go on, state, rows of metrics)
-Carry = tuple[jax.Array, jax.Array, State, dict[str, jax.Array]]
+# (rounds done, whether to go on, state, rows of metrics, packed)
+Carry = tuple[jax.Array, jax.Array, State, tree.Packed]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Simulation:
   def segment(self) -> jax.stages.Wrapped:
     """The compiled program.
 
-    (state, population, seed, secret root, rounds) -> (state, metrics, rounds done).
+    (state, population, seed, secret root, rounds) -> (state, metrics, packed, rounds done).
     """
     layout = self.setting.layout
     options = meshes.compiler_options(layout.mesh.devices.flat[0].platform)
@@ -215,7 +215,7 @@ class Simulation:
     used = self._keys(seed, noise_seed)
     state, metrics, done = self.segment(state, population, *used, np.int32(rounds))
     metrics, done = jax.device_get((metrics, done))
-    return state, {name: x[:done] for name, x in metrics.items()}
+    return state, {name: x[:done] for name, x in metrics.open(axes=1).items()}
 
   def scored(self, state: State) -> Tree:
     """Returns the parameters to score: the state's, with the mean of what clients keep of them."""
@@ -325,7 +325,7 @@ def _segment(
   seed: jax.Array,
   root: jax.Array,
   rounds: jax.Array,
-) -> tuple[State, dict[str, jax.Array], jax.Array]:
+) -> tuple[State, tree.Packed, jax.Array]:
   """Returns the state after up to `rounds` rounds, metrics [max_rounds, ...] and the rounds done.
 
   A while loop and not a scan, so that the same program runs segments of every length.
@@ -334,7 +334,8 @@ def _segment(
   traced, like = jax.make_jaxpr(round, return_shape=True)(state, population, seed, root)
   rewrite.warn_if_slow(traced, platforms.current())
   like = {name: measured.plain(x) for name, x in like[1].items()}
-  rows = jax.tree.map(lambda x: jnp.zeros((max_rounds, *x.shape), x.dtype), like)
+  rows = jax.eval_shape(tree.Packed.of, like)
+  rows = jax.tree.map(lambda x: jnp.zeros((max_rounds, *x.shape), x.dtype), rows)
 
   def go_on(carry: Carry) -> jax.Array:
     done, sound, _, _ = carry
@@ -344,7 +345,7 @@ def _segment(
     done, _, state, rows = carry
     state, metrics = round(state, population, seed, root)
     metrics = {name: measured.plain(x) for name, x in metrics.items()}
-    rows = jax.tree.map(lambda all, x: all.at[done].set(x), rows, metrics)
+    rows = jax.tree.map(lambda all, x: all.at[done].set(x), rows, tree.Packed.of(metrics))
     lost = (metrics['clients'] == 0) & (metrics['not_finite'] >= 0).any()
     return done + 1, metrics['finite'] & ~lost, state, rows
 

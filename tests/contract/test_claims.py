@@ -51,7 +51,7 @@ def released(sim, updates, empty=()):
   used = tiny.rooted(3)
   state = sim._init({'a': jnp.zeros(D)}, pop, *used)
   state, metrics, done = sim.segment(state, pop, *used, np.int32(2))
-  return tiny.host(state.params), {k: np.array(v)[: int(done)] for k, v in metrics.items()}
+  return tiny.host(state.params), {k: np.array(v)[: int(done)] for k, v in metrics.open(1).items()}
 
 
 def with_client(value, client=1):

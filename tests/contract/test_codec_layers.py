@@ -382,5 +382,5 @@ def test_weight_zero_sends_nothing_and_keeps_its_memory():
   _, seen, state = given.play(sim)
   silent = tiny.with_client(sim.population, 1, count=0)
   state, metrics, _ = sim.segment(tree.copy(state), silent, *tiny.rooted(3), np.int32(1))
-  up = compress.total_bytes({k: np.array(v) for k, v in metrics.items()}, 'bytes_up')[0]
+  up = compress.total_bytes({k: np.array(v) for k, v in metrics.open(1).items()}, 'bytes_up')[0]
   assert 0 < up < compress.total_bytes(seen[0], 'bytes_up')

@@ -50,7 +50,7 @@ def play(sim, rounds=1, state=None, updates=None, seed=None):
   for _ in range(rounds):
     state, seen, _ = sim.segment(state, pop, *used, np.int32(1))
     released.append(tiny.host(state.params))
-    metrics.append({k: np.array(v)[0] for k, v in seen.items()})
+    metrics.append({k: np.array(v)[0] for k, v in seen.open(1).items()})
   return released, metrics, tiny.host(state)
 
 

@@ -134,7 +134,7 @@ def execute(sim: Simulation, rounds=ROUNDS, seed=None, pop=None, state=None, par
   if state is None:
     state = sim._init(initial() if params is None else params, pop, *used)
   state, metrics, done = sim.segment(state, pop, *used, np.int32(rounds))
-  return host(state), {k: np.array(v)[: int(done)] for k, v in metrics.items()}
+  return host(state), {k: np.array(v)[: int(done)] for k, v in metrics.open(1).items()}
 
 
 def rooted(seed):

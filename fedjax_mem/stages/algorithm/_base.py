@@ -300,7 +300,7 @@ def near(mu: float, start: Tree) -> Correct:
 
 def sent(task: Task, done: Trained, aux: dict[str, Any] | None = None) -> Message:
   """Returns a client's message: server - client, weighed by its examples, and what is beside it."""
-  update = tree.sub(task.params, done.params)
+  update = tree.at_once(jnp.subtract, task.params, done.params)
   return Message(update, task.data.count.astype(jnp.float32), aux or {})
 
 

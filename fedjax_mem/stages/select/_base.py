@@ -172,11 +172,11 @@ def ordered_sample(key: jax.Array, population: int, size: int) -> jax.Array:
 
   def attempt(number: jax.Array) -> tuple[jax.Array, jax.Array]:
     ids = jax.random.randint(jax.random.fold_in(key, number), (draws,), 0, population, jnp.int32)
-    order = jnp.argsort(ids, stable=True)
-    repeats = jnp.concatenate([jnp.zeros(1, bool), ids[order][1:] == ids[order][:-1]])
-    first = jnp.zeros(draws, bool).at[order].set(~repeats)
-    kept = jnp.nonzero(first, size=size, fill_value=draws)[0]
-    return ids.at[kept].get(mode='clip'), first.sum() >= size
+    turns = jnp.arange(draws, dtype=jnp.int32)
+    ids, turns = jax.lax.sort((ids, turns), num_keys=2)
+    repeats = jnp.pad(ids[1:] == ids[:-1], (1, 0))
+    turns, ids = jax.lax.sort((jnp.where(repeats, draws, turns), ids), num_keys=1)
+    return ids[:size], turns[size - 1] < draws
 
   def again(carry: Carry) -> Carry:
     number, _, _ = carry

@@ -1,6 +1,7 @@
 """What the weighings share: the client multiplies by its weight, the server divides."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,8 @@ def weighing(
     w = weight(message.weight)
     if of_clients is not None:
       w = w * jnp.asarray(of_clients)[ctx.client.id]
-    return Message(tree.scale(w, message.update), w, tree.scale(w, message.aux)), state, {}
+    update, aux = _times(w, message)
+    return Message(update, w, aux), state, {}
 
   def divide(ctx: Context, message: Message, state: Tree) -> tuple[Message, Tree, Metrics]:
     del ctx
@@ -55,7 +57,7 @@ def weighing(
     # Sums of positive weights are far above 1e-30, so that only 0 is replaced.
     by = jnp.maximum(arrived, 1e-30) if divisor is None else jnp.float32(divisor)
     used = arrived if divisor is None else by
-    update, aux = tree.scale(1 / by, message.update), tree.scale(1 / by, message.aux)
+    update, aux = _times(1 / by, message)
     return Message(update, used, aux), state, {}
 
   weighs = Weighs(divisor, alike, weight)
@@ -63,3 +65,8 @@ def weighing(
     weighs = Weighs(divisor, total=float(of_clients.sum(dtype=np.float64)))
   facts = (weighs,) if bounds is None else (weighs, bounds)
   return Layer('weigh', client=Stage(multiply, facts=facts), server=Stage(divide))
+
+
+def _times(c: jax.Array, message: Message) -> tuple[Tree, dict[str, Any]]:
+  """Returns (c * update, c * aux)."""
+  return tree.at_once(lambda x: c.astype(x.dtype) * x, (message.update, message.aux))

@@ -9,6 +9,7 @@ import pytest
 from reference import tiny
 
 from fedjax_mem.core import Layer, Member, Round, keys, scalar_member
+from fedjax_mem.core.generator import GENERATOR
 from fedjax_mem.engine.cast import Cast, context
 
 ROUNDS, CLIENTS = 4, 12
@@ -97,7 +98,7 @@ def test_no_flag_changes_what_a_key_draws(flag):
   plain = drawn()
   with FLAGS[flag]():
     flagged = drawn()
-    assert str(jax.random.key_impl(keys.seed_key(3))) == 'threefry2x32'
+    assert keys.seed_key(3).dtype == jax.random.key(3, impl=GENERATOR).dtype
   assert jax.tree.map(lambda x: (x.dtype, x.tolist()), plain) == jax.tree.map(
     lambda x: (x.dtype, x.tolist()), flagged
   )

@@ -105,3 +105,57 @@ def test_unravel_gives_back_shapes_and_dtypes(axes):
 def test_not_floats_names_the_dtypes():
   mixed = {'a': jnp.zeros(2), 'b': jnp.zeros(2, jnp.int8), 'c': jnp.zeros(1, jnp.bfloat16)}
   assert tree.not_floats(mixed) == [jnp.int8]
+
+
+MIXED = {
+  'a': jnp.arange(6.0).reshape(2, 3),
+  'b': {'c': jnp.arange(4, dtype=jnp.int32), 'd': jnp.float32(7)},
+  'e': (jnp.full((1, 2), 2.5, jnp.bfloat16), jnp.arange(5.0), jnp.zeros((0, 3))),
+}
+
+
+@pytest.mark.parametrize('mode', ['eager', 'jit'])
+def test_packed_trees_open_to_themselves_as_few_vectors(mode):
+  opened = lambda x: tree.Packed.of(x).open()
+  found = (jax.jit(opened) if mode == 'jit' else opened)(MIXED)
+  jax.tree.map(np.testing.assert_array_equal, found, MIXED)
+  assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, MIXED)
+  # Floats, integers, a scalar, and floats of 16 bits.
+  assert [x.shape for x in tree.pack(MIXED)] == [(11,), (4,), (1,), (2,)]
+  assert tree.pack({}) == [] and tree.Packed.of(()).open() == ()
+
+
+def test_packed_rows_open_behind_their_axis():
+  rows = jax.vmap(tree.Packed.of)(jax.tree.map(lambda x: jnp.stack([x, x + x]), MIXED))
+  for held in (rows, jax.device_get(rows)):
+    found = held.open(axes=1)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[1], y + y), found, MIXED)
+
+
+@pytest.mark.parametrize('mode', ['eager', 'jit', 'vmap'])
+def test_at_once_is_leaf_by_leaf(mode):
+  one = {'a': tiny_values(1, 3, 4), 'b': tiny_values(2, 5), 'c': tiny_values(3)}
+  other = jax.tree.map(lambda x: 0.3 * x + 1, one)
+  change = lambda x, y: tree.at_once(lambda u, v: jnp.float32(1.7) * u - v * v, x, y)
+  each = lambda x, y: jax.tree.map(lambda u, v: jnp.float32(1.7) * u - v * v, x, y)
+  if mode == 'jit':
+    change, each = jax.jit(change), jax.jit(each)
+  if mode == 'vmap':
+    one, other = (jax.tree.map(lambda x: jnp.stack([x, -x]), y) for y in (one, other))
+    change, each = jax.vmap(change), jax.vmap(each)
+  jax.tree.map(np.testing.assert_array_equal, change(one, other), each(one, other))
+
+
+def tiny_values(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_what_is_cut_up_and_packed_again_is_not_copied():
+  like = {'a': jnp.zeros((30, 4)), 'b': jnp.zeros(500), 'c': jnp.zeros((2, 2, 2))}
+
+  def run(x, y):
+    apart = tree.at_once(jnp.subtract, x, y)
+    return tree.Packed.of(tree.keep(tree.finite(apart), apart))
+
+  text = jax.jit(run).lower(like, like).compile().as_text()
+  assert text.count('concatenate(') == 2  # of x and of y
