@@ -97,7 +97,7 @@ def _start(config: Config, model: Model, start: saved.Arrays | None) -> Tree:
   section = config.model
   start = pinned(config)[1] if start is None else start
   if start is not None:
-    like = jax.eval_shape(model.init, keys.seed_key(0))
+    like = jax.eval_shape(model.init, keys.like())
     return saved.fitted(start, like, 'params' if section.init is None else 'model.init')
   if section.init_hash is not None:
     raise ValueError(
@@ -258,7 +258,7 @@ def stage_arguments(model: Model, chooser: Layer) -> dict[str, int]:
   the largest number of clients in a round, `num_clients` the population's size, `num_classes` the
   number of labels.
   """
-  params = jax.eval_shape(model.init, keys.seed_key(0))
+  params = jax.eval_shape(model.init, keys.like())
   draws = privacy.law(chooser)
   return {
     'dimension': tree.size(running.divide(model.loss, params)[0]),

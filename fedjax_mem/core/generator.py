@@ -17,12 +17,15 @@ import jax
 import jax.numpy as jnp
 from jax.extend.random import define_prng_impl
 
+from fedjax_mem.core.tracing import once
+
 # Distances of the rotations, in bits: of four rounds, and of the four after those, in turn.
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 # A constant of the key schedule: the third word of a key of zeros is then not zero.
 _PARITY = 0x1BD11BDA
 
 
+@once()
 def block(key: tuple[jax.Array, jax.Array], low: jax.Array, high: jax.Array) -> list[jax.Array]:
   """Returns the two words of each counter, uint32.
 
@@ -37,12 +40,6 @@ def block(key: tuple[jax.Array, jax.Array], low: jax.Array, high: jax.Array) -> 
     low: uint32 of any shape, the first words of the counters.
     high: uint32 of that shape, the second words.
   """
-  words: list[jax.Array] = _block(key, low, high)
-  return words
-
-
-@jax.jit  # so that one trace serves all keys
-def _block(key: tuple[jax.Array, jax.Array], low: jax.Array, high: jax.Array) -> list[jax.Array]:
   schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(_PARITY))
   x, y = low + schedule[0], high + schedule[1]
   for i in range(5):
@@ -55,15 +52,17 @@ def _block(key: tuple[jax.Array, jax.Array], low: jax.Array, high: jax.Array) ->
   return [x, y]
 
 
+@once()
 def _seed(seed: jax.Array) -> jax.Array:
   high = seed >> 32 if seed.dtype.itemsize > 4 else jnp.zeros_like(seed)
   return jnp.stack([high.astype(jnp.uint32), seed.astype(jnp.uint32)])
 
 
+@once()  # a single program where a key is derived outside of one
 def _derived(key: jax.Array, number: jax.Array) -> jax.Array:
   """Returns the keys, uint32 [..., 2], of these numbers [...]."""
   words = jnp.stack(block((key[0], key[1]), jnp.zeros_like(number), number), -1)
-  # Else the compiler computes the key anew for every single value that is drawn from it.
+  # Barred: else the compiler computes the key anew for every single value that is drawn from it.
   barred: jax.Array = jax.lax.optimization_barrier(words)
   return barred
 
@@ -76,6 +75,7 @@ def _split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return _derived(key, _positions(shape))
 
 
+@once(1, 2)
 def _bits(key: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
   kind = jnp.dtype(f'uint{width}')
   if math.prod(shape) >= 1 << 32:  # the counters need their second word

@@ -38,6 +38,12 @@ def seed_key(seed: jax.typing.ArrayLike) -> jax.Array:
   return jax.random.key(seed, impl=GENERATOR)
 
 
+def like() -> jax.ShapeDtypeStruct:
+  """Returns the shape of a key, for `jax.eval_shape`: to make a key would compile a program."""
+  shape: jax.ShapeDtypeStruct = jax.eval_shape(lambda: seed_key(0))
+  return shape
+
+
 @contextlib.contextmanager
 def fixed() -> Iterator[None]:
   """Fixes which words a key gives, whatever the flags of the process; also a decorator.

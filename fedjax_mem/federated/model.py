@@ -125,7 +125,7 @@ def as_model(
 def _label_shape(model: Model, dtype: str) -> tuple[int, ...]:
   """Returns the shape of one example's label: () or, for sequences, (T,)."""
   x = jax.ShapeDtypeStruct((1, *model.input_shape), dtype)
-  params = jax.eval_shape(model.init, keys.seed_key(0))
+  params = jax.eval_shape(model.init, keys.like())
   logits = jax.eval_shape(lambda p, x: model.apply(p, x, None), params, x)
   shape: tuple[int, ...] = logits.shape[1:-1]
   return shape
@@ -241,7 +241,7 @@ def _from_linen(module: nn.Module, shape: tuple[int, ...], dtype: str) -> Model:
   switch = adapters.switch(type(module).__call__)
   settings: dict[str, Any] = {} if switch is None else {switch[0]: not switch[1]}
   init = functools.partial(module.init_with_output, **settings)
-  logits = jax.eval_shape(init, keys.seed_key(0), x)[0]
+  logits = jax.eval_shape(init, keys.like(), x)[0]
   return adapters.from_linen(module, shape, _classes(logits), input_dtype=jnp.dtype(dtype))
 
 
@@ -250,7 +250,7 @@ def _functions(
   init: Callable[..., Any], apply: Callable[..., Any], shape: tuple[int, ...], dtype: str
 ) -> Model:
   x = jax.ShapeDtypeStruct((1, *shape), dtype)
-  params = jax.eval_shape(init, keys.seed_key(0))
+  params = jax.eval_shape(init, keys.like())
   more = [None] * (len(inspect.signature(apply).parameters) > 2)
   logits = jax.eval_shape(lambda p, x: apply(p, x, *more), params, x)
   kind = jnp.dtype(dtype)

@@ -197,7 +197,7 @@ def sides(recipe: Recipe, shapes: Shapes, chooser: Layer, rules: tuple[Layer, ..
   clients = layers.draws.population
   layout = engine.Layout(1, True, engine.make_mesh(1))
   population = jax.eval_shape(lambda a: rows(a, jnp.full(clients, number, jnp.int32)), arrays)
-  params = jax.eval_shape(recipe.model.init, keys.seed_key(0))
+  params = jax.eval_shape(recipe.model.init, keys.like())
   transforms = (recipe.transform,) if recipe.transform else ()
   setting = engine.make_setting(
     layers, params, population, Shape(clients, number, True), layout, transforms, pool=False

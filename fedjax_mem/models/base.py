@@ -173,7 +173,7 @@ def build(
   batch = 3  # an unlikely dimension, so that a model that mixes up its axes is caught
   x = jax.ShapeDtypeStruct((batch, *input_shape), input_dtype)
   try:
-    params = jax.eval_shape(init, keys.seed_key(0))
+    params = jax.eval_shape(init, keys.like())
     outputs = jax.eval_shape(lambda p, x: apply(p, x, None), params, x)
   except (TypeError, ValueError) as error:
     raise ValueError(

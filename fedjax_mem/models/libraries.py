@@ -56,7 +56,7 @@ def from_equinox(
 
   if isinstance(module, eqx.Module) or not callable(module):
     raise ValueError(f'module must be a function key -> equinox.Module, got {module!r}.')
-  made = eqx.filter_eval_shape(module, keys.seed_key(0))
+  made = eqx.filter_eval_shape(module, keys.like())
   if not isinstance(made, eqx.Module):
     raise ValueError(
       f'module must be a function key -> equinox.Module, got one that makes {made!r}.'

@@ -51,7 +51,7 @@ def of_linen(
     ValueError: statistics that are refused, that are not of an `nn.BatchNorm` over the batch, or
       that are used where they must not be.
   """
-  key = jax.eval_shape(lambda: keys.seed_key(0))
+  key = keys.like()
   try:
     state = jax.eval_shape(lambda key, x: module.init(key, x, **settings(False)), key, x)
   except (TypeError, ValueError):

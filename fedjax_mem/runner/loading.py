@@ -85,7 +85,7 @@ def load(run: str | os.PathLike[str]) -> Loaded:
     where, run_id = folder.path / 'checkpoints', said.get('run_id')
     with contextlib.closing(Checkpoints(where, run_id=run_id, read_only=True)) as kept:
       number, held = kept.parameters()
-  like = jax.eval_shape(model.init, keys.seed_key(0))
+  like = jax.eval_shape(model.init, keys.like())
   params = saved.fitted(held, like, str(folder.path))
   return Loaded(model, params, config, number, said.get('labels'))
 

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_mem.core import platforms, validate
+from fedjax_mem.core import platforms, tracing, validate
 from fedjax_mem.kernels.nn import rows, winograd
 
 LAYOUTS = ('HWBC', 'CHWB')
@@ -155,8 +155,7 @@ def _spread(patches: jax.Array, geometry: _Geometry) -> jax.Array:
   batch = patches.shape[2] // math.prod(output)
   grouped = patches.reshape(groups, math.prod(window), -1, patches.shape[2])
   total = grouped.swapaxes(0, 1).reshape(*window, -1, *output, batch)
-  # The dimensions of `_patches` in the opposite order, each undone: the parts of a window's axis
-  # are added where they were sliced. Inputs under several windows get several terms.
+  # The dimensions of `_patches` in the opposite order, each undone: parts go where they came from.
   for i, (size, (low, high)) in enumerate(zip(geometry.size, geometry.padding, strict=True)):
     # One shifted sum after another, in place: one sum of padded parts tests bounds per element.
     parts, axis = total, len(window)
@@ -202,6 +201,7 @@ def _gemm(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
   return _gemm_forward(x, kernel, geometry)[0]
 
 
+@tracing.once(2)
 def _gemm_forward(
   x: jax.Array, kernel: jax.Array, geometry: _Geometry
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -213,6 +213,7 @@ def _gemm_forward(
   return _dot(matrix, patches, (1, 1)).reshape(out, *spatial), (patches, kernel)
 
 
+@tracing.once(0)
 def _gemm_backward(
   geometry: _Geometry, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -225,9 +226,8 @@ def _gemm_backward(
   """
   patches, kernel = residuals
   groups, out = geometry.groups, kernel.shape[-1]
-  # The product was matrix^T patches, summed over the rows of both; its derivatives are the patches
-  # times g, summed over N, and the matrix times g, summed over the output channels.
-  # g is [F, O / F, N], or [1, N, O] with the channels last.
+  # The product was matrix^T patches; its derivatives are the patches times g, summed over N, and the
+  # matrix times g, summed over the output channels. g: [F, O / F, N], or last: [1, N, O].
   g = cotangent.reshape((1, -1, out) if geometry.last else (groups, out // groups, -1))
   channel, column = (2, 1) if geometry.last else (1, 2)
   d_matrix = _dot(patches, g, (2, column))

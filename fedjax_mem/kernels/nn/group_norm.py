@@ -19,6 +19,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from fedjax_mem.core.tracing import once
+
 # (x, mean [B, C], 1 / standard deviation [B, C], scale [C])
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -53,6 +55,7 @@ def group_norm(
   return _forward(x, scale, bias, groups, epsilon)[0]
 
 
+@once(3, 4)
 def _forward(
   x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float
 ) -> tuple[jax.Array, _Residuals]:
@@ -65,6 +68,7 @@ def _forward(
   return centred * _wide(inverse * scale[None]) + _wide(bias), (x, mean, inverse, scale)
 
 
+@once(0, 1)
 def _backward(
   groups: int, epsilon: float, residuals: _Residuals, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_mem.core import validate
+from fedjax_mem.core.tracing import once
 
 
 def _parts(x: jax.Array, window: tuple[int, int], axis: int) -> list[jax.Array]:
@@ -42,6 +43,7 @@ def _max_pool(x: jax.Array, window: tuple[int, int], axis: int) -> jax.Array:
 
 
 # A derivative of its own: that of a chain of maxima would split ties in halves at each maximum.
+@once(1, 2)
 def _forward(
   x: jax.Array, window: tuple[int, int], axis: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -75,6 +77,7 @@ def _shares(parts: list[jax.Array], y: jax.Array, cotangent: jax.Array) -> list[
   return shares
 
 
+@once(0, 1)
 def _backward(
   window: tuple[int, int],
   axis: int,

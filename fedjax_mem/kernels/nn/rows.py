@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax_mem.core.tracing import once
+
 
 class Geometry(NamedTuple):
   """The static part of a convolution whose input is padded already.
@@ -69,6 +71,7 @@ def conv(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
   return _forward(x, kernel, geometry)[0]
 
 
+@once(2)
 def _forward(
   x: jax.Array, kernel: jax.Array, geometry: Geometry
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
@@ -79,6 +82,7 @@ def _forward(
   return y.reshape(*rows.shape[:3], -1), (rows, kernel, shape)
 
 
+@once(0)
 def _backward(
   geometry: Geometry, residuals: tuple[jax.Array, jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -40,6 +40,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fedjax_mem.core.tracing import once
+
 # The finite interpolation points; infinity is the sixth. In a pair +-p, entries differ by signs.
 _POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2.0**0.5, -(2.0**0.5))
 # Side of the window r -> side of the output tile m; n = m + r - 1 = 6, one place for each point.
@@ -188,6 +190,7 @@ def _conv(x: jax.Array, kernel: jax.Array, r: int) -> jax.Array:
   return _forward(x, kernel, r)[0]
 
 
+@once(2)
 def _forward(x: jax.Array, kernel: jax.Array, r: int) -> tuple[jax.Array, _Residuals]:
   """Returns (the output [P, Q, B, O], the transformed tiles and kernels for `_backward`)."""
   channels, out = kernel.shape[2:]
@@ -203,6 +206,7 @@ def _forward(x: jax.Array, kernel: jax.Array, r: int) -> tuple[jax.Array, _Resid
   return _inverse(at, products, size), (tiles, factors)
 
 
+@once(0)
 def _backward(r: int, residuals: _Residuals, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns the gradients of x [H, W, B, C] and of the kernel [r, r, C, O].
 

@@ -17,7 +17,7 @@ def adds(loss: LossFn, params: Tree, batch: dict[str, Any]) -> bool:
   """
   if isinstance(loss, Running):
     return False
-  key = jax.eval_shape(lambda: keys.seed_key(0))
+  key = keys.like()
   jaxpr = jax.make_jaxpr(loss)(params, batch, key).jaxpr
   return not any(jaxpr.invars[-1] is x for equation in jaxpr.eqns for x in equation.invars)
 
