@@ -226,8 +226,8 @@ def _gemm_backward(
   """
   patches, kernel = residuals
   groups, out = geometry.groups, kernel.shape[-1]
-  # The product was matrix^T patches; its derivatives are the patches times g, summed over N, and the
-  # matrix times g, summed over the output channels. g: [F, O / F, N], or last: [1, N, O].
+  # The product was matrix^T patches; its derivatives are the patches times g, summed over N, and
+  # the matrix times g, summed over the output channels. g: [F, O / F, N], or last: [1, N, O].
   g = cotangent.reshape((1, -1, out) if geometry.last else (groups, out // groups, -1))
   channel, column = (2, 1) if geometry.last else (1, 2)
   d_matrix = _dot(patches, g, (2, column))
