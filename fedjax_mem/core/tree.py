@@ -1,7 +1,5 @@
 """Arithmetic on pytrees of arrays: short names for the operations that most stages need."""
 
-import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,6 +7,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fedjax_mem.core import packing
 
 Tree = Any
 T = TypeVar('T')
@@ -57,7 +57,7 @@ def select(on: jax.Array, a: T, b: T) -> T:
 def keep(on: jax.Array, tree: T) -> T:
   """Returns the tree where `on`, else exact zeros (even where the tree is NaN)."""
   kept = lambda x: jnp.where(_lift(on, x), x, jnp.zeros((), x.dtype))
-  return _map(kept, tree) if jnp.ndim(on) else at_once(kept, tree)
+  return _map(kept, tree) if jnp.ndim(on) else packing.at_once(kept, tree)
 
 
 def total(tree: T) -> T:
@@ -112,92 +112,6 @@ def unravel(flat: jax.Array, like: Tree, axes: int = 0) -> Tree:
   return jax.tree.unflatten(structure, parts)
 
 
-def pack(tree: Tree) -> list[jax.Array]:
-  """Returns all values as few vectors: for each dtype one of its arrays and one of its scalars.
-
-  What follows is then compiled once, and not once for every leaf. Cutting up (`unpack`) and packing
-  again costs nothing: the compiler drops both.
-  """
-  leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
-  vectors = []
-  for _, places in _alike(leaves):
-    one, *more = (leaves[i].reshape(-1) for i in places)
-    # Barred: fused with what follows, every single value would be searched for in all leaves.
-    whole = jax.lax.optimization_barrier(jnp.concatenate([one, *more])) if more else one
-    vectors.append(whole)
-  return vectors
-
-
-def unpack(vectors: list[jax.Array], like: T, axes: int = 0) -> T:
-  """Returns the values as a tree of the shapes of `like`.
-
-  Args:
-    vectors: from `pack`, possibly with leading axes.
-    like: what was packed, arrays or `ShapeDtypeStruct`s.
-    axes: number of leading axes of the vectors, which `like` does not have.
-  """
-  leaves, structure = jax.tree.flatten(like)
-  made: list[Any] = [None] * len(leaves)
-  for vector, (_, places) in zip(vectors, _alike(leaves), strict=True):
-    start = 0
-    for i in places:
-      end = start + math.prod(leaves[i].shape)
-      made[i] = vector[..., start:end].reshape((*vector.shape[:axes], *leaves[i].shape))
-      start = end
-  whole: T = jax.tree.unflatten(structure, made)
-  return whole
-
-
-def _alike(leaves: list[Any]) -> list[tuple[Any, list[int]]]:
-  """Returns (what they are, positions) of the leaves that `pack` puts into one vector."""
-  groups: dict[Any, list[int]] = {}
-  for i, x in enumerate(leaves):
-    groups.setdefault((jnp.dtype(x.dtype), len(x.shape) > 0), []).append(i)
-  return list(groups.items())
-
-
-@functools.partial(
-  jax.tree_util.register_dataclass, data_fields=['vectors'], meta_fields=['structure', 'leaves']
-)
-@dataclasses.dataclass(frozen=True)
-class Packed:
-  """A tree as few vectors (`pack`), with what it takes to `open` it.
-
-  Attributes:
-    vectors: the values.
-    structure: of the tree (static).
-    leaves: their shapes and dtypes (static).
-  """
-
-  vectors: list[jax.Array]
-  structure: Any
-  leaves: tuple[jax.ShapeDtypeStruct, ...]
-
-  @staticmethod
-  def of(tree: Tree) -> 'Packed':
-    """Returns the tree, packed."""
-    leaves, structure = jax.tree.flatten(shapes(tree))
-    return Packed(pack(tree), structure, tuple(leaves))
-
-  def open(self, axes: int = 0) -> Tree:
-    """Returns the tree; its leaves have `axes` leading axes more, as the vectors have."""
-    return unpack(self.vectors, jax.tree.unflatten(self.structure, self.leaves), axes)
-
-
-def at_once(f: Callable[..., jax.Array], tree: T, *others: T) -> T:
-  """Returns f(vector, other vectors) of all values, which it changes one by one, as a tree.
-
-  Where `f` runs seldom, as after local training: within a loop over steps packing takes longer than
-  what it saves.
-
-  >>> twice = at_once(lambda x: 2 * x, {'a': jnp.ones(2), 'b': jnp.float32(3)})
-  >>> twice['a'].tolist(), float(twice['b'])
-  ([2.0, 2.0], 6.0)
-  """
-  packed = [pack(x) for x in (tree, *others)]
-  return unpack([f(*vectors) for vectors in zip(*packed, strict=True)], tree)
-
-
 def floats(tree: T) -> T:
   """Returns the tree in float32."""
   return _map(lambda x: x.astype(jnp.float32), tree)
@@ -226,7 +140,7 @@ def finite(tree: Tree, axes: int = 0) -> jax.Array:
   """
   ok: jax.Array = jnp.bool_(True)
   leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-  for x in leaves if axes else pack(leaves):
+  for x in leaves if axes else packing.pack(leaves):
     # One maximum, which is NaN if any value is: half the time of an `all` over booleans.
     rows = jnp.abs(x).reshape((*x.shape[:axes], -1))
     ok = ok & (jnp.max(rows, axis=-1, initial=0) < jnp.inf)

@@ -25,6 +25,7 @@ from fedjax_mem.core import (
   Task,
   Transform,
   Tree,
+  packing,
   tree,
 )
 from fedjax_mem.engine import cohort as cohorts
@@ -344,7 +345,7 @@ def _packing(one: OneClient) -> OneClient:
 
   def packed(everyone: Tree, longest: jax.Array, row: Tree) -> tuple[Tree, Tree]:
     value, rest = one(everyone, longest, row)
-    return tree.Packed.of(value), rest
+    return packing.Packed.of(value), rest
 
   return packed
 

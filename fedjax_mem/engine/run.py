@@ -22,6 +22,7 @@ from fedjax_mem.core import (
   Tree,
   compose,
   keys,
+  packing,
   platforms,
   shape_of,
   shapes,
@@ -37,7 +38,7 @@ from fedjax_mem.engine.round import Setting
 from fedjax_mem.kernels.nn import rewrite
 
 # (rounds done, whether to go on, state, rows of metrics, packed)
-Carry = tuple[jax.Array, jax.Array, State, tree.Packed]
+Carry = tuple[jax.Array, jax.Array, State, packing.Packed]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,7 +326,7 @@ def _segment(
   seed: jax.Array,
   root: jax.Array,
   rounds: jax.Array,
-) -> tuple[State, tree.Packed, jax.Array]:
+) -> tuple[State, packing.Packed, jax.Array]:
   """Returns the state after up to `rounds` rounds, metrics [max_rounds, ...] and the rounds done.
 
   A while loop and not a scan, so that the same program runs segments of every length.
@@ -334,7 +335,7 @@ def _segment(
   traced, like = jax.make_jaxpr(round, return_shape=True)(state, population, seed, root)
   rewrite.warn_if_slow(traced, platforms.current())
   like = {name: measured.plain(x) for name, x in like[1].items()}
-  rows = jax.eval_shape(tree.Packed.of, like)
+  rows = jax.eval_shape(packing.Packed.of, like)
   rows = jax.tree.map(lambda x: jnp.zeros((max_rounds, *x.shape), x.dtype), rows)
 
   def go_on(carry: Carry) -> jax.Array:
@@ -345,7 +346,7 @@ def _segment(
     done, _, state, rows = carry
     state, metrics = round(state, population, seed, root)
     metrics = {name: measured.plain(x) for name, x in metrics.items()}
-    rows = jax.tree.map(lambda all, x: all.at[done].set(x), rows, tree.Packed.of(metrics))
+    rows = jax.tree.map(lambda all, x: all.at[done].set(x), rows, packing.Packed.of(metrics))
     lost = (metrics['clients'] == 0) & (metrics['not_finite'] >= 0).any()
     return done + 1, metrics['finite'] & ~lost, state, rows
 

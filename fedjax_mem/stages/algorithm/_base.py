@@ -20,6 +20,7 @@ from fedjax_mem.core import (
   Task,
   Total,
   Tree,
+  packing,
   running,
   tree,
   validate,
@@ -300,7 +301,7 @@ def near(mu: float, start: Tree) -> Correct:
 
 def sent(task: Task, done: Trained, aux: dict[str, Any] | None = None) -> Message:
   """Returns a client's message: server - client, weighed by its examples, and what is beside it."""
-  update = tree.at_once(jnp.subtract, task.params, done.params)
+  update = packing.at_once(jnp.subtract, task.params, done.params)
   return Message(update, task.data.count.astype(jnp.float32), aux or {})
 
 

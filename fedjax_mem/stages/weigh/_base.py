@@ -16,7 +16,7 @@ from fedjax_mem.core import (
   Stage,
   Tree,
   Weighs,
-  tree,
+  packing,
   validate,
 )
 
@@ -69,4 +69,4 @@ def weighing(
 
 def _times(c: jax.Array, message: Message) -> tuple[Tree, dict[str, Any]]:
   """Returns (c * update, c * aux)."""
-  return tree.at_once(lambda x: c.astype(x.dtype) * x, (message.update, message.aux))
+  return packing.at_once(lambda x: c.astype(x.dtype) * x, (message.update, message.aux))
