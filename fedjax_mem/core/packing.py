@@ -54,10 +54,10 @@ def _uncut(leaves: list[Any]) -> jax.Array | None:
   """Returns the vector that was cut into these leaves, all of them in this order, or None."""
   cuts = [_CUT.get(id(x)) for x in leaves]
   first, end = cuts[0], 0
-  for leaf, cut in zip(leaves, cuts, strict=True):
-    if not (first and cut and leaf is cut[0]() and cut[1] is first[1] and cut[2] == end):
+  for leaf, size, cut in zip(leaves, map(jnp.size, leaves), cuts, strict=True):
+    if not (first and cut and cut[0]() is leaf and cut[1] is first[1] and cut[2] == end):
       return None
-    end += leaf.size
+    end += size
   return first[1] if first and first[1].size == end else None
 
 
