@@ -3,7 +3,8 @@
 Methods import each other nowhere: this module combines them.
 """
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from fedjax_mem import models
 from fedjax_mem.config import privacy, registry
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.optimizers import client_optimizer, learning_rate, server_optimizer
+from fedjax_mem.config.parts import Parts, beside, known
 from fedjax_mem.config.sections import DataSection
 from fedjax_mem.config.start import pinned
 from fedjax_mem.config.typed import MOST
@@ -37,23 +39,6 @@ from fedjax_mem.stages.algorithm import ALGORITHMS
 from fedjax_mem.stages.compress import as_layer
 from fedjax_mem.stages.select import SAMPLERS, TRACES, draw_durations, dropout, stragglers
 from fedjax_mem.stages.weigh import WEIGHINGS
-
-
-class Parts(NamedTuple):
-  """The parts of an experiment.
-
-  Attributes:
-    data: the clients' examples, on the host.
-    model: the model.
-    params: the model's initial parameters.
-    layers: the layers of a round.
-  """
-
-  data: FederatedData
-  model: Model
-  params: Any
-  layers: Round
-
 
 # The name of data that a caller gives as objects.
 GIVEN = 'given'
@@ -88,24 +73,32 @@ def assemble(config: Config, data: FederatedData, start: saved.Arrays | None = N
     )
   _check_steps(config, data)
   model = build_model(config, data)
-  params = _start(config, model, start)
-  return Parts(data, model, params, build_layers(config, model, data.num_clients, data))
+  start = _start(config, start)
+  layers = build_layers(config, model, data.num_clients, data)
+  like = jax.eval_shape(model.init, keys.like())
+  if start is None:
+    drawing = beside(functools.partial(_drawn, model, config.seed))
+  else:
+    name = 'params' if config.model.init is None else 'model.init'
+    drawing = known(saved.fitted(start, like, name))
+  return Parts(data, model, layers, like, drawing)
 
 
-def _start(config: Config, model: Model, start: saved.Arrays | None) -> Tree:
-  """Returns the parameters that a run starts from."""
-  section = config.model
+def _start(config: Config, start: saved.Arrays | None) -> saved.Arrays | None:
+  """Returns the arrays that a run starts from; None: it draws its parameters."""
   start = pinned(config)[1] if start is None else start
-  if start is not None:
-    like = jax.eval_shape(model.init, keys.like())
-    return saved.fitted(start, like, 'params' if section.init is None else 'model.init')
-  if section.init_hash is not None:
+  if start is None and config.model.init_hash is not None:
     raise ValueError(
-      f'model.init must be where the arrays of model.init_hash = {section.init_hash!r} are, got '
-      'none: the run began with parameters that were given to it.'
+      'model.init must be where the arrays of model.init_hash = '
+      f'{config.model.init_hash!r} are, got none: the run began with parameters that were given to '
+      'it.'
     )
-  key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
-  return model.init(key)
+  return start
+
+
+def _drawn(model: Model, seed: int) -> Tree:
+  """Returns the parameters of a run that draws them."""
+  return model.init(keys.role_key(keys.layer_key(keys.seed_key(seed), 0, 'model'), 'init'))
 
 
 def _check_steps(config: Config, data: FederatedData) -> None:

@@ -86,8 +86,7 @@ def planned(ready: Ready) -> job.Plan:
   """
   parts = ready.parts
   batch = {name: x[:1] for name, x in parts.data.arrays.items()}
-  params = tree.shapes(parts.params)
-  return job.plan(parts.layers, params, Expected.of(parts.data), batch, parts.data.preprocess)
+  return job.plan(parts.layers, parts.like, Expected.of(parts.data), batch, parts.data.preprocess)
 
 
 class _Server:

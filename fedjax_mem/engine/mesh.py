@@ -42,7 +42,9 @@ def compiler_options(platform: str) -> dict[str, Any]:
 
   They are passed with each program, not by `XLA_FLAGS`, where an unknown flag aborts the process.
   """
-  wanted = {'cpu': {'xla_cpu_prefer_vector_width': 512}}.get(platform, {})
+  # Of LLVM's three levels the first: it compiles in 0.8 of the time, and rounds are as fast.
+  cpu = {'xla_cpu_prefer_vector_width': 512, 'xla_backend_optimization_level': 1}
+  wanted = {'cpu': cpu}.get(platform, {})
   return {name: value for name, value in wanted.items() if _known(name, value)}
 
 

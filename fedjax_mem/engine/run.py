@@ -6,6 +6,7 @@ the memory of the state that it is given (donation).
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,7 @@ class Simulation:
   @functools.cached_property
   def _replay(self) -> jax.stages.Wrapped:
     again = functools.partial(replay.drawn_again, self.setting)
-    return jax.jit(again, out_shardings=self.shardings)
+    return jax.jit(again, out_shardings=self.shardings, compiler_options=self._options)
 
   def _keys(self, seed: int | None, noise_seed: int | None) -> tuple[np.uint32, np.ndarray]:
     """Returns (seed, secret root) of a run with these in place of those of the simulation."""
@@ -115,7 +116,7 @@ class Simulation:
   @functools.cached_property
   def _init(self) -> jax.stages.Wrapped:
     init = functools.partial(plan.initial_state, self.setting)
-    return jax.jit(init, out_shardings=self.shardings)
+    return jax.jit(init, out_shardings=self.shardings, compiler_options=self._options)
 
   @functools.cached_property
   def segment(self) -> jax.stages.Wrapped:
@@ -123,13 +124,13 @@ class Simulation:
 
     (state, population, seed, secret root, rounds) -> (state, metrics, packed, rounds done).
     """
-    layout = self.setting.layout
-    options = meshes.compiler_options(layout.mesh.devices.flat[0].platform)
-    return jax.jit(
-      functools.partial(_segment, self.setting, self.max_rounds),
-      donate_argnums=0,
-      compiler_options=options or None,
-    )
+    rounds = functools.partial(_segment, self.setting, self.max_rounds)
+    return jax.jit(rounds, donate_argnums=0, compiler_options=self._options)
+
+  @property
+  def _options(self) -> dict[str, Any] | None:
+    # The same for all programs: noise that is drawn again has the bits of the first time.
+    return meshes.compiler_options(self.setting.layout.mesh.devices.flat[0].platform) or None
 
   @keys.fixed()
   def traced(self) -> jax.stages.Traced:

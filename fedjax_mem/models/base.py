@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Batch, Running, Tree, keys, validate
+from fedjax_mem.core import Batch, Running, Tree, keys, tracing, validate
 from fedjax_mem.kernels.nn import rewrite
 from fedjax_mem.models.statistics import Kept
 from fedjax_mem.tasks import Classification, LearningTask, NextToken, as_task
@@ -173,6 +173,7 @@ def build(
   batch = 3  # an unlikely dimension, so that a model that mixes up its axes is caught
   x = jax.ShapeDtypeStruct((batch, *input_shape), input_dtype)
   try:
+    init = tracing.once()(init)  # its check, its shapes and its program share one trace
     params = jax.eval_shape(init, keys.like())
     outputs = jax.eval_shape(lambda p, x: apply(p, x, None), params, x)
   except (TypeError, ValueError) as error:

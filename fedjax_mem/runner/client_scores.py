@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_mem.config.build import Parts
+from fedjax_mem.config.parts import Parts
 from fedjax_mem.core import Personal, Tree
 from fedjax_mem.engine import per_example, personal
 from fedjax_mem.engine.evaluate import MeasureFn

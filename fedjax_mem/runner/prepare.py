@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from fedjax_mem._wording import NOT_COVERED
-from fedjax_mem.config.build import GIVEN, Parts, build
+from fedjax_mem.config.build import GIVEN, build
 from fedjax_mem.config.load import Config
+from fedjax_mem.config.parts import Parts
 from fedjax_mem.config.sections import PrivacySection
 from fedjax_mem.config.start import pinned
 from fedjax_mem.data.source import FederatedData
@@ -101,7 +102,7 @@ def get_ready(
   def make(execution: Execution) -> Simulation:
     return simulate(
       parts.layers,
-      parts.params,
+      parts.like,
       source.population,
       seed=config.seed,
       execution=execution,
@@ -112,7 +113,7 @@ def get_ready(
       noise_seed=config.noise_seed,
     )
 
-  chosen, picked = tuning.choose(chosen, make, parts.params, work(config, parts))
+  chosen, picked = tuning.choose(chosen, make, parts, work(config, parts))
   sim = make(chosen)
   sim = sim.with_root(sim.root)  # pinned: the root in the run's folder is that of its rounds
   ledgers = spending.open_ledgers(config, parts.layers, parts.data.counts, sim.setting.specs)
@@ -150,7 +151,7 @@ def work(config: Config, parts: Parts) -> str:
   """Returns a text of all but the devices that the fastest execution depends on."""
   client = config.client
   return (
-    f'{config.model.name} of {sum(x.size for x in jax.tree.leaves(parts.params))} parameters, '
+    f'{config.model.name} of {sum(x.size for x in jax.tree.leaves(parts.like))} parameters, '
     f'cohort {config.selection.cohort_size}, {client.epochs} x {client.batch_size}'
   )
 
@@ -207,7 +208,7 @@ def facts(ready: Ready) -> dict[str, Any]:
     **spending.facts(ready.ledgers),
     **(records.coverage({}) if sim.claims else {}),
     'model': {'input_shape': list(parts.data.input_shape), 'outputs': parts.data.num_classes},
-    'parameters': sum(x.size for x in jax.tree.leaves(parts.params)),
+    'parameters': sum(x.size for x in jax.tree.leaves(parts.like)),
     'clients': parts.data.num_clients,
     'examples': int(parts.data.counts.sum()),
     **_of_data(parts.data, given=ready.config.data.name == GIVEN),

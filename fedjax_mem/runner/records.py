@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_mem.config.build import Parts
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.optimizers import learning_rate
+from fedjax_mem.config.parts import Parts
 from fedjax_mem.core import Draws
 from fedjax_mem.engine import Simulation
 from fedjax_mem.runner.ledgers import Ledgers

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_mem.config.build import Parts
+from fedjax_mem.config.parts import Parts
 from fedjax_mem.core import Scores, Tree
 from fedjax_mem.engine import evaluator
 from fedjax_mem.engine.evaluate import FinishFn, MeasureFn
@@ -26,7 +26,7 @@ def model_scores(parts: Parts) -> tuple[str, ...]:
   """Returns the names of the scores of the model alone: means over examples, then the others."""
   data, task = parts.data, parts.model.task
   one = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in data.arrays.items()}
-  own, kept = jax.eval_shape(of_model(parts), parts.params, one)
+  own, kept = jax.eval_shape(of_model(parts), parts.like, one)
   if task is None or not kept:
     return tuple(own)
   zeros = {name: np.zeros(x.shape, x.dtype) for name, x in kept.items()}

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from fedjax_mem.config.parts import Parts
 from fedjax_mem.core import platforms
 from fedjax_mem.engine import Execution, Simulation, in_table
 from fedjax_mem.runner.devices import cache_folder
@@ -32,7 +33,7 @@ _CANDIDATES: tuple[dict[str, Any], ...] = (
 def choose(
   execution: Execution,
   make: Callable[[Execution], Simulation],
-  params: Any,
+  parts: Parts,
   key: str,
   *,
   clock: Callable[[], float] = time.perf_counter,
@@ -42,13 +43,13 @@ def choose(
   Args:
     execution: the execution that the configuration asks for.
     make: execution -> the simulation of the run with it.
-    params: the initial parameters.
+    parts: of the experiment; its parameters are waited for where rounds are measured.
     key: text of all that the choice depends on: the model, the cohort, the local work.
     clock: function that returns seconds, like `time.perf_counter`.
   """
   if execution.mode != 'auto':
     return execution, 'asked'
-  if in_table(platforms.current(), params):
+  if in_table(platforms.current(), parts.like):
     return execution, 'table'
   number = len(jax.devices()) if execution.devices == 'auto' else execution.devices
   place = f'{jax.devices()[0].device_kind} x {number}: {key}'
@@ -56,7 +57,7 @@ def choose(
   kept = _read(file)
   if place in kept:
     return dataclasses.replace(execution, **kept[place]), 'cache'
-  pick = _fastest(execution, make, params, clock)
+  pick = _fastest(execution, make, parts.params, clock)
   _write(file, {**kept, place: pick})
   return dataclasses.replace(execution, **pick), 'measured'
 

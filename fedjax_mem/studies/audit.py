@@ -27,8 +27,9 @@ import numpy as np
 
 from fedjax_mem.account import Ledger
 from fedjax_mem.config import registry
-from fedjax_mem.config.build import Parts, build, build_layers, stage_arguments
+from fedjax_mem.config.build import build, build_layers, stage_arguments
 from fedjax_mem.config.load import Config
+from fedjax_mem.config.parts import Parts
 from fedjax_mem.config.privacy import settled
 from fedjax_mem.config.sections import StageSection
 from fedjax_mem.core import (

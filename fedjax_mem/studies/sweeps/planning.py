@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.config.build import Parts, assemble, load_data
+from fedjax_mem.config.build import assemble, load_data
 from fedjax_mem.config.load import Config, to_dict
+from fedjax_mem.config.parts import Parts
 from fedjax_mem.config.sections import PrivacySection
 from fedjax_mem.config.start import pinned
 from fedjax_mem.core import IncompatibleStages, Population
@@ -122,7 +123,7 @@ def _planned(
   streamed = isinstance(source, examples.Streamed)
   sim = simulate(
     parts.layers,
-    parts.params,
+    parts.like,
     source.population if streamed else population,
     seed=config.seed,
     execution=Execution(mode=wanted.mode, chunk=wanted.chunk, devices=1),
@@ -156,7 +157,7 @@ class _Scorers:
   def of(self, parts: Parts, batch_size: int) -> tuple[ScoreFn, ScoreFn | None]:
     """Returns parameters -> scores on the test set, and on the validation split or None."""
     one = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in parts.data.test.items()}
-    traced, like = jax.make_jaxpr(scores.measured(parts), return_shape=True)(parts.params, one)
+    traced, like = jax.make_jaxpr(scores.measured(parts), return_shape=True)(parts.like, one)
     program = lifting.read(traced)
     key = (batch_size, jax.tree.structure(like), parts.model.task)
     for other, known, data, found in self._known:

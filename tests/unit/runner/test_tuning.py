@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from fedjax_mem.config.parts import Parts, known
 from fedjax_mem.engine import Execution
 from fedjax_mem.runner import prepare as ready
 from fedjax_mem.runner import tuning
@@ -13,6 +14,8 @@ from fedjax_mem.runner.loop import resume, run
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 
+VALUES = {'w': np.zeros(3)}
+PARTS = Parts(None, None, None, VALUES, known(VALUES))
 AUTO = Execution()
 VMAP, CHUNK32, CHUNK8, LOOP = (Execution(**x) for x in tuning._CANDIDATES)
 
@@ -68,7 +71,7 @@ def measure(seconds, compile_seconds=0.1, execution=AUTO, key='work'):
       compiling = compiling[name(wanted)]
     return Sim(clock, compiling, seconds[name(wanted)])
 
-  return tuning.choose(execution, make, {'w': np.zeros(3)}, key, clock=clock), tried
+  return tuning.choose(execution, make, PARTS, key, clock=clock), tried
 
 
 FAST_CHUNK = {'vmap': 0.3, 'chunk 32': 0.2, 'chunk 8': 0.1, 'loop': 0.4}
@@ -91,7 +94,7 @@ def test_what_the_table_knows_is_not_measured(unknown, monkeypatch):
 
 
 def test_the_table_knows_every_model_on_a_cpu():
-  got, how = tuning.choose(AUTO, None, {'w': np.zeros(3)}, 'work')
+  got, how = tuning.choose(AUTO, None, PARTS, 'work')
   assert (got, how) == (AUTO, 'table')
 
 
