@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,14 @@ def switch(call: Callable[..., Any]) -> tuple[str, bool] | None:
     if name in _SWITCHES:
       return name, _SWITCHES[name]
   return None
+
+
+def _initial(module: nn.Module, key: jax.Array, x: jax.Array, **named: Any) -> Any:
+  """Returns the module's first variables, without its forward pass where they do not need it."""
+  try:
+    return module.lazy_init(key, jax.ShapeDtypeStruct(x.shape, x.dtype), **named)
+  except flax.errors.LazyInitError:
+    return module.init(key, x, **named)
 
 
 def from_linen(
@@ -94,7 +103,7 @@ def from_linen(
     return {} if known is None else {known[0]: known[1] == training}
 
   def init(key: jax.Array) -> Tree:
-    state = module.init(key, jnp.zeros((1, *input_shape), input_dtype), **settings(False))
+    state = _initial(module, key, jnp.zeros((1, *input_shape), input_dtype), **settings(False))
     if set(state) - {STATISTICS} != {PARAMS}:
       raise ValueError(f"module must keep nothing but 'params', got {sorted(state)!r}.")
     return state[PARAMS] if statistics == 'refuse' else state

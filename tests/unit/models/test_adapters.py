@@ -195,3 +195,22 @@ def test_a_model_gets_the_task_of_its_data_unless_it_states_its_own():
   with pytest.raises(ValueError, match='num_classes must be an integer >= 2, got 1'):
     models.build('logistic', (3,), 1)
   assert models.build('mlp', (3,), 1, task='regression', hidden=(4,)).task == Regression()
+
+
+class Shifted(nn.Module):
+  """Its first parameters depend on the input that it is initialised with."""
+
+  @nn.compact
+  def __call__(self, x):
+    shift = self.param('shift', lambda key: x.mean(0) + 1)
+    return nn.Dense(3)(x - shift[None])
+
+
+@pytest.mark.parametrize(
+  'module', [Shifted(), nn.Dense(3), nn.Sequential([nn.Dense(4), nn.Dense(3)])]
+)
+def test_first_parameters_are_those_of_init(module):
+  key = jax.random.key(4)
+  made = models.from_linen(module, (5,), 3).init(key)
+  expected = jax.jit(module.init)(key, jnp.zeros((1, 5)))['params']
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), made, expected)
