@@ -5,6 +5,7 @@ returns a `Layer`, a tuple of layers, or a server optimizer. Arguments without a
 in by name where the suite knows them (`suite.ARGUMENTS`).
 """
 
+import functools
 import inspect
 import math
 import numbers
@@ -20,6 +21,7 @@ from reference import tiny
 from reference.loop import plain_round
 
 from fedjax_mem.core import Noises, Trains, validate
+from fedjax_mem.engine.plan import initial_state
 from fedjax_mem.engine.round import make_round
 
 BAD = 4  # a client that is selected and arrives in the first round of the rota: ids 0 … 5
@@ -87,7 +89,9 @@ def test_two_seeds_differ_where_it_is_random(case):
     for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(run(case)[0]), strict=True)
   )
   rounds = suite.draws(make_round(sim.setting), state, sim.population, *tiny.rooted(0))
-  if not rounds and not suite.draws(sim._init, tiny.initial(), sim.population, *tiny.rooted(0)):
+  if not rounds and not suite.draws(
+    functools.partial(initial_state, sim.setting), tiny.initial(), sim.population, *tiny.rooted(0)
+  ):
     assert same
   elif same:  # draws that cancel in the sum, such as masks, show in the messages
     one, two = (
