@@ -15,6 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.extend.random import define_prng_impl
 
 from fedjax_mem.core.tracing import once
@@ -40,15 +42,18 @@ def block(key: tuple[jax.Array, jax.Array], low: jax.Array, high: jax.Array) -> 
     low: uint32 of any shape, the first words of the counters.
     high: uint32 of that shape, the second words.
   """
-  schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(_PARITY))
-  x, y = low + schedule[0], high + schedule[1]
+  wide = lambda word: lax.broadcast(word, low.shape)
+  schedule = [wide(word) for word in (*key, key[0] ^ key[1] ^ np.uint32(_PARITY))]
+  x, y = lax.add(low, schedule[0]), lax.add(high, schedule[1])
   for i in range(5):
     for distance in _ROTATIONS[i % 2]:
-      x = x + y
-      y = ((y << distance) | (y >> (32 - distance))) ^ x
+      x = lax.add(x, y)
+      left = lax.shift_left(y, np.uint32(distance))
+      right = lax.shift_right_logical(y, np.uint32(32 - distance))
+      y = lax.bitwise_xor(lax.bitwise_or(left, right), x)
     # After every four rounds the next two of the three key words, and the number of the group.
-    x = x + schedule[(i + 1) % 3]
-    y = y + schedule[(i + 2) % 3] + jnp.uint32(i + 1)
+    x = lax.add(x, schedule[(i + 1) % 3])
+    y = lax.add(lax.add(y, schedule[(i + 2) % 3]), np.uint32(i + 1))
   return [x, y]
 
 
