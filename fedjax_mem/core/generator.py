@@ -42,8 +42,8 @@ def block(key: tuple[jax.Array, jax.Array], low: jax.Array, high: jax.Array) -> 
     low: uint32 of any shape, the first words of the counters.
     high: uint32 of that shape, the second words.
   """
-  wide = lambda word: lax.broadcast(word, low.shape)
-  schedule = [wide(word) for word in (*key, key[0] ^ key[1] ^ np.uint32(_PARITY))]
+  words = (*key, key[0] ^ key[1] ^ jnp.uint32(_PARITY))
+  schedule = [jnp.broadcast_to(word, low.shape) for word in words]
   x, y = lax.add(low, schedule[0]), lax.add(high, schedule[1])
   for i in range(5):
     for distance in _ROTATIONS[i % 2]:
