@@ -3,7 +3,6 @@
 Methods import each other nowhere: this module combines them.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -24,7 +23,6 @@ from fedjax_mem.core import (
   Layer,
   Prepares,
   Round,
-  Tree,
   Weighs,
   compose,
   keys,
@@ -77,7 +75,9 @@ def assemble(config: Config, data: FederatedData, start: saved.Arrays | None = N
   layers = build_layers(config, model, data.num_clients, data)
   like = jax.eval_shape(model.init, keys.like())
   if start is None:
-    drawing = beside(functools.partial(_drawn, model, config.seed))
+    key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
+    begun = getattr(model.init, 'begun', None)
+    drawing = beside(begun(key)) if begun else known(model.init(key))
   else:
     name = 'params' if config.model.init is None else 'model.init'
     drawing = known(saved.fitted(start, like, name))
@@ -94,11 +94,6 @@ def _start(config: Config, start: saved.Arrays | None) -> saved.Arrays | None:
       'it.'
     )
   return start
-
-
-def _drawn(model: Model, seed: int) -> Tree:
-  """Returns the parameters of a run that draws them."""
-  return model.init(keys.role_key(keys.layer_key(keys.seed_key(seed), 0, 'model'), 'init'))
 
 
 def _check_steps(config: Config, data: FederatedData) -> None:

@@ -35,7 +35,8 @@ class Parts(NamedTuple):
 def beside(draw: Callable[[], Tree]) -> 'Future[Tree]':
   """Returns what `draw` will return: it runs in a thread of its own.
 
-  The compiler of the program that draws works while a round is planned and traced.
+  The compiler of the program that draws works while a round is planned and traced. JAX's settings
+  for a part of a program are the caller's alone: `draw` must not trace anything.
   """
   pool = ThreadPoolExecutor(1, thread_name_prefix='parameters')
   drawing = pool.submit(draw)

@@ -76,7 +76,7 @@ def unpack(vectors: list[jax.Array], like: T, axes: int = 0) -> T:
     for i in places:
       end = start + math.prod(leaves[i].shape)
       made[i] = vector[..., start:end].reshape((*vector.shape[:axes], *leaves[i].shape))
-      if not axes:
+      if not axes and made[i] is not vector:  # else it would hold itself
         _CUT[id(made[i])] = weakref.ref(made[i], _forgetting(id(made[i]))), vector, start
       start = end
   whole: T = jax.tree.unflatten(structure, made)
@@ -136,5 +136,8 @@ def at_once(f: Callable[..., jax.Array], tree: T, *others: T) -> T:
   >>> twice['a'].tolist(), float(twice['b'])
   ([2.0, 2.0], 6.0)
   """
-  packed = [pack(x) for x in (tree, *others)]
-  return unpack([f(*vectors) for vectors in zip(*packed, strict=True)], tree)
+  trees = (tree, *others)
+  if any(_alike(jax.tree.leaves(x)) != _alike(jax.tree.leaves(tree)) for x in others):
+    mapped: T = jax.tree.map(f, *trees)  # their dtypes differ
+    return mapped
+  return unpack([f(*vectors) for vectors in zip(*map(pack, trees), strict=True)], tree)

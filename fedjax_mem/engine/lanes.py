@@ -236,7 +236,8 @@ class Lanes:
   @keys.fixed()
   def init(self) -> State:
     """Returns the states before the first round: `round` is a number, all else [L, ...]."""
-    return self.placed(State(jnp.int32(0), *jax.jit(self._start)(*self._given)))
+    start = jax.jit(self._start, compiler_options=self.lanes[0].sim.options)
+    return self.placed(State(jnp.int32(0), *start(*self._given)))
 
   @keys.fixed()
   def check(self) -> None:
@@ -260,9 +261,7 @@ class Lanes:
     used = first.sim.population, np.uint32(0), np.zeros(2, np.uint32)
     traced = first.sim.setting.round.trace(first.like['start'], *used).jaxpr
     rewrite.warn_if_slow(traced, platforms.current())
-    platform = self._mesh.devices.flat[0].platform
-    options = meshes.compiler_options(platform)
-    return jax.jit(self._segment, donate_argnums=0, compiler_options=options or None)
+    return jax.jit(self._segment, donate_argnums=0, compiler_options=self.lanes[0].sim.options)
 
   def _segment(
     self, state: State, own: Tree, shared: Tree, active: jax.Array, rounds: jax.Array
@@ -329,7 +328,7 @@ class Lanes:
     draw = lambda state, own, shared: self._mapped(
       one, (tuple(state[1:]), own), (state.round, shared)
     )
-    return jax.jit(draw)
+    return jax.jit(draw, compiler_options=self.lanes[0].sim.options)
 
   @keys.fixed()
   def cohorts(self, state: State) -> np.ndarray | None:

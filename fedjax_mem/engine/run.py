@@ -100,7 +100,7 @@ class Simulation:
   @functools.cached_property
   def _replay(self) -> jax.stages.Wrapped:
     again = functools.partial(replay.drawn_again, self.setting)
-    return jax.jit(again, out_shardings=self.shardings, compiler_options=self._options)
+    return jax.jit(again, out_shardings=self.shardings, compiler_options=self.options)
 
   def _keys(self, seed: int | None, noise_seed: int | None) -> tuple[np.uint32, np.ndarray]:
     """Returns (seed, secret root) of a run with these in place of those of the simulation."""
@@ -116,20 +116,20 @@ class Simulation:
   @functools.cached_property
   def _init(self) -> jax.stages.Wrapped:
     init = functools.partial(plan.initial_state, self.setting)
-    return jax.jit(init, out_shardings=self.shardings, compiler_options=self._options)
+    return jax.jit(init, out_shardings=self.shardings, compiler_options=self.options)
 
   @functools.cached_property
   def segment(self) -> jax.stages.Wrapped:
     """The compiled program.
 
-    (state, population, seed, secret root, rounds) -> (state, metrics, packed, rounds done).
+    (state, population, seed, secret root, rounds) -> (state, packed metrics, rounds done).
     """
     rounds = functools.partial(_segment, self.setting, self.max_rounds)
-    return jax.jit(rounds, donate_argnums=0, compiler_options=self._options)
+    return jax.jit(rounds, donate_argnums=0, compiler_options=self.options)
 
   @property
-  def _options(self) -> dict[str, Any] | None:
-    # The same for all programs: noise that is drawn again has the bits of the first time.
+  def options(self) -> dict[str, Any] | None:
+    """The compiler's options, of all programs alike: what is drawn again has the same bits."""
     return meshes.compiler_options(self.setting.layout.mesh.devices.flat[0].platform) or None
 
   @keys.fixed()
@@ -239,7 +239,7 @@ class Simulation:
   @functools.cached_property
   def _peek(self) -> jax.stages.Wrapped:
     peek = functools.partial(plan.peek, self.setting)
-    return jax.jit(peek, static_argnums=3)
+    return jax.jit(peek, static_argnums=3, compiler_options=self.options)
 
 
 @keys.fixed()

@@ -172,8 +172,8 @@ def build(
   validate.integer(num_classes=num_classes)
   batch = 3  # an unlikely dimension, so that a model that mixes up its axes is caught
   x = jax.ShapeDtypeStruct((batch, *input_shape), input_dtype)
+  init = tracing.once()(init)  # its check, its shapes and its program share one trace
   try:
-    init = tracing.once()(init)  # its check, its shapes and its program share one trace
     params = jax.eval_shape(init, keys.like())
     outputs = jax.eval_shape(lambda p, x: apply(p, x, None), params, x)
   except (TypeError, ValueError) as error:
@@ -192,7 +192,7 @@ def build(
     task = as_task(task)
     task.check_outputs(num_classes)
   made = {**_scored(apply, task, kept), 'kept': kept, 'name': name}
-  return Model(_drawn_once(init), input_shape=input_shape, num_classes=num_classes, **made)
+  return Model(Drawn(init), input_shape=input_shape, num_classes=num_classes, **made)
 
 
 def as_it_is(model: Model) -> Model:
@@ -218,10 +218,26 @@ def as_it_is(model: Model) -> Model:
   )
 
 
-def _drawn_once(init: Callable[[jax.Array], Tree]) -> Callable[[jax.Array], Tree]:
-  """Returns `init` as one compiled program, unless it is traced into another."""
-  # It runs once, and compiles a loop over random bits for each parameter: what the full effort of
-  # the compiler saves of its run is a hundredth of what it takes.
-  hasty = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
-  compiled = keys.jit(init, compiler_options=hasty)
-  return lambda key: (init if isinstance(key, jax.core.Tracer) else compiled)(key)
+class Drawn:
+  """A model's `init` as one compiled program, unless it is traced into another."""
+
+  def __init__(self, init: Callable[[jax.Array], Tree]):
+    """Prepares `init`, key -> parameters."""
+    # It runs once, and compiles a loop over random bits for each parameter: what the full effort of
+    # the compiler saves of its run is a hundredth of what it takes.
+    hasty = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
+    self._init, self._compiled = init, jax.jit(init, compiler_options=hasty)
+
+  @keys.fixed()
+  def __call__(self, key: jax.Array) -> Tree:
+    """Returns the parameters."""
+    return (self._init if isinstance(key, jax.core.Tracer) else self._compiled)(key)
+
+  @keys.fixed()
+  def begun(self, key: jax.Array) -> Callable[[], Tree]:
+    """Returns a function that returns the parameters; all but compiling is done before.
+
+    So another thread may call it, which has none of the settings of this one (`jax.enable_x64`).
+    """
+    lowered = self._compiled.lower(key)
+    return lambda: lowered.compile()(key)

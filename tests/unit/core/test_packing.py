@@ -91,3 +91,22 @@ def test_nothing_is_held_that_nobody_uses():
   del held
   gc.collect()
   assert len(packing._CUT) == before
+
+
+@pytest.mark.parametrize('like', [{'a': 5}, {'a': 5, 'z': (0, 2)}, {'a': (), 'b': (2, 3)}])
+def test_no_trace_outlives_its_program(like):
+  like = {name: jnp.ones(shape) for name, shape in like.items()}
+  with jax.checking_leaks():
+    jax.jit(lambda x: packing.at_once(jnp.negative, x))(like)
+  made = tree.keep(jnp.bool_(True), like)
+  del made
+  gc.collect()
+  assert not packing._CUT
+
+
+def test_trees_of_other_dtypes_go_leaf_by_leaf():
+  one = {'a': jnp.ones(2, jnp.bfloat16), 'b': values(1, 3)}
+  other = {'a': values(2, 2), 'b': values(3, 3)}
+  minus = lambda x, y: x.astype(jnp.float32) - y
+  found = packing.at_once(minus, one, other)
+  jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(minus, one, other))

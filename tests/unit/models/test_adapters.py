@@ -8,6 +8,8 @@ import pytest
 from flax import nnx
 
 from fedjax_mem import models
+from fedjax_mem.config import parts
+from fedjax_mem.core import keys
 from fedjax_mem.models import adapters, base
 from fedjax_mem.tasks import Classification, NextToken, Regression
 
@@ -214,3 +216,13 @@ def test_first_parameters_are_those_of_init(module):
   made = models.from_linen(module, (5,), 3).init(key)
   expected = jax.jit(module.init)(key, jnp.zeros((1, 5)))['params']
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), made, expected)
+
+
+def test_first_parameters_begun_here_are_drawn_by_any_thread():
+  init = lambda key: {'w': jax.random.normal(key, (3, 2), jnp.result_type(float))}
+  with jax.enable_x64(True):
+    model = models.from_functions(init, lambda p, x: x @ p['w'].astype(x.dtype), (3,), 2)
+    key = keys.seed_key(5)
+    found, expected = parts.beside(model.init.begun(key)).result(), model.init(key)
+  assert found['w'].dtype == expected['w'].dtype == jnp.float64
+  np.testing.assert_array_equal(found['w'], expected['w'])
