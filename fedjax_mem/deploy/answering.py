@@ -145,7 +145,10 @@ class Answerer:
 
   def _start(self, params: Any) -> dict[str, Any]:
     """Returns the client's states before its first round."""
-    first = keys.jit(functools.partial(engine.first_rows, self._plan.setting))
+    options = engine.compiler_options(jax.default_backend()) or None  # as in a simulated run
+    first = keys.jit(
+      functools.partial(engine.first_rows, self._plan.setting), compiler_options=options
+    )
     made: dict[str, Any] = jax.device_get(first(params, np.int32(self._id), self._seed, self._root))
     return made
 

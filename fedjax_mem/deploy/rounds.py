@@ -180,9 +180,12 @@ class Rounds:
     self._timeout, self.least = timeout, least
     setting = plan.setting
     self._counts = population
-    self._draw = keys.jit(functools.partial(engine.drawn, setting))
+    options = engine.compiler_options(jax.default_backend()) or None  # as in a simulated run
+    self._draw = keys.jit(functools.partial(engine.drawn, setting), compiler_options=options)
     summed = plan.sealing is not None
-    self._settle = keys.jit(functools.partial(engine.settled, setting, summed=summed))
+    self._settle = keys.jit(
+      functools.partial(engine.settled, setting, summed=summed), compiler_options=options
+    )
 
   def draw(self, state: State) -> tuple[Member, dict[str, Any], dict[str, np.ndarray]]:
     """Returns (cohort [C], server states, metrics) of the next draw, on the host."""
@@ -315,7 +318,8 @@ def _stacked(rows: list[Any], like: Any) -> Any:
 
 def first_state(plan: Plan, params: Any, population: Population, seed: int, root: Any) -> State:
   """Returns the state before the first round."""
-  first = keys.jit(functools.partial(engine.first_state, plan.setting))
+  options = engine.compiler_options(jax.default_backend()) or None
+  first = keys.jit(functools.partial(engine.first_state, plan.setting), compiler_options=options)
   state: State = first(params, population, np.uint32(seed), root)
   last = np.full(plan.setting.shape.num_clients, NEVER, np.int32)
   return state._replace(clients={**state.clients, DRAWN: last})

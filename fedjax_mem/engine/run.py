@@ -172,7 +172,9 @@ class Simulation:
     population = self.population if population is None else population
     if not self.rooted:
       self.root[:] = keys.fresh_root()
-    state: State = self._init(params, population, *self._keys(seed, noise_seed))
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params))
+    init: Any = functools.partial(plan.initial_state, self.setting) if traced else self._init
+    state: State = init(params, population, *self._keys(seed, noise_seed))
     return state
 
   @keys.fixed()

@@ -37,7 +37,11 @@ def simulation():
 def compiled():
   """Returns the parts: states of a client, the draw, one client, the end."""
   parts = engine.first_rows, engine.drawn, engine.one_client, engine.settled
-  return [jax.jit(functools.partial(part, simulation().setting)) for part in parts]
+  options = simulation().options
+  return [
+    jax.jit(functools.partial(part, simulation().setting), compiler_options=options)
+    for part in parts
+  ]
 
 
 def parted(sim, rounds, order=lambda ids: ids):
