@@ -2,8 +2,8 @@
 
 JAX's own, written for any processor, compiles on a CPU to a loop of its own for every key that is
 derived, and goes through memory twice in every eight rounds. Here the rounds stay in registers: a
-key compiles in a third of the time, and a million words are drawn in a fifth of it. Each word is
-that of JAX's generator with `jax_threefry_partitionable`, whatever that flag is.
+key compiles in half of the time, and a million words are drawn in a fifth of it. Each word is that
+of JAX's generator with `jax_threefry_partitionable`, whatever that flag is.
 
 For simulation, not for secrets.
 

@@ -230,3 +230,16 @@ def test_samplers_say_what_they_do():
     ('cyclic', 10, 4, 4),
     ('poisson', 10, 4.0, 7),
   ]
+
+
+@pytest.mark.parametrize('population, size', [(1000, 50), (8, 2), (40, 10)])
+def test_a_small_sample_is_the_first_distinct_draws_in_their_order(population, size):
+  draws = size + size // 2 + 16
+  sample = jax.jit(lambda key: ordered_sample(key, population, size))
+  for seed in range(20):
+    key, distinct, attempt = jax.random.key(seed), [], 0
+    while len(distinct) < size:
+      own = jax.random.fold_in(key, attempt)
+      drawn = np.asarray(jax.random.randint(own, (draws,), 0, population)).tolist()
+      distinct, attempt = list(dict.fromkeys(drawn)), attempt + 1
+    assert np.asarray(sample(key)).tolist() == distinct[:size]

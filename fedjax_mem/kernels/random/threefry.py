@@ -1,8 +1,7 @@
 """Random words in bulk: Threefry-2x32 with 20 rounds, of a counter.
 
 It is the generator behind `jax.random`, which makes a block of two words for every word that it
-gives, and on a CPU goes through memory twice in every eight rounds. Here both words are given, and
-the rounds stay in registers: about a third of the time a word. For simulation, not for secrets.
+gives. Here both words are given. For simulation, not for secrets.
 
 Reference: Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3", section 4.2.
 """

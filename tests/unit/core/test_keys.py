@@ -61,6 +61,26 @@ def test_fold_in_and_split_give_the_same_keys_which_is_why_a_role_comes_first():
   )
 
 
+def test_keys_derived_at_once_are_those_of_each_context():
+  cohort = jax.tree.map(lambda x: x[None], scalar_member(0))
+  cast = Cast(*tiny.rooted(5), jnp.int32(3), None, cohort, {}, {}, jnp.zeros(0))
+  layers = Round(tuple(Layer(name) for name in LAYERS))
+  made = jax.jit(lambda: keys.parents(keys.seed_key(5), 3, LAYERS))()
+  for i, layer in enumerate(layers):
+    for j, role in enumerate(keys.ROLES):
+      expected = keys.role_key(keys.layer_key(keys.seed_key(5), 3, layer.name), role)
+      assert made[i, j] == expected, (layer.name, role)
+    for role, client in (
+      ('server', None),
+      ('client', scalar_member(7)),
+      ('init', scalar_member(7)),
+    ):
+      alone, at_once = (
+        context(layers, layer, role, x, {}, client) for x in (cast, cast.deriving(layers))
+      )
+      assert alone.key == at_once.key and alone.round_key == at_once.round_key
+
+
 def test_seeds_share_no_key():
   both = np.concatenate([bits(handed_out(0)), bits(handed_out(1))])
   assert len(np.unique(both, axis=0)) == len(both)
