@@ -141,10 +141,20 @@ def finite(tree: Tree, axes: int = 0) -> jax.Array:
   ok: jax.Array = jnp.bool_(True)
   leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
   for x in leaves if axes else packing.pack(leaves):
-    # One maximum, which is NaN if any value is: half the time of an `all` over booleans.
-    rows = jnp.abs(x).reshape((*x.shape[:axes], -1))
-    ok = ok & (jnp.max(rows, axis=-1, initial=0) < jnp.inf)
+    ok = ok & (_times_zero(x.reshape((*x.shape[:axes], -1)), -1) == 0)
   return ok
+
+
+def largest(x: jax.Array, axis: int | None = None) -> jax.Array:
+  """Returns the largest magnitude along the axis, 0 of nothing, NaN where a value is not finite."""
+  return jnp.max(jnp.abs(x), axis, initial=0) + _times_zero(x, axis)
+
+
+def _times_zero(x: jax.Array, axis: int | None) -> jax.Array:
+  """Returns the sum of 0 * x along the axis: 0, or NaN where a value is not finite."""
+  # A maximum does not do: XLA's CPU back end loses NaN in it, from some thousand values on. And
+  # `isfinite(x).all()` takes a quarter longer.
+  return jnp.sum(x * jnp.zeros((), x.dtype), axis)
 
 
 def shapes(tree: Tree) -> Tree:

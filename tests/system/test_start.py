@@ -65,7 +65,8 @@ def test_a_run_keeps_what_it_starts_from(make, first, tmp_path, monkeypatch, und
 def test_lanes_of_a_sweep_start_from_it_too(make, first, tmp_path, undrawn):
   config = make('rounds=1', f'model.init={first.folder}')
   grid = {'client.learning_rate': [0.1, 0.2]}
-  swept = fm.sweep(config, grid, seeds=(0,), out=tmp_path / 'sweep', quiet=True)
+  # One after another: side by side, the last bits differ.
+  swept = fm.sweep(config, grid, seeds=(0,), out=tmp_path / 'sweep', at_once=1, quiet=True)
   alone = fm.run(make('rounds=1', 'client.learning_rate=0.2'), tmp_path, params=first.params)
   lane = swept.lanes[1].folder
   assert lane.name == alone.folder.name

@@ -45,7 +45,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import validate
+from fedjax_mem.core import tree, validate
 from fedjax_mem.kernels.loops import parts
 from fedjax_mem.kernels.random import threefry
 
@@ -112,7 +112,7 @@ def _scales(rows: jax.Array, given: jax.Array | None, scale: str | None) -> jax.
     scale: one of `SCALES`, or None if scales are given.
   """
   rows = rows.astype(jnp.float32)
-  largest = jnp.max(jnp.abs(rows), axis=1)
+  largest = tree.largest(rows, 1)
   if given is not None:
     scales = given
   elif scale == 'l2':

@@ -1,5 +1,7 @@
 """Arithmetic on trees against NumPy, and the edges that it is written for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,23 @@ def test_finite_by_row_and_over_empty_or_integer_trees():
   assert tree.finite({'none': jnp.zeros((3, 0))}, 1).tolist() == [True] * 3
   below = jnp.array([[-1.0, -jnp.inf], [-jnp.nan, 5.0], [-3e38, 3e38]])
   assert tree.finite(below, 1).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize('level', [1, 3])
+@pytest.mark.parametrize('bad', [jnp.nan, -jnp.inf])
+@pytest.mark.parametrize('size', [700, 40000])
+def test_one_value_that_is_not_finite_is_found_in_trees_of_any_size(size, bad, level):
+  # A maximum over some thousand values or more loses NaN on a CPU.
+  values = jnp.arange(1.0, size + 1)
+  stack = jnp.stack([values, values.at[size // 3].set(bad), values.at[-1].set(bad), values * bad])
+  leaves = {'a': stack, 'b': jnp.ones((4, 5), jnp.bfloat16)}
+  compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': level})
+  of_rows = compiled(lambda x: tree.finite(x, 1))(leaves)
+  each = compiled(jax.vmap(tree.finite))(leaves)
+  one = [bool(compiled(tree.finite)(jax.tree.map(lambda x: x[i], leaves))) for i in range(4)]
+  assert of_rows.tolist() == each.tolist() == one == [True, False, False, False]
+  found = compiled(lambda x: tree.largest(x, 1))(stack)
+  assert jnp.isnan(found).tolist() == [False, True, True, True] and float(found[0]) == size
 
 
 def test_copies_are_fresh_and_strongly_typed():

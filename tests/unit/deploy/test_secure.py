@@ -270,6 +270,8 @@ class Deployed:
       self.layers, sim.params, self.population, self.shape, layout, pool=False
     )
     self.code = secure.sealing(self.layers, self.setting.specs)
+    # As the simulation's: other options move the last bits.
+    self.jit = functools.partial(jax.jit, compiler_options=sim.options)
 
   def cast(self, state):
     seed, root = tiny.rooted(tiny.SEED)
@@ -292,9 +294,9 @@ class Deployed:
 
   def run(self, state, lost):
     """Returns (the state's new parameters, server states, what was collected) of a round."""
-    cast = jax.jit(self.cast)(state)
+    cast = self.jit(self.cast)(state)
     cohort = cast.cohort._replace(arrived=cast.cohort.real)
-    seen, one = cast._replace(cohort=cohort), jax.jit(self.message)
+    seen, one = cast._replace(cohort=cohort), self.jit(self.message)
     session, parties = opened(self.code, tiny.N)
     values = []
     for slot in range(tiny.N):
@@ -304,7 +306,9 @@ class Deployed:
     got = secure.collect(session, asking(parties, values, lost))
     arrived = jnp.isin(jnp.arange(tiny.N), jnp.array(got.survivors))
     cast = cast._replace(cohort=cast.cohort._replace(arrived=arrived))
-    step = jax.jit(lambda cast, sum: engine.server_pass(self.layers, cast, self.setting.specs, sum))
+    step = self.jit(
+      lambda cast, sum: engine.server_pass(self.layers, cast, self.setting.specs, sum)
+    )
     params, servers, metrics, _ = step(cast, self.code.message(got.total))
     np.testing.assert_array_equal(got.total, sum(values[i] for i in got.survivors))
     return params, servers, metrics, got

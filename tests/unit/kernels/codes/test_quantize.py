@@ -174,6 +174,16 @@ def test_what_is_not_finite_spoils_its_block_only(bad):
     assert np.isnan(decoded[:10]).all() and np.isfinite(decoded[10:]).all()
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+@pytest.mark.parametrize('scale', ['max', 'l2', 2.0])
+def test_what_is_not_finite_spoils_a_large_block(scale, bad):
+  x = _vector(12000).at[7].set(bad)
+  scale = scale if isinstance(scale, str) else jnp.float32(scale)
+  codes, scales = quantize.stochastic(KEY, x, 4, scale, 6000)
+  decoded = np.asarray(quantize.decode(codes, scales, 4, 6000))
+  assert np.isnan(decoded[:6000]).all() and np.isfinite(decoded[6000:]).all()
+
+
 def test_large_values_do_not_overflow():
   x = jnp.array([3e38, -3e38, 1e38], jnp.float32)
   decoded = quantize.decode(*quantize.deterministic(x, 8), 8)

@@ -191,6 +191,18 @@ def test_zeros_tiny_large_and_not_finite():
         assert np.isnan(out[1::2]).all() and np.isfinite(out[::2]).all()
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_what_is_not_finite_spoils_a_large_block(bad):
+  # Value 3 is in the second of the two blocks, which take turns.
+  x, block = jnp.ones(8192).at[3].set(bad), 4096
+  coded = rotate.eden_encode(KEY, x, 2, block)
+  signs = rotate.drive_encode(KEY, x, block)
+  for out in (
+    rotate.eden_decode(KEY, *coded, 2, 8192, block), rotate.drive_decode(KEY, *signs, 8192, block)
+  ):  # fmt: skip
+    assert np.isnan(out[1::2]).all() and np.isfinite(out[::2]).all()
+
+
 def test_vmap_equals_loop_bfloat16_and_one_compilation():
   stack = jnp.stack([_vector(1000, i) for i in range(3)]).astype(jnp.bfloat16)
   keys = jax.random.split(KEY, 3)

@@ -73,6 +73,14 @@ def test_values_that_are_not_finite_stay_so(bad, value):
   assert np.isnan(clipped['a']).all()
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+@pytest.mark.parametrize('value', [0.0, 1.0])
+def test_a_value_that_is_not_finite_is_seen_among_many(bad, value):
+  many = {'a': jnp.full(9000, value).at[5].set(bad)}
+  clipped, norm = clip.clip_by_global_norm(many, 1.0)
+  assert not np.isfinite(norm) and np.isnan(clipped['a']).all()
+
+
 def test_dtypes_are_kept():
   tree = {'a': jnp.full(4, 100, jnp.bfloat16), 'b': jnp.ones(2, jnp.float32)}
   clipped, _ = clip.clip_by_global_norm(tree, 1.0)

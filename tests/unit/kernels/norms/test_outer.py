@@ -104,6 +104,16 @@ def test_products_that_are_not_finite_are_marked_and_leave_no_trace(left, right)
   assert np.isfinite(formed(outer.keep(finite, clipped))).all()
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+@pytest.mark.parametrize('value', [0.0, 1.0])
+def test_a_value_that_is_not_finite_is_seen_among_many(bad, value):
+  many = jnp.full((3, 9000), value)
+  spoilt, narrow = many.at[1, 5].set(bad), many[:, :4]
+  for grads in ([spoilt], [outer.Outer(spoilt, narrow)], [outer.Outer(narrow, spoilt), narrow]):
+    finite = clip_each(grads, jnp.float32(1))[2]
+    assert finite.tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize(
   'left, right, beside, bound',
   [

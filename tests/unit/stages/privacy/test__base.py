@@ -132,7 +132,7 @@ def test_what_comes_back_has_the_dtypes_of_what_was_sent(name):
   updates = {k: jnp.stack([jnp.asarray(x)] * 2) for k, x in UPDATES['mixed'].items()}
   shapes = {k: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for k, x in updates.items()}
   sim = given.build(updates, LAYERS[name]())
-  state = jax.eval_shape(lambda: sim._init(tree.zeros(shapes), sim.population, *tiny.rooted(0)))
+  state = jax.eval_shape(sim._init, shapes, sim.population, *tiny.rooted(0))
   after = jax.eval_shape(make_round(sim.setting), state, sim.population, *tiny.rooted(0))[0]
   assert tree.shapes(after.params) == shapes
 
