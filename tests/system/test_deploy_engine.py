@@ -263,7 +263,12 @@ def test_the_server_shows_how_it_stands_and_shuts_a_client_out(running):
   lines = standing.status(kit)
   assert lines[0] == f'server: running, localhost:{kit.port}'
   assert lines[1] == f'job: {running.job_that_runs}'
-  assert [line.partition(': ')[2] for line in lines[-3:]] == ['connected'] * 3
+
+  def stand():
+    return [line.partition(': ')[2] for line in standing.status(kit)[-3:]]
+
+  # On a busy machine a client may have been late with a sign of life.
+  deployment.until(lambda: stand() == ['connected'] * 3, 20, 'all are connected')
   assert standing.revoke(kit, 'b') == (
     'b is revoked from the next round on; the server admits it no more'
   )

@@ -142,7 +142,9 @@ def test_the_enlarged_experiment_keeps_rate_noise_and_the_noise_in_the_average(m
   assert sampling.expected / sampling.population == old.expected / old.population
   weigh = layers.weighs
   assert weigh.divisor == 40  # noise on the sum as before; a client counts 1 / expected cohort
-  mechanisms = [next(n.mechanism for x in y if (n := x.fact(Noises))) for y in (layers, parts.layers)]
+  mechanisms = [
+    next(n.mechanism for x in y if (n := x.fact(Noises))) for y in (layers, parts.layers)
+  ]
   assert mechanisms[0] == mechanisms[1]
   epsilons = [account.epsilon(s, mechanisms[0], 4, 1e-5).epsilon for s in (sampling, old)]
   assert epsilons[0] == pytest.approx(epsilons[1], rel=1e-9)
