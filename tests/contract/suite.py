@@ -167,23 +167,6 @@ TEST_ONLY = (
 )
 
 
-# Entries whose code, or most of it, one of the default tier has as well: a loop with one term more,
-# another draw of weights or of noise, another code by the same wire.
-SHARED = {
-  'SAMPLERS': ('round_robin', 'min_separation', 'power_of_choice', 'oort'),
-  'TRACES': ('markov',),
-  'ALGORITHMS': ('fedsgd', 'fedprox', 'feddyn', 'mime_lite'),
-  'PRIVACY': ('laplace', 'local_laplace', 'local_discrete', 'matrix_factorization'),
-  'COMPRESSION': ('random_k', 'sign', 'ternary', 'drive', 'eden', 'low_rank'),
-  'AGGREGATION': (
-    'trimmed_mean', 'multi_krum', 'bulyan', 'geometric_median', 'norm_bounding', 'dnc', 'signguard',
-    'nnm',
-  ),
-  'ATTACKS': ('backdoor', 'gaussian', 'scaling', 'ipm', 'min_sum', 'mimic'),
-  'WEIGHINGS': ('capped',),
-  'SERVER_OPTIMIZERS': ('fedavgm', 'fedadagrad', 'fedyogi'),
-}  # fmt: skip
-
 # What each file of the suite is asked about by an option of its own.
 KINDS = {
   'test_contract.py': '--stage',
@@ -202,10 +185,9 @@ class Case(NamedTuple):
 
   @property
   def marks(self) -> tuple:
-    """Layers that only the tests use, or that share another's code, are left to the other tiers."""
-    registry, _, name = self.name.partition('-')
-    other = registry == 'test' or name in SHARED.get(registry, ())
-    return (pytest.mark.slow,) if other else ()
+    """The default tier has the first entry of each registry, and all of the small ones."""
+    other = self.name.startswith(('test', *MANY)) and self.name not in FIRST
+    return (pytest.mark.slow,) * other
 
   def make(self, **changed: Any) -> Any:
     """Returns what the factory makes, with some arguments changed."""
@@ -347,10 +329,7 @@ def modes(case: Case) -> list:
   slow = [pytest.param(m, marks=pytest.mark.slow) for m in others]
   # On two devices it tells nothing that the others do not.
   many = pytest.param('loop on devices', marks=(pytest.mark.slow, pytest.mark.devices(3)))
-  # No layout knows a method: the default tier maps the first of each large registry over devices.
-  later = case.name.startswith(MANY) and case.name not in FIRST
-  chunk = pytest.param('chunk on devices', marks=(pytest.mark.slow,) * later)
-  return [chunk, *slow, many]
+  return ['chunk on devices', *slow, many]
 
 
 _simulations: dict[tuple[str, str], Any] = {}

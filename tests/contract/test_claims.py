@@ -74,6 +74,7 @@ def test_a_client_that_is_not_finite_or_empty_is_one_that_sends_zeros(name, exec
     assert (metrics['zeroed'] == (0 if empty else 1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['central', 'local'])
 def test_a_run_goes_on_when_nobody_sends_a_finite_update(name):
   sim = build(name)
@@ -110,6 +111,7 @@ def test_without_a_claim_such_a_client_is_left_out_counted_and_named():
   assert 'zeroed' not in metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rule', [(), (aggregate.median(),)], ids=['in the loop', 'at the end'])
 def test_a_client_that_is_not_finite_keeps_its_state_under_a_claim_too(rule):
   memory = compress.error_feedback({'use': 'top_k', 'k': 2})
@@ -120,6 +122,7 @@ def test_a_client_that_is_not_finite_keeps_its_state_under_a_claim_too(rule):
   assert (rows[1] == 0).all() and (rows[[0, 2, 3, 4]] != 0).any(1).all()
 
 
+@pytest.mark.slow
 def test_an_empty_client_under_local_noise_sends_noise():
   sim = build('local', weigh=equal())
   alone = given.build({'a': UPDATES['a'][:1]}, *NOISE['local'](), select=round_robin(1, 1))

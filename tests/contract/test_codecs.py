@@ -67,7 +67,7 @@ def test_it_states_what_it_is(layer):
   assert not compose(given.algorithm(), round_robin(N, N), equal(), layer).silent
 
 
-@pytest.mark.first(2)
+@pytest.mark.slow
 def test_the_bytes_are_those_of_the_wire_and_survive_it(layer):
   made = codec(layer)
   if made is None:
@@ -82,7 +82,7 @@ def test_the_bytes_are_those_of_the_wire_and_survive_it(layer):
     codecs.from_bytes(made, data[:-1], SHAPES)
 
 
-@pytest.mark.first(2)
+@pytest.mark.slow
 def test_zeros_are_zeros_and_what_is_not_finite_stays_so(layer):
   made = codec(layer)
   if made is not None:
@@ -126,7 +126,7 @@ def test_codes_that_add_are_decoded_from_their_sum(layer):
   np.testing.assert_allclose(whole, parts, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.first(2)
+@pytest.mark.slow
 def test_a_round_reports_the_bytes_of_its_messages(layer):
   sim = given.build(UPDATES, layer, select=round_robin(N, N))
   _, (metrics,), _ = given.play(sim)

@@ -116,6 +116,7 @@ def test_a_client_replaced_costs_no_less_than_one_left_out(noise):
   assert replaced >= epsilon(noise, adjacency='replace_special')
 
 
+@pytest.mark.slow
 def test_what_is_drawn_follows_from_the_key_and_nothing_else(noise):
   rows, state = drawn(noise)
   wanted = np.int32 if noise.integers else np.float32
@@ -222,6 +223,7 @@ def released(noise):
   return sum(np.asarray(many(k), np.float64) for k in keys)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_does_not_refute_what_it_is_said_to_cost(noise):
   values = released(noise)
   for adjacency, shift in (('replace_special', BOUND.l2), ('replace_one', 2 * BOUND.l2)):

@@ -115,7 +115,7 @@ def seen(sim, name, client=None, away=False):
   return tiny.vec(given.play(sim, state=state, updates=updates)[2].servers[name])
 
 
-@pytest.mark.first(4)
+@pytest.mark.slow
 @pytest.mark.parametrize('place', ['before', 'after'])
 def test_one_client_moves_what_is_noised_by_no_more_than_its_bound(case, place):
   noise = privacy.central(C, 1.0)
@@ -143,6 +143,7 @@ def mixing():
   return Layer('mixes', cohort=Stage(apply, facts=(Bounds(lambda ctx, b: b),)))
 
 
+@pytest.mark.slow
 def test_a_promise_that_does_not_hold_is_measured():
   case = suite.Case('mixing', mixing, {})
   with pytest.raises(AssertionError):
@@ -159,7 +160,7 @@ def other_data(kept):
   return tiny.population(data)
 
 
-@pytest.mark.first(6)
+@pytest.mark.slow
 def test_a_select_side_depends_on_no_more_data_than_it_says(case):
   own = parts(case)
   looks = [x.select.fact(Looks) for x in own if x.select]
@@ -193,6 +194,7 @@ def peeking():
   return Layer('select', select=Stage(select, facts=(law, Looks('nothing'))))
 
 
+@pytest.mark.slow
 def test_a_sampler_that_looks_where_it_says_it_does_not_is_found():
   with pytest.raises(AssertionError):
     test_a_select_side_depends_on_no_more_data_than_it_says(suite.Case('peeking', peeking, {}))

@@ -77,6 +77,7 @@ def test_each_local_client_draws_noise_of_its_own():
   assert abs(np.corrcoef(alone[0], alone[1])[0, 1]) < 0.05
 
 
+@pytest.mark.slow
 def test_the_noise_is_scaled_for_the_sum_and_then_divided():
   sim = given.build(given.silence(), privacy.central(C, Z), weigh=equal(50.0))
   assert stats.kstest(given.sums(sim)[0], stats.norm(scale=C * Z / 50).cdf).pvalue > 1e-3

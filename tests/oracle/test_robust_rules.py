@@ -160,6 +160,7 @@ def test_neither_the_order_of_clients_nor_their_ids_change_a_rule(name):
         np.testing.assert_allclose(apply(name, x[order])[0] / unit, one, 0, 1e-6, kind)
 
 
+@pytest.mark.slow
 def test_bulyan_keeps_a_neighbour_to_the_end():
   """Of 0 … 5 the middle, whatever their order: the last scores are not those of no neighbour."""
   x = np.array([100.0, 0, 1, 2, 3, 4, 5], np.float32)[:, None] * np.ones(D, np.float32)

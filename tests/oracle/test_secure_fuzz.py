@@ -227,6 +227,7 @@ def test_both_ends_were_reached():
   assert ENDS[None, True] > 3
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(
   neighbours=st.sampled_from([2, 4, 6]),
@@ -257,6 +258,7 @@ def test_a_sparse_graph_gives_the_sum_or_nothing(neighbours, seed, silent):
   np.testing.assert_array_equal(server.total(), parties.expected())
 
 
+@pytest.mark.slow
 def test_both_ends_of_the_sparse_graph_were_reached():
   test_a_sparse_graph_gives_the_sum_or_nothing()
   assert min(SPARSE_ENDS['sum'], SPARSE_ENDS['nothing']) > 3

@@ -73,6 +73,7 @@ def make(tmp_path):
 # Each is what it says.
 
 
+@pytest.mark.slow
 def test_fedsam_is_its_numpy_twin_and_short():
   import fedsam
 
@@ -93,6 +94,7 @@ def test_fedsam_is_its_numpy_twin_and_short():
   assert len(lines) + 1 <= 20
 
 
+@pytest.mark.slow
 def test_meamed_is_its_numpy_twin():
   import meamed
 
@@ -118,6 +120,7 @@ def test_a_stratified_cohort_has_as_many_of_each_and_everyone_alike():
   assert stats.chisquare(np.bincount(ids.ravel(), minlength=12)).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_k_norm_noise_has_its_length_and_no_other():
   import knorm
 
@@ -135,6 +138,7 @@ def test_k_norm_noise_has_its_length_and_no_other():
   assert epsilon == pytest.approx(2 / 1.5, rel=0.02)  # pure
 
 
+@pytest.mark.slow
 def test_one_bit_is_its_numpy_twin_with_what_it_remembers():
   import one_bit
 

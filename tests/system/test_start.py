@@ -26,6 +26,7 @@ def first(make, tmp_path, undrawn):
   return fm.run(make('rounds=1'), tmp_path / 'first', quiet=True)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_run_or_from_arrays(make, first, tmp_path, undrawn):
   equal(saved.fitted(saved.read(first.folder), first.params, 'it'), first.params)
   config = make('rounds=1', f'model.init={first.folder}')

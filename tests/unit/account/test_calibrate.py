@@ -107,6 +107,7 @@ def test_cohort_is_the_largest_that_keeps_the_budget(sampling, target):
   assert poisson.added_delta(found.sampling, 100, target) <= DELTA / 100
 
 
+@pytest.mark.slow
 def test_cohort_may_be_everybody():
   found = calibrate.cohort(5.0, DELTA, POISSON, Gaussian(1e4), 10)
   assert found.sampling.expected == found.sampling.capacity == 1000

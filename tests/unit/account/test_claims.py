@@ -99,7 +99,7 @@ def test_a_trajectory_is_composed_where_it_is_looked_up():
     assert exact <= path[rounds - 1] <= exact * 1.001
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize('rounds', [1, 30, 1000])
 @pytest.mark.parametrize('noise', [0.8, 2.0])
 def test_a_coarser_grid_is_close_and_never_below(rounds, noise):

@@ -52,6 +52,7 @@ def test_metrics_are_the_numbers_that_are_stated():
     assert book.metrics(rounds) == {'epsilon': stated.epsilon, 'delta': stated.delta}
 
 
+@pytest.mark.slow
 def test_a_budget_stops_before_the_round_that_breaks_it():
   book = plan(budget=1.2)
   most = calibrate.rounds(1.2, DELTA, SAMPLING, NOISE).rounds

@@ -97,6 +97,7 @@ def test_a_pair_without_an_event_is_refused():
     )
 
 
+@pytest.mark.slow
 def test_a_rate_stands_for_the_population_and_the_cohort():
   given = {**RUN, 'noise_multiplier': 1.2}
   usual, by_rate = (privacy_table('epsilon', **{**given, **x}) for x in ({}, RATE))

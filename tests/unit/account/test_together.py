@@ -15,6 +15,7 @@ def made(multiplier, sampling=POISSON, accountant='rdp', rounds=40):
   return claim(sampling, Gaussian(multiplier), rounds=rounds, delta=1e-5, accountant=accountant)
 
 
+@pytest.mark.slow
 def test_runs_of_one_kind_compose_as_one_long_run():
   one = made(1.0)
   wanted = one.guarantee(120, 1e-5)

@@ -128,6 +128,7 @@ def names(line, section, key):
   return whole in line or said or f'{section}.options.' in line
 
 
+@pytest.mark.slow
 def test_every_value_of_every_key_gives_a_run_or_names_the_key(parts):
   accepted = refused = 0
   faults = []

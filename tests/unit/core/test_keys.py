@@ -44,6 +44,7 @@ def test_no_two_coincide():
   assert len(np.unique(bits(found), axis=0)) == len(found) > 300
 
 
+@pytest.mark.slow
 def test_what_a_stage_splits_off_is_nobody_elses():
   found = handed_out()
   own = {tuple(row): what for (what, _), row in zip(found, bits(found), strict=True)}
@@ -81,6 +82,7 @@ def test_keys_derived_at_once_are_those_of_each_context():
       assert alone.key == at_once.key and alone.round_key == at_once.round_key
 
 
+@pytest.mark.slow
 def test_seeds_share_no_key():
   both = np.concatenate([bits(handed_out(0)), bits(handed_out(1))])
   assert len(np.unique(both, axis=0)) == len(both)

@@ -74,6 +74,7 @@ def test_leaves_in_another_order_or_fewer_are_packed_as_they_are(change):
   assert packing.pack(cut)[0] is packing.pack(cut)[0]
 
 
+@pytest.mark.slow
 def test_nothing_is_held_that_nobody_uses():
   before = len(packing._CUT)
   for program in (jax.jit(lambda x: packing.at_once(jnp.negative, x)), jax.eval_shape):
@@ -93,6 +94,7 @@ def test_nothing_is_held_that_nobody_uses():
   assert len(packing._CUT) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('like', [{'a': 5}, {'a': 5, 'z': (0, 2)}, {'a': (), 'b': (2, 3)}])
 def test_no_trace_outlives_its_program(like):
   like = {name: jnp.ones(shape) for name, shape in like.items()}

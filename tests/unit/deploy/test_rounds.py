@@ -203,6 +203,7 @@ REASON = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bad', BAD)
 def test_what_does_not_count_is_never_decoded_and_the_round_ends_without_it(
   bad, plain, three, monkeypatch

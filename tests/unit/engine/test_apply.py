@@ -7,6 +7,7 @@ from fedjax_mem import stages
 UPDATES = {'a': np.array([[1.0, 2.0], [3.0, 4.0], [60.0, -5.0]]), 'b': np.array([0.5, 1.0, 2.0])}
 
 
+@pytest.mark.slow
 def test_without_layers_it_is_the_mean_by_weights():
   assert fm.apply(UPDATES).update['b'] == pytest.approx(3.5 / 3, rel=1e-6)
   given = fm.apply(UPDATES, weights=[1, 2, 5]).update
@@ -14,6 +15,7 @@ def test_without_layers_it_is_the_mean_by_weights():
   np.testing.assert_allclose(given['b'], np.average(UPDATES['b'], 0, [1, 2, 5]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_layers_run_in_their_order_and_report():
   flip = stages.attack.sign_flip(1)
   found = fm.apply(UPDATES, flip, stages.aggregate.median())
@@ -21,6 +23,7 @@ def test_layers_run_in_their_order_and_report():
   assert found.metrics['sign_flip/attackers'] == 1
 
 
+@pytest.mark.slow
 def test_a_layer_that_draws_or_weighs_takes_the_place_of_the_default():
   drawn = fm.apply(UPDATES, stages.select.uniform(3, 1), seed=4)
   (who,) = drawn.metrics['ids']
@@ -29,6 +32,7 @@ def test_a_layer_that_draws_or_weighs_takes_the_place_of_the_default():
   np.testing.assert_allclose(weighed['b'], np.average(UPDATES['b'], 0, [1, 2, 2]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_central_noise_is_added_to_the_sum_before_it_is_divided():
   (clipped,) = [fm.apply(UPDATES, stages.privacy.central(1.0, 0.0)).update]
   noised = fm.apply(UPDATES, stages.privacy.central(1.0, 0.01)).update
@@ -56,6 +60,7 @@ def test_weights_that_noise_would_not_see_are_refused():
     fm.apply(UPDATES, stages.privacy.central(1.0, 1.0), weights=[1, 2, 3])
 
 
+@pytest.mark.slow
 def test_tuples_are_nodes_and_lists_of_numbers_are_arrays():
   a, b = np.arange(9.0).reshape(3, 3), np.ones((3, 2), np.float16)
   one, two = fm.apply((a, b)).update
@@ -64,11 +69,13 @@ def test_tuples_are_nodes_and_lists_of_numbers_are_arrays():
   assert fm.apply({'a': [a, ([1.0], [2.0], [6.0])]}).update['a'][1].tolist() == [3.0]
 
 
+@pytest.mark.slow
 def test_a_drawn_cohort_divides_by_what_is_expected():
   drawn = fm.apply([[2.0]] * 4, stages.select.uniform(4, 2), stages.privacy.central(9.0, 1e-6))
   assert drawn.update == pytest.approx([2.0], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_samplers_that_see_messages_come_after_the_weighing():
   layers = stages.select.importance(3, 2, by='norm', capacity=3)
   assert fm.apply(UPDATES, layers).metrics['clients'] >= 0

@@ -38,6 +38,7 @@ def test_gradients_are_the_clients_own(mode):
   assert float(state.params['w']) == -9 and sim.segment._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_local_work_is_traced_for_the_plan_and_for_the_loop():
   """Once each: the start waits for every trace of a model."""
   traced = []

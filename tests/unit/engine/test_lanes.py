@@ -41,6 +41,7 @@ def alone(x, rounds):
 slow = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('at_once', 'devices'), [(3, 2), pytest.param(1, 1, marks=slow), pytest.param(2, 1, marks=slow)]
 )

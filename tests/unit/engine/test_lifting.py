@@ -42,6 +42,7 @@ def read(f, *arguments):
   return lifting.read(jax.make_jaxpr(f)(*arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flag', [True, False])
 def test_a_program_with_the_numbers_of_another_is_the_other(flag):
   ways = [program(0.3), program(0.7, table=(4.0, 0.25)), program(1.5, steps=5)]

@@ -271,6 +271,7 @@ def test_a_nan_client_that_is_not_there_or_whose_message_is_lost_is_not_named(tu
     assert named(told) == [[]] and told['clients'].tolist() == [4]
 
 
+@pytest.mark.slow
 def test_a_client_without_examples_takes_no_part(turns):
   turns(empty=[3, 8])
 

@@ -100,7 +100,7 @@ def test_the_root_is_not_shown():
   assert 'root=' not in repr(sim) and str(sim.root.tolist()) not in repr(sim)
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CORRELATED)
 def test_noise_is_not_in_a_bare_state_and_is_drawn_again_bit_for_bit(name):
   sim = build(CORRELATED[name](), select=min_separation(9, 3, 3), max_rounds=16)

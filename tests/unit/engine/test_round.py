@@ -133,6 +133,7 @@ def test_a_select_side_that_looks_at_nothing_is_given_no_table():
   assert given_none == {'nothing': True, 'own data': False, "others' data": False}
 
 
+@pytest.mark.slow
 def test_a_client_is_not_told_who_else_will_arrive():
   def asks(ctx, message, state):
     same = (ctx.cohort.arrived == ctx.cohort.real).all()

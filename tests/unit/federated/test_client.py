@@ -61,6 +61,7 @@ def test_two_servers_of_one_seed_do_not_see_the_same_noise():
   assert 0.5 < gap / (2**0.5) < 2  # two draws of noise of standard deviation 1
 
 
+@pytest.mark.slow
 def test_the_server_cannot_subtract_the_noise():
   """Whatever it computes from what it knows: its seed, the round, the client's number."""
   made = server(min_clients=1, seed=5)
@@ -111,6 +112,7 @@ def test_noise_seeds_out_of_range_are_refused(seed, private):
     DifferentialPrivacy(PRIVACY, noise_seed=seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('secure', [True, False])
 def test_the_secret_is_in_nothing_that_is_shown_sent_or_kept(secure):
   made = server(min_clients=2, aggregation=SECURE) if secure else server(min_clients=2)
@@ -157,6 +159,7 @@ def test_a_private_client_that_fails_is_not_seen_to():
   assert math.isfinite(report.loss)
 
 
+@pytest.mark.slow
 def test_a_client_without_privacy_that_fails_says_so():
   with pytest.raises(ValueError, match='must be finite'):
     train(failing(1))
@@ -165,6 +168,7 @@ def test_a_client_without_privacy_that_fails_says_so():
 UNCOVERED = ('num_examples', 'loss_before', 'loss_after', 'norm', 'clipped', 'seconds')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('private', [True, False])
 def test_under_masks_no_fact_of_a_client_crosses_in_the_clear(private):
   """Clients of other examples, of which one has more: all that is sent beside the masked bytes is
@@ -192,6 +196,7 @@ def test_under_masks_the_mean_loss_comes_from_the_sum():
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
 
 
+@pytest.mark.slow
 def test_under_masks_and_privacy_the_losses_stay_at_home():
   made = server(aggregation=SECURE)
   clients = [client(0, privacy_config=PRIVACY), client(1), client(2)]

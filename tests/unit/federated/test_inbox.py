@@ -117,6 +117,7 @@ def test_signed_lies_that_would_end_the_round_are_garbage(one, field):
   assert 'garbage' in refused(made, dataclasses.replace(lie, signature=liar.sign(lie.statement)))
 
 
+@pytest.mark.slow
 def test_who_was_not_selected_does_not_count():
   made = server(max_clients=2)
   clients = [client(i) for i in range(4)]
@@ -210,6 +211,7 @@ def test_a_secure_round_that_ends_below_its_threshold_uses_up_its_number():
   assert made.round == 2 and len(made.reports[-1].participants) == 4
 
 
+@pytest.mark.slow
 def test_selected_twice_in_a_secure_round_is_the_next_round():
   made = server(aggregation=SECURE, rounds=2)
   clients = [client(i) for i in range(3)]

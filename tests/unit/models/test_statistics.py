@@ -347,6 +347,7 @@ def test_what_no_plan_may_hold(start, own):
     net('local').loss(start, clients()[0])
 
 
+@pytest.mark.slow
 def test_an_own_algorithm_that_takes_gradients_of_the_loss_is_refused(start):
   # It would train by the running statistics, and move them by their gradients.
   loss, batch = net().loss, clients()[0]
@@ -355,6 +356,7 @@ def test_an_own_algorithm_that_takes_gradients_of_the_loss_is_refused(start):
     jax.grad(lambda params: loss(params, batch, None).sum())(start)
 
 
+@pytest.mark.slow
 def test_a_simulation_gives_the_mean_of_what_clients_keep(start):
   train = algorithm.fedavg(net('local').loss, learning_rate=RATE, batch_size=8)
   sim = simulation(train, start, clients((5, 3)))

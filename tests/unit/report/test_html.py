@@ -61,6 +61,7 @@ def run(name='fine', seed=0, optimizer='sgd', **more):
   return Run(**{**values, **more})
 
 
+@pytest.mark.slow
 def test_scores_that_a_claim_does_not_cover_say_so_over_seeds_too():
   runs = [run(str(seed), seed=seed) for seed in (0, 1)]
   bare = [dataclasses.replace(x, records=[{**r, 'covered': []} for r in x.records]) for x in runs]
@@ -69,6 +70,7 @@ def test_scores_that_a_claim_does_not_cover_say_so_over_seeds_too():
   assert 'mean ± standard deviation' in text and 'not covered' not in text
 
 
+@pytest.mark.slow
 def test_a_regression_has_its_own_score_over_seeds_and_the_best_marked():
   def scored(name, seed, r2):
     records = [{'round': r, 'test_r2': r2, 'test_loss': 0.5, 'seconds': 1.0} for r in (1, 2, 3)]
@@ -79,6 +81,7 @@ def test_a_regression_has_its_own_score_over_seeds_and_the_best_marked():
   assert re.search(r'class="n best"[^>]*>\s*0\.75', page)
 
 
+@pytest.mark.slow
 def test_a_page_says_what_happened():
   text = Page(render(run())).text
   for words in ('fine', '83.00 %', 'best in round 3', '2 min 00 s', '1,800', 'jax', '0.10.2',
@@ -124,6 +127,7 @@ def test_warnings_are_shown():
   assert 'class="warnings"' not in render(run())
 
 
+@pytest.mark.slow
 def test_a_comparison_marks_what_differs_and_what_is_best():
   runs = [run('a', 0), run('b', 1), run('c', 0, 'fedadam')]
   runs[1].records[2]['test_accuracy'] = 0.9
@@ -135,6 +139,7 @@ def test_a_comparison_marks_what_differs_and_what_is_best():
   assert '86.50 ± 4.95 %' in Page(text).text
 
 
+@pytest.mark.slow
 def test_runs_that_recorded_different_things_are_compared():
   text = Page(render([run('a'), run('b', records=[]), [{'round': 1, 'train_loss': 1.0}]])).text
   assert '3 runs compared' in text

@@ -29,6 +29,7 @@ def whole(tmp_path):
   return Run(name='a', records=records, manifest=manifest, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_whole_run(whole):
   made = {x.key: x for x in sections.of_run(whole)}
   assert list(made) == ['clients', 'partition', 'sent', 'privacy', 'time']
@@ -54,6 +55,7 @@ def test_a_whole_run(whole):
   assert made['partition'].picture.dark == made['partition'].picture.light  # an older run has one
 
 
+@pytest.mark.slow
 def test_a_claim_marks_what_it_does_not_cover(whole):
   claimed = [r | {'covered': ['round', 'epsilon']} for r in whole.records]
   run = Run(name='a', records=claimed, manifest=whole.manifest, folder=whole.folder)

@@ -54,6 +54,7 @@ def twin(data, params):
   return {**scores, 'clients_evaluated': len(some), 'clients_left_out': len(each) - len(some)}
 
 
+@pytest.mark.slow
 @pytest.mark.devices(2)
 def test_scores_are_those_of_the_twin_in_parts_and_on_devices(make, monkeypatch):
   parts = build(make(*RAGGED))

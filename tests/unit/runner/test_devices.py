@@ -101,6 +101,7 @@ def test_a_second_start_compiles_nothing_and_imports_nothing_slow(tmp_path):
   assert not (nothing / 'compiled').exists()
 
 
+@pytest.mark.slow
 def test_a_platform_that_is_not_here_is_one_clear_error():
   code = (
     'from fedjax_mem.runner import devices\n'

@@ -65,6 +65,7 @@ def test_each_segment_has_its_clients_and_its_buffer_never_changes(make):
   source.close()
 
 
+@pytest.mark.slow
 def test_the_next_segment_is_gathered_while_this_one_runs(make, monkeypatch):
   parts = parts_of(make)
   source = examples.source(parts.data, parts.layers, 0.08, 8)

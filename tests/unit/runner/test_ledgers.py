@@ -408,6 +408,7 @@ def test_settled_writes_the_noise_out_and_leaves_all_else(make):
 # The sampler that runs is the sampler that is accounted.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('target', [(), ('privacy.target_epsilon=1.5',)])
 def test_a_poisson_cohort_gets_the_rows_that_delta_needs(make, target):
   many = ('data.num_clients=400', 'selection.cohort_size=40', 'weighting.options={divisor=40}')
@@ -769,6 +770,7 @@ SGD = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_dp_sgd_is_accounted_by_steps_of_poisson_batches(make):
   config = make(*SGD)
   parts = build(config)

@@ -92,6 +92,7 @@ def test_a_copy_gives_the_same_bits_in_a_fresh_process(make, tmp_path, factories
   assert 'ValueError: model.name must' in lost.stderr and 'my_models' in lost.stderr, lost.stderr
 
 
+@pytest.mark.slow
 def test_formats_hold_the_parameters_and_no_secret(make, tmp_path, monkeypatch, undrawn, capsys):
   stage = 'stages=[{use="central", options={l2_clip_norm=1.0, noise_multiplier=1.0}}]'
   weights = ('weighting.name=equal', 'weighting.options={divisor=4}', 'privacy.delta=1e-5')
@@ -112,6 +113,7 @@ def test_formats_hold_the_parameters_and_no_secret(make, tmp_path, monkeypatch, 
   assert "out must end in '.safetensors'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_gives_its_newest_checkpoint(make, tmp_path, undrawn):
   class Stop(fm.Tracker):
     def checkpoint(self, round):

@@ -42,6 +42,7 @@ def ran(make, tmp_path, capsys):
   return go
 
 
+@pytest.mark.slow
 def test_what_is_computed_from_single_updates_is_not_covered_and_all_say_so(ran):
   folder, said = ran('selection.name=poisson', CENTRAL, 'evaluation.clients=0.2')
   first, last = read_metrics(folder / 'metrics.jsonl')
@@ -191,6 +192,7 @@ def test_adaptive_clipping_answers_for_what_it_noises(ran):
   assert own and set(own) & set(last['covered'])
 
 
+@pytest.mark.slow
 def test_under_a_claim_a_bad_client_is_counted_and_not_named(make):
   ready = get_ready(make(*BASE, 'selection.name=poisson', CENTRAL), None, {})
   _, rows = ready.sim.run(ready.sim.init(ready.parts.params), 1)

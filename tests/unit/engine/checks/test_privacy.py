@@ -222,6 +222,7 @@ def test_what_stands_after_the_noise_is_not_given_the_cohort(asked):
   build(peeks, privacy.local(C, Z))
 
 
+@pytest.mark.slow
 def test_what_stands_after_the_noise_is_given_the_divisor_for_the_weight():
   seen = lambda ctx, m, s: (m, s, {'weight': m.weight})
   sim = build(Layer('peeks', server=Stage(seen)), privacy.central(C, Z), select=uniform(9, 2))
@@ -378,6 +379,7 @@ def shares():
 MASK = mask(clients=3, bits=20)
 
 
+@pytest.mark.slow
 def test_noise_of_a_client_covers_its_own_message_only():
   # Clients that collude may, under a mask as well.
   facts = (Bounds(lambda ctx, b: b._replace(rows=3)), Attacks())
@@ -477,6 +479,7 @@ def test_a_matrix_that_is_not_the_one_accounted():
       build(known._replace(server=other), select=min_separation(9, 3, 2))
 
 
+@pytest.mark.slow
 def test_local_noise_does_not_leave_a_weight_in_the_clear():
   tells = lambda ctx, m, s: (m._replace(weight=jnp.abs(m.update['a']).sum()), s, {})
   kept = Stage(tells, facts=(Bounds(lambda ctx, b: b),))
@@ -554,6 +557,7 @@ def test_who_is_in_the_cohort_turns_no_sign_before_the_noise(side, asked, place)
   build(flips, *privacy.local(C, Z))
 
 
+@pytest.mark.slow
 def test_the_raw_weight_of_the_sum_is_shown_to_nobody_but_a_mask():
   seen = lambda ctx, m, s: (m, s, {'weight': m.weight})
   peeks = Layer('peeks', server=Stage(seen, facts=KEEPS))

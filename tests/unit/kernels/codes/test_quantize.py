@@ -88,7 +88,7 @@ def test_several_parts(block):
   assert (np.abs(decoded - x) <= step * (1 + 1e-6)).all()
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize('scale', ['max', 'l2'])
 @pytest.mark.parametrize('block', [None, 100])
 def test_error_bounds(block, scale):
@@ -165,6 +165,7 @@ def test_zeros_and_subnormal_numbers():
           assert not np.asarray(decoded).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_spoils_its_block_only(bad):
   x = _vector(30).at[4].set(bad)
@@ -221,6 +222,7 @@ def test_ternary():
   np.testing.assert_array_equal(codes, quantize.stochastic(KEY, x, 2)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('factor', [1e-30, 1.0, 1e30])
 def test_ternary_clips_at_standard_deviations_about_the_mean(factor):
   """Of (1, 2, 3) the largest becomes 2.5 * sqrt(2 / 3) = 2.041; a block of one value stays."""

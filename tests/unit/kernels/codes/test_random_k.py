@@ -72,6 +72,7 @@ def test_coordinates_and_pairs_are_equally_likely():
   assert np.abs(z).max() < 4.5
 
 
+@pytest.mark.slow
 def test_unbiased_with_the_stated_error():
   size, k, count = 50, 10, 20_000
   x = jnp.asarray(np.random.default_rng(1).normal(size=size), jnp.float32)

@@ -138,7 +138,7 @@ def test_the_scale_of_a_large_block_of_equal_magnitudes(bits):
   np.testing.assert_allclose(scale, (y**2).sum() / inner, rtol=1e-6)
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize('bits, block', [(1, None), (3, 8), (2, 4096)])
 def test_in_one_go_over_several_tiles(bits, block):
   """A tile of blocks of 4,096 has twice as many values."""
@@ -191,6 +191,7 @@ def test_zeros_tiny_large_and_not_finite():
         assert np.isnan(out[1::2]).all() and np.isfinite(out[::2]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_what_is_not_finite_spoils_a_large_block(bad):
   # Value 3 is in the second of the two blocks, which take turns.
@@ -203,6 +204,7 @@ def test_what_is_not_finite_spoils_a_large_block(bad):
     assert np.isnan(out[1::2]).all() and np.isfinite(out[::2]).all()
 
 
+@pytest.mark.slow
 def test_vmap_equals_loop_bfloat16_and_one_compilation():
   stack = jnp.stack([_vector(1000, i) for i in range(3)]).astype(jnp.bfloat16)
   keys = jax.random.split(KEY, 3)

@@ -25,7 +25,7 @@ def each(conv, options, kernels=None):
   return jax.jit(jax.vmap(jax.value_and_grad(one, (0, 1)), (0, kernels)))
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize('layout, x, kernel, strides, padding', CASES)
 def test_examples_under_vmap_are_a_batch_of_convolutions(
   layout, x, kernel, strides, padding, monkeypatch

@@ -24,6 +24,7 @@ def _formula(x, scale, bias, groups, xp=jnp):
   return normal * scale.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('groups', [1, 2, 6])
 def test_values_and_gradients(groups):
   arguments = _arguments()

@@ -37,6 +37,7 @@ def test_numpy_twin(scale, share):
     jax.tree.map(np.testing.assert_array_equal, clipped, tree)
 
 
+@pytest.mark.slow
 def test_one_norm_over_the_whole_tree():
   clipped, norm = clip.clip_by_global_norm({'a': jnp.array([3.0]), 'b': jnp.array([4.0])}, 1.0)
   assert norm == 5

@@ -34,7 +34,7 @@ def some(rng, n=6, scale=1.0):
 clip_each = jax.jit(outer.clip_each)
 
 
-@pytest.mark.first(2)
+@pytest.mark.slow
 @pytest.mark.parametrize('scale', [1.0, 1e30, 1e-30, 1e-3])
 def test_it_clips_as_numpy_does_with_the_products_formed(scale):
   grads = some(np.random.default_rng(0), scale=scale)
@@ -138,6 +138,7 @@ def test_zeros_stay_zeros():
   assert finite.all() and not norms.any() and not formed(clipped).any()
 
 
+@pytest.mark.slow
 def test_a_sum_is_off_by_less_than_the_slack():
   for seed in range(5):
     rng = np.random.default_rng(seed)

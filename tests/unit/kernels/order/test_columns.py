@@ -145,6 +145,7 @@ def test_means_whose_sums_are_beyond_float32():
   np.testing.assert_allclose(near, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_tied_up_to_rounding_shares_too():
   x = jnp.array([[1.0], [2.0], [2.000001], [3.0]])
   found = columns.smallest(x, jnp.ones(4, bool), 2)

@@ -196,6 +196,7 @@ def test_range_of_usual_updates_is_narrow():
     assert ((_keys(case) >= low) & (_keys(case) < high)).sum() <= room, i
 
 
+@pytest.mark.slow
 def test_range_has_no_end_where_the_sample_tells_none():
   x = _vector('normal', SIZE)
   assert int(kth._range(x, SIZE)[0]) == 0

@@ -82,6 +82,7 @@ def test_the_discrete_law_at_a_fine_grid_is_nearly_gaussian():
   assert stats.kstest(got, stats.norm(scale=1024).cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sigma', [Fraction(1, 2), Fraction(5)])
 def test_the_table_is_the_distribution_function(sigma):
   # exp by its series in exact fractions, of which 60 terms are plenty for the small arguments.

@@ -87,6 +87,7 @@ def mine(tmp_path, monkeypatch):
   return my_trackers
 
 
+@pytest.mark.slow
 def test_a_run_has_those_of_its_configuration_and_those_given(make, tmp_path, mine, undrawn):
   asked = ('tracking.use=["my_trackers:Mine"]', 'tracking.options={"my_trackers:Mine"={word="y"}}')
   config, given = make('rounds=2', *asked), Noting()
@@ -101,6 +102,7 @@ def test_a_run_has_those_of_its_configuration_and_those_given(make, tmp_path, mi
   assert [x['round'] for x in scored] == [1, 2] and 'test_accuracy' in scored[0]
 
 
+@pytest.mark.slow
 def test_a_seed_of_noise_is_not_told(make, tmp_path, undrawn):
   given = Noting()
   overrides = ('rounds=1', 'noise_seed=3', 'weighting.name=equal', 'weighting.options={divisor=4}')

@@ -43,6 +43,7 @@ def by_grad(loss, params=PARAMS):
   return losses, jax.tree.leaves(grads)
 
 
+@pytest.mark.slow
 def test_kernels_of_one_product_are_not_formed_whatever_side_they_are_on():
   made = plan(loss)
   bias, first, second = made.taps

@@ -117,6 +117,7 @@ def test_one_example_moves_a_step_by_at_most_its_bound(x):
   assert int(metrics['not_finite_examples'].value) == (not np.isfinite(x))
 
 
+@pytest.mark.slow
 def test_an_example_less_moves_a_step_by_at_most_the_bound():
   layer = make(steps=1, rate=1.0, learning_rate=1.0)
   whole, less = (train(layer, examples(4, count=n))[0] for n in (7, 6))

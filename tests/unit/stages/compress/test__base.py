@@ -184,7 +184,7 @@ TWINS = {
 }
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize('name', TWINS)
 def test_a_codec_without_chance_equals_its_numpy_twin(name):
   for seed in range(3):

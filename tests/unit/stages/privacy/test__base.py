@@ -149,6 +149,7 @@ def test_bad_bounds_and_multipliers_are_refused(make, bad):
       make(1.0, bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options, expected', [({}, 1.0), ({'per_layer': True}, 0.5**0.5)])
 def test_local_noise_clips_the_whole_update_unless_told_otherwise(options, expected):
   updates = {'a': np.full((1, 1), 3.0, np.float32), 'b': np.zeros((1, 1), np.float32)}

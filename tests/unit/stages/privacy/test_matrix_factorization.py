@@ -112,6 +112,7 @@ def test_prefix_sums_carry_less_noise_than_independent_noise_of_the_same_epsilon
   assert correlated < 0.6 * independent
 
 
+@pytest.mark.slow
 def test_the_ledger_takes_the_mechanism_with_the_sampler():
   mechanism = make('banded').fact(Noises).mechanism
   assert len(mechanism.sensitivities) == N and mechanism.separation == 3

@@ -79,6 +79,7 @@ def test_a_markov_trace_has_its_rates_from_the_first_round_on():
   np.testing.assert_array_equal(metrics['unavailable'], N - here.sum(1))
 
 
+@pytest.mark.slow
 def test_two_traces_leave_those_that_both_have():
   both = uniform(N, N), markov(N, 0.2, 0.3), diurnal(N, 0.5, 0.5)
   here, _, _, start = traced(both, 500)

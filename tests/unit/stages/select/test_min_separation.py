@@ -32,6 +32,7 @@ def test_gaps_are_kept_and_cohorts_are_full_and_distinct(n, size, separation):
     assert (np.diff(took) >= separation).all()
 
 
+@pytest.mark.slow
 def test_clients_are_drawn_alike_and_not_in_order():
   ids = cohorts(min_separation(12, 2, 3), 3000)
   counts = np.bincount(ids.ravel(), minlength=12)

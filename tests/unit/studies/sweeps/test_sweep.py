@@ -67,6 +67,7 @@ def assert_close(records, others):
         assert b[key] == value, key
 
 
+@pytest.mark.slow
 def test_a_lane_that_diverges_ends_alone_and_every_output_says_so(make, tmp_path, capsys):
   rates = [0.1, 0.2, 3e38]
   found = sweep(make(*SHARED), {'client.learning_rate': rates}, [0, 1], tmp_path, quiet=True)
@@ -93,6 +94,7 @@ def test_a_lane_that_diverges_ends_alone_and_every_output_says_so(make, tmp_path
     resume(lane)
 
 
+@pytest.mark.slow
 def test_nothing_is_made_where_a_point_is_refused(make, tmp_path):
   config = make(*SHARED, *PRIVATE)
   bad = {'stages.0.options.l2_clip_norm': [1.0, -1.0]}
