@@ -8,9 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.cells import cell_len
 
 from fedjax_mem.report.runs import MAIN, Run, Source, as_runs, finished, marked, rounds_done, series
 
@@ -278,14 +276,13 @@ def format_table(rows: Sequence[Mapping[str, Any]], style: str = 'text') -> str:
 
 def _aligned(cells: list[list[str]]) -> str:
   """Returns lines with aligned columns, two spaces apart."""
-  plain = Table.grid(padding=(0, 2, 0, 0))
-  for line in cells:
-    plain.add_row(*map(Text, line))  # `Text`: rich would read brackets as markup
-  # As wide as all cells: nothing is cut. In a notebook rich would show the table, not write it.
-  width = sum(max(2 * len(x) + 2 for x in column) for column in zip(*cells, strict=True)) + 1
-  file = io.StringIO()
-  Console(file=file, width=width, color_system=None, force_jupyter=False).print(plain)
-  return ''.join(line.rstrip() + '\n' for line in file.getvalue().splitlines())
+  # By cells of a terminal, of which some characters take two or none. rich's own table is not used:
+  # importing it takes longer than most commands.
+  widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+  filled = (
+    [x + ' ' * (n - cell_len(x)) for x, n in zip(line, widths, strict=True)] for line in cells
+  )
+  return ''.join('  '.join(line).rstrip() + '\n' for line in filled)
 
 
 def _one_line(text: str) -> str:
