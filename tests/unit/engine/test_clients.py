@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference import tiny
+from reference import given, tiny
 
 from fedjax_mem.core import Layer, Message, Stage, Trains, compose, stack_clients, tree
 from fedjax_mem.engine import Execution
 from fedjax_mem.stages.algorithm import fedavg, fedsgd
 from fedjax_mem.stages.algorithm._base import Sgd
+from fedjax_mem.stages.privacy import central
 from fedjax_mem.stages.select import dropout, poisson, uniform
 from fedjax_mem.stages.weigh import by_examples, capped, equal
 
@@ -201,6 +202,21 @@ def test_a_neighbour_whose_examples_are_not_finite_does_no_harm():
   _, metrics = tiny.execute(sim, 2, pop=tiny.with_client(sim.population, 2, x=jnp.nan))
   assert {*metrics['not_finite'].ravel().tolist()} == {-1, 2}
   assert metrics['clients'].tolist() == [9, 9]
+
+
+@pytest.mark.first(2)
+@pytest.mark.parametrize('mode', ['vmap', 'loop', 'chunk on devices'])
+@pytest.mark.parametrize('claim', [False, True])
+def test_one_of_many_values_that_is_not_finite_leaves_its_client_out(claim, mode):
+  """Of so many values a maximum loses NaN on a CPU."""
+  w = np.ones((6, 90, 100), np.float32)
+  w[2, 40, 7] = w[4] = np.nan
+  noise = (central(1000.0, 1e-6),) if claim else ()
+  sim = given.build({'w': w}, *noise, execution=mode)
+  (released,), (metrics,), _ = given.play(sim)
+  np.testing.assert_allclose(released['w'], np.full((90, 100), 4.0), atol=0.1 if claim else 0)
+  found = metrics['not_finite']
+  assert sorted(found[found >= 0].tolist()) == ([] if claim else [2, 4])  # no claim covers a name
 
 
 @pytest.mark.slow
