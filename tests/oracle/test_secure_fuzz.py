@@ -212,16 +212,12 @@ SETTINGS = settings(
   derandomize=True,
   suppress_health_check=list(HealthCheck),
 )
-TestSemiHonest = Machine.TestCase
-TestSemiHonest.settings = SETTINGS
-TestActive = ActiveMachine.TestCase
-TestActive.settings = SETTINGS
 
 
 @pytest.mark.slow
-def test_both_ends_were_reached():
-  """Of the machines above: some sums came out, and some sessions failed."""
-  for machine in (TestSemiHonest, TestActive):
+def test_a_session_gives_the_sum_or_fails_and_both_ends_are_reached():
+  for machine in (Machine.TestCase, ActiveMachine.TestCase):
+    machine.settings = SETTINGS
     machine('runTest').runTest()
   assert ENDS[None, False] > 3
   assert ENDS[None, True] > 3

@@ -121,7 +121,8 @@ def start():
   return params | {'batch_stats': jax.tree.map(lambda x: x + 0.5, params['batch_stats'])}
 
 
-@pytest.mark.parametrize('name', ['fedprox', pytest.param('fedavg', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['fedprox', 'fedavg'])
 def test_a_round_is_that_of_a_plain_loop_without_padding(name, start):
   # Momentum and weight decay must leave the statistics alone, and so must the server's optimizer.
   held, model = clients(), net()

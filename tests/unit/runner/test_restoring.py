@@ -103,6 +103,7 @@ def test_where_no_checkpoint_is_early_enough_lost_rounds_are_named(folder, whole
   ]
 
 
+@pytest.mark.slow
 def test_a_broken_line_amid_the_records_is_one_line_with_a_remedy(folder):
   file = folder / 'metrics.jsonl'
   lines = file.read_bytes().splitlines(keepends=True)
