@@ -152,8 +152,8 @@ def largest(x: jax.Array, axis: int | None = None) -> jax.Array:
 
 def _times_zero(x: jax.Array, axis: int | None) -> jax.Array:
   """Returns the sum of 0 * x along the axis: 0, or NaN where a value is not finite."""
-  # A maximum does not do: XLA's CPU back end loses NaN in it, from some thousand values on. And
-  # `isfinite(x).all()` takes a quarter longer.
+  # A maximum does not do: XLA's CPU back end loses NaN in it, from some thousand values on. And of
+  # one long vector `isfinite(x).all()` takes a quarter longer.
   return jnp.sum(x * jnp.zeros((), x.dtype), axis)
 
 

@@ -141,19 +141,18 @@ def browser(site: Path, shots: Path | None) -> list[str]:
 
 
 def thrice(site: Path, shots: Path | None) -> list[str]:
-  """Returns the faults that Chromium shows in each of three tries.
+  """Returns the faults of three tries in Chromium, those that all had if there are such.
 
   Where other work has the machine, pages may be late, and Chromium may end before they are there.
   """
-  faults: list[str] = []
-  for _ in range(3):
+  tries: list[list[str]] = []
+  while len(tries) < 3 and (not tries or tries[-1]):
     try:
-      faults = browser(site, shots)
+      tries.append(browser(site, shots))
     except (RuntimeError, subprocess.TimeoutExpired) as error:
-      faults = [str(error)]
-    if not faults:
-      break
-  return faults
+      tries.append([str(error)])
+  same = [x for x in tries[-1] if all(x in other for other in tries)]
+  return same or tries[-1]
 
 
 class _Server(http.server.SimpleHTTPRequestHandler):

@@ -223,7 +223,7 @@ def released(noise):
   return sum(np.asarray(many(k), np.float64) for k in keys)
 
 
-@pytest.mark.slow
+@pytest.mark.first(1)
 def test_what_is_drawn_does_not_refute_what_it_is_said_to_cost(noise):
   values = released(noise)
   for adjacency, shift in (('replace_special', BOUND.l2), ('replace_one', 2 * BOUND.l2)):

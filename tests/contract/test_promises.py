@@ -115,7 +115,7 @@ def seen(sim, name, client=None, away=False):
   return tiny.vec(given.play(sim, state=state, updates=updates)[2].servers[name])
 
 
-@pytest.mark.slow
+@pytest.mark.first(1)
 @pytest.mark.parametrize('place', ['before', 'after'])
 def test_one_client_moves_what_is_noised_by_no_more_than_its_bound(case, place):
   noise = privacy.central(C, 1.0)
@@ -160,7 +160,7 @@ def other_data(kept):
   return tiny.population(data)
 
 
-@pytest.mark.slow
+@pytest.mark.first(1)
 def test_a_select_side_depends_on_no_more_data_than_it_says(case):
   own = parts(case)
   looks = [x.select.fact(Looks) for x in own if x.select]

@@ -245,6 +245,7 @@ def simulated(folder, rounds):
     [sys.executable, '-c', SIMULATION, folder, str(rounds), file],
     env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': path},
     check=True,
+    timeout=LONG,
   )
   return dict(np.load(file))
 

@@ -68,14 +68,14 @@ def clip_each(
     bound: in 1e-30 ... 1e30; near the ends of float32 a power of two would leave it.
   """
   bound = jnp.asarray(bound, jnp.float32)
-  largest = tree.largest(jnp.stack([_largest(x) for x in grads]), 0)
-  # A factor of a product that is not finite, times 0 too, which is what the product would hold.
+  largest = jnp.stack([_largest(x) for x in grads]).max(0)
+  # NaN where any value is; an infinite value times 0, too, which is what the product would hold.
   finite = jnp.isfinite(largest)
   exponent = jnp.where(finite, _exponent(largest), 0)
   scale = _power(-exponent)
   squares = [_squares(x, exponent) for x in grads]
   scaled = jnp.sqrt(_sum(jnp.stack(squares, 1)))
-  finite &= ~jnp.isnan(scaled)  # where a value of an array is
+  finite &= ~jnp.isnan(scaled)
   norms = scaled / scale
   inside: jax.Array = norms <= bound
   factor = bound / scaled
@@ -157,11 +157,10 @@ def _lift(v: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _largest(x: Each) -> jax.Array:
-  """Returns the largest magnitude of each of the N gradients; NaN in an array may be lost."""
+  """Returns the largest magnitude of each of the N gradients, NaN where one is."""
   if isinstance(x, Outer):
     # The largest entry of the product, and rounded as it would be.
-    left, right = (tree.largest(y.astype(jnp.float32), 1) for y in x)
-    return left * right
+    return _largest(x.left) * _largest(x.right)
   return jnp.max(jnp.abs(x.astype(jnp.float32)).reshape(len(x), -1), 1, initial=0)
 
 
@@ -179,11 +178,11 @@ def _power(e: jax.Array) -> jax.Array:
 def _normal(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns (rows [N, K] whose largest magnitude is in [1/2, 1), exponents [N] taken out)."""
   x = x.astype(jnp.float32)
-  e = _exponent(tree.largest(x, 1))
+  e = _exponent(_largest(x))
   x = x * _power(-e)[:, None]
   # Of a product with zeros nothing may be left, however large the other factor: 0 * inf is NaN.
   # Looked at here, since values below the normal ones may have become zeros.
-  return x, jnp.where(tree.largest(x, 1) == 0, _NOTHING, e)
+  return x, jnp.where(_largest(x) == 0, _NOTHING, e)
 
 
 def _squares(x: Each, exponent: jax.Array) -> jax.Array:

@@ -98,6 +98,7 @@ def test_nothing_is_held_that_nobody_uses():
 @pytest.mark.parametrize('like', [{'a': 5}, {'a': 5, 'z': (0, 2)}, {'a': (), 'b': (2, 3)}])
 def test_no_trace_outlives_its_program(like):
   like = {name: jnp.ones(shape) for name, shape in like.items()}
+  gc.collect()
   before = set(packing._CUT)  # a failed trace of another test may be alive
   with jax.checking_leaks():
     jax.jit(lambda x: packing.at_once(jnp.negative, x))(like)

@@ -205,8 +205,8 @@ def test_a_neighbour_whose_examples_are_not_finite_does_no_harm():
 
 
 @pytest.mark.first(2)
-@pytest.mark.parametrize('mode', ['vmap', 'loop', 'chunk on devices'])
 @pytest.mark.parametrize('claim', [False, True])
+@pytest.mark.parametrize('mode', ['vmap', 'loop', 'chunk on devices'])
 def test_one_of_many_values_that_is_not_finite_leaves_its_client_out(claim, mode):
   """Of so many values a maximum loses NaN on a CPU."""
   w = np.ones((6, 90, 100), np.float32)
@@ -217,6 +217,7 @@ def test_one_of_many_values_that_is_not_finite_leaves_its_client_out(claim, mode
   np.testing.assert_allclose(released['w'], np.full((90, 100), 4.0), atol=0.1 if claim else 0)
   found = metrics['not_finite']
   assert sorted(found[found >= 0].tolist()) == ([] if claim else [2, 4])  # no claim covers a name
+  assert metrics.get('zeroed', 0) == (2 if claim else 0)
 
 
 @pytest.mark.slow

@@ -50,7 +50,6 @@ def test_clients_run_at_home_as_far_as_there_is_room(population, devices):
     assert ((home != here) & real).sum() == np.maximum(per_device - places, 0).sum()
 
 
-@pytest.mark.slow
 def test_clients_at_home_keep_their_order_and_strangers_fill_what_is_free():
   ids = [5, 0, 16, 3, 7, 1, 2, 6]  # of 16 clients on 2 devices: 7 at home on the first, none on 1
   row = shelves.at_home(cohort_of(ids, 16), 16, 2)

@@ -69,6 +69,12 @@ def test_the_styles():
     format_table(rows, 'latex')
 
 
+def test_columns_are_aligned_by_cells_of_a_terminal():
+  """A wide character takes two, an accent of its own none."""
+  rows = [{'name': '連合学習', 'x': 1}, {'name': 'e\u0301te\u0301', 'x': 2}, {'name': 'ε', 'x': 3}]
+  assert format_table(rows) == ('name      x\n連合学習  1\ne\u0301te\u0301       2\nε         3\n')
+
+
 def test_a_table_of_runs_leaves_out_what_none_has():
   text = runs_table([Run(name='a', records=[{'round': 1, 'train_loss': 2.0}]), RECORDS[:1]])
   assert text.splitlines()[0].split() == [

@@ -94,7 +94,6 @@ def test_a_lane_that_diverges_ends_alone_and_every_output_says_so(make, tmp_path
     resume(lane)
 
 
-@pytest.mark.slow
 def test_nothing_is_made_where_a_point_is_refused(make, tmp_path):
   config = make(*SHARED, *PRIVATE)
   bad = {'stages.0.options.l2_clip_norm': [1.0, -1.0]}
