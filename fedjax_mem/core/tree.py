@@ -147,11 +147,6 @@ def finite(tree: Tree, axes: int = 0) -> jax.Array:
   return ok
 
 
-def largest(x: jax.Array, axis: int | None = None) -> jax.Array:
-  """Returns the largest magnitude along the axis, 0 of nothing, NaN where a value is not finite."""
-  return jnp.where(jnp.isfinite(x).all(axis), jnp.max(jnp.abs(x), axis, initial=0), jnp.nan)
-
-
 def shapes(tree: Tree) -> Tree:
   """Returns the tree with `ShapeDtypeStruct`s for leaves."""
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

@@ -112,7 +112,7 @@ def _scales(rows: jax.Array, given: jax.Array | None, scale: str | None) -> jax.
     scale: one of `SCALES`, or None if scales are given.
   """
   rows = rows.astype(jnp.float32)
-  largest = tree.largest(rows, 1)
+  largest = jnp.max(jnp.abs(rows), axis=1)  # may lose NaN: see `tree.finite`
   if given is not None:
     scales = given
   elif scale == 'l2':
@@ -120,7 +120,7 @@ def _scales(rows: jax.Array, given: jax.Array | None, scale: str | None) -> jax.
     scales = largest * jnp.sqrt(jnp.sum(jnp.square(relative(rows, largest[:, None])), axis=1))
   else:
     scales = largest
-  return jnp.where(jnp.isfinite(largest), scales, jnp.float32(jnp.nan))
+  return jnp.where(tree.finite(rows, 1), scales, jnp.float32(jnp.nan))
 
 
 def _steps(ratio: jax.Array, bits: int) -> jax.Array:
