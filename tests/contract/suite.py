@@ -185,8 +185,8 @@ class Case(NamedTuple):
 
   @property
   def marks(self) -> tuple:
-    """The default tier has the first entry of each registry, and all of the small ones."""
-    other = self.name.startswith(('test', *MANY)) and self.name not in FIRST
+    """The default tier has the first entry of each registry, and what an option names."""
+    other = self.name.startswith(('test', *IN_TREE)) and self.name not in FIRST
     return (pytest.mark.slow,) * other
 
   def make(self, **changed: Any) -> Any:
@@ -313,12 +313,7 @@ def dress(made: Any, algorithm: Layer | None = None) -> tuple[Layer, ...]:
 POOLS = ('ALGORITHMS-fedavg', 'ALGORITHMS-fedsgd', 'WEIGHINGS')
 
 
-# Registries of many methods, and their first entries.
-MANY = (
-  'AGGREGATION', 'ALGORITHMS', 'ATTACKS', 'COMPRESSION', 'PRIVACY', 'SAMPLERS', 'SECURE',
-  'SERVER_OPTIMIZERS', 'TRACES', 'WEIGHINGS',
-)  # fmt: skip
-FIRST = tuple(f'{name}-{next(iter(IN_TREE[name]))}' for name in MANY)
+FIRST = tuple(f'{registry}-{next(iter(given))}' for registry, given in IN_TREE.items())
 
 
 def modes(case: Case) -> list:
