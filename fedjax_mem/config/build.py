@@ -75,13 +75,17 @@ def assemble(config: Config, data: FederatedData, start: saved.Arrays | None = N
   layers = build_layers(config, model, data.num_clients, data)
   like = jax.eval_shape(model.init, keys.like())
   if start is None:
-    key = keys.role_key(keys.layer_key(keys.seed_key(config.seed), 0, 'model'), 'init')
-    begun = getattr(model.init, 'begun', None)
-    drawing = beside(begun(key)) if begun else known(model.init(key))
+    root, begun = keys.seed_key(config.seed), getattr(model.init, 'begun', None)
+    drawing = beside(begun(root, _own)) if begun else known(model.init(_own(root)))
   else:
     name = 'params' if config.model.init is None else 'model.init'
     drawing = known(saved.fitted(start, like, name))
   return Parts(data, model, layers, like, drawing)
+
+
+def _own(root: jax.Array) -> jax.Array:
+  """Returns the key of the initial parameters."""
+  return keys.role_key(keys.layer_key(root, 0, 'model'), 'init')
 
 
 def _start(config: Config, start: saved.Arrays | None) -> saved.Arrays | None:

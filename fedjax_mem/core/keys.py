@@ -35,6 +35,8 @@ ROLES = ('round', 'client', 'server', 'cohort', 'select', 'init', 'client_init')
 
 def seed_key(seed: jax.typing.ArrayLike) -> jax.Array:
   """Returns the root key of a run; `seed` is an integer in [0, 2**32)."""
+  if isinstance(seed, int) and 0 <= seed < 1 << 32:  # no program has to be compiled for it
+    return root_key(np.array([0, seed], np.uint32))
   return jax.random.key(seed, impl=GENERATOR)
 
 
@@ -83,7 +85,9 @@ def open_root(seed: jax.typing.ArrayLike) -> jax.Array:
 
 def root_key(root: jax.typing.ArrayLike) -> jax.Array:
   """Returns the key of a root, uint32 [2]."""
-  key: jax.Array = jax.random.wrap_key_data(jnp.asarray(root, jnp.uint32), impl=GENERATOR)
+  held = isinstance(root, np.ndarray)  # `jnp.asarray` would compile a program for it
+  words = jax.device_put(np.array(root, np.uint32)) if held else jnp.asarray(root, jnp.uint32)
+  key: jax.Array = jax.random.wrap_key_data(words, impl=GENERATOR)
   return key
 
 

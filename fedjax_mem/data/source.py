@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mem.core import Population, validate
@@ -21,6 +20,7 @@ from fedjax_mem.tasks import Classification, LearningTask, MultiLabel, NextToken
 
 Arrays = dict[str, np.ndarray]
 _INT32_MAX = np.iinfo(np.int32).max
+_ALIGNED = 64  # bytes: memory of such addresses a CPU device uses without a copy
 
 
 class HeldOut(NamedTuple):
@@ -123,10 +123,10 @@ class FederatedData:
   def population(self) -> Population:
     """Returns the whole population on the device, in the stored dtypes."""
     return Population(
-      {name: jnp.asarray(x) for name, x in self.arrays.items()},
-      jnp.asarray(self.index, jnp.int32),
-      jnp.asarray(self.offsets[:-1], jnp.int32),
-      jnp.asarray(self.counts, jnp.int32),
+      {name: placed(x) for name, x in self.arrays.items()},
+      placed(np.asarray(self.index, np.int32)),
+      placed(np.asarray(self.offsets[:-1], np.int32)),
+      placed(np.asarray(self.counts, np.int32)),
     )
 
   def label_counts(self) -> np.ndarray:
@@ -177,6 +177,16 @@ class FederatedData:
     for row in zip(*self.arrays.values(), strict=True):
       seen.add(hash(tuple(np.ascontiguousarray(x).tobytes() for x in row)))
     return len(self.arrays['y']) - len(seen)
+
+
+def placed(x: Any) -> jax.Array:
+  """Returns an array on the device, which later changes of a NumPy array leave as it is.
+
+  `jnp.asarray` does the same by a program, which has to be compiled for every shape.
+  """
+  aligned = isinstance(x, np.ndarray) and x.ctypes.data % _ALIGNED == 0
+  there: jax.Array = jax.device_put(x.copy() if aligned else x)
+  return there
 
 
 def check_arrays(part: str, arrays: Arrays) -> None:

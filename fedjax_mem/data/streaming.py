@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_mem.core import Population, validate
 from fedjax_mem.data.preprocess import row_bytes
-from fedjax_mem.data.source import FederatedData
+from fedjax_mem.data.source import FederatedData, placed
 
 _LINE = 64
 
@@ -68,7 +68,7 @@ class StreamedPopulation:
         f'{self.capacity} examples.'
       )
     self._index = jnp.arange(self.capacity, dtype=jnp.int32)
-    self._count = jnp.asarray(data.counts, jnp.int32)
+    self._count = placed(np.asarray(data.counts, np.int32))
     self._pool = ThreadPoolExecutor(1, 'prefetch')
     self._pending: Future[Population] | None = None
 

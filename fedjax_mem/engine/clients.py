@@ -171,6 +171,17 @@ def spread(
   )(everyone, carry, rows)
 
 
+def alike(function: Callable[..., Tree], mesh: Mesh) -> Callable[..., Tree]:
+  """Returns the function, traced as `spread` traces a step, so that both share what they trace."""
+  if mesh.size == 1:
+    return function
+  whole = PartitionSpec()
+  mapped: Callable[..., Tree] = jax.shard_map(
+    function, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
+  )
+  return mapped
+
+
 def _scan(
   step: Step, everyone: Tree, carry: Tree, rows: Tree, summed: Adding | None
 ) -> tuple[Tree, Tree, Tree]:

@@ -45,12 +45,14 @@ def compiler_options(platform: str) -> dict[str, Any]:
   # Of LLVM's three levels the first: it compiles in 0.8 of the time, and rounds are as fast.
   cpu = {'xla_cpu_prefer_vector_width': 512, 'xla_backend_optimization_level': 1}
   wanted = {'cpu': cpu}.get(platform, {})
-  return {name: value for name, value in wanted.items() if _known(name, value)}
+  if not wanted or _known(wanted):
+    return wanted
+  return {name: value for name, value in wanted.items() if _known({name: value})}
 
 
-def _known(name: str, value: Any) -> bool:
+def _known(options: dict[str, Any]) -> bool:
   try:
-    jax.jit(lambda x: x, compiler_options={name: value}).lower(1.0).compile()
+    jax.jit(lambda x: x, compiler_options=options).lower(1.0).compile()
   except Exception:  # the compiler raises errors of several kinds for an unknown option
     return False
   return True

@@ -28,7 +28,7 @@ from fedjax_mem.core import (
 )
 from fedjax_mem.engine import checks, pooled, tables, walk
 from fedjax_mem.engine.cast import Row, broadcast, context, examples
-from fedjax_mem.engine.clients import Layout
+from fedjax_mem.engine.clients import Layout, alike
 from fedjax_mem.engine.cohort import pad
 from fedjax_mem.engine.mesh import replicated
 from fedjax_mem.engine.metrics import covered
@@ -136,10 +136,9 @@ def _walk(setting: Setting, params: Tree, population: Population, specs: dict[st
     cast.servers[layer.name] = layer.value(first(layer, 'init', cast, specs))
     own = layer.row(first(layer, 'init', cast, specs, row.client))
     if layer.client is not None:
-      rows = {layer.name: own}
-      value, rows, _, _ = walk.client_pass(
-        setting.layers, (layer,), cast, specs, row.client, value, rows
-      )
+      side = functools.partial(walk.client_pass, setting.layers, (layer,), cast, specs, row.client)
+      run = alike(lambda *given, side=side: side(*given)[:2], setting.layout.mesh)
+      value, rows = run(value, {layer.name: own})
       own = rows[layer.name]
     if layer.cohort is not None:
       stack = lambda x: jnp.broadcast_to(x, (setting.capacity, *jnp.shape(x)))

@@ -23,6 +23,7 @@ from fedjax_mem.core import (
   Shape,
   State,
   Task,
+  Trains,
   Transform,
   Tree,
   packing,
@@ -371,7 +372,9 @@ def chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
       setting.layers, group, cast, setting.specs, row.client, value, old
     )
     if last:
-      fine = tree.finite(value)
+      # What leaves training is finite, else zeros stand for it.
+      trained = group[-1].client is not None and group[-1].client.fact(Trains) is not None
+      fine = jnp.bool_(True) if trained else tree.finite(value)
       ok &= fine
       stays = row.client.arrived & ok
       if setting.layers.claims:  # an update that was not finite when it was made has been replaced

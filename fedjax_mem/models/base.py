@@ -225,8 +225,9 @@ class Drawn:
     """Prepares `init`, key -> parameters."""
     # It runs once, and compiles a loop over random bits for each parameter: what the full effort of
     # the compiler saves of its run is a hundredth of what it takes.
-    hasty = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
-    self._init, self._compiled = init, jax.jit(init, compiler_options=hasty)
+    cpu = jax.default_backend() == 'cpu'
+    self._hasty = {'xla_backend_optimization_level': 1} if cpu else None
+    self._init, self._compiled = init, jax.jit(init, compiler_options=self._hasty)
 
   @keys.fixed()
   def __call__(self, key: jax.Array) -> Tree:
@@ -234,10 +235,11 @@ class Drawn:
     return (self._init if isinstance(key, jax.core.Tracer) else self._compiled)(key)
 
   @keys.fixed()
-  def begun(self, key: jax.Array) -> Callable[[], Tree]:
-    """Returns a function that returns the parameters; all but compiling is done before.
+  def begun(self, root: jax.Array, own: Callable[[jax.Array], jax.Array]) -> Callable[[], Tree]:
+    """Returns a function that returns the parameters of key `own(root)`; it only has to compile.
 
     So another thread may call it, which has none of the settings of this one (`jax.enable_x64`).
     """
-    lowered = self._compiled.lower(key)
-    return lambda: lowered.compile()(key)
+    program = jax.jit(lambda root: self._init(own(root)), compiler_options=self._hasty)
+    lowered = program.lower(root)
+    return lambda: lowered.compile()(root)

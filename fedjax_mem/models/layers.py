@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.kernels.nn import alone, group_norm
+from fedjax_mem.kernels.nn import alone, conv_pool, group_norm
 
 Initializer = Callable[..., Any]
 glorot = nn.initializers.glorot_uniform()
@@ -61,6 +61,8 @@ class Conv(nn.Module):
     use_bias: false where a normalisation follows.
     kernel_init: initializer of the kernel [R, S, C, O].
     bias_init: initializer of the bias [O].
+    pool: window of a max pooling before the bias, with which it commutes; None: there is none. With
+      one the strides must be 1.
   """
 
   features: int
@@ -71,13 +73,18 @@ class Conv(nn.Module):
   use_bias: bool = True
   kernel_init: Initializer = glorot
   bias_init: Initializer = nn.initializers.zeros
+  pool: tuple[int, int] | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns the convolution of x, in the layout."""
     shape = (*self.window, x.shape[self.layout.index('C')], self.features)
     kernel = self.param('kernel', self.kernel_init, shape)
-    y = alone.conv(x, kernel, strides=self.strides, padding=self.padding, layout=self.layout)
+    how: dict[str, Any] = {'padding': self.padding, 'layout': self.layout}
+    if self.pool:
+      y = conv_pool.conv_pool(x, kernel, window=self.pool, **how)
+    else:
+      y = alone.conv(x, kernel, strides=self.strides, **how)
     if not self.use_bias:
       return y
     return y + per_channel(self.param('bias', self.bias_init, (self.features,)), self.layout)

@@ -6,12 +6,11 @@
 import flax.linen as nn
 import jax
 
-from fedjax_mem.kernels.nn import pool
 from fedjax_mem.models import adapters, base, layers
 
 
 class LeNet(nn.Module):
-  """conv 5x5x6 - relu - pool - conv 5x5x16 - relu - pool - dense 120 - dense 84 - dense K.
+  """conv 5x5x6 - pool - relu - conv 5x5x16 - pool - relu - dense 120 - dense 84 - dense K.
 
   Attributes:
     num_classes: K.
@@ -31,9 +30,10 @@ class LeNet(nn.Module):
         layout='CHWB',
         kernel_init=layers.torch_kernel,
         bias_init=bias,
+        pool=(2, 2),
         name=f'conv_{i}',
       )(x)
-      x = nn.relu(pool.max_pool(x, layout='CHWB'))
+      x = nn.relu(x)
     x = layers.leave(x, 'CHWB')
     for name, width in (('dense_0', 120), ('dense_1', 84), ('logits', self.num_classes)):
       bias = layers.torch_bias(x.shape[1])

@@ -102,7 +102,7 @@ def run(
   folder = create(ready.config, out, ready.sim.root if keeps_root(ready) else None, ready.start)
   with folder.locked():
     folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **facts(ready))
-    return _Loop(ready, folder, made, quiet, progress).go(ready.sim.init(ready.parts.params), [])
+    return _Loop(ready, folder, made, quiet, progress).go(None, [])
 
 
 @keys.fixed()
@@ -221,9 +221,9 @@ class _Loop:
     )
     return state, truncate_after(file, done)
 
-  def go(self, state: State, records: list[dict[str, Any]]) -> Result:
-    """Runs the rounds that are left, and returns the result."""
-    start, total = int(state.round), self.config.rounds
+  def go(self, restored: State | None, records: list[dict[str, Any]]) -> Result:
+    """Runs the rounds that are left, of a new run all, and returns the result."""
+    start, total = int(restored.round) if restored else 0, self.config.rounds
     self.sent = sum(map(sent, records))
     farewell = f'ended at once; go on with: fedjax-mem resume {self.folder.path}'
     with (
@@ -235,7 +235,7 @@ class _Loop:
       self._followed(bar, start) as trackers,
     ):
       self._open(bar)
-      state = self._compile(state)
+      state = self._compile(restored)
       saved, speed = -math.inf, Speed(self.config.execution.segment_seconds)
       while start < total:
         room = self.ledgers.room(start, total) if self.ledgers else total
@@ -338,9 +338,14 @@ class _Loop:
     bar.note(f'folder: {self.folder.path}')
     bar.note(f'compiling a round of {describe(self.sim.setting.layout)}')
 
-  def _compile(self, state: State) -> State:
+  def _compile(self, state: State | None) -> State:
     began = time.perf_counter()
-    state = jax.block_until_ready(self.sim.compile(state))
+    if state is None:  # for zeros: the initial parameters are still being drawn
+      zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.ready.parts.like)
+      jax.block_until_ready(self.sim.compile(self.sim.init(zeros)))
+      state = self.sim.init(self.ready.parts.params)
+    else:
+      state = jax.block_until_ready(self.sim.compile(state))
     self.folder.note(compile_seconds=round(time.perf_counter() - began, 3))
     return state
 

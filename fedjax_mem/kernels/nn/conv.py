@@ -11,31 +11,20 @@ contiguous runs of memory whatever the window:
 - 'HWBC' [H, W, B, C]: for many channels; runs of B * C values, and the one Winograd wants.
 - 'CHWB' [C, H, W, B]: for few channels (fewer than a vector's lanes), where the batch fills them.
 
-Worked example of im2col, in one dimension: the input 1, 2, 3, 4 under a window of 2 has three
-patches, the columns of a matrix. The kernel (10, 1) times it is the convolution.
-
->>> geometry = _Geometry((4,), (2,), (1,), ((0, 0),), (1,))
->>> patches = _patches(jnp.arange(1.0, 5.0).reshape(1, 4, 1), geometry)
->>> patches[0].tolist()
-[[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]]
->>> (jnp.array([[10.0, 1.0]]) @ patches[0]).tolist()
-[[12.0, 23.0, 34.0]]
-
 Letters in shapes: B batch, C input channels, O output channels, H and W input, P and Q output
 height and width, R and S height and width of the window, F groups of features, N = P * Q * B.
 """
 
 import functools
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from fedjax_mem.core import platforms, tracing, validate
-from fedjax_mem.kernels.nn import rows, winograd
+from fedjax_mem.kernels.nn import im2col, rows, winograd
 
 LAYOUTS = ('HWBC', 'CHWB')
 METHODS = ('auto', 'winograd', 'gemm', 'lax')
@@ -50,38 +39,6 @@ WINOGRAD_SIDE = 3  # least height and width of the output: below it most of a ti
 ELSEWHERE: tuple[tuple[str, float, str], ...] = ()
 # 'VALID', 'SAME', or (low, high) for each spatial dimension.
 Padding = str | Sequence[tuple[int, int]]
-
-
-class _Geometry(NamedTuple):
-  """The static part of a convolution; tuples have one entry for each spatial dimension.
-
-  Attributes:
-    size: of the input.
-    window: its size, without dilation.
-    strides: of the window.
-    padding: (low, high); negative: the input is cut.
-    dilation: distance between the inputs that a window looks at.
-    groups: F, of features.
-    last: whether the output's channels are its last axis, else its first.
-  """
-
-  size: tuple[int, ...]
-  window: tuple[int, ...]
-  strides: tuple[int, ...]
-  padding: tuple[tuple[int, int], ...]
-  dilation: tuple[int, ...]
-  groups: int = 1
-  last: bool = False
-
-  def output(self) -> tuple[int, ...]:
-    """Returns the spatial shape of the output."""
-    # A window of k with dilation d covers (k - 1) d + 1 inputs.
-    return tuple(
-      max(0, (n + lo + hi - (k - 1) * d - 1) // s + 1)
-      for n, k, s, (lo, hi), d in zip(
-        self.size, self.window, self.strides, self.padding, self.dilation, strict=True
-      )
-    )
 
 
 def resolve_padding(
@@ -114,59 +71,6 @@ def resolve_padding(
   return pairs
 
 
-def _pad(x: jax.Array, padding: Sequence[tuple[int, int]], first: int) -> jax.Array:
-  """Returns x with its spatial axes, from `first` on, padded with zeros (or cut, if negative)."""
-  if not any(lo or hi for lo, hi in padding):
-    return x
-  config = [(0, 0, 0)] * x.ndim
-  config[first : first + len(padding)] = [(lo, hi, 0) for lo, hi in padding]
-  return lax.pad(x, jnp.zeros((), x.dtype), config)
-
-
-def _slices(geometry: _Geometry, i: int) -> list[slice]:
-  """Returns, for each place in the window along spatial dimension i, the inputs it looks at."""
-  # Place k sees the inputs k d, k d + s, k d + 2 s, …: one strided slice with an entry for each
-  # output. For a window of 2, stride 2 and 3 outputs: 0, 2, 4 and 1, 3, 5.
-  stride, dilation, count = geometry.strides[i], geometry.dilation[i], geometry.output()[i]
-  starts = [k * dilation for k in range(geometry.window[i])]
-  return [slice(start, start + (count - 1) * stride + 1, stride) for start in starts]
-
-
-def _patches(x: jax.Array, geometry: _Geometry) -> jax.Array:
-  """Returns the patches [F, R * S * C / F, N] under the window, of x [C, H, W, B]: im2col."""
-  # One spatial dimension after another, the last first: R + S slices instead of R * S, most of them
-  # long runs, and what XLA fuses into a slice (a conversion of the input) is done S times only.
-  channels, dims, groups = x.shape[0], len(geometry.window), geometry.groups
-  patches = _pad(x, geometry.padding, 1)
-  for i in reversed(range(dims)):
-    # Each turn adds a leading axis for the window, so that axes are counted from the end.
-    axis = patches.ndim - 1 - dims + i
-    index = [slice(None)] * axis
-    patches = jnp.stack([patches[(*index, view)] for view in _slices(geometry, i)])
-  # [R, S, C, P, Q, B] becomes [R * S, F, C / F, …]; the groups go first, the rest are the rows in
-  # the order of the kernel's [R, S, C / F].
-  grouped = patches.reshape(-1, groups, channels // groups, *patches.shape[dims + 1 :])
-  return grouped.swapaxes(0, 1).reshape(groups, grouped.shape[0] * grouped.shape[2], -1)
-
-
-def _spread(patches: jax.Array, geometry: _Geometry) -> jax.Array:
-  """Returns the transpose of `_patches`: the sum of all patches at their places, [C, H, W, B]."""
-  window, groups, output = geometry.window, geometry.groups, geometry.output()
-  batch = patches.shape[2] // math.prod(output)
-  grouped = patches.reshape(groups, math.prod(window), -1, patches.shape[2])
-  total = grouped.swapaxes(0, 1).reshape(*window, -1, *output, batch)
-  # The dimensions of `_patches` in the opposite order, each undone: parts go where they came from.
-  for i, (size, (low, high)) in enumerate(zip(geometry.size, geometry.padding, strict=True)):
-    # One shifted sum after another, in place: one sum of padded parts tests bounds per element.
-    parts, axis = total, len(window)
-    shape = list(parts.shape[1:])
-    shape[axis] = size + low + high
-    total = jnp.zeros(shape, parts.dtype)
-    for view, part in zip(_slices(geometry, i), parts, strict=True):
-      total = total.at[(*[slice(None)] * axis, view)].add(part)
-  return _pad(total, [(-low, -high) for low, high in geometry.padding], 1)
-
-
 def _matrix(kernel: jax.Array, groups: int) -> jax.Array:
   """Returns the kernel [R, S, C / F, O] as matrices [F, R * S * C / F, O / F]."""
   out = kernel.shape[-1]
@@ -187,10 +91,10 @@ def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
   return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((0,), (0,))))
 
 
-# A derivative of its own: the input's gradient sums slices in place (`_spread`), and the patches
+# A derivative of its own: the gradient of the input sums slices in place (`im2col.spread`), patches
 # are kept from the forward pass.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _gemm(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
+def _gemm(x: jax.Array, kernel: jax.Array, geometry: im2col.Geometry) -> jax.Array:
   """Returns the convolution of x, [O, P, Q, B], or [P, Q, B, O] if geometry.last.
 
   Args:
@@ -203,10 +107,10 @@ def _gemm(x: jax.Array, kernel: jax.Array, geometry: _Geometry) -> jax.Array:
 
 @tracing.once(2)
 def _gemm_forward(
-  x: jax.Array, kernel: jax.Array, geometry: _Geometry
+  x: jax.Array, kernel: jax.Array, geometry: im2col.Geometry
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   """Returns (what `_gemm` returns, (patches, kernel) for `_gemm_backward`)."""
-  patches, matrix = _patches(x, geometry), _matrix(kernel, geometry.groups)
+  patches, matrix = im2col.patches_of(x, geometry), _matrix(kernel, geometry.groups)
   spatial, out = (*geometry.output(), x.shape[-1]), kernel.shape[-1]
   if geometry.last:  # One group only: of several, the groups would come first.
     return _dot(patches, matrix, (1, 1)).reshape(*spatial, out), (patches, kernel)
@@ -215,7 +119,7 @@ def _gemm_forward(
 
 @tracing.once(0)
 def _gemm_backward(
-  geometry: _Geometry, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+  geometry: im2col.Geometry, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the gradients of x [C, H, W, B] and of the kernel [R, S, C / F, O].
 
@@ -234,7 +138,7 @@ def _gemm_backward(
   d_kernel = d_matrix.transpose(1, 0, 2).reshape(kernel.shape)
   # Where the input's gradient is not used (a first layer), XLA drops these two lines.
   d_patches = _dot(_matrix(kernel, groups), g, (2, channel))
-  return _spread(d_patches, geometry), d_kernel
+  return im2col.spread(d_patches, geometry), d_kernel
 
 
 _gemm.defvjp(_gemm_forward, _gemm_backward)
@@ -320,7 +224,7 @@ def conv(
   strides = tuple(validate.integer(strides=s) for s in strides)
   spatial = x.shape[:2] if layout == 'HWBC' else x.shape[1:3]
   pairs = resolve_padding(padding, spatial, kernel.shape[:2], strides)
-  geometry = _Geometry(spatial, kernel.shape[:2], strides, pairs, (1, 1))
+  geometry = im2col.Geometry(spatial, kernel.shape[:2], strides, pairs, (1, 1))
   if 0 in geometry.output():
     raise ValueError(f'x must be at least as large as the window, got {x.shape!r} in {layout}.')
   method = resolve(method, layout, kernel.shape, strides, geometry.output())
@@ -330,12 +234,12 @@ def conv(
       x, kernel, strides, pairs, dimension_numbers=(names, 'HWIO', names)
     )
   if method == 'winograd':
-    return winograd.conv(_pad(x, pairs, 0), kernel)
+    return winograd.conv(im2col.pad(x, pairs, 0), kernel)
   if layout == 'CHWB':
     return _gemm(x, kernel, geometry)
   if kernel.shape[2] >= ROW_CHANNELS:
     places = rows.Geometry(geometry.window, strides, geometry.output())
-    return rows.conv(_pad(x, pairs, 0), kernel, places)
+    return rows.conv(im2col.pad(x, pairs, 0), kernel, places)
   x = x.transpose(3, 0, 1, 2)
   if kernel.shape[2] == 1:  # The product is then narrow enough to come out in this layout.
     return _gemm(x, kernel, geometry._replace(last=True))
@@ -386,7 +290,7 @@ def conv_general_dilated(
   size = [(lhs.shape[i] - 1) * d + 1 for i, d in zip(spatial, inputs, strict=True)]
   pairs = resolve_padding(padding, size, dilated, strides)
   places = (numbers.out_spec[1], *numbers.out_spec[2:], numbers.out_spec[0])
-  geometry = _Geometry(tuple(size), sizes, strides, pairs, dilation, feature_group_count)
+  geometry = im2col.Geometry(tuple(size), sizes, strides, pairs, dilation, feature_group_count)
   plain = len(spatial) == 2 and {*dilation, *inputs, feature_group_count} == {1}
   if plain and resolve('auto', 'HWBC', kernel.shape, strides, geometry.output()) == 'winograd':
     y = conv(lhs.transpose(*spatial, batch, feature), kernel, padding=pairs).transpose(3, 0, 1, 2)

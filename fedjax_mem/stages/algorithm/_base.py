@@ -1,8 +1,9 @@
 """What the algorithms share: masked local steps on the client, the optax step on the server."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from fedjax_mem.core import (
   Tree,
   packing,
   running,
+  tracing,
   tree,
   validate,
 )
@@ -63,8 +65,7 @@ def sgd_of(optimizer: OptimizerFn) -> Sgd:
   return sgd
 
 
-# (trained parameters, running statistics, optimizer state, losses so far) of a client between two
-# local steps.
+# (parameters, running statistics, optimizer state, losses so far) of a client between two steps.
 _Carry = tuple[Tree, Tree, Tree, Mean]
 # Parameters -> gradient of the batch of a step.
 GradientFn = Callable[[Tree], Tree]
@@ -176,6 +177,7 @@ def _objective(
 
 def local_steps(
   loss: LossFn,
+  gradient: Callable[..., Any],
   optimizer: optax.GradientTransformation,
   task: Task,
   key: jax.Array,
@@ -187,12 +189,12 @@ def local_steps(
 ) -> Trained:
   """Returns the parameters after `epochs` passes of mini-batch steps over the client's examples.
 
-  Every epoch is shuffled anew. Its last batch may be smaller. The loop has the steps of the largest
-  of the clients side by side; a client that has finished keeps its parameters and optimizer state.
-  Each step sets running statistics; `correct`, `drift` and the optimizer do not see them.
+  Every epoch is shuffled anew; its last batch may be smaller. A client that ends before the largest
+  beside it keeps what it has. `correct`, `drift` and the optimizer see no running statistics.
 
   Args:
     loss: (params, batch, key) -> losses [B], one for each example.
+    gradient: of `_objective` of the loss.
     optimizer: the client's optimizer; its state starts anew in every round.
     task: initial parameters and the client's examples.
     key: PRNG key of this client in this round.
@@ -211,23 +213,22 @@ def local_steps(
     positions = jax.lax.dynamic_slice(order, (first,), (size,))
     mask = first + jnp.arange(size) < data.count
     batch, own = data.take(positions), jax.random.fold_in(key, number)
-    gradient = jax.grad(lambda p: _objective(loss, p, statistics, batch, mask, own), has_aux=True)
-    grads, (seen, told) = gradient(params)
-    grads = grads if correct is None else correct(params, grads, lambda p: gradient(p)[0])
-    updates, new_opt = optimizer.update(grads, opt, params)
-    updates = updates if drift is None else tree.add(updates, drift)
-    new = optax.apply_updates(params, updates), told, new_opt
+    at = functools.partial(gradient, statistics=statistics, batch=batch, mask=mask, key=own)
+    grads, (seen, told) = at(params)
+    grads = grads if correct is None else correct(params, grads, lambda p: at(p)[0])
+    moved, new_opt = optimizer.update(grads, opt, params)
+    moved = moved if drift is None else tree.add(moved, drift)
+    new = optax.apply_updates(params, moved), told, new_opt
     # Without examples the gradient is zero, but momentum and weight decay would still move.
     if data.ragged:
       new = tree.select(first < data.count, new, (params, statistics, opt))
     return (*new, tree.add(metrics, seen))
 
   def epoch(number: jax.Array, carry: _Carry) -> _Carry:
-    shuffle_key, step_key = jax.random.split(jax.random.fold_in(key, number))
+    shuffle_key, own = jax.random.split(jax.random.fold_in(key, number))
     one_batch = padded == size  # then the order of the examples does not matter
     order = jnp.arange(size, dtype=jnp.int32) if one_batch else shuffled(shuffle_key, data, padded)
-    ended: _Carry = jax.lax.fori_loop(0, steps, lambda i, c: step(i, order, step_key, c), carry)
-    return ended
+    return cast(_Carry, jax.lax.fori_loop(0, steps, lambda i, c: step(i, order, own, c), carry))
 
   start = (trained, statistics, optimizer.init(trained), Mean(jnp.float32(0), jnp.float32(0)))
   trained, statistics, _, seen = jax.lax.fori_loop(0, epochs, epoch, start)
@@ -237,7 +238,7 @@ def local_steps(
 
 
 class Local:
-  """The local training that FedAvg and the methods built on it share, with its arguments checked.
+  """The local training that FedAvg and methods built on it share, with its arguments checked.
 
   Attributes:
     loss: (params, batch, key) -> losses [B], made fast.
@@ -256,13 +257,13 @@ class Local:
     statistics: bool = False,
   ):
     """Checks the arguments, those of `fedavg` and of `loss_of`; raises `ValueError`."""
-    self.loss = loss_of(loss, statistics)
+    self.loss = loss = loss_of(loss, statistics)
+    self._gradient = tracing.once()(jax.grad(functools.partial(_objective, loss), has_aux=True))
     check_rate(learning_rate=learning_rate)
-    self._rate = learning_rate
     self.epochs = validate.integer(epochs=epochs)
     self.batch_size = validate.integer(batch_size=batch_size)
     validate.function(optimizer=optimizer)
-    self.optimizer = optimizer
+    self._rate, self.optimizer = learning_rate, optimizer
 
   def rate(self, round: jax.Array) -> Any:
     """Returns the clients' learning rate in a round."""
@@ -280,6 +281,7 @@ class Local:
     """Returns what a client has after its local steps; the arguments are those of `local_steps`."""
     return local_steps(
       self.loss,
+      self._gradient,
       self.optimizer(self.rate(ctx.round)),
       task,
       ctx.key,

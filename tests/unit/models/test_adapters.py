@@ -223,6 +223,7 @@ def test_first_parameters_begun_here_are_drawn_by_any_thread():
   with jax.enable_x64(True):
     model = models.from_functions(init, lambda p, x: x @ p['w'].astype(x.dtype), (3,), 2)
     key = keys.seed_key(5)
-    found, expected = parts.beside(model.init.begun(key)).result(), model.init(key)
+    own = lambda root: keys.role_key(root, 'init')
+    found, expected = parts.beside(model.init.begun(key, own)).result(), model.init(own(key))
   assert found['w'].dtype == expected['w'].dtype == jnp.float64
   np.testing.assert_array_equal(found['w'], expected['w'])
