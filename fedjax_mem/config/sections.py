@@ -154,6 +154,7 @@ class ClientSection(Section):
     self._each(validate.positive, 'learning_rate')
     self._each(validate.below_one, 'momentum')
     self._each(validate.non_negative, 'weight_decay')
+    self._each(validate.single, 'learning_rate', 'weight_decay')
     self._each(validate.probability, 'decay_rate')
     self._each(validate.fraction, 'final_fraction')
     validate.one_of(SCHEDULES, **{'client.learning_rate_schedule': self.learning_rate_schedule})
@@ -184,6 +185,7 @@ class ServerSection(Section):
   def _check(self) -> None:
     self._named('optimizer', tuple(SERVER_OPTIMIZERS))
     self._each(validate.positive, 'learning_rate', 'tau')
+    self._each(validate.single, 'learning_rate', 'tau')
     self._each(validate.below_one, 'momentum', 'beta1', 'beta2')
 
 

@@ -58,7 +58,8 @@ def block(key: tuple[jax.Array, jax.Array], low: jax.Array, high: jax.Array) -> 
 
 
 @once()
-def _seed(seed: jax.Array) -> jax.Array:
+def seed_words(seed: jax.Array) -> jax.Array:
+  """Returns the words, uint32 [2], of the root key of a seed."""
   high = seed >> 32 if seed.dtype.itemsize > 4 else jnp.zeros_like(seed)
   return jnp.stack([high.astype(jnp.uint32), seed.astype(jnp.uint32)])
 
@@ -103,7 +104,7 @@ def _positions(shape: tuple[int, ...]) -> jax.Array:
 
 GENERATOR = define_prng_impl(
   key_shape=(2,),
-  seed=_seed,
+  seed=seed_words,
   split=_split,
   random_bits=_bits,
   fold_in=_fold_in,

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mem.core import validate
-from fedjax_mem.core.generator import GENERATOR
+from fedjax_mem.core.generator import GENERATOR, seed_words
 
 ROLES = ('round', 'client', 'server', 'cohort', 'select', 'init', 'client_init')
 
@@ -37,7 +37,9 @@ def seed_key(seed: jax.typing.ArrayLike) -> jax.Array:
   """Returns the root key of a run; `seed` is an integer in [0, 2**32)."""
   if isinstance(seed, int) and 0 <= seed < 1 << 32:  # no program has to be compiled for it
     return root_key(np.array([0, seed], np.uint32))
-  return jax.random.key(seed, impl=GENERATOR)
+  # Not `jax.random.key`, which adds `jax_random_seed_offset` to the seed.
+  key: jax.Array = jax.random.wrap_key_data(seed_words(jnp.asarray(seed)), impl=GENERATOR)
+  return key
 
 
 def like() -> jax.ShapeDtypeStruct:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeGuard, TypeVar
 
 T = TypeVar('T')
+_LARGEST = 3.4028234e38  # of float32
 _MODULE = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*')
 # The modules that `imported` may import; None: all of them.
 _LISTED: contextvars.ContextVar[frozenset[str] | None] = contextvars.ContextVar('m', default=None)
@@ -77,6 +78,11 @@ def below_one(**named: Any) -> float:
 def number(**named: Any) -> float:
   """Returns the value, a finite number, or raises `ValueError`."""
   return _number(named, 'a finite number', lambda v: True)
+
+
+def single(**named: Any) -> float:
+  """Returns the value, a number that a float32 holds, or raises `ValueError`."""
+  return _number(named, 'a number that a float32 holds', lambda v: abs(v) <= _LARGEST)
 
 
 def boolean(**named: Any) -> bool:

@@ -98,7 +98,7 @@ class FederatedData:
     if self.labels is not None and len(self.labels) != self.num_classes:
       raise ValueError(f'labels must be {self.num_classes} names, got {len(self.labels)}.')
     if self.weights is not None:
-      check_weights(self.weights, self.num_clients)
+      check_weights(self.weights, self.num_clients, self.clients)
 
   @property
   def num_clients(self) -> int:
@@ -198,15 +198,16 @@ def check_arrays(part: str, arrays: Arrays) -> None:
     raise ValueError(f'{part} must be of one length below 2**31, got {lengths!r}.')
 
 
-def check_weights(weights: np.ndarray, num_clients: int) -> None:
+def check_weights(
+  weights: np.ndarray, num_clients: int, names: Sequence[str] | None = None
+) -> None:
   """Raises `ValueError` unless every client has a finite weight > 0."""
   if weights.shape != (num_clients,):
     raise ValueError(f'weights must be {num_clients}, one a client, got shape {weights.shape!r}.')
   bad = np.flatnonzero(~(np.isfinite(weights) & (weights > 0)))
   if len(bad):
-    raise ValueError(
-      f'weights must be finite and > 0, got {weights[bad[0]]!r} for client {int(bad[0])}.'
-    )
+    who = int(bad[0]) if names is None else repr(names[bad[0]])
+    raise ValueError(f'weights must be finite and > 0, got {weights[bad[0]]:g} for client {who}.')
 
 
 def check_lists(index: np.ndarray, offsets: np.ndarray, num_rows: int) -> None:

@@ -143,7 +143,7 @@ def distribute(
     _validation(table),
     task=table.task,  # type: ignore[arg-type]  # None: by the shape of the labels
     labels=table.labels,
-    weights=None if table.weights is None else _weights(table.weights, parts),
+    weights=None if table.weights is None else _weights(table, parts),
   )
   return data if parts.noise is None else add_noise(data, parts.noise, seed)
 
@@ -214,16 +214,19 @@ def add_noise(data: FederatedData, stddev: np.ndarray, seed: int) -> FederatedDa
   )
 
 
-def _weights(weights: np.ndarray, parts: Partition) -> np.ndarray:
+def _weights(table: Table, parts: Partition) -> np.ndarray:
   """Returns the weight [N] float32 of each client, which all its examples have."""
-  each = np.asarray(weights, np.float64)[parts.index]
+  each = np.asarray(table.weights, np.float64)[parts.index]
   first = np.repeat(each[parts.offsets[:-1]], np.diff(parts.offsets))
-  if (each != first).any():
-    place = int(np.argmax(each != first))
+  differs = (each != first) & ~(np.isnan(each) & np.isnan(first))  # NaN is refused as such
+  if differs.any():
+    place = int(np.argmax(differs))
     client = int(np.searchsorted(parts.offsets, place, side='right')) - 1
+    names = _names(table, parts)
     raise ValueError(
       f'weights must be the same in all rows of a client, got {first[place]:g} and {each[place]:g} '
-      f'for client {client}, the second in row {int(parts.index[place])}.'
+      f'for client {client if names is None else repr(names[client])}, the second in row '
+      f'{int(parts.index[place])}.'
     )
   own: np.ndarray = each[parts.offsets[:-1]].astype(np.float32)
   return own

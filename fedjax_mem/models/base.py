@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Batch, Running, Tree, keys, tracing, validate
+from fedjax_mem.core import Batch, Running, Tree, keys, tracing, tree, validate
 from fedjax_mem.kernels.nn import rewrite
 from fedjax_mem.models.statistics import Kept
 from fedjax_mem.tasks import Classification, LearningTask, NextToken, as_task
 
 Values = dict[str, jax.Array]
+_MOST = 1 << 40  # parameters: 4 TiB in float32
 
 
 class Model(NamedTuple):
@@ -176,10 +177,14 @@ def build(
   try:
     params = jax.eval_shape(init, keys.like())
     outputs = jax.eval_shape(lambda p, x: apply(p, x, None), params, x)
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, OverflowError) as error:
     raise ValueError(
       f'input_shape must be one that the model {name!r} can take, got {input_shape!r}: {error}'
     ) from error
+  if (size := tree.size(params)) > _MOST:
+    raise ValueError(
+      f'the options of the model {name!r} must make at most 2**40 parameters, got {size:.3g}.'
+    )
   shape = getattr(outputs, 'shape', None)
   if shape not in ((batch, num_classes), (batch, input_shape[0], num_classes)):
     raise ValueError(

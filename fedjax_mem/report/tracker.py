@@ -174,7 +174,9 @@ def truncate_after(path: str | os.PathLike[str], round: int) -> list[Record]:
   path = pathlib.Path(path)
   if not path.exists():
     return []
-  kept = [x for x in read_metrics(path) if type(x.get('round')) is int and x['round'] <= round]
+  read = (x for x in read_metrics(path) if type(x.get('round')) is int)
+  # In order, whatever the file was through.
+  kept = sorted((x for x in read if 1 <= x['round'] <= round), key=lambda x: int(x['round']))
   beside = path.with_name(path.name + '.tmp')
   with beside.open('w', encoding='utf-8') as file:
     file.writelines(map(_line, kept))

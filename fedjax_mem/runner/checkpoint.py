@@ -9,6 +9,7 @@ another run, is refused, and the one before it is used.
 import functools
 import logging
 import pathlib
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,21 @@ class CheckpointError(RuntimeError):
 
 class _Unsound(ValueError):
   """A checkpoint that is damaged, or of another run."""
+
+
+@functools.cache
+def _silence() -> None:
+  """Keeps what Orbax's threads print of files that they cannot read from the terminal.
+
+  Of a damaged checkpoint they report, after the error, that nobody waits for them any more.
+  """
+  before = sys.excepthook
+
+  def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
+      before(kind, error, trace)
+
+  sys.excepthook = hook
 
 
 class Checkpoints:
@@ -189,6 +205,7 @@ class Checkpoints:
   def _arrays(self, number: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns (path -> array, checksums) of a checkpoint; raises `_Unsound`."""
     args = self._ocp.args
+    _silence()
     try:
       read = self._manager.restore(
         number, args=args.Composite(state=args.StandardRestore(), check=args.JsonRestore())

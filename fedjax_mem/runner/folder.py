@@ -53,9 +53,11 @@ class RunFolder:
       ValueError: it is not a run's folder, or its manifest is damaged.
     """
     self.path = path
-    if not (path / 'config.toml').is_file() or not (path / 'manifest.json').is_file():
+    missing = [x for x in ('config.toml', manifests.FILE) if not (path / x).is_file()]
+    if missing:
+      remedy = '' if len(missing) > 1 else f', which has no {missing[0]}: put a copy of it back'
       raise ValueError(
-        f'a run must be a folder with config.toml and manifest.json, got {str(path)!r}.'
+        f'a run must be a folder with config.toml and manifest.json, got {str(path)!r}{remedy}.'
       )
     self.manifest: dict[str, Any] = manifests.read(path)
 

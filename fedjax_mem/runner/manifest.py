@@ -22,7 +22,7 @@ _PREPARED = {
   'execution': ('a table', lambda x: isinstance(x, dict)),
   'execution.mode': ("'loop' or 'chunk'", lambda x: x in ('loop', 'chunk')),
   'execution.chunk': ('an integer >= 1 or null', lambda x: x is None or _NUMBER[1](x)),
-  'execution.devices': _NUMBER,
+  'execution.devices': ('an integer in [1, 1024]', lambda x: _NUMBER[1](x) and x <= 1024),
   'execution.max_rounds': _NUMBER,
   'resumed': (
     'an array of integers',

@@ -290,6 +290,8 @@ def test_dropout_is_drawn_from_the_key():
     ('norm must be one of', lambda: models.build('cnn', (9, 9, 1), 3, norm='batch')),
     ('hidden must be', lambda: models.build('mlp', (9,), 3, hidden=[])),
     ('hidden must be', lambda: models.build('mlp', (9,), 3, hidden=[0])),
+    ('at most 2.*40 parameters', lambda: models.build('mlp', (9,), 3, hidden=[10**15])),
+    ('input_shape must be|at most', lambda: models.build('mlp', (9,), 3, hidden=[10**20])),
     ('blocks must be', lambda: models.build('resnet_gn', (8, 8, 3), 3, blocks=2)),
     ('width must be', lambda: models.build('char_lstm', (8,), 3, width=0)),
     ('heads must divide', lambda: models.build('transformer', (8,), 3, width=8, heads=3)),

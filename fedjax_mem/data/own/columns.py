@@ -261,8 +261,12 @@ def _rows(
   if not features:
     raise ValueError('features must be at least one column of the table, got none.')
   lengths = {name: len(x) for name, x in columns.items()}
-  if len(set(lengths.values())) != 1 or not min(lengths.values()):
-    raise ValueError(f'{part}columns must be of one length, at least 1, got {lengths!r}.')
+  if not any(lengths.values()):
+    raise ValueError(
+      f'the {part}table must have at least one row, got columns {list(columns)} only.'
+    )
+  if len(set(lengths.values())) != 1:
+    raise ValueError(f'{part}columns must be of one length, got {lengths!r}.')
   found = [_shared.numbers(f'{part}column {x!r}', columns[x]) for x in features]
   labels = [values(f'{part}column {x!r}', columns[x]) for x in targets]
   return _shared.Rows(

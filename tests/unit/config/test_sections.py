@@ -207,13 +207,27 @@ def test_every_option_of_every_factory_gives_layers_or_names_the_section(parts):
 
 
 @pytest.mark.parametrize('optimizer', SERVER_OPTIMIZERS)
-@pytest.mark.parametrize('value', [5e-324, 1.7e308, 0.9999999999999999])
+@pytest.mark.parametrize('value', [5e-324, 3.4e38, 0.9999999999999999])
 def test_every_server_optimizer_takes_what_its_section_accepts(optimizer, value):
   raw = with_value('server', 'learning_rate', value)
   raw['server'] |= {'optimizer': optimizer, 'tau': value}
   if value < 1:
     raw['server'] |= {'beta1': value, 'beta2': value, 'momentum': value}
   optimizers.server_optimizer(config_from_dict(raw).server)
+
+
+@pytest.mark.parametrize(
+  ('section', 'key'),
+  [
+    ('client', 'learning_rate'),
+    ('client', 'weight_decay'),
+    ('server', 'learning_rate'),
+    ('server', 'tau'),
+  ],
+)
+def test_what_no_float32_holds_is_refused(section, key):
+  with pytest.raises(ValueError, match=f'{section}.{key} must be a number that a float32 holds'):
+    config_from_dict(with_value(section, key, 1e39))
 
 
 @pytest.mark.slow
@@ -243,7 +257,7 @@ def test_what_is_accepted_at_its_most_is_planned():
   for section, key, value in (
     ('', 'rounds', 2**31 - 1),
     ('client', 'batch_size', 2**31 - 1),
-    ('client', 'learning_rate', 1.7e308),
+    ('client', 'learning_rate', 3.4e38),
     ('evaluation', 'every', 2**31 - 1),
     ('evaluation', 'batch_size', 2**31 - 1),
     ('execution', 'chunk', 2**31 - 1),

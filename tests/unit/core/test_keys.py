@@ -1,5 +1,6 @@
 """No two keys of a run coincide, whatever a stage splits off its own."""
 
+import contextlib
 import itertools
 
 import jax
@@ -102,20 +103,30 @@ FLAGS = {
   'unpartitionable': lambda: jax.threefry_partitionable(False),
   'another generator': lambda: jax.default_prng_impl('rbg'),
   '64 bits': lambda: jax.enable_x64(True),
+  'another seed': lambda: _seed_offset(5),
 }
+
+
+@contextlib.contextmanager
+def _seed_offset(number):
+  before = jax.config.jax_random_seed_offset
+  jax.config.update('jax_random_seed_offset', number)
+  yield
+  jax.config.update('jax_random_seed_offset', before)
 
 
 @pytest.mark.parametrize('flag', FLAGS)
 def test_no_flag_changes_what_a_key_draws(flag):
   def draw(seed):
     split, bits = jax.random.split(keys.seed_key(seed))
-    own = jax.random.key_data(jax.random.key(5))  # by code that names no generator
+    # By code that names no generator; what it draws may depend on the offset, as it says itself.
+    own = jax.random.key_data(jax.random.key(5 - jax.config.jax_random_seed_offset))
     return jax.random.bits(bits, (5,), jnp.uint32), jax.random.key_data(split), own
 
   def drawn():
     with keys.fixed():
       eager = draw(3)
-    return jax.tree.map(np.asarray, (keys.jit(draw)(3), eager))
+    return jax.tree.map(np.asarray, (keys.jit(draw)(np.uint32(3)), eager))
 
   plain = drawn()
   with FLAGS[flag]():

@@ -122,6 +122,12 @@ def test_cutting_back_keeps_the_rounds_up_to_a_checkpoint(path, last, kept):
   assert [x.name for x in path.parent.iterdir()] == [path.name]
 
 
+def test_records_that_were_put_in_another_order_are_in_order_again(path):
+  write(path, [3, 1, 2, -1])
+  assert [record['round'] for record in truncate_after(path, 3)] == [1, 2, 3]
+  assert [record['round'] for record in read_metrics(path)] == [1, 2, 3]
+
+
 def test_cutting_back_nothing(path):
   assert truncate_after(path, 3) == []
   assert not path.exists()

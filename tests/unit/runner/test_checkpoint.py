@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,17 @@ import numpy as np
 import pytest
 
 from fedjax_mem.core import State, tree
+from fedjax_mem.runner import checkpoint
 from fedjax_mem.runner.checkpoint import CheckpointError, Checkpoints
+
+
+def test_what_its_threads_say_of_a_damaged_file_is_not_shown(monkeypatch):
+  shown = []
+  monkeypatch.setattr(sys, 'excepthook', lambda kind, error, trace: shown.append(str(error)))
+  checkpoint._silence.__wrapped__()
+  for error in (RuntimeError('Event loop is closed'), RuntimeError('other'), ValueError('x')):
+    sys.excepthook(type(error), error, None)
+  assert shown == ['other', 'x']
 
 
 def state(number: int, width: int = 5, extra: bool = False) -> State:

@@ -117,7 +117,7 @@ def test_a_run_that_is_in_use_is_refused(make, out):
 def test_a_folder_that_is_not_a_run_is_refused_and_left_alone(make, out, missing):
   folder = create(make(), out)
   (folder.path / missing).unlink()
-  with pytest.raises(ValueError, match=r'must be a folder with config\.toml and manifest.json'):
+  with pytest.raises(ValueError, match=f'has no {missing}: put a copy of it back'):
     RunFolder(folder.path)
   with pytest.raises(ValueError, match='Remove it, or choose another folder with --out'):
     create(make(), out)

@@ -102,7 +102,9 @@ def test_what_is_wrong_is_named_by_column_and_row(table, options, message):
 
 def test_weights_that_differ_within_a_client_and_labels_of_the_test_set_alone_are_refused():
   table = from_table(changed(people=(7, 9.0)), 'price', **OPTIONS, test_share=0)
-  with pytest.raises(ValueError, match='weights must be the same in all rows of a client, got'):
+  with pytest.raises(
+    ValueError, match=r"the same in all rows of a client, got .* for client '\w+'"
+  ):
     fm.data.distribute(table)
   test = FRAME[:3].assign(shop=['west', 'north', 'abroad'])
   assert from_table(FRAME, 'price', **OPTIONS, test=test).test_client_ids.tolist() == [2, 0, -1]
@@ -128,3 +130,14 @@ def test_files_that_are_no_tables_are_named(tmp_path):
     from_parquet(file, 'b')
   with pytest.raises(ValueError, match='must be a file that exists'):
     from_csv(tmp_path / 'nothing.csv', 'b')
+
+
+def test_a_table_without_a_row_is_refused():
+  with pytest.raises(ValueError, match='the table must have at least one row, got columns'):
+    from_table(FRAME[:0], 'price', **OPTIONS)
+
+
+def test_a_weight_that_is_no_number_is_refused_with_its_client():
+  data = {name: (np.ones((2, 1)), np.array([0, 1])) for name in 'ab'}
+  with pytest.raises(ValueError, match="weights must be finite and > 0, got nan for client 'a'"):
+    fm.data.distribute(fm.data.from_clients(data, weights=[np.nan, 1.0]))
