@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Tree, validate
+from fedjax_mem.core import Tree, tracing, validate
 from fedjax_mem.core.running import HANDLINGS, PARAMS, STATISTICS
 from fedjax_mem.models import base
 from fedjax_mem.models.statistics import of_linen
@@ -49,12 +49,26 @@ def switch(call: Callable[..., Any]) -> tuple[str, bool] | None:
   return None
 
 
-def _initial(module: nn.Module, key: jax.Array, x: jax.Array, **named: Any) -> Any:
-  """Returns the module's first variables, without its forward pass where they do not need it."""
+def _initial(module: nn.Module, key: jax.Array, x: tuple[Any, Any], **named: Any) -> Any:
+  """Returns the module's first variables, without its forward pass where they do not need it.
+
+  Args:
+    module: of which.
+    key: PRNG key.
+    x: shape and dtype of an input, which is zeros.
+    **named: settings of the module.
+  """
   try:
-    return module.lazy_init(key, jax.ShapeDtypeStruct(x.shape, x.dtype), **named)
+    return module.lazy_init(key, jax.ShapeDtypeStruct(*x), **named)
   except flax.errors.LazyInitError:
-    return module.init(key, x, **named)
+    return module.init(key, jnp.zeros(*x), **named)
+
+
+def _parameters(state: Tree, statistics: str) -> Tree:
+  """Returns the parameters of a module that keeps nothing but these and its statistics."""
+  if set(state) - {STATISTICS} != {PARAMS}:
+    raise ValueError(f"module must keep nothing but 'params', got {sorted(state)!r}.")
+  return state[PARAMS] if statistics == 'refuse' else state
 
 
 def from_linen(
@@ -102,11 +116,11 @@ def from_linen(
   def settings(training: bool) -> dict[str, Any]:
     return {} if known is None else {known[0]: known[1] == training}
 
-  def init(key: jax.Array) -> Tree:
-    state = _initial(module, key, jnp.zeros((1, *input_shape), input_dtype), **settings(False))
-    if set(state) - {STATISTICS} != {PARAMS}:
-      raise ValueError(f"module must keep nothing but 'params', got {sorted(state)!r}.")
-    return state[PARAMS] if statistics == 'refuse' else state
+  @tracing.once()
+  def first(key: jax.Array) -> Any:
+    return _initial(module, key, ((1, *input_shape), input_dtype), **settings(False))
+
+  init = lambda key: _parameters(first(key), statistics)
 
   def apply(params: Tree, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     variables = {PARAMS: params} if statistics == 'refuse' else params
@@ -114,9 +128,9 @@ def from_linen(
     return cast(jax.Array, module.apply(variables, x, rngs=rngs, **settings(key is not None)))
 
   x = jax.ShapeDtypeStruct((_ROWS, *input_shape), input_dtype)
-  kept = of_linen(module, name, statistics, settings, x)
   how: dict[str, Any] = {'input_dtype': input_dtype, 'padding_id': padding_id, 'task': task}
-  return base.build(name, init, apply, input_shape, num_classes, kept=kept, **how)
+  how['kept'] = of_linen(module, name, statistics, settings, x, first)
+  return base.build(name, init, apply, input_shape, num_classes, **how)
 
 
 def from_nnx(

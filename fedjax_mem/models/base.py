@@ -12,6 +12,7 @@ from fedjax_mem.models.statistics import Kept
 from fedjax_mem.tasks import Classification, LearningTask, NextToken, as_task
 
 Values = dict[str, jax.Array]
+CHECKED = 3  # examples that a model is tried with; unlikely, to catch one that mixes up its axes
 _MOST = 1 << 40  # parameters: 4 TiB in float32
 
 
@@ -171,8 +172,7 @@ def build(
   """
   input_shape = tuple(validate.integer(input_shape=n) for n in input_shape)
   validate.integer(num_classes=num_classes)
-  batch = 3  # an unlikely dimension, so that a model that mixes up its axes is caught
-  x = jax.ShapeDtypeStruct((batch, *input_shape), input_dtype)
+  x = jax.ShapeDtypeStruct((CHECKED, *input_shape), input_dtype)
   init = tracing.once()(init)  # its check, its shapes and its program share one trace
   try:
     params = jax.eval_shape(init, keys.like())
@@ -186,7 +186,7 @@ def build(
       f'the options of the model {name!r} must make at most 2**40 parameters, got {size:.3g}.'
     )
   shape = getattr(outputs, 'shape', None)
-  if shape not in ((batch, num_classes), (batch, input_shape[0], num_classes)):
+  if shape not in ((CHECKED, num_classes), (CHECKED, input_shape[0], num_classes)):
     raise ValueError(
       f'the output of the model {name!r} must be [B, {num_classes}] to fit the labels '
       f'(num_classes={num_classes}), got {shape!r} for an input of shape {x.shape!r}.'

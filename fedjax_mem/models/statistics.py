@@ -34,7 +34,12 @@ class Kept(NamedTuple):
 
 
 def of_linen(
-  module: nn.Module, name: str, how: str, settings: Settings, x: jax.ShapeDtypeStruct
+  module: nn.Module,
+  name: str,
+  how: str,
+  settings: Settings,
+  x: jax.ShapeDtypeStruct,
+  first: Callable[[jax.Array], Tree],
 ) -> Kept | None:
   """Returns what becomes of a linen module's statistics, or None if it keeps none.
 
@@ -46,6 +51,7 @@ def of_linen(
     how: 'refuse', or as in `Kept`.
     settings: of the module.
     x: shape of a batch.
+    first: key -> the module's first variables.
 
   Raises:
     ValueError: statistics that are refused, that are not of an `nn.BatchNorm` over the batch, or
@@ -53,7 +59,10 @@ def of_linen(
   """
   key = keys.like()
   try:
-    state = jax.eval_shape(lambda key, x: module.init(key, x, **settings(False)), key, x)
+    if how == 'refuse':
+      state = jax.eval_shape(first, key)
+    else:
+      state = jax.eval_shape(lambda key, x: module.init(key, x, **settings(False)), key, x)
   except (TypeError, ValueError):
     return None  # it does not take such inputs, which is refused where the model is built
   if (how == 'refuse') == (STATISTICS not in state):

@@ -15,6 +15,7 @@ from fedjax_mem.config.parts import Parts
 from fedjax_mem.core import Scores, Tree
 from fedjax_mem.engine import evaluator
 from fedjax_mem.engine.evaluate import FinishFn, MeasureFn
+from fedjax_mem.models.base import CHECKED
 
 
 def names(parts: Parts) -> tuple[str, ...]:
@@ -25,12 +26,15 @@ def names(parts: Parts) -> tuple[str, ...]:
 def model_scores(parts: Parts) -> tuple[str, ...]:
   """Returns the names of the scores of the model alone: means over examples, then the others."""
   data, task = parts.data, parts.model.task
-  one = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in data.arrays.items()}
-  own, kept = jax.eval_shape(of_model(parts), parts.like, one)
+  # As many as the model was checked with: its layers are traced for them.
+  some = {
+    name: jax.ShapeDtypeStruct((CHECKED, *x.shape[1:]), x.dtype) for name, x in data.arrays.items()
+  }
+  own, kept = jax.eval_shape(of_model(parts), parts.like, some)
   if task is None or not kept:
     return tuple(own)
   zeros = {name: np.zeros(x.shape, x.dtype) for name, x in kept.items()}
-  return (*own, *task.scores(zeros, np.array([0, 1])))
+  return (*own, *task.scores(zeros, np.array([0, CHECKED])))
 
 
 def _measures(parts: Parts) -> dict[str, Callable[..., Any]]:
