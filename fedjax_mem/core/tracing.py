@@ -13,7 +13,7 @@ def once(*static: int) -> Callable[[F], F]:
 
   Tracing a model's forward pass and its gradient, several times each before the first round, is
   a large part of the way to it; with this only the first of equal layers is. The result must
-  depend on nothing but the arguments: neither on a flag nor on the platform of `core.platforms`.
+  depend on nothing but the arguments, and what jax's contexts hold: flags, `core.platforms`.
 
   >>> seen = []
   >>> double = once()(lambda x: (seen.append(x.shape), 2 * x)[1])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeGuard, TypeVar
 
 T = TypeVar('T')
-_LARGEST = 3.4028234e38  # of float32
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 _MODULE = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*')
 # The modules that `imported` may import; None: all of them.
 _LISTED: contextvars.ContextVar[frozenset[str] | None] = contextvars.ContextVar('m', default=None)

@@ -6,6 +6,7 @@ every example belongs to exactly one client; M may be larger if lists repeat exa
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from fedjax_mem.tasks import Classification, LearningTask, MultiLabel, NextToken
 
 Arrays = dict[str, np.ndarray]
 _INT32_MAX = np.iinfo(np.int32).max
-_ALIGNED = 64  # bytes: memory of such addresses a CPU device uses without a copy
+_LINE = 64  # bytes
 
 
 class HeldOut(NamedTuple):
@@ -179,13 +180,28 @@ class FederatedData:
     return len(self.arrays['y']) - len(seen)
 
 
+def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """Returns zeros that begin on a cache line.
+
+  On a CPU `device_put` uses such memory without a copy, which is ten times as fast. Therefore what
+  is put there needs a buffer of its own.
+  """
+  size = math.prod(shape) * dtype.itemsize
+  raw = np.zeros(size + _LINE, np.uint8)
+  begin = -raw.ctypes.data % _LINE
+  return raw[begin : begin + size].view(dtype).reshape(shape)
+
+
 def placed(x: Any) -> jax.Array:
   """Returns an array on the device, which later changes of a NumPy array leave as it is.
 
   `jnp.asarray` does the same by a program, which has to be compiled for every shape.
   """
-  aligned = isinstance(x, np.ndarray) and x.ctypes.data % _ALIGNED == 0
-  there: jax.Array = jax.device_put(x.copy() if aligned else x)
+  if isinstance(x, np.ndarray):
+    own = aligned_zeros(x.shape, x.dtype)
+    own[...] = x
+    x = own
+  there: jax.Array = jax.device_put(x)
   return there
 
 

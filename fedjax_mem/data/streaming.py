@@ -5,7 +5,6 @@ buffer of fixed size, so that one compiled program serves all segments. `prefetc
 background while the previous segment runs.
 """
 
-import math
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -14,9 +13,7 @@ import numpy as np
 
 from fedjax_mem.core import Population, validate
 from fedjax_mem.data.preprocess import row_bytes
-from fedjax_mem.data.source import FederatedData, placed
-
-_LINE = 64
+from fedjax_mem.data.source import FederatedData, aligned_zeros, placed
 
 
 def must_stream(data: FederatedData, cap_bytes: int) -> bool:
@@ -31,18 +28,6 @@ def must_stream(data: FederatedData, cap_bytes: int) -> bool:
     cap_bytes: bytes, >= 1.
   """
   return data.nbytes > validate.integer(cap_bytes=cap_bytes)
-
-
-def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """Returns zeros that begin on a cache line.
-
-  On a CPU `device_put` uses such memory without a copy, which is ten times as fast. Therefore every
-  segment needs its own buffer.
-  """
-  size = math.prod(shape) * dtype.itemsize
-  raw = np.zeros(size + _LINE, np.uint8)
-  begin = -raw.ctypes.data % _LINE
-  return raw[begin : begin + size].view(dtype).reshape(shape)
 
 
 class StreamedPopulation:
@@ -99,7 +84,7 @@ class StreamedPopulation:
     rows = data.index[np.repeat(data.offsets[clients], counts) + within]
     arrays = {}
     for name, stored in data.arrays.items():
-      buffer = _aligned_zeros((self.capacity, *stored.shape[1:]), stored.dtype)
+      buffer = aligned_zeros((self.capacity, *stored.shape[1:]), stored.dtype)
       np.take(stored, rows, axis=0, out=buffer[: len(rows)], mode='clip')
       arrays[name] = jax.device_put(buffer)
     start = np.zeros(data.num_clients, np.int32)

@@ -113,8 +113,16 @@ def _specs(
   The first is a dict by layer, of the layers after the algorithm: those that receive a `Message`.
   """
   specs: dict[str, Tree] = {}
-  sent = jax.eval_shape(lambda p, d: _walk(setting, p, d, specs), params, population)
+  given = jax.eval_shape(lambda *all: all, params, population, np.int32(0))
+  sent = jax.eval_shape(functools.partial(_walk, setting, specs), *_there(setting, given))
   return {name: x for name, x in specs.items() if isinstance(x, Message)}, sent
+
+
+def _there(setting: Setting, shapes: Tree) -> Tree:
+  """Returns shapes with the shardings of the program of many rounds, which reuses their traces."""
+  where = replicated(setting.layout.mesh)
+  there = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where, weak_type=x.weak_type)
+  return jax.tree.map(there, shapes)
 
 
 def _rows(member: Member) -> Member:
@@ -122,11 +130,17 @@ def _rows(member: Member) -> Member:
   return row
 
 
-def _walk(setting: Setting, params: Tree, population: Population, specs: dict[str, Tree]) -> Any:
+def _walk(
+  setting: Setting,
+  specs: dict[str, Tree],
+  params: Tree,
+  population: Population,
+  round: jax.Array,
+) -> Any:
   """Returns what client 0 sends after all its sides; `specs` is filled with what each receives."""
   cohort = pad(_rows(scalar_member(0)), setting.capacity, setting.shape.num_clients)
   seed, root = _KEYS
-  cast = broadcast(seed, 0, params, root=root, cohort=cohort, population=population)
+  cast = broadcast(seed, round, params, root=root, cohort=cohort, population=population)
   first = functools.partial(context, setting.layers)
   row = Row(scalar_member(0), population.start[0], population.count[0])
   data = examples(cast, row, row.count, setting.shape, True, setting.transforms)
@@ -156,10 +170,7 @@ def _check_fixed_point(setting: Setting, params: Tree, population: Population) -
   """
   seed, root = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _KEYS)
   before = jax.eval_shape(functools.partial(initial_state, setting), params, population, seed, root)
-  # With the shardings that the program of many rounds has, so that it reuses this trace of a round.
-  where = replicated(setting.layout.mesh)
-  there = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where, weak_type=x.weak_type)
-  placed = jax.tree.map(there, (before, jax.eval_shape(lambda d: d, population)))
+  placed = _there(setting, (before, jax.eval_shape(lambda d: d, population)))
   after, noted = jax.eval_shape(setting.round, *placed, seed, root)
   for layer in setting.layers:
     for side in ('client', 'server'):

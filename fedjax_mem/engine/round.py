@@ -23,7 +23,6 @@ from fedjax_mem.core import (
   Shape,
   State,
   Task,
-  Trains,
   Transform,
   Tree,
   packing,
@@ -372,9 +371,7 @@ def chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
       setting.layers, group, cast, setting.specs, row.client, value, old
     )
     if last:
-      # What leaves training is finite, else zeros stand for it.
-      trained = group[-1].client is not None and group[-1].client.fact(Trains) is not None
-      fine = jnp.bool_(True) if trained else tree.finite(value)
+      fine = tree.finite(value)
       ok &= fine
       stays = row.client.arrived & ok
       if setting.layers.claims:  # an update that was not finite when it was made has been replaced

@@ -179,7 +179,8 @@ def build(
     outputs = jax.eval_shape(lambda p, x: apply(p, x, None), params, x)
   except (TypeError, ValueError, OverflowError) as error:
     raise ValueError(
-      f'input_shape must be one that the model {name!r} can take, got {input_shape!r}: {error}'
+      f'input_shape must be one that the model {name!r} and its options can take, got '
+      f'{input_shape!r}: {error}'
     ) from error
   if (size := tree.size(params)) > _MOST:
     raise ValueError(

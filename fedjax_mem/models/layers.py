@@ -82,6 +82,8 @@ class Conv(nn.Module):
     kernel = self.param('kernel', self.kernel_init, shape)
     how: dict[str, Any] = {'padding': self.padding, 'layout': self.layout}
     if self.pool:
+      if tuple(self.strides) != (1, 1):
+        raise ValueError(f'strides must be (1, 1) before a pooling, got {self.strides!r}.')
       y = conv_pool.conv_pool(x, kernel, window=self.pool, **how)
     else:
       y = alone.conv(x, kernel, strides=self.strides, **how)

@@ -175,7 +175,7 @@ def truncate_after(path: str | os.PathLike[str], round: int) -> list[Record]:
   if not path.exists():
     return []
   read = (x for x in read_metrics(path) if type(x.get('round')) is int)
-  # In order, whatever the file was through.
+  # Sorted: the file may have been edited.
   kept = sorted((x for x in read if 1 <= x['round'] <= round), key=lambda x: int(x['round']))
   beside = path.with_name(path.name + '.tmp')
   with beside.open('w', encoding='utf-8') as file:

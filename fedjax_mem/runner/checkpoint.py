@@ -10,6 +10,7 @@ import functools
 import logging
 import pathlib
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,12 +34,14 @@ class _Unsound(ValueError):
 def _silence() -> None:
   """Keeps what Orbax's threads print of files that they cannot read from the terminal.
 
-  Of a damaged checkpoint they report, after the error, that nobody waits for them any more.
+  Of a damaged checkpoint they report, after the error, that nobody waits for them any more; other
+  threads may say the same of their own loops only where nobody listens, either.
   """
   before = sys.excepthook
 
   def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
+    elsewhere = threading.current_thread() is not threading.main_thread()
+    if not (elsewhere and kind is RuntimeError and str(error) == 'Event loop is closed'):
       before(kind, error, trace)
 
   sys.excepthook = hook

@@ -340,7 +340,7 @@ class _Loop:
 
   def _compile(self, state: State | None) -> State:
     began = time.perf_counter()
-    if state is None:  # for zeros: the initial parameters are still being drawn
+    if state is None:  # of zeros, and thrown away: the initial parameters are still being drawn
       zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.ready.parts.like)
       jax.block_until_ready(self.sim.compile(self.sim.init(zeros)))
       state = self.sim.init(self.ready.parts.params)

@@ -21,6 +21,7 @@ T places.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +32,10 @@ from fedjax_mem.core.tracing import once
 from fedjax_mem.kernels.nn import alone, im2col, pool
 from fedjax_mem.kernels.nn import conv as plain
 
-# Values of a patch and output channels up to which it pays, although it multiplies by zeros: found
-# on LeNet's two layers with AVX-512, batch 64 (25 and 6: a step of the model takes 0.81 of its
-# time; 150 and 16: 1.1).
-NARROW, FEW = 32, 16
+# Values of a patch, output channels and places of a window up to which it pays, although it
+# multiplies by zeros: found on LeNet's two layers with AVX-512, batch 64, clients one after another
+# (25 and 6: a round takes 0.78 of its time; 150 and 16: a step 1.1).
+NARROW, FEW, PLACES = 32, 16, 4
 
 
 def conv_pool(
@@ -43,12 +44,13 @@ def conv_pool(
   *,
   padding: plain.Padding = 'VALID',
   layout: str = 'HWBC',
-  window: tuple[int, int] = (2, 2),
+  window: Sequence[int] = (2, 2),
 ) -> jax.Array:
   """Returns `pool.max_pool` of the convolution with stride 1.
 
-  Where several values of a window are its maximum, the gradient goes to the first. Differentiable
-  in reverse mode only.
+  An infinite input may make a window NaN where another of its values is finite. Where several
+  values of a window are its maximum, the gradient goes to the first. Differentiable in reverse mode
+  only.
 
   Args:
     x: [H, W, B, C], or [C, H, W, B] in the layout 'CHWB'; the output has the same layout.
@@ -63,11 +65,12 @@ def conv_pool(
   narrow = kernel.ndim == 4 and math.prod(kernel.shape[:3]) <= NARROW and kernel.shape[3] <= FEW
   fits = layout == 'CHWB' and x.ndim == 4 and x.shape[3] > 1 and x.shape[0] == kernel.shape[2]
   whole = len(window) == 2 and all(isinstance(t, int) and t > 0 for t in window)
-  if narrow and fits and whole and platforms.current() == 'cpu':
+  if narrow and fits and whole and math.prod(window) <= PLACES and platforms.current() == 'cpu':
+    tile = (window[0], window[1])
     pairs = plain.resolve_padding(padding, x.shape[1:3], kernel.shape[:2], (1, 1))
-    geometry = _geometry(x, kernel, window, pairs)
+    geometry = _geometry(x, kernel, tile, pairs)
     if 0 not in geometry.output():
-      return _tiled(x, kernel, geometry, window)
+      return _tiled(x, kernel, geometry, tile)
   y = alone.conv(x, kernel, strides=(1, 1), padding=padding, layout=layout)
   return pool.max_pool(y, window, layout=layout)
 

@@ -111,8 +111,10 @@ FLAGS = {
 def _seed_offset(number):
   before = jax.config.jax_random_seed_offset
   jax.config.update('jax_random_seed_offset', number)
-  yield
-  jax.config.update('jax_random_seed_offset', before)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_random_seed_offset', before)
 
 
 @pytest.mark.parametrize('flag', FLAGS)

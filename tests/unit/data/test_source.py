@@ -9,7 +9,7 @@ import pytest
 from fedjax_mem.core import Examples
 from fedjax_mem.data.partition import partition
 from fedjax_mem.data.preprocess import Inputs, Tokens
-from fedjax_mem.data.source import FederatedData, from_arrays
+from fedjax_mem.data.source import FederatedData, from_arrays, placed
 
 X = np.arange(8 * 6, dtype=np.uint8).reshape(8, 2, 3)
 Y = np.array([0, 1, 2, 0, 1, 2, 0, 1])
@@ -33,6 +33,16 @@ def test_population_holds_every_client_s_examples():
     batch = examples.take(np.arange(int(count)))
     assert np.array_equal(batch['x'], X[expected])
     assert np.array_equal(batch['y'], Y[expected])
+
+
+@pytest.mark.parametrize('offset', [0, 16, 32, 8])
+def test_arrays_on_the_device_are_not_the_caller_s(offset):
+  raw = np.zeros(4096 + 128, np.uint8)
+  begin = -raw.ctypes.data % 64 + offset
+  x = raw[begin : begin + 4096].view(np.float32)
+  there = placed(x)
+  x[:] = 1
+  assert float(there.sum()) == 0
 
 
 def test_defaults_suit_images():

@@ -259,3 +259,19 @@ def test_like_is_what_a_client_half_receives():
   tiny.build(tiny.layers(stages.fixed_point(8), layer))
   assert jax.tree.map(lambda x: x.shape, seen['client']) == seen['got']
   assert isinstance(seen['server'], Message) and seen['server'].weight.dtype == np.int32
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_the_gradient_is_traced_once_for_the_plan_and_the_round(devices):
+  from fedjax_mem.stages.algorithm import fedavg
+
+  traced = []
+
+  def loss(params, batch, key=None):
+    traced.append(batch['y'].shape)
+    return tiny.loss(params, batch, key)
+
+  layers = fedavg(loss, learning_rate=0.1, batch_size=4), tiny.rota(), equal()
+  sim = tiny.build(layers, Execution(mode='loop', devices=devices))
+  tiny.execute(sim, 1)
+  assert traced == [(4,)]

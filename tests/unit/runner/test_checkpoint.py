@@ -3,6 +3,7 @@
 import resource
 import shutil
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,17 @@ def test_what_its_threads_say_of_a_damaged_file_is_not_shown(monkeypatch):
   shown = []
   monkeypatch.setattr(sys, 'excepthook', lambda kind, error, trace: shown.append(str(error)))
   checkpoint._silence.__wrapped__()
-  for error in (RuntimeError('Event loop is closed'), RuntimeError('other'), ValueError('x')):
-    sys.excepthook(type(error), error, None)
+
+  def fail():
+    for error in (RuntimeError('Event loop is closed'), RuntimeError('other'), ValueError('x')):
+      sys.excepthook(type(error), error, None)
+
+  other = threading.Thread(target=fail)
+  other.start()
+  other.join()
   assert shown == ['other', 'x']
+  fail()
+  assert shown[2:] == ['Event loop is closed', 'other', 'x']
 
 
 def state(number: int, width: int = 5, extra: bool = False) -> State:

@@ -446,6 +446,21 @@ def test_segments_of_any_length_give_the_same_bits(make, out):
   same(results[2], results[0])
 
 
+def test_a_round_is_compiled_once(make, out):
+  compiled = []
+
+  def count(event, duration, fun_name='', **_):
+    if event == '/jax/core/compile/backend_compile_duration':
+      compiled.append(fun_name)
+
+  monitoring.register_event_duration_secs_listener(count)
+  try:
+    run(make('rounds=2'), out)
+  finally:
+    monitoring.unregister_event_duration_listener(count)
+  assert sum('_segment' in name for name in compiled) == 1, compiled
+
+
 @pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_segment(make, out, stop_at):
   compiled = []

@@ -33,6 +33,7 @@ def _draw(seed, *shape, whole=False):
   ('size', 'side', 'channels', 'padding', 'window'),
   [
     ((9, 8), (5, 5), 1, 'VALID', (2, 2)),
+    ((7, 9), (3, 3), 3, 'SAME', [2, 2]),
     ((7, 9), (3, 3), 3, 'SAME', (2, 3)),
     ((6, 7), (2, 3), 2, [(1, 0), (2, 1)], (3, 1)),
     ((5, 5), (1, 1), 4, 'VALID', (1, 1)),
@@ -60,12 +61,12 @@ def test_it_is_the_one_product(monkeypatch):
   assert conv_pool.conv_pool(x, kernel, layout='CHWB').shape == (3, 1, 1, 2)
 
 
-@pytest.mark.parametrize('why', ['wide', 'one example', 'HWBC', 'gpu'])
+@pytest.mark.parametrize('why', ['wide', 'many', 'one example', 'HWBC', 'gpu'])
 def test_else_it_is_one_after_the_other(why, monkeypatch):
   shape = {'wide': (2, 6, 6, 2), 'one example': (1, 6, 6, 1), 'HWBC': (6, 6, 2, 1)}
   x = _draw(0, *shape.get(why, (1, 6, 6, 2)))
   layout = why if why == 'HWBC' else 'CHWB'
-  kernel = _draw(1, 5, 5, 2 if why == 'wide' else 1, 3)
+  kernel = _draw(1, 5, 5, 2 if why == 'wide' else 1, 17 if why == 'many' else 3)
   monkeypatch.setattr(conv_pool, '_tiled', None)
   with platforms.made_for('gpu' if why == 'gpu' else 'cpu'):
     found = conv_pool.conv_pool(x, kernel, layout=layout)
