@@ -83,6 +83,15 @@ class Watch:
       time.sleep(0.001)
     pytest.fail('it never came to that')
 
+  def stop(self, found):
+    """Stops the process where it is so, to be sure that it still is when it is killed."""
+    while True:
+      folder = self.until(found)
+      self.process.send_signal(signal.SIGSTOP)
+      if found(folder):
+        return
+      self.process.send_signal(signal.SIGCONT)
+
   def kill(self):
     self.process.send_signal(signal.SIGKILL)
     self.process.communicate()
@@ -164,20 +173,15 @@ def test_a_process_that_is_killed_is_resumed_bit_for_bit(start, layers, tmp_path
   # Between two checkpoints, that is after the record of a round.
   process = start('resume', folder)
   watch = Watch(process, out)
-  watch.until(lines(5))
+  watch.stop(lambda folder: lines(5)(folder) and not half_written(folder))
   watch.kill()
   before = len(read_metrics(folder / 'metrics.jsonl'))
   assert 4 <= before < 12
 
-  # While a checkpoint is written: stopped first, to be sure that it is.
+  # While a checkpoint is written; none was before, so it is this process that writes it.
   process = start('resume', folder)
   watch = Watch(process, out)
-  while True:
-    watch.until(half_written)
-    process.send_signal(signal.SIGSTOP)
-    if half_written(folder):
-      break
-    process.send_signal(signal.SIGCONT)
+  watch.stop(half_written)
   watch.kill()
   assert half_written(folder)
 
