@@ -4,9 +4,10 @@ python -m benchmarks.first [--config configs/quickstart.toml | --work W1] [--set
     [--times 3] [--against-commit SHA [--commit-python PYTHON]]
 
 A process runs the experiment as `fedjax-mem run` does and is stopped when its first record is
-written; an evaluation is not waited for. `cold` starts have an empty cache of compiled programs,
-`warm` ones that of the cold start before. With `--against-commit` each of them is followed by one
-of that commit, whose worktree `benchmarks.rounds` makes. JSON lines: the medians, in parts.
+written; an evaluation is not waited for. `cold` starts have an empty cache of compiled programs
+and none of our modules as bytecode, as after an installation from a checkout; `warm` ones have
+what the cold start before left. With `--against-commit` each of them is followed by one of that
+commit, whose worktree `benchmarks.rounds` makes. JSON lines: the medians, in parts.
 
 `cpu` is the time of all cores: on a busy machine it says more than the seconds.
 """
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -104,6 +106,11 @@ def one(config: str, out: str, overrides: list[str]) -> None:
 
 def start(python: str, root: pathlib.Path, cache: str, args: argparse.Namespace) -> dict[str, Any]:
   """Starts a process on the package in `root`, and returns its parts."""
+  env = {**os.environ, 'PYTHONPATH': str(root), 'FEDJAX_MEM_CACHE': cache}
+  env.pop('PYTHONDONTWRITEBYTECODE', None)
+  if not pathlib.Path(cache).exists():
+    for folder in list((root / 'fedjax_mem').rglob('__pycache__')):
+      shutil.rmtree(folder)
   with tempfile.TemporaryDirectory() as out:
     config = str(pathlib.Path(args.config).resolve())
     if args.work:
@@ -112,7 +119,7 @@ def start(python: str, root: pathlib.Path, cache: str, args: argparse.Namespace)
     done = subprocess.run(
       [python, '-P', __file__, '--one', config, out, *args.set],  # -P: not the folder of this file
       cwd=root,
-      env={**os.environ, 'PYTHONPATH': str(root), 'FEDJAX_MEM_CACHE': cache},
+      env=env,
       stdout=subprocess.PIPE,
       text=True,
     )
