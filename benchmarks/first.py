@@ -88,9 +88,9 @@ def one(config: str, out: str, overrides: list[str]) -> None:
         parts['programs'] = parts.get('programs', 0) + (name == 'compile')
 
   jax.monitoring.register_event_duration_secs_listener(heard)
-  from fedjax_mem.config.load import load_config
+  from fedjax_mem.cli import main as cli
   from fedjax_mem.report import tracker
-  from fedjax_mem.runner import loop
+  from fedjax_mem.runner import loop  # noqa: F401, as part of the imports
 
   parts['imports'] = _age()
 
@@ -101,7 +101,8 @@ def one(config: str, out: str, overrides: list[str]) -> None:
     os._exit(0)  # at once: nothing after the first round is asked for
 
   tracker.MetricsWriter.write = first
-  loop.run(load_config(config, overrides), out, quiet=True)
+  words = ['run', config, '--out', out, '--quiet', *(f'--set={x}' for x in overrides)]
+  raise SystemExit(cli.main(words))
 
 
 def start(python: str, root: pathlib.Path, cache: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,14 @@ DEFAULTS: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 # Tables of published results, each a module of `studies`; they know their experiments and seeds.
 PUBLISHED = ('niid_bench', 'fedavgm', 'fedprox_synthetic')
+# Option -> the tables that take it; an option that is not here is of all.
+_OF: dict[str, tuple[str, ...]] = {
+  **dict.fromkeys(('cells', 'results', 'only_show'), PUBLISHED),
+  'codecs': ('compression',),
+  **dict.fromkeys(('rules', 'attacks', 'partitions', 'attackers'), ('robustness',)),
+  **dict.fromkeys(('epsilons', 'bits'), ('distributed_dp',)),
+  **dict.fromkeys(('config', 'set', 'rounds', 'seeds', 'data_dir'), (*DEFAULTS, *PUBLISHED)),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,6 +142,14 @@ class Table:
 
   def __call__(self) -> None:
     """Does the missing runs and prints the table."""
+    for field in dataclasses.fields(self):
+      tables = _OF.get(field.name, (self.which,))
+      if self.which not in tables and getattr(self, field.name) != field.default:
+        name = 'CONFIG' if field.name == 'config' else '--' + field.name.replace('_', '-')
+        raise ValueError(
+          f'{name} must be left out of table {self.which!r}: it is of {", ".join(tables)}, got '
+          f'{getattr(self, field.name)!r}.'
+        )
     out = self.out or pathlib.Path('runs') / self.which
     if self.which in DEFAULTS:
       self._ours(out)

@@ -63,8 +63,8 @@ class Bar:
     self._handle = self._display(self._last, raw=True, display_id=True)
     self._thread.start()
 
-  def show(self, done: int) -> None:
-    """Does nothing: the next drawing shows that `done` rounds are done."""
+  def show(self, done: int, total: int) -> None:
+    """Does nothing: the next drawing shows that `done` rounds of `total` are done."""
 
   def stop(self) -> None:
     """Shows the last state, which stays."""

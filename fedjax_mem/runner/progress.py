@@ -122,7 +122,7 @@ class Progress:
     if record.get('seconds'):
       self._speeds.append((float(record['seconds']), float(record.get('clients', 0))))
     if self._bar is not None:
-      self._bar.show(self.done)
+      self._bar.show(self.done, self.total)
       return
     self._pending = True
     if self._printed is None or self._clock() - self._printed >= self._interval:
@@ -227,9 +227,9 @@ class _Bar(RichProgress):
     self._facts = facts  # Set first: the constructor of the base class already draws.
     super().__init__(*columns, **options)
 
-  def show(self, done: int) -> None:
-    """Shows that `done` rounds are done."""
-    self.update(self.task_ids[0], completed=done)
+  def show(self, done: int, total: int) -> None:
+    """Shows that `done` rounds of `total` are done."""
+    self.update(self.task_ids[0], completed=done, total=total)
 
   def get_renderables(self) -> Iterable[RenderableType]:
     """Yields the bar, then the facts of this moment."""

@@ -237,11 +237,15 @@ def _known(cell: Cell, results: pathlib.Path) -> dict[str, Any] | None:
   if not path.is_file():
     return None
   try:
-    said = json.loads(path.read_text(encoding='utf-8'))
+    said = json.loads(path.read_text(encoding='utf-8'), parse_constant=_finite)
     same = said['config_hash'] == config_hash(cell.config)
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f'{path} must be the file of a cell, got an error: {error!r}.') from error
   return dict(said) if same else None
+
+
+def _finite(name: str) -> float:
+  raise ValueError(f'numbers must be finite, got {name}')
 
 
 def _facts(table: Published, cell: Cell, folder: pathlib.Path) -> dict[str, Any]:

@@ -178,6 +178,15 @@ def test_the_length_of_a_is_the_closed_form(steps, rho):
   assert found == pytest.approx(closed, rel=1e-5)
 
 
+@pytest.mark.parametrize('steps', (3, 40))
+@pytest.mark.parametrize(('rho', 'pull'), [(0.9, 0.1), (0.9, 0.01), (0.0, 1.5), (0.0, 2.0)])
+def test_gradients_that_count_negatively_lengthen_a(steps, rho, pull):
+  from fedjax_mem.stages.algorithm.fednova import _length
+
+  found = float(_length(np.int32(steps), rho, np.float32(pull)))
+  assert found == pytest.approx(twin.lengths(steps, rho, pull), rel=2e-6)
+
+
 def test_passes_are_uniform_for_the_share_of_stragglers():
   from fedjax_mem.stages.algorithm.fedprox import _passes
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from reference import robust
 
+import fedjax_mem as fm
 from fedjax_mem.core import IncompatibleStages, Rule
 from fedjax_mem.stages import aggregate as rules
 
@@ -135,6 +136,7 @@ def _ties():
     'a ladder far off': 1000 + ladder,
     'half a ladder, half outliers': np.concatenate([ladder[:6], 100 * np.ones((C - 6, D))]),
     'corners': np.repeat(np.eye(6, D), 2, axis=0)[:C],
+    'one corner each': np.eye(C, D),
     'small whole numbers': RNG.integers(-1, 2, size=(C, D)).astype(float),
   }
 
@@ -152,12 +154,24 @@ def test_neither_the_order_of_clients_nor_their_ids_change_a_rule(name):
   for kind, x in TIES.items():
     x = x.astype(np.float32)
     unit = np.abs(x).max() or 1.0
-    one = apply(name, x)[0] / unit
-    for _ in range(4):
-      order = rng.permutation(C)
-      np.testing.assert_allclose(apply(name, x[order], ids=order)[0] / unit, one, 0, 1e-6, kind)
-      if name not in BY_ID:
-        np.testing.assert_allclose(apply(name, x[order])[0] / unit, one, 0, 1e-6, kind)
+    # Weights round rows that are tied apart.
+    for weights in (np.ones(C), rng.integers(1, 20, C).astype(float)):
+      one = apply(name, x, weights)[0] / unit
+      for _ in range(4):
+        order = rng.permutation(C)
+        own = x[order], weights[order]
+        np.testing.assert_allclose(apply(name, *own, ids=order)[0] / unit, one, 0, 1e-6, kind)
+        if name not in BY_ID:
+          np.testing.assert_allclose(apply(name, *own)[0] / unit, one, 0, 1e-6, kind)
+
+
+def test_dnc_knows_ties_that_weights_round_apart():
+  """Rows times their weights, and over them again: what is left is lifted by a power of 4,096."""
+  x = np.eye(12, 50, dtype=np.float32)
+  weights = np.array([7, 10, 11, 2, 2, 10, 11, 5, 6, 3, 18, 10], np.float32)
+  for order in ([0, 8, 9, 7, 11, 2, 5, 3, 6, 10, 4, 1], [3, 11, 6, 0, 9, 1, 8, 4, 10, 2, 7, 5]):
+    found = fm.apply(x[order], rules.dnc(1), weights=weights[order]).update
+    np.testing.assert_allclose(found, x.mean(0), 0, 1e-6)
 
 
 @pytest.mark.slow

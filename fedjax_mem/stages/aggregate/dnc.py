@@ -14,7 +14,7 @@ from fedjax_mem.kernels.order import columns
 from fedjax_mem.stages.aggregate import _base as kit
 
 _SQUARINGS = 12  # the power 2^12 separates eigenvalues whose ratio is 1.001: 1.001^4096 = 60
-_ROUNDING = 1e-3  # of projections: the power multiplies that of eigenvalues, too
+_ROUNDING = 4e-3  # of projections: the power multiplies that of rows, too, by up to 2^12
 
 
 def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float = 1.0) -> Layer:

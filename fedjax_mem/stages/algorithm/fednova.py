@@ -2,9 +2,10 @@
 
 a_i holds how often each gradient of a client's tau steps counts in x - y_i, over the learning rate:
 |a_i|_1 is tau for plain steps, (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho) with momentum rho,
-and (1 - (1 - eta mu)^tau) / (eta mu) with a proximal term. Momentum and a proximal term together
-follow the same recursion. Weight decay belongs to the loss and does not count. A client sends
-|a_i|_1 beside its divided update, as `aux['length']`.
+and (1 - (1 - eta mu)^tau) / (eta mu) with a proximal term, eta mu <= 1. With momentum and a
+proximal term together, gradients may count negatively; |a_i|_1 sums their absolute values. Weight
+decay belongs to the loss and does not count. A client sends |a_i|_1 beside its divided update, as
+`aux['length']`.
 """
 
 import jax
@@ -87,7 +88,10 @@ def fednova(
 
 
 def _length(steps: jax.Array, momentum: float, pull: jax.Array) -> jax.Array:
-  """Returns |a_i|_1, float32: how far `steps` steps go where each gradient is 1.
+  """Returns |a_i|_1 of `steps` steps, float32: the sum over gradients of how much each counts.
+
+  The gradient m steps before the end has moved the client by h_m of it: h_1 = 1, and momentum goes
+  on with it as the pull goes back. With both, h_m swings and may be negative.
 
   Args:
     steps: int32.
@@ -95,10 +99,11 @@ def _length(steps: jax.Array, momentum: float, pull: jax.Array) -> jax.Array:
     pull: eta mu, by which each step goes back of the way so far.
   """
 
-  def step(_: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    way, speed = carry
-    speed = momentum * speed + 1 - pull * way
-    return way + speed, speed
+  def step(_: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    way, speed, length = carry
+    speed = momentum * speed - pull * way
+    return way + speed, speed, length + jnp.abs(way)
 
-  way: jax.Array = jax.lax.fori_loop(0, steps, step, (jnp.float32(0), jnp.float32(0)))[0]
-  return way
+  start = jnp.float32(1), jnp.float32(1), jnp.float32(0)
+  length: jax.Array = jax.lax.fori_loop(0, steps, step, start)[2]
+  return length

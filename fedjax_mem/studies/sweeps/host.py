@@ -127,6 +127,7 @@ class Beside:
         bar.update({'seconds': record['seconds']})
       if failure:
         self.active[i] = False
+        bar.total -= log.left
         log.end(failure, own)
         bar.note(f'{log.planned.point.label}, seed {log.planned.point.seed}: {failure}')
       else:

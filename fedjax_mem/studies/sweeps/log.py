@@ -61,6 +61,11 @@ class Log:
     """The last round up to which there is a record of each."""
     return reach(restoring.records(self.folder.path / METRICS))
 
+  @property
+  def left(self) -> int:
+    """The rounds that were planned and are not done."""
+    return self.planned.point.config.rounds - self.done
+
   def begin(self, done: int, notes: Sequence[str] = ()) -> None:
     """Goes on after `done` rounds: later records are removed, they will be written again.
 
@@ -84,8 +89,7 @@ class Log:
 
   def room(self) -> int:
     """Returns how many rounds are left, within the budget."""
-    total = self.planned.point.config.rounds
-    left = total - self.done
+    total, left = self.planned.point.config.rounds, self.left
     return min(left, self._ledgers.room(self.done, total)) if self._ledgers and left else left
 
   def charge(self, count: int, ids: np.ndarray | None) -> None:

@@ -115,8 +115,10 @@ def resume(
     config, grid, seeds = config_from_dict(said['config']), said['grid'], said['seeds']
     how = {'select': said['select'], 'at_once': said['at_once']}
     found = data_dir or said['data_dir']
-  except (OSError, ValueError, KeyError) as error:
+  except OSError as error:
     raise ValueError(f'a sweep must be a folder with {FILE}, got {str(path)!r}.') from error
+  except (ValueError, KeyError, TypeError) as error:
+    raise _damaged(path, error) from error
   return sweep(config, grid, seeds, path.parent, **how, data_dir=found, quiet=quiet)
 
 
@@ -156,8 +158,8 @@ class _Sweep:
     with self._locked():
       said |= {'run_id': self._known().get('run_id') or secrets.token_hex(16)}
       self._note(said | {'status': 'running'})
-      total = sum(x.config.rounds for x in self.points)
-      with Progress(total, self._rounds_done(planned), self.quiet, extra={}) as bar:
+      done, total = self._rounds(planned)
+      with Progress(total, done, self.quiet, extra={}) as bar:
         for text in (note, f'folder: {self.folder}', _division(planned, groups)):
           if text:
             bar.note(text)
@@ -180,21 +182,29 @@ class _Sweep:
 
   def _known(self) -> dict[str, Any]:
     file = self.folder / FILE
-    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    return known
+    try:
+      return dict(json.loads(file.read_text())) if file.exists() else {}
+    except (ValueError, TypeError) as error:
+      raise _damaged(self.folder, error) from error
 
   def _note(self, said: dict[str, Any]) -> None:
     written.whole(self.folder / FILE, json.dumps(said, indent=2) + '\n')
 
-  def _rounds_done(self, planned: Sequence[Planned]) -> int:
-    files = [place(x, self.lanes) / METRICS for x in planned]
-    return sum(len(read_metrics(x)) for x in files if x.exists())
+  def _rounds(self, planned: Sequence[Planned]) -> tuple[int, int]:
+    """Returns the rounds that are done, and those with the ones that will be."""
+    done = total = 0
+    for x in planned:
+      file = place(x, self.lanes) / METRICS
+      recorded = len(read_metrics(file)) if file.exists() else 0
+      done += recorded
+      total += recorded if self._ended(x) else x.point.config.rounds
+    return done, total
 
   def _run(
     self, planned: Sequence[Planned], group: list[int], number: int, run_id: str, bar: Progress
   ) -> None:
     """Runs a group of lanes, unless it is finished."""
-    bar.done = self._rounds_done(planned)
+    bar.done, bar.total = self._rounds(planned)
     runs = [planned[i] for i in group]
     if len(group) > 1:
       others = f'{len(group) - 1} other{"s" * (len(group) > 2)}'
@@ -270,6 +280,13 @@ class _Sweep:
       x.point.values, x.point.seed, metrics, folder.path, status, self.how[i], failure, scores,
       uncovered,
     )  # fmt: skip
+
+
+def _damaged(folder: pathlib.Path, error: Exception) -> ValueError:
+  return ValueError(
+    f'{folder / FILE} must be as the sweep wrote it, got an error: {error!r}; remove the folder '
+    'to begin again.'
+  )
 
 
 def _division(planned: Sequence[Planned], groups: Sequence[Sequence[int]]) -> str:

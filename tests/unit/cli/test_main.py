@@ -267,6 +267,21 @@ def test_a_table_of_another_experiment_says_so(call, tiny, tmp_path):
   assert code == 0 and note in said and note in (tmp_path / 'niid_bench.md').read_text()
 
 
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (('compression', '--cells', 'x'), "--cells must be left out of table 'compression'"),
+    (('niid_bench', '--codecs', 'eden_2'), '--codecs must be left out of table'),
+    (('distributed_dp', '--attackers', 0.3), '--attackers must be left out of table'),
+    (('privacy', '--rounds', 3), "--rounds must be left out of table 'privacy'"),
+    (('privacy', 'quickstart'), "CONFIG must be left out of table 'privacy'"),
+  ],
+)
+def test_an_option_of_another_table_is_refused(call, words, message):
+  code, _, err = call('table', *words)
+  assert code == 2 and message in one_line(err)
+
+
 def test_help_the_list_of_data_and_a_citation_import_no_jax(tmp_path):
   flat_home = tmp_path / 'mine' / '1.0.0'
   block = flat.Block(np.zeros((6, 2), np.uint8), np.array([0, 1, 2, 0, 1, 2], np.int32))

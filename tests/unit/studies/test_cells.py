@@ -140,6 +140,9 @@ def test_a_damaged_file_is_named(tiny, tmp_path):
   (tmp_path / made[0].file).write_text('{')
   with pytest.raises(ValueError, match=r'plain-iid-5\.json must be the file of a cell'):
     cells.read_cells(made, tmp_path)
+  (tmp_path / made[0].file).write_text('{"best_accuracy": NaN}')
+  with pytest.raises(ValueError, match=r'plain-iid-5\.json .* must be finite, got NaN'):
+    cells.read_cells(made, tmp_path)
 
 
 def test_a_file_of_another_configuration_is_not_overwritten(tiny, tmp_path):

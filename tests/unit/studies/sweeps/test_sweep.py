@@ -88,10 +88,25 @@ def test_a_lane_that_diverges_ends_alone_and_every_output_says_so(make, tmp_path
   said = json.loads((folder / 'results.json').read_text())
   assert said['points'][2]['failed'] == 2 and said['best'] == found.best.values
   assert (folder / 'curves.png').exists() and (folder / 'curves.svg').exists()
-  assert 'left' in capsys.readouterr().out  # the time that is left, of the whole
+  said = capsys.readouterr().out
+  assert 'left' in said  # the time that is left, of the whole
+  run = sum(len(x.metrics) for x in found.lanes)
+  assert f'round {run}/{run} ' in said  # rounds that no lane will run are not waited for
+  assert 'failed: client.learning_rate=3e+38' in (folder / 'curves.svg').read_text()
   lane = found.lanes[0].folder
   with pytest.raises(ValueError, match='got a lane of a sweep: go on with `fedjax-mem resume'):
     resume(lane)
+
+
+def test_a_damaged_description_is_named(make, tmp_path):
+  folder = tmp_path / 'damaged'
+  folder.mkdir()
+  with pytest.raises(ValueError, match=r'a sweep must be a folder with sweep\.json, got '):
+    sweeps.resume(folder)
+  for text in ('{"x', '[]', '{}'):
+    (folder / 'sweep.json').write_text(text)
+    with pytest.raises(ValueError, match=r'must be as the sweep wrote it, got an error: .* remove'):
+      sweeps.resume(folder)
 
 
 def test_nothing_is_made_where_a_point_is_refused(make, tmp_path):
