@@ -5,8 +5,8 @@ python -m benchmarks.first [--config configs/quickstart.toml | --work W1] [--set
 
 A process runs the experiment as `fedjax-mem run` does and is stopped when its first record is
 written; an evaluation is not waited for. `cold` starts have an empty cache of compiled programs
-and none of our modules as bytecode, as after an installation from a checkout; `warm` ones have
-what the cold start before left. With `--against-commit` each of them is followed by one of that
+and none of our modules as bytecode, as after `pip install -e .`; `warm` ones have what the cold
+start before left. With `--against-commit` each of them is followed by one of that
 commit, whose worktree `benchmarks.rounds` makes. JSON lines: the medians, in parts.
 
 `cpu` is the time of all cores: on a busy machine it says more than the seconds.
@@ -102,16 +102,19 @@ def one(config: str, out: str, overrides: list[str]) -> None:
 
   tracker.MetricsWriter.write = first
   words = ['run', config, '--out', out, '--quiet', *(f'--set={x}' for x in overrides)]
-  raise SystemExit(cli.main(words))
+  raise SystemExit(cli.main(words) or 'no record was written')
 
 
-def start(python: str, root: pathlib.Path, cache: str, args: argparse.Namespace) -> dict[str, Any]:
-  """Starts a process on the package in `root`, and returns its parts."""
+def start(
+  python: str, root: pathlib.Path, cache: str, kind: str, args: argparse.Namespace
+) -> dict[str, Any]:
+  """Starts a process on the package in `root`, 'cold' or 'warm', and returns its parts."""
   env = {**os.environ, 'PYTHONPATH': str(root), 'FEDJAX_MEM_CACHE': cache}
-  env.pop('PYTHONDONTWRITEBYTECODE', None)
-  if not pathlib.Path(cache).exists():
+  for name in ('PYTHONDONTWRITEBYTECODE', 'PYTHONPYCACHEPREFIX'):
+    env.pop(name, None)
+  if kind == 'cold':
     for folder in list((root / 'fedjax_mem').rglob('__pycache__')):
-      shutil.rmtree(folder)
+      shutil.rmtree(folder, ignore_errors=True)
   with tempfile.TemporaryDirectory() as out:
     config = str(pathlib.Path(args.config).resolve())
     if args.work:
@@ -155,7 +158,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
       for kind in ('cold', 'warm'):
         for name, (python, root) in sides.items():
-          facts = start(python, root, f'{cache}/{name}', args)
+          facts = start(python, root, f'{cache}/{name}', kind, args)
           seen.setdefault((name, kind), []).append(facts)
   for (name, kind), all in seen.items():
     median = {x: round(float(np.median([one[x] for one in all])), 2) for x in all[0]}

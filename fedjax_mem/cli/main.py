@@ -284,10 +284,14 @@ def main(argv: list[str] | None = None) -> int:
   Ctrl-C, SIGTERM or SIGHUP, a run with a checkpoint. Output that nobody reads is lost, and ends
   nothing.
   """
-  # Imports and traces make a million objects and hardly any garbage: a start looks less often.
+  before = gc.get_threshold()
+  # Imports and traces make a million objects and hardly any garbage: a command looks less often.
   gc.set_threshold(50_000, 20, 20)
-  with steadied():
-    return _main(argv)
+  try:
+    with steadied():
+      return _main(argv)
+  finally:
+    gc.set_threshold(*before)
 
 
 def _main(argv: list[str] | None) -> int:

@@ -18,7 +18,7 @@ DEFAULTS: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 # Tables of published results, each a module of `studies`; they know their experiments and seeds.
 PUBLISHED = ('niid_bench', 'fedavgm', 'fedprox_synthetic')
-# Option -> the tables that take it; an option that is not here is of all.
+# Option -> the tables that take another value than its default; one that is not here: all do.
 _OF: dict[str, tuple[str, ...]] = {
   **dict.fromkeys(('cells', 'results', 'only_show'), PUBLISHED),
   'codecs': ('compression',),

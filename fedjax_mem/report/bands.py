@@ -65,7 +65,7 @@ def curves(
   Args:
     panels: heading of the panel -> label -> curve; a heading with 'accuracy' is drawn in per cent.
     title: above all panels.
-    notes: a line below the title.
+    notes: lines below the title.
     dark: whether the background is dark.
     stacked: whether the panels are one above the other.
   """
@@ -74,7 +74,7 @@ def curves(
   ranked = sorted(labels, key=lambda x: x not in bold)  # stable: else in their order
   drawn = [x for x in labels if x in ranked[:MOST]]
   left = len(labels) - len(drawn)
-  notes = f'{notes}; {left} of {len(labels)} points are not drawn' if left else notes
+  said = [*notes.splitlines(), *[f'{left} of {len(labels)} points are not drawn'] * bool(left)]
   rows = -(-len(drawn) // 3)
   number = max(len(panels), 1)
   across, down = (1, number) if stacked else (number, 1)
@@ -95,8 +95,8 @@ def curves(
     if handles:
       columns = 1 if stacked else min(3, len(names))
       fig.legend(handles, names, loc='outside lower center', ncols=columns, fontsize=8)
-    if notes:
-      head = f'{figures.short(title, 100)}\n{figures.short(notes, 150)}'
+    if said:
+      head = '\n'.join([figures.short(title, 100), *(figures.short(x, 150) for x in said)])
       fig.suptitle(head, fontsize=10, fontweight='bold')
   return fig
 

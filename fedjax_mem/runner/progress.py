@@ -128,6 +128,13 @@ class Progress:
     if self._printed is None or self._clock() - self._printed >= self._interval:
       self._print()
 
+  def expect(self, done: int, total: int) -> None:
+    """Corrects how many rounds are done, and how many are in all: some may never be run."""
+    self._pending |= total != self.total
+    self.done, self.total = done, total
+    if self._bar is not None:
+      self._bar.show(done, total)
+
   def note(self, text: str) -> None:
     """Writes a line of its own, above the bar if there is one."""
     self._console.print(Text(text), soft_wrap=True)
@@ -173,7 +180,7 @@ class Progress:
 
   def _left(self, elapsed: float) -> float | None:
     """Returns the seconds that are left, from the times in the records if they have them."""
-    rounds, speeds = self.total - self.done, tuple(self._speeds)  # a bar's thread asks as well
+    rounds, speeds = max(0, self.total - self.done), tuple(self._speeds)  # asked by a thread, too
     if speeds:
       return rounds * sum(seconds for seconds, _ in speeds) / len(speeds)
     done = self.done - self._start

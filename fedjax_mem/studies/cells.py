@@ -20,7 +20,7 @@ import pathlib
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from fedjax_mem.config.load import Config, config_hash, load_config
 from fedjax_mem.core import validate
@@ -237,14 +237,14 @@ def _known(cell: Cell, results: pathlib.Path) -> dict[str, Any] | None:
   if not path.is_file():
     return None
   try:
-    said = json.loads(path.read_text(encoding='utf-8'), parse_constant=_finite)
+    said = json.loads(path.read_text(encoding='utf-8'), parse_constant=_refuse)
     same = said['config_hash'] == config_hash(cell.config)
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f'{path} must be the file of a cell, got an error: {error!r}.') from error
   return dict(said) if same else None
 
 
-def _finite(name: str) -> float:
+def _refuse(name: str) -> NoReturn:
   raise ValueError(f'numbers must be finite, got {name}')
 
 
@@ -254,7 +254,7 @@ def _facts(table: Published, cell: Cell, folder: pathlib.Path) -> dict[str, Any]
   summary = summarise(ended)
   number = table.numbers.get((cell.method, cell.setting))
   at, curve = series(ended, 'test_accuracy')
-  best = summary['best_accuracy']
+  best, final = summary['best_accuracy'], summary['final_accuracy']
   failed = ended.manifest.get('status') == 'failed'
   if best is None and not failed:
     raise ValueError(f'the run in {folder} must have a finite test accuracy, got none.')
@@ -266,7 +266,7 @@ def _facts(table: Published, cell: Cell, folder: pathlib.Path) -> dict[str, Any]
     'rounds': summary['rounds'],
     'examples_seen': (summary['examples'] or 0) * cell.config.client.epochs,
     'best_accuracy': best,
-    'final_accuracy': summary['final_accuracy'],
+    'final_accuracy': final if final is not None and math.isfinite(final) else None,
     'published_mean': number and number.mean,
     'published_sd': number and number.deviation,
     'seconds': round(summary['seconds'] or 0.0, 1),
@@ -281,7 +281,7 @@ def _facts(table: Published, cell: Cell, folder: pathlib.Path) -> dict[str, Any]
 def _write(path: pathlib.Path, facts: Mapping[str, Any]) -> None:
   """Writes a file, whole or not at all."""
   beside = path.with_name(path.name + '.tmp')
-  beside.write_text(json.dumps(facts, indent=2) + '\n', encoding='utf-8')
+  beside.write_text(json.dumps(facts, indent=2, allow_nan=False) + '\n', encoding='utf-8')
   os.replace(beside, path)
 
 

@@ -180,7 +180,7 @@ def test_the_length_of_a_is_the_closed_form(steps, rho):
 
 @pytest.mark.parametrize('steps', (3, 40))
 @pytest.mark.parametrize(('rho', 'pull'), [(0.9, 0.1), (0.9, 0.01), (0.0, 1.5), (0.0, 2.0)])
-def test_gradients_that_count_negatively_lengthen_a(steps, rho, pull):
+def test_the_length_of_a_sums_absolute_values(steps, rho, pull):
   from fedjax_mem.stages.algorithm.fednova import _length
 
   found = float(_length(np.int32(steps), rho, np.float32(pull)))

@@ -119,7 +119,7 @@ def dnc(f):
   def rule(x, w):
     v = np.linalg.svd(x - x.mean(0), full_matrices=False)[2][0]
     far = ((x - x.mean(0)) @ v) ** 2
-    kept = 1 - shares(-far, f, 1e-3)
+    kept = 1 - shares(-far, f, 4e-3)
     return kept @ x / kept.sum()
 
   return rule

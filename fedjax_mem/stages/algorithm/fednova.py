@@ -2,10 +2,10 @@
 
 a_i holds how often each gradient of a client's tau steps counts in x - y_i, over the learning rate:
 |a_i|_1 is tau for plain steps, (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho) with momentum rho,
-and (1 - (1 - eta mu)^tau) / (eta mu) with a proximal term, eta mu <= 1. With momentum and a
-proximal term together, gradients may count negatively; |a_i|_1 sums their absolute values. Weight
-decay belongs to the loss and does not count. A client sends |a_i|_1 beside its divided update, as
-`aux['length']`.
+and (1 - (1 - eta mu)^tau) / (eta mu) with a proximal term, eta mu <= 1. Where the pull is strong,
+gradients may count negatively: |a_i|_1 sums their absolute values, which is ours, as the paper's
+a_i are not negative. Weight decay belongs to the loss and does not count. A client sends |a_i|_1
+beside its divided update, as `aux['length']`.
 """
 
 import jax
@@ -90,8 +90,9 @@ def fednova(
 def _length(steps: jax.Array, momentum: float, pull: jax.Array) -> jax.Array:
   """Returns |a_i|_1 of `steps` steps, float32: the sum over gradients of how much each counts.
 
-  The gradient m steps before the end has moved the client by h_m of it: h_1 = 1, and momentum goes
-  on with it as the pull goes back. With both, h_m swings and may be negative.
+  The gradient of the m-th step from the end has moved the client by h_m of it: h_1 = 1, momentum
+  goes on with it and the pull goes back, maybe beyond 0. From eta mu = 2 (1 + rho) on, where steps
+  diverge, so does h_m.
 
   Args:
     steps: int32.

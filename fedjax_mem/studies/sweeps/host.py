@@ -8,7 +8,7 @@ import math
 import pathlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -69,8 +69,12 @@ class Beside:
     how = 'one after another' if own == 1 else f'{own} side by side'
     return f'{size} lanes in one program, {how} on each of {self.lanes.devices} device(s)'
 
-  def go(self, bar: Progress) -> None:
+  def go(self, bar: Progress, recount: Callable[[], tuple[int, int]]) -> None:
     """Runs the rounds that are left.
+
+    Args:
+      bar: of the whole sweep.
+      recount: function that returns the rounds of the sweep that are done, and all.
 
     Raises:
       Interrupted: by Ctrl-C, after a checkpoint.
@@ -82,8 +86,9 @@ class Beside:
         stack.callback(log.close)
       interrupt = stack.enter_context(Interrupt(bar.note, farewell))
       state = self._restore()
+      bar.expect(*recount())
       for i in self._on():
-        self._end_if_done(i, state)
+        self._end_if_done(i, state, bar)
       if self.active.any():
         bar.note(f'compiling a round of {self.words}')
         state = self.lanes.compile(state)
@@ -126,22 +131,24 @@ class Beside:
       for record in records:
         bar.update({'seconds': record['seconds']})
       if failure:
-        self.active[i] = False
-        bar.total -= log.left
-        log.end(failure, own)
+        self._end(i, failure, own, bar)
         bar.note(f'{log.planned.point.label}, seed {log.planned.point.seed}: {failure}')
       else:
-        self._end_if_done(i, state)
+        self._end_if_done(i, state, bar)
     return state
 
   def _on(self) -> list[int]:
     found: list[int] = np.flatnonzero(self.active).tolist()
     return found
 
-  def _end_if_done(self, i: int, state: State) -> None:
+  def _end_if_done(self, i: int, state: State, bar: Progress) -> None:
     if not self.logs[i].room():
-      self.active[i] = False
-      self.logs[i].end(None, self.lanes.params(state, i))
+      self._end(i, None, self.lanes.params(state, i), bar)
+
+  def _end(self, i: int, failure: str | None, own: Any, bar: Progress) -> None:
+    self.active[i] = False
+    bar.expect(bar.done, bar.total - self.logs[i].left)  # nobody waits for the rounds it leaves
+    self.logs[i].end(failure, own)
 
   def _restore(self) -> State:
     """Returns the state to go on from: the newest sound checkpoint, or the start."""

@@ -117,7 +117,7 @@ def resume(
     found = data_dir or said['data_dir']
   except OSError as error:
     raise ValueError(f'a sweep must be a folder with {FILE}, got {str(path)!r}.') from error
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise _damaged(path, error) from error
   return sweep(config, grid, seeds, path.parent, **how, data_dir=found, quiet=quiet)
 
@@ -183,8 +183,9 @@ class _Sweep:
   def _known(self) -> dict[str, Any]:
     file = self.folder / FILE
     try:
-      return dict(json.loads(file.read_text())) if file.exists() else {}
-    except (ValueError, TypeError) as error:
+      known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {'run_id': None}
+      return known | {'run_id': known['run_id']}
+    except (ValueError, KeyError, TypeError) as error:
       raise _damaged(self.folder, error) from error
 
   def _note(self, said: dict[str, Any]) -> None:
@@ -204,7 +205,7 @@ class _Sweep:
     self, planned: Sequence[Planned], group: list[int], number: int, run_id: str, bar: Progress
   ) -> None:
     """Runs a group of lanes, unless it is finished."""
-    bar.done, bar.total = self._rounds(planned)
+    bar.expect(*self._rounds(planned))
     runs = [planned[i] for i in group]
     if len(group) > 1:
       others = f'{len(group) - 1} other{"s" * (len(group) > 2)}'
@@ -212,13 +213,15 @@ class _Sweep:
       if all(self._ended(x) for x in runs):
         return
       checkpoints = self.folder / 'checkpoints' / str(number)
-      Beside(runs, self.lanes, self.folder, checkpoints, run_id, self.at_once).go(bar)
+      recount = lambda: self._rounds(planned)
+      Beside(runs, self.lanes, self.folder, checkpoints, run_id, self.at_once).go(bar, recount)
       return
     (one,) = runs
     reason = one.reason or 'no other run has its program'
     self.how[group[0]] = f'alone: {reason}'
     if not self._ended(one):
       self._alone(one, bar)
+      bar.expect(*self._rounds(planned))
 
   def _ended(self, x: Planned) -> bool:
     """Returns whether a run is in its folder, whole."""
@@ -284,8 +287,8 @@ class _Sweep:
 
 def _damaged(folder: pathlib.Path, error: Exception) -> ValueError:
   return ValueError(
-    f'{folder / FILE} must be as the sweep wrote it, got an error: {error!r}; remove the folder '
-    'to begin again.'
+    f'{folder / FILE} must be as the sweep wrote it, got an error: {error!r}; move the folder away '
+    'to begin again: its ledgers say what was released.'
   )
 
 

@@ -103,9 +103,9 @@ def write(result: SweepResult, said: Mapping[str, Any], folder: pathlib.Path) ->
   source = folder / 'table.tex'
   whole(source, latex.document(table, f'{name}: {result.chosen_by}', bold, '. '.join(notes)))
   latex.compile(source)
-  lost = [x.label for x in result.points if x.failed]
-  missing = f'; failed: {", ".join(lost)}' if lost else ''
-  figure = bands.curves(_panels(result), name, result.chosen_by + missing)
+  lost = sum(x.failed > 0 for x in result.points)
+  words = f'\n{lost} of {len(result.points)} points failed, whole or in part: see the table'
+  figure = bands.curves(_panels(result), name, result.chosen_by + (words if lost else ''))
   for suffix in ('png', 'svg'):
     figures.save(figure, folder / f'curves.{suffix}')
   whole(folder / 'results.json', json.dumps(_plain(result, said), indent=1) + '\n')

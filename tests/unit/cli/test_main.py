@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit codes, and real processes that are interrupted."""
 
+import dataclasses
 import json
 import resource
 import subprocess
@@ -278,6 +279,9 @@ def test_a_table_of_another_experiment_says_so(call, tiny, tmp_path):
   ],
 )
 def test_an_option_of_another_table_is_refused(call, words, message):
+  from fedjax_mem.cli import tables
+
+  assert tables._OF.keys() <= {x.name for x in dataclasses.fields(tables.Table)}
   code, _, err = call('table', *words)
   assert code == 2 and message in one_line(err)
 

@@ -145,6 +145,16 @@ def test_the_rounds_of_several_runs_count_towards_one_whole():
   assert 'loss' not in text and 'of one run' not in text
 
 
+def test_rounds_that_will_not_run_leave_the_whole():
+  progress, file, _ = make(total=8, interval=1e9)
+  with progress as bar:
+    bar.update({'seconds': 2.0})
+    bar.expect(1, 5)  # the last line says so, though no round follows
+  assert file.getvalue().splitlines()[-1].startswith('round 1/5') and '0:08 left' in file.getvalue()
+  progress.expect(6, 5)
+  assert progress.times().endswith('0:00 left')
+
+
 @pytest.mark.parametrize(('seconds', 'text'), [(0, '0:00'), (59.6, '1:00'), (3_661, '1:01:01')])
 def test_times(seconds, text):
   assert clock_text(seconds) == text
