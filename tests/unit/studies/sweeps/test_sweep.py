@@ -104,7 +104,7 @@ def test_a_damaged_description_is_named(make, tmp_path):
     sweeps.resume(folder)
   for text in ('{"x', '[]', '{}'):
     (folder / 'sweep.json').write_text(text)
-    with pytest.raises(ValueError, match=r'as the sweep wrote it, got an error: .* move the folder'):
+    with pytest.raises(ValueError, match=r'got an error: .* move the folder away'):
       sweeps.resume(folder)
 
 
