@@ -166,12 +166,18 @@ def test_neither_the_order_of_clients_nor_their_ids_change_a_rule(name):
 
 
 def test_dnc_knows_ties_that_weights_round_apart():
-  """Rows times their weights, and over them again: what is left is lifted by a power of 4,096."""
+  """Rows times their weights, and over them again: what is left is lifted by a power of 1,024."""
   x = np.eye(12, 50, dtype=np.float32)
   weights = np.array([7, 10, 11, 2, 2, 10, 11, 5, 6, 3, 18, 10], np.float32)
   for order in ([0, 8, 9, 7, 11, 2, 5, 3, 6, 10, 4, 1], [3, 11, 6, 0, 9, 1, 8, 4, 10, 2, 7, 5]):
     found = fm.apply(x[order], rules.dnc(1), weights=weights[order]).update
     np.testing.assert_allclose(found, x.mean(0), 0, 1e-6)
+  many, row = np.zeros((50, 10_000), np.float32), RNG.normal(size=200)
+  for i in range(50):  # the more coordinates, the more a sum rounds
+    many[i, 200 * i : 200 * (i + 1)] = RNG.permutation(row)
+  weights = RNG.integers(1, 20, 50).astype(np.float32)
+  found = fm.apply(many, rules.dnc(1), weights=weights).update
+  np.testing.assert_allclose(found, many.mean(0), 0, 1e-6)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from fedjax_mem.kernels.norms import gram
 from fedjax_mem.kernels.order import columns
 from fedjax_mem.stages.aggregate import _base as kit
 
-_SQUARINGS = 12  # the power 2^12 separates eigenvalues whose ratio is 1.001: 1.001^4096 = 60
+_SQUARINGS = 10  # the power 2^10 separates eigenvalues whose ratio is 1.005: 1.005^1024 = 165
 _ROUNDING = 4e-3  # of squared projections: the power multiplies that of rows and sums, too
 
 
@@ -23,8 +23,8 @@ def dnc(byzantine: int, iterations: int = 5, sample: int = 10_000, share: float 
   An iteration draws coordinates and takes the principal direction of the updates about their mean.
   It removes the share * f clients with the largest squared projections on that direction. Clients
   that are tied for the last of these places share them: each keeps the same part of its weight in
-  the average, the least that an iteration leaves. Squared projections within 0.4% are tied, as
-  rounding can tell equal ones as far apart (of some thousand coordinates, up to 1%). If the
+  the average, the least that an iteration leaves. Squared projections within 0.4% are tied:
+  rounding tells equal ones apart by half of that (50 clients, 10,000 coordinates). If the
   iterations remove all clients, the round is skipped. Where several directions are principal,
   projections are on all of them.
 

@@ -156,7 +156,7 @@ class _Sweep:
     planned = planning.plan(self.points, self.data_dir)
     groups = planning.groups(planned, self.at_once)
     with self._locked():
-      said |= {'run_id': self._known().get('run_id') or secrets.token_hex(16)}
+      said |= {'run_id': self._run_id() or secrets.token_hex(16)}
       self._note(said | {'status': 'running'})
       done, total = self._rounds(planned)
       with Progress(total, done, self.quiet, extra={}) as bar:
@@ -180,11 +180,11 @@ class _Sweep:
     with held, disk.told(self.folder, f'fedjax-mem resume {self.folder}'):
       yield
 
-  def _known(self) -> dict[str, Any]:
+  def _run_id(self) -> str | None:
+    """Returns the id of a sweep that was begun before, or None."""
     file = self.folder / FILE
     try:
-      known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {'run_id': None}
-      return known | {'run_id': known['run_id']}
+      return str(json.loads(file.read_text())['run_id']) if file.exists() else None
     except (ValueError, KeyError, TypeError) as error:
       raise _damaged(self.folder, error) from error
 
