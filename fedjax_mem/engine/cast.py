@@ -49,6 +49,10 @@ class Cast(NamedTuple):
   rows: jax.Array
   keys: tuple[jax.Array, ...] | None = None
 
+  def bare(self) -> 'Cast':
+    """Returns the cast without examples, for sides of which no context has any."""
+    return self._replace(arrays={}, rows=jnp.zeros(0, jnp.int32))
+
   def deriving(self, layers: Round) -> 'Cast':
     """Returns the cast with the keys of these layers, derived once for all their contexts."""
     roots = [keys.seed_key(self.seed), *([keys.root_key(self.root)] if layers.secret else [])]

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mem.core import Tree, tree
 from fedjax_mem.engine.mesh import AXIS
-from fedjax_mem.kernels.loops import sums
+from fedjax_mem.kernels.loops import across, sums
 
 # In all three, `everyone` is what all clients get, and `row` or `rows` what each client gets. A
 # `value` may be summed over clients; `rest` is kept for each of them.
@@ -46,7 +46,7 @@ class Adding(NamedTuple):
   done: Callable[[Tree], Tree]
 
 
-PLAIN = Adding(tree.total, tree.zeros, tree.add, lambda x: jax.lax.psum(x, AXIS), lambda x: x)
+PLAIN = Adding(tree.total, tree.zeros, tree.add, lambda x: across.total(x, AXIS), lambda x: x)
 
 
 def compensated(looped: bool) -> Adding:
@@ -57,8 +57,8 @@ def compensated(looped: bool) -> Adding:
   """
   empty = sums.zeros if looped else lambda part: sums.zeros(part.high)
   add = sums.add if looped else sums.join
-  across = lambda part: sums.over_devices(part, AXIS)
-  return Adding(sums.total, empty, add, across, lambda whole: whole.high)
+  over = lambda part: sums.over_devices(part, AXIS)
+  return Adding(sums.total, empty, add, over, lambda whole: whole.high)
 
 
 class Layout(NamedTuple):
@@ -171,8 +171,12 @@ def spread(
   )(everyone, carry, rows)
 
 
-def alike(function: Callable[..., Tree], mesh: Mesh) -> Callable[..., Tree]:
-  """Returns the function, traced as `spread` traces a step, so that both share what they trace."""
+def everywhere(function: Callable[..., Tree], mesh: Mesh) -> Callable[..., Tree]:
+  """Returns the function, computed whole on every device of the mesh.
+
+  Outside of a `shard_map` the compiler may divide what is computed of divided arrays, and sums over
+  devices then come in an order of its own. Within one it also shares its traces with `spread`.
+  """
   if mesh.size == 1:
     return function
   whole = PartitionSpec()

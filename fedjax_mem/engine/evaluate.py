@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from fedjax_mem.core import Batch, Tree, tree, validate
 from fedjax_mem.core.examples import in_batches
 from fedjax_mem.engine import mesh as meshes
+from fedjax_mem.kernels.loops import across
 
 # (params, batch) -> name -> [B], one value an example
 MetricsFn = Callable[[Tree, Batch], dict[str, jax.Array]]
@@ -77,7 +78,7 @@ def _summed(measure: Callable[[Tree, Batch], Any], mesh: Mesh) -> Callable[..., 
     like, _ = jax.eval_shape(lambda: measure(params, jax.tree.map(lambda x: x[0], held)))
     zeros = jax.tree.map(lambda x: jnp.zeros((), x.dtype), like)
     summed, kept = jax.lax.scan(one, zeros, (held, mask))
-    return jax.lax.psum(summed, meshes.AXIS), kept
+    return across.total(summed, meshes.AXIS), kept
 
   spec = PartitionSpec(meshes.AXIS)
   return jax.jit(

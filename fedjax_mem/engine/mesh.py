@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fedjax_mem.core import validate
+from fedjax_mem.core import Tree, validate
 
 AXIS = 'clients'
 
@@ -34,6 +34,17 @@ def make_mesh(devices: int | str = 'auto') -> Mesh:
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding that holds a whole copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def whole(values: Tree, mesh: Mesh) -> Tree:
+  """Returns the values with a whole copy on every device, within a compiled program.
+
+  What is then computed of them is computed on every device alike. Left to itself, the compiler
+  might divide sums over the devices, whose last bits would depend on the processes that have them.
+  """
+  if mesh.size == 1:
+    return values
+  return jax.lax.with_sharding_constraint(values, replicated(mesh))
 
 
 @functools.cache

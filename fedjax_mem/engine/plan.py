@@ -28,9 +28,9 @@ from fedjax_mem.core import (
 )
 from fedjax_mem.engine import checks, pooled, tables, walk
 from fedjax_mem.engine.cast import Row, broadcast, context, examples
-from fedjax_mem.engine.clients import Layout, alike
+from fedjax_mem.engine.clients import Layout, everywhere
 from fedjax_mem.engine.cohort import pad
-from fedjax_mem.engine.mesh import replicated
+from fedjax_mem.engine.mesh import replicated, whole
 from fedjax_mem.engine.metrics import covered
 from fedjax_mem.engine.round import Setting, make_round
 
@@ -151,7 +151,7 @@ def _walk(
     own = layer.row(first(layer, 'init', cast, specs, row.client))
     if layer.client is not None:
       side = functools.partial(walk.client_pass, setting.layers, (layer,), cast, specs, row.client)
-      run = alike(lambda *given, side=side: side(*given)[:2], setting.layout.mesh)
+      run = everywhere(lambda *given, side=side: side(*given)[:2], setting.layout.mesh)
       value, rows = run(value, {layer.name: own})
       own = rows[layer.name]
     if layer.cohort is not None:
@@ -200,7 +200,7 @@ def peek(
   Clients that select sides leave out after the draw are among them.
   """
   number = setting.shape.num_clients
-  table = lambda name: tables.whole(state.clients[name], setting.layout.mesh)
+  table = lambda name: whole(state.clients[name], setting.layout.mesh)
 
   def draw(servers: Tree, round: jax.Array) -> tuple[Tree, jax.Array]:
     cast = broadcast(seed, round, state.params, root=root, servers=servers)

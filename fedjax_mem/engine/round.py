@@ -38,10 +38,12 @@ from fedjax_mem.engine.clients import (
   OneClient,
   Step,
   compensated,
+  everywhere,
   side_by_side,
   spread,
   summing,
 )
+from fedjax_mem.engine.mesh import whole
 from fedjax_mem.engine.metrics import over_cohort
 
 # (sum of messages, client states, whether each client's message is finite [C], whether its new
@@ -172,8 +174,8 @@ def settle(
 
 def select(setting: Setting, cast: Cast, clients: dict[str, Tree]) -> tuple[Cast, Metrics]:
   """Returns the cast of this round, with the padded cohort, and the metrics of its draw."""
-  whole = lambda name: tables.whole(clients[name], setting.layout.mesh)
-  cast, _, metrics = walk.select_pass(setting.layers, cast, whole)
+  table = lambda name: whole(clients[name], setting.layout.mesh)
+  cast, _, metrics = walk.select_pass(setting.layers, cast, table)
   cohort = cohorts.pad(cast.cohort, setting.capacity, setting.shape.num_clients)
   return cast._replace(cohort=cohort), metrics
 
@@ -240,15 +242,14 @@ def collect(
         ok &= fine
         value = hiding.kept(setting.layers, fine, value) if setting.layers.claims else value
       if last:
-        arrived = tree.keep(left_out(setting, cast, ok).cohort.arrived, value)
-        value = setting.adding.done(setting.adding.stacked(arrived))
+        value = _total(setting, left_out(setting, cast, ok).cohort.arrived, value)
       continue
     own = {x.name: states[x.name] for x in group}
     value, own, noted, fine, kept = run(cast, group, row, value, own, number == 0, last)
     sound &= kept
     new |= own
     ok &= fine
-    metrics |= over_cohort(noted, cast.cohort.arrived & ok)
+    metrics |= everywhere(over_cohort, setting.layout.mesh)(noted, cast.cohort.arrived & ok)
   return value, new, ok, sound, metrics
 
 
@@ -296,11 +297,25 @@ def _cohort(
   old = new[layer.name] if layer.client is not None else None
   if old is None:
     old = cohorts.gather(states[layer.name], cast.cohort.id)
-  stage = rules.divided_side(layer, setting.layout.mesh)
-  value, rows, metrics = walk.cohort_pass(
-    setting.layers, layer, stage, cast, setting.specs, value, old
-  )
+  mesh = setting.layout.mesh
+  stage = rules.divided_side(layer, mesh)
+
+  def side(cast: Cast, value: Any, old: Tree) -> tuple[Any, Tree, Metrics]:
+    return walk.cohort_pass(setting.layers, layer, stage, cast, setting.specs, value, old)
+
+  if stage is layer.cohort:
+    side = everywhere(side, mesh)
+  value, rows, metrics = side(cast.bare(), value, old)
   return value, {layer.name: rows}, metrics
+
+
+def _total(setting: Setting, on: jax.Array, stack: Any) -> Any:
+  """Returns the sum of those of the messages [C, ...] that are `on` [C]."""
+
+  def total(on: jax.Array, stack: Any) -> Any:
+    return setting.adding.done(setting.adding.stacked(tree.keep(on, stack)))
+
+  return everywhere(total, setting.layout.mesh)(on, stack)
 
 
 def left_out(setting: Setting, cast: Cast, ok: jax.Array) -> Cast:

@@ -62,16 +62,6 @@ def at_home(row: Row, population: int, devices: int) -> Row:
   return arranged
 
 
-def whole(table: Tree, mesh: Mesh) -> Tree:
-  """Returns the table with all of its rows on every device, as a sampler reads it.
-
-  Its sums are then taken in the same order on any number of devices.
-  """
-  if mesh.size == 1:
-    return table
-  return jax.lax.with_sharding_constraint(table, replicated(mesh))
-
-
 def shardings(divided: bool, mesh: Mesh) -> State:
   """Returns where the state of a run is kept: a prefix of its tree.
 

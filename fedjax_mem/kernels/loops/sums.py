@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Tree, tree
-from fedjax_mem.kernels.loops import parts
+from fedjax_mem.kernels.loops import across, parts
 
 # Columns that are summed at a time: with two arrays of float32, 64 KiB.
 _COLUMNS = 1 << 13
@@ -124,13 +124,11 @@ def over_devices(part: Sum, axis: str) -> Sum:
   places = [i for i, x in enumerate(leaves) if _rounds(x)]
   # One vector, so that devices exchange one message: several at a time could wait for each other.
   mine = jnp.stack([tree.ravel([x[i] for i in places]) for x in (leaves, lows)])
-  gathered: jax.Array = jax.lax.all_gather(mine, axis)
 
-  def at(i: jax.typing.ArrayLike) -> Sum:
-    high, low = jax.lax.dynamic_index_in_dim(gathered, i, 0, False)
-    return Sum(high, low)
+  def both(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.stack(join(Sum(a[0], a[1]), Sum(b[0], b[1])))
 
-  whole = jax.lax.fori_loop(1, len(gathered), lambda i, held: join(held, at(i)), at(0))
+  whole = across.joined(mine, axis, both)
   high, low = (tree.unravel(x, [leaves[i] for i in places]) for x in whole)
   for x, i in enumerate(places):
     leaves[i], lows[i] = high[x], low[x]
