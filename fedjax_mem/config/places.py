@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from fedjax_mem.config.typed import Section
 from fedjax_mem.core import validate
-from fedjax_mem.engine.execution import MODES
+from fedjax_mem.engine.execution import DATA, MODES
 
 _DEVICES = 1024  # more host devices than that only take memory
 _YEAR = 366 * 86_400  # seconds
@@ -29,6 +29,10 @@ class ExecutionSection(Section):
     keep_checkpoints: number of newest checkpoints that are kept, >= 2 since one may be damaged.
     stream_above_mb: size of the examples in megabytes (10^6 bytes) above which they are streamed to
       the device, segment by segment; None = never.
+    data: where the examples are: 'whole' on every device, 'divided' (each device has those of its
+      own clients, which run there if there is room), or 'auto' (divided over several processes).
+    slack: places of a device beyond its share of the cohort, so that fewer clients run away from
+      their examples and states.
   """
 
   section: ClassVar[str] = 'execution'
@@ -40,9 +44,13 @@ class ExecutionSection(Section):
   checkpoint_every_seconds: float = 30.0
   keep_checkpoints: int = 3
   stream_above_mb: float | None = None
+  data: str = 'auto'
+  slack: int = 0
 
   def _check(self) -> None:
     validate.one_of(MODES, **{'execution.mode': self.mode})
+    validate.one_of(DATA, **{'execution.data': self.data})
+    self._each(validate.integer, 'slack', at_least=0, at_most=_DEVICES)
     self._counts('chunk', 'max_segment_rounds', 'keep_checkpoints')
     if (self.chunk is None) == (self.mode == 'chunk'):
       raise ValueError(

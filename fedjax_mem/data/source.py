@@ -130,6 +130,12 @@ class FederatedData:
       placed(np.asarray(self.counts, np.int32)),
     )
 
+  def host_population(self) -> Population:
+    """Returns the whole population on the host; what is memory-mapped stays so."""
+    offsets: Any = np.asarray(self.offsets[:-1])
+    arrays: Any = self.arrays
+    return Population(arrays, np.asarray(self.index), offsets, np.asarray(self.counts))  # type: ignore[arg-type]
+
   def label_counts(self) -> np.ndarray:
     """Returns the examples of each label that each client holds, [N, num_classes] int64.
 

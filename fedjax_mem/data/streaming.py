@@ -5,6 +5,7 @@ buffer of fixed size, so that one compiled program serves all segments. `prefetc
 background while the previous segment runs.
 """
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -30,23 +31,43 @@ def must_stream(data: FederatedData, cap_bytes: int) -> bool:
   return data.nbytes > validate.integer(cap_bytes=cap_bytes)
 
 
+# (device -> (arrays, index), rows of a part, start [N], count [N]) -> a population
+Part = Callable[[int], tuple[dict[str, np.ndarray], np.ndarray]]
+Place = Callable[[Part, int, np.ndarray, np.ndarray], Population]
+
+
+def _largest(counts: np.ndarray, clients: int) -> int:
+  """Returns the examples of so many clients, at most."""
+  return int(np.sort(counts)[::-1][:clients].sum())
+
+
 class StreamedPopulation:
   """The examples of one segment's clients at a time; rounds give the same bits as with all clients.
 
   Args:
     data: N clients; their arrays may be memory-mapped.
     clients_per_segment: largest number of distinct clients in a segment: R x C.
+    blocks: [first, last) of the clients of each device, whose examples it alone has; None: one
+      device, or the same for all.
+    place: puts the parts of all devices there: (device -> (rows of its clients, their index), rows
+      of a part, start [N], count [N]) -> a population.
 
   Raises:
     ValueError: a segment may need 2**31 rows or more.
   """
 
-  def __init__(self, data: FederatedData, clients_per_segment: int):
+  def __init__(
+    self,
+    data: FederatedData,
+    clients_per_segment: int,
+    blocks: list[tuple[int, int]] | None = None,
+    place: Place | None = None,
+  ):
     validate.integer(clients_per_segment=clients_per_segment)
-    self._data = data
+    self._data, self._place = data, place
     self._most = min(clients_per_segment, data.num_clients)
-    largest = np.sort(data.counts)[data.num_clients - self._most :]
-    self.capacity = int(largest.sum())
+    self._blocks = blocks or [(0, data.num_clients)]
+    self.capacity = max(_largest(data.counts[a:b], self._most) for a, b in self._blocks)
     if self.capacity > np.iinfo(np.int32).max:
       raise ValueError(
         f'clients_per_segment must need fewer than 2**31 examples, got {clients_per_segment}: '
@@ -77,19 +98,28 @@ class StreamedPopulation:
         distinct clients.
     """
     clients = self._distinct(client_ids)
+    start = np.zeros(self._data.num_clients, np.int32)
+    some = [clients[(clients >= a) & (clients < b)] for a, b in self._blocks]
+    counts = self._data.counts
+    for ids in some:
+      start[ids] = np.cumsum(counts[ids]) - counts[ids]
+    if self._place is not None:
+      return self._place(lambda device: self._part(some[device]), self.capacity, start, counts)
+    arrays = {name: jax.device_put(x) for name, x in self._part(clients)[0].items()}
+    return Population(arrays, self._index, jax.device_put(start), self._count)
+
+  def _part(self, clients: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Returns (name -> [capacity, ...] with the clients' rows, index [capacity])."""
     data = self._data
-    counts = data.offsets[clients + 1] - data.offsets[clients]
-    begin = np.cumsum(counts) - counts
-    within = np.arange(counts.sum()) - np.repeat(begin, counts)
+    counts = data.counts[clients]
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     rows = data.index[np.repeat(data.offsets[clients], counts) + within]
     arrays = {}
     for name, stored in data.arrays.items():
       buffer = aligned_zeros((self.capacity, *stored.shape[1:]), stored.dtype)
       np.take(stored, rows, axis=0, out=buffer[: len(rows)], mode='clip')
-      arrays[name] = jax.device_put(buffer)
-    start = np.zeros(data.num_clients, np.int32)
-    start[clients] = begin
-    return Population(arrays, self._index, jax.device_put(start), self._count)
+      arrays[name] = buffer
+    return arrays, np.arange(self.capacity, dtype=np.int32)
 
   def _distinct(self, client_ids: np.ndarray) -> np.ndarray:
     ids = np.asarray(client_ids)

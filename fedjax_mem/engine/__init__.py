@@ -21,9 +21,9 @@ from fedjax_mem.engine.mesh import compiler_options as compiler_options
 from fedjax_mem.engine.mesh import make_mesh as make_mesh
 from fedjax_mem.engine.plan import make_setting as make_setting
 from fedjax_mem.engine.plan import table_bytes as table_bytes
-from fedjax_mem.engine.round import Setting as Setting
 from fedjax_mem.engine.run import Simulation as Simulation
 from fedjax_mem.engine.run import simulate as simulate
+from fedjax_mem.engine.setting import Setting as Setting
 from fedjax_mem.engine.split import Given as Given
 from fedjax_mem.engine.split import Made as Made
 from fedjax_mem.engine.split import Told as Told

@@ -68,11 +68,13 @@ class Layout(NamedTuple):
     chunk: clients side by side on a device, >= 1.
     looped: one client at a time, without vmap (then chunk is 1).
     mesh: the devices.
+    slack: places of a device beyond its share of the cohort.
   """
 
   chunk: int
   looped: bool
   mesh: Mesh
+  slack: int = 0
 
   @property
   def devices(self) -> int:
@@ -83,6 +85,11 @@ class Layout(NamedTuple):
   def block(self) -> int:
     """Clients that run at once on all devices: a cohort is padded to a multiple of it."""
     return self.chunk * self.devices
+
+  def places(self, cohort: int) -> int:
+    """Returns the places of all devices for a cohort of so many clients."""
+    each = -(-cohort // self.devices) + self.slack
+    return self.devices * (each + -each % self.chunk)
 
 
 def side_by_side(one: OneClient, counts: Callable[[Tree], jax.Array], layout: Layout) -> Block:
@@ -125,6 +132,7 @@ def spread(
   chunk: int | None,
   mesh: Mesh,
   summed: Adding | None,
+  specs: Tree = None,
 ) -> tuple[Tree, Tree, Tree]:
   """Returns (value, carry, rest) of `step` over the cohort, chunk by chunk on every device.
 
@@ -138,6 +146,7 @@ def spread(
     chunk: clients that a step takes; None: one client, without a client axis.
     mesh: the devices.
     summed: how the values of all steps are summed; None: they stay stacked [C, ...].
+    specs: how `everyone` lies on the mesh, a prefix of its tree; None: whole on every device.
   """
 
   def on_device(everyone: Tree, carry: Tree, rows: Tree) -> tuple[Tree, Tree, Tree]:
@@ -165,7 +174,7 @@ def spread(
   return jax.shard_map(
     on_mesh,
     mesh=mesh,
-    in_specs=(whole, split, split),
+    in_specs=(whole if specs is None else specs, split, split),
     out_specs=(whole if summed else split, split, split),
     check_vma=False,
   )(everyone, carry, rows)

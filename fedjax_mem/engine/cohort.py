@@ -1,8 +1,7 @@
-"""The cohort of a round: its padding and order, and the rows of its clients in the tables."""
+"""The cohort of a round: its padding, and the rows of its clients in the tables."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mem.core import Member, Population, Tree, tree
@@ -30,22 +29,6 @@ def rows(population: Population, cohort: Member) -> Row:
   start = population.start.at[cohort.id].get(mode='clip')
   count = population.count.at[cohort.id].get(mode='clip')
   return Row(cohort, start, jnp.where(cohort.real, count, 0))
-
-
-def arrange(row: Row, chunk: int, devices: int) -> Row:
-  """Returns the rows [C] in an order in which chunks have little padding and devices equal work.
-
-  Sorted by their numbers of examples, clients of similar size share a chunk. The chunks are dealt
-  to the devices in turn, first to last and then last to first, so that no device gets all the large
-  ones. The order of clients changes no draw; it changes the order of floating-point sums.
-  """
-  capacity = row.count.shape[0]
-  chunks = np.arange(capacity // chunk).reshape(-1, devices)
-  chunks[1::2] = chunks[1::2, ::-1].copy()
-  places = (chunks.T.reshape(-1, 1) * chunk + np.arange(chunk)).reshape(-1)
-  order = jnp.argsort(-row.count, stable=True)[places]
-  arranged: Row = jax.tree.map(lambda x: x[order], row)
-  return arranged
 
 
 def gather(tables: Tree, ids: jax.Array) -> Tree:

@@ -10,6 +10,7 @@ from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.mesh import make_mesh
 
 MODES = ('auto', 'vmap', 'chunk', 'loop')
+DATA = ('auto', 'whole', 'divided')
 
 # (platform, most parameters, clients side by side on a device; 0: one at a time); the first match
 # counts. The CPU rows were measured by `python -m benchmarks.scaling --what chunk`. Other platforms
@@ -32,12 +33,19 @@ class Execution:
     pool: whether a round in which each client takes one local step may be computed as one gradient
       (`engine/pooled.py`), where no layer needs the update of a single client; `mode` is then not
       used.
+    data: where the examples are: 'whole' on each device; 'divided', each device has those of its
+      own clients, which run there as far as there is room (`engine/apart.py`); 'auto': divided
+      where there are several processes.
+    slack: places of a device beyond its share of the cohort: with more of them fewer clients run
+      away from their examples and states, and devices wait longer for each other.
   """
 
   mode: str = 'auto'
   chunk: int | None = None
   devices: int | str = 'auto'
   pool: bool = True
+  data: str = 'auto'
+  slack: int = 0
 
   def __post_init__(self) -> None:
     validate.one_of(MODES, mode=self.mode)
@@ -50,6 +58,13 @@ class Execution:
       validate.integer(chunk=self.chunk)
     if self.devices != 'auto':
       validate.integer(devices=self.devices)
+    validate.one_of(DATA, data=self.data)
+    validate.integer(at_least=0, slack=self.slack)
+
+  @property
+  def divides(self) -> bool:
+    """Whether the examples are divided over the devices."""
+    return self.data == 'divided' or (self.data == 'auto' and jax.process_count() > 1)
 
 
 def resolve(execution: Execution, capacity: int, params: Any) -> Layout:
@@ -64,16 +79,18 @@ def resolve(execution: Execution, capacity: int, params: Any) -> Layout:
     ValueError: more devices than there are.
   """
   devices: int | str = execution.devices
-  if devices == 'auto':
+  if devices == 'auto' and jax.process_count() == 1:
     devices = min(len(jax.devices()), capacity)
   mesh = make_mesh(devices)
-  each = -(-capacity // mesh.size)
+  slack = execution.slack if mesh.size > 1 else 0
+  each = -(-capacity // mesh.size) + slack
   mode, chunk = execution.mode, execution.chunk
   if mode == 'auto':
     mode, chunk = _from_table(platforms.current(), params)
   if mode == 'loop':
-    return Layout(1, True, mesh)
-  return Layout(each if mode == 'vmap' or chunk is None else min(chunk, each), False, mesh)
+    return Layout(1, True, mesh, slack)
+  chunk = each if mode == 'vmap' or chunk is None else min(chunk, each)
+  return Layout(chunk, False, mesh, slack)
 
 
 def in_table(platform: str, params: Any) -> bool:

@@ -36,6 +36,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def put(values: Tree, sharding: jax.sharding.Sharding) -> Tree:
+  """Returns arrays of the host on the devices; every process gives the same ones.
+
+  `jax.device_put` would send all of them to process 0, to compare them.
+  """
+  if sharding.is_fully_addressable:
+    return jax.device_put(values, sharding)
+
+  def one(x: Any) -> jax.Array:
+    held = np.asarray(x)
+    return jax.make_array_from_callback(held.shape, sharding, lambda where: held[where])
+
+  return jax.tree.map(one, values)
+
+
 def whole(values: Tree, mesh: Mesh) -> Tree:
   """Returns the values with a whole copy on every device, within a compiled program.
 

@@ -32,7 +32,8 @@ from fedjax_mem.engine.clients import Layout, everywhere
 from fedjax_mem.engine.cohort import pad
 from fedjax_mem.engine.mesh import replicated, whole
 from fedjax_mem.engine.metrics import covered
-from fedjax_mem.engine.round import Setting, make_round
+from fedjax_mem.engine.round import make_round
+from fedjax_mem.engine.setting import Rooms, Setting
 
 # (seed, secret root) where only shapes are wanted.
 _KEYS: Any = (np.uint32(0), np.zeros(2, np.uint32))
@@ -46,6 +47,7 @@ def make_setting(
   layout: Layout,
   transforms: tuple[Transform, ...] = (),
   pool: bool = True,
+  apart: bool = False,
 ) -> Setting:
   """Returns the setting of a run, checked.
 
@@ -57,6 +59,7 @@ def make_setting(
     layout: how the cohort is laid out.
     transforms: functions batch -> batch, applied to every batch that is gathered.
     pool: whether to look for a way to sum over all examples of the cohort at once.
+    apart: whether each device has only the examples of its own clients.
 
   Raises:
     IncompatibleStages: layers that do not fit together.
@@ -69,8 +72,9 @@ def make_setting(
       f'the sampler must be for the {shape.num_clients} clients of the data, '
       f'got one for {draws.population}.'
     )
-  capacity = draws.capacity + -draws.capacity % layout.block
-  setting = Setting(layers, shape, capacity, layout, {}, transforms)
+  capacity = layout.places(draws.capacity)
+  rooms = _rooms(population, shape) if apart and layout.devices > 1 else None
+  setting = Setting(layers, shape, capacity, layout, {}, transforms, apart=rooms)
   specs, sent = _specs(setting, params, population)
   setting = setting._replace(specs=specs)
   init = lambda p, d: initial_state(setting, p, d, *_KEYS)
@@ -84,6 +88,14 @@ def make_setting(
   setting = setting._replace(round=jax.jit(make_round(setting)))
   noted = _check_fixed_point(setting, params, population)
   return setting._replace(metrics=frozenset(noted), covered=covered(noted))
+
+
+def _rooms(population: Population, shape: Shape) -> Rooms:
+  """Returns the room for examples; of shapes alone, any client may be as large as the largest."""
+  count: Any = population.count
+  if isinstance(count, jax.ShapeDtypeStruct):
+    count = np.full(shape.num_clients, shape.capacity)
+  return Rooms.of(count)
 
 
 def initial_state(

@@ -11,10 +11,11 @@ no client's own update is ever formed. This is possible if no layer between the 
 sum needs the update of a single client, which `find` decides from the layers and their facts.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from fedjax_mem.core import (
   Batch,
@@ -31,11 +32,10 @@ from fedjax_mem.core import (
   Weighs,
   tree,
 )
+from fedjax_mem.engine import apart
 from fedjax_mem.engine.cast import Cast, Row, context
-from fedjax_mem.engine.clients import PLAIN, Layout, spread
-
-if TYPE_CHECKING:
-  from fedjax_mem.engine.round import Setting
+from fedjax_mem.engine.clients import PLAIN, spread
+from fedjax_mem.engine.setting import Setting
 
 # (algorithm, weighing layer, pool)
 Found = tuple[Layer, Layer, Pool]
@@ -43,7 +43,7 @@ Found = tuple[Layer, Layer, Pool]
 _EXAMPLES = 8192
 
 
-def find(layers: Round, setting: 'Setting', params: Tree, population: Population) -> Found | None:
+def find(layers: Round, setting: Setting, params: Tree, population: Population) -> Found | None:
   """Returns (algorithm, weighing layer, pool) if the round can be pooled, else None.
 
   Args:
@@ -67,7 +67,7 @@ def find(layers: Round, setting: 'Setting', params: Tree, population: Population
 
 
 def run(
-  found: Found, setting: 'Setting', cast: Cast, row: Row
+  found: Found, setting: Setting, cast: Cast, row: Row
 ) -> tuple[Message, dict[str, jax.Array]]:
   """Returns (sum of messages, metrics of the algorithm) over the cohort.
 
@@ -81,7 +81,16 @@ def run(
   ctx = context(setting.layers, algorithm, 'cohort', cast, setting.specs)
   weight: Any = weighing.client.fact(Weighs).of  # type: ignore[union-attr]
 
-  def step(everyone: Cast, carry: Tree, rows: Row) -> tuple[Tree, Tree, Tree]:
+  layout = setting.layout
+  chunk = _chunk(setting.capacity // layout.devices, setting.shape.capacity)
+  layout = layout._replace(chunk=chunk, looped=False)
+
+  def step(
+    everyone: tuple[Cast, Row], carry: Tree, packed: tuple[Row, jax.Array]
+  ) -> tuple[Tree, Tree, Tree]:
+    (given, cohort), (rows, slot) = everyone, packed
+    if setting.apart:
+      given, rows = apart.gathered(setting, layout, given, rows, cohort, slot)
     # Each of a client's n_k examples weighs p_k / n_k; padding and lost clients weigh 0.
     on = rows.client.arrived & (rows.count > 0)
     used = tree.keep(on, weight(rows.count.astype(jnp.float32)))
@@ -92,9 +101,9 @@ def run(
     # Padding repeats a client's last example. Another client's could be NaN, and 0 * NaN is not 0.
     within = jnp.minimum(place[None, :], jnp.maximum(rows.count - 1, 0)[:, None])
     where = (rows.start[:, None] + within).reshape(-1)
-    batch = _gathered(everyone.arrays, everyone.rows, where, setting)
+    batch = _gathered(given.arrays, given.rows, where, setting)
     update, metrics = pool(
-      ctx._replace(params=everyone.params),
+      ctx._replace(params=given.params),
       batch,
       weights.reshape(-1),
       mask.reshape(-1),
@@ -102,22 +111,22 @@ def run(
     )
     return (Message(update, used.sum(), {}), metrics), carry, ()
 
-  layout: Layout = setting.layout
   # Only what a step reads goes to all devices; the context is made once, outside of the steps.
   everyone = cast._replace(servers={}, cohort=None)
   (message, metrics), _, _ = spread(
     step,
-    everyone,
+    (everyone, row),
     (),
-    row,
-    chunk=_chunk(setting.capacity // layout.devices, setting.shape.capacity),
+    (row, jnp.arange(setting.capacity, dtype=jnp.int32)),
+    chunk=chunk,
     mesh=layout.mesh,
     summed=PLAIN,
+    specs=(apart.specs(everyone), PartitionSpec()) if setting.apart else None,
   )
   return message, {f'{algorithm.name}/{name}': _value(x) for name, x in metrics.items()}
 
 
-def _gathered(arrays: Batch, index: jax.Array, where: jax.Array, setting: 'Setting') -> Batch:
+def _gathered(arrays: Batch, index: jax.Array, where: jax.Array, setting: Setting) -> Batch:
   """Returns the batch of the examples at the places `where` [B] of the population's index."""
   zero, number = jnp.int32(0), jnp.int32(index.shape[0])
   capacity = setting.shape.capacity

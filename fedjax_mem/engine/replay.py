@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from fedjax_mem.core import Layer, Noises, Round, State, Tree, keys
-from fedjax_mem.engine.round import Setting
+from fedjax_mem.engine.setting import Setting
 
 
 def noise_layers(layers: Round) -> list[tuple[Layer, str, Noises]]:

@@ -9,35 +9,29 @@ the message of a single client, `pooled.run` computes their sum in a faster way.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from fedjax_mem.core import (
   Covered,
   Layer,
   Metrics,
   Population,
-  Round,
-  Shape,
   State,
   Task,
-  Transform,
   Tree,
   packing,
   tree,
 )
+from fedjax_mem.engine import apart, hiding, places, pooled, rules, tables, walk
 from fedjax_mem.engine import cohort as cohorts
-from fedjax_mem.engine import hiding, pooled, rules, tables, walk
 from fedjax_mem.engine.cast import Cast, Row, broadcast, examples
 from fedjax_mem.engine.clients import (
-  PLAIN,
-  Adding,
-  Layout,
   OneClient,
   Step,
-  compensated,
   everywhere,
   side_by_side,
   spread,
@@ -45,6 +39,7 @@ from fedjax_mem.engine.clients import (
 )
 from fedjax_mem.engine.mesh import whole
 from fedjax_mem.engine.metrics import over_cohort
+from fedjax_mem.engine.setting import Setting
 
 # (sum of messages, client states, whether each client's message is finite [C], whether its new
 # states are [C], metrics)
@@ -52,49 +47,13 @@ Ran = tuple[Any, dict[str, Tree], jax.Array, jax.Array, Metrics]
 # (messages [C, ...] or, from the last sides, their sum; new client states; metrics; whether each
 # client's message is finite [C]; whether its new states are [C])
 Mapped = tuple[Any, dict[str, Tree], Metrics, jax.Array, jax.Array]
-# What all clients get: the cast, and the tables of client states unless these are divided.
-Everyone = tuple[Cast, Tree]
+# What all clients get: the cast, the tables of client states unless these are divided, and the rows
+# of the cohort.
+Everyone = tuple[Cast, Tree, Row]
 # What each client gets: its row, its value, and its place in the cohort or its state.
 Packed = tuple[Row, Any, Tree]
 # (state, population, seed, secret root) -> (state, metrics)
 RoundFn = Callable[[State, Population, jax.Array, jax.Array], tuple[State, Metrics]]
-
-
-class Setting(NamedTuple):
-  """What is fixed about the rounds of a run.
-
-  Attributes:
-    layers: of the round.
-    shape: static facts about the population.
-    capacity: C, rows of a cohort with padding.
-    layout: how the cohort is laid out.
-    specs: for each layer after the algorithm, the shapes of what its client side receives.
-    transforms: functions batch -> batch, applied to every batch that is gathered (normalisation).
-    pool: how to sum over all examples of the cohort at once, or None.
-    divided: whether the tables of client states are divided over the devices, and their rows
-      written in the loop over clients.
-    metrics: names of the metrics of a round.
-    covered: names of those that a claim of privacy covers.
-    round: the round of this setting, jitted, so that the plan's check of its shapes and the program
-      of many rounds share one trace; None until the plan has made it.
-  """
-
-  layers: Round
-  shape: Shape
-  capacity: int
-  layout: Layout
-  specs: dict[str, Tree]
-  transforms: tuple[Transform, ...] = ()
-  pool: pooled.Found | None = None
-  divided: bool = False
-  metrics: frozenset[str] = frozenset()
-  covered: frozenset[str] = frozenset()
-  round: Any = None
-
-  @property
-  def adding(self) -> Adding:
-    """How messages are summed: with a bound on the rounding where noise has to cover it."""
-    return compensated(self.layout.looped) if self.layers.compensated else PLAIN
 
 
 def make_round(setting: Setting) -> RoundFn:
@@ -116,16 +75,13 @@ def make_round(setting: Setting) -> RoundFn:
       seed, state.round, state.params, root=root, servers=state.servers, population=population
     ).deriving(setting.layers)
     cast, metrics = select(setting, cast, state.clients)
-    row = cohorts.rows(population, cast.cohort)
-    # The order of the cohort changes no draw, only speed and the order of sums.
-    if not setting.shape.equal:
-      row = cohorts.arrange(row, setting.layout.chunk, setting.layout.devices)
-    elif setting.divided:
-      row = tables.at_home(row, setting.shape.num_clients, setting.layout.devices)
+    row = places.arranged(setting, cohorts.rows(population, cast.cohort))
     cast = cast._replace(cohort=row.client)
     state, noted, _ = settle(
       setting, cast, row, state, _messages(setting, cast, row, state.clients)
     )
+    if setting.apart:
+      noted['moved'] = places.moved(row, setting.shape.num_clients, setting.layout.devices)
     return state, {**metrics, **noted}
 
   return round
@@ -265,15 +221,19 @@ def mapped(
 ) -> Mapped:
   """Runs successive client sides over the cohort; `first` and `last` are as in `chain`."""
   held, shown = (own, ()) if setting.divided else ((), own)
+  # Client sides are not shown which clients arrive: that may depend on other clients' data.
+  cast = cast._replace(cohort=cast.cohort._replace(arrived=cast.cohort.real))
+  cast = cast if first else cast.bare()
+  whole = PartitionSpec()
   value, held, (made, noted, fine, kept) = spread(
     _step(setting, group, first, last),
-    # Client sides are not shown which clients arrive: that may depend on other clients' data.
-    (cast._replace(cohort=cast.cohort._replace(arrived=cast.cohort.real)), shown),
+    (cast, shown, row),
     held,
     (row, value, jnp.arange(setting.capacity, dtype=jnp.int32)),
     chunk=None if setting.layout.looped else setting.layout.chunk,
     mesh=setting.layout.mesh,
     summed=setting.adding if last else None,
+    specs=(apart.specs(cast), whole, whole) if setting.apart and first else None,
   )
   value = value.open() if last else value
   return value, held if setting.divided else made, noted, fine, kept
@@ -341,7 +301,9 @@ def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
   # States are gathered here, chunk by chunk, so that memory holds those of one chunk and not those
   # of the whole cohort.
   def step(everyone: Everyone, held: Tree, packed: Packed) -> tuple[Tree, Tree, Tree]:
-    (cast, given), (row, value, slot) = everyone, packed
+    (cast, given, whole), (row, value, slot) = everyone, packed
+    if first and setting.apart:
+      cast, row = apart.gathered(setting, layout, cast, row, whole, slot)
     if not setting.divided:
       old = cohorts.gather(given, row.client.id)
       value, rest = block(cast, (row, value, old))

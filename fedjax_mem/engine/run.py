@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_mem.core import (
   IncompatibleStages,
@@ -30,12 +31,12 @@ from fedjax_mem.core import (
   tree,
   validate,
 )
+from fedjax_mem.engine import apart, personal, plan, replay, tables
 from fedjax_mem.engine import execution as executions
 from fedjax_mem.engine import mesh as meshes
 from fedjax_mem.engine import metrics as measured
-from fedjax_mem.engine import personal, plan, replay, tables
 from fedjax_mem.engine.execution import Execution
-from fedjax_mem.engine.round import Setting
+from fedjax_mem.engine.setting import Setting
 from fedjax_mem.kernels.nn import rewrite
 
 # (rounds done, whether to go on, state, rows of metrics, packed)
@@ -299,12 +300,23 @@ def simulate(
   execution = execution or Execution()
   layout = executions.resolve(execution, made.draws.capacity, params)
   shape = shape_of(population) if shape is None else shape
+  population = held(population, layout.mesh, execution.divides)
   setting = plan.make_setting(
-    made, tree.shapes(params), population, shape, layout, transforms, execution.pool
+    *(made, tree.shapes(params), population, shape, layout, transforms, execution.pool),
+    apart=execution.divides,
   )
-  population = jax.device_put(population, meshes.replicated(layout.mesh))
   rooted = noise_seed is not None
   return Simulation(setting, population, seed, max_rounds, tree.shapes(params), root, rooted)
+
+
+def held(population: Population, mesh: Mesh, divided: bool) -> Population:
+  """Returns the population on the devices: divided over them, or whole on each of them."""
+  index = population.index
+  whole = not isinstance(index, jax.Array) or index.sharding.is_fully_replicated
+  if divided and mesh.size > 1:
+    return apart.divide(population, mesh) if whole else population
+  placed: Population = meshes.put(population, meshes.replicated(mesh))
+  return placed
 
 
 def _check_claims(layers: Round) -> None:
@@ -359,4 +371,4 @@ def _segment(
   # With the shardings that `init` gives, so that the second segment is not compiled again.
   kept = tables.shardings(setting.divided, setting.layout.mesh)
   state = jax.lax.with_sharding_constraint(state, kept)
-  return state, rows, done
+  return state, *meshes.whole((rows, done), setting.layout.mesh)

@@ -29,13 +29,13 @@ from fedjax_mem.core import (
   tree,
 )
 from fedjax_mem.engine import cohort as cohorts
-from fedjax_mem.engine import hiding, walk
+from fedjax_mem.engine import hiding, places, walk
 from fedjax_mem.engine import metrics as measured
 from fedjax_mem.engine import round as rounds
 from fedjax_mem.engine.cast import Cast, Row, broadcast, context
 from fedjax_mem.engine.clients import spread
 from fedjax_mem.engine.plan import initial_state
-from fedjax_mem.engine.round import Setting
+from fedjax_mem.engine.setting import Setting
 
 
 class Given(NamedTuple):
@@ -129,7 +129,7 @@ def drawn(
   cast, metrics = rounds.select(setting, cast, state.clients)
   row = cohorts.rows(population, cast.cohort)
   if not setting.shape.equal:
-    row = cohorts.arrange(row, 1, 1)
+    row = places.arrange(row, 1, 1)
   return row.client, cast.servers, {name: measured.plain(x) for name, x in metrics.items()}
 
 

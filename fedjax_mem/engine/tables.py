@@ -7,8 +7,8 @@ copy of the cohort's rows. The tables are then divided: every device has N / dev
 A client may run on a device that does not have its row. All devices run the same step at the same
 time, so before the step (`read`) every such row is sent from its device to the one that runs the
 client, and after the step (`write`) the new row is sent back. Clients with equally many examples
-run where their row is, as far as there is room (`at_home`), so that few rows are sent. Others run
-in the order of their numbers of examples, so that little of a chunk is padding (`cohort.arrange`).
+run where their row is, as far as there is room, so that few rows are sent. Others run in the order
+of their numbers of examples, so that little of a chunk is padding (`places.py`).
 """
 
 from typing import Any, NamedTuple
@@ -19,9 +19,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_mem.core import Round, State, Tree, Withholds, tree
 from fedjax_mem.engine import cohort as cohorts
-from fedjax_mem.engine.cast import Row
 from fedjax_mem.engine.clients import Layout
 from fedjax_mem.engine.mesh import AXIS, replicated
+from fedjax_mem.engine.places import home
+from fedjax_mem.kernels.loops import across
 
 
 def divides(layers: Round, num_clients: int, devices: int) -> bool:
@@ -32,34 +33,6 @@ def divides(layers: Round, num_clients: int, devices: int) -> bool:
   """
   final = not (layers.having(Withholds) or any(x.cohort is not None for x in layers))
   return final and num_clients % devices == 0
-
-
-def at_home(row: Row, population: int, devices: int) -> Row:
-  """Returns the rows [C] in an order in which clients run on the device that has their row.
-
-  A device has C / devices places. If the rows of more clients than that are on it, the last of
-  these clients run on other devices.
-
-  Args:
-    row: of the cohort; C is a multiple of the devices.
-    population: N, a multiple of the devices.
-    devices: that the cohort, and the rows of the population, are cut into.
-  """
-  places = len(row.count) // devices
-  home = row.client.id // (population // devices)  # the device with the row; `devices` for padding
-  here = home[:, None] == jnp.arange(devices)[None]
-  # How many earlier clients of the cohort have the same home.
-  rank = jnp.where(here, jnp.cumsum(here, 0), 0).sum(1, dtype=jnp.int32) - 1
-  stays = (home < devices) & (rank < places)
-  taken = jnp.arange(places)[None] < here.sum(0)[:, None]
-  # One sort orders the clients: first those without a place at home, padding at their end, then
-  # those that stay, place by place. Another orders the places: free ones first, then those taken.
-  # Both halves are equally long, so that the i-th client gets the i-th place.
-  last = (home == devices).astype(jnp.int32)
-  clients = jnp.argsort(jnp.where(stays, 2 + home * places + rank, last), stable=True)
-  order = jnp.zeros_like(clients).at[jnp.argsort(taken.reshape(-1), stable=True)].set(clients)
-  arranged: Row = jax.tree.map(lambda x: x[order], row)
-  return arranged
 
 
 def shardings(divided: bool, mesh: Mesh) -> State:
@@ -79,13 +52,18 @@ class Turn(NamedTuple):
 
   Attributes:
     ids: [devices, k], k side by side on each device ([devices] if looped).
-    rows: rows of a table on a device.
+    population: N.
     me: number of this device, or None if it is the only one.
   """
 
   ids: jax.Array
-  rows: int
+  population: int
   me: jax.Array | None
+
+  @property
+  def rows(self) -> int:
+    """Rows of a divided table on a device."""
+    return self.population // len(self.ids)
 
   def places(self, device: Any) -> jax.Array:
     """Returns where in this device's part the rows of `device`'s clients are; `rows`: not here."""
@@ -95,11 +73,15 @@ class Turn(NamedTuple):
     return jnp.where((place >= 0) & (place < self.rows), place, self.rows)
 
   @property
+  def homes(self) -> jax.Array:
+    """The devices that have the rows of these clients, [devices, k]; `devices` for padding."""
+    return home(self.ids, self.population, len(self.ids))
+
+  @property
   def away(self) -> jax.Array:
     """Which clients run on another device than the one that has their row, [devices, k]."""
-    home = self.ids // self.rows
-    devices = jnp.arange(len(home)).reshape((-1,) + (1,) * (home.ndim - 1))
-    return (home != devices) & (home < len(home))  # not padding, whose home is no device
+    devices = jnp.arange(len(self.ids)).reshape((-1,) + (1,) * (self.ids.ndim - 1))
+    return (self.homes != devices) & (self.homes < len(self.ids))
 
 
 def turn(ids: jax.Array, slot: jax.Array, population: int, layout: Layout) -> Turn:
@@ -111,11 +93,25 @@ def turn(ids: jax.Array, slot: jax.Array, population: int, layout: Layout) -> Tu
     population: N.
     layout: how the cohort is laid out.
   """
-  # Every device runs its part of the cohort in the same number of steps: this is step `now`.
-  steps = ids.reshape(layout.devices, -1, *slot.shape)
-  now = slot.reshape(-1)[0] // layout.chunk % steps.shape[1]
   me = jax.lax.axis_index(AXIS) if layout.devices > 1 else None
-  return Turn(steps[:, now], population // layout.devices, me)
+  return Turn(now(ids, slot, layout), population, me)
+
+
+def now(values: Tree, slot: jax.Array, layout: Layout) -> Tree:
+  """Returns what the clients of all devices have that run in the same step, [devices, k].
+
+  Args:
+    values: of the cohort, [C] each.
+    slot: as in `turn`.
+    layout: how the cohort is laid out.
+  """
+
+  def one(x: jax.Array) -> jax.Array:
+    # Every device runs its part of the cohort in the same number of steps: this is one of them.
+    steps = x.reshape(layout.devices, -1, *slot.shape)
+    return steps[:, slot.reshape(-1)[0] // layout.chunk % steps.shape[1]]
+
+  return jax.tree.map(one, values)
 
 
 def read(tables: Tree, turn: Turn) -> Tree:
@@ -168,23 +164,5 @@ def _each(away: jax.Array, f: Any, carry: Tree) -> Tree:
 
 
 def _only(on: jax.Array, rows: Tree) -> Tree:
-  """Returns on every device the rows [k, ...] of the one device on which each is `on` [k].
-
-  A sum over the devices, to which all others add zeros; exact to the bit.
-  """
-
-  def one(x: jax.Array) -> jax.Array:
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-      return jax.lax.complex(one(x.real), one(x.imag))
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-      wide = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.int32)
-      summed: jax.Array = jax.lax.psum(x.astype(wide), AXIS)
-      return summed.astype(x.dtype)
-    # The bits are summed as integers, since -0.0 + 0.0 = 0.0.
-    bits = jnp.dtype(f'uint{8 * x.dtype.itemsize}')
-    wide = bits if x.dtype.itemsize > 4 else jnp.dtype(jnp.uint32)
-    whole = jax.lax.psum(jax.lax.bitcast_convert_type(x, bits).astype(wide), AXIS)
-    return jax.lax.bitcast_convert_type(whole.astype(bits), x.dtype)
-
-  kept = tree.keep(on, rows)
-  return jax.tree.map(one, kept)
+  """Returns on every device the rows [k, ...] of the one device on which each is `on` [k]."""
+  return across.only(jnp.bool_(True), tree.keep(on, rows), AXIS)

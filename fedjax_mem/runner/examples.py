@@ -1,15 +1,18 @@
 """The source of a run's examples: all on the device, or streamed for each segment of rounds."""
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_mem.core import Population, Round, Shape, State
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.data.streaming import StreamedPopulation, must_stream
-from fedjax_mem.engine import Simulation
-from fedjax_mem.engine.mesh import replicated
+from fedjax_mem.engine import Simulation, apart
+from fedjax_mem.engine.mesh import put, replicated
+from fedjax_mem.engine.places import blocks
 
 _MB = 10**6
 _MOST = float(2**62)  # bytes: more than any data have
@@ -51,11 +54,17 @@ class Streamed(Source):
     max_rounds: int,
     feedback: bool,
     cohort: int,
+    mesh: Mesh | None,
   ):
     rounds = 1 if feedback else max_rounds
-    while rounds > 1 and 2 * StreamedPopulation(data, rounds * cohort).nbytes > cap_bytes:
+    divided = {} if mesh is None else _divided(data, mesh)
+
+    def stream(rounds: int) -> StreamedPopulation:
+      return StreamedPopulation(data, rounds * cohort, **divided)
+
+    while rounds > 1 and 2 * stream(rounds).nbytes > cap_bytes:
       rounds = -(-rounds // 2)
-    self._stream = StreamedPopulation(data, rounds * cohort)
+    self._stream, self._apart = stream(rounds), mesh is not None
     if 2 * self._stream.nbytes > cap_bytes:
       raise ValueError(
         'execution.stream_above_mb must hold two segments of one round, '
@@ -74,7 +83,9 @@ class Streamed(Source):
       population = self._stream.take() if self._begun else self._stream.segment(ids[:rounds])
       self._stream.prefetch(ids[rounds : rounds + self.max_rounds])
       self._begun = True
-    held: Population = jax.device_put(population, replicated(sim.setting.layout.mesh))
+    if self._apart:
+      return population
+    held: Population = put(population, replicated(sim.setting.layout.mesh))
     return held
 
   def close(self) -> None:
@@ -82,11 +93,25 @@ class Streamed(Source):
     self._stream.close()
 
 
+def _divided(data: FederatedData, mesh: Mesh) -> dict[str, Any]:
+  """Returns what makes a stream one for devices that have the examples of their own clients."""
+  like = {
+    name: jax.ShapeDtypeStruct(x.shape[1:], np.asarray(x[:0]).dtype)
+    for name, x in data.arrays.items()
+  }
+
+  def place(part: Any, size: int, start: np.ndarray, count: np.ndarray) -> Population:
+    return apart.assemble(part, (size, size), like, start, count, mesh)
+
+  return {'blocks': blocks(data.num_clients, mesh.size), 'place': place}
+
+
 def source(
   data: FederatedData,
   layers: Round,
   cap_mb: float | None,
   max_rounds: int,
+  mesh: Mesh | None = None,
 ) -> Source:
   """Returns the source of a run's examples.
 
@@ -95,6 +120,7 @@ def source(
     layers: layers of the round; the sampler's fact says how many clients a round draws.
     cap_mb: megabytes (10**6 bytes) above which examples are streamed; None: never.
     max_rounds: rounds in the longest segment, if memory does not limit them.
+    mesh: the devices, if each has the examples of its own clients only.
 
   Raises:
     ValueError: the cap does not hold two segments of one round.
@@ -102,5 +128,7 @@ def source(
   counts = data.counts
   shape = Shape(data.num_clients, int(counts.max()), bool((counts == counts[0]).all()))
   if cap_mb is None or not must_stream(data, math.ceil(min(cap_mb * _MB, _MOST))):
-    return Source(data.population(), shape, max_rounds)
-  return Streamed(data, shape, cap_mb * _MB, max_rounds, not layers.blind, layers.draws.capacity)
+    held = data.population() if mesh is None else apart.divide(data.host_population(), mesh)
+    return Source(held, shape, max_rounds)
+  cohort, feedback = layers.draws.capacity, not layers.blind
+  return Streamed(data, shape, cap_mb * _MB, max_rounds, feedback, cohort, mesh)

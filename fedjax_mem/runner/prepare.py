@@ -16,6 +16,7 @@ from fedjax_mem.config.start import pinned
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.data.table import Table
 from fedjax_mem.engine import Execution, Simulation, describe, personal, simulate, table_bytes
+from fedjax_mem.engine.execution import resolve
 from fedjax_mem.models import saved
 from fedjax_mem.runner import (
   client_scores,
@@ -97,7 +98,11 @@ def get_ready(
   longest = recorded.get('max_rounds') or min(
     wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
   )
-  source = examples.source(parts.data, parts.layers, wanted.stream_above_mb, longest)
+  mesh = resolve(chosen, parts.layers.draws.capacity, parts.like).mesh
+  source = examples.source(
+    *(parts.data, parts.layers, wanted.stream_above_mb, longest),
+    mesh=mesh if chosen.divides and mesh.size > 1 else None,
+  )
 
   def make(execution: Execution) -> Simulation:
     return simulate(
@@ -117,7 +122,7 @@ def get_ready(
   sim = make(chosen)
   sim = sim.with_root(sim.root)  # pinned: the root in the run's folder is that of its rounds
   ledgers = spending.open_ledgers(config, parts.layers, parts.data.counts, sim.setting.specs)
-  batch, mesh = config.evaluation.batch_size, sim.setting.layout.mesh
+  batch = config.evaluation.batch_size
   evaluate = scores.scorer(parts, batch, mesh)
   of_clients = client_scores.Scorer(parts, batch, mesh)
   added = client_scores.names(parts)
@@ -133,6 +138,8 @@ def _execution(config: Config, recorded: dict[str, Any], note: str | None) -> Ex
     mode=recorded.get('mode', wanted.mode),
     chunk=recorded.get('chunk', wanted.chunk),
     devices=recorded.get('devices', wanted.devices),
+    data=recorded.get('data', wanted.data),
+    slack=recorded.get('slack', wanted.slack),
   )
   there = len(jax.devices())
   # A run from a machine with more devices must resume here. A new run that asks for more devices
@@ -201,6 +208,8 @@ def facts(ready: Ready) -> dict[str, Any]:
       'mode': 'loop' if layout.looped else 'chunk',
       'chunk': None if layout.looped else layout.chunk,
       'devices': layout.devices,
+      'data': 'divided' if sim.setting.apart else 'whole',
+      'slack': layout.slack,
       'max_rounds': sim.max_rounds,
       'words': describe(layout),
       'picked': ready.picked,

@@ -49,7 +49,8 @@ def choose(
   """
   if execution.mode != 'auto':
     return execution, 'asked'
-  if in_table(platforms.current(), parts.like):
+  # Several processes must not come to different choices.
+  if in_table(platforms.current(), parts.like) or jax.process_count() > 1:
     return execution, 'table'
   number = len(jax.devices()) if execution.devices == 'auto' else execution.devices
   place = f'{jax.devices()[0].device_kind} x {number}: {key}'

@@ -27,10 +27,14 @@ MODES = {
   'vmap on 2': Execution(mode='vmap', devices=2, pool=False),
   'chunk on devices': Execution(mode='chunk', chunk=4 // SOME, devices=SOME, pool=False),
   'loop on devices': Execution(mode='loop', devices=DEVICES, pool=False),
+  'divided on devices': Execution(
+    mode='chunk', chunk=2, devices=SOME, pool=False, data='divided', slack=1
+  ),
 }
 POOLED = {
   'pooled': Execution(mode='vmap', devices=1, pool=True),
   'pooled on devices': Execution(mode='loop', devices=SOME, pool=True),
+  'pooled, divided on devices': Execution(mode='loop', devices=SOME, pool=True, data='divided'),
 }
 
 

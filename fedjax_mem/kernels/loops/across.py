@@ -76,6 +76,61 @@ def joined(mine: jax.Array, axis: str, join: Join) -> jax.Array:
   return whole.reshape(padded.shape)[..., :size]
 
 
+def only(on: jax.Array, values: Tree, axis: str) -> Tree:
+  """Returns on all devices the values of the one device that is `on`, to the bit, or zeros of none.
+
+  They go as one vector of words, to which all others add zeros: -0.0 + 0.0 would be 0.0.
+
+  Args:
+    on: bool scalar, true on at most one device.
+    values: arrays of any dtypes.
+    axis: of the mesh, within a `shard_map`.
+  """
+  leaves, structure = jax.tree.flatten(values)
+  words = [_words(x) for x in leaves]
+  mine = jnp.concatenate([jnp.zeros(0, jnp.uint32), *words])
+  whole = jax.lax.psum(jnp.where(on, mine, jnp.uint32(0)), axis)
+  ends = list(itertools.accumulate(len(x) for x in words))[:-1]
+  cut = jnp.split(whole, ends) if words else []
+  return jax.tree.unflatten(structure, map(_unworded, cut, leaves))
+
+
+def _words(x: jax.Array) -> jax.Array:
+  """Returns the bits of an array as uint32 words; the last is filled up with zeros."""
+  if jnp.issubdtype(x.dtype, jnp.complexfloating):
+    return jnp.concatenate([_words(x.real), _words(x.imag)])
+  narrow = _bytes_of(x)
+  if narrow.dtype.itemsize >= 4:
+    return jax.lax.bitcast_convert_type(narrow, jnp.uint32).reshape(-1)
+  each = 4 // narrow.dtype.itemsize
+  flat = jnp.pad(narrow.reshape(-1), (0, -narrow.size % each))
+  return jax.lax.bitcast_convert_type(flat.reshape(-1, each), jnp.uint32)
+
+
+def _bytes_of(x: jax.Array) -> jax.Array:
+  """Returns the array in a dtype of whole bytes, which has all of its values."""
+  if x.dtype == jnp.bool_ or jnp.dtype(x.dtype).name in ('int4', 'uint4', 'int2', 'uint2'):
+    return x.astype(jnp.int8)
+  return x
+
+
+def _unworded(words: jax.Array, like: jax.Array) -> jax.Array:
+  """Returns the array of the shape and dtype of `like` that `_words` made these of."""
+  if jnp.issubdtype(like.dtype, jnp.complexfloating):
+    half = len(words) // 2
+    real = jnp.real(like)
+    return jax.lax.complex(_unworded(words[:half], real), _unworded(words[half:], real))
+  narrow = jax.eval_shape(_bytes_of, like)
+  size = narrow.dtype.itemsize
+  if size >= 4:
+    shape = (*like.shape, size // 4) if size > 4 else like.shape
+    back = jax.lax.bitcast_convert_type(words.reshape(shape), narrow.dtype)
+  else:
+    flat = jax.lax.bitcast_convert_type(words, narrow.dtype).reshape(-1)
+    back = flat[: like.size].reshape(like.shape)
+  return back.astype(like.dtype)
+
+
 def _in_order(parts: jax.Array, join: Join) -> jax.Array:
   """Returns parts[0], parts[1], … joined one after another."""
 

@@ -36,30 +36,6 @@ def test_padding_has_no_examples():
   assert row.count.tolist() == [4, 9, 0, 0] and row.start[:2].tolist() == [17, 3]
 
 
-@pytest.mark.first(1)
-@pytest.mark.parametrize('chunk, devices', [(1, 1), (1, 8), (2, 4), (4, 2), (8, 1), (3, 2)])
-def test_arranging_permutes_and_balances(chunk, devices):
-  rng = np.random.default_rng(chunk * 10 + devices)
-  size = chunk * devices * 4
-  waste, before = [], []
-  for _ in range(20):
-    counts = rng.lognormal(3, 1, size).astype(np.int32) + 1
-    row = jax.tree.map(np.asarray, cohorts.arrange(rows_of(counts), chunk, devices))
-    assert sorted(row.client.id.tolist()) == list(range(size))
-    np.testing.assert_array_equal(row.count, counts[row.client.id])
-    # The time of a device is the sum of the largest count of its chunks.
-    time = lambda c: c.reshape(devices, -1, chunk).max(-1).sum(-1).max()
-    waste.append(time(row.count))
-    before.append(time(counts))
-  if chunk * devices > 1:
-    assert np.mean(waste) < 0.95 * np.mean(before)
-
-
-def test_alike_sizes_are_side_by_side():
-  row = cohorts.arrange(rows_of([1, 8, 2, 7, 3, 6, 4, 5]), 2, 2)
-  assert np.asarray(row.count).reshape(2, 2, 2).tolist() == [[[8, 7], [2, 1]], [[6, 5], [4, 3]]]
-
-
 # The rows of a slot, one of every device, are 24 bytes a device; of 3 slots' room 2 are used.
 @pytest.mark.first(1)
 @pytest.mark.devices(2)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from reference import tiny
 
-from fedjax_mem.core import Layer, Member, Message, Stage, Trains, compose
+from fedjax_mem.core import Layer, Message, Stage, Trains, compose
 from fedjax_mem.engine import Execution
 from fedjax_mem.engine import tables as shelves
-from fedjax_mem.engine.cast import Row
 from fedjax_mem.engine.clients import Layout, spread
 from fedjax_mem.engine.mesh import make_mesh
 from fedjax_mem.stages.masks import mask
@@ -18,42 +17,6 @@ from fedjax_mem.stages.select import dropout, poisson, uniform
 from fedjax_mem.stages.weigh import equal
 
 pytestmark = pytest.mark.devices(2)
-
-
-def cohort_of(ids, population):
-  ids = jnp.asarray(ids, jnp.int32)
-  real = ids < population
-  return Row(Member(ids, real, real, jnp.ones(len(ids))), ids * 10, jnp.where(real, 3, 0))
-
-
-# Who runs where.
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('population, devices', [(8, 2), (12, 4), (40, 8), (6, 1)])
-def test_clients_run_at_home_as_far_as_there_is_room(population, devices):
-  rng = np.random.default_rng(population)
-  for places in range(1, population // devices + 1):
-    size = rng.integers(0, places * devices + 1)
-    ids = np.full(places * devices, population)
-    ids[rng.permutation(places * devices)[:size]] = rng.permutation(population)[:size]
-    row = shelves.at_home(cohort_of(ids, population), population, devices)
-    out = np.asarray(row.client.id)
-    assert sorted(out) == sorted(ids)
-    np.testing.assert_array_equal(row.start, out * 10)
-    np.testing.assert_array_equal(row.client.real, out < population)
-    home = out // (population // devices)
-    here = np.repeat(np.arange(devices), places)
-    real = out < population
-    per_device = np.bincount(home[real], minlength=devices)[:devices]
-    # No more are away than one device has too many.
-    assert ((home != here) & real).sum() == np.maximum(per_device - places, 0).sum()
-
-
-def test_clients_at_home_keep_their_order_and_strangers_fill_what_is_free():
-  ids = [5, 0, 16, 3, 7, 1, 2, 6]  # of 16 clients on 2 devices: 7 at home on the first, none on 1
-  row = shelves.at_home(cohort_of(ids, 16), 16, 2)
-  assert np.asarray(row.client.id).tolist() == [5, 0, 3, 7, 1, 2, 6, 16]
 
 
 # Rows of the tables.
