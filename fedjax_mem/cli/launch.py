@@ -63,12 +63,12 @@ def words(command: Run | Resume) -> list[str]:
   Args:
     command: with any options.
   """
-  said = ['run' if isinstance(command, Run) else 'resume']
+  said = ['run', str(command.config)] if isinstance(command, Run) else ['resume', str(command.run)]
   for field in dataclasses.fields(command):
     value, option = getattr(command, field.name), '--' + field.name.replace('_', '-')
     if field.name in _POSITIONAL:
-      said.append(str(value))
-    elif isinstance(value, bool):
+      continue
+    if isinstance(value, bool):
       said += [option] * value
     elif isinstance(value, tuple):
       said += [x for item in value for x in (option, item)]

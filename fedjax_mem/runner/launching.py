@@ -30,7 +30,6 @@ from fedjax_mem.runner.worker import BAD_INPUT, STOPS, Worker
 PROGRAM = (sys.executable, '-P', '-m', 'fedjax_mem')
 _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LONGEST = 1.0  # seconds of one look at most: more were those in which this process was stopped
-_FRESH = 5.0  # seconds since which a status has changed that answers
 _SHOW_CURSOR = '\x1b[?25h'
 
 
@@ -59,6 +58,7 @@ class Patience:
     look: between two looks at the processes.
     stopped: a process may be stopped; less than jax's heartbeat, after which others abort.
     silent: a status may stand still while another's changes.
+    fresh: a status may stand still of a process that answers.
     missing: status files may be missing before the user is told.
     settle: another cause is looked for, if a death looks like the consequence of one.
     refused: for process 0 to say why the input is bad, when another process has said so.
@@ -69,6 +69,7 @@ class Patience:
   look: float = 0.1
   stopped: float = 5.0
   silent: float = 30.0
+  fresh: float = 5.0
   missing: float = 10.0
   settle: float = 2.0
   refused: float = 3.0
@@ -255,14 +256,14 @@ class _Watch:
       x
       for x in alive
       if x.halted > patience.stopped
-      or (x.still > patience.silent and any(y.still < _FRESH for y in alive))
+      or (x.still > patience.silent and any(y.still < patience.fresh for y in alive))
     ]
     if not dead:
       return max(standing, key=lambda x: (x.halted, x.still), default=None)
     if all(x.lost for x in dead):  # for what reason? it may show a moment later
       self._until(lambda: any(x.died and not x.lost for x in self._workers), patience.settle)
     dead = [x for x in self._workers if x.died]
-    slow = [x for x in self._workers if x.code is None and (x.halted or x.still > _FRESH)]
+    slow = [x for x in self._workers if x.code is None and (x.halted or x.still > patience.fresh)]
     return min([*dead, *slow], key=_blame)
 
   def _refuse(self) -> None:

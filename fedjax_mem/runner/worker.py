@@ -75,10 +75,8 @@ class Worker:
     """
     self._looks += 1
     if self.code is None:
-      # Before the end is seen, for afterwards its id may be another's.
-      stopped = os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
-      self.halted = self.halted + step if stopped else 0.0
-      self.halt = stopped.si_status if stopped else 0
+      self.halt = self._stopped()
+      self.halted = self.halted + step if self.halt else 0.0
       self.code = self._process.poll()
       if self.code is not None:
         self.seen, self.halted = self._looks, 0.0
@@ -87,6 +85,13 @@ class Worker:
     if said is not None:
       self.still = 0.0 if said.get('beat') != self.said.get('beat') else self.still + step
       self.said = said
+
+  def _stopped(self) -> int:
+    """Returns the number of the signal that has stopped it, 0 if it is not stopped."""
+    with contextlib.suppress(ChildProcessError):  # it has ended
+      found = os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+      return found.si_status if found else 0
+    return 0
 
   def tell(self, number: int) -> None:
     """Sends it a signal, unless it has ended."""
@@ -114,7 +119,7 @@ class Worker:
     if self.code is None:
       if self.halted:
         return f'stopped by {_name(self.halt)}: does not answer'
-      return f'does not answer: no sign of life for {self.still:.0f} s'
+      return f'does not answer: no sign of life for {self.still:.0f} s, or does not end'
     return f'killed by {_name(-self.code)}' if self.code < 0 else f'exit code {self.code}'
 
   def where(self) -> str:
