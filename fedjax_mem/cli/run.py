@@ -41,7 +41,7 @@ class Run(Command):
 
     if self.no_cache:
       devices.forget_compiled()
-    _tell(run(config, self.out, data_dir=text(self.data_dir), quiet=self.quiet))
+    tell(run(config, self.out, data_dir=text(self.data_dir), quiet=self.quiet))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,10 +66,11 @@ class Resume(Command):
 
       tell(resume_sweep(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
       return
-    _tell(resume(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
+    tell(resume(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
 
 
-def _tell(result: 'Result') -> None:
+def tell(result: 'Result') -> None:
+  """Prints the last scores of a run, and where it is."""
   if not result.metrics:
     print(f'no record is left; folder: {result.folder}')
     return
