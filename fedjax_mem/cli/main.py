@@ -2,11 +2,12 @@
 
 import dataclasses
 import gc
+import os
 import pathlib
 import sys
 import traceback
 import warnings
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
@@ -14,75 +15,18 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 from fedjax_mem.cli.cite import Cite
 from fedjax_mem.cli.deploy import DeployCommands
 from fedjax_mem.cli.export import Export
+from fedjax_mem.cli.launch import Launch
 from fedjax_mem.cli.privacy import PrivacyCommands
-from fedjax_mem.cli.shared import Command, DataDir, Experiment, NoCache, text
+from fedjax_mem.cli.run import Resume, Run
+from fedjax_mem.cli.shared import Command, DataDir, Experiment, text
 from fedjax_mem.cli.sweep import Sweep
 from fedjax_mem.cli.tables import Table
+from fedjax_mem.runner import status
 from fedjax_mem.runner.output import steadied
-
-if TYPE_CHECKING:
-  from fedjax_mem.runner.ending import Result
 
 _warned: set[str] = set()
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _WORDLESS = {KeyboardInterrupt: 'stopped by Ctrl-C', MemoryError: 'out of memory'}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run(Command):
-  """Run an experiment: train, evaluate, and leave a folder with metrics, plots and a report.
-
-  Example: fedjax-mem run quickstart --set server.learning_rate=0.5 --set seed=1
-  """
-
-  config: Experiment
-  set: Annotated[
-    UseAppendAction[tuple[str, ...]],
-    arg(help='Override of one key: section.key=value; may be given several times.'),
-  ] = ()
-  out: Annotated[pathlib.Path, arg(help='Folder in which the run folder is made.')] = pathlib.Path(
-    'runs'
-  )
-  data_dir: DataDir = None
-  quiet: Annotated[bool, arg(help='No progress bar.')] = False
-  no_cache: NoCache = False
-
-  def __call__(self) -> None:
-    """Runs the experiment."""
-    from fedjax_mem.config.load import load_config
-
-    config = load_config(self.config, self.set)  # first: its errors show before slow imports
-    from fedjax_mem.runner import devices
-    from fedjax_mem.runner.loop import run
-
-    if self.no_cache:
-      devices.forget_compiled()
-    _tell(run(config, self.out, data_dir=text(self.data_dir), quiet=self.quiet))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Resume(Command):
-  """Resume an unfinished run, or sweep, from its last checkpoint, as if it had never stopped."""
-
-  run: Annotated[Positional[pathlib.Path], arg(help='Folder of the run or sweep.', metavar='RUN')]
-  data_dir: DataDir = None
-  quiet: Annotated[bool, arg(help='No progress bar.')] = False
-  no_cache: NoCache = False
-
-  def __call__(self) -> None:
-    """Resumes the run."""
-    from fedjax_mem.runner import devices
-    from fedjax_mem.runner.loop import resume
-
-    if self.no_cache:
-      devices.forget_compiled()
-    if (self.run / 'sweep.json').is_file():
-      from fedjax_mem.cli.sweep import tell
-      from fedjax_mem.studies.sweeps.sweep import resume as resume_sweep
-
-      tell(resume_sweep(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
-      return
-    _tell(resume(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,6 +208,7 @@ class Audit(Command):
 Commands = (
   Annotated[Run, subcommand('run')]
   | Annotated[Resume, subcommand('resume')]
+  | Annotated[Launch, subcommand('launch')]
   | Annotated[Report, subcommand('report')]
   | Annotated[Cite, subcommand('cite')]
   | Annotated[Export, subcommand('export')]
@@ -284,6 +229,8 @@ def main(argv: list[str] | None = None) -> int:
   Ctrl-C, SIGTERM or SIGHUP, a run with a checkpoint. Output that nobody reads is lost, and ends
   nothing.
   """
+  if status.PARENT in os.environ:
+    status.tie()  # before anything slow: nothing outlives `fedjax-mem launch`
   before = gc.get_threshold()
   # Imports and traces make a million objects and hardly any garbage: a command looks less often.
   gc.set_threshold(50_000, 20, 20)
@@ -337,24 +284,6 @@ def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
   if text not in _warned:
     _warned.add(text)
     print(text, file=sys.stderr)
-
-
-def _tell(result: 'Result') -> None:
-  if not result.metrics:
-    print(f'no record is left; folder: {result.folder}')
-    return
-  last = result.metrics[-1]
-  covered = last.get('covered', last)  # without a claim nothing is marked
-  scores = ', '.join(
-    f'{name.replace("_", " ")} {last[name]:.4f}{"" if name in covered else " (not covered)"}'
-    for name in (
-      *('test_accuracy', 'test_r2', 'test_mean_average_precision', 'test_perplexity', 'test_loss'),
-      *('client_accuracy_mean', 'client_accuracy_worst'),
-    )
-    if name in last
-  )
-  print(f'round {last["round"]}: {scores}')
-  print(f'folder: {result.folder} (report.html, learning_curve.png, metrics.jsonl)')
 
 
 if __name__ == '__main__':

@@ -5,6 +5,8 @@ import pathlib
 
 import jax
 
+from fedjax_mem.runner.cores import cores as cores
+
 CACHE_VARIABLE = 'FEDJAX_MEM_CACHE'
 
 
@@ -12,11 +14,6 @@ def cache_folder() -> pathlib.Path:
   """Returns the folder of caches: $FEDJAX_MEM_CACHE or ~/.cache/fedjax_mem."""
   given = os.environ.get(CACHE_VARIABLE)
   return pathlib.Path(given) if given else pathlib.Path.home() / '.cache' / 'fedjax_mem'
-
-
-def cores() -> int:
-  """Returns the number of cores that this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def prepare(devices: int | str) -> str | None:

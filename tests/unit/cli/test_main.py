@@ -13,6 +13,7 @@ import pytest
 from reference.experiments import one_line, only
 
 from fedjax_mem.cli import main as cli
+from fedjax_mem.cli.run import tell
 from fedjax_mem.data import flat
 from fedjax_mem.report.tracker import read_metrics
 
@@ -247,7 +248,7 @@ def test_the_help_needs_no_heavy_imports():
 def test_the_last_line_marks_what_a_claim_does_not_cover(capsys):
   scores = {'round': 3, 'test_accuracy': 0.5, 'client_accuracy_mean': 0.25}
   for claim, said in (({}, ''), ({'covered': ['round', 'test_accuracy']}, ' (not covered)')):
-    cli._tell(types.SimpleNamespace(metrics=[scores | claim], folder='there'))
+    tell(types.SimpleNamespace(metrics=[scores | claim], folder='there'))
     line = capsys.readouterr().out.splitlines()[0]
     assert line == f'round 3: test accuracy 0.5000, client accuracy mean 0.2500{said}'
 

@@ -1,0 +1,8 @@
+"""The cores of this machine; without jax, which `fedjax-mem launch` does not import."""
+
+import os
+
+
+def cores() -> int:
+  """Returns the number of cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
