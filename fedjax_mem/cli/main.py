@@ -22,7 +22,7 @@ from fedjax_mem.cli.shared import Command, DataDir, Experiment, text
 from fedjax_mem.cli.sweep import Sweep
 from fedjax_mem.cli.tables import Table
 from fedjax_mem.runner import status
-from fedjax_mem.runner.output import steadied
+from fedjax_mem.runner.output import own_words, steadied
 
 _warned: set[str] = set()
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -231,14 +231,24 @@ def main(argv: list[str] | None = None) -> int:
   """
   if status.PARENT in os.environ:
     status.tie()  # before anything slow: nothing outlives `fedjax-mem launch`
+    own_words()
   before = gc.get_threshold()
   # Imports and traces make a million objects and hardly any garbage: a command looks less often.
   gc.set_threshold(50_000, 20, 20)
   try:
     with steadied():
-      return _main(argv)
+      code = _main(argv)
+      _leave(code)
+      return code
   finally:
     gc.set_threshold(*before)
+
+
+def _leave(code: int) -> None:
+  """Ends this process, if it is one of a cluster that the command has begun."""
+  found = sys.modules.get('fedjax_mem.runner.cluster')  # else there is none
+  if found is not None:
+    found.current().leave(code)
 
 
 def _main(argv: list[str] | None) -> int:

@@ -11,6 +11,11 @@ from fedjax_mem.cli.shared import Command, DataDir, Experiment, NoCache, text
 if TYPE_CHECKING:
   from fedjax_mem.runner.ending import Result
 
+Distributed = Annotated[
+  bool,
+  arg(help='Join the processes that Slurm, Open MPI, a TPU pod or GKE has started.'),
+]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(Command):
@@ -30,6 +35,7 @@ class Run(Command):
   data_dir: DataDir = None
   quiet: Annotated[bool, arg(help='No progress bar.')] = False
   no_cache: NoCache = False
+  distributed: Distributed = False
 
   def __call__(self) -> None:
     """Runs the experiment."""
@@ -41,7 +47,8 @@ class Run(Command):
 
     if self.no_cache:
       devices.forget_compiled()
-    tell(run(config, self.out, data_dir=text(self.data_dir), quiet=self.quiet))
+    where, how = text(self.data_dir), self.distributed
+    tell(run(config, self.out, data_dir=where, quiet=self.quiet, distributed=how))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,7 @@ class Resume(Command):
   data_dir: DataDir = None
   quiet: Annotated[bool, arg(help='No progress bar.')] = False
   no_cache: NoCache = False
+  distributed: Distributed = False
 
   def __call__(self) -> None:
     """Resumes the run."""
@@ -61,12 +69,13 @@ class Resume(Command):
     if self.no_cache:
       devices.forget_compiled()
     if (self.run / 'sweep.json').is_file():
-      from fedjax_mem.cli.sweep import tell
+      from fedjax_mem.cli.sweep import tell as tell_all
       from fedjax_mem.studies.sweeps.sweep import resume as resume_sweep
 
-      tell(resume_sweep(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
+      tell_all(resume_sweep(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
       return
-    tell(resume(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
+    where, how = text(self.data_dir), self.distributed
+    tell(resume(self.run, data_dir=where, quiet=self.quiet, distributed=how))
 
 
 def tell(result: 'Result') -> None:

@@ -52,11 +52,11 @@ def evaluator(
   if total == 0:
     raise ValueError('arrays must hold at least one example to evaluate on, got 0.')
   split = jax.sharding.NamedSharding(mesh, PartitionSpec(meshes.AXIS))
-  held, mask = jax.device_put(in_batches(arrays, batch_size, mesh.size), split)
+  held, mask = meshes.put(in_batches(arrays, batch_size, mesh.size), split)
   program = _summed(metrics if finish else lambda params, batch: (metrics(params, batch), {}), mesh)
 
   def evaluate(params: Tree) -> dict[str, float]:
-    summed, kept = jax.device_get(program(params, held, mask))
+    summed, kept = meshes.fetch(program(params, held, mask))
     scores = {name: float(x) / total for name, x in summed.items()}
     if finish is not None:
       # Padding is at the end.
@@ -136,7 +136,7 @@ def per_example(
     # Padding repeats the last batch.
     chosen = np.minimum(np.arange(begin, begin + count), len(places) - 1)
     held = {name: np.take(x, rows[places[chosen]], axis=0) for name, x in arrays.items()}
-    values = jax.device_get(program(params, *jax.device_put((held, group[chosen]), split)))
+    values = meshes.fetch(program(params, *meshes.put((held, group[chosen]), split)))
     kept = real[chosen] & (np.arange(begin, begin + count) < len(places))[:, None]
     return jax.tree.map(lambda x: x[kept], values)
 

@@ -28,6 +28,10 @@ def make_mesh(devices: int | str = 'auto') -> Mesh:
   count = len(there)
   if devices != 'auto':
     count = validate.integer(at_most=len(there), devices=devices)
+    if count < len(there) and jax.process_count() > 1:
+      raise ValueError(
+        f'devices must be all {len(there)} of the {jax.process_count()} processes, got {devices}.'
+      )
   return Mesh(np.array(there[:count]), (AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -49,6 +53,15 @@ def put(values: Tree, sharding: jax.sharding.Sharding) -> Tree:
     return jax.make_array_from_callback(held.shape, sharding, lambda where: held[where])
 
   return jax.tree.map(one, values)
+
+
+def fetch(values: Tree) -> Tree:
+  """Returns arrays of the devices on the host; every process of several has to take part."""
+  if all(getattr(x, 'is_fully_addressable', True) for x in jax.tree.leaves(values)):
+    return jax.device_get(values)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(values, tiled=True)
 
 
 def whole(values: Tree, mesh: Mesh) -> Tree:

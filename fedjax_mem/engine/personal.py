@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from fedjax_mem.core import Personal, Round, State, Tree
+from fedjax_mem.engine.mesh import whole
 
 NOTE = (
   "each client keeps batch normalisation of its own (model.statistics = 'local'): scores on the "
@@ -26,4 +27,10 @@ def rows(layers: Round, state: State) -> Tree:
 def scored(layers: Round, state: State) -> Any:
   """Returns the parameters that are scored: the server's, with the mean of what clients keep."""
   found = fact(layers)
-  return state.params if found is None else jax.jit(found.mean)(state.params, rows(layers, state))
+  if found is None:
+    return state.params
+  kept = rows(layers, state)
+  # Every device takes the mean of all rows: sums over devices would have an order of their own.
+  mesh: Any = getattr(jax.tree.leaves(kept)[0].sharding, 'mesh', None)
+  mean = lambda params, kept: found.mean(params, kept if mesh is None else whole(kept, mesh))
+  return jax.jit(mean)(state.params, kept)

@@ -174,6 +174,8 @@ class Simulation:
     if not self.rooted:
       self.root[:] = keys.fresh_root()
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params))
+    if jax.process_count() > 1:  # what is on a device of one process is on none of the others
+      params = meshes.put(jax.device_get(params), meshes.replicated(self.setting.layout.mesh))
     init: Any = functools.partial(plan.initial_state, self.setting) if traced else self._init
     state: State = init(params, population, *self._keys(seed, noise_seed))
     return state

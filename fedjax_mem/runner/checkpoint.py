@@ -1,9 +1,12 @@
 """Checkpoints: the whole state between two rounds, atomic, checked when they are read.
 
 Orbax writes each into a temporary folder and renames it, so a process killed at any moment leaves
-either a whole checkpoint or none. A checkpoint is a flat table of arrays and a checksum of their
-bytes, with the id of the run beside it. A checkpoint with a truncated or replaced file, or of
-another run, is refused, and the one before it is used.
+either a whole checkpoint or none. A checkpoint is a flat table of arrays and a checksum of every
+shard of each (`checksums.py`), with the id of the run beside it. A checkpoint with a missing,
+truncated or replaced file, or of another run, is refused, and the one before it is used.
+
+All processes of a cluster write and read their own shards; no process has the whole state. It may
+be read by other processes, and onto other devices, than it was written by.
 """
 
 import functools
@@ -11,7 +14,6 @@ import logging
 import pathlib
 import sys
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +21,9 @@ import jax
 import numpy as np
 
 from fedjax_mem.core import State
-from fedjax_mem.runner import disk
+from fedjax_mem.engine.mesh import put
+from fedjax_mem.runner import checksums, disk
+from fedjax_mem.runner.cluster import Cluster
 
 
 class CheckpointError(RuntimeError):
@@ -57,6 +61,7 @@ class Checkpoints:
     private: bool = False,
     run_id: str | None = None,
     read_only: bool = False,
+    cluster: Cluster | None = None,
   ):
     """Opens the folder, which is made if there is none.
 
@@ -67,6 +72,7 @@ class Checkpoints:
         claim of privacy does not cover.
       run_id: id of the run, as in its manifest; None: it has none, nor have its checkpoints.
       read_only: nothing is made or removed: another process may be writing a checkpoint.
+      cluster: the processes that write and read together; None: this one alone.
 
     Raises:
       CheckpointError: the folder cannot be written.
@@ -74,7 +80,8 @@ class Checkpoints:
     self.folder = pathlib.Path(folder).absolute()
     self._owner = {} if run_id is None else {'run_id': run_id}
     self._keep, self._read_only = keep, read_only
-    if read_only:
+    self._cluster = Cluster() if cluster is None else cluster
+    if read_only or not self._cluster.leads:
       return
     try:
       self.folder.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
@@ -113,18 +120,25 @@ class Checkpoints:
     Raises:
       CheckpointError: it cannot be written (a full disk, a folder without permission).
     """
-    flat = {name: np.asarray(x) for name, x in _flatten(jax.device_get(state)).items()}
+    flat = {name: _writable(x) for name, x in _flatten(state).items()}
     number = int(flat['round'])
-    if number in self._manager.all_steps():
+    if self._cluster.agree(number in self._manager.all_steps()):
       return number
+    # Orbax refuses empty arrays; `_read` makes them again from their shapes.
+    kept = {name: x for name, x in flat.items() if x.size}
+    mine = {name: checksums.of(x) for name, x in kept.items()}
+    facts = {name: {'dtype': str(x.dtype), 'shape': x.shape} for name, x in kept.items()}
+    every = self._cluster.all(mine)
+    arrays = {
+      name: {**fact, 'shards': [x for some in every for x in some[name]]}
+      for name, fact in facts.items()
+    }
     args = self._ocp.args
     try:
       saved = self._manager.save(
         number,
         args=args.Composite(
-          # Orbax refuses empty arrays; `_read` makes them again from their shapes.
-          state=args.StandardSave({name: x for name, x in flat.items() if x.size}),
-          check=args.JsonSave({'crc32': _checksum(flat), **_of_params(flat), **self._owner}),
+          state=args.StandardSave(kept), check=args.JsonSave({'arrays': arrays, **self._owner})
         ),
       )
       self._manager.wait_until_finished()
@@ -151,10 +165,11 @@ class Checkpoints:
     said = []
     for number in self.numbers():
       try:
-        flat, check = self._arrays(number)
-        found = _of_params(flat)
-        if check.get('params_crc32', found['params_crc32']) != found['params_crc32']:
-          raise _Unsound('its checksum does not match its contents')
+        check, flat = self._check(number), self._arrays(number)
+        params = {name: x for name, x in flat.items() if _is_param(name)}
+        sums = {name: checksums.total(checksums.of(x)) for name, x in params.items()}
+        for reason in _differing([sums], check):
+          raise _Unsound(reason)
       except _Unsound as error:
         said.append(f'checkpoint {number} is refused: {error}')
         continue
@@ -163,10 +178,14 @@ class Checkpoints:
 
   def numbers(self) -> list[int]:
     """Returns the numbers of the existing checkpoints, newest first."""
-    return sorted(self._manager.all_steps(), reverse=True)
+    numbers: list[int] = sorted(self._manager.all_steps(), reverse=True)
+    return self._cluster.agree(numbers)
 
   def restore(
-    self, like: State, recorded: Callable[[State], bool] = lambda state: True
+    self,
+    like: State,
+    recorded: Callable[[State], bool] = lambda state: True,
+    shardings: Any = None,
   ) -> tuple[State, list[str]]:
     """Returns the newest sound checkpoint whose rounds are recorded, and a line about each newer.
 
@@ -176,7 +195,8 @@ class Checkpoints:
 
     Args:
       like: shapes and dtypes of the state.
-      recorded: whether there are records of all rounds of a state.
+      recorded: whether there are records of all rounds of a state; the same on every process.
+      shardings: where its arrays go, a prefix of its tree; None: to the host.
 
     Raises:
       CheckpointError: there is no checkpoint, or none is sound; the message says what to do.
@@ -185,10 +205,9 @@ class Checkpoints:
     said: dict[int, str] = {}
     found: tuple[int, State] | None = None
     for number in numbers:
-      try:
-        state = self._read(number, like)
-      except _Unsound as error:
-        said[number] = f'checkpoint {number} is refused: {error}'
+      state, reason = self._tried(number, like, shardings)
+      if reason is not None:
+        said[number] = f'checkpoint {number} is refused: {reason}'
         continue
       found = number, state
       if recorded(state):
@@ -201,39 +220,78 @@ class Checkpoints:
       self._manager.delete(number)
     return found[1], [said[number] for number in newer]
 
+  def _tried(self, number: int, like: State, shardings: Any) -> tuple[Any, str | None]:
+    """Returns (state, None), or (None, why it is refused), the same on all processes."""
+    reason: str | None = None
+    flat: dict[str, Any] = {}
+    check: dict[str, Any] = {}
+    try:
+      flat, check = self._read(number, like, shardings)
+    except _Unsound as error:
+      reason = str(error)
+    mine = {name: checksums.total(checksums.of(x)) for name, x in flat.items()}
+    every = self._cluster.all({'reason': reason, 'sums': mine})
+    reasons = [x['reason'] for x in every if x['reason'] is not None]
+    if not reasons:
+      reasons = [*_differing([x['sums'] for x in every], check)]
+    if reasons:
+      return None, reasons[0]
+    structure = jax.tree.structure(like)
+    return jax.tree.unflatten(structure, [flat[name] for name in _flatten(like)]), None
+
   def _nothing(self, reasons: str) -> str:
     remedy = 'put a sound one back, or remove this folder: resumed, the run begins again at round 1'
     return f'no sound checkpoint in {self.folder}: {reasons or "there is none"}; {remedy}.'
 
-  def _arrays(self, number: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Returns (path -> array, checksums) of a checkpoint; raises `_Unsound`."""
-    args = self._ocp.args
+  def _check(self, number: int) -> dict[str, Any]:
+    """Returns what is beside the arrays of a checkpoint; raises `_Unsound`."""
+    check: dict[str, Any] = dict(self._restored(number, check=self._ocp.args.JsonRestore()).check)
+    if check.get('run_id') != self._owner.get('run_id'):
+      raise _Unsound('it is of another run')
+    if not isinstance(check.get('arrays'), dict):
+      raise _Unsound('it cannot be read (nothing says which arrays it has)')
+    return check
+
+  def _arrays(self, number: int, wanted: Any = None) -> dict[str, Any]:
+    """Returns path -> array of a checkpoint; raises `_Unsound`.
+
+    Args:
+      number: of the checkpoint.
+      wanted: path -> shape with its sharding; None: to the host, as they are.
+    """
+    state = self._restored(number, state=self._ocp.args.StandardRestore(wanted)).state
+    return {name: x if wanted else np.asarray(x) for name, x in state.items()}
+
+  def _restored(self, number: int, **args: Any) -> Any:
     _silence()
     try:
-      read = self._manager.restore(
-        number, args=args.Composite(state=args.StandardRestore(), check=args.JsonRestore())
-      )
-      flat = {name: np.asarray(x) for name, x in read.state.items()}
-      check, owner = dict(read.check), read.check.get('run_id')
+      return self._manager.restore(number, args=self._ocp.args.Composite(**args))
     except Exception as error:  # a damaged file may raise anything
       reason = ' '.join(str(error).split())[:160] or type(error).__name__
       raise _Unsound(f'it cannot be read ({reason})') from error
-    if owner != self._owner.get('run_id'):
-      raise _Unsound('it is of another run')
-    return flat, check
 
-  def _read(self, number: int, like: State) -> State:
-    flat, check = self._arrays(number)
+  def _read(
+    self, number: int, like: State, shardings: Any
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns (path -> array, what is beside them) of a state like this; raises `_Unsound`."""
     wanted = _flatten(like)
     # Empty arrays are not on the disk.
     empty = {name: np.zeros(x.shape, x.dtype) for name, x in wanted.items() if 0 in x.shape}
-    flat = {**empty, **flat}
-    _check_fits(flat, wanted)
-    if _checksum(flat) != check.get('crc32'):
-      raise _Unsound('its checksum does not match its contents')
-    structure = jax.tree.structure(like)
-    state: State = jax.tree.unflatten(structure, [flat[name] for name in wanted])
-    return state
+    check = self._check(number)
+    held = {
+      name: jax.ShapeDtypeStruct(x['shape'], x['dtype']) for name, x in check['arrays'].items()
+    }
+    _check_fits({**empty, **held}, wanted)
+    placed = None
+    if shardings is not None:
+      there = _flatten(_spread(shardings, like))
+      placed = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there[name])
+        for name, x in wanted.items()
+        if name not in empty
+      }
+      empty = {name: put(x, there[name]) for name, x in empty.items()}
+    return {**empty, **self._arrays(number, placed)}, check
 
   def close(self) -> None:
     """Releases the folder."""
@@ -250,8 +308,28 @@ def _of_tree(name: str) -> str:
   return name.removeprefix('params/')
 
 
-def _of_params(flat: dict[str, np.ndarray]) -> dict[str, int]:
-  return {'params_crc32': _checksum({name: x for name, x in flat.items() if _is_param(name)})}
+def _differing(every: list[dict[str, int]], check: dict[str, Any]) -> Iterator[str]:
+  """Yields what to say of each array whose checksum is not that of the shards that were written.
+
+  Args:
+    every: path -> checksum of what each process has read.
+    check: what is beside the arrays.
+  """
+  written = {name: x['shards'] for name, x in check['arrays'].items()}
+  for name in every[0]:
+    whole = checksums.total([[0, said[name]] for said in every])
+    if whole != checksums.total(written.get(name, [])):
+      yield f'the checksum of {name!r} does not match its contents'
+
+
+def _writable(x: Any) -> Any:
+  """Returns an array that Orbax writes in parts, or one of the host."""
+  return x if isinstance(x, jax.Array) else np.asarray(x)
+
+
+def _spread(shardings: Any, like: State) -> Any:
+  """Returns the tree of shardings of a state, of which `shardings` is a prefix."""
+  return jax.tree.map(lambda one, part: jax.tree.map(lambda _: one, part), shardings, like)
 
 
 def _flatten(state: State) -> dict[str, Any]:
@@ -264,7 +342,7 @@ def _paths(state: State) -> Iterator[tuple[str, Any]]:
     yield jax.tree_util.keystr(path, simple=True, separator='/'), leaf
 
 
-def _check_fits(flat: dict[str, np.ndarray], wanted: dict[str, Any]) -> None:
+def _check_fits(flat: dict[str, Any], wanted: dict[str, Any]) -> None:
   """Raises `_Unsound` unless the arrays have the names, shapes and dtypes that are wanted."""
   for name in sorted(set(flat) ^ set(wanted)):
     has, lacks = ('it has', 'the run has not') if name in flat else ('the run has', 'it has not')
@@ -276,12 +354,3 @@ def _check_fits(flat: dict[str, np.ndarray], wanted: dict[str, Any]) -> None:
         f'its {name!r} is {got.dtype}{got.shape}, the run has {x.dtype}{x.shape}: it is of another '
         'experiment'
       )
-
-
-def _checksum(flat: dict[str, np.ndarray]) -> int:
-  crc = 0
-  for name in sorted(flat):
-    x = flat[name]
-    crc = zlib.crc32(f'{name}{x.dtype}{x.shape}'.encode(), crc)
-    crc = zlib.crc32(np.ascontiguousarray(x).tobytes(), crc)
-  return crc

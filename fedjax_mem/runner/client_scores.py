@@ -96,19 +96,16 @@ def _by_own(of: MeasureFn, own: Personal) -> Callable[..., Any]:
   return measure
 
 
-def write(
-  folder: pathlib.Path, scorer: Scorer, params: Tree, round: int, rows: Tree = None
-) -> None:
+def write(folder: pathlib.Path, scorer: Scorer, found: tuple[str, np.ndarray], round: int) -> None:
   """Writes `client_scores.json` for the report if clients hold examples out.
 
   Args:
     folder: folder of the run.
     scorer: of the clients.
-    params: the server's parameters after the round.
+    found: the name and the scores, from its `each`.
     round: of the scores.
-    rows: as in a call of the scorer.
   """
-  name, scores = scorer.each(params, rows)
+  name, scores = found
   if not len(scores):
     return
   said = {'score': name, 'less_is_better': scorer.less_is_better(name), 'round': round}

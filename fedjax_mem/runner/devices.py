@@ -5,6 +5,7 @@ import pathlib
 
 import jax
 
+from fedjax_mem.runner import cluster
 from fedjax_mem.runner.cores import cores as cores
 
 CACHE_VARIABLE = 'FEDJAX_MEM_CACHE'
@@ -26,6 +27,8 @@ def prepare(devices: int | str) -> str | None:
     devices: as `execution.devices`: a number, or 'auto'.
   """
   _keep_compiled()
+  if cluster.current().begun or jax.distributed.is_initialized():
+    return None  # settled when the processes met
   wanted = cores() if devices == 'auto' else int(devices)
   if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
     return 'XLA_FLAGS sets the number of host devices: it is left as it is'

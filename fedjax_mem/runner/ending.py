@@ -5,11 +5,10 @@ import html
 import pathlib
 from typing import Any
 
-import jax
-
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.core import State
 from fedjax_mem.engine import personal
+from fedjax_mem.engine.mesh import fetch
 from fedjax_mem.models import saved
 from fedjax_mem.runner.folder import RunFolder
 from fedjax_mem.runner.prepare import Ready
@@ -84,7 +83,13 @@ def write_params(folder: RunFolder, params: Any) -> None:
     folder.note(warnings=list(dict.fromkeys([*folder.manifest['warnings'], text])))
 
 
-def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str, Any]]) -> Result:
+def finish(
+  ready: Ready,
+  folder: RunFolder,
+  state: State,
+  records: list[dict[str, Any]],
+  leads: bool = True,
+) -> Result:
   """Ends a run whose rounds are done: parameters, plots, report, status; returns its result.
 
   Args:
@@ -92,6 +97,7 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
     folder: folder of the run.
     state: after the last round.
     records: of all rounds.
+    leads: whether this process writes; all processes of a cluster take part.
   """
   # Imported here: matplotlib is slow to import, and the first round would wait for it.
   from fedjax_mem.report import figures, plots
@@ -99,7 +105,11 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   from fedjax_mem.runner import client_scores, contributions
 
   layers = ready.parts.layers
-  params = jax.device_get(ready.sim.scored(state))
+  params = fetch(ready.sim.scored(state))
+  number, rows = int(state.round), personal.rows(layers, state)
+  scores = ready.evaluate_clients.each(params, rows)
+  if not leads:
+    return Result(params, records, folder.path)
   write_params(folder, params)
   folder.note(status='finished', rounds_done=int(state.round))
   title, claims = ready.config.data.name, ready.sim.claims
@@ -110,8 +120,7 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   figures.save(light, folder.path / 'partition.png')
   figures.save(dark, folder.path / 'partition_dark.png', like=light)
   figures.save(plots.learning_curves(folder.path), folder.path / 'learning_curve.png')
-  number, rows = int(state.round), personal.rows(layers, state)
-  client_scores.write(folder.path, ready.evaluate_clients, params, number, rows)
+  client_scores.write(folder.path, ready.evaluate_clients, scores, number)
   contributions.write(folder.path, state, ready.parts.data.clients, claims)
   write_report(folder.path, folder.path / 'report.html')
   return Result(params, records, folder.path)

@@ -102,3 +102,16 @@ def steadied() -> Iterator[None]:
       if stream is not None:
         stream.flush()
     sys.stdout, sys.stderr = before
+
+
+def own_words() -> None:
+  """Lets only Python write to standard output; what libraries print there goes to standard error.
+
+  Libraries for messages between processes greet each other on descriptor 1, in the midst of the
+  progress bar.
+  """
+  with contextlib.suppress(OSError, ValueError):
+    sys.stdout.flush()
+    terminal = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = open(terminal, 'w', encoding=sys.stdout.encoding, buffering=1)  # noqa: SIM115

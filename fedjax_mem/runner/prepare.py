@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.config.build import GIVEN, build
-from fedjax_mem.config.load import Config
+from fedjax_mem.config.load import Config, config_hash
 from fedjax_mem.config.parts import Parts
 from fedjax_mem.config.sections import PrivacySection
 from fedjax_mem.config.start import pinned
@@ -29,6 +29,7 @@ from fedjax_mem.runner import (
   tuning,
 )
 from fedjax_mem.runner import ledgers as spending
+from fedjax_mem.runner.cluster import Cluster
 
 MAX_SEGMENT = 256  # rounds; longer segments would save nothing, and their metrics take memory
 
@@ -92,17 +93,14 @@ def get_ready(
   note = devices.prepare(recorded.get('devices', wanted.devices))
   devices.start()
   parts = build(config, data_dir, start, data)
-  if digest is not None and digest != parts.data.digest():
-    raise ValueError('data must be those that the run was given when it began, got others.')
+  _check_given(parts.data, digest)
   chosen = _execution(config, recorded, note)
   longest = recorded.get('max_rounds') or min(
     wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
   )
   mesh = resolve(chosen, parts.layers.draws.capacity, parts.like).mesh
-  source = examples.source(
-    *(parts.data, parts.layers, wanted.stream_above_mb, longest),
-    mesh=mesh if chosen.divides and mesh.size > 1 else None,
-  )
+  divided = mesh if chosen.divides and mesh.size > 1 else None
+  source = examples.source(parts.data, parts.layers, wanted.stream_above_mb, longest, divided)
 
   def make(execution: Execution) -> Simulation:
     return simulate(
@@ -131,6 +129,12 @@ def get_ready(
   return Ready(config, start, parts, sim, source, evaluate, of_clients, ledgers, picked, notes)
 
 
+def _check_given(data: FederatedData, digest: str | None) -> None:
+  """Raises `ValueError` unless the data have the digest that the interrupted run recorded."""
+  if digest is not None and digest != data.digest():
+    raise ValueError('data must be those that the run was given when it began, got others.')
+
+
 def _execution(config: Config, recorded: dict[str, Any], note: str | None) -> Execution:
   """Returns the execution that is asked for, or that the interrupted run has recorded."""
   wanted = config.execution
@@ -147,6 +151,24 @@ def _execution(config: Config, recorded: dict[str, Any], note: str | None) -> Ex
   if (recorded or note) and chosen.devices != 'auto' and int(chosen.devices) > there:
     chosen = dataclasses.replace(chosen, devices='auto')
   return chosen
+
+
+def together(cluster: Cluster, make: Callable[[], Ready]) -> Ready:
+  """Returns the parts of a run, which are the same on all processes of a cluster.
+
+  Raises:
+    ValueError: some process refuses, or has another configuration or other data.
+  """
+
+  def same(ready: Ready) -> dict[str, Any]:
+    layout = ready.sim.setting.layout
+    return {
+      'configuration': config_hash(ready.config),
+      'data (SHA-256)': ready.parts.data.digest(),
+      'execution': [layout.looped, layout.chunk, layout.slack, ready.sim.max_rounds],
+    }
+
+  return cluster.together(make, same)
 
 
 def keeps_root(ready: Ready) -> bool:

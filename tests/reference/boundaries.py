@@ -7,8 +7,8 @@ import pytest
 
 from fedjax_mem.engine import Simulation
 from fedjax_mem.report.tracker import read_metrics
-from fedjax_mem.runner import loop
 from fedjax_mem.runner.checkpoint import Checkpoints
+from fedjax_mem.runner.rounds import Rounds
 
 # Before a segment's ledger has its name, and after each step of a segment.
 BOUNDARIES = ('rename', 'ledger', 'segment', 'records', 'checkpoint')
@@ -16,7 +16,7 @@ BOUNDARIES = ('rename', 'ledger', 'segment', 'records', 'checkpoint')
 
 def dies_at(patch: pytest.MonkeyPatch, boundary: str, round: int, die) -> None:
   """Lets a run die at a boundary of its first segment that goes beyond `round` rounds."""
-  real = pathlib.Path.replace, Simulation.run, loop._Loop._segment, Checkpoints.save
+  real = pathlib.Path.replace, Simulation.run, Rounds._segment, Checkpoints.save
 
   def replace(self, target):
     if self.name == 'ledger.json.part' and json.loads(self.read_text())['charged'] > round:
@@ -48,7 +48,7 @@ def dies_at(patch: pytest.MonkeyPatch, boundary: str, round: int, die) -> None:
   where = {
     'rename': (pathlib.Path, 'replace', replace),
     'ledger': (Simulation, 'run', run),
-    'segment': (loop._Loop, '_segment', segment),
+    'segment': (Rounds, '_segment', segment),
     'records': (Checkpoints, 'save', records),
     'checkpoint': (Checkpoints, 'save', checkpoint),
   }

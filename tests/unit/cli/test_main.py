@@ -199,7 +199,7 @@ def test_damaged_checkpoints_are_exit_code_1(call, tiny, tmp_path, monkeypatch):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr('fedjax_mem.runner.loop._Loop._finish', never)
+    patch.setattr('fedjax_mem.runner.rounds.Rounds._finish', never)
     code, _, err = call('run', tiny, '--out', tmp_path / 'runs', '--set', 'rounds=2')
   assert code == 130 and 'stopped by Ctrl-C' in one_line(err)
   folder = only(tmp_path / 'runs')

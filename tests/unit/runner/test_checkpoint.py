@@ -152,7 +152,8 @@ def test_sound_files_that_are_not_those_written_are_noticed(folder):
   shutil.copytree(folder / '10' / 'state', folder / '20' / 'state')
   read, refused = Checkpoints(folder).restore(LIKE)
   same_bits(read, state(10))
-  assert refused == ['checkpoint 20 is refused: its checksum does not match its contents']
+  said = "checkpoint 20 is refused: the checksum of 'params/w' does not match its contents"
+  assert refused == [said]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_run_records_the_scores_of_its_parameters_in_every_mode(make, tmp_path
 def test_what_the_report_shows_of_each_client(make, tmp_path):
   parts = build(make(*RAGGED))
   scorer = Scorer(parts, 50, make_mesh(1))
-  client_scores.write(tmp_path, scorer, parts.params, 3)
+  client_scores.write(tmp_path, scorer, scorer.each(parts.params), 3)
   told = json.loads((tmp_path / client_scores.FILE).read_text())
   over = scorer(parts.params)
   assert len(told['values']) == over['clients_evaluated']
@@ -121,5 +121,6 @@ def test_what_the_report_shows_of_each_client(make, tmp_path):
   assert scorer.less_is_better('loss') and not scorer.less_is_better('macro_f1')
   without = tmp_path / 'without'
   without.mkdir()
-  client_scores.write(without, Scorer(build(make()), 50, make_mesh(1)), parts.params, 3)
+  none = Scorer(build(make()), 50, make_mesh(1))
+  client_scores.write(without, none, none.each(parts.params), 3)
   assert list(without.iterdir()) == []

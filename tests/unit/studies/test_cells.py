@@ -104,9 +104,9 @@ def test_a_cell_that_was_killed_goes_on_and_gives_the_same(tiny, tmp_path, monke
   class Killed(Exception):
     pass
 
-  from fedjax_mem.runner import loop
+  from fedjax_mem.runner import rounds
 
-  segment = loop._Loop._segment
+  segment = rounds.Rounds._segment
 
   def stops(self, state, count):
     if int(state.round) == 1:
@@ -114,7 +114,7 @@ def test_a_cell_that_was_killed_goes_on_and_gives_the_same(tiny, tmp_path, monke
     return segment(self, state, count)
 
   with monkeypatch.context() as patch:
-    patch.setattr(loop._Loop, '_segment', stops)
+    patch.setattr(rounds.Rounds, '_segment', stops)
     with pytest.raises(Killed):
       cells.run_cells(tiny, cells.cells_of(tiny, ['plain']), tmp_path / 'killed')
   again = cells.run_cells(tiny, cells.cells_of(tiny, ['plain']), tmp_path / 'killed')[0]

@@ -1,0 +1,257 @@
+"""Several processes as one cluster: how they meet, what they agree on, how they leave.
+
+Every process runs the same code on the same configuration; the devices of all of them are one mesh.
+Process 0 leads: it holds the lock of the run's folder, writes records and ledgers, and decides what
+depends on time. It tells the others over the channel of `jax.distributed`, which is that of the
+cluster alone: how many rounds the next segment has, whether a checkpoint follows, the secret root.
+
+Before jax starts the processes meet at the coordinator's address (`_meet`). So a process that does
+not come is named, as is one with another version or configuration; of a cluster that is not
+complete jax says only that a deadline is exceeded, and ends the process.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from fedjax_mem._version import __version__
+from fedjax_mem.runner import meeting
+from fedjax_mem.runner.status import CLUSTER, Status
+
+T = TypeVar('T')
+WAIT = 'FEDJAX_MEM_WAIT'  # seconds to wait for the other processes
+_WAIT = 120
+_HEARTBEAT = 10  # seconds after which a process that says nothing counts as dead
+_KEPT = 200  # what was said and is not deleted yet
+_LONG = 24 * 3600 * 1000  # milliseconds that a process waits for what process 0 says
+
+
+class Broken(RuntimeError):
+  """Another process has ended, or refused; the message is its own."""
+
+
+@dataclasses.dataclass
+class Cluster:
+  """The processes of a run, as one of them sees it.
+
+  Attributes:
+    process: number of this process, from 0.
+    processes: how many there are.
+    status: what a parent reads of this process; None: it has none.
+    begun: whether this package has begun the cluster, and ends the process with it.
+  """
+
+  process: int = 0
+  processes: int = 1
+  status: Status | None = None
+  begun: bool = False
+  _said: int = 0
+
+  @property
+  def leads(self) -> bool:
+    """Whether this process writes and decides."""
+    return self.process == 0
+
+  def at(self, phase: str, round: int | None = None) -> None:
+    """Says to a parent where this process is; see `Status.at`."""
+    if self.status is not None:
+      self.status.at(phase, round)
+
+  def agree(self, value: T) -> T:
+    """Returns the value that process 0 gives, on all processes; what JSON can hold.
+
+    Raises:
+      ValueError: process 0 has refused.
+      Broken: process 0 has failed.
+    """
+    if self.processes == 1:
+      return value
+    self._said += 1
+    name = f'fedjax_mem/agreed/{self._said}'
+    if self.leads:
+      self._tell(name, {'value': value})
+      if self._said > _KEPT:
+        _client().key_value_delete(f'fedjax_mem/agreed/{self._said - _KEPT}')
+      return value
+    told = json.loads(_client().blocking_key_value_get(name, _LONG))
+    if 'refused' in told:
+      raise (ValueError if told['bad'] else Broken)(told['refused'])
+    agreed: T = told['value']
+    return agreed
+
+  def _tell(self, name: str, value: Any) -> None:
+    _client().key_value_set(name, json.dumps(value))
+
+  def all(self, value: Any) -> list[Any]:
+    """Returns what every process gives, in their order; what JSON can hold."""
+    if self.processes == 1:
+      return [value]
+    self._said += 1
+    name = f'fedjax_mem/all/{self._said}'
+    self._tell(f'{name}/{self.process}', value)
+    every = range(self.processes)
+    return [json.loads(_client().blocking_key_value_get(f'{name}/{i}', _LONG)) for i in every]
+
+  def together(self, make: Callable[[], T], facts: Callable[[T], dict[str, Any]]) -> T:
+    """Returns what `make` gives, if it gives the same on all processes.
+
+    Args:
+      make: builds something on each process; it may raise `ValueError`.
+      facts: what must be the same of it everywhere.
+
+    Raises:
+      ValueError: it was refused on some process, or differs; the message names process and
+        difference.
+    """
+    if self.processes == 1:
+      return make()
+    made, said = None, {}
+    try:
+      made = make()
+      said = facts(made)
+    except ValueError as error:
+      said = {'refused': str(error)}
+    every = self.all(said)
+    for i, other in enumerate(every):
+      if 'refused' in other:
+        words = other['refused']
+        raise ValueError(words if said == other else f'process {i}: {words}')
+    meeting.check_same(every)
+    assert made is not None
+    return made
+
+  def root(self, root: np.ndarray) -> np.ndarray:
+    """Returns the secret root of process 0, uint32 [2], which goes over the cluster's channel.
+
+    It is deleted there as soon as every process has it.
+    """
+    if self.processes == 1:
+      return root
+    name = f'fedjax_mem/root/{self._said}'
+    if self.leads:
+      self._tell(name, root.tolist())
+    told = np.array(json.loads(_client().blocking_key_value_get(name, _LONG)), np.uint32)
+    self.all(None)
+    if self.leads:
+      _client().key_value_delete(name)
+    return told
+
+  def refuse(self, error: BaseException) -> None:
+    """Tells the others that process 0 cannot go on, and why; they raise that where they wait."""
+    if self.processes > 1 and self.leads:
+      words = {'refused': str(error), 'bad': isinstance(error, ValueError)}
+      try:
+        self._tell(f'fedjax_mem/agreed/{self._said + 1}', words)
+      except Exception:  # the channel may be what is broken
+        return
+
+  def leave(self, code: int) -> None:
+    """Ends this process, if the cluster was begun here: others first, then process 0.
+
+    By `os._exit`: jax would wait for all processes to end, and abort where one has ended before.
+    Process 0 waits for the others: with it goes the channel, and jax aborts who still listens.
+    """
+    if not self.begun:
+      return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if self.processes > 1 and code == 0:
+      name = 'fedjax_mem/left'
+      if self.leads:
+        for i in range(1, self.processes):
+          _client().blocking_key_value_get(f'{name}/{i}', 30_000)
+      else:
+        self._tell(f'{name}/{self.process}', True)
+    self.at('done')
+    os._exit(code)
+
+
+_current = Cluster()
+
+
+def current() -> Cluster:
+  """Returns the cluster of this process; alone if there is none."""
+  return _current
+
+
+def join(devices: int | str, facts: dict[str, Any], detect: bool = False) -> Cluster:
+  """Returns the cluster that this process is part of, which begins here if it has not yet.
+
+  That of `fedjax-mem launch` is in the environment; `detect` finds that of Slurm, Open MPI, a TPU
+  pod or GKE by jax; a script may have begun one by `jax.distributed.initialize` itself.
+
+  Args:
+    devices: as `execution.devices`, those of all processes together.
+    facts: what must be the same everywhere, such as the hash of the configuration.
+    detect: whether to look for a cluster that has started this process.
+
+  Raises:
+    ValueError: processes that differ or do not come, devices that do not divide, no cluster.
+  """
+  global _current
+  if _current.processes > 1:
+    return _current
+  part = os.environ.pop(CLUSTER, None)
+  if jax.distributed.is_initialized():
+    _current = Cluster(jax.process_index(), jax.process_count())
+  elif part is not None:
+    _current = _begin(json.loads(part), devices, facts)
+  elif detect:
+    _current = _begin(meeting.detected(), devices, facts)
+  return _current
+
+
+def _begin(part: dict[str, Any], devices: int | str, facts: dict[str, Any]) -> Cluster:
+  """Returns a cluster whose processes have met and agree, with jax started in it."""
+  process, processes = part['process'], part['processes']
+  status = Status(part['status']) if part.get('status') else None
+  made = Cluster(process, processes, status, begun=True)
+  each = _devices(part.get('devices'), devices, processes)
+  wait = int(os.environ.get(WAIT, _WAIT))
+  versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib')}
+  meeting.meet(
+    part['coordinator'],
+    process,
+    processes,
+    {'fedjax_mem': __version__, **versions, **facts, 'devices of a process': each},
+    wait,
+  )
+  if each is not None:
+    jax.config.update('jax_num_cpu_devices', each)
+  if processes == 1:
+    return made
+  jax.distributed.initialize(
+    part['coordinator'],
+    processes,
+    process,
+    part.get('local'),
+    initialization_timeout=wait,
+    heartbeat_timeout_seconds=_HEARTBEAT,
+    shutdown_timeout_seconds=_HEARTBEAT,
+  )
+  return made
+
+
+def _devices(each: int | None, devices: int | str, processes: int) -> int | None:
+  """Returns the host devices of one process, of a CPU; None: as many as there are."""
+  if devices == 'auto':
+    return each
+  if int(devices) % processes:
+    raise ValueError(
+      f'execution.devices must be a multiple of the {processes} processes, got {devices}.'
+    )
+  return int(devices) // processes
+
+
+def _client() -> Any:
+  """Returns the client of the channel, which jax keeps among its own."""
+  from jax._src import distributed
+
+  return distributed.global_state.client
