@@ -228,7 +228,8 @@ def test_who_ends_because_of_another_is_not_to_blame(launch):
   )
   assert 'process 1: killed by SIGKILL' in str(at_once.error)
   # the cause is seen later
-  later = launch(f'begin(); {LOST}', 'begin(); gone(0); time.sleep(0.3); os._exit(3)')
+  fails = "say('[Gloo] Rank 1 is connected to 1 peer ranks'); begin(); gone(0); time.sleep(0.3)"
+  later = launch(f'begin(); {LOST}', f'{fails}; os._exit(3)')
   assert 'process 1: exit code 3' in str(later.error)
   # of two that look like consequences, the first
   two = launch(f'begin(); gone(1); time.sleep(0.3); {LOST}', f'begin(); {LOST}')
