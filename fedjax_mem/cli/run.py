@@ -69,10 +69,10 @@ class Resume(Command):
     if self.no_cache:
       devices.forget_compiled()
     if (self.run / 'sweep.json').is_file():
-      from fedjax_mem.cli.sweep import tell as tell_all
+      from fedjax_mem.cli.sweep import tell as tell_sweep
       from fedjax_mem.studies.sweeps.sweep import resume as resume_sweep
 
-      tell_all(resume_sweep(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
+      tell_sweep(resume_sweep(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
       return
     where, how = text(self.data_dir), self.distributed
     tell(resume(self.run, data_dir=where, quiet=self.quiet, distributed=how))
