@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_mem.core import Population, Tree
-from fedjax_mem.data.source import aligned_zeros
+from fedjax_mem.data.source import aligned_zeros, forget
 from fedjax_mem.engine import tables
 from fedjax_mem.engine.cast import Cast, Row
 from fedjax_mem.engine.clients import Layout
@@ -52,7 +52,10 @@ def divide(population: Any, mesh: Mesh) -> Population:
 
   def part(device: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     rows, places = held[device]
-    return {name: np.take(x, rows, axis=0) for name, x in arrays.items()}, places
+    found = {name: np.take(x, rows, axis=0) for name, x in arrays.items()}
+    for x in population.arrays.values():
+      forget(x)
+    return found, places
 
   sizes = max(len(rows) for rows, _ in held), max(len(places) for _, places in held)
   local = np.concatenate([_starts(count[a:b]) for a, b in bounds])

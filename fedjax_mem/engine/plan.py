@@ -83,8 +83,10 @@ def make_setting(
   if pool:
     setting = setting._replace(pool=pooled.find(layers, setting, params, population))
   rows = bool(jax.tree.leaves(before.clients)) and setting.pool is None
-  divided = rows and tables.divides(layers, shape.num_clients, layout.devices)
-  setting = setting._replace(divided=divided)
+  even = rows and shape.num_clients % layout.devices == 0
+  divided = even and tables.written_at_once(layers)
+  late = even and not divided and layout.devices > 1
+  setting = setting._replace(divided=divided, late=late)
   setting = setting._replace(round=jax.jit(make_round(setting)))
   noted = _check_fixed_point(setting, params, population)
   return setting._replace(metrics=frozenset(noted), covered=covered(noted))

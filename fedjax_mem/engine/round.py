@@ -116,7 +116,8 @@ def settle(
   kept = arrived & ok & sound & released  # what must hold for a client's new states to count
   clients = new
   if not setting.divided:  # else the rows were written as soon as each client had run
-    clients = cohorts.commit(state.clients, cast.cohort.id, kept, new, setting.layout.mesh)
+    ids, mesh = cast.cohort.id, setting.layout.mesh
+    clients = cohorts.commit(state.clients, ids, kept, new, mesh, setting.late)
   metrics |= {
     'selected': cast.cohort.real.sum(dtype=jnp.int32),
     'clients': arrived.sum(dtype=jnp.int32),
@@ -220,7 +221,7 @@ def mapped(
   last: bool,
 ) -> Mapped:
   """Runs successive client sides over the cohort; `first` and `last` are as in `chain`."""
-  held, shown = (own, ()) if setting.divided else ((), own)
+  held, shown = (own, ()) if setting.split else ((), own)
   # Client sides are not shown which clients arrive: that may depend on other clients' data.
   cast = cast._replace(cohort=cast.cohort._replace(arrived=cast.cohort.real))
   cast = cast if first else cast.bare()
@@ -256,7 +257,8 @@ def _cohort(
   # In one layer the client side runs first: the cohort side goes on from the rows that it left.
   old = new[layer.name] if layer.client is not None else None
   if old is None:
-    old = cohorts.gather(states[layer.name], cast.cohort.id)
+    mesh = setting.layout.mesh
+    old = tables.rows_of(states[layer.name], cast.cohort.id, mesh, setting.late)
   mesh = setting.layout.mesh
   stage = rules.divided_side(layer, mesh)
 
@@ -304,13 +306,16 @@ def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
     (cast, given, whole), (row, value, slot) = everyone, packed
     if first and setting.apart:
       cast, row = apart.gathered(setting, layout, cast, row, whole, slot)
-    if not setting.divided:
+    if not setting.split:
       old = cohorts.gather(given, row.client.id)
       value, rest = block(cast, (row, value, old))
       return value, held, rest
     turn = tables.turn(cast.cohort.id, slot, population, layout)
     old = tables.read(held, turn)
-    value, (new, metrics, ok, sound) = block(cast, (row, value, old))
+    value, rest = block(cast, (row, value, old))
+    if setting.late:
+      return value, held, rest
+    new, metrics, ok, sound = rest
     held = tables.write(held, turn, row.client.arrived & ok & sound, new)
     return value, held, ({}, metrics, ok, sound)
 

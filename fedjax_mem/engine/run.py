@@ -69,7 +69,7 @@ class Simulation:
   @property
   def shardings(self) -> State:
     """The shardings of a state, a prefix of its tree, for `jax.device_put` of a restored state."""
-    return tables.shardings(self.setting.divided, self.setting.layout.mesh)
+    return tables.shardings(self.setting.split, self.setting.layout.mesh)
 
   @property
   def claims(self) -> bool:
@@ -371,6 +371,6 @@ def _segment(
     go_on, body, (jnp.int32(0), jnp.bool_(True), state, rows)
   )
   # With the shardings that `init` gives, so that the second segment is not compiled again.
-  kept = tables.shardings(setting.divided, setting.layout.mesh)
+  kept = tables.shardings(setting.split, setting.layout.mesh)
   state = jax.lax.with_sharding_constraint(state, kept)
   return state, *meshes.whole((rows, done), setting.layout.mesh)

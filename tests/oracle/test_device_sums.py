@@ -5,6 +5,7 @@ adds in the order of the devices. Here the compiled programs of all recorded sta
 may reduce floats by an addition across devices.
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -55,3 +56,12 @@ def test_the_reading_finds_a_sum_of_floats_and_no_other():
   assert float_sums(text(lambda x: jax.lax.psum(x, AXIS), 'float32'))
   assert not float_sums(text(lambda x: jax.lax.psum(x, AXIS), 'int32'))
   assert not float_sums(text(lambda x: jax.lax.pmax(x, AXIS), 'float32'))
+
+
+def test_a_linear_stack_sends_its_updates_once_a_round():
+  ready = get_ready(load_config(STACKS['fedavg'], ['execution.devices=2']), None, {})
+  size = sum(x.size for x in jax.tree.leaves(ready.parts.like))
+  text = ready.sim.traced().lower().compile().as_text()
+  sent = re.findall(r'= f32\[([\d,]*)\]\S* (all-gather|all-to-all|all-reduce)\(', text)
+  large = [kind for shape, kind in sent if math.prod(map(int, shape.split(','))) >= size]
+  assert large == ['all-gather']
