@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.config.build import GIVEN, build
@@ -98,9 +99,7 @@ def get_ready(
   longest = recorded.get('max_rounds') or min(
     wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
   )
-  mesh = resolve(chosen, parts.layers.draws.capacity, parts.like).mesh
-  divided = mesh if chosen.divides and mesh.size > 1 else None
-  source = examples.source(parts.data, parts.layers, wanted.stream_above_mb, longest, divided)
+  mesh, source = _source(parts, chosen, wanted.stream_above_mb, longest)
 
   def make(execution: Execution) -> Simulation:
     return simulate(
@@ -127,6 +126,15 @@ def get_ready(
   records.check_names(sim.setting.metrics, scores.names(parts), ledgers, added)
   notes = [note] if note else []
   return Ready(config, start, parts, sim, source, evaluate, of_clients, ledgers, picked, notes)
+
+
+def _source(
+  parts: Parts, execution: Execution, cap_mb: float | None, longest: int
+) -> tuple[Mesh, examples.Source]:
+  """Returns the devices, and the source of the examples that are on them."""
+  mesh = resolve(execution, parts.layers.draws.capacity, parts.like).mesh
+  divided = mesh if execution.divides and mesh.size > 1 else None
+  return mesh, examples.source(parts.data, parts.layers, cap_mb, longest, divided)
 
 
 def _check_given(data: FederatedData, digest: str | None) -> None:
