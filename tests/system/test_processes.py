@@ -139,3 +139,8 @@ def test_a_ledger_counts_what_a_killed_process_may_have_released(tmp_path, monke
   ledger = json.loads((folder / 'ledger.json').read_text())
   published = [x['round'] for x in records(folder)]
   assert ledger['charged'] >= max(published) + 1 and max(published) >= 2
+  # The secret root is in the folder of process 0 alone: others get it again when the run goes on.
+  launch(['resume', str(folder)], 2, out=tmp_path, devices=2)
+  assert json.loads((folder / 'manifest.json').read_text())['status'] == 'finished'
+  ledger = json.loads((folder / 'ledger.json').read_text())
+  assert ledger['done'] == ledger['charged'] == len(records(folder))
