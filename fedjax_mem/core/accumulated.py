@@ -29,10 +29,10 @@ class Accumulated:
   A part has a key of its own: what a loss draws (dropout) is not what it draws for a whole batch.
 
   >>> loss = lambda params, batch, key: (params - batch['x']) ** 2
-  >>> parts, x = Accumulated(loss, 2), jnp.array([1.0, 2.0, 6.0])
-  >>> parts(0.0, {'x': x}).tolist()
+  >>> parts, batch = Accumulated(loss, 2), {'x': jnp.array([1.0, 2.0, 6.0])}
+  >>> parts(jnp.float32(0), batch).tolist()
   [1.0, 4.0, 36.0]
-  >>> jax.grad(parts.total)(0.0, {'x': x}, jnp.array([True, True, False])).item()
+  >>> jax.grad(parts.total)(jnp.float32(0), batch, jnp.array([True, True, False])).item()
   -6.0
 
   Attributes:

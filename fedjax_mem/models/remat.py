@@ -52,8 +52,8 @@ def remat(loss: Any) -> Any:
   ...   return y
   >>> x, saving = {'x': jnp.ones(3)}, remat(deep)
   >>> of = lambda loss: jax.grad(lambda p: loss(p, x).sum())(0.9).item()
-  >>> abs(of(saving) - of(deep)) < 1e-6, str(jax.make_jaxpr(saving)(0.9, x)).count('custom_vjp')
-  (True, 3)
+  >>> abs(of(saving) - of(deep)) < 1e-6
+  True
 
   Args:
     loss: (params, batch, key=None) -> losses [B], or a `core.Running`. The result can be
