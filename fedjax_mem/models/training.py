@@ -6,6 +6,7 @@ Evaluation is by other functions of a model, and stays in float32 and as a whole
 from typing import Any, NamedTuple
 
 from fedjax_mem.core import Accumulated, Running, validate
+from fedjax_mem.kernels.nn import rewrite
 from fedjax_mem.models.precision import DTYPES, in_bfloat16
 from fedjax_mem.models.remat import remat
 
@@ -41,6 +42,11 @@ class Training(NamedTuple):
         'accumulate must be 1 for a model that keeps running statistics (model.statistics), which '
         f'would be those of parts of a batch, got {self.accumulate!r}.'
       )
+    if not isinstance(loss, Running):
+      # Before it is in segments: convolutions in a derivative of its own would be left as they are.
+      loss = rewrite.fast_convolutions(loss)
     loss = in_bfloat16(loss) if self.dtype == 'bfloat16' else loss
     loss = remat(loss) if self.remat else loss
+    # What is in it is fast by now, or has been left as it is on purpose.
+    loss = loss if isinstance(loss, Running) else rewrite.as_it_is(loss)
     return Accumulated(loss, self.accumulate) if self.accumulate > 1 else loss

@@ -8,7 +8,7 @@ from reference import tiny
 
 from fedjax_mem.core import Accumulated, accumulated, compose
 from fedjax_mem.engine import Execution
-from fedjax_mem.stages.algorithm import ALGORITHMS, Sgd, dp_sgd, fedavg
+from fedjax_mem.stages.algorithm import ALGORITHMS, Sgd, _base, dp_sgd, fedavg
 from fedjax_mem.stages.weigh import by_examples
 
 # Sums of at most 13 losses in another order.
@@ -92,7 +92,8 @@ def test_a_loss_of_another_shape_is_refused():
     wrong.total(tiny.initial(), batch(), jnp.ones(13, bool))
 
 
-def test_it_needs_the_memory_of_a_part():
+@pytest.mark.parametrize('way', ['sum', 'single losses'])
+def test_it_needs_the_memory_of_a_part(way):
   # Twelve layers of 64 units: what they compute of 512 examples is 1.6 MB, of a part 0.2 MB.
   params = [jnp.eye(64) for _ in range(12)]
 
@@ -105,7 +106,9 @@ def test_it_needs_the_memory_of_a_part():
   data, on = {'x': jnp.ones((512, 64))}, jnp.ones(512, bool)
 
   def temporary(parts):
-    grad = jax.grad(lambda p, d: accumulated.summed(Accumulated(deep, parts), p, d, on, None))
+    loss = Accumulated(deep, parts)
+    total = lambda p, d: loss.total(p, d, on) if way == 'sum' else loss(p, d).sum()
+    grad = jax.grad(total)
     return jax.jit(grad).lower(params, data).compile().memory_analysis().temp_size_in_bytes
 
   one, two, eight = (temporary(parts) for parts in (1, 2, 8))
@@ -162,9 +165,13 @@ def test_dp_sgd_refuses_parts_and_names_its_own_argument():
 
 
 def test_convolutions_of_a_loss_in_parts_are_made_fast():
-  blur = lambda params, batch, key: jax.lax.conv(
-    batch['x'][:, None, :, None], params, (1, 1), 'SAME'
-  ).sum((1, 2, 3))
-  layer = fedavg(Accumulated(blur, 2), learning_rate=0.1, batch_size=5)
-  sim = tiny.build(compose(layer, tiny.rota(), by_examples()), params=jnp.ones((1, 1, 3, 1)) / 3)
-  tiny.execute(sim, params=jnp.ones((1, 1, 3, 1)) / 3)  # no warning, which is an error, is raised
+  def blur(params, batch, key):
+    return jax.lax.conv(batch['x'][:, None, :, None], params, (1, 1), 'SAME').sum((1, 2, 3))
+
+  given = jnp.ones((1, 1, 3, 1)), batch(), jnp.ones(13, bool)
+  traced = [str(jax.make_jaxpr(x.total)(*given)) for x in (Accumulated(blur, 2), _fast(blur))]
+  assert ['conv_general_dilated[' in text for text in traced] == [True, False]
+
+
+def _fast(loss):
+  return _base.loss_of(Accumulated(loss, 2))

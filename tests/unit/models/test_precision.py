@@ -130,6 +130,7 @@ def test_every_algorithm_is_near_itself(name):
   np.testing.assert_allclose(tiny.vec(low.params), tiny.vec(plain.params), atol=0.03)
 
 
+@pytest.mark.slow
 def test_dp_sgd_clips_the_gradients_of_16_bits():
   options = {'steps': 3, 'rate': 0.5, 'l2_clip_norm': 0.1, 'noise_multiplier': 0.0}
   options |= {'name': dp_sgd, 'weighing': equal}

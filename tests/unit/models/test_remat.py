@@ -145,6 +145,7 @@ def test_rounds_are_equal_in_every_mode(mode):
   tiny.assert_close(one, state_of(model.loss, params, 'loop', **options), 1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_single_examples_are_equal():
   model = models.build('mlp', (tiny.FEATURES,), tiny.CLASSES, hidden=(6,) * 4)
   params = model.init(jax.random.key(0))

@@ -15,6 +15,7 @@ from fedjax_mem.kernels.nn.rewrite import _equations
 from fedjax_mem.models import precision
 from fedjax_mem.models.training import Training
 from fedjax_mem.stages.algorithm import fedavg
+from fedjax_mem.stages.algorithm._base import loss_of as loss_of_algorithm
 from fedjax_mem.stages.weigh import by_examples
 
 MODEL = models.build('mlp', (tiny.FEATURES,), tiny.CLASSES, hidden=(8, 8, 8))
@@ -90,6 +91,22 @@ def test_running_statistics_of_parts_are_refused():
   model = models.from_linen(Net(), (tiny.FEATURES,), tiny.CLASSES, statistics='average')
   with pytest.raises(ValueError, match=r'accumulate must be 1 .*model\.statistics.* got 2'):
     models.trained_with(model, accumulate=2)
+
+
+def _blur(params, batch, key=None):
+  y = jax.lax.conv(batch['x'][:, None, :, None], params, (1, 1), 'SAME')
+  return jnp.tanh(jax.lax.conv(y, params, (1, 1), 'SAME')).sum((1, 2, 3))
+
+
+@pytest.mark.parametrize('plain', [False, True])
+def test_convolutions_of_a_loss_of_ones_own_are_fast_unless_they_are_to_stay(plain):
+  own = MODEL._replace(loss=_blur, task=None)
+  own = models.as_it_is(own) if plain else own
+  model = models.trained_with(own, dtype='bfloat16', remat=True, accumulate=2)
+  loss = loss_of_algorithm(model.loss)
+  total = lambda p: loss.total(p, BATCH, jnp.ones(6, bool))
+  found = {name for name, _ in primitives(jax.grad(total), jnp.ones((1, 1, 3, 1)))}
+  assert ('conv_general_dilated' in found) == plain
 
 
 # Through a configuration.

@@ -48,6 +48,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize('name', LAYERS)
 def test_values_and_gradients_of_16_bits_are_near_those_of_32(name):
   layer, arguments = LAYERS[name]
