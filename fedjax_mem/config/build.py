@@ -32,7 +32,7 @@ from fedjax_mem.core import (
 )
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.models import saved
-from fedjax_mem.models.base import Model, Outline, fitted
+from fedjax_mem.models.base import Model, Outline, fitted, trained_with
 from fedjax_mem.stages.algorithm import ALGORITHMS
 from fedjax_mem.stages.compress import as_layer
 from fedjax_mem.stages.select import SAMPLERS, TRACES, draw_durations, dropout, stragglers
@@ -292,6 +292,9 @@ def _total_weight(weighing: Any, num_clients: int, data: FederatedData | None) -
 
 def _algorithm(config: Config, model: Model, total: dict[str, float]) -> Layer:
   section, client = config.algorithm, config.client
+  how: dict[str, Any] = {x: getattr(client, x) for x in ('dtype', 'remat', 'accumulate')}
+  with registry.naming('client'):
+    trained = trained_with(model, **how)
   layer: Layer = registry.made(
     'algorithm',
     'name',
@@ -299,7 +302,7 @@ def _algorithm(config: Config, model: Model, total: dict[str, float]) -> Layer:
     ALGORITHMS,
     section.options,
     registry.LAYER,
-    loss=model.loss,
+    loss=trained.loss,
     learning_rate=learning_rate(client, config.rounds),
     batch_size=client.batch_size,
     epochs=client.epochs,
