@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 # Primitives that run a program once, on all their operands -> the parameter that holds it.
-_CALLS = {
+CALLS = {
   'jit': 'jaxpr',
   'closed_call': 'call_jaxpr',
   'checkpoint': 'jaxpr',
@@ -149,7 +149,7 @@ def _write_out(flat: Flat, program: Any, given: Sequence[int | None]) -> list[in
   for eqn in jaxpr.eqns:
     ins = [read(x) for x in eqn.invars]
     name = eqn.primitive.name
-    if name in _CALLS:
+    if name in CALLS:
       made = _call(flat, eqn, ins)
     else:
       share = _share(flat, eqn, ins)
@@ -162,7 +162,7 @@ def _write_out(flat: Flat, program: Any, given: Sequence[int | None]) -> list[in
 def _call(flat: Flat, eqn: Any, ins: list[int | None]) -> list[int | None]:
   """Writes out a call; within a `shard_map` shapes are those of one device."""
   name = eqn.primitive.name
-  inner = eqn.params[_CALLS[name]]
+  inner = eqn.params[CALLS[name]]
   inner = inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ())
   if name != 'shard_map':
     return _write_out(flat, inner, ins)

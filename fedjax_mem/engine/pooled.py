@@ -110,7 +110,7 @@ def run(
     everyone,
     (),
     row,
-    chunk=_chunk(setting.capacity // layout.devices, setting.shape.capacity),
+    chunk=clients_at_once(setting),
     mesh=layout.mesh,
     summed=PLAIN,
   )
@@ -123,6 +123,11 @@ def _gathered(arrays: Batch, index: jax.Array, where: jax.Array, setting: 'Setti
   capacity = setting.shape.capacity
   whole = Examples(arrays, index, zero, number, zero, capacity, False, setting.transforms)
   return whole.take(where)
+
+
+def clients_at_once(setting: 'Setting') -> int:
+  """Returns how many clients' examples are in one product on a device."""
+  return _chunk(setting.capacity // setting.layout.devices, setting.shape.capacity)
 
 
 def _chunk(clients: int, capacity: int) -> int:

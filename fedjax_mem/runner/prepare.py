@@ -93,10 +93,8 @@ def get_ready(
   parts = build(config, data_dir, start, data)
   if digest is not None and digest != parts.data.digest():
     raise ValueError('data must be those that the run was given when it began, got others.')
-  chosen = _execution(config, recorded, note)
-  longest = recorded.get('max_rounds') or min(
-    wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
-  )
+  chosen = asked(config, recorded, note)
+  longest = recorded.get('max_rounds') or longest_segment(config)
   source = examples.source(parts.data, parts.layers, wanted.stream_above_mb, longest)
 
   def make(execution: Execution) -> Simulation:
@@ -126,7 +124,13 @@ def get_ready(
   return Ready(config, start, parts, sim, source, evaluate, of_clients, ledgers, picked, notes)
 
 
-def _execution(config: Config, recorded: dict[str, Any], note: str | None) -> Execution:
+def longest_segment(config: Config) -> int:
+  """Returns the most rounds in a segment of a new run, where all examples are on the devices."""
+  most = config.execution.max_segment_rounds or MAX_SEGMENT
+  return min(most, config.evaluation.every, config.rounds)
+
+
+def asked(config: Config, recorded: dict[str, Any], note: str | None) -> Execution:
   """Returns the execution that is asked for, or that the interrupted run has recorded."""
   wanted = config.execution
   chosen = Execution(

@@ -1,0 +1,199 @@
+"""A simulation on shapes: what its rounds will need, before anything is compiled.
+
+It holds no examples and draws nothing. It says how large the program of many rounds will be on a
+device (`peak`), what the compiler says of it (`compiled`), and between which numbers the integers
+are that the sides of a round report as metrics (`noted`), such as the bytes of a message.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_mem.core import (
+  Layer,
+  Message,
+  Population,
+  Shape,
+  Task,
+  Total,
+  Transform,
+  Tree,
+  compose,
+  keys,
+  scalar_member,
+  tree,
+)
+from fedjax_mem.engine import cohort as cohorts
+from fedjax_mem.engine import execution as executions
+from fedjax_mem.engine import flat, liveness, plan, pooled, ranges, walk
+from fedjax_mem.engine.cast import Row, broadcast, context, examples
+from fedjax_mem.engine.execution import Execution
+from fedjax_mem.engine.mesh import replicated
+from fedjax_mem.engine.run import Simulation
+
+
+class Outline(Simulation):
+  """A simulation of which nothing is compiled, and whose examples are shapes."""
+
+  @property
+  def options(self) -> dict[str, Any] | None:
+    """None: to ask which options the compiler knows would compile a program."""
+    return None
+
+  def told(self) -> Simulation:
+    """Returns the simulation with the compiler's options, still on shapes."""
+    return Simulation(**{name: getattr(self, name) for name in Simulation.__dataclass_fields__})
+
+
+class Peak(NamedTuple):
+  """Bytes that a program takes on one device while it runs.
+
+  Attributes:
+    arguments: state and examples; results take the place of the state.
+    beside: all else: values in between, and results that take no argument's place.
+  """
+
+  arguments: int
+  beside: int
+
+  @property
+  def total(self) -> int:
+    """All of it."""
+    return self.arguments + self.beside
+
+
+def outlined(
+  layers: tuple[Layer, ...],
+  params: Tree,
+  population: Population,
+  *,
+  seed: int = 0,
+  execution: Execution | None = None,
+  max_rounds: int = 64,
+  shape: Shape,
+  transforms: tuple[Transform, ...] = (),
+) -> Outline:
+  """Returns a simulation on shapes, checked as by `simulate`, whose arguments these are.
+
+  Raises:
+    IncompatibleStages: layers that do not fit together.
+    ValueError: an argument out of range.
+  """
+  made = compose(*layers)
+  execution = execution or Execution()
+  layout = executions.resolve(execution, made.draws.capacity, params)
+  params, population = tree.shapes(params), tree.shapes(population)
+  setting = plan.make_setting(made, params, population, shape, layout, transforms, execution.pool)
+  where = replicated(layout.mesh)
+  placed = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), population
+  )
+  return Outline(setting, placed, seed, max_rounds, params, np.zeros(2, np.uint32), True)
+
+
+def peak(outline: Simulation) -> Peak:
+  """Returns the bytes that the program of many rounds will take on a device, estimated.
+
+  Those of its arguments are exact. The estimate of what is beside them is in `liveness`.
+  """
+  traced = outline.traced()
+  state, *others = traced.args_info[0]
+  parts = outline.setting.layout.devices if outline.setting.divided else 1
+  shares = jax.tree.map(lambda x: 1.0, state)
+  shares = shares._replace(clients=jax.tree.map(lambda x: 1 / parts, state.clients))
+  donated = jax.tree.leaves(shares)
+  every = donated + [1.0] * len(jax.tree.leaves(others))
+  variables = traced.jaxpr.jaxpr.invars
+  held = sum(x * flat.nbytes(v.aval) for x, v in zip(every, variables, strict=True))
+  beside = liveness.temporaries(traced.jaxpr, every, len(donated))
+  return Peak(round(held), round(liveness.PACKING * beside))
+
+
+def compiled(outline: Outline) -> Peak:
+  """Returns the same by the compiler: this compiles the program of many rounds.
+
+  Arguments, temporaries, and results that are not in an argument's place: all of them are there at
+  the same time. (The compiler's own `peak_memory_in_bytes` leaves temporaries out on a CPU.)
+  """
+  said = outline.told().traced().lower().compile().memory_analysis()
+  results = said.output_size_in_bytes - said.alias_size_in_bytes
+  return Peak(said.argument_size_in_bytes, results + said.temp_size_in_bytes)
+
+
+def at_once(outline: Simulation) -> int:
+  """Returns how many clients a device takes at once; of a pooled round, those in one product."""
+  setting = outline.setting
+  if setting.pool is None:
+    return setting.layout.chunk
+  return pooled.clients_at_once(setting)
+
+
+@keys.fixed()
+def noted(outline: Simulation, wanted: Callable[[str], bool]) -> dict[str, ranges.Range]:
+  """Returns the ranges of integers that the sides of a round report, of one client that arrives.
+
+  Args:
+    outline: of the run.
+    wanted: whether a metric, 'layer/metric', is asked for.
+
+  Returns:
+    name -> (least, most); None: unknown.
+  """
+  found: dict[str, Any] = {}
+
+  def run(params: Tree, population: Population, seed: Any, root: Any) -> dict[str, Any]:
+    metrics = _of_one(outline, params, population, seed, root)
+    values = {k: x.value if isinstance(x, Total) else x for k, x in metrics.items() if wanted(k)}
+    found.update(values)
+    return values
+
+  words = jax.ShapeDtypeStruct((2,), np.uint32)
+  seed = jax.ShapeDtypeStruct((), np.uint32)
+  shapes = (outline.params, tree.shapes(outline.population), seed, words)
+  program = jax.make_jaxpr(run)(*shapes)
+  return dict(zip(sorted(found), ranges.of_products(program), strict=True))
+
+
+def _of_one(
+  outline: Simulation, params: Tree, population: Population, seed: Any, root: Any
+) -> dict[str, Any]:
+  """Returns the metrics of a round with a single client."""
+  setting = outline.setting
+  number = setting.shape.num_clients
+  client = scalar_member(0)
+  alone = jax.tree.map(lambda x: x[None], client)
+  cast = broadcast(
+    seed,
+    0,
+    params,
+    root=root,
+    cohort=cohorts.pad(alone, setting.capacity, number),
+    population=population,
+  ).deriving(setting.layers)
+  first = functools.partial(context, setting.layers)
+  servers = {x.name: x.value(first(x, 'init', cast, setting.specs)) for x in setting.layers}
+  cast = cast._replace(servers=servers)
+  row = Row(client, population.start[0], population.count[0])
+  value: Any = Task(params, examples(cast, row, row.count, setting.shape, True, setting.transforms))
+  metrics: dict[str, Any] = {}
+  for x in setting.layers:
+    own = x.row(first(x, 'init', cast, setting.specs, client))
+    if x.client is not None:
+      value, rows, more, _ = walk.client_pass(
+        setting.layers, (x,), cast, setting.specs, client, value, {x.name: own}
+      )
+      own = rows[x.name]
+      metrics |= more
+    if x.cohort is not None:
+      many = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (setting.capacity, *jnp.shape(x))), (value, own)
+      )
+      stack, _, more = walk.cohort_pass(setting.layers, x, x.cohort, cast, setting.specs, *many)
+      value = jax.tree.map(lambda x: x[0], stack)
+      metrics |= more
+  message: Message = value
+  return metrics | walk.server_pass(setting.layers, cast, setting.specs, message)[2]
