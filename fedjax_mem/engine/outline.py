@@ -6,7 +6,6 @@ are that the sides of a round report as metrics (`noted`), such as the bytes of 
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -133,29 +132,30 @@ def at_once(outline: Simulation) -> int:
 
 
 @keys.fixed()
-def noted(outline: Simulation, wanted: Callable[[str], bool]) -> dict[str, ranges.Range]:
-  """Returns the ranges of integers that the sides of a round report, of one client that arrives.
+def noted(outline: Simulation, ending: str) -> dict[str, ranges.Range]:
+  """Returns the ranges of counts that the sides of a round report, for one client that arrives.
 
   Args:
     outline: of the run.
-    wanted: whether a metric, 'layer/metric', is asked for.
+    ending: of the names of metrics that are `arrived * (count // unit)`.
 
   Returns:
-    name -> (least, most); None: unknown.
+    'layer/metric', without the ending -> (least, most) of the count; None: unknown.
   """
   found: dict[str, Any] = {}
 
   def run(params: Tree, population: Population, seed: Any, root: Any) -> dict[str, Any]:
     metrics = _of_one(outline, params, population, seed, root)
-    values = {k: x.value if isinstance(x, Total) else x for k, x in metrics.items() if wanted(k)}
-    found.update(values)
-    return values
+    for name, x in metrics.items():
+      if name.endswith(ending):
+        found[name.removesuffix(ending)] = x.value if isinstance(x, Total) else x
+    return found
 
   words = jax.ShapeDtypeStruct((2,), np.uint32)
   seed = jax.ShapeDtypeStruct((), np.uint32)
   shapes = (outline.params, tree.shapes(outline.population), seed, words)
   program = jax.make_jaxpr(run)(*shapes)
-  return dict(zip(sorted(found), ranges.of_products(program), strict=True))
+  return dict(zip(sorted(found), ranges.of_quotients(program), strict=True))
 
 
 def _of_one(

@@ -20,21 +20,22 @@ _SAME = ('convert_element_type', 'broadcast_in_dim', 'reshape', 'squeeze', 'copy
 _BOUNDS = ('reduce_max', 'reduce_min', 'slice', 'concatenate', 'transpose')
 
 
-def of_products(program: Any) -> list[Range]:
-  """Returns the range of each result, of a product `count * value` that of the value.
+def of_quotients(program: Any) -> list[Range]:
+  """Returns the range of `value` for each result that is `count * (value // unit)`; else None.
 
   Args:
     program: a trace, a `ClosedJaxpr`.
   """
   made: dict[Any, Any] = {}
   known: dict[Any, Range] = {}
-  results = _run(program, [None] * len(program.jaxpr.invars), made, known)
-  found = []
-  for x, own in zip(program.jaxpr.outvars, results, strict=True):
-    eqn = made.get(x)
-    if eqn is not None and eqn.primitive.name == 'mul':
-      own = _read(eqn.invars[1], known)
-    found.append(own)
+  _run(program, [None] * len(program.jaxpr.invars), made, known)
+  found: list[Range] = []
+  for x in program.jaxpr.outvars:
+    product: Any = made.get(x)
+    times = product is not None and product.primitive.name == 'mul'
+    quotient: Any = made.get(product.invars[1]) if times else None
+    divides = quotient is not None and quotient.params.get('name') == 'floor_divide'
+    found.append(_read(quotient.invars[0], known) if divides else None)
   return found
 
 

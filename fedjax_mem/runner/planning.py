@@ -21,7 +21,7 @@ from fedjax_mem.engine import Execution, describe, outline, table_bytes
 from fedjax_mem.engine.outline import Outline, Peak
 from fedjax_mem.runner import devices, examples, ledgers, prepare, tuning
 from fedjax_mem.runner.prepare import Given
-from fedjax_mem.runner.traffic import Range, Traffic
+from fedjax_mem.runner.traffic import HIGH, Range, Traffic
 
 MB = 10**6
 
@@ -156,7 +156,7 @@ def plan(
   made = setup.outline()
   setting, layers = made.setting, setup.parts.layers
   state = jax.eval_shape(made._init, made.params, made.population, *made._keys(None, None))
-  up, down = Traffic(made).planned(outline.noted(made, Traffic.counts))
+  up, down = Traffic(made).planned(outline.noted(made, HIGH))
   draws = layers.draws
   steady = draws.scheme != 'poisson' and draws.expected == draws.capacity
   peak = outline.peak(made)

@@ -23,8 +23,9 @@ from fedjax_mem.stages.compress import dense_size, total_bytes
 Range = tuple[int, int] | None
 NOTHING = (0, 0)
 _NAMES = ('bytes_up', 'bytes_down', 'bytes_more_down')
+HIGH = '_high'
 # A byte count is two metrics, its high and its low digits.
-_PARTS = tuple(f'/{name}_{part}' for name in _NAMES for part in ('high', 'low'))
+_PARTS = tuple(f'/{name}{part}' for name in _NAMES for part in (HIGH, '_low'))
 _RARELY = 3  # expected participations of a client below which error feedback is of little use
 
 
@@ -85,11 +86,11 @@ class Traffic:
 
 def _joined(noted: Mapping[str, Range], name: str) -> Range:
   """Returns the range of a byte count of all layers together; `NOTHING`: no layer has it."""
-  parts = {k: x for k, x in noted.items() if k.endswith((f'/{name}_high', f'/{name}_low'))}
-  if any(x is None for x in parts.values()):
+  parts = [x for k, x in noted.items() if k.endswith(f'/{name}')]
+  known = [x for x in parts if x is not None]
+  if len(known) < len(parts):
     return None
-  least, most = ({k: x[i] for k, x in parts.items() if x is not None} for i in (0, 1))
-  return total_bytes(least, name) or 0, total_bytes(most, name) or 0
+  return sum(x[0] for x in known), sum(x[1] for x in known)
 
 
 def notes(sim: Simulation, rounds: int) -> list[str]:
