@@ -14,6 +14,7 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 from fedjax_mem.cli.cite import Cite
 from fedjax_mem.cli.deploy import DeployCommands
 from fedjax_mem.cli.export import Export
+from fedjax_mem.cli.plan import PlanRun
 from fedjax_mem.cli.privacy import PrivacyCommands
 from fedjax_mem.cli.shared import Command, DataDir, Experiment, NoCache, text
 from fedjax_mem.cli.sweep import Sweep
@@ -264,6 +265,7 @@ class Audit(Command):
 Commands = (
   Annotated[Run, subcommand('run')]
   | Annotated[Resume, subcommand('resume')]
+  | Annotated[PlanRun, subcommand('plan')]
   | Annotated[Report, subcommand('report')]
   | Annotated[Cite, subcommand('cite')]
   | Annotated[Export, subcommand('export')]
@@ -280,9 +282,9 @@ Commands = (
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line and returns its exit code.
 
-  0: done. 1: the run failed. 2: bad input, with a message of one line. 130, 143 and 129: ended by
-  Ctrl-C, SIGTERM or SIGHUP, a run with a checkpoint. Output that nobody reads is lost, and ends
-  nothing.
+  0: done. 1: the run failed, or a plan does not fit. 2: bad input, with a message of one line.
+  130, 143 and 129: ended by Ctrl-C, SIGTERM or SIGHUP, a run with a checkpoint. Output that nobody
+  reads is lost, and ends nothing.
   """
   before = gc.get_threshold()
   # Imports and traces make a million objects and hardly any garbage: a command looks less often.

@@ -17,6 +17,7 @@ from fedjax_mem.core import (
   Message,
   Population,
   Shape,
+  State,
   Task,
   Total,
   Transform,
@@ -46,6 +47,25 @@ class Outline(Simulation):
   def told(self) -> Simulation:
     """Returns the simulation with the compiler's options, still on shapes."""
     return Simulation(**{name: getattr(self, name) for name in Simulation.__dataclass_fields__})
+
+
+def first_state(outline: Simulation) -> State:
+  """Returns the shapes of the state before the first round."""
+  state: State = jax.eval_shape(
+    functools.partial(plan.initial_state, outline.setting),
+    outline.params,
+    outline.population,
+    np.uint32(outline.seed),
+    outline.root,
+  )
+  return state
+
+
+def stack_bytes(outline: Simulation) -> int:
+  """Returns the bytes of the messages of a whole cohort, if a cohort side needs them; else 0."""
+  setting = outline.setting
+  sides = [x.name for x in setting.layers if x.cohort is not None]
+  return max((setting.capacity * tree.nbytes(setting.specs[x]) for x in sides), default=0)
 
 
 class Peak(NamedTuple):

@@ -99,7 +99,8 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   from fedjax_mem.runner import client_scores, contributions
 
   layers = ready.parts.layers
-  params = jax.device_get(ready.sim.scored(state))
+  scored = ready.sim.scored(state)
+  params = jax.device_get(scored)
   write_params(folder, params)
   folder.note(status='finished', rounds_done=int(state.round))
   title, claims = ready.config.data.name, ready.sim.claims
@@ -111,7 +112,8 @@ def finish(ready: Ready, folder: RunFolder, state: State, records: list[dict[str
   figures.save(dark, folder.path / 'partition_dark.png', like=light)
   figures.save(plots.learning_curves(folder.path), folder.path / 'learning_curve.png')
   number, rows = int(state.round), personal.rows(layers, state)
-  client_scores.write(folder.path, ready.evaluate_clients, params, number, rows)
+  # The parameters on the devices: of those on the host the program would be compiled once more.
+  client_scores.write(folder.path, ready.evaluate_clients, scored, number, rows)
   contributions.write(folder.path, state, ready.parts.data.clients, claims)
   write_report(folder.path, folder.path / 'report.html')
   return Result(params, records, folder.path)
