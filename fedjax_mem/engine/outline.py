@@ -33,7 +33,7 @@ from fedjax_mem.engine import flat, liveness, plan, pooled, ranges, walk
 from fedjax_mem.engine.cast import Row, broadcast, context, examples
 from fedjax_mem.engine.execution import Execution
 from fedjax_mem.engine.mesh import replicated
-from fedjax_mem.engine.run import Simulation
+from fedjax_mem.engine.run import Simulation, _check_claims
 
 
 class Outline(Simulation):
@@ -95,14 +95,17 @@ def outlined(
   max_rounds: int = 64,
   shape: Shape,
   transforms: tuple[Transform, ...] = (),
+  expect_privacy: bool = False,
 ) -> Outline:
   """Returns a simulation on shapes, checked as by `simulate`, whose arguments these are.
 
   Raises:
-    IncompatibleStages: layers that do not fit together.
+    IncompatibleStages: layers that do not fit together, or make no claim where one is expected.
     ValueError: an argument out of range.
   """
   made = compose(*layers)
+  if expect_privacy:
+    _check_claims(made)
   execution = execution or Execution()
   layout = executions.resolve(execution, made.draws.capacity, params)
   params, population = tree.shapes(params), tree.shapes(population)

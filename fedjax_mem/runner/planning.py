@@ -11,12 +11,13 @@ import jax
 
 from fedjax_mem.config import build
 from fedjax_mem.config.load import Config
+from fedjax_mem.config.optimizers import learning_rate
 from fedjax_mem.config.sections import PrivacySection
 from fedjax_mem.config.start import pinned
-from fedjax_mem.core import IncompatibleStages, keys, tree
+from fedjax_mem.core import keys, tree
 from fedjax_mem.engine import Execution, describe, outline, table_bytes
 from fedjax_mem.engine.outline import Outline, Peak
-from fedjax_mem.runner import devices, examples, prepare, programs, room, tuning
+from fedjax_mem.runner import devices, examples, prepare, programs, records, room, tuning
 from fedjax_mem.runner.prepare import Given
 from fedjax_mem.runner.programs import Program
 from fedjax_mem.runner.room import MB, Room
@@ -210,25 +211,17 @@ class _Setup:
     devices.start()
     before = programs.compiled().number
     self.parts = build.build(self.config, data_dir, self.start, data, draw=False)
+    # As a run does, by operations that are counted here.
     if self.config.noise_seed is not None:
-      keys.open_root(self.config.noise_seed)  # as a run does, by operations that are counted here
-    self.operations = programs.compiled().number - before
-    self._check_claims()
+      keys.open_root(self.config.noise_seed)
     self._read_source()
+    records.rates(learning_rate(self.config.client, self.config.rounds), 0, self.max_rounds)
+    self.operations = programs.compiled().number - before
     self.test = sum(x.nbytes for x in self.parts.data.test.values())
     wanted = prepare.asked(self.config, {}, note)
     found = tuning.known(wanted, self.parts, prepare.work(self.config, self.parts))
     first = Execution(devices=wanted.devices, **tuning.CANDIDATES[0])
     self.execution, self.picked = found or (first, TO_MEASURE)
-
-  def _check_claims(self) -> None:
-    """Raises `IncompatibleStages` where privacy is asked for and no layer adds noise."""
-    layers = self.parts.layers
-    if self.config.privacy != PrivacySection() and not layers.claims:
-      raise IncompatibleStages(
-        f'a claim of privacy is expected, and no layer of {[x.name for x in layers]!r} states that '
-        'it adds noise (Noises): add one, such as central with a noise_multiplier > 0.'
-      )
 
   def _read_source(self) -> None:
     """Sets the shapes of the examples on a device, and the rounds of a segment."""
@@ -254,6 +247,7 @@ class _Setup:
       max_rounds=self.max_rounds,
       shape=self.shape,
       transforms=(self.parts.data.preprocess,),
+      expect_privacy=self.config.privacy != PrivacySection(),
     )
 
   def programs(self, made: Outline) -> tuple[Program, ...]:
