@@ -17,7 +17,7 @@ from fedjax_mem.engine.flat import CALLS
 # (least, most), both included; None: unknown.
 Range = tuple[int, int] | None
 _SAME = ('convert_element_type', 'broadcast_in_dim', 'reshape', 'squeeze', 'copy', 'expand_dims')
-_BOUNDS = ('reduce_max', 'reduce_min', 'slice', 'concatenate', 'transpose')
+_BOUNDS = ('reduce_max', 'reduce_min', 'slice', 'concatenate', 'stack', 'transpose')
 
 
 def of_quotients(program: Any) -> list[Range]:
@@ -127,19 +127,6 @@ def _corners(rule: Callable[[int, int], int]) -> Callable[..., Range]:
   return ranged
 
 
-def _divided(a: tuple[int, int], b: tuple[int, int]) -> Range:
-  """Returns the range of a division towards 0, of what is not negative by what is positive."""
-  return None if a[0] < 0 or b[0] <= 0 else (a[0] // b[1], a[1] // b[0])
-
-
-def _remainder(a: tuple[int, int], b: tuple[int, int]) -> Range:
-  if a[0] < 0 or b[0] <= 0:
-    return None
-  if b[0] == b[1] and a[0] // b[0] == a[1] // b[0]:
-    return a[0] % b[0], a[1] % b[0]
-  return 0, b[1] - 1
-
-
 def _compared(rule: Callable[[int, int], bool]) -> Callable[..., Range]:
   """Returns the range of a comparison: known if the operands are."""
 
@@ -155,9 +142,6 @@ _RULES: dict[str, Callable[..., Range]] = {
   'add': _corners(lambda x, y: x + y),
   'sub': _corners(lambda x, y: x - y),
   'mul': _corners(lambda x, y: x * y),
-  'div': _divided,
-  'rem': _remainder,
-  'sign': lambda a: ((a[0] > 0) - (a[0] < 0), (a[1] > 0) - (a[1] < 0)),
   'not': lambda a: (1 - a[1], 1 - a[0]) if 0 <= a[0] <= a[1] <= 1 else None,
   'and': lambda a, b: (a[0] & b[0], a[1] & b[1]) if max(a[1], b[1]) <= 1 else None,
   'or': lambda a, b: (a[0] | b[0], a[1] | b[1]) if max(a[1], b[1]) <= 1 else None,

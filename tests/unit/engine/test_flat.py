@@ -52,6 +52,19 @@ def test_parts_of_arguments_are_kept_through_loops():
   assert [whole.sizes[x] for x in whole.outs] == [64, 48]
 
 
+def test_so_they_are_through_loops_without_a_length():
+  def f(table):
+    return jax.lax.while_loop(lambda c: c[0, 0] < 3, lambda c: c + 1, table)
+
+  whole = flatten(f, (8, 4), shares=[0.25])
+  assert [whole.sizes[x] for x in whole.outs] == [32]
+
+
+def test_what_is_computed_from_rows_is_divided_as_they_are():
+  whole = flatten(lambda table: (2 * table, table.sum()), (8, 4), shares=[0.5])
+  assert [whole.sizes[x] for x in whole.outs] == [64, 4]
+
+
 @pytest.mark.devices(2)
 def test_a_device_has_its_part_of_what_a_shard_map_divides():
   mesh, split = make_mesh(2), PartitionSpec('clients')

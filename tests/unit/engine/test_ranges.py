@@ -53,3 +53,20 @@ def test_what_no_rule_covers_is_unknown(value):
 def test_results_that_are_no_counts_are_unknown():
   program = jax.make_jaxpr(lambda x: (x + 1, 2 * x))(jnp.int32(0))
   assert ranges.of_quotients(program) == [None, None]
+
+
+@pytest.mark.parametrize(
+  'value, low, high',
+  [
+    (lambda x: (x > 0).sum(dtype=jnp.int32), 0, 100),
+    (lambda x: 100 - (x > 0).sum(dtype=jnp.int32), 0, 100),
+    (lambda x: jnp.where(x[0] > 0, jnp.int32(5), jnp.int32(9)), 5, 9),
+    (lambda x: jnp.where(jnp.int32(3) > 2, jnp.int32(5), jnp.int32(9)), 5, 5),
+    (lambda x: jnp.maximum(jnp.int32(3), (x[0] > 0).astype(jnp.int32)), 3, 3),
+    (lambda x: jnp.stack([jnp.int32(3), jnp.int32(8)]).max(), 3, 8),
+    (lambda x: (~(x[:7] > 0) & (x[:7] < 1)).sum(dtype=jnp.int32), 0, 7),
+    (lambda x: jnp.int32(2) * ((x[0] > 0) | (x[1] > 0)).astype(jnp.int32), 0, 2),
+  ],
+)
+def test_rules_of_single_operations(value, low, high):
+  assert counted(value) == (low, high)
