@@ -294,7 +294,7 @@ def simulate(
     ValueError: an argument out of range.
   """
   made = compose(*layers)
-  _check_claims(made, expect_privacy)
+  check_claims(made, expect_privacy)
   validate.seed(seed=seed)
   root = keys.fresh_root() if noise_seed is None else _root(noise_seed)
   validate.integer(max_rounds=max_rounds)
@@ -319,7 +319,7 @@ def held(population: Population, mesh: Mesh, divided: bool) -> Population:
   return placed
 
 
-def _check_claims(layers: Round, expected: bool) -> None:
+def check_claims(layers: Round, expected: bool) -> None:
   """Raises `IncompatibleStages` where a claim is expected and no layer adds noise."""
   if expected and not layers.claims:
     raise IncompatibleStages(

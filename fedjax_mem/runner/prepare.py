@@ -95,10 +95,8 @@ def get_ready(
   devices.start()
   parts = build(config, data_dir, start, data)
   _check_given(parts.data, digest)
-  chosen = _execution(config, recorded, note)
-  longest = recorded.get('max_rounds') or min(
-    wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
-  )
+  chosen = asked(config, recorded, note)
+  longest = recorded.get('max_rounds') or longest_segment(config)
   mesh, source = _source(parts, chosen, wanted.stream_above_mb, longest)
 
   def make(execution: Execution) -> Simulation:
@@ -143,7 +141,13 @@ def _check_given(data: FederatedData, digest: str | None) -> None:
     raise ValueError('data must be those that the run was given when it began, got others.')
 
 
-def _execution(config: Config, recorded: dict[str, Any], note: str | None) -> Execution:
+def longest_segment(config: Config) -> int:
+  """Returns the most rounds in a segment of a new run, where all examples are on the devices."""
+  most = config.execution.max_segment_rounds or MAX_SEGMENT
+  return min(most, config.evaluation.every, config.rounds)
+
+
+def asked(config: Config, recorded: dict[str, Any], note: str | None) -> Execution:
   """Returns the execution that is asked for, or that the interrupted run has recorded."""
   wanted = config.execution
   chosen = Execution(
