@@ -163,3 +163,30 @@ def test_the_compilers_number_is_beside_the_estimate(make):
   found = plan(make(), compile=True)
   assert found.compiled.arguments == found.peak.arguments
   assert found.compiled.total > found.compiled.arguments
+
+
+BESIDE = '{use = "error_feedback", options = {codec = {use = "sign"}}}'
+
+
+@pytest.mark.slow
+@pytest.mark.devices(2)
+@pytest.mark.parametrize(
+  'options',
+  [
+    (),
+    ('execution.stream_above_mb=0.1',),
+    ('algorithm.name=scaffold',),
+    (f'stages=[{BESIDE}, {{use = "median", options = {{}}}}]',),
+  ],
+  ids=['held', 'streamed', 'states', 'states beside a rule'],
+)
+def test_a_plan_of_divided_examples_and_states_is_that_of_one_device(make, options):
+  options = (*options, 'execution.devices=2', 'data.num_clients=14', 'execution.slack=1')
+  whole = plan(make(*options))
+  found = plan(make(*options, 'execution.data=divided'), compile=True)
+  # A streamed segment may have all of its clients on one device.
+  assert found.examples == 'divided' and found.data <= whole.data * (1 if found.streamed else 0.75)
+  assert found.peak.arguments == found.compiled.arguments
+  assert 0.7 < found.peak.total / found.compiled.total < 1.3
+  assert found.divided == any(found.client_states.values())
+  assert found.capacity == whole.capacity
