@@ -136,6 +136,9 @@ def spread(
 ) -> tuple[Tree, Tree, Tree]:
   """Returns (value, carry, rest) of `step` over the cohort, chunk by chunk on every device.
 
+  Of the rest, a pair, the first half stays where it was made; the second half comes whole to every
+  device.
+
   Args:
     step: (everyone, carry, rows of a chunk) -> (value, carry, rest). The value is a sum over the
       chunk if `summed`, else stacked; rest is always stacked.
@@ -165,8 +168,10 @@ def spread(
     return done(value), carry, rest
 
   def on_mesh(everyone: Tree, carry: Tree, rows: Tree) -> tuple[Tree, Tree, Tree]:
-    value, carry, rest = on_device(everyone, carry, rows)
-    return (done(summed.across(value)) if summed else value), carry, rest
+    value, carry, (made, told) = on_device(everyone, carry, rows)
+    value = done(summed.across(value)) if summed else value
+    # Here, since outside of the `shard_map` the compiler would send each array when it likes.
+    return value, carry, (made, across.gathered(told, AXIS, (value, carry)))
 
   split, whole = PartitionSpec(AXIS), PartitionSpec()
   # check_vma=True would silently sum gradients with respect to replicated parameters over the
@@ -175,7 +180,7 @@ def spread(
     on_mesh,
     mesh=mesh,
     in_specs=(whole if specs is None else specs, split, split),
-    out_specs=(whole if summed else split, split, split),
+    out_specs=(whole if summed else split, split, (split, whole)),
     check_vma=False,
   )(everyone, carry, rows)
 

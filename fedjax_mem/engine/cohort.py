@@ -7,6 +7,7 @@ from jax.sharding import Mesh, PartitionSpec
 from fedjax_mem.core import Member, Population, Tree, tree
 from fedjax_mem.engine.cast import Row
 from fedjax_mem.engine.mesh import AXIS
+from fedjax_mem.kernels.loops import across
 
 # Bytes of rows that all devices exchange at once: a small part of a CPU's last-level cache.
 EXCHANGED = 2**23
@@ -74,7 +75,7 @@ def commit(
     def step(i: jax.Array, tables: Tree) -> Tree:
       some = lambda x: jax.lax.dynamic_slice_in_dim(x, i * several, several)
       sent = jax.tree.map(some, (places, new))
-      spots, rows = jax.lax.all_gather(sent, AXIS, tiled=True)
+      spots, rows = across.gathered(sent, AXIS)
       return write(tables, jax.tree.map(here, tables, spots) if divided else spots, rows)
 
     return jax.lax.fori_loop(0, slots // several, step, tables)

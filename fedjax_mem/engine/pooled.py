@@ -109,7 +109,7 @@ def run(
       mask.reshape(-1),
       on.sum(dtype=jnp.int32),
     )
-    return (Message(update, used.sum(), {}), metrics), carry, ()
+    return (Message(update, used.sum(), {}), metrics), carry, ((), ())
 
   # Only what a step reads goes to all devices; the context is made once, outside of the steps.
   everyone = cast._replace(servers={}, cohort=None)

@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mem.core import (
   Covered,
   Layer,
+  Member,
   Metrics,
   Population,
   State,
@@ -37,9 +38,10 @@ from fedjax_mem.engine.clients import (
   spread,
   summing,
 )
-from fedjax_mem.engine.mesh import whole
+from fedjax_mem.engine.mesh import AXIS, whole
 from fedjax_mem.engine.metrics import over_cohort
 from fedjax_mem.engine.setting import Setting
+from fedjax_mem.kernels.loops import across
 
 # (sum of messages, client states, whether each client's message is finite [C], whether its new
 # states are [C], metrics)
@@ -75,7 +77,9 @@ def make_round(setting: Setting) -> RoundFn:
       seed, state.round, state.params, root=root, servers=state.servers, population=population
     ).deriving(setting.layers)
     cast, metrics = select(setting, cast, state.clients)
-    row = places.arranged(setting, cohorts.rows(population, cast.cohort))
+    row = everywhere(functools.partial(_rows, setting), setting.layout.mesh)(
+      population.start, population.count, cast.cohort
+    )
     cast = cast._replace(cohort=row.client)
     state, noted, _ = settle(
       setting, cast, row, state, _messages(setting, cast, row, state.clients)
@@ -85,6 +89,11 @@ def make_round(setting: Setting) -> RoundFn:
     return state, {**metrics, **noted}
 
   return round
+
+
+def _rows(setting: Setting, start: jax.Array, count: jax.Array, cohort: Member) -> Row:
+  """Returns the rows [C] of a cohort in the order in which its clients run."""
+  return places.arranged(setting, cohorts.rows(Population({}, start, start, count), cohort))
 
 
 def settle(
@@ -188,7 +197,10 @@ def collect(
     last = number == len(cut) - 1
     if side == 'cohort':
       cast = left_out(setting, cast, ok)
-      value, rows, noted = _cohort(setting, group[0], cast, value, states, new)
+      mesh = setting.layout.mesh
+      if cut[number - 1][0] == 'client' and rules.divided_side(group[0], mesh) is group[0].cohort:
+        value = _gathered(value, ok, mesh)
+      value, rows, noted = _cohort(setting, group[0], cast, value, states, new, ok)
       new |= rows
       metrics |= noted
       sound &= tree.finite(rows, 1)
@@ -226,7 +238,7 @@ def mapped(
   cast = cast._replace(cohort=cast.cohort._replace(arrived=cast.cohort.real))
   cast = cast if first else cast.bare()
   whole = PartitionSpec()
-  value, held, (made, noted, fine, kept) = spread(
+  value, held, (made, (noted, fine, kept)) = spread(
     _step(setting, group, first, last),
     (cast, shown, row),
     held,
@@ -252,13 +264,14 @@ def _cohort(
   value: Any,
   states: dict[str, Tree],
   new: dict[str, Tree],
+  ok: jax.Array,
 ) -> tuple[Any, dict[str, Tree], Metrics]:
   """Returns (stack, {layer's name: rows [C, ...]}, metrics) of one cohort side."""
   # In one layer the client side runs first: the cohort side goes on from the rows that it left.
   old = new[layer.name] if layer.client is not None else None
   if old is None:
-    mesh = setting.layout.mesh
-    old = tables.rows_of(states[layer.name], cast.cohort.id, mesh, setting.late)
+    ids = across.after(cast.cohort.id, ok)  # sent after what client sides have sent
+    old = tables.rows_of(states[layer.name], ids, setting.layout.mesh, setting.late)
   mesh = setting.layout.mesh
   stage = rules.divided_side(layer, mesh)
 
@@ -269,6 +282,23 @@ def _cohort(
     side = everywhere(side, mesh)
   value, rows, metrics = side(cast.bare(), value, old)
   return value, {layer.name: rows}, metrics
+
+
+def _gathered(stack: Any, before: Tree, mesh: Mesh) -> Any:
+  """Returns the messages [C, ...], of which each device has some, whole on every device.
+
+  By one message, sent after the one that brought `before`.
+  """
+  if mesh.size == 1:
+    return stack
+  split, whole = PartitionSpec(AXIS), PartitionSpec()
+
+  def gather(stack: Any, before: Tree) -> Any:
+    return across.gathered(stack, AXIS, before)
+
+  return jax.shard_map(
+    gather, mesh=mesh, in_specs=(split, whole), out_specs=whole, check_vma=False
+  )(stack, before)
 
 
 def _total(setting: Setting, on: jax.Array, stack: Any) -> Any:
@@ -304,20 +334,22 @@ def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
   # of the whole cohort.
   def step(everyone: Everyone, held: Tree, packed: Packed) -> tuple[Tree, Tree, Tree]:
     (cast, given, whole), (row, value, slot) = everyone, packed
+    ids = cast.cohort.id
     if first and setting.apart:
       cast, row = apart.gathered(setting, layout, cast, row, whole, slot)
+      ids = across.after(cast.cohort.id, cast.arrays)  # states are sent after examples
     if not setting.split:
       old = cohorts.gather(given, row.client.id)
       value, rest = block(cast, (row, value, old))
       return value, held, rest
-    turn = tables.turn(cast.cohort.id, slot, population, layout)
+    turn = tables.turn(ids, slot, population, layout)
     old = tables.read(held, turn)
     value, rest = block(cast, (row, value, old))
     if setting.late:
       return value, held, rest
-    new, metrics, ok, sound = rest
+    new, (metrics, ok, sound) = rest
     held = tables.write(held, turn, row.client.arrived & ok & sound, new)
-    return value, held, ({}, metrics, ok, sound)
+    return value, held, ({}, (metrics, ok, sound))
 
   return step
 
@@ -361,6 +393,6 @@ def chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
       value = tree.keep(stays, value)
     else:
       value = tree.keep(row.client.real, value)
-    return value, (new, metrics, ok, tree.finite(new))
+    return value, (new, (metrics, ok, tree.finite(new)))
 
   return one

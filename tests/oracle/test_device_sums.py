@@ -58,10 +58,18 @@ def test_the_reading_finds_a_sum_of_floats_and_no_other():
   assert not float_sums(text(lambda x: jax.lax.pmax(x, AXIS), 'float32'))
 
 
-def test_a_linear_stack_sends_its_updates_once_a_round():
-  ready = get_ready(load_config(STACKS['fedavg'], ['execution.devices=2']), None, {})
-  size = sum(x.size for x in jax.tree.leaves(ready.parts.like))
+@pytest.mark.parametrize('name', ['fedavg', 'scaffold'])
+def test_a_linear_stack_sends_its_updates_once_a_round_and_all_else_in_one_message(name):
+  """Two messages a round; what clients that are away need goes in loops of their own."""
+  options = ['execution.devices=2', 'execution.data=divided']
+  ready = get_ready(load_config(STACKS[name], options), None, {})
   text = ready.sim.traced().lower().compile().as_text()
-  sent = re.findall(r'= f32\[([\d,]*)\]\S* (all-gather|all-to-all|all-reduce)\(', text)
-  large = [kind for shape, kind in sent if math.prod(map(int, shape.split(','))) >= size]
-  assert large == ['all-gather']
+  kinds = 'all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter'
+  sent = re.findall(rf'= (\S+) ({kinds})\(.*op_name="([^"]*)"', text)
+  assert all('/shard_map/' in where for _, _, where in sent)  # none by the compiler's own choice
+  once = [(shape, kind) for shape, kind, where in sent if 'shard_map/while' not in where]
+  size = ready.sim.setting.specs['weigh'].update
+  size = sum(x.size for x in jax.tree.leaves(size))
+  assert sorted(kind for _, kind in once) == ['all-gather'] * 2
+  large = [x for x, _ in once if math.prod(map(int, re.findall(r'\d+', x.split('[')[1]))) >= size]
+  assert len(large) == 1

@@ -144,3 +144,25 @@ def test_a_ledger_counts_what_a_killed_process_may_have_released(tmp_path, monke
   assert json.loads((folder / 'manifest.json').read_text())['status'] == 'finished'
   ledger = json.loads((folder / 'ledger.json').read_text())
   assert ledger['done'] == ledger['charged'] == len(records(folder))
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_checkpoint_that_lacks_a_shard_is_refused_and_the_one_before_is_taken(
+  tmp_path, monkeypatch, processes
+):
+  monkeypatch.setenv('DIES', '0,round,4,SIGKILL')
+  program = [sys.executable, str(HERE / 'dies.py')]
+  words = [*WORDS, f'--out={tmp_path}']
+  words[1] = str(STACKS / 'scaffold.toml')
+  with pytest.raises(ProcessFailed):
+    launch(words, 2, out=tmp_path, devices=2, program=program)
+  (folder,) = (x.parent for x in tmp_path.glob('*/manifest.json'))
+  assert sorted(int(x.name) for x in (folder / 'checkpoints').iterdir()) == [1, 2, 3]
+  shards = [x for x in (folder / 'checkpoints' / '3').rglob('*process_1/d/*') if x.is_file()]
+  assert shards
+  for x in shards:
+    x.unlink()
+  launch(['resume', str(folder)], processes, out=tmp_path, devices=4 // processes)
+  said = json.loads((folder / 'manifest.json').read_text())
+  assert said['status'] == 'finished' and said['resumed'] == [2]
+  assert any('checkpoint 3 is refused' in x for x in said['warnings'])

@@ -76,10 +76,10 @@ def test_rows_are_read_and_written_wherever_they_are(population, devices, chunk)
     def step(ids, held, packed):
       slot, ok, new = packed
       turn = shelves.turn(ids, slot, population, layout)
-      return (), shelves.write(held, turn, ok, new), shelves.read(held, turn)
+      return (), shelves.write(held, turn, ok, new), (shelves.read(held, turn), ())
 
     rows = (jnp.arange(slots, dtype=jnp.int32), ok, new)
-    _, out, old = spread(step, ids, table, rows, chunk=chunk, mesh=layout.mesh, summed=False)
+    _, out, (old, _) = spread(step, ids, table, rows, chunk=chunk, mesh=layout.mesh, summed=False)
     return out, old
 
   for trial in range(4):
