@@ -24,7 +24,7 @@ from fedjax_mem.data.source import aligned_zeros
 from fedjax_mem.engine import tables
 from fedjax_mem.engine.cast import Cast, Row
 from fedjax_mem.engine.clients import Layout
-from fedjax_mem.engine.mesh import AXIS, put, replicated
+from fedjax_mem.engine.mesh import AXIS, groups, put, replicated, undivided
 from fedjax_mem.engine.places import blocks
 from fedjax_mem.engine.setting import Setting
 from fedjax_mem.kernels.loops import across
@@ -45,7 +45,7 @@ def divide(population: Any, mesh: Mesh) -> Population:
     client's part of the index of its own device begins; count [N], as it was.
   """
   start, count = (np.asarray(x) for x in (population.start, population.count))
-  index, bounds = np.asarray(population.index), blocks(len(count), mesh.size)
+  index, bounds = np.asarray(population.index), blocks(len(count), mesh.shape[AXIS])
   arrays = {name: np.asarray(x) for name, x in population.arrays.items()}
   total = len(next(iter(arrays.values())))
   held = [_rows(index, start[a:b], count[a:b], total) for a, b in bounds]
@@ -80,8 +80,8 @@ def assemble(
   """
   split, whole = NamedSharding(mesh, PartitionSpec(AXIS)), replicated(mesh)
   mine = {}
-  for device, there in enumerate(mesh.devices.flat):
-    if there.process_index == jax.process_index():
+  for device, there in enumerate(groups(mesh)):
+    if any(x.process_index == jax.process_index() for x in there):
       arrays, index = part(device)
       mine[device] = {**{f'/{name}': x for name, x in arrays.items()}, 'index': index}
 
@@ -94,7 +94,8 @@ def assemble(
       filled[: len(rows)] = rows
       return filled
 
-    return jax.make_array_from_callback((mesh.size * size, *one.shape), split, of)
+    shape = (mesh.shape[AXIS] * size, *one.shape)
+    return jax.make_array_from_callback(shape, split, of)
 
   return Population(
     {name: spread(f'/{name}', sizes[0], one) for name, one in like.items()},
@@ -182,7 +183,8 @@ def _sent(
 
   def send(i: jax.Array, held: dict[str, jax.Array]) -> dict[str, jax.Array]:
     slot = order[i]
-    got = across.only(homes[slot] == me, _taken(cast, start[slot] + place), AXIS)
+    found = _taken(cast, start[slot] + place)
+    got = undivided(lambda on, x: across.only(on, x, AXIS))(homes[slot] == me, found)
     at = begins[slot % side_by_side] + place
     mine = (slot // side_by_side == me) & (place < count[slot])
     # A place beyond the buffer drops the row.

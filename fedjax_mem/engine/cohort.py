@@ -6,7 +6,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mem.core import Member, Population, Tree, tree
 from fedjax_mem.engine.cast import Row
-from fedjax_mem.engine.mesh import AXIS
+from fedjax_mem.engine.mesh import AXIS, mapped, undivided
 
 # Bytes of rows that all devices exchange at once: a small part of a CPU's last-level cache.
 EXCHANGED = 2**23
@@ -56,7 +56,7 @@ def commit(tables: Tree, ids: jax.Array, ok: jax.Array, new: Tree, mesh: Mesh) -
     put = lambda table, places, rows: table.at[places].set(rows, mode='drop')
     return jax.tree.map(put, tables, places, new)
 
-  slots = len(ids) // mesh.size
+  slots = len(ids) // mesh.shape[AXIS]
   # Rows that a device sends at once, then the largest divisor of its rows that is not above that.
   several = EXCHANGED // max(1, tree.nbytes(new) // slots)
   if mesh.size == 1 or several >= slots:
@@ -67,11 +67,11 @@ def commit(tables: Tree, ids: jax.Array, ok: jax.Array, new: Tree, mesh: Mesh) -
     def step(i: jax.Array, tables: Tree) -> Tree:
       some = lambda x: jax.lax.dynamic_slice_in_dim(x, i * several, several)
       sent = jax.tree.map(some, (places, new))
-      return write(tables, *jax.lax.all_gather(sent, AXIS, tiled=True))
+      gather = undivided(lambda x: jax.lax.all_gather(x, AXIS, tiled=True))
+      return write(tables, *gather(sent))
 
     return jax.lax.fori_loop(0, slots // several, step, tables)
 
   split, whole = PartitionSpec(AXIS), PartitionSpec()
-  return jax.shard_map(
-    on_mesh, mesh=mesh, in_specs=(whole, split, split), out_specs=whole, check_vma=False
-  )(tables, places, new)
+  written: Tree = mapped(on_mesh, mesh, (whole, split, split), whole)(tables, places, new)
+  return written

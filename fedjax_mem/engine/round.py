@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from fedjax_mem.core import (
   Covered,
   Layer,
+  Member,
   Metrics,
   Population,
   State,
@@ -26,7 +27,7 @@ from fedjax_mem.core import (
   packing,
   tree,
 )
-from fedjax_mem.engine import apart, hiding, places, pooled, rules, tables, walk
+from fedjax_mem.engine import apart, hiding, places, pooled, rules, shards, tables, walk
 from fedjax_mem.engine import cohort as cohorts
 from fedjax_mem.engine.cast import Cast, Row, broadcast, examples
 from fedjax_mem.engine.clients import (
@@ -37,7 +38,7 @@ from fedjax_mem.engine.clients import (
   spread,
   summing,
 )
-from fedjax_mem.engine.mesh import whole
+from fedjax_mem.engine.mesh import undivided, whole
 from fedjax_mem.engine.metrics import over_cohort
 from fedjax_mem.engine.setting import Setting
 
@@ -110,13 +111,17 @@ def settle(
     metrics['zeroed'] = bad.sum(dtype=jnp.int32)
   not_finite = jnp.where(bad & (not claims), cast.cohort.id, -1)
   cast = left_out(setting, cast, ok)
-  params, servers, noted, released = walk.server_pass(setting.layers, cast, setting.specs, message)
+  mesh = setting.layout.mesh
+  params, servers, noted, released = walk.server_pass(
+    *(setting.layers, cast.bare(), setting.specs, message),
+    whole=None if setting.shards is None else functools.partial(everywhere, mesh=mesh),
+  )
   metrics |= noted
   arrived = cast.cohort.arrived
   kept = arrived & ok & sound & released  # what must hold for a client's new states to count
   clients = new
   if not setting.divided:  # else the rows were written as soon as each client had run
-    clients = cohorts.commit(state.clients, cast.cohort.id, kept, new, setting.layout.mesh)
+    clients = cohorts.commit(state.clients, cast.cohort.id, kept, new, mesh)
   metrics |= {
     'selected': cast.cohort.real.sum(dtype=jnp.int32),
     'clients': arrived.sum(dtype=jnp.int32),
@@ -125,7 +130,8 @@ def settle(
     'not_finite': not_finite,
     'finite': Covered(tree.finite(params)),
   }
-  return State(state.round + 1, params, clients, servers), metrics, kept
+  made = shards.kept(State(state.round + 1, params, clients, servers), setting.shards, mesh)
+  return made, metrics, kept
 
 
 def select(setting: Setting, cast: Cast, clients: dict[str, Tree]) -> tuple[Cast, Metrics]:
@@ -293,6 +299,7 @@ def left_out(setting: Setting, cast: Cast, ok: jax.Array) -> Cast:
 def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -> Step:
   """Returns the step that runs these client sides for a chunk of clients, with their states."""
   layout, population = setting.layout, setting.shape.num_clients
+  rows_of = setting.shards and {x.name: setting.shards.clients[x.name] for x in group}
   one = chain(setting, group, first, last)
   block = side_by_side(_packing(one) if last else one, lambda packed: packed[0].count, layout)
   if last and not layout.looped:
@@ -312,6 +319,7 @@ def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
     old = tables.read(held, turn)
     value, (new, metrics, ok, sound) = block(cast, (row, value, old))
     held = tables.write(held, turn, row.client.arrived & ok & sound, new)
+    held = shards.kept(held, rows_of, layout.mesh)
     return value, held, ({}, metrics, ok, sound)
 
   return step
@@ -337,16 +345,11 @@ def chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
     last: whether they are the last, so that a message that is not finite, or did not arrive,
       becomes zeros, which add nothing to the sum.
   """
-  ragged = not (setting.layout.looped or setting.shape.equal)
+  # Groups that share a model go in step, so that even a client that runs alone may skip steps.
+  alone = setting.layout.looped and setting.shards is None
+  ragged = not (alone or setting.shape.equal)
 
-  def one(cast: Cast, longest: jax.Array, packed: Packed) -> tuple[Tree, Tree]:
-    row, value, old = packed
-    if first:
-      data = examples(cast, row, longest, setting.shape, ragged, setting.transforms)
-      value = Task(cast.params, data)
-    value, new, metrics, ok = walk.client_pass(
-      setting.layers, group, cast, setting.specs, row.client, value, old
-    )
+  def ended(row: Row, value: Any, new: Tree, ok: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
     if last:
       fine = tree.finite(value)
       ok &= fine
@@ -356,6 +359,49 @@ def chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
       value = tree.keep(stays, value)
     else:
       value = tree.keep(row.client.real, value)
-    return value, (new, metrics, ok, tree.finite(new))
+    return value, ok, tree.finite(new)
+
+  def one(cast: Cast, longest: jax.Array, packed: Packed) -> tuple[Tree, Tree]:
+    row, value, old = packed
+    if first:
+      data = examples(cast, row, longest, setting.shape, ragged, setting.transforms)
+      value = Task(cast.params, data)
+    value, new, metrics, ok = _sides(setting, group, cast, row.client, value, old)
+    value, ok, sound = undivided(ended)(row, value, new, ok)
+    return value, (new, metrics, ok, sound)
 
   return one
+
+
+def _sides(
+  setting: Setting,
+  group: tuple[Layer, ...],
+  cast: Cast,
+  client: Member,
+  value: Any,
+  old: dict[str, Tree],
+) -> tuple[Any, dict[str, Tree], Metrics, jax.Array]:
+  """Returns what `walk.client_pass` does; where parameters are divided, only training is.
+
+  All other sides get whole messages, and compute the same on each device of a group.
+  """
+  if setting.shards is None:
+    return walk.client_pass(setting.layers, group, cast, setting.specs, client, value, old)
+  new: dict[str, Tree] = {}
+  metrics: Metrics = {}
+  ok = jnp.bool_(True)
+  for trains, part in walk.parts(group):
+
+    def side(cast: Cast, *given: Any, part: tuple[Layer, ...] = part) -> Any:
+      return walk.client_pass(setting.layers, part, cast, setting.specs, *given)
+
+    if trains:
+      params = shards.kept(value.params, setting.shards.params, setting.layout.mesh)
+      run, told, value = side, cast, value._replace(params=params)
+    else:
+      run, told = undivided(side), cast.bare()
+    value, rows, noted, fine = run(told, client, value, {x.name: old[x.name] for x in part})
+    new |= rows
+    metrics |= noted
+    ok &= fine
+  return value, new, metrics, ok

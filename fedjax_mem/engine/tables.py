@@ -19,8 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_mem.core import Round, State, Tree, Withholds, tree
 from fedjax_mem.engine import cohort as cohorts
+from fedjax_mem.engine import shards
 from fedjax_mem.engine.clients import Layout
-from fedjax_mem.engine.mesh import AXIS, replicated
+from fedjax_mem.engine.mesh import AXIS, replicated, undivided
 from fedjax_mem.engine.places import home
 from fedjax_mem.kernels.loops import across
 
@@ -35,13 +36,16 @@ def divides(layers: Round, num_clients: int, devices: int) -> bool:
   return final and num_clients % devices == 0
 
 
-def shardings(divided: bool, mesh: Mesh) -> State:
+def shardings(divided: bool, mesh: Mesh, specs: State | None = None) -> State:
   """Returns where the state of a run is kept: a prefix of its tree.
 
   Args:
     divided: whether each device has only its part of the tables.
     mesh: the devices.
+    specs: `Setting.shards`; with them it is a whole tree.
   """
+  if specs is not None:
+    return shards.shardings(specs, divided, mesh)
   everywhere: Any = replicated(mesh)
   rows: Any = NamedSharding(mesh, PartitionSpec(AXIS)) if divided and mesh.size > 1 else everywhere
   return State(everywhere, everywhere, rows, everywhere)
@@ -165,4 +169,4 @@ def _each(away: jax.Array, f: Any, carry: Tree) -> Tree:
 
 def _only(on: jax.Array, rows: Tree) -> Tree:
   """Returns on every device the rows [k, ...] of the one device on which each is `on` [k]."""
-  return across.only(jnp.bool_(True), tree.keep(on, rows), AXIS)
+  return undivided(lambda x: across.only(jnp.bool_(True), x, AXIS))(tree.keep(on, rows))

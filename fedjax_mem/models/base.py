@@ -34,6 +34,7 @@ class Model(NamedTuple):
       one application; None without a task.
     kept: what becomes of running statistics; None: the model keeps none. With them, `init` gives
       {'params', 'batch_stats'} and `loss` is a `core.Running`.
+    rules: how parameters may be divided over devices, `Execution.rules`; (): it does not say.
   """
 
   init: Callable[[jax.Array], Tree]
@@ -46,6 +47,7 @@ class Model(NamedTuple):
   task: LearningTask | None = None
   measure: Callable[[Tree, Batch], tuple[Values, Values]] | None = None
   kept: Kept | None = None
+  rules: tuple[tuple[str, int], ...] = ()
 
   @property
   def statistics(self) -> str:

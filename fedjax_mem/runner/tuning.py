@@ -53,7 +53,8 @@ def choose(
   if in_table(platforms.current(), parts.like) or jax.process_count() > 1:
     return execution, 'table'
   number = len(jax.devices()) if execution.devices == 'auto' else execution.devices
-  place = f'{jax.devices()[0].device_kind} x {number}: {key}'
+  shared = f' by {execution.model_devices}' if execution.model_devices > 1 else ''
+  place = f'{jax.devices()[0].device_kind} x {number}{shared}: {key}'
   file = cache_folder() / 'execution.json'
   kept = _read(file)
   if place in kept:

@@ -21,6 +21,7 @@ from fedjax_mem.core import (
   Task,
   Total,
   Tree,
+  groups,
   packing,
   running,
   tracing,
@@ -231,7 +232,13 @@ def local_steps(
     return cast(_Carry, jax.lax.fori_loop(0, steps, lambda i, c: step(i, order, own, c), carry))
 
   start = (trained, statistics, optimizer.init(trained), Mean(jnp.float32(0), jnp.float32(0)))
-  trained, statistics, _, seen = jax.lax.fori_loop(0, epochs, epoch, start)
+  most = epochs if isinstance(epochs, int) else groups.in_step(epochs)
+
+  def pass_over(number: jax.Array, carry: _Carry) -> _Carry:
+    new = epoch(number, carry)
+    return new if most is epochs else tree.select(number < epochs, new, carry)
+
+  trained, statistics, _, seen = jax.lax.fori_loop(0, most, pass_over, start)
   taken = epochs * -(-data.count // size)
   params = running.join(loss, trained, statistics)
   return Trained(params, taken, step_metrics(seen, taken, epochs * steps))

@@ -1,0 +1,25 @@
+"""Groups of devices that share the parameters of a model, and go through loops in step.
+
+The compiler divides what a group computes of divided parameters, and lets its devices exchange
+parts. Some exchanges (a permutation, on a CPU) wait for all devices of the mesh, and not only for
+those of the group. So in a loop that trains, all groups have to make equally many passes: as many
+as the largest of their clients needs, in which the others keep what they have.
+"""
+
+import jax
+
+AXIS = 'clients'  # of the mesh: over it clients are divided
+MODEL = 'model'  # over it parameters are divided, if it is there
+
+
+def in_step(count: jax.Array) -> jax.Array:
+  """Returns the largest of the counts of all groups, for a trip count; `count` without groups.
+
+  Args:
+    count: int32, of what runs on this group now.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if MODEL not in mesh.axis_names or AXIS not in mesh.manual_axes:
+    return count
+  most: jax.Array = jax.lax.pmax(count, AXIS)
+  return most
