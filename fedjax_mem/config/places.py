@@ -34,8 +34,8 @@ class ExecutionSection(Section):
       own clients, which run there if there is room), or 'auto' (divided over several processes).
     slack: places of a device beyond its share of the cohort, so that fewer clients run away from
       their examples and states.
-    model_devices: devices that share the parameters of a model, a divisor of `devices`, which counts
-      all.
+    model_devices: devices that share the parameters of a model, a divisor of `devices`, which
+      counts all.
     rules: how they share them: [regular expression, dimension] for paths of parameters, of which
       the first that is found in a path counts; none: those of the model. Used if model_devices > 1.
   """

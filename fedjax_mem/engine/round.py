@@ -18,7 +18,6 @@ from jax.sharding import PartitionSpec
 from fedjax_mem.core import (
   Covered,
   Layer,
-  Member,
   Metrics,
   Population,
   State,
@@ -366,42 +365,8 @@ def chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
     if first:
       data = examples(cast, row, longest, setting.shape, ragged, setting.transforms)
       value = Task(cast.params, data)
-    value, new, metrics, ok = _sides(setting, group, cast, row.client, value, old)
+    value, new, metrics, ok = shards.client_pass(setting, group, cast, row.client, value, old)
     value, ok, sound = undivided(ended)(row, value, new, ok)
     return value, (new, metrics, ok, sound)
 
   return one
-
-
-def _sides(
-  setting: Setting,
-  group: tuple[Layer, ...],
-  cast: Cast,
-  client: Member,
-  value: Any,
-  old: dict[str, Tree],
-) -> tuple[Any, dict[str, Tree], Metrics, jax.Array]:
-  """Returns what `walk.client_pass` does; where parameters are divided, only training is.
-
-  All other sides get whole messages, and compute the same on each device of a group.
-  """
-  if setting.shards is None:
-    return walk.client_pass(setting.layers, group, cast, setting.specs, client, value, old)
-  new: dict[str, Tree] = {}
-  metrics: Metrics = {}
-  ok = jnp.bool_(True)
-  for trains, part in walk.parts(group):
-
-    def side(cast: Cast, *given: Any, part: tuple[Layer, ...] = part) -> Any:
-      return walk.client_pass(setting.layers, part, cast, setting.specs, *given)
-
-    if trains:
-      params = shards.kept(value.params, setting.shards.params, setting.layout.mesh)
-      run, told, value = side, cast, value._replace(params=params)
-    else:
-      run, told = undivided(side), cast.bare()
-    value, rows, noted, fine = run(told, client, value, {x.name: old[x.name] for x in part})
-    new |= rows
-    metrics |= noted
-    ok &= fine
-  return value, new, metrics, ok

@@ -18,10 +18,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_mem.core import State, Tree
-from fedjax_mem.engine.mesh import AXIS, MODEL
+from fedjax_mem.core import Layer, Member, Metrics, State, Tree
+from fedjax_mem.engine import walk
+from fedjax_mem.engine.cast import Cast
+from fedjax_mem.engine.mesh import AXIS, MODEL, undivided
+from fedjax_mem.engine.setting import Setting
 
 # (regular expression, dimension, or what is along each dimension)
 Rule = tuple[str, int | tuple[str | None, ...]]
@@ -190,3 +194,45 @@ def shardings(specs: State, divided: bool, mesh: Mesh) -> State:
   first = AXIS if divided and mesh.shape[AXIS] > 1 else None
   made: State = placed(specs, mesh)
   return made._replace(clients=placed(specs.clients, mesh, first))
+
+
+def client_pass(
+  setting: Setting,
+  group: tuple[Layer, ...],
+  cast: Cast,
+  client: Member,
+  value: Any,
+  old: dict[str, Tree],
+) -> tuple[Any, dict[str, Tree], Metrics, jax.Array]:
+  """Returns what `walk.client_pass` does; where parameters are divided, only training is.
+
+  All other sides get whole messages, and compute the same on each device of a group.
+
+  Args:
+    setting: of the run.
+    group: the layers whose client sides run.
+    cast: of the round.
+    client: the client.
+    value: what enters the first of these sides.
+    old: for each layer of the group, the client's state.
+  """
+  if setting.shards is None:
+    return walk.client_pass(setting.layers, group, cast, setting.specs, client, value, old)
+  new: dict[str, Tree] = {}
+  metrics: Metrics = {}
+  ok = jnp.bool_(True)
+  for trains, part in walk.parts(group):
+
+    def side(cast: Cast, *given: Any, part: tuple[Layer, ...] = part) -> Any:
+      return walk.client_pass(setting.layers, part, cast, setting.specs, *given)
+
+    if trains:
+      params = kept(value.params, setting.shards.params, setting.layout.mesh)
+      run, told, value = side, cast, value._replace(params=params)
+    else:
+      run, told = undivided(side), cast.bare()
+    value, rows, noted, fine = run(told, client, value, {x.name: old[x.name] for x in part})
+    new |= rows
+    metrics |= noted
+    ok &= fine
+  return value, new, metrics, ok
