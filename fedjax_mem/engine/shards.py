@@ -181,10 +181,13 @@ def placed(specs: Tree, mesh: Any, first: str | None = None) -> Tree:
 
 
 def kept(values: Tree, specs: Tree, mesh: Mesh) -> Tree:
-  """Returns the values, within a compiled program, divided as `specs` say; None: as they are."""
-  if specs is None:
-    return values
+  """Returns the values, within a compiled program, divided as `specs` say; None: as they are.
+
+  In what every device computes whole they stay whole.
+  """
   around = jax.sharding.get_abstract_mesh()
+  if specs is None or MODEL in around.manual_axes:
+    return values
   where = mesh if around.empty else around
   return jax.lax.with_sharding_constraint(values, placed(specs, where))
 
