@@ -12,6 +12,15 @@ AXIS = 'clients'  # of the mesh: over it clients are divided
 MODEL = 'model'  # over it parameters are divided, if it is there
 
 
+def shared() -> bool:
+  """Returns whether arrays of what is being traced may be divided over the devices of a group.
+
+  Their values must then not be packed into one vector: it would be whole on every device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return MODEL in mesh.axis_names and MODEL not in mesh.manual_axes
+
+
 def in_step(count: jax.Array) -> jax.Array:
   """Returns the largest of the counts of all groups, for a trip count; `count` without groups.
 

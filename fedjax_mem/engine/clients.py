@@ -177,7 +177,9 @@ def spread(
 
   def on_mesh(everyone: Tree, carry: Tree, rows: Tree) -> tuple[Tree, Tree, Tree]:
     value, carry, rest = on_device(everyone, carry, rows)
-    return (done(summed.across(value)) if summed else value), carry, rest
+    if summed and mesh.shape[AXIS] > 1:
+      value = summed.across(value)
+    return done(value), carry, rest
 
   split, whole = PartitionSpec(AXIS), PartitionSpec()
   run: Step = meshes.mapped(

@@ -127,7 +127,7 @@ def settle(
     'examples': jnp.where(arrived, row.count, 0).sum(dtype=jnp.int32),
     'ids': jnp.where(cast.cohort.real, cast.cohort.id, -1),
     'not_finite': not_finite,
-    'finite': Covered(tree.finite(params)),
+    'finite': Covered((tree.divided_finite if setting.shards else tree.finite)(params)),
   }
   made = shards.kept(State(state.round + 1, params, clients, servers), setting.shards, mesh)
   return made, metrics, kept
