@@ -1,6 +1,7 @@
-"""A model of five million parameters, divided over devices: against one device, and its bytes."""
+"""Models whose parameters are divided over devices: against one device, bytes, runs that resume."""
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -10,11 +11,14 @@ from reference import tiny
 
 import fedjax_mem as fm
 from fedjax_mem.core import stack_clients, tree
+from fedjax_mem.report.tracker import MetricsWriter
+from fedjax_mem.runner.loop import Interrupted, resume, run
 from fedjax_mem.stages import algorithm, compress, select, weigh
 
-pytestmark = [pytest.mark.slow, pytest.mark.devices(8), pytest.mark.standard_promotion]
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.usefixtures('undrawn')]
+BIG = (pytest.mark.slow, pytest.mark.devices(8))
 LENGTH, LETTERS = 16, 90
-MESHES = {'4 x 2': (8, 2), '2 x 4': (8, 4)}
+MESHES = [pytest.param(8, n, id=f'{8 // n} x {n}', marks=BIG) for n in (2, 4)]
 
 
 @functools.cache
@@ -62,7 +66,7 @@ def trained(devices, shared):
   return tiny.vec(tiny.host(state.params))
 
 
-@pytest.mark.parametrize('devices, shared', MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize('devices, shared', MESHES)
 def test_three_rounds_are_those_of_one_device(devices, shared):
   one = trained(1, 1)
   assert one.size >= 5_000_000
@@ -81,7 +85,7 @@ def held(values):
   return max(each.values())
 
 
-@pytest.mark.parametrize('devices, shared', MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize('devices, shared', MESHES)
 def test_a_device_holds_its_part_of_parameters_moments_and_residuals(devices, shared):
   feedback = compress.error_feedback(compress.top_k(fraction=0.01))
   sim = simulation(devices, shared, feedback, server_optimizer=optax.adam(1e-3))
@@ -93,8 +97,66 @@ def test_a_device_holds_its_part_of_parameters_moments_and_residuals(devices, sh
     each[kind] = held(getattr(first, kind)) * shared / whole
     rows = devices // shared if kind == 'clients' else 1  # a group has the rows of its clients
     assert each[kind] * rows <= 1.15, (kind, each)
-  print(each)
   state, _ = sim.run(first, 1)
   assert [held(getattr(state, x)) for x in kinds] == [
     held(getattr(sim.init(initial()), x)) for x in kinds
   ]
+
+
+SHARED = (
+  *('execution.devices=2', 'execution.model_devices=2', 'execution.rules=[["kernel", 0]]'),
+  *('rounds=4', 'execution.max_segment_rounds=1', 'execution.checkpoint_every_seconds=0'),
+)
+
+
+def records(result):
+  return [{k: v for k, v in x.items() if k != 'seconds'} for x in result.metrics]
+
+
+@pytest.mark.devices(2)
+def test_a_run_records_how_parameters_are_divided_and_resumes_so(make, tmp_path, monkeypatch):
+  whole = run(make(*SHARED), tmp_path / 'whole', quiet=True)
+  said = json.loads((whole.folder / 'manifest.json').read_text())['execution']
+  assert (said['devices'], said['model_devices'], said['rules']) == (2, 2, [['kernel', 0]])
+  assert 'on each of 1 group(s) of 2 devices' in said['words']
+  one = run(make('rounds=4'), tmp_path / 'one', quiet=True)
+  tiny.assert_close(whole.params, one.params, atol=1e-5)
+  assert one.folder.name == whole.folder.name  # no part of the configuration's hash
+
+  write = MetricsWriter.write
+
+  def stopped(self, record):
+    write(self, record)
+    if record['round'] == 2:
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(MetricsWriter, 'write', stopped)
+  with pytest.raises(Interrupted):
+    run(make(*SHARED), tmp_path / 'again', quiet=True)
+  monkeypatch.undo()
+  (folder,) = (tmp_path / 'again').iterdir()
+  # What was recorded counts, not what the file says now.
+  again = resume(folder, quiet=True)
+  assert len(again.metrics) == 4
+  tiny.assert_same_bits(again.params, whole.params)
+  assert records(again) == records(whole)
+
+
+@pytest.mark.parametrize(
+  'overrides, words',
+  [
+    (['execution.devices=2', 'execution.model_devices=2'], 'rules must say how parameters are'),
+    (
+      ['execution.devices=3', 'execution.model_devices=2'],
+      'must be a divisor of execution.dev',
+    ),
+    (['execution.rules=[["kernel", 0.5]]'], r'execution.rules\[0\] must name a dimension'),
+    ([*SHARED, 'execution.rules=[["other", 0]]'], 'must each be found in the path of a parameter'),
+    ([*SHARED, 'execution.rules=[["bias", 0]]', 'execution.model_devices=3'], 'divisor of'),
+  ],
+)
+@pytest.mark.devices(2)
+def test_what_does_not_fit_is_refused_before_there_is_a_folder(make, tmp_path, overrides, words):
+  with pytest.raises(ValueError, match=words):
+    run(make(*overrides), tmp_path / 'runs', quiet=True)
+  assert not (tmp_path / 'runs').exists()
