@@ -12,7 +12,7 @@ from reference import tiny
 import fedjax_mem as fm
 from fedjax_mem.core import stack_clients, tree
 from fedjax_mem.report.tracker import MetricsWriter
-from fedjax_mem.runner.loop import Interrupted, resume, run
+from fedjax_mem.runner.loop import resume, run
 from fedjax_mem.stages import algorithm, compress, select, weigh
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.usefixtures('undrawn')]
@@ -109,6 +109,10 @@ SHARED = (
 )
 
 
+class Killed(BaseException):
+  """Stands for a death that nothing in the package may catch."""
+
+
 def records(result):
   return [{k: v for k, v in x.items() if k != 'seconds'} for x in result.metrics]
 
@@ -128,10 +132,10 @@ def test_a_run_records_how_parameters_are_divided_and_resumes_so(make, tmp_path,
   def stopped(self, record):
     write(self, record)
     if record['round'] == 2:
-      raise KeyboardInterrupt
+      raise Killed
 
   monkeypatch.setattr(MetricsWriter, 'write', stopped)
-  with pytest.raises(Interrupted):
+  with pytest.raises(Killed):
     run(make(*SHARED), tmp_path / 'again', quiet=True)
   monkeypatch.undo()
   (folder,) = (tmp_path / 'again').iterdir()
