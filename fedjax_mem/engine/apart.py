@@ -24,7 +24,7 @@ from fedjax_mem.data.source import aligned_zeros, forget
 from fedjax_mem.engine import tables
 from fedjax_mem.engine.cast import Cast, Row
 from fedjax_mem.engine.clients import Layout
-from fedjax_mem.engine.mesh import AXIS, put, replicated
+from fedjax_mem.engine.mesh import AXIS, groups, put, replicated, undivided
 from fedjax_mem.engine.places import blocks
 from fedjax_mem.engine.setting import Setting
 from fedjax_mem.kernels.loops import across
@@ -56,7 +56,7 @@ def divide(population: Any, mesh: Mesh) -> Population:
       forget(x)
     return found, places
 
-  local = np.concatenate([_starts(count[a:b]) for a, b in blocks(len(count), mesh.size)])
+  local = np.concatenate([_starts(count[a:b]) for a, b in blocks(len(count), mesh.shape[AXIS])])
   return assemble(part, sizes, like, local, count, mesh)
 
 
@@ -65,7 +65,7 @@ def shapes(population: Any, mesh: Mesh) -> Population:
   _, sizes, like = _blocks(population, mesh)
   split, whole = NamedSharding(mesh, PartitionSpec(AXIS)), replicated(mesh)
   shape: Any = jax.ShapeDtypeStruct
-  rows, places = (mesh.size * max(size, 1) for size in sizes)
+  rows, places = (mesh.shape[AXIS] * max(size, 1) for size in sizes)
   each: Any = shape(np.shape(population.count), np.int32, sharding=whole)
   return Population(
     {k: shape((rows, *x.shape), x.dtype, sharding=split) for k, x in like.items()},
@@ -84,7 +84,7 @@ _Blocks = tuple[
 def _blocks(population: Any, mesh: Mesh) -> _Blocks:
   """Returns what each device has of the examples."""
   start, count = (np.asarray(x) for x in (population.start, population.count))
-  index, bounds = np.asarray(population.index), blocks(len(count), mesh.size)
+  index, bounds = np.asarray(population.index), blocks(len(count), mesh.shape[AXIS])
   like = {k: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for k, x in population.arrays.items()}
   total = len(next(iter(population.arrays.values())))
   held = [_rows(index, start[a:b], count[a:b], total) for a, b in bounds]
@@ -112,8 +112,8 @@ def assemble(
   """
   split, whole = NamedSharding(mesh, PartitionSpec(AXIS)), replicated(mesh)
   mine = {}
-  for device, there in enumerate(mesh.devices.flat):
-    if there.process_index == jax.process_index():
+  for device, there in enumerate(groups(mesh)):
+    if any(x.process_index == jax.process_index() for x in there):
       arrays, index = part(device)
       mine[device] = {**{f'/{name}': x for name, x in arrays.items()}, 'index': index}
 
@@ -121,14 +121,15 @@ def assemble(
     size = max(size, 1)
 
     def of(where: Any) -> np.ndarray:
-      rows: np.ndarray = mine[(where[0].start or 0) // size].pop(name)
+      rows: np.ndarray = mine[(where[0].start or 0) // size][name]
       if len(rows) == size:
         return rows
       filled = aligned_zeros((size, *one.shape), one.dtype)
       filled[: len(rows)] = rows
       return filled
 
-    return jax.make_array_from_callback((mesh.size * size, *one.shape), split, of)
+    shape = (mesh.shape[AXIS] * size, *one.shape)
+    return jax.make_array_from_callback(shape, split, of)
 
   return Population(
     {name: spread(f'/{name}', sizes[0], one) for name, one in like.items()},
@@ -216,7 +217,8 @@ def _sent(
 
   def send(i: jax.Array, held: dict[str, jax.Array]) -> dict[str, jax.Array]:
     slot = order[i]
-    got = across.only(homes[slot] == me, _taken(cast, start[slot] + place), AXIS)
+    found = _taken(cast, start[slot] + place)
+    got = undivided(lambda on, x: across.only(on, x, AXIS))(homes[slot] == me, found)
     at = begins[slot % side_by_side] + place
     mine = (slot // side_by_side == me) & (place < count[slot])
     # A place beyond the buffer drops the row.

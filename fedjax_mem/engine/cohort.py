@@ -6,7 +6,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mem.core import Member, Population, Tree, tree
 from fedjax_mem.engine.cast import Row
-from fedjax_mem.engine.mesh import AXIS
+from fedjax_mem.engine.mesh import AXIS, mapped, undivided
 from fedjax_mem.kernels.loops import across
 
 # Bytes of rows that all devices exchange at once: a small part of a CPU's last-level cache.
@@ -60,7 +60,7 @@ def commit(
     put = lambda table, places, rows: table.at[places].set(rows, mode='drop')
     return jax.tree.map(put, tables, places, new)
 
-  slots = len(ids) // mesh.size
+  slots = len(ids) // mesh.shape[AXIS]
   # Rows that a device sends at once, then the largest divisor of its rows that is not above that.
   several = EXCHANGED // max(1, tree.nbytes(new) // slots)
   if mesh.size == 1 or (several >= slots and not divided):
@@ -75,13 +75,12 @@ def commit(
     def step(i: jax.Array, tables: Tree) -> Tree:
       some = lambda x: jax.lax.dynamic_slice_in_dim(x, i * several, several)
       sent = jax.tree.map(some, (places, new))
-      spots, rows = across.gathered(sent, AXIS)
+      spots, rows = undivided(lambda x: across.gathered(x, AXIS))(sent)
       return write(tables, jax.tree.map(here, tables, spots) if divided else spots, rows)
 
     return jax.lax.fori_loop(0, slots // several, step, tables)
 
   split, whole = PartitionSpec(AXIS), PartitionSpec()
   held = split if divided else whole
-  return jax.shard_map(
-    on_mesh, mesh=mesh, in_specs=(held, split, split), out_specs=held, check_vma=False
-  )(tables, places, new)
+  written: Tree = mapped(on_mesh, mesh, (held, split, split), held)(tables, places, new)
+  return written

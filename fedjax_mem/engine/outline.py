@@ -6,6 +6,7 @@ are that the sides of a round report as metrics (`noted`), such as the bytes of 
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -144,9 +145,14 @@ def peak(outline: Simulation) -> Peak:
   traced = outline.traced()
   state, *others = traced.args_info[0]
   setting = outline.setting
-  parts = setting.layout.devices if setting.split else 1
-  shares = jax.tree.map(lambda x: 1.0, state)
-  shares = shares._replace(clients=jax.tree.map(lambda x: 1 / parts, state.clients))
+
+  def share(where: Any, x: Any) -> float:
+    size = math.prod(x.shape)
+    return math.prod(where.shard_shape(x.shape)) / size if size else 1.0
+
+  shares = jax.tree.map(
+    lambda where, part: jax.tree.map(lambda x: share(where, x), part), outline.shardings, state
+  )
   donated = jax.tree.leaves(shares)
   population, *rest = others
   held_of = [1 / _parts(setting, x) for x in jax.tree.leaves(outline.population)]

@@ -26,7 +26,7 @@ from fedjax_mem.core import (
   shapes,
   tree,
 )
-from fedjax_mem.engine import checks, pooled, tables, walk
+from fedjax_mem.engine import checks, pooled, shards, tables, walk
 from fedjax_mem.engine.cast import Row, broadcast, context, examples
 from fedjax_mem.engine.clients import Layout, everywhere
 from fedjax_mem.engine.cohort import pad
@@ -81,6 +81,8 @@ def make_setting(
   setting = setting._replace(specs=specs)
   init = lambda p, d: initial_state(setting, p, d, *_KEYS)
   before = jax.eval_shape(init, params, population)
+  if layout.specs is not None:
+    setting = setting._replace(shards=shards.of_state(layout.specs, params, before))
   checks.planned(layers, specs, sent, before)
   if pool:
     setting = setting._replace(pool=pooled.find(layers, setting, params, population))
@@ -103,8 +105,14 @@ def initial_state(
   cast = broadcast(seed, 0, params, root=root, cohort=cohort, population=population)
   cast = cast.deriving(setting.layers)
   first = functools.partial(context, setting.layers)
-  servers = {x.name: x.value(first(x, 'init', cast, setting.specs)) for x in setting.layers}
-  cast = cast._replace(servers=servers)
+
+  def value(layer: Layer) -> Tree:
+    made: Any = lambda cast: layer.value(first(layer, 'init', cast, setting.specs))
+    if setting.shards is None or layer is setting.layers.algorithm:
+      return made(cast)
+    return everywhere(made, setting.layout.mesh)(cast.bare())  # noise is drawn as on one device
+
+  cast = cast._replace(servers={x.name: value(x) for x in setting.layers})
 
   def row(layer: Layer, id: jax.Array) -> Tree:
     return layer.row(first(layer, 'init', cast, setting.specs, scalar_member(id)))

@@ -35,6 +35,7 @@ from fedjax_mem.core import (
 from fedjax_mem.engine import apart
 from fedjax_mem.engine.cast import Cast, Row, context
 from fedjax_mem.engine.clients import PLAIN, spread
+from fedjax_mem.engine.mesh import undivided
 from fedjax_mem.engine.setting import Setting
 
 # (algorithm, weighing layer, pool)
@@ -109,6 +110,7 @@ def run(
       mask.reshape(-1),
       on.sum(dtype=jnp.int32),
     )
+    update = undivided(lambda x: x)(update)
     return (Message(update, used.sum(), {}), metrics), carry, ((), ())
 
   # Only what a step reads goes to all devices; the context is made once, outside of the steps.

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from fedjax_mem.core import (
   Covered,
@@ -27,18 +27,19 @@ from fedjax_mem.core import (
   packing,
   tree,
 )
-from fedjax_mem.engine import apart, hiding, places, pooled, rules, tables, walk
+from fedjax_mem.engine import apart, hiding, places, pooled, rules, shards, tables, walk
 from fedjax_mem.engine import cohort as cohorts
 from fedjax_mem.engine.cast import Cast, Row, broadcast, examples
 from fedjax_mem.engine.clients import (
   OneClient,
   Step,
   everywhere,
+  gathered,
   side_by_side,
   spread,
   summing,
 )
-from fedjax_mem.engine.mesh import AXIS, whole
+from fedjax_mem.engine.mesh import undivided, whole
 from fedjax_mem.engine.metrics import over_cohort
 from fedjax_mem.engine.setting import Setting
 from fedjax_mem.kernels.loops import across
@@ -119,13 +120,17 @@ def settle(
     metrics['zeroed'] = bad.sum(dtype=jnp.int32)
   not_finite = jnp.where(bad & (not claims), cast.cohort.id, -1)
   cast = left_out(setting, cast, ok)
-  params, servers, noted, released = walk.server_pass(setting.layers, cast, setting.specs, message)
+  mesh = setting.layout.mesh
+  params, servers, noted, released = walk.server_pass(
+    *(setting.layers, cast.bare(), setting.specs, message),
+    whole=None if setting.shards is None else functools.partial(everywhere, mesh=mesh),
+  )
   metrics |= noted
   arrived = cast.cohort.arrived
   kept = arrived & ok & sound & released  # what must hold for a client's new states to count
   clients = new
   if not setting.divided:  # else the rows were written as soon as each client had run
-    ids, mesh = cast.cohort.id, setting.layout.mesh
+    ids = cast.cohort.id
     clients = cohorts.commit(state.clients, ids, kept, new, mesh, setting.late)
   metrics |= {
     'selected': cast.cohort.real.sum(dtype=jnp.int32),
@@ -133,9 +138,10 @@ def settle(
     'examples': jnp.where(arrived, row.count, 0).sum(dtype=jnp.int32),
     'ids': jnp.where(cast.cohort.real, cast.cohort.id, -1),
     'not_finite': not_finite,
-    'finite': Covered(tree.finite(params)),
+    'finite': Covered((tree.divided_finite if setting.shards else tree.finite)(params)),
   }
-  return State(state.round + 1, params, clients, servers), metrics, kept
+  made = shards.kept(State(state.round + 1, params, clients, servers), setting.shards, mesh)
+  return made, metrics, kept
 
 
 def select(setting: Setting, cast: Cast, clients: dict[str, Tree]) -> tuple[Cast, Metrics]:
@@ -199,7 +205,7 @@ def collect(
       cast = left_out(setting, cast, ok)
       mesh = setting.layout.mesh
       if cut[number - 1][0] == 'client' and rules.divided_side(group[0], mesh) is group[0].cohort:
-        value = _gathered(value, ok, mesh)
+        value = gathered(value, ok, mesh)
       value, rows, noted = _cohort(setting, group[0], cast, value, states, new, ok)
       new |= rows
       metrics |= noted
@@ -284,23 +290,6 @@ def _cohort(
   return value, {layer.name: rows}, metrics
 
 
-def _gathered(stack: Any, before: Tree, mesh: Mesh) -> Any:
-  """Returns the messages [C, ...], of which each device has some, whole on every device.
-
-  By one message, sent after the one that brought `before`.
-  """
-  if mesh.size == 1:
-    return stack
-  split, whole = PartitionSpec(AXIS), PartitionSpec()
-
-  def gather(stack: Any, before: Tree) -> Any:
-    return across.gathered(stack, AXIS, before)
-
-  return jax.shard_map(
-    gather, mesh=mesh, in_specs=(split, whole), out_specs=whole, check_vma=False
-  )(stack, before)
-
-
 def _total(setting: Setting, on: jax.Array, stack: Any) -> Any:
   """Returns the sum of those of the messages [C, ...] that are `on` [C]."""
 
@@ -325,6 +314,7 @@ def left_out(setting: Setting, cast: Cast, ok: jax.Array) -> Cast:
 def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -> Step:
   """Returns the step that runs these client sides for a chunk of clients, with their states."""
   layout, population = setting.layout, setting.shape.num_clients
+  rows_of = setting.shards and {x.name: setting.shards.clients[x.name] for x in group}
   one = chain(setting, group, first, last)
   block = side_by_side(_packing(one) if last else one, lambda packed: packed[0].count, layout)
   if last and not layout.looped:
@@ -349,6 +339,7 @@ def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
       return value, held, rest
     new, (metrics, ok, sound) = rest
     held = tables.write(held, turn, row.client.arrived & ok & sound, new)
+    held = shards.kept(held, rows_of, layout.mesh)
     return value, held, ({}, (metrics, ok, sound))
 
   return step
@@ -374,16 +365,11 @@ def chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
     last: whether they are the last, so that a message that is not finite, or did not arrive,
       becomes zeros, which add nothing to the sum.
   """
-  ragged = not (setting.layout.looped or setting.shape.equal)
+  # Groups that share a model go in step, so that even a client that runs alone may skip steps.
+  alone = setting.layout.looped and setting.shards is None
+  ragged = not (alone or setting.shape.equal)
 
-  def one(cast: Cast, longest: jax.Array, packed: Packed) -> tuple[Tree, Tree]:
-    row, value, old = packed
-    if first:
-      data = examples(cast, row, longest, setting.shape, ragged, setting.transforms)
-      value = Task(cast.params, data)
-    value, new, metrics, ok = walk.client_pass(
-      setting.layers, group, cast, setting.specs, row.client, value, old
-    )
+  def ended(row: Row, value: Any, new: Tree, ok: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
     if last:
       fine = tree.finite(value)
       ok &= fine
@@ -393,6 +379,15 @@ def chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
       value = tree.keep(stays, value)
     else:
       value = tree.keep(row.client.real, value)
-    return value, (new, (metrics, ok, tree.finite(new)))
+    return value, ok, tree.finite(new)
+
+  def one(cast: Cast, longest: jax.Array, packed: Packed) -> tuple[Tree, Tree]:
+    row, value, old = packed
+    if first:
+      data = examples(cast, row, longest, setting.shape, ragged, setting.transforms)
+      value = Task(cast.params, data)
+    value, new, metrics, ok = shards.client_pass(setting, group, cast, row.client, value, old)
+    value, ok, sound = undivided(ended)(row, value, new, ok)
+    return value, (new, (metrics, ok, sound))
 
   return one

@@ -69,7 +69,8 @@ class Simulation:
   @property
   def shardings(self) -> State:
     """The shardings of a state, a prefix of its tree, for `jax.device_put` of a restored state."""
-    return tables.shardings(self.setting.split, self.setting.layout.mesh)
+    setting = self.setting
+    return tables.shardings(setting.split, setting.layout.mesh, setting.shards)
 
   @property
   def claims(self) -> bool:
@@ -174,7 +175,9 @@ class Simulation:
     if not self.rooted:
       self.root[:] = keys.fresh_root()
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params))
-    if jax.process_count() > 1:  # what is on a device of one process is on none of the others
+    if self.setting.shards is not None and not traced:  # at no moment whole on every device
+      params = jax.tree.map(meshes.put, params, self.shardings.params)
+    elif jax.process_count() > 1:  # what is on a device of one process is on none of the others
       params = meshes.put(jax.device_get(params), meshes.replicated(self.setting.layout.mesh))
     init: Any = functools.partial(plan.initial_state, self.setting) if traced else self._init
     state: State = init(params, population, *self._keys(seed, noise_seed))
@@ -313,7 +316,7 @@ def held(population: Population, mesh: Mesh, divided: bool) -> Population:
   """Returns the population on the devices: divided over them, or whole on each of them."""
   index = population.index
   whole = not isinstance(index, jax.Array) or index.sharding.is_fully_replicated
-  if divided and mesh.size > 1:
+  if divided and mesh.shape[meshes.AXIS] > 1:
     return apart.divide(population, mesh) if whole else population
   placed: Population = meshes.put(population, meshes.replicated(mesh))
   return placed
@@ -369,6 +372,6 @@ def _segment(
     go_on, body, (jnp.int32(0), jnp.bool_(True), state, rows)
   )
   # With the shardings that `init` gives, so that the second segment is not compiled again.
-  kept = tables.shardings(setting.split, setting.layout.mesh)
+  kept = tables.shardings(setting.split, setting.layout.mesh, setting.shards)
   state = jax.lax.with_sharding_constraint(state, kept)
   return state, *meshes.whole((rows, done), setting.layout.mesh)

@@ -45,6 +45,8 @@ class Setting(NamedTuple):
     apart: the room for examples, if each device has those of its own clients only (`apart.py`).
     metrics: names of the metrics of a round.
     covered: names of those that a claim of privacy covers.
+    shards: how each array of a state is divided over the axis `model` (`shards.py`); None: no group
+      of devices shares a model.
     round: the round of this setting, jitted, so that the plan's check of its shapes and the program
       of many rounds share one trace; None until the plan has made it.
   """
@@ -61,6 +63,7 @@ class Setting(NamedTuple):
   apart: Rooms | None = None
   metrics: frozenset[str] = frozenset()
   covered: frozenset[str] = frozenset()
+  shards: Any = None
   round: Any = None
 
   @property

@@ -20,8 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_mem.core import Round, State, Tree, Withholds, tree
 from fedjax_mem.engine import cohort as cohorts
+from fedjax_mem.engine import shards
 from fedjax_mem.engine.clients import Layout
-from fedjax_mem.engine.mesh import AXIS, replicated
+from fedjax_mem.engine.mesh import AXIS, mapped, replicated, undivided
 from fedjax_mem.engine.places import home
 from fedjax_mem.kernels.loops import across
 
@@ -35,13 +36,16 @@ def written_at_once(layers: Round) -> bool:
   return not (layers.having(Withholds) or any(x.cohort is not None for x in layers))
 
 
-def shardings(divided: bool, mesh: Mesh) -> State:
+def shardings(divided: bool, mesh: Mesh, specs: State | None = None) -> State:
   """Returns where the state of a run is kept: a prefix of its tree.
 
   Args:
     divided: whether each device has only its part of the tables.
     mesh: the devices.
+    specs: `Setting.shards`; with them it is a whole tree.
   """
+  if specs is not None:
+    return shards.shardings(specs, divided, mesh)
   everywhere: Any = replicated(mesh)
   rows: Any = NamedSharding(mesh, PartitionSpec(AXIS)) if divided and mesh.size > 1 else everywhere
   return State(everywhere, everywhere, rows, everywhere)
@@ -172,10 +176,8 @@ def rows_of(tables: Tree, ids: jax.Array, mesh: Mesh, divided: bool) -> Tree:
     return _only(here, cohorts.gather(tables, place))
 
   whole = PartitionSpec()
-  gathered: Tree = jax.shard_map(
-    on_mesh, mesh=mesh, in_specs=(PartitionSpec(AXIS), whole), out_specs=whole, check_vma=False
-  )(tables, ids)
-  return gathered
+  found: Tree = mapped(on_mesh, mesh, (PartitionSpec(AXIS), whole), whole)(tables, ids)
+  return found
 
 
 def _each(away: jax.Array, f: Any, carry: Tree) -> Tree:
@@ -190,4 +192,4 @@ def _each(away: jax.Array, f: Any, carry: Tree) -> Tree:
 
 def _only(on: jax.Array, rows: Tree) -> Tree:
   """Returns on every device the rows [k, ...] of the one device on which each is `on` [k]."""
-  return across.only(jnp.bool_(True), tree.keep(on, rows), AXIS)
+  return undivided(lambda x: across.only(jnp.bool_(True), x, AXIS))(tree.keep(on, rows))

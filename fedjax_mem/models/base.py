@@ -36,6 +36,7 @@ class Model(NamedTuple):
     kept: what becomes of running statistics; None: the model keeps none. With them, `init` gives
       {'params', 'batch_stats'} and `loss` is a `core.Running`.
     training: how `loss` is computed, and of which loss it was made; None: as it is.
+    rules: how parameters may be divided over devices, `Execution.rules`; (): it does not say.
   """
 
   init: Callable[[jax.Array], Tree]
@@ -49,6 +50,7 @@ class Model(NamedTuple):
   measure: Callable[[Tree, Batch], tuple[Values, Values]] | None = None
   kept: Kept | None = None
   training: tuple[Training, Callable[..., jax.Array]] | None = None
+  rules: tuple[tuple[str, int], ...] = ()
 
   @property
   def statistics(self) -> str:

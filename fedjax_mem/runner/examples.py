@@ -11,7 +11,7 @@ from fedjax_mem.core import Population, Round, Shape, State
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.data.streaming import StreamedPopulation, must_stream
 from fedjax_mem.engine import Simulation, apart
-from fedjax_mem.engine.mesh import put, replicated
+from fedjax_mem.engine.mesh import AXIS, put, replicated
 from fedjax_mem.engine.places import blocks
 
 _MB = 10**6
@@ -103,7 +103,7 @@ def _divided(data: FederatedData, mesh: Mesh) -> dict[str, Any]:
   def place(part: Any, size: int, start: np.ndarray, count: np.ndarray) -> Population:
     return apart.assemble(part, (size, size), like, start, count, mesh)
 
-  return {'blocks': blocks(data.num_clients, mesh.size), 'place': place}
+  return {'blocks': blocks(data.num_clients, mesh.shape[AXIS]), 'place': place}
 
 
 def source(

@@ -18,6 +18,7 @@ from fedjax_mem.config.start import pinned
 from fedjax_mem.core import keys, tree
 from fedjax_mem.engine import Execution, describe, outline, table_bytes
 from fedjax_mem.engine.execution import resolve
+from fedjax_mem.engine.mesh import AXIS
 from fedjax_mem.engine.outline import Outline, Peak
 from fedjax_mem.runner import devices, examples, prepare, programs, records, room, tuning
 from fedjax_mem.runner.prepare import Given
@@ -219,7 +220,7 @@ class _Setup:
     # As a run does, by operations that are counted here.
     if self.config.noise_seed is not None:
       keys.open_root(self.config.noise_seed)
-    wanted = prepare.asked(self.config, {}, note)
+    wanted = prepare.asked(self.config, {}, note, self.parts.model.rules)
     self._read_source(wanted)
     records.rates(learning_rate(self.config.client, self.config.rounds), 0, self.max_rounds)
     self.operations = programs.compiled().number - before
@@ -233,7 +234,7 @@ class _Setup:
     cap, longest = self.config.execution.stream_above_mb, prepare.longest_segment(self.config)
     data, layers = self.parts.data, self.parts.layers
     mesh = resolve(wanted, layers.draws.capacity, self.parts.like).mesh
-    divided = mesh if wanted.divides and mesh.size > 1 else None
+    divided = mesh if wanted.divides and mesh.shape[AXIS] > 1 else None
 
     def shapes() -> Any:
       found = examples.source(data, layers, cap, longest, divided, held=False)

@@ -74,7 +74,8 @@ def _file() -> pathlib.Path:
 def _place(execution: Execution, key: str) -> str:
   """Returns the name of a choice in the cache: the devices, and the work."""
   number = len(jax.devices()) if execution.devices == 'auto' else execution.devices
-  return f'{jax.devices()[0].device_kind} x {number}: {key}'
+  shared = f' by {execution.model_devices}' if execution.model_devices > 1 else ''
+  return f'{jax.devices()[0].device_kind} x {number}{shared}: {key}'
 
 
 def _fastest(

@@ -23,6 +23,7 @@ from fedjax_mem.core import (
   Total,
   Tree,
   accumulated,
+  groups,
   packing,
   running,
   tracing,
@@ -229,7 +230,7 @@ def local_steps(
     return cast(_Carry, jax.lax.fori_loop(0, steps, lambda i, c: step(i, order, own, c), carry))
 
   start = (trained, statistics, optimizer.init(trained), Mean(jnp.float32(0), jnp.float32(0)))
-  trained, statistics, _, seen = jax.lax.fori_loop(0, epochs, epoch, start)
+  trained, statistics, _, seen = groups.loop(epochs, epoch, start)
   taken = epochs * -(-data.count // size)
   params = running.join(loss, trained, statistics)
   return Trained(params, taken, step_metrics(seen, taken, epochs * steps))
