@@ -163,16 +163,7 @@ def spread(
     specs: how `everyone` lies on the mesh, a prefix of its tree; None: whole on every device.
   """
 
-  def on_device(everyone: Tree, carry: Tree, rows: Tree) -> tuple[Tree, Tree, Tree]:
-    if chunk is None:
-      return _scan(step, everyone, carry, rows, summed)
-    if chunk == jax.tree.leaves(rows)[0].shape[0]:  # a single step needs no loop
-      return step(everyone, carry, rows)
-    parts = jax.tree.map(lambda x: x.reshape((-1, chunk, *x.shape[1:])), rows)
-    value, carry, rest = _scan(step, everyone, carry, parts, summed)
-    join = lambda x: x.reshape((-1, *x.shape[2:]))
-    return (value if summed else jax.tree.map(join, value)), carry, jax.tree.map(join, rest)
-
+  on_device = _all_steps(step, chunk, summed)
   done = summed.done if summed else lambda value: value
   if mesh.size == 1:
     value, carry, rest = on_device(everyone, carry, rows)
@@ -195,6 +186,22 @@ def spread(
     (whole if summed else split, split, (split, whole)),
   )
   return run(everyone, carry, rows)
+
+
+def _all_steps(step: Step, chunk: int | None, summed: Adding | None) -> Step:
+  """Returns all steps of one device as one; the arguments are those of `spread`."""
+
+  def on_device(everyone: Tree, carry: Tree, rows: Tree) -> tuple[Tree, Tree, Tree]:
+    if chunk is None:
+      return _scan(step, everyone, carry, rows, summed)
+    if chunk == jax.tree.leaves(rows)[0].shape[0]:  # a single step needs no loop
+      return step(everyone, carry, rows)
+    parts = jax.tree.map(lambda x: x.reshape((-1, chunk, *x.shape[1:])), rows)
+    value, carry, rest = _scan(step, everyone, carry, parts, summed)
+    join = lambda x: x.reshape((-1, *x.shape[2:]))
+    return (value if summed else jax.tree.map(join, value)), carry, jax.tree.map(join, rest)
+
+  return on_device
 
 
 def everywhere(function: Callable[..., Tree], mesh: Mesh) -> Callable[..., Tree]:
