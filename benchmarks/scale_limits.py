@@ -36,7 +36,11 @@ def line(part: str, setting: str, formula: int, measured: int) -> Line:
   return {'part': part, 'setting': setting, 'formula': int(formula), 'measured': int(measured)}
 
 
-def populations() -> list[Line]:
+def _up_to(most: int, *numbers: int) -> list[int]:
+  return [x for x in numbers if x <= most]
+
+
+def populations(most: int) -> list[Line]:
   """Examples of 10,000 clients, each with 6 of its own: whole, and divided over devices."""
   clients, each = 10_000, 6
   total = clients * each
@@ -46,18 +50,18 @@ def populations() -> list[Line]:
   count: Any = np.full(clients, each, np.int32)
   made = Population(arrays, rows, start, count)  # type: ignore[arg-type]
   found = []
-  for devices in (1, 2, 8):
+  for devices in _up_to(most, 1, 2, 8):
     mesh, divided = meshes.make_mesh(devices), devices > 1
-    most = max(b - a for a, b in blocks(clients, devices)) * each
+    largest = max(b - a for a, b in blocks(clients, devices)) * each
     on = scale_point.here(held(made, mesh, divided))
-    found.append(line('population', f'{devices} device(s)', most * (ROW + 4) + 8 * clients, on))
+    found.append(line('population', f'{devices} device(s)', largest * (ROW + 4) + 8 * clients, on))
   return found
 
 
-def states() -> list[Line]:
+def states(most: int) -> list[Line]:
   """A state of D values for each of 10,000 clients: error feedback."""
   found = []
-  for devices in (1, 2, 8):
+  for devices in _up_to(most, 1, 2, 8):
     spec = scale_point.Spec(clients=10_000, cohort=80, devices=devices)
     sim, params = scale_point.simulation(spec, error_feedback(top_k(fraction=0.01)))
     size = sum(x.size for x in jax.tree.leaves(params))
@@ -67,10 +71,10 @@ def states() -> list[Line]:
   return found
 
 
-def rules() -> list[Line]:
+def rules(most: int) -> list[Line]:
   """All messages [C, D] on every device, as a rule needs them: beyond what a plain round takes."""
   found = []
-  for cohort, devices in ((400, 1), (400, 2), (1_600, 2)):
+  for cohort, devices in ((400, 1), (400, 2), (1_600, min(2, most))):
     spec = scale_point.Spec(clients=10_000, cohort=cohort, devices=devices)
     took = {}
     for name, more in (('plain', ()), ('rule', (median(),))):
@@ -82,10 +86,10 @@ def rules() -> list[Line]:
   return found
 
 
-def messages() -> list[Line]:
+def messages(most: int) -> list[Line]:
   """The sum of D floats over n devices: what a device sends, and what it holds beside its own."""
   found = []
-  for devices in (2, 4, 8):
+  for devices in _up_to(most, 2, 4, 8):
     for size in (7_850, 1_199_882):
       sent, has = _sum(devices, size)
       whole = devices * size <= across._WHOLE
@@ -131,8 +135,9 @@ def sent(program: str, devices: int) -> int:
   return taken * (devices - 1) // devices
 
 
-def tables() -> list[Line]:
+def tables(most: int) -> list[Line]:
   """What a segment says of its clients: two ids of each place of the cohort in each round."""
+  del most
   found = []
   for cohort in (100, 10_000):
     sim, params = scale_point.simulation(
@@ -147,8 +152,9 @@ def tables() -> list[Line]:
   return found
 
 
-def streams() -> list[Line]:
+def streams(most: int) -> list[Line]:
   """One of the two buffers of a streamed population: R rounds of C clients."""
+  del most
   clients, each = 10_000, 6
   total = clients * each
   x, y = np.zeros((total, 28, 28), np.uint8), np.zeros(total, np.int32)
@@ -165,10 +171,9 @@ def streams() -> list[Line]:
 
 
 def limits(spec: scale_point.Spec) -> Line:
-  """Returns all rows."""
-  del spec
+  """Returns all rows, on up to `spec.devices` devices."""
   made = (populations, states, rules, messages, tables, streams)
-  return {'rows': [row for each in made for row in each()]}
+  return {'rows': [row for each in made for row in each(spec.devices)]}
 
 
 def secured(spec: scale_point.Spec) -> Line:

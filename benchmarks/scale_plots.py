@@ -16,6 +16,7 @@ from fedjax_mem.report import figures
 ASSETS = rounds.ROOT / 'docs' / 'assets'
 PAGE = rounds.ROOT / 'docs' / 'guide' / 'scale.md'
 Points = list[dict[str, Any]]
+NAMES = {'W1': 'CNN', 'M1': 'MLP', 'W3': 'logistic'}  # of works
 
 
 def load(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -52,7 +53,7 @@ def _plain(ax: Any, ticks: Any = None) -> None:
 def growth(record: dict[str, Any], path: pathlib.Path) -> None:
   """Draws rounds a second against population, cohort and model."""
   panels = (
-    ('population', 'clients N of the population', 'logistic, C = 100 (100 of 1,000 to 10⁷)'),
+    ('population', 'clients N of the population', 'logistic, C = 100'),
     ('cohort', 'clients C of a round', 'logistic, 6 examples a client'),
     ('model', 'values D of the model', 'MLP, C = 10 clients of 60 examples'),
   )
@@ -126,7 +127,8 @@ def machines(record: dict[str, Any], weak: dict[str, Any], path: pathlib.Path) -
 
 def _weak(ax: Any, record: dict[str, Any], colours: Any) -> None:
   """Draws the efficiency of two processes with twice the clients, over one."""
-  names, shown = {'W1': 'CNN', 'M1': 'MLP', 'W3': 'logistic'}, efficiency(record)
+  shown = efficiency(record)
+  names = {work: NAMES[work] for work, _ in shown}
   for place, (kind, hatch) in enumerate((('whole', ''), ('divided', '//'))):
     x = np.arange(len(names)) + (place - 0.5) * 0.38
     middle = [shown[work, kind][1] for work in names]
@@ -158,8 +160,7 @@ def efficiency(record: dict[str, Any]) -> dict[tuple[str, str], tuple[float, flo
 def sums(record: dict[str, Any], path: pathlib.Path) -> None:
   """Draws what the sum over devices adds to a round, in the devices' order and by psum."""
   points = record['points']
-  names = {'W1': 'CNN', 'W3': 'logistic'}
-  labels = [f'{names[p["spec"]["work"]]}\n{p["x"]:.0f} {p["series"].split()[-1]}' for p in points]
+  labels = [f'{NAMES[p["spec"]["work"]]}\n{p["x"]:.0f} {p["series"].split()[-1]}' for p in points]
   with figures.canvas(9, 3.8) as (figure, colours):
     ax = figure.subplots()
     for place, how in enumerate(('none', 'psum', 'in order')):
