@@ -243,8 +243,9 @@ def _growth(record: dict[str, Any]) -> str:
 
 def _sums(record: dict[str, Any]) -> str:
   rows = [
-    '| work | D | on | ms: without a sum | by psum | in order | in order adds | over psum |',
-    '|---|---|---|---|---|---|---|---|',
+    '| work | D | on | ms: without a sum | by psum | in order | in order adds | over psum '
+    '| exchanges of a program | one exchange, ms |',
+    '|---|---|---|---|---|---|---|---|---|---|',
   ]
   for p in record['points']:
     ms = [f'{1e3 * p[how]["median_s"]:.3g}' for how in ('none', 'psum', 'in order')]
@@ -253,6 +254,7 @@ def _sums(record: dict[str, Any]) -> str:
     said = [f'{x[1]:+.0f}% ({x[0]:+.0f} to {x[2]:+.0f})' for x in more]
     where = f'{p["x"]:.0f} {p["series"].split()[-1]}'
     cells = [p['spec']['work'], f'{p["params"]:,}', where, *ms, *said]
+    cells += [str(p['exchanges']), ' to '.join(f'{1e3 * x:.2g}' for x in p['exchange_s'][::2])]
     rows.append(f'| {" | ".join(cells)} |')
   return '\n'.join([*rows, '', caption(record)])
 

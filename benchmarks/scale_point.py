@@ -13,6 +13,7 @@ lists repeat. A time of theirs is that of real ones, an accuracy means nothing.
 import contextlib
 import dataclasses
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -22,12 +23,14 @@ from unittest import mock
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec
 
 from benchmarks import measure, serve, works
 from fedjax_mem import models
 from fedjax_mem.core import Layer, Population
 from fedjax_mem.data.preprocess import Inputs
 from fedjax_mem.engine import Execution, Simulation, simulate
+from fedjax_mem.engine import mesh as meshes
 from fedjax_mem.kernels.loops import across
 from fedjax_mem.runner import devices
 
@@ -173,6 +176,32 @@ def summed(how: str) -> Iterator[None]:
     yield
 
 
+def exchanges(sim: Simulation) -> int:
+  """Returns how many exchanges between devices the program of a segment has."""
+  text = sim.traced().lower().compile().as_text()
+  return len(re.findall(r' (?:all-gather|all-reduce|all-to-all|collective-permute)\(', text))
+
+
+def latency(sim: Simulation) -> list[float]:
+  """Returns the seconds of one exchange of 250 floats: 10th percentile, median and 90th.
+
+  Devices wait in each for the slowest, and on cores that others use for its turn.
+  """
+  mesh, times = sim.setting.layout.mesh, 20
+  add = jax.shard_map(
+    lambda x: jax.lax.fori_loop(0, times, lambda i, x: jax.lax.psum(x, meshes.AXIS) / 2, x),
+    mesh=mesh,
+    in_specs=PartitionSpec(),
+    out_specs=PartitionSpec(),
+    check_vma=False,
+  )
+  one = meshes.put(np.ones(250, np.float32), meshes.replicated(mesh))
+  program = jax.jit(add)
+  jax.block_until_ready(program(one))
+  took = measure.seconds(lambda: program(one), 40) / times
+  return [round(float(x), 7) for x in np.percentile(took, (10, 50, 90))]
+
+
 def sums(spec: Spec) -> dict[str, Any]:
   """Returns the seconds of a round by the way in which devices sum, segments of all in turn."""
   built: dict[str, Any] = {}
@@ -195,6 +224,8 @@ def sums(spec: Spec) -> dict[str, Any]:
   arrays = {how: np.array(x) for how, x in times.items()}
   return {
     'params': sum(x.size for x in jax.tree.leaves(params)),
+    'exchanges': exchanges(built['in order'][0]),
+    'exchange_s': latency(built['in order'][0]),
     'rounds_a_segment': rounds,
     'segments': len(times['none']),
     **{how: measure.spread(x, 6) for how, x in arrays.items()},
