@@ -113,13 +113,12 @@ def machines(record: dict[str, Any], weak: dict[str, Any], path: pathlib.Path) -
           label=label,
         )
       ax.axvspan(cores, 8.5, color='0.93', zorder=0)
-      ax.set(xscale='log', yscale='log', title=title, xlabel='devices, or processes of one')
+      ax.set(xscale='log', title=title, xlabel='devices, or processes of one')
       ax.set_xlim(0.9, 8.5)
-      low, high = ax.get_ylim()
-      ax.set_ylim(low / 2.2, high * 1.4)
+      ax.set_ylim(0, ax.get_ylim()[1] * 1.35)
       _ticks(ax, (1, 2, 4, 8))
-      _plain(ax)
-      ax.legend(fontsize=8.5, loc='lower left')
+      ax.text(8.3, 0, 'more than the cores ', ha='right', va='bottom', fontsize=8.5)
+      ax.legend(fontsize=8.5, loc='upper right')
     first.set_ylabel('rounds a second')
     _weak(third, weak, colours)
   figures.save(figure, path)
@@ -129,18 +128,18 @@ def _weak(ax: Any, record: dict[str, Any], colours: Any) -> None:
   """Draws the efficiency of two processes with twice the clients, over one."""
   shown = efficiency(record)
   names = {work: NAMES[work] for work, _ in shown}
-  for place, (kind, hatch) in enumerate((('whole', ''), ('divided', '//'))):
+  for place, kind in enumerate(('whole', 'divided')):
     x = np.arange(len(names)) + (place - 0.5) * 0.38
-    middle = [shown[work, kind][1] for work in names]
-    low, high = ([shown[work, kind][i] for work in names] for i in (0, 2))
-    errors = [np.subtract(middle, low), np.subtract(high, middle)]
-    style = {'color': colours[1 + place], 'hatch': hatch, 'edgecolor': 'white', 'capsize': 3}
-    bars = ax.bar(x, middle, 0.36, yerr=errors, label=f'examples {kind}', **style)
-    ax.bar_label(bars, [f'{y:.2f}' for y in middle], label_type='center', color='white')
+    low, middle, high = np.array([shown[work, kind] for work in names]).T
+    style = {'color': colours[1 + place], 'label': f'examples {kind}', 'capsize': 3}
+    ax.bar(x, middle, 0.34, yerr=[middle - low, high - middle], ecolor='0.25', **style)
+    for at, y, top in zip(x, middle, high, strict=True):
+      ax.text(at, top + 0.02, f'{y:.2f}', ha='center', va='bottom', fontsize=9)
   ax.axhline(1, color='grey', linestyle=':')
+  ax.set_axisbelow(True)
   ax.set_xticks(range(len(names)), list(names.values()))
-  ax.set(title='weak scaling, 1 to 2 processes', ylabel='time of one over time of two')
-  ax.set_ylim(0, max(1.7, ax.get_ylim()[1] * 1.3))
+  ax.set(title='weak scaling, 1 to 2 processes', ylabel='time of one / time of two')
+  ax.set_ylim(0, max(1.35, ax.get_ylim()[1] * 1.3))
   ax.legend(fontsize=8.5, loc='upper right')
 
 
@@ -158,24 +157,28 @@ def efficiency(record: dict[str, Any]) -> dict[tuple[str, str], tuple[float, flo
 
 
 def sums(record: dict[str, Any], path: pathlib.Path) -> None:
-  """Draws what the sum over devices adds to a round, in the devices' order and by psum."""
+  """Draws how long a round takes with each sum, over that without one, segments in turn."""
   points = record['points']
   labels = [f'{NAMES[p["spec"]["work"]]}\n{p["x"]:.0f} {p["series"].split()[-1]}' for p in points]
-  with figures.canvas(9, 3.8) as (figure, colours):
+  ways = (('psum_over_none', 'by psum', 'o'), ('in_order_over_none', 'in the devices’ order', 's'))
+  with figures.canvas(9, 3.6) as (figure, colours):
     ax = figure.subplots()
-    for place, how in enumerate(('none', 'psum', 'in order')):
-      x = np.arange(len(points)) + (place - 1) * 0.27
-      base = np.array([p['none']['median_s'] for p in points])
-      y = np.array([p[how]['median_s'] for p in points]) / base
-      low = y - np.array([p[how]['p10_s'] for p in points]) / base
-      high = np.array([p[how]['p90_s'] for p in points]) / base - y
-      said = {'none': 'without a sum', 'psum': 'by psum', 'in order': 'in the devices’ order'}
-      style = {'color': ('0.6', *colours)[place], 'capsize': 3}
-      ax.bar(x, y, 0.25, yerr=[low, high], label=said[how], **style)
+    for place, (key, label, marker) in enumerate(ways):
+      x = np.arange(len(points)) + (place - 0.5) * 0.25
+      low, middle, high = np.array([p[key] for p in points]).T
+      errors = [middle - low, high - middle]
+      ax.errorbar(
+        x, middle, errors, fmt=marker, capsize=4, color=colours[place], label=label, linestyle=''
+      )
+      for at, y in zip(x, middle, strict=True):
+        ax.annotate(f'{y:.2f}', (at, y), (6, 4), textcoords='offset points', fontsize=9)
+    ax.axhline(1, color='grey', linestyle=':', label='without a sum')
     ax.set_xticks(range(len(points)), labels)
+    ax.set_xlim(-0.6, len(points) - 0.3)
     ax.set(ylabel='time of a round\nover that without a sum')
-    ax.set_title('median, 10th and 90th percentile of segments, in turn')
-    ax.set_ylim(0, ax.get_ylim()[1] * 1.2)
+    ax.set_title('median, 10th and 90th percentile of turns')
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.3 * (high - low))
     ax.legend(fontsize=9, ncols=3, loc='upper left')
   figures.save(figure, path)
 

@@ -229,6 +229,7 @@ def sums(spec: Spec) -> dict[str, Any]:
     'rounds_a_segment': rounds,
     'segments': len(times['none']),
     **{how: measure.spread(x, 6) for how, x in arrays.items()},
+    'psum_over_none': ratio(arrays['psum'], arrays['none']),
     'in_order_over_none': ratio(arrays['in order'], arrays['none']),
     'in_order_over_psum': ratio(arrays['in order'], arrays['psum']),
   }
