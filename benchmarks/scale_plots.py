@@ -171,7 +171,8 @@ def sums(record: dict[str, Any], path: pathlib.Path) -> None:
         x, middle, errors, fmt=marker, capsize=4, color=colours[place], label=label, linestyle=''
       )
       for at, y in zip(x, middle, strict=True):
-        ax.annotate(f'{y:.2f}', (at, y), (6, 4), textcoords='offset points', fontsize=9)
+        side = {'ha': ('right', 'left')[place], 'textcoords': 'offset points', 'fontsize': 9}
+        ax.annotate(f'{y:.2f}', (at, y), (12 * place - 6, 3), **side)
     ax.axhline(1, color='grey', linestyle=':', label='without a sum')
     ax.set_xticks(range(len(points)), labels)
     ax.set_xlim(-0.6, len(points) - 0.3)

@@ -58,7 +58,7 @@ def machines(small: bool) -> Iterator[Point]:
   few = {'seconds': 0.05, 'clients': 40} if small else {}
   for work, cohort in (('W3', 8),) if small else (('M1', 48), ('W3', 480)):
     spec = {'work': work, 'cohort': cohort, **few}
-    for devices in (1, 2) if small else (1, 2, 4, 8):
+    for devices in (2,) if small else (1, 2, 4, 8):
       more = {'devices': devices, 'data': 'whole'}
       yield Point(f'{work} devices', devices, {**spec, **more})
     for processes in (2,) if small else (1, 2, 4):
