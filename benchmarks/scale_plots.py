@@ -229,6 +229,10 @@ def secure(record: dict[str, Any]) -> str:
   return '\n'.join(rows)
 
 
+def _ms(seconds: float) -> str:
+  return f'{1e3 * seconds:,.0f}' if seconds >= 0.1 else f'{1e3 * seconds:.3g}'
+
+
 def _growth(record: dict[str, Any]) -> str:
   rows = [
     '| what grows | to | rounds/s | ms a round; 10th to 90th percentile | population on the device '
@@ -239,7 +243,7 @@ def _growth(record: dict[str, Any]) -> str:
   for p in record['points']:
     rows.append(
       f'| {names[p["series"]]} | {p["x"]:,.0f} | {p["rounds_per_s"]:,.4g} '
-      f'| {1e3 * p["median_s"]:.3g}; {1e3 * p["p10_s"]:.3g} to {1e3 * p["p90_s"]:.3g} '
+      f'| {_ms(p["median_s"])}; {_ms(p["p10_s"])} to {_ms(p["p90_s"])} '
       f'| {size(p["population_bytes"])} | {size(1e6 * p["peak_rss_mb"])} |'
     )
   return '\n'.join([*rows, '', caption(record)])

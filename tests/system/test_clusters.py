@@ -85,7 +85,7 @@ def test_slurm(monkeypatch, nodes, first):
 
 @pytest.mark.parametrize('missing', [None, 'SLURM_LOCALID', 'SLURM_STEP_NODELIST'])
 def test_what_is_no_cluster_is_refused(monkeypatch, missing):
-  # Within `sbatch`, but not started by `srun`: there is a job, and no process of a step.
+  # A job of Slurm without the variables of a step, or of its process.
   variables = {} if missing is None else slurm(0, 2, 'a1', 0)
   variables.pop(missing, None)
   with pytest.raises(ValueError, match=r'--distributed must be used in a cluster that jax knows'):
