@@ -3,8 +3,15 @@
 python -m benchmarks.scaling [--what cohort population chunk devices] [--out scaling.png]
 python -m benchmarks.scaling --what w1-cohort w1-steps --out limit.png   (rounds/s and the limit)
 
+python -m benchmarks.scaling --all [--part growth sums] [--draw]     (docs/guide/scale.md)
+
 Each point is a process of its own (`benchmarks.rounds`), so that memory and devices are its own. A
 JSON line a point, and a plot. The cohort should cost time in proportion, the population nothing.
+
+`--all` needs no prepared data. It measures population, cohort, model, devices, processes, weak
+scaling, the sum over devices, and what each part takes of memory (`scale_runs.py`), into
+benchmarks/results/scaling; `--part` measures some of these again, and `--draw` nothing. Then it
+draws all that is there, and writes the tables of the page.
 """
 
 import argparse
@@ -15,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import scale_plots, scale_runs
 from fedjax_mem.report import figures
 
 # W3 with its clients one by one (no pooling) shows what a client costs; W1 shows chunks and devices
@@ -99,7 +107,15 @@ def main() -> None:
     default=['cohort', 'population', 'chunk', 'devices'],
   )
   parser.add_argument('--out', default='scaling.png')
+  parser.add_argument('--all', action='store_true', help='everything that docs/guide/scale.md has')
+  parser.add_argument('--part', nargs='+', choices=list(scale_runs.PARTS), help='of --all')
+  parser.add_argument('--draw', action='store_true', help='draw what --all has measured before')
   args = parser.parse_args()
+  if args.all or args.part or args.draw:
+    if not args.draw:
+      scale_runs.run(args.part or list(scale_runs.PARTS))
+    scale_plots.show(scale_runs.RESULTS)
+    return
   with figures.canvas(4.4 * len(args.what), 3.8) as (figure, _):
     axes = figure.subplots(1, len(args.what), squeeze=False)
     for ax, what in zip(axes[0], args.what, strict=True):

@@ -121,7 +121,7 @@ def measured(name: str, pythons: dict[str, str], turns: int, folder: str) -> dic
   return {
     'work': name,
     'date': datetime.date.today().isoformat(),
-    **_machine(),
+    **machine(),
     'load': round(load, 1),
     'rounds': 2 + turns * segment,
     'epochs': work.epochs,
@@ -141,7 +141,7 @@ def _side(side: rounds.Peer, memory: float) -> dict[str, Any]:
   return {'versions': versions, **spread, 'peak_mb': round(memory), **side.score()}
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
   """Returns the machine, in words."""
   info = pathlib.Path('/proc/cpuinfo')
   lines = info.read_text().splitlines() if info.exists() else []

@@ -162,7 +162,6 @@ def spread(
     summed: how the values of all steps are summed; None: they stay stacked [C, ...].
     specs: how `everyone` lies on the mesh, a prefix of its tree; None: whole on every device.
   """
-
   on_device = _all_steps(step, chunk, summed)
   done = summed.done if summed else lambda value: value
   if mesh.size == 1:
