@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.config.build import GIVEN, build
@@ -100,8 +101,7 @@ def get_ready(
   longest = recorded.get('max_rounds') or min(
     wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
   )
-  mesh = resolve(chosen, parts.layers.draws.capacity, parts.like).mesh
-  divided = mesh if chosen.divides and mesh.shape[AXIS] > 1 else None
+  mesh, divided = _meshes(chosen, parts)
   source = examples.source(parts.data, parts.layers, wanted.stream_above_mb, longest, divided)
 
   def make(execution: Execution) -> Simulation:
@@ -129,6 +129,12 @@ def get_ready(
   records.check_names(sim.setting.metrics, scores.names(parts), ledgers, added)
   notes = [note] if note else []
   return Ready(config, start, parts, sim, source, evaluate, of_clients, ledgers, picked, notes)
+
+
+def _meshes(execution: Execution, parts: Parts) -> tuple[Mesh, Mesh | None]:
+  """Returns (the devices, also as those that have examples of their own clients only, or None)."""
+  mesh = resolve(execution, parts.layers.draws.capacity, parts.like).mesh
+  return mesh, mesh if execution.divides and mesh.shape[AXIS] > 1 else None
 
 
 def _check_given(data: FederatedData, digest: str | None) -> None:
