@@ -69,17 +69,21 @@ class Resume(Command):
     if self.no_cache:
       devices.forget_compiled()
     if (self.run / 'sweep.json').is_file():
-      from fedjax_mem.cli.sweep import tell as tell_all
+      from fedjax_mem.cli.sweep import tell as tell_sweep
       from fedjax_mem.studies.sweeps.sweep import resume as resume_sweep
 
-      tell_all(resume_sweep(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
+      tell_sweep(resume_sweep(self.run, data_dir=text(self.data_dir), quiet=self.quiet))
       return
     where, how = text(self.data_dir), self.distributed
     tell(resume(self.run, data_dir=where, quiet=self.quiet, distributed=how))
 
 
 def tell(result: 'Result') -> None:
-  """Prints the last scores of a run, and where it is."""
+  """Prints the last scores of a run, and where it is; of several processes the first does."""
+  from fedjax_mem.runner.cluster import current
+
+  if not current().leads:
+    return
   if not result.metrics:
     print(f'no record is left; folder: {result.folder}')
     return

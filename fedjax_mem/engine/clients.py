@@ -147,6 +147,9 @@ def spread(
 ) -> tuple[Tree, Tree, Tree]:
   """Returns (value, carry, rest) of `step` over the cohort, chunk by chunk on every device.
 
+  Of the rest, a pair, the first half stays where it was made; the second half comes whole to every
+  device.
+
   Args:
     step: (everyone, carry, rows of a chunk) -> (value, carry, rest). The value is a sum over the
       chunk if `summed`, else stacked; rest is always stacked.
@@ -176,17 +179,21 @@ def spread(
     return done(value), carry, rest
 
   def on_mesh(everyone: Tree, carry: Tree, rows: Tree) -> tuple[Tree, Tree, Tree]:
-    value, carry, rest = on_device(everyone, carry, rows)
+    value, carry, (made, told) = on_device(everyone, carry, rows)
     if summed and mesh.shape[AXIS] > 1:
       value = summed.across(value)
-    return done(value), carry, rest
+    value = done(value)
+    # Here, since outside of the `shard_map` the compiler would send each array when it likes.
+    before = [x[(0,) * x.ndim] for x in jax.tree.leaves((value, carry)) if x.size][:1]
+    gather = undivided(lambda told, before: across.gathered(told, AXIS, before))
+    return value, carry, (made, gather(told, before))
 
   split, whole = PartitionSpec(AXIS), PartitionSpec()
   run: Step = meshes.mapped(
     on_mesh,
     mesh,
     (whole if specs is None else specs, split, split),
-    (whole if summed else split, split, split),
+    (whole if summed else split, split, (split, whole)),
   )
   return run(everyone, carry, rows)
 

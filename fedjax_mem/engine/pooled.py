@@ -83,7 +83,7 @@ def run(
   weight: Any = weighing.client.fact(Weighs).of  # type: ignore[union-attr]
 
   layout = setting.layout
-  chunk = _chunk(setting.capacity // layout.devices, setting.shape.capacity)
+  chunk = clients_at_once(setting)
   layout = layout._replace(chunk=chunk, looped=False)
 
   def step(
@@ -111,7 +111,7 @@ def run(
       on.sum(dtype=jnp.int32),
     )
     update = undivided(lambda x: x)(update)
-    return (Message(update, used.sum(), {}), metrics), carry, ()
+    return (Message(update, used.sum(), {}), metrics), carry, ((), ())
 
   # Only what a step reads goes to all devices; the context is made once, outside of the steps.
   everyone = cast._replace(servers={}, cohort=None)
@@ -134,6 +134,11 @@ def _gathered(arrays: Batch, index: jax.Array, where: jax.Array, setting: Settin
   capacity = setting.shape.capacity
   whole = Examples(arrays, index, zero, number, zero, capacity, False, setting.transforms)
   return whole.take(where)
+
+
+def clients_at_once(setting: Setting) -> int:
+  """Returns how many clients' examples are in one product on a device."""
+  return _chunk(setting.capacity // setting.layout.devices, setting.shape.capacity)
 
 
 def _chunk(clients: int, capacity: int) -> int:

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from fedjax_mem.core import (
   Covered,
   Layer,
+  Member,
   Metrics,
   Population,
   State,
@@ -40,6 +41,7 @@ from fedjax_mem.engine.clients import (
 from fedjax_mem.engine.mesh import undivided, whole
 from fedjax_mem.engine.metrics import over_cohort
 from fedjax_mem.engine.setting import Setting
+from fedjax_mem.kernels.loops import across
 
 # (sum of messages, client states, whether each client's message is finite [C], whether its new
 # states are [C], metrics)
@@ -75,7 +77,9 @@ def make_round(setting: Setting) -> RoundFn:
       seed, state.round, state.params, root=root, servers=state.servers, population=population
     ).deriving(setting.layers)
     cast, metrics = select(setting, cast, state.clients)
-    row = places.arranged(setting, cohorts.rows(population, cast.cohort))
+    row = everywhere(functools.partial(_rows, setting), setting.layout.mesh)(
+      population.start, population.count, cast.cohort
+    )
     cast = cast._replace(cohort=row.client)
     state, noted, _ = settle(
       setting, cast, row, state, _messages(setting, cast, row, state.clients)
@@ -85,6 +89,11 @@ def make_round(setting: Setting) -> RoundFn:
     return state, {**metrics, **noted}
 
   return round
+
+
+def _rows(setting: Setting, start: jax.Array, count: jax.Array, cohort: Member) -> Row:
+  """Returns the rows [C] of a cohort in the order in which its clients run."""
+  return places.arranged(setting, cohorts.rows(Population({}, start, start, count), cohort))
 
 
 def settle(
@@ -120,7 +129,7 @@ def settle(
   kept = arrived & ok & sound & released  # what must hold for a client's new states to count
   clients = new
   if not setting.divided:  # else the rows were written as soon as each client had run
-    clients = cohorts.commit(state.clients, cast.cohort.id, kept, new, mesh)
+    clients = cohorts.commit(state.clients, cast.cohort.id, kept, new, mesh, setting.late)
   metrics |= {
     'selected': cast.cohort.real.sum(dtype=jnp.int32),
     'clients': arrived.sum(dtype=jnp.int32),
@@ -192,7 +201,10 @@ def collect(
     last = number == len(cut) - 1
     if side == 'cohort':
       cast = left_out(setting, cast, ok)
-      value, rows, noted = _cohort(setting, group[0], cast, value, states, new)
+      mesh = setting.layout.mesh
+      if cut[number - 1][0] == 'client' and rules.divided_side(group[0], mesh) is group[0].cohort:
+        value = cohorts.gathered(value, ok, mesh)
+      value, rows, noted = _cohort(setting, group[0], cast, value, states, new, ok)
       new |= rows
       metrics |= noted
       sound &= tree.finite(rows, 1)
@@ -225,12 +237,12 @@ def mapped(
   last: bool,
 ) -> Mapped:
   """Runs successive client sides over the cohort; `first` and `last` are as in `chain`."""
-  held, shown = (own, ()) if setting.divided else ((), own)
+  held, shown = (own, ()) if setting.split else ((), own)
   # Client sides are not shown which clients arrive: that may depend on other clients' data.
   cast = cast._replace(cohort=cast.cohort._replace(arrived=cast.cohort.real))
   cast = cast if first else cast.bare()
   whole = PartitionSpec()
-  value, held, (made, noted, fine, kept) = spread(
+  value, held, (made, (noted, fine, kept)) = spread(
     _step(setting, group, first, last),
     (cast, shown, row),
     held,
@@ -256,12 +268,14 @@ def _cohort(
   value: Any,
   states: dict[str, Tree],
   new: dict[str, Tree],
+  ok: jax.Array,
 ) -> tuple[Any, dict[str, Tree], Metrics]:
   """Returns (stack, {layer's name: rows [C, ...]}, metrics) of one cohort side."""
   # In one layer the client side runs first: the cohort side goes on from the rows that it left.
   old = new[layer.name] if layer.client is not None else None
   if old is None:
-    old = cohorts.gather(states[layer.name], cast.cohort.id)
+    ids = across.after(cast.cohort.id, ok)  # sent after what client sides have sent
+    old = tables.rows_of(states[layer.name], ids, setting.layout.mesh, setting.late)
   mesh = setting.layout.mesh
   stage = rules.divided_side(layer, mesh)
 
@@ -308,18 +322,23 @@ def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
   # of the whole cohort.
   def step(everyone: Everyone, held: Tree, packed: Packed) -> tuple[Tree, Tree, Tree]:
     (cast, given, whole), (row, value, slot) = everyone, packed
+    ids = cast.cohort.id
     if first and setting.apart:
       cast, row = apart.gathered(setting, layout, cast, row, whole, slot)
-    if not setting.divided:
+      ids = across.after(cast.cohort.id, cast.arrays)  # states are sent after examples
+    if not setting.split:
       old = cohorts.gather(given, row.client.id)
       value, rest = block(cast, (row, value, old))
       return value, held, rest
-    turn = tables.turn(cast.cohort.id, slot, population, layout)
+    turn = tables.turn(ids, slot, population, layout)
     old = tables.read(held, turn)
-    value, (new, metrics, ok, sound) = block(cast, (row, value, old))
+    value, rest = block(cast, (row, value, old))
+    if setting.late:
+      return value, held, rest
+    new, (metrics, ok, sound) = rest
     held = tables.write(held, turn, row.client.arrived & ok & sound, new)
     held = shards.kept(held, rows_of, layout.mesh)
-    return value, held, ({}, metrics, ok, sound)
+    return value, held, ({}, (metrics, ok, sound))
 
   return step
 
@@ -367,6 +386,6 @@ def chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
       value = Task(cast.params, data)
     value, new, metrics, ok = shards.client_pass(setting, group, cast, row.client, value, old)
     value, ok, sound = undivided(ended)(row, value, new, ok)
-    return value, (new, metrics, ok, sound)
+    return value, (new, (metrics, ok, sound))
 
   return one

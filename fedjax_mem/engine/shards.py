@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fedjax_mem.core import Layer, Member, Metrics, State, Tree
 from fedjax_mem.engine import walk
 from fedjax_mem.engine.cast import Cast
-from fedjax_mem.engine.mesh import AXIS, MODEL, undivided
+from fedjax_mem.engine.mesh import AXIS, MODEL, of_model, undivided
 from fedjax_mem.engine.setting import Setting
 
 # (regular expression, dimension, or what is along each dimension)
@@ -197,6 +197,13 @@ def shardings(specs: State, divided: bool, mesh: Mesh) -> State:
   first = AXIS if divided and mesh.shape[AXIS] > 1 else None
   made: State = placed(specs, mesh)
   return made._replace(clients=placed(specs.clients, mesh, first))
+
+
+def shares(specs: State, mesh: Mesh) -> State:
+  """Returns which part of each array of a state a device has, but for the rows of its clients."""
+  one = lambda spec: 1 / of_model(mesh) if MODEL in spec else 1.0
+  made: State = jax.tree.map(one, specs, is_leaf=_is_spec)
+  return made
 
 
 def client_pass(

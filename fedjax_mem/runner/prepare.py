@@ -97,12 +97,9 @@ def get_ready(
   devices.start()
   parts = build(config, data_dir, start, data)
   _check_given(parts.data, digest)
-  chosen = _execution(config, recorded, note, parts.model.rules)
-  longest = recorded.get('max_rounds') or min(
-    wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
-  )
-  mesh, divided = _meshes(chosen, parts)
-  source = examples.source(parts.data, parts.layers, wanted.stream_above_mb, longest, divided)
+  chosen = asked(config, recorded, note, parts.model.rules)
+  longest = recorded.get('max_rounds') or longest_segment(config)
+  mesh, source = _source(parts, chosen, wanted.stream_above_mb, longest)
 
   def make(execution: Execution) -> Simulation:
     return simulate(
@@ -131,10 +128,13 @@ def get_ready(
   return Ready(config, start, parts, sim, source, evaluate, of_clients, ledgers, picked, notes)
 
 
-def _meshes(execution: Execution, parts: Parts) -> tuple[Mesh, Mesh | None]:
-  """Returns (the devices, also as those that have examples of their own clients only, or None)."""
+def _source(
+  parts: Parts, execution: Execution, cap_mb: float | None, longest: int
+) -> tuple[Mesh, examples.Source]:
+  """Returns the devices, and the source of the examples that are on them."""
   mesh = resolve(execution, parts.layers.draws.capacity, parts.like).mesh
-  return mesh, mesh if execution.divides and mesh.shape[AXIS] > 1 else None
+  divided = mesh if execution.divides and mesh.shape[AXIS] > 1 else None
+  return mesh, examples.source(parts.data, parts.layers, cap_mb, longest, divided)
 
 
 def _check_given(data: FederatedData, digest: str | None) -> None:
@@ -143,7 +143,13 @@ def _check_given(data: FederatedData, digest: str | None) -> None:
     raise ValueError('data must be those that the run was given when it began, got others.')
 
 
-def _execution(
+def longest_segment(config: Config) -> int:
+  """Returns the most rounds in a segment of a new run, where all examples are on the devices."""
+  most = config.execution.max_segment_rounds or MAX_SEGMENT
+  return min(most, config.evaluation.every, config.rounds)
+
+
+def asked(
   config: Config, recorded: dict[str, Any], note: str | None, rules: tuple[Any, ...]
 ) -> Execution:
   """Returns the execution that is asked for, or that the interrupted run has recorded.

@@ -14,10 +14,12 @@ from fedjax_mem.runner import status
 BAD_INPUT = 2
 STOPS = {128 + x: x for x in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 _TAIL = 2**16  # bytes of a log that are looked at: a process may have said megabytes
+# What jax says in a process whose cluster has lost another one; Gloo greets in all of them.
 _LOST = re.compile(
-  r'coordination|distributed service|heartbeat|gloo|(connection (reset|closed)|broken pipe).*peer',
+  r'coordination.?service|distributed service|heartbeat|gloo.*(failed|error)|'
+  r'(connection (reset|closed)|broken pipe).*peer',
   re.IGNORECASE,
-)  # what jax says in a process whose cluster has lost another one
+)
 
 
 class Worker:

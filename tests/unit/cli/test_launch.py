@@ -79,6 +79,14 @@ def test_bad_input_is_the_line_of_a_run_alone(capfd, tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
+def test_the_current_folder_is_no_place_of_modules(capfd, tmp_path, monkeypatch):
+  (tmp_path / 'tomllib.py').write_text('raise SystemExit(9)')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'path', [x for x in sys.path if x])
+  assert cli.main(['launch', '--processes', '1', 'run', 'quickstart', '--set', 'rouns=3']) == 2
+  assert 'rouns' in capfd.readouterr().err
+
+
 def test_it_imports_no_jax(tmp_path):
   code = (
     'import sys\nfrom fedjax_mem.cli.main import main\nfrom fedjax_mem.runner import launching\n'

@@ -56,6 +56,7 @@ def wait(found, seconds=10):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
   """A folder; at the end of the test no process is left, and no file of theirs elsewhere."""
+  monkeypatch.delenv('PYTHONUNBUFFERED', raising=False)
   monkeypatch.setenv('TMPDIR', str(tmp_path))
   monkeypatch.setattr(launching.tempfile, 'tempdir', None)
   yield tmp_path
@@ -103,7 +104,7 @@ def hidden(place):
 
 @pytest.mark.parametrize('count', [1, 3])
 def test_all_end_well_and_their_words_are_in_the_folder(launch, place, count):
-  both = "begin(); print('out', INDEX, TOLD['devices']); say(f'err {INDEX}')"
+  both = "begin(); print('out', INDEX, TOLD['devices']); say(f'err {INDEX}'); os._exit(0)"
   ended = launch(*[both] * count, devices=4)
   assert ended.error is None and (ended.out, ended.err) == ('out 0 4\n', '')
   assert [log(place, 0), *(log(place, i) for i in range(1, count))] == [
@@ -156,6 +157,9 @@ def test_bad_input_is_said_once_and_leaves_nothing(launch, place):
 
 
 def test_bad_input_of_another_process_is_said_if_the_first_has_none(launch):
+  says = "say('fedjax-mem: error: {}')".format
+  ended = launch(f'{says("first")}; hang()', f'time.sleep(0.5); {says("second")}; os._exit(2)')
+  assert isinstance(ended.error, ValueError) and str(ended.error) == 'first'
   ended = launch('hang()', 'hang()', "say('fedjax-mem: error: no data'); os._exit(2)")
   assert isinstance(ended.error, ValueError) and str(ended.error) == 'no data'
   ended = launch(
@@ -224,8 +228,12 @@ def test_who_ends_because_of_another_is_not_to_blame(launch):
   )
   assert 'process 1: killed by SIGKILL' in str(at_once.error)
   # the cause is seen later
-  later = launch(f'begin(); {LOST}', 'begin(); gone(0); time.sleep(0.3); os._exit(3)')
+  fails = "say('[Gloo] Rank 1 is connected to 1 peer ranks'); begin(); gone(0); time.sleep(0.3)"
+  later = launch(f'begin(); {LOST}', f'{fails}; os._exit(3)')
   assert 'process 1: exit code 3' in str(later.error)
+  # of two that look like consequences, the first
+  two = launch(f'begin(); gone(1); time.sleep(0.3); {LOST}', f'begin(); {LOST}')
+  assert 'process 1: exit code 1' in str(two.error)
   # it has no better cause
   alone = launch(f'begin(); {LOST}', 'begin(); hang()')
   assert 'process 0: exit code 1' in str(alone.error) and 'Gloo' in alone.err
@@ -281,6 +289,21 @@ def test_a_process_that_does_not_end_after_the_first_has(launch):
   assert str(ended.error).endswith('; the run itself is finished')
 
 
+def test_what_has_started_ends_if_another_cannot_start(place, launch, monkeypatch):
+  start = launching.start
+
+  def refuse(command, part, log):
+    if part['process']:
+      wait(lambda: pids(place))
+      raise BlockingIOError('no more processes')
+    return start(command, part, log)
+
+  monkeypatch.setattr(launching, 'start', refuse)
+  with pytest.raises(BlockingIOError):
+    launch('hang()', '')
+  assert not [x for x in pids(place) if running(x)] and not (place / 'out').exists()
+
+
 # Signals.
 
 
@@ -300,7 +323,8 @@ def press(place, *numbers):
 def test_a_signal_reaches_process_0_alone_and_its_words_are_passed_on(launch, place, number):
   before = signal.signal(number, signal.default_int_handler)  # `nohup` may ignore it
   try:
-    heeds = "signal.signal(signal.%s, lambda *x: say('heard')); begin(); gone(0); os._exit(%d)"
+    heeds = "signal.signal(signal.%s, lambda *x: say('heard')); begin(); gone(0); time.sleep(0.5); "
+    heeds += "say('followed'); os._exit(%d)"
     follows = heeds % (number.name, 128 + number)
     ended = launch('heeds()', follows, meanwhile=press(place, number))
     assert signal.getsignal(number) is signal.default_int_handler
@@ -311,7 +335,7 @@ def test_a_signal_reaches_process_0_alone_and_its_words_are_passed_on(launch, pl
     f'{number.name}: stopped; go on with: fedjax-mem launch --processes 2 resume '
     f'{place / "out" / "a-run"}'
   )
-  assert log(place, 1) == '' and ended.out == 'round 3\n'
+  assert log(place, 1) == 'followed\n' and ended.out == 'round 3\n'
 
 
 def test_who_does_not_follow_is_killed(launch, place):
@@ -346,6 +370,7 @@ def test_a_signal_to_process_0_itself_is_as_one_to_its_parent(launch, place):
 
 def test_a_process_that_ends_by_a_signal_of_its_own_is_named(launch):
   ended = launch('begin(); hang()', 'begin(); os._exit(143)')
+  assert ended.seconds < 10
   assert 'process 1: exit code 143' in str(ended.error)
 
 
