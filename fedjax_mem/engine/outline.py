@@ -33,7 +33,7 @@ from fedjax_mem.engine import execution as executions
 from fedjax_mem.engine import flat, liveness, plan, pooled, ranges, rules, walk
 from fedjax_mem.engine.cast import Row, broadcast, context, examples
 from fedjax_mem.engine.execution import Execution
-from fedjax_mem.engine.mesh import replicated
+from fedjax_mem.engine.mesh import AXIS, replicated
 from fedjax_mem.engine.run import Simulation, check_claims
 from fedjax_mem.engine.setting import Rooms, Setting
 
@@ -73,7 +73,7 @@ def stack_bytes(outline: Simulation) -> int:
     if x.cohort is not None:
       whole = rules.divided_side(x, setting.layout.mesh) is x.cohort
       size = setting.capacity * tree.nbytes(setting.specs[x.name])
-      found = max(found, size if whole else -(-size // setting.layout.devices))
+      found = max(found, size if whole else -(-size // setting.layout.mesh.shape[AXIS]))
   return found
 
 
@@ -140,7 +140,8 @@ def outlined(
 def peak(outline: Simulation) -> Peak:
   """Returns the bytes that the program of many rounds will take on a device, estimated.
 
-  Those of its arguments are exact. The estimate of what is beside them is in `liveness`.
+  Those of its arguments are exact. The estimate of what is beside them is in `liveness`; what is
+  computed of parameters that devices share it takes for whole.
   """
   traced = outline.traced()
   state, *others = traced.args_info[0]

@@ -275,7 +275,7 @@ class _Setup:
   def needed(self, made: Outline, peak: Peak) -> int:
     """Returns the bytes that the run takes of a device, or of all if they share their memory."""
     each = peak.total + (outline.data_bytes(made) if self.streamed else 0)
-    number = made.setting.layout.devices
+    number = made.setting.layout.mesh.size
     return each * number + self.test if room.shared(made) else each + -(-self.test // number)
 
   def smaller(self, there: Room) -> tuple[int, bool]:
