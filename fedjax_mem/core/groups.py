@@ -6,8 +6,13 @@ those of the group. So in a loop that trains, all groups have to make equally ma
 as the largest of their clients needs, in which the others keep what they have.
 """
 
-import jax
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
+
+T = TypeVar('T')
 AXIS = 'clients'  # of the mesh: over it clients are divided
 MODEL = 'model'  # over it parameters are divided, if it is there
 
@@ -32,3 +37,26 @@ def in_step(count: jax.Array) -> jax.Array:
     return count
   most: jax.Array = jax.lax.pmax(count, AXIS)
   return most
+
+
+def loop(count: int | jax.Array, body: Callable[[jax.Array, T], T], carry: T) -> T:
+  """Returns the carry after `count` passes of a loop that trains, `jax.lax.fori_loop` from 0.
+
+  All groups make as many passes as the one that needs the most; what has ended stays as it is.
+
+  Args:
+    count: passes; an int32 array where clients differ in them.
+    body: (number of the pass, carry) -> carry.
+    carry: a tree of arrays.
+  """
+  last: Any = count if isinstance(count, int) else in_step(count)
+
+  def step(number: jax.Array, carry: T) -> T:
+    new = body(number, carry)
+    if last is count:
+      return new
+    kept: T = jax.tree.map(lambda x, y: jnp.where(number < count, x, y), new, carry)
+    return kept
+
+  done: T = jax.lax.fori_loop(0, last, step, carry)
+  return done

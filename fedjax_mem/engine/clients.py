@@ -184,9 +184,7 @@ def spread(
       value = summed.across(value)
     value = done(value)
     # Here, since outside of the `shard_map` the compiler would send each array when it likes.
-    before = [x[(0,) * x.ndim] for x in jax.tree.leaves((value, carry)) if x.size][:1]
-    gather = undivided(lambda told, before: across.gathered(told, AXIS, before))
-    return value, carry, (made, gather(told, before))
+    return value, carry, (made, _gathered(told, (value, carry)))
 
   split, whole = PartitionSpec(AXIS), PartitionSpec()
   run: Step = meshes.mapped(
@@ -196,6 +194,13 @@ def spread(
     (whole if summed else split, split, (split, whole)),
   )
   return run(everyone, carry, rows)
+
+
+def _gathered(told: Tree, before: Tree) -> Tree:
+  """Returns the rows of all devices on each, by one message that is sent after `before`."""
+  # One value of `before` will do: a table that is divided over a group stays divided.
+  first = [x[(0,) * x.ndim] for x in jax.tree.leaves(before) if x.size][:1]
+  return undivided(lambda told, first: across.gathered(told, AXIS, first))(told, first)
 
 
 def everywhere(function: Callable[..., Tree], mesh: Mesh) -> Callable[..., Tree]:

@@ -227,12 +227,10 @@ def local_steps(
     shuffle_key, own = jax.random.split(jax.random.fold_in(key, number))
     one_batch = padded == size  # then the order of the examples does not matter
     order = jnp.arange(size, dtype=jnp.int32) if one_batch else shuffled(shuffle_key, data, padded)
-    new = cast(_Carry, jax.lax.fori_loop(0, steps, lambda i, c: step(i, order, own, c), carry))
-    return new if most is epochs else tree.select(number < epochs, new, carry)
+    return cast(_Carry, jax.lax.fori_loop(0, steps, lambda i, c: step(i, order, own, c), carry))
 
-  most = epochs if isinstance(epochs, int) else groups.in_step(epochs)
   start = (trained, statistics, optimizer.init(trained), Mean(jnp.float32(0), jnp.float32(0)))
-  trained, statistics, _, seen = jax.lax.fori_loop(0, most, epoch, start)
+  trained, statistics, _, seen = groups.loop(epochs, epoch, start)
   taken = epochs * -(-data.count // size)
   params = running.join(loss, trained, statistics)
   return Trained(params, taken, step_metrics(seen, taken, epochs * steps))
