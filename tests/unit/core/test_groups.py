@@ -54,3 +54,14 @@ def test_what_may_be_divided_is_not_packed(monkeypatch):
 
   seen(mesh, lambda values: undivided(whole)(values), values)
   assert joined
+
+
+@pytest.mark.devices(4)
+@pytest.mark.parametrize('devices, shared', [(4, 2), (2, 1)])
+def test_a_loop_ends_for_each_client_after_its_own_passes(devices, shared):
+  counts = jnp.array([3, 5], jnp.int32)
+  add = lambda number, total: total + 1 + number
+  run = lambda count: groups.loop(count, add, jnp.int32(0))
+  mesh = meshes.make_mesh(devices, shared)
+  assert seen(mesh, run, counts).tolist() == [6, 15]
+  assert seen(mesh, lambda count: groups.loop(4, add, count), counts).tolist() == [13, 15]
