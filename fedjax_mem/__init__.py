@@ -60,6 +60,7 @@ if TYPE_CHECKING:
   from fedjax_mem.runner.ending import Result
   from fedjax_mem.runner.loading import Loaded, export, load
   from fedjax_mem.runner.loop import Interrupted, RunFailed, resume, run
+  from fedjax_mem.runner.planning import DoesNotFit, Plan, plan
   from fedjax_mem.runner.trackers import Tracker
   from fedjax_mem.studies.audit import audit
   from fedjax_mem.studies.sweeps.sweep import sweep
@@ -73,6 +74,7 @@ __all__ = (
   'Config',
   'Context',
   'Covered',
+  'DoesNotFit',
   'Draw',
   'Draws',
   'Encodes',
@@ -90,6 +92,7 @@ __all__ = (
   'Member',
   'Message',
   'Noises',
+  'Plan',
   'Pools',
   'Prepares',
   'Rescales',
@@ -119,6 +122,7 @@ __all__ = (
   'mechanisms',
   'models',
   'optim',
+  'plan',
   'resume',
   'run',
   'simulate',
@@ -134,9 +138,11 @@ _HOMES = {
   'apply': 'engine',
   'audit': 'studies.audit',
   'Config': 'config.load',
+  'DoesNotFit': 'runner.planning',
   'Execution': 'engine',
   'Interrupted': 'runner.loop',
   'Loaded': 'runner.loading',
+  'Plan': 'runner.planning',
   'Result': 'runner.ending',
   'RunFailed': 'runner.loop',
   'Simulation': 'engine',
@@ -144,6 +150,7 @@ _HOMES = {
   'export': 'runner.loading',
   'load': 'runner.loading',
   'load_config': 'config.load',
+  'plan': 'runner.planning',
   'resume': 'runner.loop',
   'run': 'runner.loop',
   'simulate': 'engine',

@@ -16,6 +16,7 @@ from fedjax_mem.cli.cite import Cite
 from fedjax_mem.cli.deploy import DeployCommands
 from fedjax_mem.cli.export import Export
 from fedjax_mem.cli.launch import Launch
+from fedjax_mem.cli.plan import PlanRun
 from fedjax_mem.cli.privacy import PrivacyCommands
 from fedjax_mem.cli.run import Resume, Run
 from fedjax_mem.cli.shared import Command, DataDir, Experiment, text
@@ -209,6 +210,7 @@ Commands = (
   Annotated[Run, subcommand('run')]
   | Annotated[Resume, subcommand('resume')]
   | Annotated[Launch, subcommand('launch')]
+  | Annotated[PlanRun, subcommand('plan')]
   | Annotated[Report, subcommand('report')]
   | Annotated[Cite, subcommand('cite')]
   | Annotated[Export, subcommand('export')]
@@ -225,9 +227,9 @@ Commands = (
 def main(argv: list[str] | None = None) -> int:
   """Runs the command line and returns its exit code.
 
-  0: done. 1: the run failed. 2: bad input, with a message of one line. 130, 143 and 129: ended by
-  Ctrl-C, SIGTERM or SIGHUP, a run with a checkpoint. Output that nobody reads is lost, and ends
-  nothing.
+  0: done. 1: the run failed, or a plan does not fit. 2: bad input, with a message of one line.
+  130, 143 and 129: ended by Ctrl-C, SIGTERM or SIGHUP, a run with a checkpoint. Output that nobody
+  reads is lost, and ends nothing.
   """
   if status.PARENT in os.environ:
     status.tie()  # before anything slow: nothing outlives `fedjax-mem launch`

@@ -79,7 +79,11 @@ class Resume(Command):
 
 
 def tell(result: 'Result') -> None:
-  """Prints the last scores of a run, and where it is."""
+  """Prints the last scores of a run, and where it is; of several processes the first does."""
+  from fedjax_mem.runner.cluster import current
+
+  if not current().leads:
+    return
   if not result.metrics:
     print(f'no record is left; folder: {result.folder}')
     return

@@ -13,7 +13,7 @@ from fedjax_mem import models
 from fedjax_mem.config import privacy, registry
 from fedjax_mem.config.load import Config
 from fedjax_mem.config.optimizers import client_optimizer, learning_rate, server_optimizer
-from fedjax_mem.config.parts import Parts, beside, known
+from fedjax_mem.config.parts import Parts, beside, known, undrawn
 from fedjax_mem.config.sections import DataSection
 from fedjax_mem.config.start import pinned
 from fedjax_mem.config.typed import MOST
@@ -32,7 +32,7 @@ from fedjax_mem.core import (
 )
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.models import saved
-from fedjax_mem.models.base import Model, Outline, fitted
+from fedjax_mem.models.base import Model, Outline, fitted, trained_with
 from fedjax_mem.stages.algorithm import ALGORITHMS
 from fedjax_mem.stages.compress import as_layer
 from fedjax_mem.stages.select import SAMPLERS, TRACES, draw_durations, dropout, stragglers
@@ -47,6 +47,7 @@ def build(
   data_dir: str | None = None,
   start: saved.Arrays | None = None,
   data: datasets.Table | FederatedData | None = None,
+  draw: bool = True,
 ) -> Parts:
   """Returns the parts of an experiment.
 
@@ -55,14 +56,17 @@ def build(
     data_dir: folder of prepared data sets; None: as `data.places` says.
     start: the arrays to start from, as `config.start.pinned` gives them; None: it is asked.
     data: the data, if `data.name` is 'given'; a table is partitioned as the configuration says.
+    draw: whether the initial parameters are drawn, which compiles a program.
 
   Raises:
     ValueError: parts that do not fit each other, or options that a part does not take.
   """
-  return assemble(config, load_data(config, data_dir, data), start)
+  return assemble(config, load_data(config, data_dir, data), start, draw)
 
 
-def assemble(config: Config, data: FederatedData, start: saved.Arrays | None = None) -> Parts:
+def assemble(
+  config: Config, data: FederatedData, start: saved.Arrays | None = None, draw: bool = True
+) -> Parts:
   """Returns the parts of an experiment on data that are already loaded; else as `build`."""
   if config.selection.cohort_size > data.num_clients:
     raise ValueError(
@@ -74,7 +78,9 @@ def assemble(config: Config, data: FederatedData, start: saved.Arrays | None = N
   start = _start(config, start)
   layers = build_layers(config, model, data.num_clients, data)
   like = jax.eval_shape(model.init, keys.like())
-  if start is None:
+  if start is None and not draw:
+    drawing = undrawn()
+  elif start is None:
     root, begun = keys.seed_key(config.seed), getattr(model.init, 'begun', None)
     drawing = beside(begun(root, _own)) if begun else known(model.init(_own(root)))
   else:
@@ -94,8 +100,7 @@ def _start(config: Config, start: saved.Arrays | None) -> saved.Arrays | None:
   if start is None and config.model.init_hash is not None:
     raise ValueError(
       'model.init must be where the arrays of model.init_hash = '
-      f'{config.model.init_hash!r} are, got none: the run began with parameters that were given to '
-      'it.'
+      f'{config.model.init_hash!r} are, got none: the run began with parameters given to it.'
     )
   return start
 
@@ -292,6 +297,9 @@ def _total_weight(weighing: Any, num_clients: int, data: FederatedData | None) -
 
 def _algorithm(config: Config, model: Model, total: dict[str, float]) -> Layer:
   section, client = config.algorithm, config.client
+  how: dict[str, Any] = {x: getattr(client, x) for x in ('dtype', 'remat', 'accumulate')}
+  with registry.naming('client'):
+    trained = trained_with(model, **how)
   layer: Layer = registry.made(
     'algorithm',
     'name',
@@ -299,7 +307,7 @@ def _algorithm(config: Config, model: Model, total: dict[str, float]) -> Layer:
     ALGORITHMS,
     section.options,
     registry.LAYER,
-    loss=model.loss,
+    loss=trained.loss,
     learning_rate=learning_rate(client, config.rounds),
     batch_size=client.batch_size,
     epochs=client.epochs,

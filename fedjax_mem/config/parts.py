@@ -44,6 +44,13 @@ def beside(draw: Callable[[], Tree]) -> 'Future[Tree]':
   return drawing
 
 
+def undrawn() -> 'Future[Tree]':
+  """Returns parameters that are never drawn: who asks for them gets a `RuntimeError`."""
+  drawing: Future[Tree] = Future()
+  drawing.set_exception(RuntimeError('the parameters of a plan are not drawn'))
+  return drawing
+
+
 def known(params: Tree) -> 'Future[Tree]':
   """Returns parameters that are there already as if they had been drawn."""
   drawing: Future[Tree] = Future()

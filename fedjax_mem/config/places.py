@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from fedjax_mem.config.typed import Section
 from fedjax_mem.core import validate
 from fedjax_mem.engine.execution import DATA, MODES
+from fedjax_mem.engine.shards import checked
 
 _DEVICES = 1024  # more host devices than that only take memory
 _YEAR = 366 * 86_400  # seconds
@@ -33,6 +34,10 @@ class ExecutionSection(Section):
       own clients, which run there if there is room), or 'auto' (divided over several processes).
     slack: places of a device beyond its share of the cohort, so that fewer clients run away from
       their examples and states.
+    model_devices: devices that share the parameters of a model, a divisor of `devices`, which
+      counts all.
+    rules: how they share them: [regular expression, dimension] for paths of parameters, of which
+      the first that is found in a path counts; none: those of the model. Used if model_devices > 1.
   """
 
   section: ClassVar[str] = 'execution'
@@ -46,6 +51,8 @@ class ExecutionSection(Section):
   stream_above_mb: float | None = None
   data: str = 'auto'
   slack: int = 0
+  model_devices: int = 1
+  rules: list[Any] = dataclasses.field(default_factory=list)
 
   def _check(self) -> None:
     validate.one_of(MODES, **{'execution.mode': self.mode})
@@ -64,6 +71,13 @@ class ExecutionSection(Section):
       raise ValueError(f"execution.devices must be 'auto' or an integer, got {self.devices!r}.")
     if isinstance(self.devices, int):
       self._each(validate.integer, 'devices', at_most=_DEVICES)
+    self._each(validate.integer, 'model_devices', at_most=_DEVICES)
+    if isinstance(self.devices, int) and self.devices % self.model_devices:
+      raise ValueError(
+        f'execution.model_devices must be a divisor of execution.devices, {self.devices}, got '
+        f'{self.model_devices}.'
+      )
+    checked(self.rules, 'execution.rules')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

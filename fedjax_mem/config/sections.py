@@ -13,6 +13,7 @@ from fedjax_mem.core import validate
 from fedjax_mem.core.running import HANDLINGS
 from fedjax_mem.optim import SERVER_OPTIMIZERS
 
+DTYPES = ('float32', 'bfloat16')
 SCHEDULES = ('constant', 'exponential', 'cosine', 'linear')
 
 
@@ -135,6 +136,13 @@ class ClientSection(Section):
     decay_rounds: rounds in which 'exponential' decays by one `decay_rate` (None = 1), or in which
       'cosine' and 'linear' end (None = all rounds).
     final_fraction: last learning rate over the first for 'cosine' and 'linear', in [0, 1].
+    dtype: 'bfloat16': forward and backward pass in 16 bits, while parameters, what the optimizer
+      gets, updates and all of the server stay in float32; or 'float32'. Evaluation is in float32.
+    remat: whether a step keeps few activations and computes the others again: equal results, more
+      work, less memory for a deep model.
+    accumulate: parts of a local step's batch that are processed one after another, >= 1: gradients
+      equal up to rounding, in the memory of one part. Not for 'dp_sgd', which has `microbatch`, nor
+      for running statistics.
   """
 
   section: ClassVar[str] = 'client'
@@ -148,9 +156,12 @@ class ClientSection(Section):
   decay_rate: float = 0.99
   decay_rounds: int | None = None
   final_fraction: float = 0.0
+  dtype: str = 'float32'
+  remat: bool = False
+  accumulate: int = 1
 
   def _check(self) -> None:
-    self._counts('epochs', 'batch_size', 'decay_rounds')
+    self._counts('epochs', 'batch_size', 'decay_rounds', 'accumulate')
     self._each(validate.positive, 'learning_rate')
     self._each(validate.below_one, 'momentum')
     self._each(validate.non_negative, 'weight_decay')
@@ -158,6 +169,7 @@ class ClientSection(Section):
     self._each(validate.probability, 'decay_rate')
     self._each(validate.fraction, 'final_fraction')
     validate.one_of(SCHEDULES, **{'client.learning_rate_schedule': self.learning_rate_schedule})
+    validate.one_of(DTYPES, **{'client.dtype': self.dtype})
     self._named('optimizer', ('sgd',))
 
 

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from fedjax_mem.core.accumulated import Accumulated as Accumulated
   from fedjax_mem.core.bound import IN_ROUND as IN_ROUND
   from fedjax_mem.core.bound import UNKNOWN as UNKNOWN
   from fedjax_mem.core.bound import Bound as Bound
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 
 # The same names by the module that each is in.
 _MODULES = {
+  'accumulated': ('Accumulated',),
   'bound': (
     'IN_ROUND',
     'UNKNOWN',

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_mem.core import groups
+
 Batch = dict[str, jax.Array]
 Transform = Callable[[Batch], Batch]
 
@@ -65,9 +67,9 @@ def side_by_side(count: jax.Array) -> jax.Array:
   """Returns `count`; under vmap the largest one, which is then not batched: for a trip count.
 
   A loop up to a batched count would run to the largest as well, but keep the old carry of every
-  client in every step.
+  client in every step. Groups of devices with divided parameters have one trip count (`groups`).
   """
-  return count
+  return groups.in_step(count)
 
 
 @side_by_side.def_vmap

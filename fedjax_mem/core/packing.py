@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from fedjax_mem.core import groups
+
 T = TypeVar('T')
 
 # Values from which on leaves are copied into their vector one after another. Up to there the
@@ -137,7 +139,8 @@ def at_once(f: Callable[..., jax.Array], tree: T, *others: T) -> T:
   ([2.0, 2.0], 6.0)
   """
   trees = (tree, *others)
-  if any(_alike(jax.tree.leaves(x)) != _alike(jax.tree.leaves(tree)) for x in others):
-    mapped: T = jax.tree.map(f, *trees)  # their dtypes differ
+  kinds = [_alike(jax.tree.leaves(x)) for x in trees]
+  if groups.shared() or any(kind != kinds[0] for kind in kinds):
+    mapped: T = jax.tree.map(f, *trees)  # they are divided, or their dtypes differ
     return mapped
   return unpack([f(*vectors) for vectors in zip(*map(pack, trees), strict=True)], tree)

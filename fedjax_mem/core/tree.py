@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_mem.core import packing
+from fedjax_mem.core import groups, packing
 
 Tree = Any
 T = TypeVar('T')
@@ -140,11 +140,19 @@ def finite(tree: Tree, axes: int = 0) -> jax.Array:
   """
   ok: jax.Array = jnp.bool_(True)
   leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+  if groups.shared() and not axes:
+    return divided_finite(leaves)
   for x in leaves if axes else packing.pack(leaves):
     # Not by a maximum: XLA's CPU back end loses NaN in it, from some thousand values on. Nor by a
     # sum of 0 * x: a product before it may be made one with 0.
     ok = ok & jnp.isfinite(x.reshape((*x.shape[:axes], -1))).all(-1)
   return ok
+
+
+def divided_finite(tree: Tree) -> jax.Array:
+  """Returns what `finite` does, of arrays that are divided over devices, and that stay so."""
+  leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+  return jnp.stack([jnp.isfinite(x).all() for x in leaves] or [jnp.bool_(True)]).all()
 
 
 def shapes(tree: Tree) -> Tree:

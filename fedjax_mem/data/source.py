@@ -7,7 +7,8 @@ every example belongs to exactly one client; M may be larger if lists repeat exa
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+import mmap
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from fedjax_mem.tasks import Classification, LearningTask, MultiLabel, NextToken
 Arrays = dict[str, np.ndarray]
 _INT32_MAX = np.iinfo(np.int32).max
 _LINE = 64  # bytes
+_READ = 1 << 24  # bytes of a memory-mapped array that are read at a time
 
 
 class HeldOut(NamedTuple):
@@ -172,7 +174,8 @@ class FederatedData:
     for arrays in parts:
       for name, x in arrays.items():
         state.update(f'{name}|{x.dtype.str}|{x.shape}|'.encode())
-        state.update(np.ascontiguousarray(x).data.cast('B') if x.size else b'')
+        for part in _parts(x):
+          state.update(part)
     state.update(repr((self.labels, self.task)).encode())
     return state.hexdigest()
 
@@ -184,6 +187,24 @@ class FederatedData:
     for row in zip(*self.arrays.values(), strict=True):
       seen.add(hash(tuple(np.ascontiguousarray(x).tobytes() for x in row)))
     return len(self.arrays['y']) - len(seen)
+
+
+def _parts(x: np.ndarray) -> Iterator[memoryview]:
+  """Yields the bytes of an array; of a memory-mapped one few are in memory at a time."""
+  if not isinstance(x, np.memmap):
+    yield np.ascontiguousarray(x).data.cast('B') if x.size else memoryview(b'')
+    return
+  rows = max(1, _READ // max(1, x.nbytes // max(1, len(x))))
+  for start in range(0, len(x), rows):
+    yield np.ascontiguousarray(x[start : start + rows]).data.cast('B')
+    forget(x)
+
+
+def forget(x: np.ndarray) -> None:
+  """Frees the memory of what was read of a memory-mapped array; it is read again when used."""
+  held = getattr(x, '_mmap', None)
+  if held is not None and hasattr(mmap, 'MADV_DONTNEED'):
+    held.madvise(mmap.MADV_DONTNEED)
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mem.core import Population, validate
@@ -73,7 +72,7 @@ class StreamedPopulation:
         f'clients_per_segment must need fewer than 2**31 examples, got {clients_per_segment}: '
         f'{self.capacity} examples.'
       )
-    self._index = jnp.arange(self.capacity, dtype=jnp.int32)
+    self._index = placed(np.arange(self.capacity, dtype=np.int32))
     self._count = placed(np.asarray(data.counts, np.int32))
     self._pool = ThreadPoolExecutor(1, 'prefetch')
     self._pending: Future[Population] | None = None

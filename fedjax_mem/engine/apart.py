@@ -20,11 +20,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_mem.core import Population, Tree
-from fedjax_mem.data.source import aligned_zeros
+from fedjax_mem.data.source import aligned_zeros, forget
 from fedjax_mem.engine import tables
 from fedjax_mem.engine.cast import Cast, Row
 from fedjax_mem.engine.clients import Layout
-from fedjax_mem.engine.mesh import AXIS, put, replicated
+from fedjax_mem.engine.mesh import AXIS, groups, put, replicated, undivided
 from fedjax_mem.engine.places import blocks
 from fedjax_mem.engine.setting import Setting
 from fedjax_mem.kernels.loops import across
@@ -44,20 +44,52 @@ def divide(population: Any, mesh: Mesh) -> Population:
     arrays [n R, ...] and index [n I], of which each device has R and I; start [N], where a
     client's part of the index of its own device begins; count [N], as it was.
   """
-  start, count = (np.asarray(x) for x in (population.start, population.count))
-  index, bounds = np.asarray(population.index), blocks(len(count), mesh.size)
-  arrays = {name: np.asarray(x) for name, x in population.arrays.items()}
-  total = len(next(iter(arrays.values())))
-  held = [_rows(index, start[a:b], count[a:b], total) for a, b in bounds]
+  held, sizes, like = _blocks(population, mesh)
+  count = np.asarray(population.count)
 
   def part(device: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     rows, places = held[device]
-    return {name: np.take(x, rows, axis=0) for name, x in arrays.items()}, places
+    found = {}
+    for name, x in population.arrays.items():
+      found[name] = aligned_zeros((len(rows), *like[name].shape), like[name].dtype)
+      np.take(np.asarray(x), rows, axis=0, out=found[name], mode='clip')
+      forget(x)
+    return found, places
 
-  sizes = max(len(rows) for rows, _ in held), max(len(places) for _, places in held)
-  local = np.concatenate([_starts(count[a:b]) for a, b in bounds])
-  like = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in arrays.items()}
+  local = np.concatenate([_starts(count[a:b]) for a, b in blocks(len(count), mesh.shape[AXIS])])
   return assemble(part, sizes, like, local, count, mesh)
+
+
+def shapes(population: Any, mesh: Mesh) -> Population:
+  """Returns the shapes of the divided population, with how they lie on the devices."""
+  _, sizes, like = _blocks(population, mesh)
+  split, whole = NamedSharding(mesh, PartitionSpec(AXIS)), replicated(mesh)
+  shape: Any = jax.ShapeDtypeStruct
+  rows, places = (mesh.shape[AXIS] * max(size, 1) for size in sizes)
+  each: Any = shape(np.shape(population.count), np.int32, sharding=whole)
+  return Population(
+    {k: shape((rows, *x.shape), x.dtype, sharding=split) for k, x in like.items()},
+    shape((places,), np.int32, sharding=split),
+    each,
+    each,
+  )
+
+
+# For each device (its rows of the arrays, its index); (R, I); name -> shape and dtype of a row
+_Blocks = tuple[
+  list[tuple[np.ndarray, np.ndarray]], tuple[int, int], dict[str, jax.ShapeDtypeStruct]
+]
+
+
+def _blocks(population: Any, mesh: Mesh) -> _Blocks:
+  """Returns what each device has of the examples."""
+  start, count = (np.asarray(x) for x in (population.start, population.count))
+  index, bounds = np.asarray(population.index), blocks(len(count), mesh.shape[AXIS])
+  like = {k: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for k, x in population.arrays.items()}
+  total = len(next(iter(population.arrays.values())))
+  held = [_rows(index, start[a:b], count[a:b], total) for a, b in bounds]
+  sizes = max(len(rows) for rows, _ in held), max(len(places) for _, places in held)
+  return held, sizes, like
 
 
 def assemble(
@@ -80,8 +112,8 @@ def assemble(
   """
   split, whole = NamedSharding(mesh, PartitionSpec(AXIS)), replicated(mesh)
   mine = {}
-  for device, there in enumerate(mesh.devices.flat):
-    if there.process_index == jax.process_index():
+  for device, there in enumerate(groups(mesh)):
+    if any(x.process_index == jax.process_index() for x in there):
       arrays, index = part(device)
       mine[device] = {**{f'/{name}': x for name, x in arrays.items()}, 'index': index}
 
@@ -89,12 +121,15 @@ def assemble(
     size = max(size, 1)
 
     def of(where: Any) -> np.ndarray:
-      rows = mine[(where[0].start or 0) // size][name]
+      rows: np.ndarray = mine[(where[0].start or 0) // size][name]
+      if len(rows) == size:
+        return rows
       filled = aligned_zeros((size, *one.shape), one.dtype)
       filled[: len(rows)] = rows
       return filled
 
-    return jax.make_array_from_callback((mesh.size * size, *one.shape), split, of)
+    shape = (mesh.shape[AXIS] * size, *one.shape)
+    return jax.make_array_from_callback(shape, split, of)
 
   return Population(
     {name: spread(f'/{name}', sizes[0], one) for name, one in like.items()},
@@ -182,7 +217,8 @@ def _sent(
 
   def send(i: jax.Array, held: dict[str, jax.Array]) -> dict[str, jax.Array]:
     slot = order[i]
-    got = across.only(homes[slot] == me, _taken(cast, start[slot] + place), AXIS)
+    found = _taken(cast, start[slot] + place)
+    got = undivided(lambda on, x: across.only(on, x, AXIS))(homes[slot] == me, found)
     at = begins[slot % side_by_side] + place
     mine = (slot // side_by_side == me) & (place < count[slot])
     # A place beyond the buffer drops the row.

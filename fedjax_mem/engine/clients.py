@@ -8,13 +8,14 @@ step, so that a round holds O(chunk x D) values and not O(C x D). `Adding` says 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from fedjax_mem.core import Tree, tree
-from fedjax_mem.engine.mesh import AXIS
+from fedjax_mem.core import Tree, groups, tree
+from fedjax_mem.engine import mesh as meshes
+from fedjax_mem.engine.mesh import AXIS, undivided
 from fedjax_mem.kernels.loops import across, sums
 
 # In all three, `everyone` is what all clients get, and `row` or `rows` what each client gets. A
@@ -46,7 +47,13 @@ class Adding(NamedTuple):
   done: Callable[[Tree], Tree]
 
 
-PLAIN = Adding(tree.total, tree.zeros, tree.add, lambda x: across.total(x, AXIS), lambda x: x)
+PLAIN = Adding(
+  undivided(tree.total),
+  tree.zeros,
+  undivided(tree.add),
+  undivided(lambda x: across.total(x, AXIS)),
+  lambda x: x,
+)
 
 
 def compensated(looped: bool) -> Adding:
@@ -57,8 +64,8 @@ def compensated(looped: bool) -> Adding:
   """
   empty = sums.zeros if looped else lambda part: sums.zeros(part.high)
   add = sums.add if looped else sums.join
-  over = lambda part: sums.over_devices(part, AXIS)
-  return Adding(sums.total, empty, add, over, lambda whole: whole.high)
+  over = undivided(lambda part: sums.over_devices(part, AXIS))
+  return Adding(undivided(sums.total), empty, undivided(add), over, lambda whole: whole.high)
 
 
 class Layout(NamedTuple):
@@ -69,17 +76,21 @@ class Layout(NamedTuple):
     looped: one client at a time, without vmap (then chunk is 1).
     mesh: the devices.
     slack: places of a device beyond its share of the cohort.
+    rules: by which parameters are divided over the axis `model`; (): they are not.
+    specs: how each parameter is divided by them, a tree; None: it is not.
   """
 
   chunk: int
   looped: bool
   mesh: Mesh
   slack: int = 0
+  rules: tuple[Any, ...] = ()
+  specs: Any = None
 
   @property
   def devices(self) -> int:
-    """Number of devices in the mesh."""
-    return self.mesh.size
+    """Number of devices, or of groups that share a model, over which clients are divided."""
+    return int(self.mesh.shape[AXIS])
 
   @property
   def block(self) -> int:
@@ -102,12 +113,12 @@ def side_by_side(one: OneClient, counts: Callable[[Tree], jax.Array], layout: La
   """
 
   def single(everyone: Tree, row: Tree) -> tuple[Tree, Tree]:
-    return one(everyone, counts(row), row)
+    return one(everyone, groups.in_step(counts(row)), row)
 
   def block(everyone: Tree, rows: Tree) -> tuple[Tree, Tree]:
     # The same for all clients of the chunk, so that under vmap their loops over examples have one
     # trip count.
-    longest = counts(rows).max()
+    longest = groups.in_step(counts(rows).max())
     return jax.vmap(lambda row: one(everyone, longest, row))(rows)
 
   return single if layout.looped else block
@@ -135,6 +146,9 @@ def spread(
   specs: Tree = None,
 ) -> tuple[Tree, Tree, Tree]:
   """Returns (value, carry, rest) of `step` over the cohort, chunk by chunk on every device.
+
+  Of the rest, a pair, the first half stays where it was made; the second half comes whole to every
+  device.
 
   Args:
     step: (everyone, carry, rows of a chunk) -> (value, carry, rest). The value is a sum over the
@@ -165,19 +179,22 @@ def spread(
     return done(value), carry, rest
 
   def on_mesh(everyone: Tree, carry: Tree, rows: Tree) -> tuple[Tree, Tree, Tree]:
-    value, carry, rest = on_device(everyone, carry, rows)
-    return (done(summed.across(value)) if summed else value), carry, rest
+    value, carry, (made, told) = on_device(everyone, carry, rows)
+    if summed and mesh.shape[AXIS] > 1:
+      value = summed.across(value)
+    value = done(value)
+    # Here, since outside of the `shard_map` the compiler would send each array when it likes.
+    gather = undivided(lambda told, before: across.gathered(told, AXIS, before))
+    return value, carry, (made, gather(told, value))
 
   split, whole = PartitionSpec(AXIS), PartitionSpec()
-  # check_vma=True would silently sum gradients with respect to replicated parameters over the
-  # devices. Clients need their own gradients, and the shard_map itself is never differentiated.
-  return jax.shard_map(
+  run: Step = meshes.mapped(
     on_mesh,
-    mesh=mesh,
-    in_specs=(whole if specs is None else specs, split, split),
-    out_specs=(whole if summed else split, split, split),
-    check_vma=False,
-  )(everyone, carry, rows)
+    mesh,
+    (whole if specs is None else specs, split, split),
+    (whole if summed else split, split, (split, whole)),
+  )
+  return run(everyone, carry, rows)
 
 
 def everywhere(function: Callable[..., Tree], mesh: Mesh) -> Callable[..., Tree]:
@@ -193,6 +210,18 @@ def everywhere(function: Callable[..., Tree], mesh: Mesh) -> Callable[..., Tree]
     function, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
   )
   return mapped
+
+
+def gathered(stack: Tree, before: Tree, mesh: Mesh) -> Tree:
+  """Returns the messages [C, ...], of which each device has some, whole on every device.
+
+  By one message, sent after the one that brought `before`.
+  """
+  if mesh.size == 1:
+    return stack
+  split, whole = PartitionSpec(AXIS), PartitionSpec()
+  gather = undivided(lambda stack, before: across.gathered(stack, AXIS, before))
+  return meshes.mapped(gather, mesh, (split, whole), whole)(stack, before)
 
 
 def _scan(

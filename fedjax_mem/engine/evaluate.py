@@ -52,7 +52,7 @@ def evaluator(
   if total == 0:
     raise ValueError('arrays must hold at least one example to evaluate on, got 0.')
   split = jax.sharding.NamedSharding(mesh, PartitionSpec(meshes.AXIS))
-  held, mask = meshes.put(in_batches(arrays, batch_size, mesh.size), split)
+  held, mask = meshes.put(in_batches(arrays, batch_size, mesh.shape[meshes.AXIS]), split)
   program = _summed(metrics if finish else lambda params, batch: (metrics(params, batch), {}), mesh)
 
   def evaluate(params: Tree) -> dict[str, float]:
@@ -78,17 +78,11 @@ def _summed(measure: Callable[[Tree, Batch], Any], mesh: Mesh) -> Callable[..., 
     like, _ = jax.eval_shape(lambda: measure(params, jax.tree.map(lambda x: x[0], held)))
     zeros = jax.tree.map(lambda x: jnp.zeros((), x.dtype), like)
     summed, kept = jax.lax.scan(one, zeros, (held, mask))
-    return across.total(summed, meshes.AXIS), kept
+    return meshes.undivided(lambda x: across.total(x, meshes.AXIS))(summed), kept
 
   spec = PartitionSpec(meshes.AXIS)
   return jax.jit(
-    jax.shard_map(
-      share,
-      mesh=mesh,
-      in_specs=(PartitionSpec(), spec, spec),
-      out_specs=(PartitionSpec(), spec),
-      check_vma=False,
-    ),
+    meshes.mapped(share, mesh, (PartitionSpec(), spec, spec), (PartitionSpec(), spec)),
     compiler_options=meshes.compiler_options(mesh.devices.flat[0].platform) or None,
   )
 
@@ -126,8 +120,8 @@ def per_example(
     raise ValueError('rows must be at least one example to evaluate on, got none.')
   places, real, group = _batches(np.array([0, total]) if offsets is None else offsets, batch_size)
   # As few parts as can be, of one length: the last is not mostly padding.
-  parts = -(-places.size // max(_PART, places.shape[1]))
-  count = -(-len(places) // (parts * mesh.size)) * mesh.size  # batches of a part
+  parts, devices = -(-places.size // max(_PART, places.shape[1])), mesh.shape[meshes.AXIS]
+  count = -(-len(places) // (parts * devices)) * devices  # batches of a part
   split = jax.sharding.NamedSharding(mesh, PartitionSpec(meshes.AXIS))
 
   program = _mapped(metrics, mesh, offsets is not None)
@@ -158,9 +152,7 @@ def _mapped(metrics: Callable[..., Any], mesh: Mesh, grouped: bool) -> Callable[
 
   spec = PartitionSpec(meshes.AXIS)
   return jax.jit(
-    jax.shard_map(
-      share, mesh=mesh, in_specs=(PartitionSpec(), spec, spec), out_specs=spec, check_vma=False
-    ),
+    meshes.mapped(share, mesh, (PartitionSpec(), spec, spec), spec),
     compiler_options=meshes.compiler_options(mesh.devices.flat[0].platform) or None,
   )
 

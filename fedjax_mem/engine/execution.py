@@ -1,13 +1,16 @@
 """How rounds are executed: options that change speed, and of a result only the order of sums."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from fedjax_mem.core import platforms, validate
+from fedjax_mem.engine import shards
 from fedjax_mem.engine.clients import Layout
-from fedjax_mem.engine.mesh import make_mesh
+from fedjax_mem.engine.mesh import AXIS, make_mesh, of_model
 
 MODES = ('auto', 'vmap', 'chunk', 'loop')
 DATA = ('auto', 'whole', 'divided')
@@ -38,6 +41,10 @@ class Execution:
       where there are several processes.
     slack: places of a device beyond its share of the cohort: with more of them fewer clients run
       away from their examples and states, and devices wait longer for each other.
+    model_devices: devices that share the parameters, a divisor of `devices`, which counts all:
+      clients are divided over the groups of so many.
+    rules: how they share them, pairs (regular expression, dimension) for the paths of parameters
+      (`engine/shards.py`), such as `Model.rules`; needed with `model_devices` > 1, else not used.
   """
 
   mode: str = 'auto'
@@ -46,6 +53,8 @@ class Execution:
   pool: bool = True
   data: str = 'auto'
   slack: int = 0
+  model_devices: int = 1
+  rules: Sequence[Any] = ()
 
   def __post_init__(self) -> None:
     validate.one_of(MODES, mode=self.mode)
@@ -60,6 +69,8 @@ class Execution:
       validate.integer(devices=self.devices)
     validate.one_of(DATA, data=self.data)
     validate.integer(at_least=0, slack=self.slack)
+    validate.integer(model_devices=self.model_devices)
+    object.__setattr__(self, 'rules', shards.checked(self.rules))
 
   @property
   def divides(self) -> bool:
@@ -76,14 +87,26 @@ def resolve(execution: Execution, capacity: int, params: Any) -> Layout:
     params: the model's parameters (arrays or shapes).
 
   Raises:
-    ValueError: more devices than there are.
+    ValueError: more devices than there are, devices that groups of `model_devices` do not divide,
+      or rules that do not fit the parameters.
   """
-  devices: int | str = execution.devices
+  devices, model = execution.devices, execution.model_devices
+  validate.integer(at_most=len(jax.devices()), model_devices=model)
   if devices == 'auto' and jax.process_count() == 1:
-    devices = min(len(jax.devices()), capacity)
-  mesh = make_mesh(devices)
-  slack = execution.slack if mesh.size > 1 else 0
-  each = -(-capacity // mesh.size) + slack
+    devices = max(1, min(len(jax.devices()) // model, capacity)) * model
+  mesh = make_mesh(devices, model)
+  layout = _laid_out(execution, capacity, params, mesh)
+  if model == 1:
+    return layout
+  rules = tuple(execution.rules)
+  return layout._replace(rules=rules, specs=shards.of_parameters(rules, params, model))
+
+
+def _laid_out(execution: Execution, capacity: int, params: Any, mesh: Mesh) -> Layout:
+  """Returns the layout on a mesh, without how parameters are divided."""
+  groups = mesh.shape[AXIS]
+  slack = execution.slack if groups > 1 else 0
+  each = -(-capacity // groups) + slack
   mode, chunk = execution.mode, execution.chunk
   if mode == 'auto':
     mode, chunk = _from_table(platforms.current(), params)
@@ -111,4 +134,7 @@ def describe(layout: Layout) -> str:
   """Returns the layout in words, for the manifest and the log."""
   how = 'one client at a time' if layout.looped else f'{layout.chunk} clients side by side'
   kind = layout.mesh.devices.flat[0].device_kind
+  model = of_model(layout.mesh)
+  if model > 1:
+    return f'{how} on each of {layout.devices} group(s) of {model} devices ({kind})'
   return f'{how} on each of {layout.devices} device(s) ({kind})'

@@ -60,8 +60,8 @@ def lane(sim: Simulation, params: Tree) -> Lane:
   Raises:
     ValueError: it is on several devices.
   """
-  if sim.setting.layout.devices != 1:
-    raise ValueError(f'a lane must be on one device, got {sim.setting.layout.devices}.')
+  if sim.setting.layout.mesh.size != 1:
+    raise ValueError(f'a lane must be on one device, got {sim.setting.layout.mesh.size}.')
   used = np.uint32(sim.seed), np.asarray(sim.root)
   setting = sim.setting
 

@@ -1,6 +1,13 @@
-"""Devices: the mesh of all of them, and the compiler options of each platform."""
+"""Devices: the mesh of all of them, and the compiler options of each platform.
+
+The mesh has the axis `clients`, over which clients are divided. If parameters are divided, it has a
+second one, `model`: the devices of a row of the mesh are a group, which runs the same clients and
+has their parameters together (`shards.py`). Only `clients` is manual in a `shard_map`: what a group
+computes of divided parameters the compiler divides. Of all else it divides nothing (`undivided`).
+"""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,21 +15,22 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fedjax_mem.core import Tree, validate
+from fedjax_mem.core.groups import AXIS as AXIS
+from fedjax_mem.core.groups import MODEL as MODEL
 
-AXIS = 'clients'
 
-
-def make_mesh(devices: int | str = 'auto') -> Mesh:
-  """Returns the mesh over the axis `clients`.
+def make_mesh(devices: int | str = 'auto', model: int = 1) -> Mesh:
+  """Returns the mesh over the axis `clients`, and over `model` if that is more than one device.
 
   Auto axes: with Explicit ones, the default of `jax.make_mesh`, `shard_map` refuses replicated
   inputs.
 
   Args:
     devices: how many devices to use, or 'auto' for all there are.
+    model: devices over which parameters are divided: successive ones, a row of the mesh.
 
   Raises:
-    ValueError: not 'auto' and not between 1 and the number of devices.
+    ValueError: not 'auto' and not between 1 and the number of devices, or no multiple of `model`.
   """
   there = jax.devices()
   count = len(there)
@@ -32,7 +40,55 @@ def make_mesh(devices: int | str = 'auto') -> Mesh:
       raise ValueError(
         f'devices must be all {len(there)} of the {jax.process_count()} processes, got {devices}.'
       )
-  return Mesh(np.array(there[:count]), (AXIS,), axis_types=(AxisType.Auto,))
+  if count % model:
+    raise ValueError(f'model_devices must be a divisor of the {count} device(s), got {model}.')
+  used = np.array(there[:count])
+  if model == 1:
+    return Mesh(used, (AXIS,), axis_types=(AxisType.Auto,))
+  return Mesh(used.reshape(-1, model), (AXIS, MODEL), axis_types=(AxisType.Auto,) * 2)
+
+
+def groups(mesh: Mesh) -> list[list[jax.Device]]:
+  """Returns the devices of each place on the axis `clients`: one, or those that share a model."""
+  return [list(row) for row in mesh.devices.reshape(mesh.shape[AXIS], -1)]
+
+
+def of_model(mesh: Mesh) -> int:
+  """Returns over how many devices parameters are divided."""
+  return int(mesh.shape.get(MODEL, 1))
+
+
+def mapped(function: Callable[..., Tree], mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
+  """Returns the function in a `shard_map` over the axis `clients`.
+
+  What it computes of divided parameters the compiler divides over the axis `model`.
+  """
+  # check_vma=True would silently sum gradients with respect to replicated parameters over the
+  # devices. Clients need their own gradients, and the shard_map itself is never differentiated.
+  given: dict[str, Any] = {'axis_names': {AXIS}} if of_model(mesh) > 1 else {}
+  return jax.shard_map(
+    function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False, **given
+  )
+
+
+def undivided(function: Callable[..., Tree]) -> Callable[..., Tree]:
+  """Returns a function within `mapped`, computed whole by each device of a group.
+
+  Its arguments are made whole first. The compiler divides nothing in it: a sum has the order, and a
+  draw the bits, that it has on one device.
+  """
+
+  def same(*given: Tree) -> Tree:
+    mesh = jax.sharding.get_abstract_mesh()
+    if MODEL not in mesh.axis_names or MODEL in mesh.manual_axes:
+      return function(*given)
+    whole = PartitionSpec()
+    # Without a mesh: the one around it, of which `clients` is manual already.
+    return jax.shard_map(
+      function, axis_names={MODEL}, in_specs=whole, out_specs=whole, check_vma=False
+    )(*given)
+
+  return same
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

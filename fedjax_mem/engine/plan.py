@@ -26,7 +26,7 @@ from fedjax_mem.core import (
   shapes,
   tree,
 )
-from fedjax_mem.engine import checks, pooled, tables, walk
+from fedjax_mem.engine import checks, pooled, shards, tables, walk
 from fedjax_mem.engine.cast import Row, broadcast, context, examples
 from fedjax_mem.engine.clients import Layout, everywhere
 from fedjax_mem.engine.cohort import pad
@@ -47,7 +47,7 @@ def make_setting(
   layout: Layout,
   transforms: tuple[Transform, ...] = (),
   pool: bool = True,
-  apart: bool = False,
+  apart: bool | Rooms = False,
 ) -> Setting:
   """Returns the setting of a run, checked.
 
@@ -59,7 +59,7 @@ def make_setting(
     layout: how the cohort is laid out.
     transforms: functions batch -> batch, applied to every batch that is gathered.
     pool: whether to look for a way to sum over all examples of the cohort at once.
-    apart: whether each device has only the examples of its own clients.
+    apart: whether each device has only the examples of its own clients, or the room for them.
 
   Raises:
     IncompatibleStages: layers that do not fit together.
@@ -73,29 +73,27 @@ def make_setting(
       f'got one for {draws.population}.'
     )
   capacity = layout.places(draws.capacity)
-  rooms = _rooms(population, shape) if apart and layout.devices > 1 else None
+  rooms = None
+  if apart and layout.devices > 1:
+    rooms = apart if isinstance(apart, Rooms) else Rooms.of(population.count)
   setting = Setting(layers, shape, capacity, layout, {}, transforms, apart=rooms)
   specs, sent = _specs(setting, params, population)
   setting = setting._replace(specs=specs)
   init = lambda p, d: initial_state(setting, p, d, *_KEYS)
   before = jax.eval_shape(init, params, population)
+  if layout.specs is not None:
+    setting = setting._replace(shards=shards.of_state(layout.specs, params, before))
   checks.planned(layers, specs, sent, before)
   if pool:
     setting = setting._replace(pool=pooled.find(layers, setting, params, population))
   rows = bool(jax.tree.leaves(before.clients)) and setting.pool is None
-  divided = rows and tables.divides(layers, shape.num_clients, layout.devices)
-  setting = setting._replace(divided=divided)
+  even = rows and shape.num_clients % layout.devices == 0
+  divided = even and tables.written_at_once(layers)
+  late = even and not divided and layout.devices > 1
+  setting = setting._replace(divided=divided, late=late)
   setting = setting._replace(round=jax.jit(make_round(setting)))
   noted = _check_fixed_point(setting, params, population)
   return setting._replace(metrics=frozenset(noted), covered=covered(noted))
-
-
-def _rooms(population: Population, shape: Shape) -> Rooms:
-  """Returns the room for examples; of shapes alone, any client may be as large as the largest."""
-  count: Any = population.count
-  if isinstance(count, jax.ShapeDtypeStruct):
-    count = np.full(shape.num_clients, shape.capacity)
-  return Rooms.of(count)
 
 
 def initial_state(
@@ -107,8 +105,14 @@ def initial_state(
   cast = broadcast(seed, 0, params, root=root, cohort=cohort, population=population)
   cast = cast.deriving(setting.layers)
   first = functools.partial(context, setting.layers)
-  servers = {x.name: x.value(first(x, 'init', cast, setting.specs)) for x in setting.layers}
-  cast = cast._replace(servers=servers)
+
+  def value(layer: Layer) -> Tree:
+    made: Any = lambda cast: layer.value(first(layer, 'init', cast, setting.specs))
+    if setting.shards is None or layer is setting.layers.algorithm:
+      return made(cast)
+    return everywhere(made, setting.layout.mesh)(cast.bare())  # noise is drawn as on one device
+
+  cast = cast._replace(servers={x.name: value(x) for x in setting.layers})
 
   def row(layer: Layer, id: jax.Array) -> Tree:
     return layer.row(first(layer, 'init', cast, setting.specs, scalar_member(id)))

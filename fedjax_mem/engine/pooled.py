@@ -35,6 +35,7 @@ from fedjax_mem.core import (
 from fedjax_mem.engine import apart
 from fedjax_mem.engine.cast import Cast, Row, context
 from fedjax_mem.engine.clients import PLAIN, spread
+from fedjax_mem.engine.mesh import undivided
 from fedjax_mem.engine.setting import Setting
 
 # (algorithm, weighing layer, pool)
@@ -82,7 +83,7 @@ def run(
   weight: Any = weighing.client.fact(Weighs).of  # type: ignore[union-attr]
 
   layout = setting.layout
-  chunk = _chunk(setting.capacity // layout.devices, setting.shape.capacity)
+  chunk = clients_at_once(setting)
   layout = layout._replace(chunk=chunk, looped=False)
 
   def step(
@@ -109,7 +110,8 @@ def run(
       mask.reshape(-1),
       on.sum(dtype=jnp.int32),
     )
-    return (Message(update, used.sum(), {}), metrics), carry, ()
+    update = undivided(lambda x: x)(update)
+    return (Message(update, used.sum(), {}), metrics), carry, ((), ())
 
   # Only what a step reads goes to all devices; the context is made once, outside of the steps.
   everyone = cast._replace(servers={}, cohort=None)
@@ -132,6 +134,11 @@ def _gathered(arrays: Batch, index: jax.Array, where: jax.Array, setting: Settin
   capacity = setting.shape.capacity
   whole = Examples(arrays, index, zero, number, zero, capacity, False, setting.transforms)
   return whole.take(where)
+
+
+def clients_at_once(setting: Setting) -> int:
+  """Returns how many clients' examples are in one product on a device."""
+  return _chunk(setting.capacity // setting.layout.devices, setting.shape.capacity)
 
 
 def _chunk(clients: int, capacity: int) -> int:

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from fedjax_mem.core import (
   Covered,
   Layer,
+  Member,
   Metrics,
   Population,
   State,
@@ -26,20 +27,22 @@ from fedjax_mem.core import (
   packing,
   tree,
 )
-from fedjax_mem.engine import apart, hiding, places, pooled, rules, tables, walk
+from fedjax_mem.engine import apart, hiding, places, pooled, rules, shards, tables, walk
 from fedjax_mem.engine import cohort as cohorts
 from fedjax_mem.engine.cast import Cast, Row, broadcast, examples
 from fedjax_mem.engine.clients import (
   OneClient,
   Step,
   everywhere,
+  gathered,
   side_by_side,
   spread,
   summing,
 )
-from fedjax_mem.engine.mesh import whole
+from fedjax_mem.engine.mesh import undivided, whole
 from fedjax_mem.engine.metrics import over_cohort
 from fedjax_mem.engine.setting import Setting
+from fedjax_mem.kernels.loops import across
 
 # (sum of messages, client states, whether each client's message is finite [C], whether its new
 # states are [C], metrics)
@@ -75,7 +78,9 @@ def make_round(setting: Setting) -> RoundFn:
       seed, state.round, state.params, root=root, servers=state.servers, population=population
     ).deriving(setting.layers)
     cast, metrics = select(setting, cast, state.clients)
-    row = places.arranged(setting, cohorts.rows(population, cast.cohort))
+    row = everywhere(functools.partial(_rows, setting), setting.layout.mesh)(
+      population.start, population.count, cast.cohort
+    )
     cast = cast._replace(cohort=row.client)
     state, noted, _ = settle(
       setting, cast, row, state, _messages(setting, cast, row, state.clients)
@@ -85,6 +90,11 @@ def make_round(setting: Setting) -> RoundFn:
     return state, {**metrics, **noted}
 
   return round
+
+
+def _rows(setting: Setting, start: jax.Array, count: jax.Array, cohort: Member) -> Row:
+  """Returns the rows [C] of a cohort in the order in which its clients run."""
+  return places.arranged(setting, cohorts.rows(Population({}, start, start, count), cohort))
 
 
 def settle(
@@ -110,22 +120,28 @@ def settle(
     metrics['zeroed'] = bad.sum(dtype=jnp.int32)
   not_finite = jnp.where(bad & (not claims), cast.cohort.id, -1)
   cast = left_out(setting, cast, ok)
-  params, servers, noted, released = walk.server_pass(setting.layers, cast, setting.specs, message)
+  mesh = setting.layout.mesh
+  params, servers, noted, released = walk.server_pass(
+    *(setting.layers, cast.bare(), setting.specs, message),
+    whole=None if setting.shards is None else functools.partial(everywhere, mesh=mesh),
+  )
   metrics |= noted
   arrived = cast.cohort.arrived
   kept = arrived & ok & sound & released  # what must hold for a client's new states to count
   clients = new
   if not setting.divided:  # else the rows were written as soon as each client had run
-    clients = cohorts.commit(state.clients, cast.cohort.id, kept, new, setting.layout.mesh)
+    ids = cast.cohort.id
+    clients = cohorts.commit(state.clients, ids, kept, new, mesh, setting.late)
   metrics |= {
     'selected': cast.cohort.real.sum(dtype=jnp.int32),
     'clients': arrived.sum(dtype=jnp.int32),
     'examples': jnp.where(arrived, row.count, 0).sum(dtype=jnp.int32),
     'ids': jnp.where(cast.cohort.real, cast.cohort.id, -1),
     'not_finite': not_finite,
-    'finite': Covered(tree.finite(params)),
+    'finite': Covered((tree.divided_finite if setting.shards else tree.finite)(params)),
   }
-  return State(state.round + 1, params, clients, servers), metrics, kept
+  made = shards.kept(State(state.round + 1, params, clients, servers), setting.shards, mesh)
+  return made, metrics, kept
 
 
 def select(setting: Setting, cast: Cast, clients: dict[str, Tree]) -> tuple[Cast, Metrics]:
@@ -187,7 +203,10 @@ def collect(
     last = number == len(cut) - 1
     if side == 'cohort':
       cast = left_out(setting, cast, ok)
-      value, rows, noted = _cohort(setting, group[0], cast, value, states, new)
+      mesh = setting.layout.mesh
+      if cut[number - 1][0] == 'client' and rules.divided_side(group[0], mesh) is group[0].cohort:
+        value = gathered(value, ok, mesh)
+      value, rows, noted = _cohort(setting, group[0], cast, value, states, new, ok)
       new |= rows
       metrics |= noted
       sound &= tree.finite(rows, 1)
@@ -220,12 +239,12 @@ def mapped(
   last: bool,
 ) -> Mapped:
   """Runs successive client sides over the cohort; `first` and `last` are as in `chain`."""
-  held, shown = (own, ()) if setting.divided else ((), own)
+  held, shown = (own, ()) if setting.split else ((), own)
   # Client sides are not shown which clients arrive: that may depend on other clients' data.
   cast = cast._replace(cohort=cast.cohort._replace(arrived=cast.cohort.real))
   cast = cast if first else cast.bare()
   whole = PartitionSpec()
-  value, held, (made, noted, fine, kept) = spread(
+  value, held, (made, (noted, fine, kept)) = spread(
     _step(setting, group, first, last),
     (cast, shown, row),
     held,
@@ -251,12 +270,14 @@ def _cohort(
   value: Any,
   states: dict[str, Tree],
   new: dict[str, Tree],
+  ok: jax.Array,
 ) -> tuple[Any, dict[str, Tree], Metrics]:
   """Returns (stack, {layer's name: rows [C, ...]}, metrics) of one cohort side."""
   # In one layer the client side runs first: the cohort side goes on from the rows that it left.
   old = new[layer.name] if layer.client is not None else None
   if old is None:
-    old = cohorts.gather(states[layer.name], cast.cohort.id)
+    ids = across.after(cast.cohort.id, ok)  # sent after what client sides have sent
+    old = tables.rows_of(states[layer.name], ids, setting.layout.mesh, setting.late)
   mesh = setting.layout.mesh
   stage = rules.divided_side(layer, mesh)
 
@@ -293,6 +314,7 @@ def left_out(setting: Setting, cast: Cast, ok: jax.Array) -> Cast:
 def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -> Step:
   """Returns the step that runs these client sides for a chunk of clients, with their states."""
   layout, population = setting.layout, setting.shape.num_clients
+  rows_of = setting.shards and {x.name: setting.shards.clients[x.name] for x in group}
   one = chain(setting, group, first, last)
   block = side_by_side(_packing(one) if last else one, lambda packed: packed[0].count, layout)
   if last and not layout.looped:
@@ -302,17 +324,23 @@ def _step(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
   # of the whole cohort.
   def step(everyone: Everyone, held: Tree, packed: Packed) -> tuple[Tree, Tree, Tree]:
     (cast, given, whole), (row, value, slot) = everyone, packed
+    ids = cast.cohort.id
     if first and setting.apart:
       cast, row = apart.gathered(setting, layout, cast, row, whole, slot)
-    if not setting.divided:
+      ids = across.after(cast.cohort.id, cast.arrays)  # states are sent after examples
+    if not setting.split:
       old = cohorts.gather(given, row.client.id)
       value, rest = block(cast, (row, value, old))
       return value, held, rest
-    turn = tables.turn(cast.cohort.id, slot, population, layout)
+    turn = tables.turn(ids, slot, population, layout)
     old = tables.read(held, turn)
-    value, (new, metrics, ok, sound) = block(cast, (row, value, old))
+    value, rest = block(cast, (row, value, old))
+    if setting.late:
+      return value, held, rest
+    new, (metrics, ok, sound) = rest
     held = tables.write(held, turn, row.client.arrived & ok & sound, new)
-    return value, held, ({}, metrics, ok, sound)
+    held = shards.kept(held, rows_of, layout.mesh)
+    return value, held, ({}, (metrics, ok, sound))
 
   return step
 
@@ -337,16 +365,11 @@ def chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
     last: whether they are the last, so that a message that is not finite, or did not arrive,
       becomes zeros, which add nothing to the sum.
   """
-  ragged = not (setting.layout.looped or setting.shape.equal)
+  # Groups that share a model go in step, so that even a client that runs alone may skip steps.
+  alone = setting.layout.looped and setting.shards is None
+  ragged = not (alone or setting.shape.equal)
 
-  def one(cast: Cast, longest: jax.Array, packed: Packed) -> tuple[Tree, Tree]:
-    row, value, old = packed
-    if first:
-      data = examples(cast, row, longest, setting.shape, ragged, setting.transforms)
-      value = Task(cast.params, data)
-    value, new, metrics, ok = walk.client_pass(
-      setting.layers, group, cast, setting.specs, row.client, value, old
-    )
+  def ended(row: Row, value: Any, new: Tree, ok: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
     if last:
       fine = tree.finite(value)
       ok &= fine
@@ -356,6 +379,15 @@ def chain(setting: Setting, group: tuple[Layer, ...], first: bool, last: bool) -
       value = tree.keep(stays, value)
     else:
       value = tree.keep(row.client.real, value)
-    return value, (new, metrics, ok, tree.finite(new))
+    return value, ok, tree.finite(new)
+
+  def one(cast: Cast, longest: jax.Array, packed: Packed) -> tuple[Tree, Tree]:
+    row, value, old = packed
+    if first:
+      data = examples(cast, row, longest, setting.shape, ragged, setting.transforms)
+      value = Task(cast.params, data)
+    value, new, metrics, ok = shards.client_pass(setting, group, cast, row.client, value, old)
+    value, ok, sound = undivided(ended)(row, value, new, ok)
+    return value, (new, (metrics, ok, sound))
 
   return one

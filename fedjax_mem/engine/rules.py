@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_mem.core import Context, Layer, Message, Metrics, Rule, Stage, Tree, tree
-from fedjax_mem.engine.mesh import AXIS
 
 
 def divided_side(layer: Layer, mesh: Mesh) -> Stage:
@@ -39,7 +38,7 @@ def divided_side(layer: Layer, mesh: Mesh) -> Stage:
       )
       return new.update, (new.weight, state, metrics)
 
-    split, everywhere = PartitionSpec(None, AXIS), PartitionSpec()
+    split, everywhere = PartitionSpec(None, mesh.axis_names), PartitionSpec()
     flat, (weight, state, metrics) = jax.shard_map(
       part,
       mesh=mesh,

@@ -69,7 +69,8 @@ class Simulation:
   @property
   def shardings(self) -> State:
     """The shardings of a state, a prefix of its tree, for `jax.device_put` of a restored state."""
-    return tables.shardings(self.setting.divided, self.setting.layout.mesh)
+    setting = self.setting
+    return tables.shardings(setting.split, setting.layout.mesh, setting.shards)
 
   @property
   def claims(self) -> bool:
@@ -174,7 +175,9 @@ class Simulation:
     if not self.rooted:
       self.root[:] = keys.fresh_root()
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params))
-    if jax.process_count() > 1:  # what is on a device of one process is on none of the others
+    if self.setting.shards is not None and not traced:  # at no moment whole on every device
+      params = jax.tree.map(meshes.put, params, self.shardings.params)
+    elif jax.process_count() > 1:  # what is on a device of one process is on none of the others
       params = meshes.put(jax.device_get(params), meshes.replicated(self.setting.layout.mesh))
     init: Any = functools.partial(plan.initial_state, self.setting) if traced else self._init
     state: State = init(params, population, *self._keys(seed, noise_seed))
@@ -294,8 +297,7 @@ def simulate(
     ValueError: an argument out of range.
   """
   made = compose(*layers)
-  if expect_privacy:
-    _check_claims(made)
+  check_claims(made, expect_privacy)
   validate.seed(seed=seed)
   root = keys.fresh_root() if noise_seed is None else _root(noise_seed)
   validate.integer(max_rounds=max_rounds)
@@ -303,27 +305,26 @@ def simulate(
   layout = executions.resolve(execution, made.draws.capacity, params)
   shape = shape_of(population) if shape is None else shape
   population = held(population, layout.mesh, execution.divides)
+  like = tree.shapes(params)
   setting = plan.make_setting(
-    *(made, tree.shapes(params), population, shape, layout, transforms, execution.pool),
-    apart=execution.divides,
+    made, like, population, shape, layout, transforms, execution.pool, execution.divides
   )
-  rooted = noise_seed is not None
-  return Simulation(setting, population, seed, max_rounds, tree.shapes(params), root, rooted)
+  return Simulation(setting, population, seed, max_rounds, like, root, noise_seed is not None)
 
 
 def held(population: Population, mesh: Mesh, divided: bool) -> Population:
   """Returns the population on the devices: divided over them, or whole on each of them."""
   index = population.index
   whole = not isinstance(index, jax.Array) or index.sharding.is_fully_replicated
-  if divided and mesh.size > 1:
+  if divided and mesh.shape[meshes.AXIS] > 1:
     return apart.divide(population, mesh) if whole else population
   placed: Population = meshes.put(population, meshes.replicated(mesh))
   return placed
 
 
-def _check_claims(layers: Round) -> None:
-  """Raises `IncompatibleStages` where no layer adds noise."""
-  if not layers.claims:
+def check_claims(layers: Round, expected: bool) -> None:
+  """Raises `IncompatibleStages` where a claim is expected and no layer adds noise."""
+  if expected and not layers.claims:
     raise IncompatibleStages(
       f'a claim of privacy is expected, and no layer of {[x.name for x in layers]!r} states that '
       'it adds noise (Noises): add one, such as central with a noise_multiplier > 0.'
@@ -371,6 +372,6 @@ def _segment(
     go_on, body, (jnp.int32(0), jnp.bool_(True), state, rows)
   )
   # With the shardings that `init` gives, so that the second segment is not compiled again.
-  kept = tables.shardings(setting.divided, setting.layout.mesh)
+  kept = tables.shardings(setting.split, setting.layout.mesh, setting.shards)
   state = jax.lax.with_sharding_constraint(state, kept)
   return state, *meshes.whole((rows, done), setting.layout.mesh)

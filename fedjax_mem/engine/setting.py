@@ -40,9 +40,13 @@ class Setting(NamedTuple):
     pool: how to sum over all examples of the cohort at once, or None.
     divided: whether the tables of client states are divided over the devices, and their rows
       written in the loop over clients.
+    late: whether the tables are divided over several devices, and their rows written after all
+      clients have run: a layer has a cohort side, or may withhold the round.
     apart: the room for examples, if each device has those of its own clients only (`apart.py`).
     metrics: names of the metrics of a round.
     covered: names of those that a claim of privacy covers.
+    shards: how each array of a state is divided over the axis `model` (`shards.py`); None: no group
+      of devices shares a model.
     round: the round of this setting, jitted, so that the plan's check of its shapes and the program
       of many rounds share one trace; None until the plan has made it.
   """
@@ -55,10 +59,17 @@ class Setting(NamedTuple):
   transforms: tuple[Transform, ...] = ()
   pool: Any = None
   divided: bool = False
+  late: bool = False
   apart: Rooms | None = None
   metrics: frozenset[str] = frozenset()
   covered: frozenset[str] = frozenset()
+  shards: Any = None
   round: Any = None
+
+  @property
+  def split(self) -> bool:
+    """Whether each device has the rows of its own clients only."""
+    return self.divided or self.late
 
   @property
   def adding(self) -> Adding:

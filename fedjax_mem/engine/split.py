@@ -247,7 +247,7 @@ def settled(
 
 def _in_turn(setting: Setting, stack: Any) -> Any:
   """Returns the sum of messages [C, ...], one after the other as the loop over clients adds."""
-  same = lambda everyone, carry, message: (message, carry, ())
+  same = lambda everyone, carry, message: (message, carry, ((), ()))
   return spread(same, (), (), stack, chunk=None, mesh=setting.layout.mesh, summed=setting.adding)[0]
 
 

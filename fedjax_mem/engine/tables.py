@@ -1,8 +1,9 @@
 """Tables of client states: divided over the devices, read and written in the loop over clients.
 
-A table has one row a client, [N, ...]. Where nothing later in the round can undo a client's new
-state, its row is written in place as soon as the client has run, so that no round holds a second
-copy of the cohort's rows. The tables are then divided: every device has N / devices rows of each.
+A table has one row a client, [N, ...], and is divided if N is a multiple of the devices: every
+device has N / devices rows of it. Where nothing later in the round can undo a client's new state,
+its row is written in place as soon as the client has run, so that no round holds a second copy of
+the cohort's rows. Else the rows [C, ...] are written after the round (`cohort.commit`).
 
 A client may run on a device that does not have its row. All devices run the same step at the same
 time, so before the step (`read`) every such row is sent from its device to the one that runs the
@@ -19,29 +20,32 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_mem.core import Round, State, Tree, Withholds, tree
 from fedjax_mem.engine import cohort as cohorts
+from fedjax_mem.engine import shards
 from fedjax_mem.engine.clients import Layout
-from fedjax_mem.engine.mesh import AXIS, replicated
+from fedjax_mem.engine.mesh import AXIS, mapped, replicated, undivided
 from fedjax_mem.engine.places import home
 from fedjax_mem.kernels.loops import across
 
 
-def divides(layers: Round, num_clients: int, devices: int) -> bool:
-  """Returns whether the rows of N clients are divided over the devices, and written in the loop.
+def written_at_once(layers: Round) -> bool:
+  """Returns whether a client's new row may be written as soon as the client has run.
 
-  They are not if a layer has a cohort side or withholds the round: whether a row counts is then
-  known only after all clients have run.
+  It may not if a layer has a cohort side or withholds the round: whether a row counts is then known
+  only after all clients have run.
   """
-  final = not (layers.having(Withholds) or any(x.cohort is not None for x in layers))
-  return final and num_clients % devices == 0
+  return not (layers.having(Withholds) or any(x.cohort is not None for x in layers))
 
 
-def shardings(divided: bool, mesh: Mesh) -> State:
+def shardings(divided: bool, mesh: Mesh, specs: State | None = None) -> State:
   """Returns where the state of a run is kept: a prefix of its tree.
 
   Args:
     divided: whether each device has only its part of the tables.
     mesh: the devices.
+    specs: `Setting.shards`; with them it is a whole tree.
   """
+  if specs is not None:
+    return shards.shardings(specs, divided, mesh)
   everywhere: Any = replicated(mesh)
   rows: Any = NamedSharding(mesh, PartitionSpec(AXIS)) if divided and mesh.size > 1 else everywhere
   return State(everywhere, everywhere, rows, everywhere)
@@ -153,6 +157,29 @@ def write(tables: Tree, turn: Turn, ok: jax.Array, new: Tree) -> Tree:
   return _each(turn.away, send, tables)
 
 
+def rows_of(tables: Tree, ids: jax.Array, mesh: Mesh, divided: bool) -> Tree:
+  """Returns the rows [C, ...] of clients on every device; those of padding mean nothing.
+
+  Args:
+    tables: client states [N, ...].
+    ids: [C].
+    mesh: the devices.
+    divided: whether the tables are divided over them.
+  """
+  if not (divided and jax.tree.leaves(tables)):
+    return cohorts.gather(tables, ids)
+
+  def on_mesh(tables: Tree, ids: jax.Array) -> Tree:
+    rows = len(jax.tree.leaves(tables)[0])
+    place = ids - jax.lax.axis_index(AXIS) * rows
+    here = (place >= 0) & (place < rows)
+    return _only(here, cohorts.gather(tables, place))
+
+  whole = PartitionSpec()
+  found: Tree = mapped(on_mesh, mesh, (PartitionSpec(AXIS), whole), whole)(tables, ids)
+  return found
+
+
 def _each(away: jax.Array, f: Any, carry: Tree) -> Tree:
   """Returns the carry after f(device, carry) for every device with a client that is `away`.
 
@@ -165,4 +192,4 @@ def _each(away: jax.Array, f: Any, carry: Tree) -> Tree:
 
 def _only(on: jax.Array, rows: Tree) -> Tree:
   """Returns on every device the rows [k, ...] of the one device on which each is `on` [k]."""
-  return across.only(jnp.bool_(True), tree.keep(on, rows), AXIS)
+  return undivided(lambda x: across.only(jnp.bool_(True), x, AXIS))(tree.keep(on, rows))

@@ -8,6 +8,8 @@ shapes, without computing anything (`plan.py`), and a client object of `federate
 for itself.
 """
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +41,9 @@ from fedjax_mem.core import (
 from fedjax_mem.engine import hiding
 from fedjax_mem.engine.cast import Cast, context
 from fedjax_mem.engine.metrics import named, scalars
+
+# A function of trees -> the same function, whose arguments are whole on every device.
+Whole = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def segments(layers: Round) -> list[tuple[str, tuple[Layer, ...]]]:
@@ -197,27 +202,66 @@ def cohort_pass(
   return value, _kept(layer, 'client', new, rows), scalars(named(layer, noted))
 
 
+def parts(group: Sequence[Layer]) -> list[tuple[bool, tuple[Layer, ...]]]:
+  """Returns (whether it is the algorithm, layers) of successive layers, cut at the algorithm."""
+  at = [i for i, x in enumerate(group) if x.fact(Trains) is not None]
+  ends = sorted({0, *at, *(i + 1 for i in at), len(group)})
+  cut = [(a in at, tuple(group[a:b])) for a, b in itertools.pairwise(ends)]
+  return [(trains, part) for trains, part in cut if part]
+
+
 def server_pass(
-  layers: Round, cast: Cast, specs: dict[str, Tree], message: Message
+  layers: Round, cast: Cast, specs: dict[str, Tree], message: Message, whole: Whole | None = None
 ) -> tuple[Tree, dict[str, Tree], Metrics, jax.Array]:
   """Runs the server sides on the sum of the messages, from the last layer to the first.
 
   Where a layer withholds the sum (`Withholds`), parameters and states are those of `cast`.
 
+  Args:
+    layers: of the round.
+    cast: of the round.
+    specs: for each layer, the shapes that its client side receives.
+    message: the sum.
+    whole: where parameters are divided over devices, what makes a function one whose arguments are
+      whole: all sides but the algorithm's run in it.
+
   Returns:
     (new parameters, server states, metrics, whether the sum was released).
   """
+  released, metrics = _released(layers, cast)
   value: Any = message
   servers = dict(cast.servers)
-  released, metrics = _released(layers, cast)
+  for trains, group in reversed(parts(layers)) if whole else [(False, tuple(layers))]:
+    side: Callable[..., Any] = functools.partial(_server_sides, layers, group, specs)
+    if whole and not trains:
+      side = whole(side)
+    value, own, noted = side(cast, value, released)
+    servers |= own
+    metrics |= noted
+  if layers.having(Withholds):
+    value, servers = tree.select(released, (value, servers), (cast.params, dict(cast.servers)))
+  return value, servers, metrics, released
+
+
+def _server_sides(
+  layers: Round,
+  group: Sequence[Layer],
+  specs: dict[str, Tree],
+  cast: Cast,
+  value: Any,
+  released: jax.Array,
+) -> tuple[Any, dict[str, Tree], Metrics]:
+  """Runs the server sides of successive layers, from the last to the first."""
+  servers: dict[str, Tree] = {}
+  metrics: Metrics = {}
   withholds = [x.name for x, _, _ in layers.having(Withholds)]
-  for x in reversed(layers):
+  for x in reversed(group):
     if x.server is not None:
       ctx = hiding.seen(layers, x, context(layers, x, 'server', cast, specs))
       value = hiding.weighed(layers, x, value)
       if x.server.fact(Noises) is not None:
         ctx = ctx._replace(bound=_bound(layers, x, 'server', cast, specs))
-      value, servers[x.name], noted = _applied(x, x.server, ctx, value, servers[x.name])
+      value, servers[x.name], noted = _applied(x, x.server, ctx, value, cast.servers[x.name])
       metrics |= scalars(named(x, noted))
     # After the algorithm in the list of layers: the message that the client side received. The
     # algorithm, and the layers listed before it: parameters.
@@ -225,9 +269,7 @@ def server_pass(
     if x.name in withholds:
       # Zeros from here on: the layers that follow, and their metrics, do not see the sum either.
       value = tree.keep(released, value)
-  if withholds:
-    value, servers = tree.select(released, (value, servers), (cast.params, dict(cast.servers)))
-  return value, servers, metrics, released
+  return value, servers, metrics
 
 
 def _bound(layers: Round, layer: Layer, side: str, cast: Cast, specs: dict[str, Tree]) -> Bound:

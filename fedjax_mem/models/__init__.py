@@ -2,7 +2,7 @@
 
 from fedjax_mem.kernels.nn.rewrite import fast_convolutions
 from fedjax_mem.models.adapters import from_functions, from_linen, from_nnx
-from fedjax_mem.models.base import Model, as_it_is
+from fedjax_mem.models.base import Model, as_it_is, trained_with
 from fedjax_mem.models.libraries import from_equinox, from_haiku
 from fedjax_mem.models.registry import MODELS, build, options
 
@@ -18,4 +18,5 @@ __all__ = (
   'from_linen',
   'from_nnx',
   'options',
+  'trained_with',
 )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fedjax_mem.core import Batch, Running, Tree, keys, tracing, tree, validate
 from fedjax_mem.kernels.nn import rewrite
 from fedjax_mem.models.statistics import Kept
+from fedjax_mem.models.training import Training
 from fedjax_mem.tasks import Classification, LearningTask, NextToken, as_task
 
 Values = dict[str, jax.Array]
@@ -34,6 +35,8 @@ class Model(NamedTuple):
       one application; None without a task.
     kept: what becomes of running statistics; None: the model keeps none. With them, `init` gives
       {'params', 'batch_stats'} and `loss` is a `core.Running`.
+    training: how `loss` is computed, and of which loss it was made; None: as it is.
+    rules: how parameters may be divided over devices, `Execution.rules`; (): it does not say.
   """
 
   init: Callable[[jax.Array], Tree]
@@ -46,6 +49,8 @@ class Model(NamedTuple):
   task: LearningTask | None = None
   measure: Callable[[Tree, Batch], tuple[Values, Values]] | None = None
   kept: Kept | None = None
+  training: tuple[Training, Callable[..., jax.Array]] | None = None
+  rules: tuple[tuple[str, int], ...] = ()
 
   @property
   def statistics(self) -> str:
@@ -73,7 +78,8 @@ class Model(NamedTuple):
     task = as_task(task)
     task.check_outputs(self.num_classes)
     plain = getattr(self.apply, '__wrapped__', self.apply)
-    return self._replace(**_scored(plain, task, self.kept))
+    made = self._replace(**_scored(plain, task, self.kept), training=None)
+    return made if self.training is None else trained_with(made, **self.training[0]._asdict())
 
 
 class Outline(NamedTuple):
@@ -211,6 +217,9 @@ def as_it_is(model: Model) -> Model:
   >>> jax.jvp(lambda x: plain.apply(params, x), [jnp.ones((1, 2))], [jnp.ones((1, 2))])[1].shape
   (1, 3)
   """
+  if model.training is not None:
+    settings, loss = model.training
+    return trained_with(as_it_is(model._replace(loss=loss, training=None)), **settings._asdict())
   loss, plain = model.loss, rewrite.as_it_is
   if isinstance(loss, Running):
     loss = Running(plain(loss.evaluated), plain(loss.trained), loss.local)
@@ -222,6 +231,40 @@ def as_it_is(model: Model) -> Model:
     metrics=rewrite.as_it_is(model.metrics),
     measure=None if model.measure is None else rewrite.as_it_is(model.measure),
   )
+
+
+def trained_with(
+  model: Model, *, dtype: str = 'float32', remat: bool = False, accumulate: int = 1
+) -> Model:
+  """Returns a model whose loss, by which clients train, is computed in another way.
+
+  Its parameters, evaluation and outputs stay as they are. A setting at its default is as the model
+  has it. A configuration sets the same in its section [client].
+
+  >>> model = trained_with(fm.models.build('mlp', (2,), 3), dtype='bfloat16', accumulate=4)
+  >>> params, batch = model.init(jax.random.key(0)), {'x': jnp.ones((8, 2)), 'y': jnp.arange(8) % 3}
+  >>> model.loss(params, batch).dtype, model.apply(params, batch['x']).dtype
+  (dtype('float32'), dtype('float32'))
+
+  Args:
+    model: the model.
+    dtype: 'bfloat16': forward and backward pass in 16 bits, of parameters that stay in float32
+      (Micikevicius et al. 2018, arXiv 1710.03740); 'float32': as the model does.
+    remat: whether few activations are kept, and the others computed again for the gradient (Chen et
+      al. 2016, arXiv 1604.06174): equal results, about a third more work, less memory for a deep
+      model.
+    accumulate: parts in which a batch is processed, one after another, >= 1: equal gradients up to
+      rounding, in the memory of one part. Each part of a loss with dropout has its own key.
+
+  Raises:
+    ValueError: a setting is out of range, or a batch in parts of a model with running statistics.
+  """
+  before, loss = model.training or (Training(), model.loss)
+  asked, default = Training(dtype, remat, accumulate).checked()._asdict(), Training()
+  settings = before._replace(**{k: x for k, x in asked.items() if x != getattr(default, k)})
+  if settings == default:
+    return model
+  return model._replace(loss=settings.of(loss), training=(settings, loss))
 
 
 class Drawn:

@@ -13,6 +13,18 @@ from fedjax_mem.models import adapters, base, layers
 
 _table = nn.initializers.normal(0.02)
 
+# How parameters are divided over devices (`Execution.rules`): the heads of an attention and the
+# hidden values of the dense layers, as in Shoeybi et al. (2019), arXiv 1909.08053, section 3, and
+# the width of the embeddings. Normalisations and the biases of what is added up are whole.
+RULES = (
+  (r'attention/qkv/(kernel|bias)$', -1),
+  (r'attention/out/kernel$', 0),
+  (r'block_\d+/hidden/(kernel|bias)$', -1),
+  (r'block_\d+/out/kernel$', 0),
+  (r'^(embedding|positions)$', 1),
+  (r'^logits/kernel$', 0),
+)
+
 # Queries that are taken together: positions after the last of them are left out, not masked.
 _QUERIES = 64
 
@@ -140,6 +152,7 @@ def transformer(
   if width % heads:
     raise ValueError(f'heads must divide the width, {width}, got {heads!r}.')
   module = Transformer(num_classes, width, heads, blocks)
-  return adapters.from_linen(
+  model = adapters.from_linen(
     module, input_shape, num_classes, name='transformer', input_dtype=jnp.int32, padding_id=0
   )
+  return model._replace(rules=RULES)

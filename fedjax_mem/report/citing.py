@@ -70,6 +70,11 @@ def cited(config: Mapping[str, Any]) -> list[Cited]:
   statistics = _value(config, ['model', 'statistics'])
   if statistics in sources.STATISTICS:
     found.append(Cited('model.statistics', statistics, sources.STATISTICS[statistics]))
+  dtype = _value(config, ['client', 'dtype'])
+  if dtype in sources.DTYPES:
+    found.append(Cited('client.dtype', dtype, sources.DTYPES[dtype]))
+  if _value(config, ['client', 'remat']):
+    found.append(Cited('client.remat', 'on', sources.REMAT['on']))
   selection = config.get('selection', {})
   found += [Cited(f'selection.{x}', 'on', ()) for x in ('dropout', 'clock') if selection.get(x)]
   for i, stage in enumerate(config.get('stages', ())):

@@ -156,6 +156,9 @@ STATISTICS: Table = {
   'average': ('ioffe2015batch',),
   'local': ('ioffe2015batch', 'li2021fedbn'),
 }
+# Of `client.dtype`, where it is not 'float32', and of `client.remat`, where it is true.
+DTYPES: Table = {'bfloat16': ('micikevicius2018mixed', 'kalamkar2019study')}
+REMAT: Table = {'on': ('chen2016training',)}
 # Key of a configuration -> the table of the names that it takes.
 KEYS: Mapping[str, Table] = {
   'data.name': DATA,

@@ -73,18 +73,26 @@ class Cluster:
     """
     if self.processes == 1:
       return value
-    self._said += 1
-    name = f'fedjax_mem/agreed/{self._said}'
+    name = self._next('agreed')
     if self.leads:
       self._tell(name, {'value': value})
-      if self._said > _KEPT:
-        _client().key_value_delete(f'fedjax_mem/agreed/{self._said - _KEPT}')
       return value
     told = json.loads(_client().blocking_key_value_get(name, _LONG))
     if 'refused' in told:
       raise (ValueError if told['bad'] else Broken)(told['refused'])
     agreed: T = told['value']
     return agreed
+
+  def _next(self, kind: str) -> str:
+    """Returns the name of what is said next; process 0 deletes what was said long ago.
+
+    The others have read that: process 0 waits for them in every segment of rounds.
+    """
+    self._said += 1
+    if self.leads and self._said > _KEPT:
+      for old in ('agreed', 'all'):
+        _client().key_value_delete(f'fedjax_mem/{old}/{self._said - _KEPT}')
+    return f'fedjax_mem/{kind}/{self._said}'
 
   def _tell(self, name: str, value: Any) -> None:
     _client().key_value_set(name, json.dumps(value))
@@ -93,8 +101,7 @@ class Cluster:
     """Returns what every process gives, in their order; what JSON can hold."""
     if self.processes == 1:
       return [value]
-    self._said += 1
-    name = f'fedjax_mem/all/{self._said}'
+    name = self._next('all')
     self._tell(f'{name}/{self.process}', value)
     every = range(self.processes)
     return [json.loads(_client().blocking_key_value_get(f'{name}/{i}', _LONG)) for i in every]

@@ -105,9 +105,11 @@ def finish(
   from fedjax_mem.runner import client_scores, contributions
 
   layers = ready.parts.layers
-  params = fetch(ready.sim.scored(state))
+  scored = ready.sim.scored(state)
   number, rows = int(state.round), personal.rows(layers, state)
-  scores = ready.evaluate_clients.each(params, rows)
+  # The parameters on the devices: of those on the host the program would be compiled once more.
+  scores = ready.evaluate_clients.each(scored, rows)
+  params = fetch(scored)
   if not leads:
     return Result(params, records, folder.path)
   write_params(folder, params)

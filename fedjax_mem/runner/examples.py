@@ -11,7 +11,7 @@ from fedjax_mem.core import Population, Round, Shape, State
 from fedjax_mem.data.source import FederatedData
 from fedjax_mem.data.streaming import StreamedPopulation, must_stream
 from fedjax_mem.engine import Simulation, apart
-from fedjax_mem.engine.mesh import put, replicated
+from fedjax_mem.engine.mesh import AXIS, put, replicated
 from fedjax_mem.engine.places import blocks
 
 _MB = 10**6
@@ -103,7 +103,7 @@ def _divided(data: FederatedData, mesh: Mesh) -> dict[str, Any]:
   def place(part: Any, size: int, start: np.ndarray, count: np.ndarray) -> Population:
     return apart.assemble(part, (size, size), like, start, count, mesh)
 
-  return {'blocks': blocks(data.num_clients, mesh.size), 'place': place}
+  return {'blocks': blocks(data.num_clients, mesh.shape[AXIS]), 'place': place}
 
 
 def source(
@@ -112,6 +112,7 @@ def source(
   cap_mb: float | None,
   max_rounds: int,
   mesh: Mesh | None = None,
+  held: bool = True,
 ) -> Source:
   """Returns the source of a run's examples.
 
@@ -121,6 +122,7 @@ def source(
     cap_mb: megabytes (10**6 bytes) above which examples are streamed; None: never.
     max_rounds: rounds in the longest segment, if memory does not limit them.
     mesh: the devices, if each has the examples of its own clients only.
+    held: False: of examples that are divided once for all, only their shapes.
 
   Raises:
     ValueError: the cap does not hold two segments of one round.
@@ -128,7 +130,9 @@ def source(
   counts = data.counts
   shape = Shape(data.num_clients, int(counts.max()), bool((counts == counts[0]).all()))
   if cap_mb is None or not must_stream(data, math.ceil(min(cap_mb * _MB, _MOST))):
-    held = data.population() if mesh is None else apart.divide(data.host_population(), mesh)
-    return Source(held, shape, max_rounds)
+    if mesh is None:
+      return Source(data.population(), shape, max_rounds)
+    divide = apart.divide if held else apart.shapes
+    return Source(divide(data.host_population(), mesh), shape, max_rounds)
   cohort, feedback = layers.draws.capacity, not layers.blind
   return Streamed(data, shape, cap_mb * _MB, max_rounds, feedback, cohort, mesh)

@@ -1,11 +1,13 @@
 """Builds and checks all parts of a run before its folder is made, so bad input leaves no trace."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_mem._wording import NOT_COVERED
 from fedjax_mem.config.build import GIVEN, build
@@ -17,6 +19,7 @@ from fedjax_mem.data.source import FederatedData
 from fedjax_mem.data.table import Table
 from fedjax_mem.engine import Execution, Simulation, describe, personal, simulate, table_bytes
 from fedjax_mem.engine.execution import resolve
+from fedjax_mem.engine.mesh import AXIS, of_model
 from fedjax_mem.models import saved
 from fedjax_mem.runner import (
   client_scores,
@@ -94,13 +97,9 @@ def get_ready(
   devices.start()
   parts = build(config, data_dir, start, data)
   _check_given(parts.data, digest)
-  chosen = _execution(config, recorded, note)
-  longest = recorded.get('max_rounds') or min(
-    wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds
-  )
-  mesh = resolve(chosen, parts.layers.draws.capacity, parts.like).mesh
-  divided = mesh if chosen.divides and mesh.size > 1 else None
-  source = examples.source(parts.data, parts.layers, wanted.stream_above_mb, longest, divided)
+  chosen = asked(config, recorded, note, parts.model.rules)
+  longest = recorded.get('max_rounds') or longest_segment(config)
+  mesh, source = _source(parts, chosen, wanted.stream_above_mb, longest)
 
   def make(execution: Execution) -> Simulation:
     return simulate(
@@ -129,14 +128,38 @@ def get_ready(
   return Ready(config, start, parts, sim, source, evaluate, of_clients, ledgers, picked, notes)
 
 
+def _source(
+  parts: Parts, execution: Execution, cap_mb: float | None, longest: int
+) -> tuple[Mesh, examples.Source]:
+  """Returns the devices, and the source of the examples that are on them."""
+  mesh = resolve(execution, parts.layers.draws.capacity, parts.like).mesh
+  divided = mesh if execution.divides and mesh.shape[AXIS] > 1 else None
+  return mesh, examples.source(parts.data, parts.layers, cap_mb, longest, divided)
+
+
 def _check_given(data: FederatedData, digest: str | None) -> None:
   """Raises `ValueError` unless the data have the digest that the interrupted run recorded."""
   if digest is not None and digest != data.digest():
     raise ValueError('data must be those that the run was given when it began, got others.')
 
 
-def _execution(config: Config, recorded: dict[str, Any], note: str | None) -> Execution:
-  """Returns the execution that is asked for, or that the interrupted run has recorded."""
+def longest_segment(config: Config) -> int:
+  """Returns the most rounds in a segment of a new run, where all examples are on the devices."""
+  most = config.execution.max_segment_rounds or MAX_SEGMENT
+  return min(most, config.evaluation.every, config.rounds)
+
+
+def asked(
+  config: Config, recorded: dict[str, Any], note: str | None, rules: tuple[Any, ...]
+) -> Execution:
+  """Returns the execution that is asked for, or that the interrupted run has recorded.
+
+  Args:
+    config: the experiment.
+    recorded: as in `get_ready`.
+    note: whether the number of devices is another one than asked for.
+    rules: those of the model, where the configuration has none.
+  """
   wanted = config.execution
   chosen = Execution(
     mode=recorded.get('mode', wanted.mode),
@@ -144,12 +167,15 @@ def _execution(config: Config, recorded: dict[str, Any], note: str | None) -> Ex
     devices=recorded.get('devices', wanted.devices),
     data=recorded.get('data', wanted.data),
     slack=recorded.get('slack', wanted.slack),
+    model_devices=recorded.get('model_devices', wanted.model_devices),
+    rules=recorded.get('rules', wanted.rules) or rules,
   )
   there = len(jax.devices())
   # A run from a machine with more devices must resume here. A new run that asks for more devices
   # than could be set is an error, which `simulate` raises.
   if (recorded or note) and chosen.devices != 'auto' and int(chosen.devices) > there:
-    chosen = dataclasses.replace(chosen, devices='auto')
+    model = math.gcd(chosen.model_devices, there)
+    chosen = dataclasses.replace(chosen, devices='auto', model_devices=model)
   return chosen
 
 
@@ -166,6 +192,7 @@ def together(cluster: Cluster, make: Callable[[], Ready]) -> Ready:
       'configuration': config_hash(ready.config),
       'data (SHA-256)': ready.parts.data.digest(),
       'execution': [layout.looped, layout.chunk, layout.slack, ready.sim.max_rounds],
+      'parameters': [of_model(layout.mesh), str(layout.rules)],
     }
 
   return cluster.together(make, same)
@@ -229,7 +256,9 @@ def facts(ready: Ready) -> dict[str, Any]:
     'execution': {
       'mode': 'loop' if layout.looped else 'chunk',
       'chunk': None if layout.looped else layout.chunk,
-      'devices': layout.devices,
+      'devices': layout.mesh.size,
+      'model_devices': of_model(layout.mesh),
+      'rules': [list(x) for x in layout.rules],
       'data': 'divided' if sim.setting.apart else 'whole',
       'slack': layout.slack,
       'max_rounds': sim.max_rounds,

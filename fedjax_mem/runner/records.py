@@ -77,7 +77,7 @@ class Records:
       rate: the clients' learning rate, a number or a schedule round (from 0) -> number; None: it is
         not known.
     """
-    self._owned, self._rate = owned, rate
+    self._owned, self._rate, self._most = owned, rate, sim.max_rounds
     self._traffic, self._ledgers, self._claims = traffic, ledgers, sim.claims
     layers = sim.setting.layers
     secret = any((x.name, side) in layers.secret for x, side, _ in layers.having(Draws))
@@ -123,14 +123,10 @@ class Records:
     return records
 
   def _rates(self, first: int, count: int) -> list[float] | None:
-    """Returns the learning rate of each round, as the rounds use it: a schedule's is float32."""
-    if not callable(self._rate):
-      return None if self._rate is None else [self._rate] * count
-    # On the device at once: one value a call would take longer than a small round.
-    found: list[float] = np.asarray(
-      self._rate(np.arange(first, first + count)), np.float32
-    ).tolist()
-    return found
+    """Returns the learning rate of each round, as the rounds use it."""
+    if self._rate is None:
+      return None
+    return rates(self._rate, first, max(count, self._most))[:count]
 
   def score(
     self,
@@ -160,6 +156,19 @@ class Records:
     if not self._claims:
       return {}
     return coverage(self._seen)
+
+
+def rates(rate: Rate, first: int, count: int) -> list[float]:
+  """Returns the learning rate of each of `count` rounds, as the rounds use it.
+
+  A schedule is computed by single operations, which are compiled for each count: a run asks for as
+  many rounds every time.
+  """
+  if not callable(rate):
+    return [rate] * count
+  # On the device at once: one value a call would take longer than a small round.
+  found: list[float] = np.asarray(rate(np.arange(first, first + count)), np.float32).tolist()
+  return found
 
 
 def of_run(config: Config, parts: Parts, sim: Simulation, ledgers: Ledgers | None) -> Records:

@@ -21,6 +21,7 @@ import numpy as np
 from fedjax_mem.config.load import to_dict
 from fedjax_mem.core import State, tree
 from fedjax_mem.engine import describe, personal
+from fedjax_mem.engine.mesh import of_model
 from fedjax_mem.report.runs import flatten
 from fedjax_mem.report.tracker import MetricsWriter, reach, truncate_after
 from fedjax_mem.runner import ledgers as spending
@@ -99,15 +100,20 @@ class Rounds:
     if self.cluster.agree(bool(self.checkpoints.numbers())):
       # Else it was stopped before the first, and starts again.
       like = tree.shapes(self.sim.without_noise(state))
-      state, refused = self.checkpoints.restore(
-        like, lambda state: int(state.round) <= last, self.sim.shardings
-      )
+      where = self.sim.without_noise(self.sim.shardings)
+      state, refused = self.checkpoints.restore(like, lambda state: int(state.round) <= last, where)
       if self.sim.claims:
         state = self.sim.with_noise(state)
       said += refused
-    before, now = manifest['execution']['devices'], layout.devices
+    before, now = manifest['execution']['devices'], layout.mesh.size
     if before != now:
       said.append(f'resumed on {now} device(s), not {before}: sums may differ in their last bits')
+    shared, now = manifest['execution'].get('model_devices', 1), of_model(layout.mesh)
+    if shared != now:
+      said.append(
+        f'resumed with parameters on {now} device(s), not {shared}: results may differ in their '
+        'last bits'
+      )
     if manifest['backend'] != jax.default_backend():
       said.append(
         f'resumed on {jax.default_backend()}, not {manifest["backend"]}: results may differ in '

@@ -19,9 +19,13 @@ from fedjax_mem.core import Broadcasts, Encodes, Integers, Personal, tree, wire
 from fedjax_mem.engine import Simulation, table_bytes
 from fedjax_mem.stages.compress import dense_size, total_bytes
 
+# (least, most); None: unknown.
+Range = tuple[int, int] | None
+NOTHING = (0, 0)
 _NAMES = ('bytes_up', 'bytes_down', 'bytes_more_down')
+HIGH = '_high'
 # A byte count is two metrics, its high and its low digits.
-_PARTS = tuple(f'/{name}_{part}' for name in _NAMES for part in ('high', 'low'))
+_PARTS = tuple(f'/{name}{part}' for name in _NAMES for part in (HIGH, '_low'))
 _RARELY = 3  # expected participations of a client below which error feedback is of little use
 
 
@@ -49,6 +53,21 @@ class Traffic:
     """Returns whether a metric is one of the two parts of a byte count; `records` joins them."""
     return name.endswith(_PARTS)
 
+  def planned(self, noted: Mapping[str, Range]) -> tuple[Range, Range]:
+    """Returns (least, most) bytes that one client sends, and that it is sent; None: unknown.
+
+    Args:
+      noted: byte counts of the layers, as `engine.outline.noted` finds them.
+    """
+    up, down = _joined(noted, 'bytes_up'), _joined(noted, 'bytes_down')
+    more = _joined(noted, 'bytes_more_down')
+    if up == NOTHING or self._modular:
+      up = self._up, self._up
+    down = (self._down, self._down) if down == NOTHING else down
+    if down is not None and more is not None:
+      down = down[0] + self._beside + more[0], down[1] + self._beside + more[1]
+    return (None if self._unknown else up), (None if more is None else down)
+
   def records(self, rows: Mapping[str, np.ndarray]) -> list[dict[str, int]]:
     """Returns the exact `bytes_up` (if known) and `bytes_down` of each round."""
     up, down = total_bytes(rows, 'bytes_up'), total_bytes(rows, 'bytes_down')
@@ -63,6 +82,15 @@ class Traffic:
       for record in made:
         del record['bytes_up']
     return made
+
+
+def _joined(noted: Mapping[str, Range], name: str) -> Range:
+  """Returns the range of a byte count of all layers together; `NOTHING`: no layer has it."""
+  parts = [x for k, x in noted.items() if k.endswith(f'/{name}')]
+  known = [x for x in parts if x is not None]
+  if len(known) < len(parts):
+    return None
+  return sum(x[0] for x in known), sum(x[1] for x in known)
 
 
 def notes(sim: Simulation, rounds: int) -> list[str]:

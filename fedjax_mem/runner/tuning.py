@@ -22,7 +22,7 @@ from fedjax_mem.engine import Execution, Simulation, in_table
 from fedjax_mem.runner.devices import cache_folder
 
 BUDGET = 3.0  # seconds after which no further candidate is tried; the first always is
-_CANDIDATES: tuple[dict[str, Any], ...] = (
+CANDIDATES: tuple[dict[str, Any], ...] = (
   {'mode': 'vmap'},
   {'mode': 'chunk', 'chunk': 32},
   {'mode': 'chunk', 'chunk': 8},
@@ -47,20 +47,35 @@ def choose(
     key: text of all that the choice depends on: the model, the cohort, the local work.
     clock: function that returns seconds, like `time.perf_counter`.
   """
+  found = known(execution, parts, key)
+  if found is not None:
+    return found
+  pick = _fastest(execution, make, parts.params, clock)
+  file = _file()
+  _write(file, {**_read(file), _place(execution, key): pick})
+  return dataclasses.replace(execution, **pick), 'measured'
+
+
+def known(execution: Execution, parts: Parts, key: str) -> tuple[Execution, str] | None:
+  """Returns what `choose` returns, or None where it would measure candidates."""
   if execution.mode != 'auto':
     return execution, 'asked'
   # Several processes must not come to different choices.
   if in_table(platforms.current(), parts.like) or jax.process_count() > 1:
     return execution, 'table'
+  pick = _read(_file()).get(_place(execution, key))
+  return None if pick is None else (dataclasses.replace(execution, **pick), 'cache')
+
+
+def _file() -> pathlib.Path:
+  return cache_folder() / 'execution.json'
+
+
+def _place(execution: Execution, key: str) -> str:
+  """Returns the name of a choice in the cache: the devices, and the work."""
   number = len(jax.devices()) if execution.devices == 'auto' else execution.devices
-  place = f'{jax.devices()[0].device_kind} x {number}: {key}'
-  file = cache_folder() / 'execution.json'
-  kept = _read(file)
-  if place in kept:
-    return dataclasses.replace(execution, **kept[place]), 'cache'
-  pick = _fastest(execution, make, parts.params, clock)
-  _write(file, {**kept, place: pick})
-  return dataclasses.replace(execution, **pick), 'measured'
+  shared = f' by {execution.model_devices}' if execution.model_devices > 1 else ''
+  return f'{jax.devices()[0].device_kind} x {number}{shared}: {key}'
 
 
 def _fastest(
@@ -74,18 +89,18 @@ def _fastest(
   A candidate that does not fit the memory counts as infinitely slow.
   """
   began, best, pick = clock(), math.inf, None
-  for candidate in _CANDIDATES:
+  for candidate in CANDIDATES:
     if pick is not None and clock() - began > BUDGET:
       break
     try:
       seconds = _second_round(make(dataclasses.replace(execution, **candidate)), params, clock)
     except jax.errors.JaxRuntimeError:
-      if candidate is _CANDIDATES[-1] and pick is None:
+      if candidate is CANDIDATES[-1] and pick is None:
         raise
       continue
     if seconds < best:
       best, pick = seconds, candidate
-  return dict(pick or _CANDIDATES[-1])
+  return dict(pick or CANDIDATES[-1])
 
 
 def _second_round(sim: Simulation, params: Any, clock: Callable[[], float]) -> float:
@@ -102,7 +117,7 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
     kept = json.loads(file.read_text())
   except (OSError, ValueError):
     return {}
-  sound = isinstance(kept, dict) and all(x in _CANDIDATES for x in kept.values())
+  sound = isinstance(kept, dict) and all(x in CANDIDATES for x in kept.values())
   return kept if sound else {}
 
 

@@ -5,6 +5,7 @@ adds in the order of the devices. Here the compiled programs of all recorded sta
 may reduce floats by an addition across devices.
 """
 
+import math
 import re
 from pathlib import Path
 
@@ -55,3 +56,19 @@ def test_the_reading_finds_a_sum_of_floats_and_no_other():
   assert float_sums(text(lambda x: jax.lax.psum(x, AXIS), 'float32'))
   assert not float_sums(text(lambda x: jax.lax.psum(x, AXIS), 'int32'))
   assert not float_sums(text(lambda x: jax.lax.pmax(x, AXIS), 'float32'))
+
+
+@pytest.mark.parametrize('name', ['fedavg', 'scaffold'])
+def test_a_linear_stack_sends_its_updates_once_a_round_and_all_else_in_one_message(name):
+  """Two messages a round; what clients that are away need goes in loops of their own."""
+  options = ['execution.devices=2', 'execution.data=divided']
+  ready = get_ready(load_config(STACKS[name], options), None, {})
+  text = ready.sim.traced().lower().compile().as_text()
+  kinds = 'all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter'
+  sent = re.findall(rf'= (\S+) ({kinds})\(.*op_name="([^"]*)"', text)
+  assert all('/shard_map/' in where for _, _, where in sent)  # none by the compiler's own choice
+  once = [(shape, kind) for shape, kind, where in sent if 'shard_map/while' not in where]
+  size = sum(x.size for x in jax.tree.leaves(ready.parts.like))
+  assert sorted(kind for _, kind in once) == ['all-gather'] * 2
+  shapes = [re.search(r'\[([\d,]*)\]', x)[1] for x, _ in once]
+  assert sum(math.prod(map(int, x.split(','))) >= size for x in shapes) == 1

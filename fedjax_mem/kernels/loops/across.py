@@ -6,6 +6,10 @@ what it has got from the others first to last, so a sum depends on the number of
 the processes, machines or networks between them. Sums of integers are exact in any order, and are
 left to `psum`.
 
+Of messages that do not depend on each other, a CPU may carry out one first here, and another first
+in another process, where one of them is in a loop: what arrives is then not what is expected. So
+each message is made to depend on the one before (`after`).
+
 Short vectors are sent whole, to all: one message, D values from each of n devices. Long ones are
 cut into n slices: each device gets one slice from all, adds it, and sends the sum to all. That is
 what `psum` sends as well, 2 D values a device, and holds 3 D values for a moment instead of n D.
@@ -13,12 +17,14 @@ what `psum` sends as well, 2 D values a device, and holds 3 D values for a momen
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core import Tree
+
+T = TypeVar('T')
 
 # Values that a device may hold of others to save a second message: a part of a CPU's cache.
 _WHOLE = 1 << 18
@@ -38,8 +44,9 @@ def total(part: Tree, axis: str) -> Tree:
   groups: dict[Any, list[int]] = {}  # one message for each dtype
   for i, x in enumerate(leaves):
     groups.setdefault(x.dtype if rounds(x) else None, []).append(i)
+  summed: list[jax.Array] = []
   for kind, places in groups.items():
-    mine = [leaves[i] for i in places]
+    mine = [after(leaves[i], summed) for i in places]
     if kind is None:
       summed = jax.lax.psum(mine, axis)
     else:
@@ -74,6 +81,49 @@ def joined(mine: jax.Array, axis: str, join: Join) -> jax.Array:
   own = _in_order(jax.lax.all_to_all(slices, axis, mine.ndim - 1, 0), join)
   whole: jax.Array = jax.lax.all_gather(own, axis, axis=mine.ndim - 1)
   return whole.reshape(padded.shape)[..., :size]
+
+
+def after(x: T, before: Tree) -> T:
+  """Returns the arrays, which the compiler computes after `before`, a tree, or nothing.
+
+  They stay as they are: 0 is added to their bits, as the lowest bit of t (t + 1), which is even for
+  every t, as no compiler knows. A barrier does not last: XLA's CPU back end drops it.
+  """
+  held = [y for y in jax.tree.leaves(before) if y.size]
+  if not held:
+    return x
+  first = held[0].reshape(-1)[:1]
+  t = _words(first)[0]
+  zero = (t * (t + 1)) & 1
+
+  def one(y: jax.Array) -> jax.Array:
+    if not y.size:
+      return y
+    return _unworded(_words(y) + zero, y)
+
+  late: T = jax.tree.map(one, x)
+  return late
+
+
+def gathered(rows: Tree, axis: str, before: Tree = ()) -> Tree:
+  """Returns the rows [k, ...] of all devices, [n k, ...], on each, to the bit, by one message.
+
+  Args:
+    rows: arrays of any dtypes, with one leading axis.
+    axis: of the mesh, within a `shard_map`.
+    before: of an earlier message, after which this one is sent.
+  """
+  leaves, structure = jax.tree.flatten(rows)
+  if not leaves:
+    return rows
+  words = [jax.vmap(_words)(x) for x in leaves]
+  mine = after(jnp.concatenate(words, 1), before)
+  whole = jax.lax.all_gather(mine, axis, tiled=True)
+  ends = list(itertools.accumulate(x.shape[1] for x in words))[:-1]
+  cut = jnp.split(whole, ends, 1)
+  like = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in leaves]
+  back = [jax.vmap(lambda w, y=y: _unworded(w, y))(x) for x, y in zip(cut, like, strict=True)]
+  return jax.tree.unflatten(structure, back)
 
 
 def only(on: jax.Array, values: Tree, axis: str) -> Tree:
@@ -114,11 +164,11 @@ def _bytes_of(x: jax.Array) -> jax.Array:
   return x
 
 
-def _unworded(words: jax.Array, like: jax.Array) -> jax.Array:
+def _unworded(words: jax.Array, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
   """Returns the array of the shape and dtype of `like` that `_words` made these of."""
   if jnp.issubdtype(like.dtype, jnp.complexfloating):
     half = len(words) // 2
-    real = jnp.real(like)
+    real = jax.eval_shape(jnp.real, like)
     return jax.lax.complex(_unworded(words[:half], real), _unworded(words[half:], real))
   narrow = jax.eval_shape(_bytes_of, like)
   size = narrow.dtype.itemsize

@@ -133,7 +133,8 @@ def over_devices(part: Sum, axis: str) -> Sum:
   for x, i in enumerate(places):
     leaves[i], lows[i] = high[x], low[x]
   rest = [i for i in range(len(leaves)) if i not in places]
-  for i, x in zip(rest, jax.lax.psum([leaves[i] for i in rest], axis), strict=True):
+  summed = jax.lax.psum([across.after(leaves[i], whole) for i in rest], axis)
+  for i, x in zip(rest, summed, strict=True):
     leaves[i] = x
   return Sum(jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, lows))
 

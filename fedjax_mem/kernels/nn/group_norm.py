@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_mem.core.tracing import once
+from fedjax_mem.kernels.nn import wide
 
 # (x, mean [B, C], 1 / standard deviation [B, C], scale [C])
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
@@ -43,7 +44,8 @@ def group_norm(
 ) -> jax.Array:
   """Returns x normalised for each example and group, then scaled and shifted for each channel.
 
-  Differentiable in reverse mode only.
+  Differentiable in reverse mode only. Floats of 16 bits are computed in float32, as sums over H and
+  W need; the output and the gradients have the dtypes of the arguments.
 
   Args:
     x: [H, W, B, C].
@@ -61,11 +63,14 @@ def _forward(
 ) -> tuple[jax.Array, _Residuals]:
   """Returns (the output, what `_backward` needs)."""
   # Two passes: the mean of squares less the square of the mean would cancel.
+  kept = x, scale
+  x, scale, bias = map(wide.at_least_float32, (x, scale, bias))
   mean = _over_groups(x.mean((0, 1)), groups)
   centred = x - _wide(mean)
   variance = _over_groups(jnp.square(centred).mean((0, 1)), groups)
   inverse = jax.lax.rsqrt(variance + epsilon)
-  return centred * _wide(inverse * scale[None]) + _wide(bias), (x, mean, inverse, scale)
+  y = centred * _wide(inverse * scale[None]) + _wide(bias)
+  return y.astype(kept[0].dtype), (kept[0], mean, inverse, kept[1])
 
 
 @once(0, 1)
@@ -78,7 +83,9 @@ def _backward(
   inverse (g scale - mean(g scale) - y mean(g scale y)).
   """
   del epsilon
-  x, mean, inverse, scale = residuals
+  kinds = residuals[0].dtype, residuals[3].dtype
+  mean, inverse = residuals[1:3]
+  x, scale, g = map(wide.at_least_float32, (residuals[0], residuals[3], g))
   places = x.shape[0] * x.shape[1]
   plain = g.sum((0, 1))
   centred = x - _wide(mean)
@@ -88,7 +95,7 @@ def _backward(
   # In this order the factors [B, C] are found before the pass over the values.
   dx = g * _wide(inverse * scale[None]) - centred * _wide(inverse * inverse * second)
   dx -= _wide(inverse * first)
-  return dx, along.sum(0), plain.sum(0)
+  return dx.astype(kinds[0]), along.sum(0).astype(kinds[1]), plain.sum(0).astype(kinds[1])
 
 
 group_norm.defvjp(_forward, _backward)

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax_mem.kernels.nn import wide
+
 
 class Geometry(NamedTuple):
   """The static part of a convolution; tuples have one entry for each spatial dimension.
@@ -96,6 +98,8 @@ def spread(patches: jax.Array, geometry: Geometry) -> jax.Array:
   batch = patches.shape[2] // math.prod(output)
   grouped = patches.reshape(groups, math.prod(window), -1, patches.shape[2])
   total = grouped.swapaxes(0, 1).reshape(*window, -1, *output, batch)
+  # Floats of 16 bits would lose much in as many sums as the window has places.
+  total = wide.at_least_float32(total)
   # The dimensions in the opposite order, each undone: parts go where they came from.
   for i, (size, (low, high)) in enumerate(zip(geometry.size, geometry.padding, strict=True)):
     # One shifted sum after another, in place: one sum of padded parts tests bounds per element.
@@ -105,4 +109,4 @@ def spread(patches: jax.Array, geometry: Geometry) -> jax.Array:
     total = jnp.zeros(shape, parts.dtype)
     for view, part in zip(_slices(geometry, i), parts, strict=True):
       total = total.at[(*[slice(None)] * axis, view)].add(part)
-  return pad(total, [(-low, -high) for low, high in geometry.padding], 1)
+  return pad(total, [(-low, -high) for low, high in geometry.padding], 1).astype(patches.dtype)

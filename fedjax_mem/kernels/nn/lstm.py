@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_mem.kernels.nn import product
+from fedjax_mem.kernels.nn import product, wide
 
 _State = tuple[jax.Array, jax.Array]
 
@@ -58,10 +58,11 @@ class _Slopes(NamedTuple):
 
 def _run(drive: jax.Array, recurrent: jax.Array) -> tuple[jax.Array, _Slopes]:
   """Returns (hidden [T, B, H], the derivatives of each step)."""
+  cells = wide.dtype_of(drive)  # they sum over time
 
   def step(state: _State, drive: jax.Array) -> tuple[_State, tuple[jax.Array, _Slopes]]:
     hidden, before = state
-    i, f, g, o = jnp.split(drive + hidden @ recurrent, 4, axis=-1)
+    i, f, g, o = jnp.split((drive + hidden @ recurrent).astype(cells), 4, axis=-1)
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
     cell = f * before + i * g
     out = jnp.tanh(cell)
@@ -75,10 +76,12 @@ def _run(drive: jax.Array, recurrent: jax.Array) -> tuple[jax.Array, _Slopes]:
       g=i * (1 - g * g),
       o=out * o * (1 - o),
     )
-    return (o * out, cell), (o * out, slopes)
+    slopes = _Slopes(*(x.astype(drive.dtype) for x in slopes))
+    hidden = (o * out).astype(drive.dtype)
+    return (hidden, cell), (hidden, slopes)
 
   start = jnp.zeros((drive.shape[1], recurrent.shape[0]), drive.dtype)
-  kept: tuple[jax.Array, _Slopes] = lax.scan(step, (start, start), drive)[1]
+  kept: tuple[jax.Array, _Slopes] = lax.scan(step, (start, start.astype(cells)), drive)[1]
   return kept
 
 
@@ -108,17 +111,18 @@ def _backward(
   """
   recurrent, hidden, slopes = kept
   # Transposed once: XLA would take the transposition into each step's product, at twice its time.
-  back = lax.optimization_barrier(recurrent.T)
+  back, cells = lax.optimization_barrier(recurrent.T), wide.dtype_of(hidden)
 
   def step(state: _State, at: tuple[jax.Array, _Slopes]) -> tuple[_State, jax.Array]:
     d_hidden, d_cell = state  # as far as it comes from the next time step
-    d_hidden, slope = d_hidden + at[0], at[1]
+    given, slope = jax.tree.map(lambda x: x.astype(cells), at)
+    d_hidden = d_hidden + given
     d_cell = d_cell + d_hidden * slope.hidden
     parts = d_cell * slope.i, d_cell * slope.f, d_cell * slope.g, d_hidden * slope.o
-    d_z = jnp.concatenate(parts, axis=-1)
-    return (d_z @ back, d_cell * slope.forget), d_z
+    d_z = jnp.concatenate(parts, axis=-1).astype(hidden.dtype)
+    return ((d_z @ back).astype(cells), d_cell * slope.forget), d_z
 
-  end = jnp.zeros(hidden.shape[1:], hidden.dtype)
+  end = jnp.zeros(hidden.shape[1:], cells)
   d_z = lax.scan(step, (end, end), (cotangent, slopes), reverse=True)[1]
   # One time step later: zeros, hidden_0, …, hidden_{T-2}, which met z_t.
   before = jnp.concatenate([jnp.zeros_like(hidden[:1]), hidden[:-1]])
@@ -132,7 +136,7 @@ def lstm(drive: jax.Array, recurrent: jax.Array) -> jax.Array:
   """Returns the outputs hidden [T, B, H] of an LSTM that starts from zeros.
 
   The gradient of `drive` is that of the pre-activations. Reverse mode only: `jax.jvp` and second
-  derivatives are refused by jax.
+  derivatives are refused by jax. Of floats of 16 bits, gates and cells are computed in float32.
 
   Args:
     drive: [T, B, 4H], what the gates get besides the recurrent product: x @ kernel + bias; the

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_mem.core.tracing import once
+from fedjax_mem.kernels.nn import wide
 
 
 class Geometry(NamedTuple):
@@ -50,16 +51,18 @@ def patches(x: jax.Array, geometry: Geometry) -> jax.Array:
 
 def _spread(parts: jax.Array, geometry: Geometry, size: tuple[int, ...]) -> jax.Array:
   """Returns the transpose of `patches`: parts [P, Q, B, R * S * C] added up, [H, W, B, C]."""
-  (high, wide), batch = size, parts.shape[2]
+  (high, across), batch, dtype = size, parts.shape[2], parts.dtype
+  # Floats of 16 bits would lose much in as many sums as the window has places.
+  parts = wide.at_least_float32(parts)
   # One shifted sum after another, in place. Inputs under several windows get several terms.
   inner = parts.shape[3] // geometry.window[0]
   rows = jnp.zeros((high, geometry.output[1], batch, inner), parts.dtype)
   for view, part in zip(geometry.views(0), jnp.split(parts, geometry.window[0], -1), strict=True):
     rows = rows.at[view].add(part)
-  total = jnp.zeros((high, wide, batch, rows.shape[3] // geometry.window[1]), parts.dtype)
+  total = jnp.zeros((high, across, batch, rows.shape[3] // geometry.window[1]), parts.dtype)
   for view, part in zip(geometry.views(1), jnp.split(rows, geometry.window[1], -1), strict=True):
     total = total.at[:, view].add(part)
-  return total
+  return total.astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -41,6 +41,7 @@ import numpy as np
 from jax import lax
 
 from fedjax_mem.core.tracing import once
+from fedjax_mem.kernels.nn import wide
 
 # The finite interpolation points; infinity is the sixth. In a pair +-p, entries differ by signs.
 _POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2.0**0.5, -(2.0**0.5))
@@ -235,10 +236,12 @@ _conv.defvjp(_forward, _backward)
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Returns the convolution (VALID, stride 1) of x [H, W, B, C], shaped [P, Q, B, O].
 
-  Differentiable in reverse mode only.
+  Differentiable in reverse mode only. Floats of 16 bits are computed in float32: the transforms
+  would multiply their rounding by the numbers of the matrices.
 
   Args:
-    x: [H, W, B, C] float32, at least as large as the window.
-    kernel: [r, r, C, O] with r in `TILES`.
+    x: [H, W, B, C], at least as large as the window.
+    kernel: [r, r, C, O] with r in `TILES`, of the same dtype.
   """
-  return _conv(x, kernel, kernel.shape[0])
+  y = _conv(*map(wide.at_least_float32, (x, kernel)), kernel.shape[0])
+  return y.astype(x.dtype)

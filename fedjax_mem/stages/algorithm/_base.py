@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_mem.core import (
+  Accumulated,
   Batch,
   Context,
   Examples,
@@ -21,6 +22,8 @@ from fedjax_mem.core import (
   Task,
   Total,
   Tree,
+  accumulated,
+  groups,
   packing,
   running,
   tracing,
@@ -94,6 +97,8 @@ def loss_of(loss: LossFn, statistics: bool = False) -> LossFn:
     ValueError: it is no function, or its model keeps running statistics, unless they are allowed.
   """
   validate.function(loss=loss)
+  if isinstance(loss, Accumulated):
+    return dataclasses.replace(loss, loss=fast_convolutions(loss.loss))
   if not isinstance(loss, Running):
     return fast_convolutions(loss)
   if not statistics:
@@ -153,13 +158,7 @@ def masked_mean_loss(
   loss: LossFn, params: Tree, batch: Batch, mask: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, Mean]:
   """Returns the mean loss over the examples in `mask` [B] (0 if none), as a number and a `Mean`."""
-  losses = loss(params, batch, key)
-  if losses.shape != mask.shape:
-    raise ValueError(
-      f'loss must return one value per example, shape {mask.shape!r}, got {losses.shape!r}.'
-    )
-  # `where`, not a product: the loss of a padded example may be infinite, and 0 * inf is not 0.
-  summed = jnp.where(mask, losses, 0.0).sum()
+  summed = accumulated.summed(loss, params, batch, mask, key)
   count = mask.sum(dtype=jnp.float32)
   return summed / jnp.maximum(count, 1.0), Mean(summed, count)
 
@@ -231,7 +230,7 @@ def local_steps(
     return cast(_Carry, jax.lax.fori_loop(0, steps, lambda i, c: step(i, order, own, c), carry))
 
   start = (trained, statistics, optimizer.init(trained), Mean(jnp.float32(0), jnp.float32(0)))
-  trained, statistics, _, seen = jax.lax.fori_loop(0, epochs, epoch, start)
+  trained, statistics, _, seen = groups.loop(epochs, epoch, start)
   taken = epochs * -(-data.count // size)
   params = running.join(loss, trained, statistics)
   return Trained(params, taken, step_metrics(seen, taken, epochs * steps))

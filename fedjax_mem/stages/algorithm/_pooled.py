@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_mem.core import Batch, Mean, Running, Tree, keys
+from fedjax_mem.core import Accumulated, Batch, Mean, Running, Tree, keys
 from fedjax_mem.stages.algorithm._base import LossFn
 
 
@@ -13,9 +13,9 @@ def adds(loss: LossFn, params: Tree, batch: dict[str, Any]) -> bool:
   """Returns whether gradients of clients add: each loss depends on its own example alone.
 
   That of batch normalisation does not, nor does one that uses its key (dropout), which is found out
-  by tracing it on shapes.
+  by tracing it on shapes. Where batches are taken in parts, for memory, none is to be pooled.
   """
-  if isinstance(loss, Running):
+  if isinstance(loss, Accumulated | Running):
     return False
   key = keys.like()
   jaxpr = jax.make_jaxpr(loss)(params, batch, key).jaxpr

@@ -26,6 +26,7 @@ import optax
 
 from fedjax_mem import mechanisms
 from fedjax_mem.core import (
+  Accumulated,
   Bound,
   Context,
   Draws,
@@ -123,7 +124,7 @@ def dp_sgd(
   Raises:
     ValueError: an argument is out of range.
   """
-  loss = training.loss_of(loss)
+  loss = _whole(training.loss_of(loss))
   training.check_rate(learning_rate=learning_rate)
   validate.function(optimizer=optimizer)
   steps_of = Steps(
@@ -139,6 +140,16 @@ def dp_sgd(
   )
   server = training.server_step(training.server_optimizer_of(server_optimizer))
   return Layer('algorithm', client=_trains(steps_of, learning_rate, optimizer), server=server)
+
+
+def _whole(loss: training.LossFn) -> training.LossFn:
+  """Returns the loss; raises `ValueError` if its batches are taken in parts."""
+  if isinstance(loss, Accumulated):
+    raise ValueError(
+      'accumulate must be 1 (client.accumulate) for dp_sgd, which has `microbatch`: it takes the '
+      f'gradients of single examples, so many at a time, got {loss.parts!r}.'
+    )
+  return loss
 
 
 def _trains(steps: 'Steps', rate: training.Rate, optimizer: training.OptimizerFn) -> Stage:

@@ -117,6 +117,11 @@ def _planned(
 ) -> Planned:
   config, start = pinned(point.config)
   wanted = config.execution
+  if wanted.model_devices > 1:
+    raise ValueError(
+      'execution.model_devices must be 1 in a sweep, whose runs are planned on one device, got '
+      f'{wanted.model_devices}.'
+    )
   parts = assemble(config, data, start)
   longest = min(wanted.max_segment_rounds or MAX_SEGMENT, config.evaluation.every, config.rounds)
   source = examples.source(data, parts.layers, wanted.stream_above_mb, longest)

@@ -307,6 +307,7 @@ def test_the_hash_covers_what_changes_results_and_nothing_else():
     make(execution=ExecutionSection(mode='loop', devices=3, stream_above_mb=1)),
     make(deploy=DeploySection(round_timeout=3, min_clients=2)),
     make(server=ServerSection(learning_rate=1)),
+    make(client=ClientSection(dtype='float32', remat=False, accumulate=1)),
   ]
   assert {config_hash(x) for x in same} == {base}
   other = [
@@ -315,6 +316,9 @@ def test_the_hash_covers_what_changes_results_and_nothing_else():
     make(rounds=4),
     make(model=ModelSection(name='mlp', options={'hidden': [3]})),
     make(client=ClientSection(learning_rate=0.2)),
+    make(client=ClientSection(dtype='bfloat16')),
+    make(client=ClientSection(remat=True)),
+    make(client=ClientSection(accumulate=2)),
     make(stages=(StageSection(use='a'),)),
     make(stages=(StageSection(use='a', before_algorithm=True),)),
   ]

@@ -11,6 +11,7 @@ from fedjax_mem.engine import Execution
 from fedjax_mem.engine import tables as shelves
 from fedjax_mem.engine.clients import Layout, spread
 from fedjax_mem.engine.mesh import make_mesh
+from fedjax_mem.stages.aggregate import median
 from fedjax_mem.stages.masks import mask
 from fedjax_mem.stages.privacy import distributed
 from fedjax_mem.stages.select import dropout, poisson, uniform
@@ -75,10 +76,10 @@ def test_rows_are_read_and_written_wherever_they_are(population, devices, chunk)
     def step(ids, held, packed):
       slot, ok, new = packed
       turn = shelves.turn(ids, slot, population, layout)
-      return (), shelves.write(held, turn, ok, new), shelves.read(held, turn)
+      return (), shelves.write(held, turn, ok, new), (shelves.read(held, turn), ())
 
     rows = (jnp.arange(slots, dtype=jnp.int32), ok, new)
-    _, out, old = spread(step, ids, table, rows, chunk=chunk, mesh=layout.mesh, summed=False)
+    _, out, (old, _) = spread(step, ids, table, rows, chunk=chunk, mesh=layout.mesh, summed=False)
     return out, old
 
   for trial in range(4):
@@ -124,8 +125,8 @@ def remembering():
   return Layer('remembering', client=Stage(apply, init))
 
 
-def rounds(execution, data, select, *more, count=6):
-  layers = compose(tiny.algorithm(), select, equal(6.0), remembering(), *more)
+def rounds(execution, data, select, *more, count=6, divisor=6.0):
+  layers = compose(tiny.algorithm(), select, equal(divisor), remembering(), *more)
   sim = tiny.build(layers, execution, pop=tiny.population(data))
   state, metrics = sim.run(sim.init(tiny.initial()), count)
   assert sim.segment._cache_size() == 1
@@ -147,6 +148,20 @@ def test_states_are_those_of_one_device_to_the_bit(name, data):
   assert (metrics['not_finite'] >= 0).any()
 
 
+@pytest.mark.parametrize('name', LAYOUTS)
+@pytest.mark.first(1)
+def test_states_beside_a_cohort_side_are_divided_and_those_of_one_device(name):
+  select = (uniform(16, 7), dropout(0.3))
+  rule = median()
+  alone = Execution(mode='loop', devices=1, pool=False)
+  _, one, _ = rounds(alone, SIXTEEN, select, rule, divisor=None)
+  sim, many, _ = rounds(LAYOUTS[name], SIXTEEN, select, rule, divisor=None)
+  assert sim.setting.late
+  tiny.assert_same_bits(many.clients, one.clients)
+  held = many.clients['remembering'][1]
+  assert held.addressable_shards[0].data.shape[0] == 16 // sim.setting.layout.devices
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', LAYOUTS)
 def test_a_state_put_back_on_the_devices_goes_on_without_a_compilation(name):
@@ -162,15 +177,15 @@ def test_a_state_put_back_on_the_devices_goes_on_without_a_compilation(name):
 
 @pytest.mark.slow
 @pytest.mark.devices(4)  # two divide the ten clients
-def test_tables_are_whole_where_a_round_may_be_undone_or_rows_do_not_divide():
+def test_rows_are_written_late_where_a_round_may_be_undone_and_whole_where_they_do_not_divide():
   size = tiny.FEATURES * tiny.CLASSES + tiny.CLASSES
   withheld = distributed(1.0, 0.5, shares=2, clients=8, dimension=size, bits=20)
   layers = *withheld, mask(clients=8, bits=20)
   sim, state, _ = rounds(LAYOUTS['chunk'], SIXTEEN, uniform(16, 7), *layers, count=1)
-  assert not sim.setting.divided
-  assert state.clients['remembering'][1].addressable_shards[0].data.shape[0] == 16
+  assert sim.setting.late and not sim.setting.divided
+  assert state.clients['remembering'][1].addressable_shards[0].data.shape[0] == 8
   sim, _, _ = rounds(LAYOUTS['loop'], tiny.DATA, uniform(10, 7), count=1)
-  assert not sim.setting.divided
+  assert not sim.setting.divided and not sim.setting.late
 
 
 def lazy():

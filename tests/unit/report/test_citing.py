@@ -11,6 +11,7 @@ from fedjax_mem import __version__, data, mechanisms, models, optim
 from fedjax_mem.cli import main as cli
 from fedjax_mem.config import registry
 from fedjax_mem.config.load import load_config, shipped, to_dict
+from fedjax_mem.config.sections import DTYPES
 from fedjax_mem.core.running import HANDLINGS
 from fedjax_mem.data import tfds
 from fedjax_mem.report import Run, citing, render, sources
@@ -30,6 +31,8 @@ REGISTRIES = {
   'DATA': {**data.LOADERS, **tfds.BUILDERS},
   'PARTITIONS': data.PARTITIONS,
   'STATISTICS': dict.fromkeys(x for x in HANDLINGS if x != 'refuse'),
+  'DTYPES': dict.fromkeys(x for x in DTYPES if x != 'float32'),
+  'REMAT': {'on': None},
 }
 
 

@@ -10,9 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_mem.core import State, tree
+from fedjax_mem.core import State, compose, stack_clients, tree
+from fedjax_mem.engine import Execution, simulate
 from fedjax_mem.runner import checkpoint
 from fedjax_mem.runner.checkpoint import CheckpointError, Checkpoints
+from fedjax_mem.stages.algorithm import fedavg
+from fedjax_mem.stages.compress import error_feedback, top_k
+from fedjax_mem.stages.select import round_robin
+from fedjax_mem.stages.weigh import equal
 
 
 def test_what_its_threads_say_of_a_damaged_file_is_not_shown(monkeypatch):
@@ -249,3 +254,44 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_one_before(folder):
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   checkpoints.close()
   assert Checkpoints(folder).restore(LIKE)[0].round == 20
+
+
+MESHES = ((4, 2), (4, 4), (4, 1), (1, 1))  # (devices, devices of a model)
+
+
+@pytest.mark.slow
+@pytest.mark.devices(4)
+@pytest.mark.standard_promotion
+def test_divided_parameters_go_to_any_other_devices_bit_for_bit(tmp_path):
+  """Saved on 2 x 2 devices (clients x model); restored on 1 x 4, 4 x 1 and one."""
+  rng = np.random.default_rng(0)
+  params = {'w': rng.normal(size=(6, 8)).astype('f4'), 'b': np.zeros(5, np.float32)}
+  params['b'][:] = [np.nan, -0.0, 1e-45, 1, 2]
+  layers = compose(
+    fedavg(lambda p, batch, key: p['w'].sum() * batch['x'], learning_rate=0.1, batch_size=1),
+    round_robin(4, 4),
+    equal(),
+    error_feedback(top_k(k=3)),
+  )
+  data = stack_clients([{'x': np.ones(1, np.float32)}] * 4)
+  folder = tmp_path / 'checkpoints'
+  for number, (devices, shared) in enumerate(MESHES):
+    rules = [('w', -1)] * (shared > 1)
+    how = Execution(devices=devices, model_devices=shared, rules=rules)
+    sim = simulate(layers, params, data, execution=how)
+    init = sim.init(params)
+    checkpoints = Checkpoints(folder)
+    if not number:
+      residual = rng.normal(size=(4, 6, 8)).astype('f4')
+      table = init.clients[layers[3].name]
+      table = ({**table[0], 'w': jax.device_put(residual, table[0]['w'].sharding)}, *table[1:])
+      saved = init._replace(clients={**init.clients, layers[3].name: table})
+      checkpoints.save(saved)
+    restored, refused = checkpoints.restore(tree.shapes(init), shardings=sim.shardings)
+    checkpoints.close()
+    assert not refused
+    same_bits(jax.device_get(restored), jax.device_get(saved))
+    for x, like in zip(jax.tree.leaves(restored), jax.tree.leaves(init), strict=True):
+      assert x.sharding.is_equivalent_to(like.sharding, x.ndim)
+    if shared > 1:
+      assert restored.params['w'].addressable_shards[0].data.shape == (6, 8 // shared)

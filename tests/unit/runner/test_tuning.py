@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures('undrawn')
 VALUES = {'w': np.zeros(3)}
 PARTS = Parts(None, None, None, VALUES, known(VALUES))
 AUTO = Execution()
-VMAP, CHUNK32, CHUNK8, LOOP = (Execution(**x) for x in tuning._CANDIDATES)
+VMAP, CHUNK32, CHUNK8, LOOP = (Execution(**x) for x in tuning.CANDIDATES)
 
 
 class Clock:

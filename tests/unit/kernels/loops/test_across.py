@@ -57,6 +57,28 @@ def test_devices_are_added_first_to_last(devices, size):
   tiny.assert_same_bits(summed(parts, devices), in_order(parts))
 
 
+def test_rows_of_all_devices_come_whole_to_each_to_the_bit():
+  rng = np.random.default_rng(0)
+  rows = {
+    'a': rng.normal(size=(6, 3)).astype(np.float32),
+    'b': rng.random(6) > 0.5,
+    'c': rng.integers(0, 255, (6, 2, 5)).astype(np.uint8),
+    'd': np.array([-0.0, np.nan, 1e-39, np.inf, 1, 2], np.float32),
+  }
+  share = lambda mine: across.gathered(mine, AXIS, mine)
+  mapped = jax.shard_map(share, mesh=make_mesh(2), in_specs=P(AXIS), out_specs=P(), check_vma=False)
+  tiny.assert_same_bits(jax.jit(mapped)(rows), rows)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'int32', 'bool', 'bfloat16', 'complex64', 'uint8'])
+def test_what_comes_after_another_stays_as_it_is(dtype):
+  x = jnp.asarray(np.arange(-3, 4)).astype(dtype)
+  for before in (jnp.float32(np.nan), jnp.int32(-1), jnp.bool_(True), (), jnp.zeros(0)):
+    tiny.assert_same_bits(jax.jit(across.after)(x, before), x)
+  text = jax.jit(across.after).lower(x, jnp.float32(1)).compile().as_text()
+  assert 'parameter(1)' in text and 'multiply' in text  # the compiler has not seen through it
+
+
 @pytest.mark.devices(4)
 @pytest.mark.slow
 def test_the_order_is_of_the_devices_and_not_of_their_values():

@@ -1,0 +1,143 @@
+"""What processes agree on, over a channel that stands in for that of jax."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from fedjax_mem.runner import cluster
+from fedjax_mem.runner.cluster import Broken, Cluster
+
+
+class Channel:
+  """Keys and values, as the client of `jax.distributed` has them."""
+
+  def __init__(self):
+    self.held, self.seen, self.changed = {}, {}, threading.Condition()
+
+  def key_value_set(self, name, value):
+    with self.changed:
+      assert name not in self.seen, name  # jax refuses to overwrite
+      self.held[name] = self.seen[name] = value
+      self.changed.notify_all()
+
+  def blocking_key_value_get(self, name, milliseconds):
+    with self.changed:
+      assert self.changed.wait_for(lambda: name in self.held, min(milliseconds, 5000) / 1000), name
+      return self.held[name]
+
+  def key_value_delete(self, name):
+    with self.changed:
+      for held in [x for x in self.held if x == name or x.startswith(f'{name}/')]:
+        del self.held[held]
+
+
+@pytest.fixture
+def channel(monkeypatch):
+  made = Channel()
+  monkeypatch.setattr(cluster, '_client', lambda: made)
+  return made
+
+
+def on_all(work, processes=3):
+  """Returns what `work` gives on each process, errors as they are."""
+  given = {}
+
+  def one(process):
+    try:
+      given[process] = work(Cluster(process, processes))
+    except Exception as error:
+      given[process] = error
+
+  threads = [threading.Thread(target=one, args=(i,)) for i in range(processes)]
+  for x in threads:
+    x.start()
+  for x in threads:
+    x.join()
+  return [given[i] for i in range(processes)]
+
+
+def test_all_get_what_process_0_says_and_old_words_are_deleted(channel):
+  def work(one):
+    said = []
+    for i in range(cluster._KEPT):
+      said.append(one.agree(one.process * 100 + i))
+      one.all(None)
+    return said
+
+  found = on_all(work)
+  assert found[0] == found[1] == found[2] == list(range(cluster._KEPT))
+  assert len(channel.held) == cluster._KEPT // 2 * (1 + 3)
+
+
+def test_alone_nothing_is_sent(channel):
+  one = Cluster()
+  assert one.agree(3) == 3 and one.all(3) == [3] and one.together(lambda: 4, dict) == 4
+  assert one.root(np.ones(2, np.uint32)).tolist() == [1, 1] and not channel.seen
+
+
+def test_all_get_what_each_says(channel):
+  del channel
+  assert on_all(lambda one: one.all([one.process])) == [[[0], [1], [2]]] * 3
+
+
+@pytest.mark.parametrize(
+  ('error', 'kind'), [(ValueError('bad'), ValueError), (OSError('full'), Broken)]
+)
+def test_what_ends_process_0_ends_those_that_wait_for_it(channel, error, kind):
+  del channel
+
+  def work(one):
+    if one.leads:
+      one.refuse(error)
+      raise error
+    return one.agree(None)
+
+  found = on_all(work)
+  assert all(isinstance(x, kind) and str(x) == str(error) for x in found[1:])
+
+
+def test_what_one_process_refuses_all_refuse_with_its_words(channel):
+  del channel
+
+  def work(one):
+    def make():
+      if one.process == 1:
+        raise ValueError('no data here')
+      return one.process
+
+    return one.together(make, lambda made: {})
+
+  found = on_all(work)
+  assert [str(x) for x in found] == [
+    'process 1: no data here',
+    'no data here',
+    'process 1: no data here',
+  ]
+
+
+def test_other_data_are_refused_by_process_and_difference(channel):
+  del channel
+  work = lambda one: one.together(
+    lambda: one, lambda made: {'data': 'b' if made.process == 2 else 'a'}
+  )
+  for said in on_all(work):
+    assert isinstance(said, ValueError)
+    assert "the same data, got 'b' on process 2 and 'a' on process 0" in str(said)
+
+
+def test_the_secret_root_of_process_0_is_shared_and_does_not_stay_on_the_channel(channel):
+  own = lambda one: np.array([one.process, 7], np.uint32)
+  found = on_all(lambda one: one.root(own(one)))
+  assert [x.tolist() for x in found] == [[0, 7]] * 3 and found[1].dtype == np.uint32
+  root = json.dumps([0, 7])
+  assert root in channel.seen.values() and root not in channel.held.values()
+
+
+def test_devices_of_all_are_divided(monkeypatch):
+  assert cluster._devices(2, 'auto', 4) == 2 and cluster._devices(2, 8, 4) == 2
+  with pytest.raises(
+    ValueError, match=r'execution\.devices must be a multiple of the 4 processes, got 6'
+  ):
+    cluster._devices(2, 6, 4)
