@@ -36,12 +36,12 @@ from fedjax_mem.runner import devices
 
 STORED = 600  # images
 SEGMENTS = (5, 40)  # that are timed: at least, at most
-# How the sums of the devices become one. Without a sum each device goes on with its own, and what
-# it computes means nothing: it is there to be timed.
+# How the sums of floats of all devices become one. Without a sum each device goes on with its own,
+# and what it computes means nothing: it is there to be timed.
 SUMS = {
-  'in order': across.total,
-  'psum': jax.lax.psum,
-  'none': lambda part, axis: part,
+  'in order': across.joined,
+  'psum': lambda mine, axis, join: jax.lax.psum(mine, axis),
+  'none': lambda mine, axis, join: mine,
 }
 
 
@@ -172,7 +172,7 @@ def rounds(spec: Spec) -> dict[str, Any]:
 @contextlib.contextmanager
 def summed(how: str) -> Iterator[None]:
   """Traces programs, within, in which the sums of devices become one as `SUMS` has it."""
-  with mock.patch.object(across, 'total', SUMS[how]):
+  with mock.patch.object(across, 'joined', SUMS[how]):
     yield
 
 
