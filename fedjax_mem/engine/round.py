@@ -140,7 +140,10 @@ def settle(
     'not_finite': not_finite,
     'finite': Covered((tree.divided_finite if setting.shards else tree.finite)(params)),
   }
-  made = shards.kept(State(state.round + 1, params, clients, servers), setting.shards, mesh)
+  made = State(state.round + 1, params, clients, servers)
+  if setting.shards is not None:
+    where = tables.shardings(setting.split, mesh, setting.shards)
+    made = jax.lax.with_sharding_constraint(made, where)
   return made, metrics, kept
 
 

@@ -63,9 +63,10 @@ class Attention(nn.Module):
     """Returns, for x [B * T, W], the attention [B * T, W] of each position to those up to it."""
     width = x.shape[-1]
     size = width // self.heads
-    # One product for queries, keys and values of all heads, [B, 3 * heads, T, size].
-    drive = _dense(3 * width, 'qkv')(x).reshape(-1, self.length, 3 * self.heads, size)
-    query, key, value = jnp.split(drive.swapaxes(1, 2), 3, axis=1)
+    # One product for queries, keys and values. Those of a head are next to each other, so that a
+    # device that has some heads exchanges nothing with others to have their queries.
+    drive = _dense(3 * width, 'qkv')(x).reshape(-1, self.length, self.heads, 3, size)
+    query, key, value = drive.transpose(3, 0, 2, 1, 4)
     query = query * size**-0.5
     mixed = [
       _attend(query[:, :, end - _QUERIES : end], key[:, :, :end], value[:, :, :end])

@@ -10,11 +10,13 @@ not come is named, as is one with another version or configuration; of a cluster
 complete jax says only that a deadline is exceeded, and ends the process.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ import jax
 import numpy as np
 
 from fedjax_mem._version import __version__
+from fedjax_mem.core import validate
 from fedjax_mem.runner import meeting
 from fedjax_mem.runner.status import CLUSTER, Status
 
@@ -30,7 +33,8 @@ WAIT = 'FEDJAX_MEM_WAIT'  # seconds to wait for the other processes
 _WAIT = 120
 _HEARTBEAT = 10  # seconds after which a process that says nothing counts as dead
 _KEPT = 200  # what was said and is not deleted yet
-_LONG = 24 * 3600 * 1000  # milliseconds that a process waits for what process 0 says
+_LONG = 24 * 3600 * 1000  # milliseconds that a process waits for what another says
+_LOOK = 5000  # milliseconds after which it looks whether process 0 has refused
 
 
 class Broken(RuntimeError):
@@ -46,13 +50,17 @@ class Cluster:
     processes: how many there are.
     status: what a parent reads of this process; None: it has none.
     begun: whether this package has begun the cluster, and ends the process with it.
+    agreed_refusal: whether what is being raised is raised by all processes.
   """
 
   process: int = 0
   processes: int = 1
   status: Status | None = None
   begun: bool = False
+  agreed_refusal: bool = False
   _said: int = 0
+  _refusals: int = 0
+  _told_refusal: bool = False
 
   @property
   def leads(self) -> bool:
@@ -77,10 +85,7 @@ class Cluster:
     if self.leads:
       self._tell(name, {'value': value})
       return value
-    told = json.loads(_client().blocking_key_value_get(name, _LONG))
-    if 'refused' in told:
-      raise (ValueError if told['bad'] else Broken)(told['refused'])
-    agreed: T = told['value']
+    agreed: T = self._heard(name)['value']
     return agreed
 
   def _next(self, kind: str) -> str:
@@ -91,20 +96,59 @@ class Cluster:
     self._said += 1
     if self.leads and self._said > _KEPT:
       for old in ('agreed', 'all'):
-        _client().key_value_delete(f'fedjax_mem/{old}/{self._said - _KEPT}')
-    return f'fedjax_mem/{kind}/{self._said}'
+        _client().key_value_delete(f'{self._own}/{old}/{self._said - _KEPT}')
+    return f'{self._own}/{kind}/{self._said}'
+
+  @property
+  def _own(self) -> str:
+    """The folder of names of this run; after a refusal all begin with another one."""
+    return f'fedjax_mem/{self._refusals}'
 
   def _tell(self, name: str, value: Any) -> None:
     _client().key_value_set(name, json.dumps(value))
 
+  def _heard(self, name: str) -> Any:
+    """Returns what a process says under a name, unless process 0 refuses meanwhile.
+
+    Raises:
+      ValueError: process 0 has refused.
+      Broken: process 0 has failed.
+    """
+    ends = time.monotonic() + _LONG / 1000
+    while True:
+      try:
+        return json.loads(_client().blocking_key_value_get(name, _LOOK))
+      except jax.errors.JaxRuntimeError as error:
+        if 'DEADLINE_EXCEEDED' not in str(error) or time.monotonic() > ends:
+          raise
+      if not self.leads:
+        self._check_refused()
+
+  def _check_refused(self) -> None:
+    try:
+      told = json.loads(_client().key_value_try_get(f'{self._own}/refused'))
+    except jax.errors.JaxRuntimeError:
+      return  # it has not
+    self._begin_anew()
+    self._told_refusal = True
+    raise (ValueError if told['bad'] else Broken)(told['words'])
+
+  def _begin_anew(self) -> None:
+    self._refusals += 1
+    self._said = 0
+
   def all(self, value: Any) -> list[Any]:
-    """Returns what every process gives, in their order; what JSON can hold."""
+    """Returns what every process gives, in their order; what JSON can hold.
+
+    Raises:
+      ValueError: process 0 has refused.
+      Broken: process 0 has failed.
+    """
     if self.processes == 1:
       return [value]
     name = self._next('all')
     self._tell(f'{name}/{self.process}', value)
-    every = range(self.processes)
-    return [json.loads(_client().blocking_key_value_get(f'{name}/{i}', _LONG)) for i in every]
+    return [self._heard(f'{name}/{i}') for i in range(self.processes)]
 
   def together(self, make: Callable[[], T], facts: Callable[[T], dict[str, Any]]) -> T:
     """Returns what `make` gives, if it gives the same on all processes.
@@ -126,11 +170,15 @@ class Cluster:
     except ValueError as error:
       said = {'refused': str(error)}
     every = self.all(said)
-    for i, other in enumerate(every):
-      if 'refused' in other:
-        words = other['refused']
-        raise ValueError(words if said == other else f'process {i}: {words}')
-    meeting.check_same(every)
+    try:
+      for i, other in enumerate(every):
+        if 'refused' in other:
+          words = other['refused']
+          raise ValueError(words if said == other else f'process {i}: {words}')
+      meeting.check_same(every)
+    except ValueError:
+      self.agreed_refusal = True
+      raise
     assert made is not None
     return made
 
@@ -141,29 +189,39 @@ class Cluster:
     """
     if self.processes == 1:
       return root
-    name = f'fedjax_mem/root/{self._said}'
+    name = self._next('root')
     if self.leads:
       self._tell(name, root.tolist())
-    told = np.array(json.loads(_client().blocking_key_value_get(name, _LONG)), np.uint32)
+    told = np.array(self._heard(name), np.uint32)
     self.all(None)
     if self.leads:
       _client().key_value_delete(name)
     return told
 
   def refuse(self, error: BaseException) -> None:
-    """Tells the others that process 0 cannot go on, and why; they raise that where they wait."""
-    if self.processes > 1 and self.leads:
-      words = {'refused': str(error), 'bad': isinstance(error, ValueError)}
-      try:
-        self._tell(f'fedjax_mem/agreed/{self._said + 1}', words)
-      except Exception:  # the channel may be what is broken
-        return
+    """Ends what the processes do together, because of an error on this one.
+
+    Process 0 tells the others, who raise it where they wait. What all have refused, or raise by
+    themselves, they know. Afterwards names are new on all, so that another run may follow.
+    """
+    if self.processes == 1:
+      return
+    if self._told_refusal:
+      self._told_refusal = False  # names are new since it was heard
+      return
+    if self.leads and not self.agreed_refusal:
+      words = {'words': str(error), 'bad': isinstance(error, ValueError)}
+      with contextlib.suppress(Exception):  # the channel may be what is broken
+        self._tell(f'{self._own}/refused', words)
+    self.agreed_refusal = False
+    self._begin_anew()
 
   def leave(self, code: int) -> None:
     """Ends this process, if the cluster was begun here: others first, then process 0.
 
     By `os._exit`: jax would wait for all processes to end, and abort where one has ended before.
-    Process 0 waits for the others: with it goes the channel, and jax aborts who still listens.
+    The others wait for process 0, which may be writing a report: who ends early counts as dead.
+    Then process 0 waits for them: with it goes the channel, and jax aborts who still listens.
     """
     if not self.begun:
       return
@@ -171,11 +229,16 @@ class Cluster:
     sys.stderr.flush()
     if self.processes > 1 and code == 0:
       name = 'fedjax_mem/left'
-      if self.leads:
-        for i in range(1, self.processes):
-          _client().blocking_key_value_get(f'{name}/{i}', 30_000)
-      else:
-        self._tell(f'{name}/{self.process}', True)
+      try:
+        if self.leads:
+          self._tell(f'{name}/0', True)
+          for i in range(1, self.processes):
+            _client().blocking_key_value_get(f'{name}/{i}', 30_000)
+        else:
+          _client().blocking_key_value_get(f'{name}/0', _LONG)
+          self._tell(f'{name}/{self.process}', True)
+      except Exception as error:  # its own work is done
+        print(f'fedjax-mem: warning: {error}', file=sys.stderr)
     self.at('done')
     os._exit(code)
 
@@ -221,7 +284,7 @@ def _begin(part: dict[str, Any], devices: int | str, facts: dict[str, Any]) -> C
   status = Status(part['status']) if part.get('status') else None
   made = Cluster(process, processes, status, begun=True)
   each = _devices(part.get('devices'), devices, processes)
-  wait = int(os.environ.get(WAIT, _WAIT))
+  wait = _wait()
   versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib')}
   meeting.meet(
     part['coordinator'],
@@ -242,8 +305,18 @@ def _begin(part: dict[str, Any], devices: int | str, facts: dict[str, Any]) -> C
     initialization_timeout=wait,
     heartbeat_timeout_seconds=_HEARTBEAT,
     shutdown_timeout_seconds=_HEARTBEAT,
+    coordinator_bind_address=meeting.bound(part['coordinator']),
   )
   return made
+
+
+def _wait() -> int:
+  """Returns the seconds to wait for other processes."""
+  said = os.environ.get(WAIT, str(_WAIT))
+  try:
+    return validate.integer(**{WAIT: int(said)})
+  except ValueError as error:
+    raise ValueError(f'{WAIT} must be a number of seconds >= 1, got {said!r}.') from error
 
 
 def _devices(each: int | None, devices: int | str, processes: int) -> int | None:
@@ -251,8 +324,10 @@ def _devices(each: int | None, devices: int | str, processes: int) -> int | None
   if devices == 'auto':
     return each
   if int(devices) % processes:
+    fit = [p for p in range(1, int(devices) + 1) if int(devices) % p == 0]
     raise ValueError(
-      f'execution.devices must be a multiple of the {processes} processes, got {devices}.'
+      f'execution.devices must be a multiple of the {processes} processes, got {devices}: take '
+      f'{", ".join(map(str, fit))} processes, or other devices.'
     )
   return int(devices) // processes
 

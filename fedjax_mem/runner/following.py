@@ -83,6 +83,14 @@ def opened(cluster: Cluster, path: pathlib.Path) -> RunFolder:
 def _shared(cluster: Cluster, folder: RunFolder | None) -> RunFolder:
   said: list[Any] = [] if folder is None else [str(folder.path.absolute()), folder.manifest]
   path, manifest = said if cluster.processes == 1 else cluster.agree(said)
-  if cluster.status is not None:
-    cluster.status.folder(path)
   return folder or Follower(pathlib.Path(path), manifest)
+
+
+@contextlib.contextmanager
+def locked(cluster: Cluster, folder: RunFolder) -> Iterator[None]:
+  """Holds the lock of the folder, and then says to a parent which folder it is."""
+  with folder.locked():
+    cluster.agree(None)  # the others go on when process 0 has it
+    if cluster.status is not None:
+      cluster.status.folder(folder.path)
+    yield

@@ -292,11 +292,16 @@ class _Watch:
     self._logs.keep()
     self._show(culprit)
     said = culprit.words('failed')
-    if said:
-      print(f'fedjax-mem: failed: {said}', file=sys.stderr)
-    raise ProcessFailed(
+    told = (
       f'process {culprit.index}: {end}, {where}; its words: {self._logs.path(culprit.index)}{go_on}'
     )
+    if culprit is first and culprit.code == 1 and said and not culprit.lost:
+      # It has ended in order, and knows better what helps.
+      print(f'fedjax-mem: {told}', file=sys.stderr)
+      raise ProcessFailed(said)
+    if said:
+      print(f'fedjax-mem: failed: {said}', file=sys.stderr)
+    raise ProcessFailed(told)
 
   def _show(self, worker: Worker) -> None:
     if self._debug:

@@ -69,7 +69,7 @@ def run(
     made = [*tracking.asked(config.tracking), *trackers]
     root = ready.sim.root if keeps_root(ready) else None
     folder = following.made(cluster, ready.config, out, root, ready.start)
-    with folder.locked():
+    with following.locked(cluster, folder):
       folder.note(data_dir=data_dir and str(pathlib.Path(data_dir).absolute()), **facts(ready))
       return Rounds(ready, folder, made, quiet, progress, cluster).go(None, [])
 
@@ -118,7 +118,7 @@ def resume(
   cluster = join(where, {'run': first.manifest.get('run_id')}, distributed)
   with following.heard(cluster):
     folder = following.opened(cluster, pathlib.Path(path))
-    with folder.locked():
+    with following.locked(cluster, folder):
       loop = _again(cluster, folder, data, data_dir, trackers, quiet, progress)
       return loop.go(*loop.restore())
 

@@ -8,6 +8,7 @@ from typing import Any
 
 _PAUSE = 0.2  # seconds between two tries to reach process 0
 _LINE = 1 << 20  # bytes, the longest message
+_GREETING = 5.0  # seconds in which who connects has to say who it is
 
 
 def meet(
@@ -32,7 +33,7 @@ def meet(
     return
   said = json.loads(json.dumps(facts))
   if process == 0:
-    _lead(int(coordinator.rsplit(':', 1)[1]), processes, said, wait)
+    _lead(coordinator, processes, said, wait)
   else:
     _follow(coordinator, process, processes, said, wait)
 
@@ -49,10 +50,19 @@ def check_same(every: list[dict[str, Any]]) -> None:
         )
 
 
-def _lead(port: int, processes: int, facts: dict[str, Any], wait: float) -> None:
+def bound(coordinator: str) -> str | None:
+  """Returns where process 0 listens: a cluster of this machine alone on its loopback interface.
+
+  None: on all interfaces, as others have to reach it.
+  """
+  return coordinator if coordinator.startswith('127.0.0.1:') else None
+
+
+def _lead(coordinator: str, processes: int, facts: dict[str, Any], wait: float) -> None:
   came: dict[int, tuple[dict[str, Any], socket.socket]] = {}
+  host, port = coordinator.rsplit(':', 1)
   try:
-    listener = socket.create_server(('', port), backlog=processes)
+    listener = socket.create_server((host if bound(coordinator) else '', int(port)))
   except OSError as error:
     raise ValueError(
       f'the port {port} of the coordinator must be free, got {error}: choose another one.'
@@ -65,8 +75,9 @@ def _lead(port: int, processes: int, facts: dict[str, Any], wait: float) -> None
         link = held.enter_context(listener.accept()[0])
       except TimeoutError:
         break
-      said = _read(link, max(0.01, ends - time.monotonic()))
-      if said is not None and said.get('process') in range(1, processes):
+      said = _read(link, min(_GREETING, max(0.01, ends - time.monotonic())))
+      known = said is not None and said.get('process') in range(1, processes)
+      if said is not None and known and isinstance(said.get('facts'), dict):
         came[said['process']] = said['facts'], link
     refused = _refusal(came, processes, facts, wait)
     for _, link in came.values():

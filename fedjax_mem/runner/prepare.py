@@ -191,7 +191,13 @@ def together(cluster: Cluster, make: Callable[[], Ready]) -> Ready:
     return {
       'configuration': config_hash(ready.config),
       'data (SHA-256)': ready.parts.data.digest(),
-      'execution': [layout.looped, layout.chunk, layout.slack, ready.sim.max_rounds],
+      'execution': [
+        *(layout.looped, layout.chunk, layout.slack, layout.devices, ready.sim.max_rounds),
+        'divided' if ready.sim.setting.apart else 'whole',
+        isinstance(ready.source, examples.Streamed),
+        ready.config.execution.keep_checkpoints,
+      ],
+      'flags of JAX': flags.stated(),
       'parameters': [of_model(layout.mesh), str(layout.rules)],
     }
 

@@ -180,7 +180,8 @@ class Rounds:
           self._fail(failure, state, rows)
         # The first checkpoint is early, to find out soon if the disk cannot be written.
         late = time.perf_counter() - saved >= self.config.execution.checkpoint_every_seconds
-        save, asked = self.cluster.agree([late or last or interrupt.asked, interrupt.asked])
+        asked = interrupt.asked  # once: a signal may come between two looks
+        save, asked = self.cluster.agree([late or last or asked, asked])
         if save:
           writer.sync()
           self._save(state)

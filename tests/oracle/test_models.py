@@ -204,7 +204,8 @@ def _transformer(p, tokens, heads):
     mixed = np.zeros_like(x)
     for b, h in np.ndindex(len(x), heads):
       part = slice(h * width // heads, (h + 1) * width // heads)
-      query, key, value = (drive[b, :, i * width : (i + 1) * width][:, part] for i in range(3))
+      of_head = drive[b].reshape(length, heads, 3, width // heads)[:, h]
+      query, key, value = (of_head[:, i] for i in range(3))
       for t in range(length):
         weights = np.exp(query[t] @ key[: t + 1].T / np.sqrt(width / heads))
         mixed[b, t, part] = weights / weights.sum() @ value[: t + 1]

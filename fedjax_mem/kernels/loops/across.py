@@ -43,19 +43,15 @@ def total(part: Tree, axis: str) -> Tree:
   leaves, structure = jax.tree.flatten(part)
   groups: dict[Any, list[int]] = {}  # one message for each dtype
   for i, x in enumerate(leaves):
-    groups.setdefault(x.dtype if rounds(x) else None, []).append(i)
-  summed: list[jax.Array] = []
+    groups.setdefault(x.dtype, []).append(i)
+  summed = jnp.zeros(0)
   for kind, places in groups.items():
-    mine = [after(leaves[i], summed) for i in places]
-    if kind is None:
-      summed = jax.lax.psum(mine, axis)
-    else:
-      vector = joined(_vector(mine), axis, jnp.add)[0]
-      ends = list(itertools.accumulate(x.size for x in mine))[:-1]
-      cut = jnp.split(vector, ends)
-      summed = [x.reshape(like.shape) for x, like in zip(cut, mine, strict=True)]
-    for i, x in zip(places, summed, strict=True):
-      leaves[i] = x
+    mine = after(_vector([leaves[i] for i in places]), summed)
+    exact = not rounds(jax.ShapeDtypeStruct((), kind))
+    summed = jax.lax.psum(mine, axis) if exact else joined(mine, axis, jnp.add)
+    ends = list(itertools.accumulate(leaves[i].size for i in places))[:-1]
+    for i, x in zip(places, jnp.split(summed[0], ends), strict=True):
+      leaves[i] = x.reshape(leaves[i].shape)
   return jax.tree.unflatten(structure, leaves)
 
 

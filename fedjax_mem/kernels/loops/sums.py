@@ -133,7 +133,7 @@ def over_devices(part: Sum, axis: str) -> Sum:
   for x, i in enumerate(places):
     leaves[i], lows[i] = high[x], low[x]
   rest = [i for i in range(len(leaves)) if i not in places]
-  summed = jax.lax.psum([across.after(leaves[i], whole) for i in rest], axis)
+  summed = across.total([across.after(leaves[i], whole) for i in rest], axis)
   for i, x in zip(rest, summed, strict=True):
     leaves[i] = x
   return Sum(jax.tree.unflatten(structure, leaves), jax.tree.unflatten(structure, lows))

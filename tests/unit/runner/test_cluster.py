@@ -3,6 +3,7 @@
 import json
 import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ class Channel:
   """Keys and values, as the client of `jax.distributed` has them."""
 
   def __init__(self):
-    self.held, self.seen, self.changed = {}, {}, threading.Condition()
+    self.held, self.seen, self.changed, self.waited = {}, {}, threading.Condition(), 0
 
   def key_value_set(self, name, value):
     with self.changed:
@@ -24,8 +25,16 @@ class Channel:
 
   def blocking_key_value_get(self, name, milliseconds):
     with self.changed:
-      assert self.changed.wait_for(lambda: name in self.held, min(milliseconds, 5000) / 1000), name
+      if not self.changed.wait_for(lambda: name in self.held, min(milliseconds, 200) / 1000):
+        self.waited += 1
+        assert self.waited < 200, name  # for ever
+        raise jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: ' + name)
       return self.held[name]
+
+  def key_value_try_get(self, name):
+    if name not in self.held:
+      raise jax.errors.JaxRuntimeError('NOT_FOUND: ' + name)
+    return self.held[name]
 
   def key_value_delete(self, name):
     with self.changed:
@@ -96,6 +105,44 @@ def test_what_ends_process_0_ends_those_that_wait_for_it(channel, error, kind):
 
   found = on_all(work)
   assert all(isinstance(x, kind) and str(x) == str(error) for x in found[1:])
+
+
+@pytest.mark.parametrize('wait', ['agree', 'all', 'root'])
+def test_a_refusal_is_heard_wherever_a_process_waits_and_another_run_may_follow(channel, wait):
+  del channel
+  waits = {
+    'agree': lambda one: one.agree(None),
+    'all': lambda one: one.all(None),
+    'root': lambda one: one.root(np.zeros(2, np.uint32)),
+  }
+
+  def work(one):
+    said = []
+    for number in range(3):
+      try:
+        if one.leads:
+          raise ValueError(f'no {number}')
+        waits[wait](one)
+      except ValueError as error:
+        one.refuse(error)
+        said.append(str(error))
+    return said, one.agree(one.process + 7), one.all(one.process)
+
+  assert on_all(work) == [(['no 0', 'no 1', 'no 2'], 7, [0, 1, 2])] * 3
+
+
+def test_what_all_raise_by_themselves_leaves_them_in_step(channel):
+  del channel
+
+  def work(one):
+    for error in (ValueError('all'), RuntimeError('all')):
+      one.refuse(error)
+    with pytest.raises(ValueError, match='the same data'):
+      one.together(lambda: one, lambda made: {'data': made.process})
+    one.refuse(ValueError())
+    return one.agree(one.process + 7)
+
+  assert on_all(work) == [7, 7, 7]
 
 
 def test_what_one_process_refuses_all_refuse_with_its_words(channel):
