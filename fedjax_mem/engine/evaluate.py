@@ -83,7 +83,7 @@ def _summed(measure: Callable[[Tree, Batch], Any], mesh: Mesh) -> Callable[..., 
   spec = PartitionSpec(meshes.AXIS)
   return jax.jit(
     meshes.mapped(share, mesh, (PartitionSpec(), spec, spec), (PartitionSpec(), spec)),
-    compiler_options=meshes.compiler_options(mesh.devices.flat[0].platform) or None,
+    compiler_options=meshes.options_for(mesh),
   )
 
 
@@ -153,7 +153,7 @@ def _mapped(metrics: Callable[..., Any], mesh: Mesh, grouped: bool) -> Callable[
   spec = PartitionSpec(meshes.AXIS)
   return jax.jit(
     meshes.mapped(share, mesh, (PartitionSpec(), spec, spec), spec),
-    compiler_options=meshes.compiler_options(mesh.devices.flat[0].platform) or None,
+    compiler_options=meshes.options_for(mesh),
   )
 
 

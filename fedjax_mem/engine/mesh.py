@@ -131,6 +131,28 @@ def whole(values: Tree, mesh: Mesh) -> Tree:
   return jax.lax.with_sharding_constraint(values, replicated(mesh))
 
 
+def options_for(mesh: Mesh) -> dict[str, Any] | None:
+  """Returns the compiler options for programs on a mesh; None: there are none.
+
+  Of the exchanges that the compiler puts in, for parameters that devices share or a rule whose
+  coordinates are divided, some do not depend on each other. On a CPU its devices may begin them in
+  different orders, and then wait for each other, or take one for another in several processes. By
+  the schedule that saves memory operations are begun in one order: without it a transformer on
+  2 x 4 devices stood still within twelve rounds, with it not in 28 (nor 4 x 2 in 28).
+  """
+  platform = mesh.devices.flat[0].platform
+  options = compiler_options(platform)
+  if platform == 'cpu' and (of_model(mesh) > 1 or jax.process_count() > 1):
+    ordered = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
+    options = {**options, **(ordered if _known_once(tuple(ordered.items())) else {})}
+  return options or None
+
+
+@functools.cache
+def _known_once(options: tuple[tuple[str, Any], ...]) -> bool:
+  return _known(dict(options))
+
+
 @functools.cache
 def compiler_options(platform: str) -> dict[str, Any]:
   """Returns the compiler options for a platform, without those that this compiler does not know.

@@ -132,7 +132,7 @@ class Simulation:
   @property
   def options(self) -> dict[str, Any] | None:
     """The compiler's options, of all programs alike: what is drawn again has the same bits."""
-    return meshes.compiler_options(self.setting.layout.mesh.devices.flat[0].platform) or None
+    return meshes.options_for(self.setting.layout.mesh)
 
   @keys.fixed()
   def traced(self) -> jax.stages.Traced:

@@ -9,6 +9,7 @@ from fedjax_mem.config.load import Config
 from fedjax_mem.config.parts import Parts
 from fedjax_mem.core import Personal
 from fedjax_mem.engine import Simulation
+from fedjax_mem.engine.mesh import of_model
 from fedjax_mem.runner import ledgers, tuning
 
 # What jax reports for each program that it compiles, or finds in its cache on the disk.
@@ -48,7 +49,8 @@ def of_run(
   if drawn:
     found.append(Program('initial parameters', '<lambda>'))
   if made.setting.layout.mesh.devices.flat[0].platform == 'cpu':
-    found.append(Program("which of the compiler's options it knows", '<lambda>'))
+    asked = 2 if of_model(made.setting.layout.mesh) > 1 else 1
+    found.append(Program("which of the compiler's options it knows", '<lambda>', asked, asked))
   if measured:
     most = len(tuning.CANDIDATES)
     found.append(Program('initial state of a candidate', 'initial_state', 1, most))

@@ -88,3 +88,10 @@ def test_nothing_to_evaluate_on():
     evaluator(lambda p, b: b, {'y': np.zeros(0)}, batch_size=1, mesh=meshes.make_mesh(1))
   with pytest.raises(ValueError, match='batch_size must be an integer >= 1, got 0'):
     evaluator(lambda p, b: b, {'y': np.zeros(3)}, batch_size=0, mesh=meshes.make_mesh(1))
+
+
+@pytest.mark.devices(2)
+def test_where_the_compiler_puts_in_exchanges_they_are_begun_in_one_order():
+  ordered = 'xla_cpu_scheduler_type'
+  assert ordered not in (meshes.options_for(meshes.make_mesh(2)) or {})
+  assert ordered in meshes.options_for(meshes.make_mesh(2, 2))
