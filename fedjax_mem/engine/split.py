@@ -164,7 +164,7 @@ def one_client(
   cast = cast._replace(cohort=untold)
   body = rounds.chain(setting, group, first=True, last=True)
   row = Row(client, jnp.int32(0), count)
-  value, (new, metrics, fine, sound) = body(cast, count, (row, None, rows))
+  value, (new, (metrics, fine, sound)) = body(cast, count, (row, None, rows))
   return Made(value, new, metrics, fine, sound)
 
 
