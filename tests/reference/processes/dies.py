@@ -22,8 +22,7 @@ def at(self, where, round=None):
   at.round = round or at.round
   if self.process == int(process) and where == phase and at.round >= int(number):
     threading.Thread(target=end, daemon=True).start()
-    if phase != 'round':
-      time.sleep(1)  # evaluations and checkpoints of so small a model are over at once
+    time.sleep(1)  # all phases of so small a model are over at once; the others wait in it
 
 
 def end():
