@@ -31,10 +31,13 @@ class PlanRun(Command):
   compile: Annotated[
     bool, arg(help="Compile the program of rounds, and show the compiler's own number as well.")
   ] = False
+  processes: Annotated[
+    int, arg(help='Processes over which devices and examples are divided.', metavar='P')
+  ] = 1
   memory: Annotated[
     float | None,
     arg(
-      help='Memory in 10**6 bytes: of a device, or of all devices of a CPU together.',
+      help='Memory in 10**6 bytes: of a device, or of all devices of a CPU in a process together.',
       metavar='MB',
       help_behavior_hint='(default: what there is)',
     ),
@@ -49,7 +52,13 @@ class PlanRun(Command):
     config = load_config(self.config, self.set)  # first: its errors show before slow imports
     from fedjax_mem.runner.planning import plan
 
-    made = plan(config, data_dir=text(self.data_dir), memory_mb=self.memory, compile=self.compile)
+    made = plan(
+      config,
+      data_dir=text(self.data_dir),
+      memory_mb=self.memory,
+      processes=self.processes,
+      compile=self.compile,
+    )
     print(json.dumps(as_json(made), indent=2) if self.json else '\n'.join(lines(made)))
     made.check()
 
@@ -79,7 +88,11 @@ def _cohort(plan: 'Plan') -> list[tuple[str, str]]:
   return [
     ('cohort', f'{plan.cohort:g} clients, {exact}'),
     ('execution', f'{plan.execution}; {plan.picked}'),
-    ('side by side', f'{plan.side_by_side} on a device, {plan.devices} device(s)'),
+    (
+      'side by side',
+      f'{plan.side_by_side} on a device, {plan.devices} device(s)'
+      + f' of {plan.processes} processes' * (plan.processes > 1),
+    ),
     ('loop', f'{how}{plan.steps} {steps}; capacity {plan.capacity}'),
   ]
 

@@ -150,6 +150,27 @@ class Cluster:
     self._tell(f'{name}/{self.process}', value)
     return [self._heard(f'{name}/{i}') for i in range(self.processes)]
 
+  def asked(self, signal: list[Any] | None) -> list[Any] | None:
+    """Returns, on process 0, what has asked to end: on this process, or some time ago on another.
+
+    Args:
+      signal: what has asked on this process, what JSON can hold; None: nothing has.
+    """
+    if self.processes == 1:
+      return signal
+    name = f'{self._own}/asked'
+    if not self.leads:
+      if signal is not None:
+        _client().key_value_set(name, json.dumps(signal), allow_overwrite=True)
+      return None
+    if signal is not None:
+      return signal
+    try:
+      told: list[Any] = json.loads(_client().key_value_try_get(name))
+    except jax.errors.JaxRuntimeError:
+      return None  # nobody has
+    return told
+
   def together(self, make: Callable[[], T], facts: Callable[[T], dict[str, Any]]) -> T:
     """Returns what `make` gives, if it gives the same on all processes.
 
@@ -283,7 +304,7 @@ def _begin(part: dict[str, Any], devices: int | str, facts: dict[str, Any]) -> C
   process, processes = part['process'], part['processes']
   status = Status(part['status']) if part.get('status') else None
   made = Cluster(process, processes, status, begun=True)
-  each = _devices(part.get('devices'), devices, processes)
+  each = devices_of_each(part.get('devices'), devices, processes, part.get('asked', False))
   wait = _wait()
   versions = {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib')}
   meeting.meet(
@@ -319,8 +340,20 @@ def _wait() -> int:
     raise ValueError(f'{WAIT} must be a number of seconds >= 1, got {said!r}.') from error
 
 
-def _devices(each: int | None, devices: int | str, processes: int) -> int | None:
-  """Returns the host devices of one process, of a CPU; None: as many as there are."""
+def devices_of_each(
+  each: int | None, devices: int | str, processes: int, asked: bool = False
+) -> int | None:
+  """Returns the host devices of one process, of a CPU; None: as many as there are.
+
+  Args:
+    each: those of a launched process.
+    devices: as `execution.devices`.
+    processes: how many there are.
+    asked: whether somebody has asked for `each`.
+
+  Raises:
+    ValueError: devices that the processes do not divide, or other ones than asked for.
+  """
   if devices == 'auto':
     return each
   if int(devices) % processes:
@@ -328,6 +361,11 @@ def _devices(each: int | None, devices: int | str, processes: int) -> int | None
     raise ValueError(
       f'execution.devices must be a multiple of the {processes} processes, got {devices}: take '
       f'{", ".join(map(str, fit))} processes, or other devices.'
+    )
+  if asked and each is not None and each * processes != int(devices):
+    raise ValueError(
+      f'--devices must be {int(devices) // processes}, as execution.devices is {devices} for '
+      f'{processes} processes, got {each}: leave one of them out.'
     )
   return int(devices) // processes
 

@@ -128,6 +128,7 @@ def launch(
         'processes': processes,
         'process': index,
         'devices': each,
+        'asked': devices is not None,
         'status': str(file),
       }
       process = start([*(program or PROGRAM), *words], part, logs.path(index))
@@ -144,8 +145,8 @@ def start(
 
   Args:
     command: what is started.
-    part: the process's part in the cluster: `coordinator`, `processes`, `process`, `devices`,
-      `status`.
+    part: the process's part in the cluster: `coordinator`, `processes`, `process`, `devices` and
+      whether they were `asked` for, `status`.
     log: file to which all else that it says is added.
   """
   with log.open('ab') as file:

@@ -15,12 +15,12 @@ from fedjax_mem.config.load import Config
 from fedjax_mem.config.optimizers import learning_rate
 from fedjax_mem.config.sections import PrivacySection
 from fedjax_mem.config.start import pinned
-from fedjax_mem.core import keys, tree
+from fedjax_mem.core import keys, tree, validate
 from fedjax_mem.engine import Execution, describe, outline, table_bytes
 from fedjax_mem.engine.execution import resolve
 from fedjax_mem.engine.mesh import AXIS
 from fedjax_mem.engine.outline import Outline, Peak
-from fedjax_mem.runner import devices, examples, prepare, programs, records, room, tuning
+from fedjax_mem.runner import cluster, devices, examples, prepare, programs, records, room, tuning
 from fedjax_mem.runner.prepare import Given
 from fedjax_mem.runner.programs import Program
 from fedjax_mem.runner.room import MB, Room
@@ -42,6 +42,7 @@ class Plan(NamedTuple):
       measures candidates and this is the plan of the first.
     side_by_side: clients at a time on a device.
     devices: how many.
+    processes: over which they are divided.
     steps: of the loop over the cohort, on each device.
     capacity: rows of a cohort, with padding.
     cohort: clients of a round, expected.
@@ -66,7 +67,7 @@ class Plan(NamedTuple):
       has counted those that were not compiled yet in this process.
     resumed: what a resumed run compiles besides.
     room: the memory there is.
-    needed: bytes of that memory which the run takes.
+    needed: bytes of that memory which the run, or each of its processes, takes.
     chunk: None if the plan fits, else the largest `execution.chunk` that does; 0: none does.
     looped: whether one client after another fits; None: it was not asked, since the plan fits.
   """
@@ -75,6 +76,7 @@ class Plan(NamedTuple):
   picked: str
   side_by_side: int
   devices: int
+  processes: int
   steps: int
   capacity: int
   cohort: float
@@ -110,7 +112,7 @@ class Plan(NamedTuple):
     """Raises `DoesNotFit`, which names the largest chunk that does fit, unless the run fits."""
     if self.fits:
       return
-    need, there = (f'{x / MB:,.1f} MB' for x in (self.needed, self.room.bytes))
+    need, there = (f'{x / MB:,g} MB' for x in (self.needed, self.room.bytes))
     said = f'the run must fit the {there} of {self.room.whose} ({self.room.source}), got {need}'
     if self.chunk:
       raise DoesNotFit(f'{said}; execution.mode = "chunk" with execution.chunk = {self.chunk} does')
@@ -130,6 +132,7 @@ def plan(
   data: Given = None,
   data_dir: str | None = None,
   memory_mb: float | None = None,
+  processes: int = 1,
   compile: bool = False,
 ) -> Plan:
   """Returns what a run will take; it compiles nothing, and writes nothing.
@@ -143,22 +146,26 @@ def plan(
     params: as for `run`.
     data: as for `run`.
     data_dir: as for `run`.
-    memory_mb: the memory in 10**6 bytes, of a device, or of all host devices together; None: what
-      there is.
+    memory_mb: the memory in 10**6 bytes, of a device, or of all host devices of a process together;
+      None: what there is, of a CPU its share for each process.
+    processes: over which the devices are to be divided, and with `execution.data = "auto"` the
+      examples. The plan itself is made in one.
     compile: whether to compile the program of rounds, for the compiler's own number.
 
   Raises:
     ValueError: bad input, as for `run`.
   """
-  setup = _Setup(config, params, data, data_dir)
+  config = _divided(config, validate.integer(processes=processes))
+  setup = _Setup(config, params, data, data_dir, processes)
   made = setup.outline(setup.execution)
   peak = outline.peak(made)
-  there, needed = room.of(made, memory_mb), setup.needed(made, peak)
+  there, needed = room.of(made, memory_mb, processes), setup.needed(made, peak)
   chunk, looped = (None, None) if needed <= there.bytes else setup.smaller(there)
   return Plan(
     **_cohort(made),
     **_states(made),
     picked=setup.picked,
+    processes=processes,
     streamed=setup.streamed,
     test=setup.test,
     peak=peak,
@@ -170,6 +177,30 @@ def plan(
     needed=needed,
     chunk=chunk,
     looped=looped,
+  )
+
+
+def _divided(config: Config, processes: int) -> Config:
+  """Returns the configuration as the processes take it; where they are several, it starts jax.
+
+  Raises:
+    ValueError: its devices cannot be divided.
+  """
+  wanted = config.execution
+  cluster.devices_of_each(None, wanted.devices, processes)
+  if processes == 1:
+    return config
+  count = wanted.devices
+  if count == 'auto':  # as `launch` divides the cores
+    count = max(1, devices.cores() // processes) * processes
+  devices.prepare(count)
+  devices.start()
+  if wanted.devices == 'auto' and jax.default_backend() != 'cpu':
+    count = len(jax.devices())
+    cluster.devices_of_each(None, count, processes)
+  data = 'divided' if wanted.data == 'auto' else wanted.data
+  return dataclasses.replace(
+    config, execution=dataclasses.replace(wanted, data=data, devices=count)
   )
 
 
@@ -211,8 +242,11 @@ def _states(made: Outline) -> dict[str, Any]:
 class _Setup:
   """The parts of a run as shapes, and the plans that they make under one execution or another."""
 
-  def __init__(self, config: Config, params: Any, data: Given, data_dir: str | None):
+  def __init__(
+    self, config: Config, params: Any, data: Given, data_dir: str | None, processes: int
+  ):
     self.config, self.start = pinned(config, params)
+    self.processes = processes
     note = devices.prepare(config.execution.devices)
     devices.start()
     before = programs.compiled().number
@@ -273,10 +307,12 @@ class _Setup:
     )
 
   def needed(self, made: Outline, peak: Peak) -> int:
-    """Returns the bytes that the run takes of a device, or of all if they share their memory."""
+    """Returns the bytes taken of a device, or of all those of a process if they share memory."""
     each = peak.total + (outline.data_bytes(made) if self.streamed else 0)
     number = made.setting.layout.mesh.size
-    return each * number + self.test if room.shared(made) else each + -(-self.test // number)
+    if not room.shared(made):
+      return each + -(-self.test // number)
+    return -(-(each * number + self.test) // self.processes)
 
   def smaller(self, there: Room) -> tuple[int, bool]:
     """Returns (the largest chunk that fits, 0 for none; whether one client at a time does)."""

@@ -16,7 +16,7 @@ class Room(NamedTuple):
 
   Attributes:
     bytes: how much.
-    whose: 'a device', or 'all devices' where these share it.
+    whose: 'a device', or 'all devices' (of a process) where these share it.
     source: where the number is from.
   """
 
@@ -51,21 +51,24 @@ def shared(made: Simulation) -> bool:
   return platform == 'cpu'
 
 
-def of(made: Simulation, given_mb: float | None = None) -> Room:
+def of(made: Simulation, given_mb: float | None = None, processes: int = 1) -> Room:
   """Returns the memory there is, or that is given.
 
   Args:
     made: the simulation, whose devices are asked.
     given_mb: 10**6 bytes that are taken in place of what there is.
+    processes: that share the memory of this machine, if its devices do.
 
   Raises:
     ValueError: not > 0, or a device that does not say how much it has.
   """
-  whose = 'all devices' if shared(made) else 'a device'
+  several = processes > 1
+  whose = f'all devices{" of a process" * several}' if shared(made) else 'a device'
   if given_mb is not None:
     return Room(round(validate.positive(memory=given_mb) * MB), whose, 'given')
   if shared(made):
-    return Room(_physical(), whose, 'of this machine')
+    source = f'of this machine, divided by {processes}' if several else 'of this machine'
+    return Room(_physical() // processes, whose, source)
   stats = made.setting.layout.mesh.devices.flat[0].memory_stats() or {}
   if 'bytes_limit' not in stats:
     raise ValueError('memory must be given: the device does not say how much it has.')

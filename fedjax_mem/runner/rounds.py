@@ -180,15 +180,16 @@ class Rounds:
           self._fail(failure, state, rows)
         # The first checkpoint is early, to find out soon if the disk cannot be written.
         late = time.perf_counter() - saved >= self.config.execution.checkpoint_every_seconds
-        asked = interrupt.asked  # once: a signal may come between two looks
-        save, asked = self.cluster.agree([late or last or asked, asked])
+        asked = self._asked(interrupt)  # once: a signal may come between two looks
+        asked = self.cluster.agree(asked)
+        save = self.cluster.agree(late or last or asked is not None)
         if save:
           writer.sync()
           self._save(state)
           saved = time.perf_counter()
           trackers.checkpoint(start)
         if asked and not last:
-          self._interrupt(start, interrupt)
+          self._interrupt(start, *asked)
       self._close(bar, start)
     return self._finish(state, records)
 
@@ -305,13 +306,19 @@ class Rounds:
       'server.learning_rate is the usual remedy.'
     )
 
-  def _interrupt(self, done: int, interrupt: Interrupt) -> None:
+  def _asked(self, interrupt: Interrupt) -> list[Any] | None:
+    """Returns, on process 0, (words, code) of a signal that it or another process has heard."""
+    by = '' if self.cluster.leads else f' to process {self.cluster.process}'
+    heard = [f'{interrupt.words}{by}', interrupt.code] if interrupt.asked else None
+    return self.cluster.asked(heard)
+
+  def _interrupt(self, done: int, words: str, code: int) -> None:
     self._state_privacy()
     self.folder.note(status='interrupted', rounds_done=done, **self._spent())
     raise Interrupted(
-      f'{interrupt.words}: stopped after round {done}, which is in a checkpoint; go on with: '
+      f'{words}: stopped after round {done}, which is in a checkpoint; go on with: '
       f'fedjax-mem resume {self.folder.path}',
-      interrupt.code,
+      code,
     )
 
   def _spent(self) -> dict[str, Any]:

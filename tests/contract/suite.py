@@ -320,7 +320,7 @@ def modes(case: Case) -> list:
   """Returns the execution modes besides `vmap`: one of the default tier, and the others."""
   # 'chunk on devices' is also what clients side by side on devices do, and chunks on one; 'loop on
   # devices' what a loop on one does, which the host's own loop is compared with as well.
-  others = tiny.POOLED if case.name.startswith(POOLS) else ()
+  others = ['divided on devices', *(tiny.POOLED if case.name.startswith(POOLS) else ())]
   slow = [pytest.param(m, marks=pytest.mark.slow) for m in others]
   # On two devices it tells nothing that the others do not.
   many = pytest.param('loop on devices', marks=(pytest.mark.slow, pytest.mark.devices(3)))

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from fedjax_mem.runner.launching import ProcessFailed, launch
+from fedjax_mem.runner.launching import ProcessFailed, Stopped, launch
 
 pytestmark = pytest.mark.slow
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -126,6 +126,16 @@ def test_ctrl_c_stops_all_after_a_checkpoint(tmp_path):
   (folder,) = tmp_path.glob('quickstart-*')
   assert json.loads((folder / 'manifest.json').read_text())['status'] == 'interrupted'
   assert left(tmp_path) == []
+
+
+def test_a_signal_to_another_process_alone_stops_all_after_a_checkpoint(tmp_path, monkeypatch):
+  monkeypatch.setenv('DIES', '1,round,2,SIGTERM')
+  program = [sys.executable, str(HERE / 'dies.py')]
+  with pytest.raises(Stopped, match=r'SIGTERM to process 1: stopped after round [23],') as stopped:
+    launch([*WORDS, f'--out={tmp_path}'], 2, out=tmp_path, devices=2, program=program)
+  (folder,) = tmp_path.glob('quickstart-*')
+  assert json.loads((folder / 'manifest.json').read_text())['status'] == 'interrupted'
+  assert stopped.value.code == 143 and left(tmp_path) == []
 
 
 def test_a_ledger_counts_what_a_killed_process_may_have_released(tmp_path, monkeypatch):

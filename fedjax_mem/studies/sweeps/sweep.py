@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import filelock
+import jax
 
 from fedjax_mem.config.load import Config, config_from_dict, to_dict
 from fedjax_mem.core import keys, validate
@@ -84,6 +85,8 @@ def sweep(
     ValueError: bad input; nothing has run.
     Interrupted: by Ctrl-C, after a checkpoint; the same call goes on.
   """
+  if jax.distributed.is_initialized():
+    raise ValueError('a sweep must run in one process: start it without jax.distributed.')
   points = grids.points(config, grid, seeds)
   chosen = _selection(config, select)
   if at_once is not None:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import jax
 import numpy as np
@@ -17,9 +18,9 @@ class Channel:
   def __init__(self):
     self.held, self.seen, self.changed, self.waited = {}, {}, threading.Condition(), 0
 
-  def key_value_set(self, name, value):
+  def key_value_set(self, name, value, allow_overwrite=False):
     with self.changed:
-      assert name not in self.seen, name  # jax refuses to overwrite
+      assert allow_overwrite or name not in self.seen, name  # jax refuses to overwrite
       self.held[name] = self.seen[name] = value
       self.changed.notify_all()
 
@@ -182,9 +183,53 @@ def test_the_secret_root_of_process_0_is_shared_and_does_not_stay_on_the_channel
   assert root in channel.seen.values() and root not in channel.held.values()
 
 
-def test_devices_of_all_are_divided(monkeypatch):
-  assert cluster._devices(2, 'auto', 4) == 2 and cluster._devices(2, 8, 4) == 2
+def test_what_asks_any_process_to_end_reaches_process_0(channel):
+  first, other = Cluster(0, 2), Cluster(1, 2)
+  assert first.asked(None) is None and other.asked(None) is None and not channel.held
+  assert other.asked(['SIGTERM', 143]) is None and other.asked(['SIGHUP', 129]) is None
+  assert first.asked(None) == ['SIGHUP', 129] and first.asked(['Ctrl-C', 130]) == ['Ctrl-C', 130]
+  for each in (first, other):
+    each.refuse(KeyboardInterrupt())  # the run ends
+  assert first.asked(None) is None
+  assert Cluster().asked(['Ctrl-C', 130]) == ['Ctrl-C', 130] and Cluster().asked(None) is None
+
+
+def test_others_stay_until_process_0_is_done(channel, monkeypatch):
+  done, waits = [], []
+  get = channel.blocking_key_value_get
+
+  def wait(name, milliseconds):
+    waits.append(milliseconds)
+    return get(name, milliseconds)
+
+  def leave(code):
+    done.append((threading.current_thread().name, code))
+
+  monkeypatch.setattr(channel, 'blocking_key_value_get', wait)
+  monkeypatch.setattr(cluster.os, '_exit', leave)
+
+  def work(one):
+    threading.current_thread().name, one.begun = str(one.process), True
+    if one.leads:
+      time.sleep(0.1)
+      done.append('report')  # which may take longer than a heartbeat
+    one.leave(0)
+
+  assert on_all(work) == [None] * 3
+  assert done[0] == 'report' and {*done[1:]} == {('0', 0), ('1', 0), ('2', 0)}
+  assert min(waits) > 1000 * cluster._HEARTBEAT
+
+
+def test_devices_of_all_are_divided():
+  assert cluster.devices_of_each(2, 'auto', 4) == 2 and cluster.devices_of_each(2, 8, 4) == 2
   with pytest.raises(
     ValueError, match=r'execution\.devices must be a multiple of the 4 processes, got 6'
   ):
-    cluster._devices(2, 6, 4)
+    cluster.devices_of_each(2, 6, 4)
+
+
+def test_devices_that_are_asked_for_twice_must_be_the_same():
+  divided = cluster.devices_of_each
+  assert divided(2, 8, 4, asked=True) == 2 and divided(1, 'auto', 4, asked=True) == 1
+  with pytest.raises(ValueError, match=r'--devices must be 2, as execution.devices is 8 for 4 p'):
+    divided(1, 8, 4, asked=True)

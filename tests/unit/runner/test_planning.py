@@ -96,6 +96,16 @@ def test_bytes_that_no_layer_states_are_unknown(make):
   assert found.up is None and found.down == (2625, 2625)
 
 
+def test_several_processes_have_a_share_each(make):
+  one = plan(make('execution.devices=2', 'execution.data=divided'), memory_mb=9)
+  two = plan(make('execution.devices=2'), memory_mb=9, processes=2)
+  same = one._replace(processes=2, needed=-(-one.needed // 2), room=two.room)
+  assert two == same and two.room.whose == 'all devices of a process'
+  assert two.examples == 'divided' and plan(make('execution.devices=2')).examples == 'whole'
+  with pytest.raises(ValueError, match=r'execution.devices must be a multiple of the 3 processes'):
+    plan(make('execution.devices=2'), processes=3)
+
+
 WIDE = ('model.name=mlp', 'model.options.hidden=[512]', 'selection.cohort_size=12')
 
 

@@ -218,3 +218,9 @@ def test_noise_of_clients_is_in_the_ledger_of_each_lane_ahead(make, tmp_path):
   assert {x.how for x in found.lanes} == {'in one program with 1 other'}
   one, two = (x.scores['epsilon'] for x in found.lanes)
   assert math.isfinite(one) and one > two and 'all 2 lanes together' in found.privacy
+
+
+def test_several_processes_are_refused(make, tmp_path, monkeypatch):
+  monkeypatch.setattr(sweeps.jax.distributed, 'is_initialized', lambda: True)
+  with pytest.raises(ValueError, match='a sweep must run in one process'):
+    sweep(make(), {'seed': [0]}, [0], tmp_path)
