@@ -5,7 +5,7 @@ operations that hold a program. What nothing reads is left out.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -189,6 +189,18 @@ def _seen(flat: Flat, outside: int, aval: Any) -> int:
   return inside
 
 
+def counted(params: Mapping[str, Any]) -> tuple[int, int]:
+  """Returns how many operands of a scan it only reads, and how many it carries.
+
+  Args:
+    params: those of the operation.
+  """
+  if 'num_consts' in params:
+    return params['num_consts'], params['num_carry']
+  read, carried, _ = params['ft_in'].unpack()  # jax 0.12: trees in the place of numbers
+  return len(read), len(carried)
+
+
 def _share(flat: Flat, eqn: Any, ins: list[int | None]) -> list[float]:
   """Returns the part of each result of an operation that a device has."""
   name, params = eqn.primitive.name, eqn.params
@@ -196,7 +208,7 @@ def _share(flat: Flat, eqn: Any, ins: list[int | None]) -> list[float]:
     carry = ins[params['cond_nconsts'] + params['body_nconsts'] :]
     return flat.parts(carry)
   if name == 'scan':
-    first, count = params['num_consts'], params['num_carry']
+    first, count = counted(params)
     carry = ins[first : first + count]
     return flat.parts(carry) + [1.0] * (len(eqn.outvars) - count)
   if name == 'cond' or not ins:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from fedjax_mem.engine.flat import counted
+
 # Primitives that run a program once, on all their operands -> the parameter that holds it. What
 # the custom ones hold besides says how to differentiate it, which is done by now.
 _CUSTOM = {'custom_jvp_call': 'call_jaxpr', 'custom_vjp_call': 'call_jaxpr'}
@@ -231,7 +233,7 @@ class _Runner:
 
   def _scan(self, step: _Step, operands: list[Any]) -> Sequence[Any]:
     params, (body,) = step.eqn.params, step.within['jaxpr']
-    kept, carried = _counted(params)
+    kept, carried = counted(params)
 
     def one(carry: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
       results = self.run(body, [*operands[:kept], *carry, *row])
@@ -262,14 +264,6 @@ class _Runner:
     ways = [lambda *x, node=node: self.run(node, x) for node in step.within['branches']]
     results: list[Any] = jax.lax.switch(operands[0], ways, *operands[1:])
     return results
-
-
-def _counted(params: Mapping[str, Any]) -> tuple[int, int]:
-  """Returns how many operands of a scan it only reads, and how many it carries."""
-  if 'num_consts' in params:
-    return params['num_consts'], params['num_carry']
-  read, carried, _ = params['ft_in'].unpack()  # jax 0.12: trees in the place of numbers
-  return len(read), len(carried)
 
 
 def _typed(body: _Node, kept: int, start: Sequence[Any]) -> list[Any]:

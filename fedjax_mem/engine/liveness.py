@@ -217,7 +217,7 @@ def _roles(flat: Flat, op: Op) -> list[str]:
 def _within(flat: Flat, op: Op) -> tuple[float, dict[int, int | None]]:
   """Returns the bytes that an operation needs within, and which operand each result replaces."""
   if op.name == 'scan':
-    first, count = op.params['num_consts'], op.params['num_carry']
+    first, count = flats.counted(op.params)
     inner = flats.flatten(op.params['jaxpr'], flat.parts(op.ins))
     carry = inner.ins[first : first + count]
     walk = _Walk(

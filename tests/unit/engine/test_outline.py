@@ -41,6 +41,10 @@ def outlined(*more, mode='vmap', **options):
   return outline.outlined(layers, PARAMS, data, shape=shape_of(data), execution=how, **options)
 
 
+# From jax 0.12 on a program is not given what it does not read: here the root of the noise.
+UNREAD = (0, 8)
+
+
 def test_nothing_is_compiled():
   clients()  # made by operations
   before = programs.compiled().number
@@ -56,7 +60,7 @@ def test_a_claim_that_is_expected_must_be_made():
 
 def test_arguments_are_those_of_the_compiled_program():
   made = outlined(error_feedback(top_k(k=5)))
-  assert outline.peak(made).arguments == outline.compiled(made).arguments
+  assert outline.peak(made).arguments - outline.compiled(made).arguments in UNREAD
   first = outline.first_state(made)
   params = {'w': np.zeros(WIDTH, np.float32)}
   layers, data = made.setting.layers, clients()
@@ -76,7 +80,7 @@ def test_of_tables_that_are_divided_each_device_has_its_part():
   assert two.setting.divided
   table = 6 * 4 * WIDTH
   assert outline.peak(one).arguments - outline.peak(two).arguments == table // 2
-  assert outline.peak(two).arguments == outline.compiled(two).arguments
+  assert outline.peak(two).arguments - outline.compiled(two).arguments in UNREAD
 
 
 def test_the_stack_of_messages_is_that_of_a_cohort_side():

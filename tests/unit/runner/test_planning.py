@@ -8,6 +8,7 @@ from fedjax_mem.runner.planning import TO_MEASURE, DoesNotFit, plan
 
 PARAMETERS = 650  # of the logistic model on digits
 MB = 1e6
+UNREAD = (0, 8)  # from jax 0.12 on a program is not given what it does not read, such as the root
 
 
 def stage(use, **options):
@@ -171,7 +172,7 @@ def test_streamed_examples_are_those_of_one_segment(make):
 @pytest.mark.slow
 def test_the_compilers_number_is_beside_the_estimate(make):
   found = plan(make(), compile=True)
-  assert found.compiled.arguments == found.peak.arguments
+  assert found.peak.arguments - found.compiled.arguments in UNREAD
   assert found.compiled.total > found.compiled.arguments
 
 
@@ -196,7 +197,7 @@ def test_a_plan_of_divided_examples_and_states_is_that_of_one_device(make, optio
   found = plan(make(*options, 'execution.data=divided'), compile=True)
   # A streamed segment may have all of its clients on one device.
   assert found.examples == 'divided' and found.data <= whole.data * (1 if found.streamed else 0.75)
-  assert found.peak.arguments == found.compiled.arguments
+  assert found.peak.arguments - found.compiled.arguments in UNREAD
   assert 0.7 < found.peak.total / found.compiled.total < 1.3
   assert found.divided == any(found.client_states.values())
   assert found.capacity == whole.capacity
