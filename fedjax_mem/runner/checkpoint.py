@@ -324,7 +324,10 @@ def _differing(every: list[dict[str, int]], check: dict[str, Any]) -> Iterator[s
 
 def _writable(x: Any) -> Any:
   """Returns an array that Orbax writes in parts, or one of the host."""
-  return x if isinstance(x, jax.Array) else np.asarray(x)
+  if not isinstance(x, jax.Array):
+    return np.asarray(x)
+  # Else Orbax compiles a program for each shape, which cuts copies so that each device writes some.
+  return x.addressable_data(0) if x.is_fully_replicated and x.is_fully_addressable else x
 
 
 def _spread(shardings: Any, like: State) -> Any:

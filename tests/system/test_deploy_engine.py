@@ -201,7 +201,7 @@ def test_a_client_cannot_pose_as_another(running, tmp_path):
     deployment.until(told, 15, 'the server refuses')
   finally:
     running.engines.pop('posing').stop()
-  assert running.driver.clients() == {'a', 'b', 'c'}
+  deployment.until(lambda: running.driver.clients() == {'a', 'b', 'c'}, 30, 'all are there')
 
 
 def test_a_client_gets_nothing_from_another_one(running, tmp_path, monkeypatch):
