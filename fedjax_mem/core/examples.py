@@ -199,6 +199,20 @@ def shape_of(population: Population) -> Shape:
   return Shape(len(count), int(count.max()), bool((count == count[0]).all()))
 
 
+def _joined(parts: list[Any]) -> jax.Array:
+  """Returns arrays one after another, with the dtype that jax gives them.
+
+  On the host: a compiled concatenation of some thousand parts takes minutes to compile.
+  """
+  parts = [x if hasattr(x, 'dtype') else jnp.asarray(x) for x in parts]
+  dtypes = {x.dtype for x in parts}
+  if any(jnp.issubdtype(x, jax.dtypes.extended) for x in dtypes):  # keys of jax.random
+    return jnp.concatenate(parts)
+  dtype = jnp.result_type(*map(jax.dtypes.canonicalize_dtype, dtypes))
+  held = [np.asarray(x) for x in parts]
+  return jnp.asarray(np.concatenate(held, dtype=dtype, casting='unsafe'))
+
+
 def stack_clients(clients: list[dict[str, Any]]) -> Population:
   """Returns a population made of the clients' own examples, a dict name -> [n_k, ...] each.
 
@@ -217,8 +231,7 @@ def stack_clients(clients: list[dict[str, Any]]) -> Population:
         f'got { {k: len(v) for k, v in client.items()}!r}.'
       )
     counts.append(lengths.pop())
-  # On the host: a compiled concatenation of some thousand parts takes minutes to compile.
-  arrays = {k: jnp.asarray(np.concatenate([c[k] for c in clients])) for k in clients[0]}
+  arrays = {k: _joined([c[k] for c in clients]) for k in clients[0]}
   count = jnp.asarray(counts, jnp.int32)
   start = jnp.cumsum(count, dtype=jnp.int32) - count
   return Population(arrays, jnp.arange(sum(counts), dtype=jnp.int32), start, count)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedjax_mem.core import State
@@ -165,7 +166,8 @@ class Checkpoints:
     said = []
     for number in self.numbers():
       try:
-        check, flat = self._check(number), self._arrays(number)
+        check = self._check(number)
+        flat = self._arrays(number, _on_host(check))
         params = {name: x for name, x in flat.items() if _is_param(name)}
         sums = {name: checksums.total(checksums.of(x)) for name, x in params.items()}
         for reason in _differing([sums], check):
@@ -252,15 +254,17 @@ class Checkpoints:
       raise _Unsound('it cannot be read (nothing says which arrays it has)')
     return check
 
-  def _arrays(self, number: int, wanted: Any = None) -> dict[str, Any]:
+  def _arrays(self, number: int, wanted: Any) -> dict[str, Any]:
     """Returns path -> array of a checkpoint; raises `_Unsound`.
 
     Args:
       number: of the checkpoint.
-      wanted: path -> shape with its sharding; None: to the host, as they are.
+      wanted: path -> shape with its sharding, or an array of the host like it.
     """
-    state = self._restored(number, state=self._ocp.args.StandardRestore(wanted)).state
-    return {name: x if wanted else np.asarray(x) for name, x in state.items()}
+    found: dict[str, Any] = self._restored(
+      number, state=self._ocp.args.StandardRestore(wanted)
+    ).state
+    return found
 
   def _restored(self, number: int, **args: Any) -> Any:
     _silence()
@@ -282,7 +286,7 @@ class Checkpoints:
       name: jax.ShapeDtypeStruct(x['shape'], x['dtype']) for name, x in check['arrays'].items()
     }
     _check_fits({**empty, **held}, wanted)
-    placed = None
+    placed: dict[str, Any] = _on_host(check)
     if shardings is not None:
       there = _flatten(_spread(shardings, like))
       placed = {
@@ -320,6 +324,17 @@ def _differing(every: list[dict[str, int]], check: dict[str, Any]) -> Iterator[s
     whole = checksums.total([[0, said[name]] for said in every])
     if whole != checksums.total(written.get(name, [])):
       yield f'the checksum of {name!r} does not match its contents'
+
+
+def _on_host(check: dict[str, Any]) -> dict[str, Any]:
+  """Returns path -> array of the host like those of a checkpoint; raises `_Unsound`.
+
+  Asked for nothing, Orbax looks for the devices that have written, which may not be here.
+  """
+  try:
+    return {k: np.zeros(x['shape'], jnp.dtype(x['dtype'])) for k, x in check['arrays'].items()}
+  except (KeyError, TypeError, ValueError) as error:
+    raise _Unsound('it cannot be read (nothing says which arrays it has)') from error
 
 
 def _writable(x: Any) -> Any:

@@ -59,6 +59,7 @@ class Cluster:
   begun: bool = False
   agreed_refusal: bool = False
   _said: int = 0
+  _began: int = 0
   _refusals: int = 0
   _told_refusal: bool = False
 
@@ -150,6 +151,10 @@ class Cluster:
     self._tell(f'{name}/{self.process}', value)
     return [self._heard(f'{name}/{i}') for i in range(self.processes)]
 
+  def begin(self) -> None:
+    """Begins the rounds of a run: what asked an earlier one to end is not heard."""
+    self._began = self._said
+
   def asked(self, signal: list[Any] | None) -> list[Any] | None:
     """Returns, on process 0, what has asked to end: on this process, or some time ago on another.
 
@@ -158,7 +163,7 @@ class Cluster:
     """
     if self.processes == 1:
       return signal
-    name = f'{self._own}/asked'
+    name = f'{self._own}/asked/{self._began}'
     if not self.leads:
       if signal is not None:
         _client().key_value_set(name, json.dumps(signal), allow_overwrite=True)
@@ -364,8 +369,8 @@ def devices_of_each(
     )
   if asked and each is not None and each * processes != int(devices):
     raise ValueError(
-      f'--devices must be {int(devices) // processes}, as execution.devices is {devices} for '
-      f'{processes} processes, got {each}: leave one of them out.'
+      f'--devices must be {int(devices) // processes}, as the run has {devices} devices for '
+      f'{processes} processes (execution.devices), got {each}: leave --devices out.'
     )
   return int(devices) // processes
 

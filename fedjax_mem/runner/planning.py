@@ -112,7 +112,10 @@ class Plan(NamedTuple):
     """Raises `DoesNotFit`, which names the largest chunk that does fit, unless the run fits."""
     if self.fits:
       return
-    need, there = (f'{x / MB:,g} MB' for x in (self.needed, self.room.bytes))
+    sizes = self.needed, self.room.bytes
+    need, there = (f'{x / MB:,.1f} MB' for x in sizes)
+    if need == there or min(sizes) < MB:
+      need, there = (f'{x:,} B' for x in sizes)
     said = f'the run must fit the {there} of {self.room.whose} ({self.room.source}), got {need}'
     if self.chunk:
       raise DoesNotFit(f'{said}; execution.mode = "chunk" with execution.chunk = {self.chunk} does')
@@ -195,6 +198,11 @@ def _divided(config: Config, processes: int) -> Config:
     count = max(1, devices.cores() // processes) * processes
   devices.prepare(count)
   devices.start()
+  if jax.default_backend() == 'cpu' and len(jax.devices()) < int(count):
+    raise ValueError(
+      f'processes must have {count} devices in all, got {len(jax.devices())}: jax had started '
+      'already, so plan it in a process of its own.'
+    )
   if wanted.devices == 'auto' and jax.default_backend() != 'cpu':
     count = len(jax.devices())
     cluster.devices_of_each(None, count, processes)
@@ -259,7 +267,11 @@ class _Setup:
     records.rates(learning_rate(self.config.client, self.config.rounds), 0, self.max_rounds)
     self.operations = programs.compiled().number - before
     self.test = sum(x.nbytes for x in self.parts.data.test.values())
-    found = tuning.known(wanted, self.parts, prepare.work(self.config, self.parts))
+    found = (
+      (wanted, 'table')
+      if processes > 1 and wanted.mode == 'auto'
+      else tuning.known(wanted, self.parts, prepare.work(self.config, self.parts))
+    )
     first = dataclasses.replace(wanted, chunk=None, **tuning.CANDIDATES[0])
     self.execution, self.picked = found or (first, TO_MEASURE)
 

@@ -74,6 +74,7 @@ class Rounds:
     cluster: Cluster,
   ):
     self.ready, self.folder, self.quiet, self.cluster = ready, folder, quiet, cluster
+    cluster.begin()
     leads = cluster.leads
     self.progress: ProgressFn = progress if leads else Silent
     self.trackers, self.times = trackers if leads else (), Times()

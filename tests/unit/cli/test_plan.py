@@ -50,7 +50,7 @@ def test_a_plan_as_json(call, tiny):
 def test_what_does_not_fit_exits_1(call, tiny, json):
   code, said, err = call(tiny, '--memory', 0.01, *json)
   assert code == 1 and said
-  assert 'failed: the run must fit the 0.01 MB of all devices (given)' in one_line(err)
+  assert 'failed: the run must fit the 10,000 B of all devices (given)' in one_line(err)
 
 
 @pytest.mark.parametrize(

@@ -137,3 +137,30 @@ def test_batches_are_padded_with_the_first_example_which_does_not_count():
   held, mask = in_batches({'x': np.arange(5)}, batch_size=2, multiple=2)
   assert held['x'].tolist() == [[0, 1], [2, 3], [4, 0], [0, 0]]
   assert mask.tolist() == [[True, True], [True, True], [True, False], [False, False]]
+
+
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize(
+  ('first', 'second'),
+  [
+    ('float16', 'int32'),
+    ('uint32', 'int32'),
+    ('bfloat16', 'int32'),
+    ('float64', 'int64'),
+    ('bfloat16', 'float16'),
+    ('bool', 'uint8'),
+  ],
+)
+def test_examples_have_the_dtype_that_jax_gives_them(first, second):
+  parts = [np.array([1], jnp.dtype(first)), np.array([2], jnp.dtype(second))]
+  made = stack_clients([{'x': part} for part in parts]).arrays['x']
+  wanted = jnp.concatenate([jnp.asarray(x) for x in parts])
+  assert made.dtype == wanted.dtype and made.tolist() == wanted.tolist()
+
+
+def test_examples_may_be_lists_and_keys():
+  assert stack_clients([{'x': [1, 2]}, {'x': [3]}]).arrays['x'].tolist() == [1, 2, 3]
+  with pytest.raises(OverflowError):
+    stack_clients([{'x': [2**40]}])
+  keys = jax.random.split(jax.random.key(0), 3)
+  assert (stack_clients([{'x': keys[:1]}, {'x': keys[1:]}]).arrays['x'] == keys).all()

@@ -96,6 +96,18 @@ def test_a_state_comes_back_bit_for_bit(folder):
   assert refused == []
 
 
+def test_a_checkpoint_is_read_where_the_devices_that_wrote_it_are_not(folder):
+  sharding = folder / '20' / 'state' / '_sharding'
+  text = sharding.read_text()
+  assert text.count('cpu:0') == 8
+  sharding.write_text(text.replace('cpu:0', 'cuda:0'))
+  read, refused = Checkpoints(folder).restore(LIKE)
+  same_bits(read, state(20))
+  number, params = Checkpoints(folder).parameters()
+  assert refused == [] and number == 20
+  assert params['w'].tobytes() == np.asarray(state(20).params['w']).tobytes()
+
+
 def test_the_newest_are_kept_and_one_that_is_there_is_left_alone(tmp_path):
   checkpoints = Checkpoints(tmp_path / 'new' / 'checkpoints', keep=2)
   for number in (1, 2, 3):

@@ -191,6 +191,11 @@ def test_what_asks_any_process_to_end_reaches_process_0(channel):
   for each in (first, other):
     each.refuse(KeyboardInterrupt())  # the run ends
   assert first.asked(None) is None
+  other.asked(['SIGTERM', 143])  # of a run that ends well before it is heard
+  for each in (first, other):
+    each.agree(each.process)
+    each.begin()
+  assert first.asked(None) is None
   assert Cluster().asked(['Ctrl-C', 130]) == ['Ctrl-C', 130] and Cluster().asked(None) is None
 
 
@@ -231,5 +236,5 @@ def test_devices_of_all_are_divided():
 def test_devices_that_are_asked_for_twice_must_be_the_same():
   divided = cluster.devices_of_each
   assert divided(2, 8, 4, asked=True) == 2 and divided(1, 'auto', 4, asked=True) == 1
-  with pytest.raises(ValueError, match=r'--devices must be 2, as execution.devices is 8 for 4 p'):
+  with pytest.raises(ValueError, match=r'--devices must be 2, as the run has 8 devices for 4 p'):
     divided(1, 8, 4, asked=True)
