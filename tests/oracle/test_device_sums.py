@@ -35,6 +35,7 @@ def float_sums(text):
   return found
 
 
+@pytest.mark.standard_promotion
 @pytest.mark.first(3)
 @pytest.mark.parametrize('name', sorted(STACKS, key=lambda name: (name not in FIRST, name)))
 def test_no_stack_adds_floats_in_an_order_of_the_network(name):
