@@ -105,6 +105,8 @@ def test_several_processes_have_a_share_each(make):
   assert two.examples == 'divided' and plan(make('execution.devices=2')).examples == 'whole'
   with pytest.raises(ValueError, match=r'execution.devices must be a multiple of the 3 processes'):
     plan(make('execution.devices=2'), processes=3)
+  with pytest.raises(ValueError, match=r'processes must have 16 devices in all, got \d'):
+    plan(make('execution.devices=16'), processes=16)
 
 
 WIDE = ('model.name=mlp', 'model.options.hidden=[512]', 'selection.cohort_size=12')
